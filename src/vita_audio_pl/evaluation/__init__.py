@@ -1,0 +1,1 @@
+"""Tasks, judges, scores and their certainty."""

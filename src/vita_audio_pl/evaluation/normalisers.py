@@ -1,0 +1,109 @@
+"""Text normalisers: from a transcript to the units that are counted (words, or characters for Chinese)."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from vita_audio_pl.errors import UserError
+
+Normaliser = Callable[[str], list[str]]
+"""Turns a transcript into scored units. Deterministic, and the same for reference and hypothesis."""
+
+# Ideographs (with extensions A and B.., compatibility forms) and kana: scripts written without blanks
+_UNSPACED = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f\u3040-\u30ff"
+_MIXED_UNITS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+
+def _without_punctuation(text: str) -> str:
+    """Lower-cased NFKC text; punctuation and symbols become blanks, but an apostrophe inside a word goes without a gap."""
+    text = re.sub(r"(?<=\w)['\u2019](?=\w)", "", unicodedata.normalize("NFKC", text).lower())
+    return "".join(" " if unicodedata.category(char)[0] in "PSC" else char for char in text)
+
+
+def plain(text: str) -> list[str]:
+    """Words: NFKC, lower case, punctuation removed. Numbers stay as they are written."""
+    return _without_punctuation(text).split()
+
+
+def mixed(text: str) -> list[str]:
+    """Units of the mixed error rate: each Chinese character is one unit, each Latin word or number is one unit.
+
+    For text without Latin words this is the character error rate.
+    """
+    return _MIXED_UNITS.findall(_without_punctuation(text))
+
+
+def characters(text: str) -> list[str]:
+    """Every character that is not blank or punctuation, Latin letters too."""
+    return list("".join(_without_punctuation(text).split()))
+
+
+@cache
+def whisper_english(spelling_file: str | None = None) -> Normaliser:
+    """Whisper's English normaliser (numbers to digits, contractions, titles), as transformers ships it.
+
+    Args:
+        spelling_file: `normalizer.json` of a Whisper checkpoint, the map from British to American spelling; without
+            it spellings stay as they are.
+    """
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    spelling = {}
+    if spelling_file is not None:
+        path = Path(spelling_file)
+        if not path.is_file():
+            raise UserError(f"the spelling map {path} does not exist; give the normalizer.json of a Whisper checkpoint")
+        spelling = json.loads(path.read_text(encoding="utf-8"))
+    normalise = EnglishTextNormalizer(spelling)
+    return lambda text: normalise(text).split()
+
+
+@cache
+def whisper_basic() -> Normaliser:
+    """Whisper's normaliser for every other language: marks and symbols removed, lower case."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    normalise = BasicTextNormalizer()
+    return lambda text: normalise(text).split()
+
+
+@cache
+def wetext_chinese() -> Normaliser:
+    """WeTextProcessing's Chinese normaliser (numbers, dates and units written out), then `mixed` units."""
+    try:
+        from tn.chinese.normalizer import Normalizer
+    except ImportError:
+        raise UserError(
+            "the normaliser 'wetext_chinese' needs the package WeTextProcessing; "
+            "install it with `pip install WeTextProcessing`, or choose normaliser=mixed"
+        ) from None
+    normalise = Normalizer()
+    return lambda text: mixed(normalise.normalize(text))
+
+
+def get_normaliser(name: str, spelling_file: str | None = None) -> Normaliser:
+    """Look a normaliser up by the name used in bench files.
+
+    Raises:
+        UserError: unknown name, or its package is not installed.
+    """
+    match name:
+        case "plain":
+            return plain
+        case "mixed":
+            return mixed
+        case "characters":
+            return characters
+        case "whisper_english":
+            return whisper_english(spelling_file)
+        case "whisper_basic":
+            return whisper_basic()
+        case "wetext_chinese":
+            return wetext_chinese()
+    raise UserError(
+        f"there is no normaliser '{name}'; choose plain, mixed, characters, whisper_english, whisper_basic "
+        "or wetext_chinese"
+    )
