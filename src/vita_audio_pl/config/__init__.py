@@ -1,0 +1,1 @@
+"""Typed configuration: Hydra composes `conf/`, the dataclasses here check it."""

@@ -1,0 +1,137 @@
+"""How every command starts: Hydra composes, the schema checks, mistakes become one sentence and exit status 2."""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
+from vita_audio_pl.errors import UserError
+
+EXIT_STATUS_OF_USER_ERROR = 2
+
+
+def run_entry_point(task: Callable[[Any], Any], config_name: str, schema: type) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
+
+    The primary config lists `<config_name>_schema` first in its defaults; that is `schema`, a dataclass, so that
+    an unknown key or a wrong type is refused. A `UserError` from `task`, and every mistake that Hydra or OmegaConf
+    finds, is printed as one sentence on stderr and ends the process with status 2. `HYDRA_FULL_ERROR=1` shows the
+    whole traceback instead.
+
+    Args:
+        task: receives an instance of `schema`.
+        config_name: name of the primary config in `conf/`.
+        schema: dataclass of the whole configuration.
+    """
+    # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    register_schema(config_name, schema)
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with status 1
+
+    def typed_task(config: DictConfig) -> Any:
+        try:
+            return task(to_dataclass(config))
+        except UserError as error:
+            # SystemExit, because Hydra wraps every other exception of a job in a banner of its own
+            raise SystemExit(_report(error, wants_traceback)) from error
+
+    main = hydra.main(version_base="1.3", config_path=str(asset_dir("conf")), config_name=config_name)(typed_task)
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException, argparse.ArgumentError, ValueError) as error:
+        if isinstance(error, ValueError) and not _from_hydra(error):
+            raise
+        raise SystemExit(_report(error, wants_traceback)) from None
+
+
+def register_schema(config_name: str, schema: type) -> None:
+    """Make `<config_name>_schema` and the group `experiment` known to Hydra."""
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    plugins = Plugins.instance()
+    if ExperimentsSearchPath not in plugins.discover(ExperimentsSearchPath):
+        plugins.register(ExperimentsSource)
+        plugins.register(ExperimentsSearchPath)
+
+
+def to_dataclass(config: DictConfig) -> Any:
+    """Instance of the schema from a composed config; interpolations resolved.
+
+    Raises:
+        UserError: a value is missing or has the wrong type, or the schema's own checks refuse it.
+    """
+    try:
+        settings = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(sentence_of(error)) from error
+    _check(settings)
+    return settings
+
+
+def _check(settings: Any, path: str = "") -> None:
+    """Refuse keys that the schema has not (`+key=value` adds them), then call every `check()`, inner ones first."""
+    if not dataclasses.is_dataclass(settings):
+        return
+    names = [field.name for field in dataclasses.fields(settings)]
+    for added in vars(settings).keys() - set(names):
+        raise UserError(_no_such_setting(f"{path}{added}"))
+    for name in names:
+        _check(getattr(settings, name), f"{path}{name}.")
+    if hasattr(settings, "check"):
+        settings.check()
+
+
+def sentence_of(error: BaseException) -> str:
+    """One line that says what Hydra or OmegaConf refused and where."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    first_lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = first_lines[0].removeprefix("Error merging override ") if first_lines else type(error).__name__
+    key = getattr(cause, "full_key", None)
+    details = str(cause).splitlines()[0].strip() if str(cause).strip() else ""
+    unknown = re.search(r"Key '([^']*)' (?:is )?not in '?(\w+)'?", details)
+    if unknown:
+        return _no_such_setting(key or unknown.group(1))
+    if "Missing mandatory value" in details:
+        return f"the setting '{key}' has no value: give {key}=... on the command line"
+    missing_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if missing_option:
+        group, option = missing_option.groups()
+        listed = str(error).partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
+        options = ", ".join(line.strip() for line in listed if line.strip())
+        return f"there is no option '{option}' in group '{group}'" + (f"; choose one of: {options}" if options else "")
+    if cause is not error and details and details not in text:
+        text = f"{text.rstrip('.')}: {details}"
+    elif key and f"'{key}'" not in text and key not in text:
+        text = f"{key}: {text}"
+    return text
+
+
+def _no_such_setting(key: str) -> str:
+    return f"there is no setting '{key}': check its spelling, --help lists all settings"
+
+
+def _report(error: BaseException, wants_traceback: bool) -> int:
+    if wants_traceback:
+        raise error
+    text = str(error) if isinstance(error, UserError) else sentence_of(error)
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return EXIT_STATUS_OF_USER_ERROR
+
+
+def _from_hydra(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))

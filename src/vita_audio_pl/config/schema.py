@@ -1,0 +1,229 @@
+"""The schema of `conf/train.yaml`: every setting of a training run, its type and its meaning.
+
+Each dataclass may have a `check()`, called on the composed configuration; settings of several groups that do not
+go together are in `checks.py`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from vita_audio_pl.errors import UserError
+
+ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UserError(sentence)` unless `condition` holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass
+class PathsConfig:
+    """Folders, relative to the current directory unless absolute."""
+
+    data: str = "data"
+    runs: str = "runs"
+
+
+@dataclass
+class ScaleConfig:
+    """A size of everything: `small` runs on a laptop, `published` is the paper's."""
+
+    name: str = MISSING
+
+
+@dataclass
+class VariantConfig:
+    """One published system: which stages it takes and which stage may follow which."""
+
+    name: str = MISSING
+    stages: list[str] = MISSING  # the chain, in order
+    parents: dict[str, list[str]] = MISSING  # stage -> stages that it may start from; [] = from a plain backbone
+    speech_input: str = "codes"  # how the user's speech enters: `codes` (discrete) or `encoder` (continuous)
+
+    def check(self) -> None:
+        require(self.speech_input in ("codes", "encoder"), f"variant.speech_input: '{self.speech_input}' is neither "
+                "'codes' nor 'encoder'")  # fmt: skip
+        for stage in self.stages:
+            require(stage in self.parents, f"variant.parents says nothing of stage '{stage}' of variant '{self.name}': "
+                    f"add the stages that it may start from, [] for a plain backbone")  # fmt: skip
+
+
+@dataclass
+class StageConfig:
+    """One training stage; the rows of the paper's table."""
+
+    name: str = MISSING
+    n_heads: int | None = None  # MCTP heads in this stage; null keeps the parent's
+    freeze: list[str] = field(default_factory=list)  # regular expressions over parameter names; each must match
+    learning_rate: float = 0.0  # peak
+    head_rate_factor: float = 1.0  # the heads' rate is this times `learning_rate`
+    sequence_length: int = 0  # tokens in a packed row
+    rows_per_step: int = 0  # packed rows in an optimiser step, over all devices and accumulation
+    steps: int = 0  # optimiser steps
+    weight_decay: float = 0.0
+    mixture: str = ""
+
+    def check(self) -> None:
+        if self.name == "chain":  # stands for all stages of the variant and has no numbers of its own
+            return
+        for name in ("sequence_length", "rows_per_step", "steps"):
+            require(getattr(self, name) >= 1, f"stage.{name} is {getattr(self, name)}: it must be at least 1")
+        require(self.learning_rate > 0, f"stage.learning_rate is {self.learning_rate}: it must be positive")
+        require(self.n_heads is None or self.n_heads >= 0, f"stage.n_heads is {self.n_heads}: it cannot be negative")
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"stage.freeze: '{pattern}' is not a regular expression: {error}") from error
+
+
+@dataclass
+class ModelConfig:
+    """The backbone: its dimensions, and where its pretrained weights are."""
+
+    name: str = MISSING
+    pretrained: str | None = None  # folder of a Qwen2 checkpoint; null = random weights
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 32768
+    activation_checkpointing: bool = False
+
+    def check(self) -> None:
+        require(self.hidden_size % self.num_attention_heads == 0, f"model.hidden_size {self.hidden_size} is not a "
+                f"multiple of model.num_attention_heads {self.num_attention_heads}")  # fmt: skip
+        require(self.num_attention_heads % self.num_key_value_heads == 0, f"model.num_attention_heads "
+                f"{self.num_attention_heads} is not a multiple of model.num_key_value_heads "
+                f"{self.num_key_value_heads}")  # fmt: skip
+
+
+@dataclass
+class CodecConfig:
+    """Which audio codec made the codes."""
+
+    name: str = MISSING
+    codebook_size: int = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the predictors are trained on; see `vita_audio_pl.models.objectives`."""
+
+    name: str = MISSING
+    head_weight: float = 1.0  # of the mean loss of the heads, beside the main loss
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    warmup_share: float = 0.03  # of all steps
+    warmup: str = "linear"  # or `log`: DeepSpeed's logarithmic ramp
+    min_rate_share: float = 0.1  # of the peak, where the cosine ends
+    clip_norm: float = 1.0
+
+    def check(self) -> None:
+        require(self.warmup in ("linear", "log"), f"optim.warmup is '{self.warmup}': choose 'linear' or 'log'")
+        require(0 <= self.warmup_share < 1, f"optim.warmup_share is {self.warmup_share}: it must lie in [0, 1)")
+        require(0 <= self.min_rate_share <= 1, f"optim.min_rate_share is {self.min_rate_share}: it must lie in [0, 1]")
+        require(len(self.betas) == 2, f"optim.betas takes two numbers, not {self.betas}")
+        require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}: it must be positive")
+
+
+@dataclass
+class TrainerConfig:
+    """Engine and devices."""
+
+    name: str = MISSING
+    engine: str = MISSING  # single, ddp, fsdp2 or deepspeed
+    accelerator: str = "cpu"  # or gpu
+    devices: int = 1  # per node
+    num_nodes: int = 1
+    precision: str = "32-true"  # or bf16-mixed, bf16-true
+    rows_per_device: int | None = None  # packed rows in a forward pass; null = all of a step's share
+    threads: int | None = None  # CPU threads of a process; null = torch's default
+    zero_stage: int = 2  # DeepSpeed: 2 shards optimiser state and gradients, 3 parameters too
+    offload: bool = False  # DeepSpeed: optimiser state (and parameters at stage 3) in CPU memory
+
+    def check(self) -> None:
+        require(self.engine in ENGINES, f"trainer.engine is '{self.engine}': choose one of {', '.join(ENGINES)}")
+        require(self.devices >= 1 and self.num_nodes >= 1, "trainer.devices and trainer.num_nodes must be at least 1")
+        require(self.engine != "single" or self.world_size == 1, f"trainer={self.name} runs on one device: choose "
+                "trainer=ddp for more")  # fmt: skip
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+
+@dataclass
+class CallbacksConfig:
+    """How often the run is logged, checked and saved; steps are optimiser steps."""
+
+    log_every: int = 10
+    validate_every: int | None = None  # null = at the end only
+    validation_rows: int = 64  # packed rows of held-out data
+    save_every: int | None = None  # null = a twentieth of the stage
+    keep_last: int = 2
+    progress_bar: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """Where the figures go; `metrics.csv` is always written."""
+
+    wandb: str = "auto"  # online with a key and offline without; or online, offline, off
+    wandb_project: str = "vita-audio-pl"
+    tensorboard: bool = True
+
+    def check(self) -> None:
+        require(self.wandb in ("auto", "online", "offline", "off"), f"logger.wandb is '{self.wandb}': choose auto, "
+                "online, offline or off")  # fmt: skip
+
+
+@dataclass
+class ExperimentConfig:
+    """What an ablation asks; set by the files in `experiments/`."""
+
+    name: str = ""
+    question: str = ""
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `python -m vita_audio_pl.train` can be told."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    run_name: str = MISSING
+    seed: int = 0
+    text_audio_interval_ratio: list[int] = MISSING  # [t1, a1, ..., tn, an]; each a counts both markers
+    decode_pattern: list[int] = MISSING  # [M, m, ...]: tokens by the backbone, tokens by the heads, in turn
+    n_heads: int = 10  # of the finished model
+    init_from: str | None = None  # model folder to start from, instead of the parent stage of this run
+    with_parents: bool = False  # train missing parent stages first
+    force: bool = False  # train a finished stage again
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    variant: VariantConfig = field(default_factory=VariantConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    per_stage: dict[str, Any] = field(default_factory=dict)  # stage name -> settings of `stage`, for experiments
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    data: dict[str, Any] = field(default_factory=dict)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
