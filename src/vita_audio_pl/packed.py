@@ -1,0 +1,58 @@
+"""The batch that training moves around: packed rows of documents with labels, writers and their bookkeeping."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a token that is not scored."""
+
+
+@dataclass
+class PackedBatch:
+    """Rows of packed documents; every tensor is `(rows, length)`.
+
+    Attributes:
+        input_ids: int64 token ids.
+        labels: int64, `input_ids` where scored and -100 elsewhere; not shifted.
+        position_ids: int64, from 0 in each document.
+        document_ids: int32, from 0 in each row, -1 on padding.
+        writers: int8, who writes this token when decoding: 0 the backbone, k + 1 head k, -1 nobody.
+        loss_weights: float32 per label, or None where every label weighs 1.
+        divisor: sum of the loss weights (number of labels where None) of the global step: all ranks, whole window.
+        sources: int16 number of the data source per token, -1 on padding.
+        names: per row and document, `source/sample-id`.
+        position: data position after this batch has been consumed; opaque.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    document_ids: Tensor
+    writers: Tensor
+    loss_weights: Tensor | None
+    divisor: float
+    sources: Tensor
+    names: list[list[str]]
+    position: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.shape != self.input_ids.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, input_ids {tuple(self.input_ids.shape)}")
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
+        """The same batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PackedBatch":
+        """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls it."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **moved)
