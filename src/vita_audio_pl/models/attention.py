@@ -1,0 +1,143 @@
+"""Attention that never looks across documents, in four kernels, under transformers' attention interface.
+
+A layer of transformers' Qwen2 calls whatever `config._attn_implementation` names. `packed_documents`, registered here,
+takes the documents of the packed row as the keyword `documents` and refuses to guess: without it, it is transformers'
+plain sdpa with the mask it is given (what decoding with a cache needs).
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.layout import Documents, to_device
+
+IMPLEMENTATION = "packed_documents"
+KERNELS = ("per_document", "sdpa", "flex", "flash")
+
+
+@dataclass(frozen=True)
+class DocumentAttention:
+    """Causal attention inside each document of a packed row.
+
+    kernel: `per_document` (sdpa's causal kernel, one call for each document, any device), `sdpa` (one call with a
+    block-diagonal mask: quadratic in the row), `flex` and `flash` (GPU; torch's flex and variable-length kernels).
+    """
+
+    documents: Documents
+    kernel: str
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """`query`: (1, heads, rows, size), `key` and `value`: (1, kv_heads, rows, size) -> (1, rows, heads, size)."""
+        return getattr(self, f"_{self.kernel}")(query, key, value, scale)
+
+    def _per_document(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        lengths = self.documents.lengths
+        if len(set(lengths)) == 1 and len(lengths) > 1:
+            return _equal_documents(query, key, value, scale, len(lengths))
+        pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        return torch.cat([_causal(q, k, v, scale).transpose(1, 2) for q, k, v in pieces], dim=1)
+
+    def _sdpa(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        gqa = query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale, enable_gqa=gqa)
+        return out.transpose(1, 2)
+
+    def _flex(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        gqa = query.shape[1] != key.shape[1]
+        attend = _flex_attention(query.is_cuda)
+        return attend(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=gqa).transpose(1, 2)
+
+    def _flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        repeats = q.shape[1] // k.shape[1]
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        ends, longest = self.boundaries, self.documents.longest
+        return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))[None]
+
+    @cached_property
+    def boundaries(self) -> Tensor:
+        return to_device(self.documents.boundaries, self.device)
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        return to_device(self.documents.numbers, self.device)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Block-diagonal causal mask, `(1, 1, rows, rows)` bool."""
+        same = self.numbers[:, None] == self.numbers[None, :]
+        return same.tril()[None, None]
+
+    @cached_property
+    def block_mask(self):
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        numbers, rows = self.numbers, self.documents.total
+
+        def visible(batch, head, q, kv):
+            return (q >= kv) & (numbers[q] == numbers[kv])
+
+        return create_block_mask(visible, None, None, rows, rows, device=self.device)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    gqa = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=gqa)
+
+
+def _equal_documents(query: Tensor, key: Tensor, value: Tensor, scale: float, number: int) -> Tensor:
+    """Documents of one length form a batch: one kernel call for all of them."""
+
+    def stack(tensor: Tensor) -> Tensor:  # (1, heads, rows, size) -> (documents, heads, length, size)
+        return tensor[0].unflatten(1, (number, -1)).transpose(0, 1)
+
+    out = _causal(stack(query), stack(key), stack(value), scale)
+    return out.transpose(1, 2).flatten(0, 1)[None]
+
+
+@lru_cache(maxsize=2)
+def _flex_attention(compiled: bool):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
+def check_kernel(kernel: str) -> None:
+    """Raises:
+    UserError: `kernel` is unknown.
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"model.attention is '{kernel}'; it must be one of {', '.join(KERNELS)}")
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    documents: DocumentAttention | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    if documents is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    return documents(query, key, value, scaling), None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

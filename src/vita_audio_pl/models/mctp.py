@@ -1,0 +1,46 @@
+"""Multiple cross-modal token prediction: small blocks, each a next-token predictor whose language model lags behind."""
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+
+
+class MCTPBlock(nn.Module):
+    """Head `k`: a projection of (token embedding, previous hidden state) and one decoder layer.
+
+    For rows `p >= k + 1` of a document, `z_p = proj([embed_norm(E[x_p]) ; hidden_norm(h^k_{p-1})])` goes through the
+    layer; the shared final norm is applied by the model (VITA-Audio, section 3.2). `h^0` is the backbone's normed output.
+
+    Args:
+        config: the backbone's; the layer has its shape.
+        index: `k`, from 0. In a key-value cache the layer has the number `layers of the backbone + k`.
+    """
+
+    def __init__(self, config: Qwen2Config, index: int):
+        super().__init__()
+        self.embed_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        # the config knows the backbone's layers only, so the layer is made as a copy of the last of them and renumbered
+        self.layer = Qwen2DecoderLayer(config, config.num_hidden_layers - 1)
+        self.layer.self_attn.layer_idx = config.num_hidden_layers + index
+
+    def forward(
+        self, embeds: Tensor, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], **attention
+    ) -> Tensor:
+        """Hidden states before the final norm.
+
+        embeds: (rows, length, hidden) of the tokens x_p; hidden: (rows, length, hidden) of the previous predictor at
+        p - 1, normed; position_embeddings: RoPE cosines and sines, (rows, length, head size) each; attention: what the
+        decoder layer takes besides (`documents`, or `attention_mask` and `past_key_values`).
+        """
+        joined = torch.cat((self.embed_norm(embeds), self.hidden_norm(hidden)), dim=-1)
+        return self.layer(self.proj(joined), position_embeddings=position_embeddings, **attention)
+
+
+class MCTPStack(nn.ModuleList):
+    """The heads in order; `stack[k]` is head `k`."""
+
+    def __init__(self, config: Qwen2Config, n_heads: int):
+        super().__init__(MCTPBlock(config, k) for k in range(n_heads))

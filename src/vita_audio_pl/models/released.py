@@ -1,0 +1,159 @@
+"""The published VITA-Audio checkpoint layout: read and written tensor for tensor.
+
+Head `k`'s decoder layer is `model.layers.{L+k}` beside the backbone's L layers, its projection and norms are
+`mtp_projs.k`, `mtp_embed_norms.k` and `mtp_hidden_norms.k`; `config.json` counts L + K layers and
+`num_nextn_predict_layers` = K of them heads; `generation_config.json` holds the decoding pattern as
+`mtp_inference_mode`. A tied model's file has no `lm_head.weight`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
+
+_PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
+_MODEL_TYPE = "qwen2_mtp"
+
+
+def released_key(name: str, n_layers: int) -> str:
+    """Published key of our parameter `name`, for a backbone of `n_layers` layers."""
+    if not name.startswith("heads."):
+        return name
+    _, number, part, rest = name.split(".", 3)
+    if part == "layer":
+        return f"model.layers.{n_layers + int(number)}.{rest}"
+    return f"{_PARTS[part]}.{number}.{rest}"
+
+
+def released_keys(model: SpeechLM) -> dict[str, str]:
+    """Published key -> our parameter name, for every parameter once (tied ones under the embeddings)."""
+    n_layers = model.config.backbone.num_hidden_layers
+    return {released_key(name, n_layers): name for name, _ in model.named_parameters()}
+
+
+def save_released(
+    model: SpeechLM,
+    folder: Path | str,
+    *,
+    decode_pattern: Sequence[int] | None = None,
+    first_code: int | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes `config.json`, `generation_config.json` and safetensors in the published layout.
+
+    Args:
+        decode_pattern: the runs of the decoding pattern, such as [1, 10, 4, 10].
+        first_code: id of the first audio code.
+        max_shard_bytes: size from which the weights are split into several files.
+    """
+    parameters = dict(model.named_parameters())
+    tensors = {key: parameters[name] for key, name in released_keys(model).items()}
+    save_weights(tensors, folder, max_shard_bytes)
+    write_json(Path(folder) / "config.json", released_config(model, first_code))
+    generation = {"do_sample": False}
+    if decode_pattern is not None:
+        generation["mtp_inference_mode"] = list(decode_pattern)
+    write_json(Path(folder) / "generation_config.json", generation)
+
+
+def released_config(model: SpeechLM, first_code: int | None = None) -> dict:
+    """`config.json` of the published layout for `model`."""
+    config = backbone_dict(model.config.backbone) | {
+        "architectures": ["Qwen2MTPForCausalLM"],
+        "model_type": _MODEL_TYPE,
+        "num_hidden_layers": model.config.backbone.num_hidden_layers + model.n_heads,
+        "num_nextn_predict_layers": model.n_heads,
+        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+    }
+    return config if first_code is None else config | {"speech_token_offset": first_code}
+
+
+_BACKBONE_FIELDS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "pad_token_id",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "vocab_size",
+)
+
+
+def backbone_dict(backbone: Qwen2Config) -> dict:
+    """The fields of a Qwen2 `config.json`, with RoPE the way both old and new transformers read it."""
+    rope = dict(backbone.rope_parameters)
+    theta = rope.pop("rope_theta")
+    scaling = None if rope.get("rope_type", "default") == "default" else rope
+    fields = {name: getattr(backbone, name) for name in _BACKBONE_FIELDS}
+    return fields | {"rope_theta": theta, "rope_scaling": scaling, "use_sliding_window": False}
+
+
+def backbone_config(fields: dict, n_layers: int, where: Path) -> Qwen2Config:
+    """Qwen2 configuration of `n_layers` layers from the fields of a `config.json`.
+
+    Raises:
+        UserError: a field is missing, or the model uses sliding windows, which packed rows do not support.
+    """
+    missing = [name for name in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size") if name not in fields]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; it does not describe a Qwen2 model")
+    if fields.get("use_sliding_window"):
+        raise UserError(f"{where} asks for sliding-window attention, which is not supported; use a model without it")
+    kept = {name: fields[name] for name in _BACKBONE_FIELDS if name in fields}
+    rope = fields.get("rope_parameters") or {
+        "rope_theta": fields.get("rope_theta", 10000.0),
+        **(fields.get("rope_scaling") or {"rope_type": "default"}),
+    }
+    return Qwen2Config(**{**kept, "num_hidden_layers": n_layers, "rope_parameters": dict(rope)})
+
+
+def read_released_config(folder: Path | str, attention: str = "per_document") -> SpeechLMConfig:
+    """Model configuration from a published folder's `config.json`.
+
+    Raises:
+        UserError: the file is missing, not JSON, or of another kind of model.
+    """
+    path = Path(folder) / "config.json"
+    fields = read_json(path)
+    if fields.get("model_type") != _MODEL_TYPE:
+        raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; is it a base model?")
+    n_heads = fields.get("num_nextn_predict_layers", 0)
+    n_layers = fields.get("num_hidden_layers", 0) - n_heads
+    if n_heads < 0 or n_layers < 1:
+        raise UserError(f"{path} counts {n_heads} heads among {n_layers + n_heads} layers, which leaves no backbone")
+    return SpeechLMConfig(backbone_config(fields, n_layers, path), n_heads, attention)
+
+
+def load_released(
+    folder: Path | str,
+    *,
+    attention: str = "per_document",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> SpeechLM:
+    """Builds the model of a published folder, one tensor at a time from the meta device.
+
+    Args:
+        attention: kernel, see `models.attention`.
+        dtype: converted to; None keeps the file's.
+        device: where the weights go.
+
+    Raises:
+        UserError: a key is missing or extra, a shape differs, a file is cut short, a weight is not finite.
+    """
+    model = SpeechLM.on_meta(read_released_config(folder, attention))
+    load_strictly(model, WeightFolder(folder), released_keys(model), dtype, device)
+    return model.materialised(device)

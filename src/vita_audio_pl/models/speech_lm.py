@@ -1,0 +1,198 @@
+"""The speech language model: backbone, MCTP heads and the shared vocabulary layer."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2Model
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
+from vita_audio_pl.models.layout import PackedLayout, to_device
+from vita_audio_pl.models.losses import HeadLosses, Scored
+from vita_audio_pl.models.mctp import MCTPStack
+from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
+
+
+@dataclass
+class SpeechLMConfig:
+    """backbone: transformers' configuration of the language model (its `vocab_size` covers text, special and audio
+    tokens); n_heads: MCTP heads, 0 for none; attention: a kernel of `models.attention`; detach_heads: the heads send no
+    gradient into the backbone even where it trains (the Plus variants)."""
+
+    backbone: Qwen2Config
+    n_heads: int
+    attention: str = "per_document"
+    detach_heads: bool = False
+
+    def __post_init__(self):
+        check_kernel(self.attention)
+
+
+class VocabularyHead(nn.Linear):
+    """The vocabulary layer `W`, used by the backbone and every head, for logits and for losses without logits.
+
+    A loss runs inside this module's forward, so that a strategy which shards parameters gathers `W` around it.
+    """
+
+    def forward(self, hidden: Tensor, loss: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None):
+        """Logits (..., vocabulary) of `hidden`, or `loss(hidden, W)`."""
+        return F.linear(hidden, self.weight) if loss is None else loss(hidden, self.weight)
+
+
+class SpeechLM(nn.Module):
+    """Backbone `model`, vocabulary layer `lm_head`, MCTP heads `heads`.
+
+    Batches are read as one long row of documents without padding. Nothing looks across documents, neither attention nor
+    labels.
+    """
+
+    def __init__(self, config: SpeechLMConfig):
+        super().__init__()
+        self.config = config
+        config.backbone._attn_implementation = IMPLEMENTATION
+        self.model = Qwen2Model(config.backbone)
+        self.lm_head = VocabularyHead(config.backbone.hidden_size, config.backbone.vocab_size, bias=False)
+        self.heads = MCTPStack(config.backbone, config.n_heads)
+        self.apply_ties()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Random weights of what transformers has not initialised: N(0, initializer_range), biases 0, norms 1."""
+        spread = self.config.backbone.initializer_range
+        tied = self.config.backbone.tie_word_embeddings
+        for module in (*self.heads.modules(), *(() if tied else (self.lm_head,))):
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=spread)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @classmethod
+    def on_meta(cls, config: SpeechLMConfig) -> "SpeechLM":
+        """A model without memory for its weights; load them, then call `materialised`."""
+        with torch.device("meta"):
+            return cls(config)
+
+    def materialised(self, device: torch.device | str) -> "SpeechLM":
+        """After every weight of a meta model was set: ties and the buffers that no file holds are made again."""
+        self.model.rotary_emb = Qwen2RotaryEmbedding(self.config.backbone).to(device)
+        self.apply_ties()
+        return self
+
+    def apply_ties(self) -> None:
+        """Makes `W` and the embeddings one parameter where the configuration ties them."""
+        if self.config.backbone.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def n_heads(self) -> int:
+        return len(self.heads)
+
+    @property
+    def train_backbone(self) -> bool:
+        """Whether any parameter outside the heads takes gradients.
+
+        Freezing is a matter of `requires_grad`. Where nothing outside the heads trains, the backbone runs without a
+        graph, its output and the embeddings reach the heads detached, and its own loss is not computed.
+        """
+        heads = {id(parameter) for parameter in self.heads.parameters()}
+        return any(p.requires_grad for p in self.parameters() if id(p) not in heads)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        objective: EveryHead,
+        *,
+        score_frozen_backbone: bool = False,
+        shift_across_documents: bool = False,
+    ) -> HeadLosses:
+        """Losses of `batch` under `objective`. Heads whose loss has no weight are not run.
+
+        score_frozen_backbone: also report the backbone's loss and accuracy where it is frozen (no gradient, for the log).
+        shift_across_documents: label a document's last row with the next document's first label, as the published
+        training code does; for comparison with its numbers only.
+        """
+        layout = PackedLayout(batch)
+        trains = self.train_backbone
+        # decided by configuration, never by data: sharded ranks have to run the same modules
+        deepest = self.n_heads if objective.weight else 0
+        predictors = range(0 if trains or score_frozen_backbone else 1, 1 + deepest)
+        selected = {j: self._select(layout, objective, j, shift_across_documents) for j in predictors}
+        hidden = self._predictors(batch, layout, deepest)
+        divisor = max(batch.divisor, 1e-12)
+
+        def part(j: int) -> Scored:
+            rows, tokens, targets = selected[j]
+            scale = objective.weight_of(j, self.n_heads) / divisor
+            put = [to_device(a, hidden[0].device) for a in (rows, targets, layout.target_weights[tokens] * scale, tokens)]
+            return Scored(j, hidden[j][0].index_select(0, put[0]), *put[1:])
+
+        scored = [part(j) for j in predictors if trains or j > 0]
+        losses = objective.losses(self.lm_head, scored, hidden[0][0], self.n_heads)
+        if score_frozen_backbone and not trains:
+            with torch.no_grad():
+                main = EveryHead(chunk_rows=objective.chunk_rows).losses(self.lm_head, [part(0)], hidden[0][0], self.n_heads)
+            losses = losses._replace(**{f: getattr(losses, f) + getattr(main, f) for f in ("sums", "counts", "correct")})
+        return losses
+
+    def _select(self, layout, objective, predictor, shift_across_documents) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scored rows of a predictor (numbered among its own rows), the tokens they stand at, and their targets."""
+        tokens = np.arange(len(layout)) if predictor == 0 else layout.head(predictor - 1).tokens
+        if shift_across_documents:
+            targets = layout.row_shifted_targets(tokens)
+            rows = np.flatnonzero(targets != IGNORE_INDEX)
+        else:
+            targets = layout.targets[tokens]
+            rows = np.flatnonzero(objective.scored(layout, predictor)[tokens])
+        return rows, tokens[rows], targets[rows]
+
+    def _predictors(self, batch: PackedBatch, layout: PackedLayout, deepest: int) -> list[Tensor]:
+        """Normed hidden states of predictors 0..deepest, each (1, its rows, hidden)."""
+        device = batch.input_ids.device
+        flat = to_device(layout.flat, device)
+        ids = batch.input_ids.reshape(-1)[flat][None]
+        positions = batch.position_ids.reshape(-1)[flat][None]
+        trains = self.train_backbone
+        with nullcontext() if trains else torch.no_grad():
+            embeds = self.model.embed_tokens(ids)
+            hidden = self.model(
+                inputs_embeds=embeds,
+                position_ids=positions,
+                attention_mask={"full_attention": None},
+                use_cache=False,
+                documents=DocumentAttention(layout.documents, self.config.attention, device),
+            ).last_hidden_state
+        outputs = [hidden]
+        if deepest == 0:
+            return outputs
+        if self.config.detach_heads:
+            embeds, hidden = embeds.detach(), hidden.detach()
+        cos, sin = self.model.rotary_emb(hidden, positions)
+        for k in range(deepest):
+            rows = layout.head(k)
+            tokens, previous = to_device(rows.tokens, device), to_device(rows.previous, device)
+            angles = (cos.index_select(1, tokens), sin.index_select(1, tokens))
+            documents = DocumentAttention(rows.documents, self.config.attention, device)
+            hidden = self.heads[k](
+                embeds.index_select(1, tokens), hidden.index_select(1, previous), angles, documents=documents
+            )
+            hidden = self.model.norm(hidden)
+            outputs.append(hidden)
+        return outputs
+
+    def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
+        """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.
+
+        Rows are the tokens of the batch end to end without padding; head `k` has those at positions `k + 1` and later of
+        their document, so its row for `x_p` predicts `x_{p+1}`.
+        """
+        return self._predictors(batch, PackedLayout(batch), self.n_heads)
+
+    def logits(self, batch: PackedBatch) -> list[Tensor]:
+        """Full logits (1, rows, vocabulary) of the backbone and every head; for tests and small evaluations."""
+        return [self.lm_head(hidden) for hidden in self.hidden_states(batch)]

@@ -1,0 +1,161 @@
+"""Safetensors folders: read strictly and one tensor at a time, written in shards."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vita_audio_pl.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class WeightFolder:
+    """Tensors of a folder in the Hugging Face layout: `model.safetensors`, or shards and their index.
+
+    Raises:
+        UserError: the folder has no weights, a shard is missing, or a file is cut short or not safetensors.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        index = self.folder / INDEX
+        if index.is_file():
+            self._files = dict(read_json(index).get("weight_map", {}))
+        elif (self.folder / SINGLE).is_file():
+            with self._open(SINGLE) as file:
+                self._files = dict.fromkeys(file.keys(), SINGLE)
+        else:
+            raise UserError(f"{self.folder} has neither {SINGLE} nor {INDEX}; give a folder with safetensors weights")
+
+    def _open(self, name: str):
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {INDEX} lists it; copy the whole folder again")
+        try:
+            return safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise UserError(f"{path} is cut short or is not a safetensors file ({error}); copy it again") from None
+
+    def keys(self) -> list[str]:
+        return list(self._files)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor; no tensor is read."""
+        return {key: tuple(file.get_slice(key).get_shape()) for key, file in self._each(self.keys())}
+
+    def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors by key, file after file, each checked to be finite.
+
+        Raises:
+            UserError: a tensor holds NaN or infinity.
+        """
+        for key, file in self._each(keys):
+            tensor = file.get_tensor(key)
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(f"the tensor '{key}' in {self.folder / self._files[key]} holds NaN or infinity")
+            yield key, tensor
+
+    def _each(self, keys: Iterable[str]):
+        by_file: dict[str, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self._files[key], []).append(key)
+        for name, wanted in by_file.items():
+            with self._open(name) as file:
+                held = set(file.keys())
+                for key in wanted:
+                    if key not in held:
+                        raise UserError(f"{self.folder / name} lacks the tensor '{key}' that {INDEX} places there")
+                    yield key, file
+
+
+def load_strictly(
+    module: nn.Module,
+    folder: WeightFolder,
+    names: dict[str, str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Replaces the parameters of `module`, which may be on the meta device, by the tensors of `folder`.
+
+    Args:
+        names: file key -> parameter name; the two sides have to match exactly.
+        dtype: converted to; None keeps each tensor's own.
+        device: where the parameters go.
+
+    Raises:
+        UserError: a key is missing or not known, a shape differs, a value is not finite.
+    """
+    shapes = folder.shapes()
+    missing, extra = sorted(names.keys() - shapes.keys()), sorted(shapes.keys() - names.keys())
+    if missing or extra:
+        said = [f"{what} {_some(keys)}" for what, keys in (("lacks", missing), ("has, unexpectedly,", extra)) if keys]
+        raise UserError(f"{folder.folder} does not fit the model its config.json describes: it {' and '.join(said)}")
+    for key, name in names.items():
+        expected = tuple(module.get_parameter(name).shape)
+        if shapes[key] != expected:
+            raise UserError(
+                f"the tensor '{key}' in {folder.folder} has shape {shapes[key]}, but config.json calls for {expected}"
+            )
+    for key, tensor in folder.tensors(names):
+        owner, _, attribute = names[key].rpartition(".")
+        old = module.get_parameter(names[key])
+        value = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=old.requires_grad)
+        setattr(module.get_submodule(owner), attribute, value)
+
+
+def save_weights(tensors: dict[str, Tensor], folder: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes tensors as `model.safetensors`, or as shards with an index where they are larger than `max_shard_bytes`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for key, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = tensor.detach().contiguous()
+        filled += size
+    for stale in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX):
+        stale.unlink(missing_ok=True)
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
+        return
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from `path`.
+
+    Raises:
+        UserError: the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give a folder that holds it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _some(keys: list[str], shown: int = 5) -> str:
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(f"'{key}'" for key in keys[:shown]) + more
