@@ -1,0 +1,77 @@
+"""What a stage starts from: heads added to a model, vocabularies made larger."""
+
+import torch
+from torch import Tensor, nn
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.mctp import MCTPBlock
+from vita_audio_pl.models.speech_lm import SpeechLM
+
+_RESIZE_SPREAD = 1e-9
+
+
+def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None = None) -> None:
+    """Gives `model` as many heads as `n_heads`, in place (VITA-Audio, section 3.3).
+
+    A first head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and has norms of
+    1. Every further head copies all of the head before it, so going from one trained head to ten starts from that head ten
+    times, and going from none to ten from ten equal heads.
+
+    Raises:
+        UserError: the model has more heads already.
+    """
+    if n_heads < model.n_heads:
+        raise UserError(f"the model has {model.n_heads} heads and {n_heads} are asked for; heads can only be added")
+    backbone = model.config.backbone
+    for k in range(model.n_heads, n_heads):
+        source = model.heads[k - 1].state_dict() if k else _first_head(model, generator)
+        with torch.device("meta"):
+            block = MCTPBlock(backbone, k)
+        block.load_state_dict({name: tensor.detach().clone() for name, tensor in source.items()}, assign=True)
+        model.heads.append(block.train(model.training).requires_grad_(True))
+    model.config.n_heads = n_heads
+
+
+def _first_head(model: SpeechLM, generator: torch.Generator | None) -> dict[str, Tensor]:
+    hidden, spread = model.config.backbone.hidden_size, model.config.backbone.initializer_range
+    like = model.model.norm.weight
+    projection = torch.empty(hidden, 2 * hidden).normal_(std=spread, generator=generator)
+    return {
+        "embed_norm.weight": torch.ones_like(like),
+        "hidden_norm.weight": torch.ones_like(like),
+        "proj.weight": projection.to(like),
+        **{f"layer.{name}": tensor for name, tensor in model.model.layers[-1].state_dict().items()},
+    }
+
+
+def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | None = None) -> None:
+    """Gives embeddings and vocabulary layer `size` rows, in place.
+
+    Existing rows stay: new tokens take over the untrained rows a checkpoint has past its tokenizer's end. Rows beyond are
+    drawn around the mean of the old ones with their covariance times 1e-9, as transformers' `mean_resizing` does.
+    """
+    tied = model.config.backbone.tie_word_embeddings
+    model.model.embed_tokens.weight = _resized(model.model.embed_tokens.weight, size, generator)
+    if not tied:
+        model.lm_head.weight = _resized(model.lm_head.weight, size, generator)
+    model.apply_ties()
+    model.model.embed_tokens.num_embeddings = model.lm_head.out_features = size
+    model.config.backbone.vocab_size = model.model.vocab_size = size
+
+
+@torch.no_grad()
+def _resized(weight: nn.Parameter, size: int, generator: torch.Generator | None) -> nn.Parameter:
+    added = size - len(weight)
+    if added <= 0:
+        return nn.Parameter(weight[:size].clone(), requires_grad=weight.requires_grad)
+    mean = weight.mean(dim=0, dtype=torch.float32)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=weight.device)
+    for rows in weight.split(16384):  # a whole float32 copy of a large matrix would double its memory
+        centred = rows.float() - mean
+        covariance += centred.t() @ centred
+    factor, failed = torch.linalg.cholesky_ex(covariance.mul_(_RESIZE_SPREAD / len(weight)))
+    new = mean.expand(added, -1)
+    if not failed.item():  # fewer rows than columns have no density; then the mean alone
+        noise = torch.randn(added, len(mean), generator=generator).to(weight.device)
+        new = new + noise @ factor.t().float()
+    return nn.Parameter(torch.cat((weight, new.to(weight.dtype))), requires_grad=weight.requires_grad)
