@@ -1,0 +1,151 @@
+"""Held-out utterances: what is asked, what is expected, where the audio is."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation, Message
+from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
+
+TASKS = ("asr", "tts", "sqa", "text")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question to the model.
+
+    Attributes:
+        prompt: the conversation up to the turn that the model has to write; its id is unique in a set.
+        references: accepted answers as text; the first is the one that error rates are counted against.
+        spoken_reference: recording of the expected answer, where there is one.
+    """
+
+    prompt: Conversation
+    references: tuple[str, ...]
+    spoken_reference: Path | None = None
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+    @property
+    def source(self) -> Path | None:
+        """The recording that is asked about (the last of the prompt), or None in a text question."""
+        return Path(self.prompt.audios[-1]) if self.prompt.audios else None
+
+
+def asr_item(id: str, audio: Path, transcript: str) -> Item:
+    """Speech recognition: the recording is given, its transcript is expected."""
+    return Item(_prompt(id, [("user", f"{ASR_INSTRUCTION}\n{AUDIO_PLACEHOLDER}")], [audio]), (transcript,))
+
+
+def tts_item(id: str, text: str, voice_prompt: Path | None = None, recording: Path | None = None) -> Item:
+    """Speech synthesis; `voice_prompt` is a recording of the voice to speak in, put in the system turn."""
+    voice = [] if voice_prompt is None else [("system", f"Your Voice: {AUDIO_PLACEHOLDER}\n")]
+    audios = [] if voice_prompt is None else [voice_prompt]
+    return Item(_prompt(id, [*voice, ("user", f"{TTS_INSTRUCTION}\n{text}")], audios), (text,), recording)
+
+
+def sqa_item(id: str, audio: Path, answers: Iterable[str]) -> Item:
+    """Spoken question answering."""
+    return Item(_prompt(id, [("user", AUDIO_PLACEHOLDER)], [audio]), tuple(answers))
+
+
+def _prompt(id: str, messages: list[tuple[str, str]], audios: list[Path]) -> Conversation:
+    return Conversation(id, tuple(Message(*message) for message in messages), tuple(str(path) for path in audios))
+
+
+def sample_item(sample: dict[str, Any], task: str, where: str, folder: Path) -> Item:
+    """Item from one sample in the project's format; its last assistant turn is what is expected.
+
+    A key `answers` (list of strings) replaces the text of that turn. Relative audio paths are looked up from the
+    current directory, then from `folder`.
+
+    Raises:
+        UserError: keys that are missing or of the wrong kind, or audio placeholders and paths that do not match.
+    """
+    conversation = Conversation.from_json(sample, where)
+    if conversation.messages[-1].role != "assistant" or len(conversation.messages) < 2:
+        raise UserError(f"{where}: the last turn must be the assistant's, it is what the answer is compared with")
+    *asked, answer = conversation.messages
+    audios = tuple(str(_found(Path(path), folder)) for path in conversation.audios)
+    n_asked = sum(message.n_audios for message in asked)
+    prompt = Conversation(conversation.id, tuple(asked), audios[:n_asked])
+    if "answers" in sample:
+        references = sample["answers"]
+        if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+            raise UserError(f"{where}: 'answers' must be a list of texts")
+    elif task == "tts":
+        references = [asked[-1].content.replace(TTS_INSTRUCTION, "").strip()]
+    else:
+        references = [answer.content.replace(AUDIO_PLACEHOLDER, "").strip()]
+    return Item(prompt, tuple(references), Path(audios[n_asked]) if answer.n_audios else None)
+
+
+def read_samples(path: Path, task: str) -> list[Item]:
+    """Items of a JSONL file in the project's format; a sample without `id` is named by its file and line.
+
+    Raises:
+        UserError: the file is missing, or a line cannot be used; the sentence names the line.
+    """
+    items = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                sample = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
+            if not isinstance(sample, dict):
+                raise UserError(f"{where}: a sample must be an object with 'messages'")
+            items.append(sample_item(sample, task, where, path.parent))
+    return items
+
+
+def check_items(items: Iterable[Item], where: str) -> tuple[Item, ...]:
+    """The items, refused as a whole where results could be lost or could not be computed.
+
+    Raises:
+        UserError: no items, an id that occurs twice, or an empty reference.
+    """
+    seen: dict[str, Item] = {}
+    for item in items:
+        if not item.references or not all(reference.strip() for reference in item.references):
+            raise UserError(f"{where}: utterance '{item.id}' has an empty reference, so it cannot be scored; remove it")
+        if item.id in seen:
+            raise UserError(f"{where}: the id '{item.id}' occurs twice; ids must be unique, or results would be lost")
+        seen[item.id] = item
+    if not seen:
+        raise UserError(f"{where} holds no utterances")
+    return tuple(seen.values())
+
+
+def check_audio(items: Iterable[Item]) -> None:
+    """Refuse before the first answer what would fail after an hour.
+
+    Raises:
+        UserError: recordings that do not exist; the sentence counts them and names the first.
+    """
+    missing = [path for item in items for path in item.prompt.audios if not Path(path).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} recordings of the bench are missing, the first is {missing[0]}; "
+            "fetch them, or give missing_audio=count to score them as empty answers"
+        )
+
+
+def read_text(path: Path) -> str:
+    """Text of a bench file; a missing one is a sentence."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"the bench file {path} does not exist; check bench.root, or prepare the bench first") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the bench file {path} is not UTF-8 text") from None
+
+
+def _found(path: Path, folder: Path) -> Path:
+    return path if path.is_absolute() or path.exists() else folder / path

@@ -1,0 +1,211 @@
+"""Runs evaluations batch by batch on a pool of processes; what is done stays done."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Protocol
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.jobs import Evaluation, players_of
+from vita_audio_pl.evaluation.records import Answer, Heard, RecordFile, claim_folder
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, what is done and what there is to do, in utterances."""
+
+
+class Toolbox(Protocol):
+    """What does the work of an evaluation; lives in every process of the pool."""
+
+    def answer(self, evaluation: Evaluation, items: Sequence[Item]) -> list[Answer]:
+        """One answer for each item, in order."""
+        ...
+
+    def listen(self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str]) -> list[Heard]:
+        """What the judge hears in each answer; answers whose id is in `keep` are also written as wav files."""
+        ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that is this process's: batches `i` with `i % ranks == rank`."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise UserError(f"shard {self.rank} of {self.ranks} does not exist; shards count from 0")
+
+    @classmethod
+    def of_environment(cls) -> "Share":
+        """From torchrun's or SLURM's variables; the whole work where there are none."""
+        for rank, ranks in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if rank in os.environ and ranks in os.environ:
+                return cls(int(os.environ[rank]), int(os.environ[ranks]))
+        return cls()
+
+    def mine(self, batches: Sequence) -> list:
+        return [batch for index, batch in enumerate(batches) if index % self.ranks == self.rank]
+
+
+@dataclass
+class Records:
+    """The records of one evaluation, as far as they are there."""
+
+    evaluation: Evaluation
+    answers: RecordFile
+    heard: RecordFile
+    resumed: bool = False
+
+    @classmethod
+    def open(cls, evaluation: Evaluation, share: Share) -> "Records":
+        resumed = claim_folder(evaluation.folder, evaluation.key())
+        files = [RecordFile(evaluation.folder, stem, share.rank) for stem in ("answers", "heard")]
+        return cls(evaluation, *files, resumed=resumed and len(files[0]) > 0)
+
+    def complete(self) -> bool:
+        """True where every item has an answer and, if answers are listened to, was heard."""
+        ids = [item.id for item in self.evaluation.items]
+        return self.answers.done(ids) and (not self.evaluation.listens or self.heard.done(ids))
+
+    def answer_of(self, id: str) -> Answer:
+        return Answer.of(self.answers[id])
+
+    def heard_of(self, id: str) -> Heard:
+        return Heard(**self.heard[id])
+
+
+def run_evaluations(
+    evaluations: Sequence[Evaluation],
+    toolbox: Toolbox,
+    workers: int = 1,
+    share: Share | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> list[Records]:
+    """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
+
+    Args:
+        toolbox: used in this process if `workers` is 1, else in each of that many forked processes.
+        share: this process's part; by default from the environment.
+
+    Raises:
+        UserError: a process of the pool was killed; the same command goes on.
+    """
+    share = share or Share.of_environment()
+    records = [Records.open(evaluation, share) for evaluation in evaluations]
+    with _pool(toolbox, workers) as run:
+        _generate(records, share, run, progress)
+        _listen(records, share, run, progress)
+    return records
+
+
+def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Progress) -> None:
+    units = [
+        (record, batch)
+        for record in records
+        for batch in share.mine(record.evaluation.batches())
+        if not record.answers.done(item.id for item in batch)
+    ]
+    done, total = 0, sum(len(batch) for _, batch in units)
+    results = run("answer", [(record.evaluation.without_items(), batch) for record, batch in units])
+    for (record, batch), answers in zip(units, results, strict=True):
+        record.answers.append(answers)
+        done += len(batch)
+        progress("generate", done, total)
+
+
+def _listen(records: Sequence[Records], share: Share, run: "Run", progress: Progress) -> None:
+    """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
+    known: dict[tuple[str, str], tuple[str, float]] = {}
+    units: list[tuple[Records, list[Answer]]] = []
+    for record in records:
+        for batch in share.mine(record.evaluation.batches()) if record.evaluation.listens else []:
+            answers = [record.answer_of(item.id) for item in batch]
+            if not record.heard.done(answer.id for answer in answers):
+                units.append((record, answers))
+                continue
+            for heard in map(record.heard_of, (answer.id for answer in answers)):
+                known[_sound(record.evaluation, record.answer_of(heard.id))] = heard.text, heard.seconds
+
+    planned, calls = set(known), []
+    for record, answers in units:
+        keep = set(players_of(record.evaluation))
+        fresh = {}
+        for answer in answers:
+            sound = _sound(record.evaluation, answer)
+            if answer.codes and (sound not in planned or answer.id in keep):
+                fresh[answer.id] = answer
+                planned.add(sound)
+        calls.append((record.evaluation.without_items(), list(fresh.values()), sorted(keep & fresh.keys())))
+
+    done, total = 0, sum(len(answers) for _, answers in units)
+    for (record, answers), (evaluation, fresh, _), heard in zip(units, calls, run("listen", calls), strict=True):
+        known |= {_sound(evaluation, a): (h.text, h.seconds) for a, h in zip(fresh, heard, strict=True)}
+        silence = ("", 0.0)
+        said = [known[_sound(evaluation, answer)] if answer.codes else silence for answer in answers]
+        record.heard.append([Heard(a.id, text, seconds) for a, (text, seconds) in zip(answers, said, strict=True)])
+        done += len(answers)
+        progress("listen", done, total)
+
+
+def _sound(evaluation: Evaluation, answer: Answer) -> tuple[str, str]:
+    """What the heard text depends on: the judge, the codec and the codes."""
+    digest = hashlib.sha256(evaluation.codec_header() + json.dumps(answer.codes).encode()).hexdigest()
+    return evaluation.judge, digest
+
+
+Run = Callable[[str, list[tuple]], Iterator[list]]
+"""Calls a method of the toolbox once for each tuple of arguments; results come in that order."""
+
+_toolbox: Toolbox  # set in every process of the pool
+
+
+@contextmanager
+def _pool(toolbox: Toolbox, workers: int) -> Iterator[Run]:
+    if workers <= 1:
+        yield lambda method, calls: (getattr(toolbox, method)(*call) for call in calls)
+        return
+    # Forked, so that each process has torch imported and the toolbox without pickling it
+    with ProcessPoolExecutor(workers, get_context("fork"), _adopt, (toolbox, os.getpid())) as executor:
+
+        def run(method: str, calls: list[tuple]) -> Iterator[list]:
+            try:
+                yield from executor.map(_call, [method] * len(calls), calls)
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process of the evaluation was killed, probably for lack of memory; give workers=1 or a smaller "
+                    "batch_size, and the same command goes on where it stopped"
+                ) from None
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+
+        yield run
+
+
+def _adopt(toolbox: Toolbox, parent: int) -> None:
+    global _toolbox
+    _toolbox = toolbox
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent was killed; it would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _call(method: str, arguments: tuple) -> list:
+    return getattr(_toolbox, method)(*arguments)
