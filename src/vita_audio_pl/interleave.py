@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -66,12 +66,12 @@ class IntervalRatio:
         """Reads a name (`boost`, `turbo`, `balance`), a list, or a list written out (`1,10,4,10`)."""
         return cls(_runs_of(value, NAMED_RATIOS, "text_audio_interval_ratio"))
 
-    @property
+    @cached_property
     def text_runs(self) -> tuple[int, ...]:
         """Text tokens per chunk; the last repeats."""
         return self.runs[0::2]
 
-    @property
+    @cached_property
     def code_runs(self) -> tuple[int, ...]:
         """Codes per chunk, markers not counted; the last repeats."""
         return tuple(a - MARKERS_PER_CHUNK for a in self.runs[1::2])
@@ -80,10 +80,10 @@ class IntervalRatio:
     def chunks(self, n_text: int, n_codes: int) -> int: ...
     @overload
     def chunks(self, n_text: IntArray, n_codes: IntArray) -> IntArray: ...
-    def chunks(self, n_text: int | IntArray, n_codes: int | IntArray) -> int | IntArray:
-        """Number of audio spans of an answer; 1 for audio without text, 0 without codes. Works on numbers or arrays."""
+    def chunks(self, n_text: Any, n_codes: Any) -> Any:
+        """Number of audio spans of an answer; 1 for audio without text, 0 without codes. Numbers or int64 arrays."""
         if isinstance(n_text, np.ndarray) or isinstance(n_codes, np.ndarray):
-            text, codes = np.asarray(n_text), np.asarray(n_codes)
+            text, codes = np.asarray(n_text, np.int64), np.asarray(n_codes, np.int64)
             either = np.minimum(_runs_needed(text, self.text_runs), _runs_needed(codes, self.code_runs))
             return np.where(codes > 0, np.where(text > 0, either, 1), 0)
         if n_codes <= 0:
@@ -96,12 +96,13 @@ class IntervalRatio:
     def length(self, n_text: int, n_codes: int) -> int: ...
     @overload
     def length(self, n_text: IntArray, n_codes: IntArray) -> IntArray: ...
-    def length(self, n_text: int | IntArray, n_codes: int | IntArray) -> int | IntArray:
+    def length(self, n_text: Any, n_codes: Any) -> Any:
         """Tokens of the interleaved answer, markers included, exactly; no codes means the text alone.
 
         Numbers in give a number, arrays in give an array.
         """
-        return n_text + n_codes + MARKERS_PER_CHUNK * self.chunks(n_text, n_codes)  # type: ignore[arg-type]
+        markers = MARKERS_PER_CHUNK * self.chunks(n_text, n_codes)
+        return markers + n_text + n_codes
 
     def interleave(self, text: ArrayLike, codes: ArrayLike, begin: int, end: int) -> NDArray[np.int32]:
         """Text and codes in alternate runs, `begin` and `end` around each run of codes.
@@ -257,14 +258,14 @@ def _repeat_last(runs: tuple[int, ...], count: int) -> NDArray[np.int64]:
     return np.asarray([runs[min(i, len(runs) - 1)] for i in range(count)], np.int64)
 
 
-def _runs_needed(count: IntArray, runs: tuple[int, ...]) -> IntArray:
+def _runs_needed(count: NDArray[np.int64], runs: tuple[int, ...]) -> NDArray[np.int64]:
     """How many runs hold `count` tokens, the last run repeating; elementwise."""
     needed = np.zeros(count.shape, np.int64)
     before = 0
     for run in runs[:-1]:
         needed += count > before
         before += run
-    return needed + np.maximum(-(-(count.astype(np.int64) - before) // runs[-1]), 0)
+    return needed + np.maximum(-((before - count) // runs[-1]), 0)
 
 
 def _runs_needed_scalar(count: int, runs: tuple[int, ...]) -> int:

@@ -3,7 +3,7 @@
 from vita_audio_pl.text.conversation import ASR_INSTRUCTION, ROLES, TTS_INSTRUCTION, Conversation, Message
 from vita_audio_pl.text.rendering import LengthRule, Lengths, Rendered, Renderer, RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
-from vita_audio_pl.text.turns import AudioCodes, AudioFrames, Segment, TextIds, Turn, conversation_to_turns
+from vita_audio_pl.text.turns import AudioCodes, AudioFrames, Segment, TextIds, Turn, TurnCounts, conversation_to_turns
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER, Vocabulary, code_token, special_tokens
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TextIds",
     "TextTokenizer",
     "Turn",
+    "TurnCounts",
     "Vocabulary",
     "code_token",
     "conversation_to_turns",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ ROLES = ("system", "user", "assistant")
 
 ASR_INSTRUCTION = "Convert the speech to text."
 TTS_INSTRUCTION = "Convert the text to speech."
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Conversation:
 
     Attributes:
         id: name in reports.
-        messages: in order, at least one, none empty.
+        messages: in order, at least one, none blank.
         audios: paths, as many as there are placeholders.
 
     Raises:
@@ -57,6 +60,8 @@ class Conversation:
                 raise UserError(
                     f"{here} ({message.role}) is empty; give it text or {AUDIO_PLACEHOLDER}, or leave it out"
                 )
+            if not message.content.isascii() and _LONE_SURROGATE.search(message.content):
+                raise UserError(f"{here} ({message.role}) holds half a character; write the file as UTF-8 again")
             if message.role == "assistant" and message.n_audios > 1:
                 raise UserError(
                     f"{here} is an answer with {message.n_audios} audios; an answer is interleaved with one audio, "
@@ -83,7 +88,7 @@ class Conversation:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from error
         if not isinstance(value, dict):
             raise UserError(f"{where}: a sample must be an object with 'messages', not a {type(value).__name__}")
@@ -99,7 +104,7 @@ class Conversation:
             raise UserError(f"{where}: 'id' must be a name or a number, not a {type(id).__name__}")
         parsed = tuple(_message(message, f"{where}: message {number}") for number, message in enumerate(messages, 1))
         checked = cls(where, parsed, tuple(audios))
-        return checked if id is None else dataclasses.replace(checked, id=str(id))
+        return checked if id in (None, "") else dataclasses.replace(checked, id=str(id))
 
     def tts_rewrite(self) -> "Conversation":
         """Puts the text of `Convert the text to speech.` requests in front of the answers that follow.

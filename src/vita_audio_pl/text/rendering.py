@@ -144,14 +144,15 @@ class LengthRule:
 
     def of_turn(self, turn: Turn) -> int:
         """Rendered length of one turn."""
-        n_text, n_codes = turn.n_text, turn.n_codes
+        n_text, n_codes, n_audios, n_placeholders = turn.counts()
         around = self.around[ROLES.index(turn.role)]
         if turn.role != "assistant":
-            return around + n_text + n_codes + turn.n_placeholders + MARKERS_PER_CHUNK * turn.n_audios
-        n_codes += self.n_lead_in if n_codes else 0
-        if self.ratio is not None:
-            return around + self.ratio.length(n_text, n_codes)
-        return around + n_text + n_codes + (MARKERS_PER_CHUNK if n_codes else 0)
+            return around + n_text + n_codes + n_placeholders + MARKERS_PER_CHUNK * n_audios
+        if n_codes:
+            n_codes += self.n_lead_in
+        if self.ratio is None:
+            return around + n_text + n_codes + (MARKERS_PER_CHUNK if n_codes else 0)
+        return around + self.ratio.length(n_text, n_codes)
 
 
 class Renderer:
@@ -197,31 +198,36 @@ class Renderer:
         Raises:
             UserError: an answer with two audios or with frames, or a code outside the codebook.
         """
-        out = Rendered.empty(self.length(turns))
-        self.render_into(turns, out, rng)
+        lengths = [self.length_rule.of_turn(turn) for turn in turns]
+        out = Rendered.empty(sum(lengths))
+        self._fill(turns, lengths, out, rng)
         return out
 
     def render_into(self, turns: Sequence[Turn], out: Rendered, rng: np.random.Generator | None = None) -> None:
         """Same as `render`, into arrays of exactly `length(turns)`: a packed row is filled without a copy."""
+        self._fill(turns, [self.length_rule.of_turn(turn) for turn in turns], out, rng)
+
+    def _fill(self, turns: Sequence[Turn], lengths: list[int], out: Rendered, rng: np.random.Generator | None) -> None:
         if self.options.prompt_corruption and rng is None:
             raise ValueError("prompt_corruption needs an rng")
+        out.labels.fill(NO_LABEL)
+        out.writers.fill(NOBODY)
+        out.loss_weights.fill(0)
+        if sum(lengths) != len(out):
+            raise ValueError(f"{sum(lengths)} tokens do not fit {len(out)} places")
         at = 0
-        for turn in turns:
-            stop = at + self.length_rule.of_turn(turn)
-            ids, labels = out.ids[at:stop], out.labels[at:stop]
-            writers, weights = out.writers[at:stop], out.loss_weights[at:stop]
+        for turn, length in zip(turns, lengths, strict=True):
+            ids = out.ids[at : at + length]
             if turn.role == "assistant":
-                head = self._head["assistant"].size
                 has_audio = self._write_answer(ids, turn)
-                labels[:head], writers[:head], weights[:head] = NO_LABEL, NOBODY, 0
-                labels[head:] = ids[head:]
-                self._name_writers(writers[head:], has_audio)
-                self._weigh(weights[head:], ids[head:])
+                answer = slice(at + self._head["assistant"].size, at + length)
+                out.labels[answer] = out.ids[answer]
+                self._name_writers(out.writers[answer], has_audio)
+                self._weigh(out.loss_weights[answer], out.ids[answer], has_audio)
             else:
                 self._write_prompt_turn(ids, turn, rng)
-                labels[:], writers[:], weights[:] = NO_LABEL, NOBODY, 0
-            at = stop
-        if out.ids.size and out.ids.max() >= self.vocabulary.used:
+            at += length
+        if at and out.ids.max() >= self.vocabulary.used:
             worst = int(out.ids.max()) - self.vocabulary.first_code
             raise UserError(
                 f"code {worst} is outside the codebook of {self.vocabulary.n_codes}; "
@@ -256,11 +262,13 @@ class Renderer:
         codes: IntArray = audios[0].codes if audios and isinstance(audios[0], AudioCodes) else np.empty(0, np.int32)
         if codes.size and self._lead_in.size:
             codes = np.concatenate((self._lead_in, codes))
-        ratio = self.options.ratio
-        markers = self.vocabulary.begin_of_audio, self.vocabulary.end_of_audio
-        if ratio is not None or not codes.size:
-            (ratio or _ANY_RATIO).interleave_into(content, text, codes, *markers, self.vocabulary.first_code)
-            return codes.size > 0
+        if not codes.size:
+            content[:] = text
+            return False
+        if self.options.ratio is not None:
+            markers = self.vocabulary.begin_of_audio, self.vocabulary.end_of_audio
+            self.options.ratio.interleave_into(content, text, codes, *markers, self.vocabulary.first_code)
+            return True
         at = 0
         for segment in turn.segments:
             if isinstance(segment, TextIds):
@@ -314,13 +322,11 @@ class Renderer:
         writers[:generated] = self.options.pattern.writers(generated, self.options.n_heads)
         writers[generated:] = 0
 
-    def _weigh(self, weights: NDArray[np.float32], ids: NDArray[np.int32]) -> None:
+    def _weigh(self, weights: NDArray[np.float32], ids: NDArray[np.int32], has_audio: bool) -> None:
         options, vocabulary = self.options, self.vocabulary
-        weights[:] = options.text_weight
-        if options.audio_weight != options.text_weight:
-            audio = (ids >= vocabulary.first_code) | (ids == vocabulary.begin_of_audio)
+        weights.fill(options.text_weight)
+        if has_audio and options.audio_weight != options.text_weight:
+            audio = ids >= vocabulary.first_code
+            audio |= ids == vocabulary.begin_of_audio
             audio |= ids == vocabulary.end_of_audio
             weights[audio] = options.audio_weight
-
-
-_ANY_RATIO = IntervalRatio((1, 3))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,16 @@ class AudioFrames:
 Segment: TypeAlias = TextIds | AudioCodes | AudioFrames
 
 
+class TurnCounts(NamedTuple):
+    """Numbers that decide a turn's rendered length: text tokens, codes of all audios, audios (as codes or frames), and
+    placeholders of the audios given as frames."""
+
+    n_text: int
+    n_codes: int
+    n_audios: int
+    n_placeholders: int = 0
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Turn:
     """What one side says: `role` and its segments in the order of the message."""
@@ -52,25 +62,19 @@ class Turn:
     role: str
     segments: tuple[Segment, ...]
 
-    @property
-    def n_text(self) -> int:
-        """Text tokens of the content."""
-        return sum(segment.ids.size for segment in self.segments if isinstance(segment, TextIds))
-
-    @property
-    def n_codes(self) -> int:
-        """Codes of all audios."""
-        return sum(segment.codes.size for segment in self.segments if isinstance(segment, AudioCodes))
-
-    @property
-    def n_audios(self) -> int:
-        """Audios, as codes or as frames."""
-        return sum(not isinstance(segment, TextIds) for segment in self.segments)
-
-    @property
-    def n_placeholders(self) -> int:
-        """Placeholders of all audios given as frames."""
-        return sum(segment.n_placeholders for segment in self.segments if isinstance(segment, AudioFrames))
+    def counts(self) -> TurnCounts:
+        """What an index needs to know of this turn."""
+        n_text = n_codes = n_audios = n_placeholders = 0
+        for segment in self.segments:
+            if isinstance(segment, TextIds):
+                n_text += segment.ids.size
+                continue
+            n_audios += 1
+            if isinstance(segment, AudioCodes):
+                n_codes += segment.codes.size
+            else:
+                n_placeholders += segment.n_placeholders
+        return TurnCounts(n_text, n_codes, n_audios, n_placeholders)
 
 
 def conversation_to_turns(
