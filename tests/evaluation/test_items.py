@@ -47,7 +47,7 @@ def write(path, *samples):
     ],
 )
 def test_answer_is_taken_out_of_the_prompt(tmp_path, task, reference, asked, expected):
-    (item,) = read_samples(write(tmp_path / "s.jsonl", SAMPLES[task]), task)
+    (item,) = read_samples(write(tmp_path / "s.jsonl", SAMPLES[task]), task, tmp_path)
     assert item.references == (reference,)
     assert [audio.rpartition("/")[2] for audio in item.prompt.audios] == asked
     assert (item.spoken_reference and item.spoken_reference.name) == expected
@@ -55,7 +55,7 @@ def test_answer_is_taken_out_of_the_prompt(tmp_path, task, reference, asked, exp
 
 
 def test_several_accepted_answers_are_read(tmp_path):
-    (item,) = read_samples(write(tmp_path / "s.jsonl", SAMPLES["sqa"] | {"answers": ["the barn", "barn"]}), "sqa")
+    (item,) = read_samples(write(tmp_path / "s.jsonl", SAMPLES["sqa"] | {"answers": ["the barn", "barn"]}), "sqa", tmp_path)
     assert item.references == ("the barn", "barn")
 
 
@@ -73,15 +73,15 @@ def test_several_accepted_answers_are_read(tmp_path):
 )
 def test_unusable_bench_is_refused_in_one_sentence(tmp_path, lines, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_items(read_samples(write(tmp_path / "s.jsonl", *lines), "asr"), "s.jsonl")
+        check_items(read_samples(write(tmp_path / "s.jsonl", *lines), "asr", tmp_path), "s.jsonl")
 
 
 def test_missing_recordings_are_refused_before_the_first_answer(tmp_path):
-    items = read_samples(write(tmp_path / "s.jsonl", SAMPLES["asr"], SAMPLES["sqa"]), "asr")
+    items = read_samples(write(tmp_path / "s.jsonl", SAMPLES["asr"], SAMPLES["sqa"]), "asr", tmp_path)
     with pytest.raises(UserError, match=r"2 recordings of the bench are missing, the first is .*q\.wav"):
         check_audio(items)
 
 
 def test_missing_bench_file_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist; check bench.root"):
-        read_samples(tmp_path / "none.jsonl", "asr")
+        read_samples(tmp_path / "none.jsonl", "asr", tmp_path)

@@ -58,11 +58,10 @@ def _prompt(id: str, messages: list[tuple[str, str]], audios: list[Path]) -> Con
     return Conversation(id, tuple(Message(*message) for message in messages), tuple(str(path) for path in audios))
 
 
-def sample_item(sample: dict[str, Any], task: str, where: str, folder: Path) -> Item:
+def sample_item(sample: dict[str, Any], task: str, where: str, root: Path) -> Item:
     """Item from one sample in the project's format; its last assistant turn is what is expected.
 
-    A key `answers` (list of strings) replaces the text of that turn. Relative audio paths are looked up from the
-    current directory, then from `folder`.
+    A key `answers` (list of strings) replaces the text of that turn.
 
     Raises:
         UserError: keys that are missing or of the wrong kind, or audio placeholders and paths that do not match.
@@ -71,7 +70,7 @@ def sample_item(sample: dict[str, Any], task: str, where: str, folder: Path) -> 
     if conversation.messages[-1].role != "assistant" or len(conversation.messages) < 2:
         raise UserError(f"{where}: the last turn must be the assistant's, it is what the answer is compared with")
     *asked, answer = conversation.messages
-    audios = tuple(str(_found(Path(path), folder)) for path in conversation.audios)
+    audios = tuple(str(_found(Path(path), root)) for path in conversation.audios)
     n_asked = sum(message.n_audios for message in asked)
     prompt = Conversation(conversation.id, tuple(asked), audios[:n_asked])
     if "answers" in sample:
@@ -85,8 +84,10 @@ def sample_item(sample: dict[str, Any], task: str, where: str, folder: Path) -> 
     return Item(prompt, tuple(references), Path(audios[n_asked]) if answer.n_audios else None)
 
 
-def read_samples(path: Path, task: str) -> list[Item]:
+def read_samples(path: Path, task: str, root: Path) -> list[Item]:
     """Items of a JSONL file in the project's format; a sample without `id` is named by its file and line.
+
+    Relative audio paths are looked up from the current directory, then from `root`.
 
     Raises:
         UserError: the file is missing, or a line cannot be used; the sentence names the line.
@@ -101,7 +102,7 @@ def read_samples(path: Path, task: str) -> list[Item]:
                 raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
             if not isinstance(sample, dict):
                 raise UserError(f"{where}: a sample must be an object with 'messages'")
-            items.append(sample_item(sample, task, where, path.parent))
+            items.append(sample_item(sample, task, where, root))
     return items
 
 
@@ -147,5 +148,5 @@ def read_text(path: Path) -> str:
         raise UserError(f"the bench file {path} is not UTF-8 text") from None
 
 
-def _found(path: Path, folder: Path) -> Path:
-    return path if path.is_absolute() or path.exists() else folder / path
+def _found(path: Path, root: Path) -> Path:
+    return path if path.is_absolute() or path.exists() else root / path

@@ -1,0 +1,83 @@
+"""Benches: which files a task and split mean, how they are scored, what was published on them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.bench_readers import READERS
+from vita_audio_pl.evaluation.items import Item, check_audio, check_items
+from vita_audio_pl.evaluation.normalisers import get_normaliser
+from vita_audio_pl.evaluation.profiles import get_profile
+from vita_audio_pl.evaluation.scoring import METRICS, Scoring
+
+
+@dataclass
+class PublishedFigure:
+    """One figure from a paper, in the paper's unit (percent)."""
+
+    system: str = MISSING
+    task: str = MISSING
+    metric: str = MISSING
+    value: float = MISSING
+    split: str = "test"
+
+
+@dataclass
+class BenchConfig:
+    """One `conf/bench/*.yaml`."""
+
+    name: str = MISSING
+    title: str = ""
+    homepage: str = ""  # where it is had; nothing is downloaded
+    format: str = "samples"  # how the files are laid out, see evaluation/bench_readers.py
+    root: str = MISSING  # the folder that was unpacked
+    tasks: dict[str, dict[str, str]] = MISSING  # task -> split -> place below root
+    unit: str = "word"  # what error rates count: word, or character for Chinese
+    normaliser: str = "plain"
+    spelling_file: str | None = None  # normalizer.json of a Whisper checkpoint, for whisper_english
+    answers: str = "exact"  # or contains: the answer only has to hold an accepted one
+    judge: str = ""  # who listens to spoken answers
+    max_new_tokens: dict[str, int] = field(default_factory=dict)  # by task; 512 where not given
+    published: list[PublishedFigure] = field(default_factory=list)
+    incomparable: list[str] = field(default_factory=list)  # why figures here may differ from the published ones
+
+    def __post_init__(self) -> None:
+        if self.format not in READERS:
+            raise UserError(f"bench.format is '{self.format}'; choose one of {', '.join(READERS)}")
+        if self.unit not in ("word", "character"):
+            raise UserError(f"bench.unit is '{self.unit}'; choose word or character")
+        if self.answers not in ("exact", "contains"):
+            raise UserError(f"bench.answers is '{self.answers}'; choose exact or contains")
+        for task in self.tasks:
+            if task not in METRICS:
+                raise UserError(f"bench.tasks: '{task}' is no task; choose from {', '.join(METRICS)}")
+
+    def items(self, task: str, split: str, limit: int | None = None, missing_audio: str = "refuse") -> tuple[Item, ...]:
+        """The items of one split of one task, the first `limit` of them.
+
+        Raises:
+            UserError: the bench has no such task or split, or its files cannot be used; missing recordings too,
+                unless `missing_audio` is `count`.
+        """
+        if task not in self.tasks:
+            raise UserError(f"bench '{self.name}' has no task '{task}'; it has {', '.join(self.tasks)}")
+        splits = self.tasks[task]
+        if split not in splits:
+            raise UserError(f"bench '{self.name}' has no split '{split}' for {task}; it has {', '.join(splits)}")
+        place = Path(self.root) / splits[split]
+        items = check_items(READERS[self.format](place, task, Path(self.root)), str(place))[:limit]
+        if missing_audio == "refuse":
+            check_audio(items)
+        return items
+
+    def token_limit(self, task: str) -> int:
+        return self.max_new_tokens.get(task, 512)
+
+    def scoring(self, profile: str) -> Scoring:
+        """The bench's rules under a profile."""
+        return Scoring(get_normaliser(self.normaliser, self.spelling_file), self.answers, get_profile(profile))
+
+    def published_for(self, task: str, split: str) -> list[PublishedFigure]:
+        return [figure for figure in self.published if (figure.task, figure.split) == (task, split)]

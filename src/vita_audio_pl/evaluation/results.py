@@ -1,0 +1,110 @@
+"""Result files of an evaluation: JSON for programs, Markdown for people, one line per utterance for the curious."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.evaluation.jobs import Evaluation, model_fingerprint, players_of
+from vita_audio_pl.evaluation.records import write_atomically
+from vita_audio_pl.evaluation.runner import Records
+from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise, worst_first
+
+METRIC_LABELS = {
+    "wer": "WER of the transcript",
+    "speech_wer": "WER of the speech, as the judge hears it",
+    "text_wer": "WER of the text written beside the speech",
+    "text_accuracy": "accepted answers, text",
+    "speech_accuracy": "accepted answers, speech as the judge hears it",
+}
+
+
+def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dict[str, Any]:
+    """Score a complete evaluation and write `result.json`, `result.md` and `utterances.jsonl` (worst first).
+
+    Under another profile than `strict` the files carry its name: `result.reference.json`. The files depend only on
+    the records: a resumed evaluation writes the same bytes.
+
+    Args:
+        about: what is also stated in the result, e.g. the normaliser's name and the published figures.
+
+    Returns:
+        The contents of `result.json`.
+    """
+    evaluation = record.evaluation
+    answers = {item.id: record.answer_of(item.id) for item in evaluation.items}
+    heard = {id: record.heard_of(id) for id in answers} if evaluation.listens else None
+    rows = score_utterances(evaluation.task, evaluation.items, answers, heard, rules)
+    kept = {id: f"audio/{audio_name(id)}" for id in players_of(evaluation)}
+    for row in rows:
+        if row["id"] in kept and (evaluation.folder / kept[row["id"]]).is_file():
+            row["audio"] = kept[row["id"]]
+    result = _header(evaluation, rules) | about | summarise(evaluation.task, rows)
+    suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
+    folder = evaluation.folder
+    write_atomically(folder / f"result{suffix}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / f"result{suffix}.md", markdown(result))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in worst_first(evaluation.task, rows))
+    write_atomically(folder / f"utterances{suffix}.jsonl", "".join(lines))
+    return result
+
+
+def audio_name(id: str) -> str:
+    """File name for an utterance's audio: the id, with everything that a path could trip over replaced."""
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in id).lstrip(".") + ".wav"
+
+
+def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
+    return {
+        "stage": evaluation.stage,
+        "bench": evaluation.bench,
+        "split": evaluation.split,
+        "task": evaluation.task,
+        **asdict(evaluation.decoding),
+        "profile": rules.profile.name,
+        "profile_differences": rules.profile.differences(),
+        "answer_rule": rules.answers,
+        "judge": evaluation.judge if evaluation.listens else "",
+        "model": str(evaluation.model),
+        "model_fingerprint": model_fingerprint(evaluation.model),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """One result as a small Markdown page."""
+    lines = [
+        f"# {result['bench']} {result['split']}: {result['task']}, {result['stage']}, {result['mode']}",
+        "",
+        f"{result['utterances']} utterances, profile `{result['profile']}`, 95 % intervals by bootstrap over utterances.",
+        "",
+        "| | value | 95 % interval |",
+        "|---|---:|---:|",
+    ]
+    for name, metric in result["metrics"].items():
+        lines.append(f"| {METRIC_LABELS[name]} | {percent(metric['value'])} | {interval(metric)} |")
+    lines += [
+        f"| backbone passes per answer | {result['backbone_passes']:.1f} | |",
+        f"| tokens per answer | {result['tokens']:.1f} | |",
+        f"| answers without audio | {result['silent']} | |",
+        f"| answers cut at the token limit | {result['unfinished']} | |",
+        f"| utterances that could not be asked | {result['failed']} | |",
+    ]
+    if result["profile_differences"]:
+        lines += ["", "This profile differs from `strict`:"]
+        lines += [f"- {sentence}" for sentence in result["profile_differences"]]
+    return "\n".join(lines) + "\n"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def interval(metric: dict[str, Any]) -> str:
+    return f"{100 * metric['low']:.1f} to {100 * metric['high']:.1f} %"
+
+
+def read_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The `result.json` of each folder that has one."""
+    paths = [folder / "result.json" for folder in folders]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]

@@ -1,0 +1,204 @@
+"""Evaluations that are killed, shared or repeated give the same files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.items import sqa_item, tts_item
+from vita_audio_pl.evaluation.jobs import Decoding, Evaluation
+from vita_audio_pl.evaluation.normalisers import plain
+from vita_audio_pl.evaluation.profiles import REFERENCE, STRICT
+from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.results import write_results
+from vita_audio_pl.evaluation.runner import Share, run_evaluations
+from vita_audio_pl.evaluation.scoring import Scoring
+
+SENTENCES = [f"the {size} cow number {number}" for number in range(12) for size in ("red", "big")]
+
+
+class SpellingToolbox:
+    """Speaks by spelling: the codes of an answer are its bytes. Every fifth answer is silent."""
+
+    def __init__(self, log: Path, pause: float = 0.0):
+        self.log, self.pause = log, pause
+
+    def _note(self, what: str, ids):
+        time.sleep(self.pause)
+        with self.log.open("a") as file:
+            file.write("".join(f"{what} {id}\n" for id in ids))
+
+    def answer(self, evaluation, items):
+        self._note("answer", [item.id for item in items])
+        return [
+            Answer(
+                item.id, item.references[0], () if int(item.id) % 5 == 4 else tuple(item.references[0].encode()), 30, 8
+            )
+            for item in items
+        ]
+
+    def listen(self, evaluation, answers, keep):
+        self._note("listen", [answer.id for answer in answers])
+        return [Heard(a.id, bytes(a.codes).decode().replace("number 3", "number 7"), len(a.codes)) for a in answers]
+
+
+def evaluation(folder: Path, **changes) -> Evaluation:
+    items = tuple(tts_item(str(number), text) for number, text in enumerate(SENTENCES))
+    return replace(
+        Evaluation(
+            model=folder / "model",
+            stage="sft",
+            bench="toy",
+            split="test",
+            task="tts",
+            items=items,
+            decoding=Decoding("boost", (1, 10, 4, 10), batch_size=5),
+            judge="spelling",
+            folder=folder / "eval",
+        ),
+        **changes,
+    )
+
+
+def run(folder: Path, log: Path | None = None, workers=1, share=None, **changes):
+    log = log or folder / "log"
+    return run_evaluations([evaluation(folder, **changes)], SpellingToolbox(log), workers, share or Share())[0]
+
+
+def report(record) -> dict[str, bytes]:
+    write_results(record, Scoring(plain), {})
+    return {path.name: path.read_bytes() for path in record.evaluation.folder.glob("[ru]*") if path.suffix != ".wav"}
+
+
+def test_silent_answers_stay_in_the_denominator(tmp_path):
+    result = write_results(run(tmp_path), Scoring(plain), {})
+    # 24 sentences of 5 words; ids 4, 9, 14, 19 are silent (20 deletions), "number 3" (ids 6, 7) is misheard once each
+    assert result["silent"] == 4
+    assert result["metrics"]["speech_wer"]["value"] == pytest.approx(22 / 120, abs=1e-5)
+    assert result["metrics"]["text_wer"]["value"] == 0
+    assert result["backbone_passes"] == 8
+
+    published = write_results(run(tmp_path), Scoring(plain, profile=REFERENCE), {})
+    assert published["metrics"]["speech_wer"]["value"] == pytest.approx(2 / 100, abs=1e-5)
+    assert published["left_out"] == 4
+    assert (tmp_path / "eval" / "result.reference.json").exists() and (tmp_path / "eval" / "result.json").exists()
+
+
+def test_worst_utterances_come_first(tmp_path):
+    report(run(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "utterances.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows[:6]] == ["4", "9", "14", "19", "6", "7"]
+    assert rows[0]["silent"] and rows[0]["heard"] == ""
+
+
+KILLED_RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_runner import SpellingToolbox, evaluation, run_evaluations
+folder = Path(sys.argv[2])
+run_evaluations([evaluation(folder)], SpellingToolbox(folder / "log", pause=0.15), workers=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(("workers", "wanted"), [(1, "answer 10"), (2, "answer 10"), (1, "listen 10")])
+def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, workers, wanted):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    expected = report(run(whole, model=killed / "model"))
+
+    command = [sys.executable, "-c", KILLED_RUN, str(Path(__file__).parent), str(killed), str(workers)]
+    process = subprocess.Popen(command)
+    log = killed / "log"
+    while not (log.exists() and wanted in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    if workers > 1:
+        time.sleep(1.5)  # its orphaned processes notice within a second
+    with (killed / "eval" / "answers.0.jsonl").open("a") as file:
+        file.write('{"id": "23", "text": "torn')  # a write that was cut short
+
+    recorded = {json.loads(line)["id"] for line in (killed / "eval" / "answers.0.jsonl").read_text().split("\n")[:-1]}
+    assert recorded and (wanted.startswith("listen") or len(recorded) < 24)
+    resumed = report(run(killed, log=killed / "second"))
+    assert resumed == expected
+    answered = {line.split()[1] for line in (killed / "second").read_text().splitlines() if line.startswith("answer")}
+    assert answered == {str(number) for number in range(24)} - recorded
+
+
+def test_ranks_share_the_work_and_results_do_not_depend_on_their_number(tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir(), shared.mkdir()
+    expected = report(run(alone, model=shared / "model"))
+    first = run(shared, share=Share(0, 2))
+    assert not first.complete()
+    second = run(shared, share=Share(1, 2), log=shared / "log1")
+    assert second.complete()
+    assert report(second) == expected
+    assert "answer 5\n" not in (shared / "log").read_text() and "answer 5\n" in (shared / "log1").read_text()
+
+
+def test_pool_of_two_gives_what_one_process_gives(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    assert report(run(one, model=two / "model")) == report(run(two, workers=2))
+
+
+def test_equal_speech_is_judged_once(tmp_path):
+    both = [evaluation(tmp_path), replace(evaluation(tmp_path), stage="mtp1", folder=tmp_path / "again")]
+    records = run_evaluations(both, SpellingToolbox(tmp_path / "log"))
+    listened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("listen")]
+    assert len(listened) == 20 and all(record.complete() for record in records)
+    assert records[0].heard_of("6") == records[1].heard_of("6")
+
+
+def test_another_model_does_not_inherit_answers(tmp_path):
+    run(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    run(tmp_path, log=tmp_path / "second")
+    assert (tmp_path / "second").read_text().count("answer") == 24
+
+
+def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol_is_asked_for(tmp_path):
+    items = tuple(sqa_item(str(n), tmp_path / f"{n}.wav", ["in the barn"]) for n in range(4))
+
+    class HalfDeaf(SpellingToolbox):
+        def answer(self, evaluation, items):
+            return [
+                Answer(i.id, failure="no such file") if i.id == "2" else Answer(i.id, "in the barn", (1,))
+                for i in items
+            ]
+
+        def listen(self, evaluation, answers, keep):
+            return [Heard(answer.id, "in the barn", 1.0) for answer in answers]
+
+    job = evaluation(tmp_path, task="sqa", items=items)
+    (record,) = run_evaluations([job], HalfDeaf(tmp_path / "log"))
+    strict = write_results(record, Scoring(plain, profile=STRICT), {})
+    assert strict["failed"] == 1 and strict["metrics"]["text_accuracy"]["value"] == 0.75
+    assert strict["metrics"]["speech_accuracy"]["value"] == 0.75
+    published = write_results(record, Scoring(plain, profile=REFERENCE), {})
+    assert published["metrics"]["text_accuracy"]["value"] == 1
+
+
+def test_a_share_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="shard 2 of 2"):
+        Share(2, 2)
+
+
+def test_a_folder_with_other_files_is_not_emptied(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "precious.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="no evaluation of ours"):
+        run(tmp_path)
+    assert (tmp_path / "eval" / "precious.jsonl").exists()
