@@ -54,12 +54,11 @@ class TextTokenizer:
             raise UserError(f"there is no tokenizer at {file}; give a tokenizer.json or the folder that holds one")
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
-            added = description["added_tokens"]
+            description["added_tokens"] = _text_part(description["added_tokens"], str(file))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{file} is not a tokenizer.json ({error}); fetch it again from the model's home"
+                f"{file} is not a usable tokenizer.json ({error!r}); get it again from the model's home"
             ) from error
-        description["added_tokens"] = _text_part(added, str(file))
         try:
             return cls(Tokenizer.from_str(json.dumps(description)))
         except UserError as error:
