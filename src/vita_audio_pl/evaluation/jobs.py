@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.records import fingerprint
@@ -98,19 +99,23 @@ class Evaluation:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Identifies the weights of a model folder without reading them: names, sizes and times of its files."""
+    """Identifies the weights of a model folder: their hash in its manifest, else names, sizes and times of its files."""
+    weights = _manifest(folder).get("weights")
+    if isinstance(weights, str):
+        return weights
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    return fingerprint([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
-def stage_of(model: Path) -> str:
+def stage_of(folder: Path) -> str:
     """Stage that made a model folder, from its manifest; the folder's name where it has none."""
-    manifest = model / "manifest.json"
-    if manifest.is_file():
-        stage = json.loads(manifest.read_text(encoding="utf-8")).get("stage")
-        if isinstance(stage, str) and stage:
-            return stage
-    return model.name
+    stage = _manifest(folder).get("stage")
+    return stage if isinstance(stage, str) else folder.name
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def players_of(evaluation: Evaluation) -> Sequence[str]:
