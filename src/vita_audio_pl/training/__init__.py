@@ -1,0 +1,1 @@
+"""Training: one stage as a Lightning run, and the stages as a chain that hands over through disk."""

@@ -1,0 +1,71 @@
+"""The Lightning Trainer of a stage: strategy, devices, accumulation."""
+
+from collections.abc import Sequence
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from vita_audio_pl.config.schema import TrainConfig, TrainerConfig
+from vita_audio_pl.errors import UserError
+
+
+def micro_batches(config: TrainConfig) -> tuple[int, int]:
+    """Rows of a forward pass on one device, and how many of them make an optimiser step.
+
+    Raises:
+        UserError: the step's rows cannot be shared out evenly.
+    """
+    rows, ranks = config.stage.rows_per_step, config.trainer.world_size
+    if rows % ranks:
+        raise UserError(
+            f"stage.rows_per_step={rows} cannot be shared by {ranks} devices; choose a multiple of {ranks}, or other "
+            "trainer.devices"
+        )
+    share = rows // ranks
+    per_device = config.trainer.rows_per_device or share
+    if share % per_device:
+        raise UserError(
+            f"each of {ranks} devices takes {share} of stage.rows_per_step={rows} rows, which trainer.rows_per_device="
+            f"{per_device} does not divide; choose a divisor of {share}"
+        )
+    return per_device, share // per_device
+
+
+def build_trainer(
+    config: TrainConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, max_steps: int, val_batches: int
+) -> L.Trainer:
+    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates as `callbacks` says."""
+    _, accumulate = micro_batches(config)
+    every = min(config.callbacks.validate_every or max_steps, max_steps)
+    settings = config.trainer
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=_strategy(settings),
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_steps=max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=config.optim.clip_norm,
+        val_check_interval=every * accumulate if val_batches else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=val_batches,
+        num_sanity_val_steps=0,
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        log_every_n_steps=config.callbacks.log_every,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _strategy(settings: TrainerConfig) -> Strategy | str:
+    if settings.engine == "single":
+        return "auto"
+    backend = "gloo" if settings.accelerator == "cpu" else "nccl"
+    return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)

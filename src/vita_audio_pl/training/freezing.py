@@ -1,0 +1,78 @@
+"""Which parameters train: freezing by regular expression, and proof that it held.
+
+Lightning's `BaseFinetuning` is not used: it raises under DeepSpeed, and its optimiser filter compares parameters by
+value, so that a head copied from its neighbour would be taken for one that is already there.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vita_audio_pl.errors import UserError
+
+BUNCH = 8
+"""Names listed in a sentence before `and N more`."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What freezing did: `tensors` and `parameters` (numbers in them) by pattern, and the totals."""
+
+    by_pattern: dict[str, int] = field(default_factory=dict)
+    frozen_parameters: int = 0
+    trained_parameters: int = 0
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
+    """Freeze the parameters whose names a pattern matches (`re.search`) and let all others train.
+
+    A tied parameter is frozen where any of its names matches.
+
+    Raises:
+        UserError: a pattern matches nothing, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    by_pattern = {pattern: sum(bool(re.search(pattern, name)) for name in names) for pattern in patterns}
+    for pattern, count in by_pattern.items():
+        if count == 0:
+            raise UserError(
+                f"stage.freeze: the pattern '{pattern}' matches no parameter; the model has {bunch(top_levels(names))}"
+            )
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if any(re.search(pattern, name) for pattern in patterns):
+            parameter.requires_grad_(False)
+    sizes = {True: 0, False: 0}
+    for parameter in model.parameters():
+        sizes[parameter.requires_grad] += parameter.numel()
+    if sizes[True] == 0:
+        raise UserError("stage.freeze leaves nothing to train; take a pattern away, or give the stage heads")
+    return Frozen(by_pattern, frozen_parameters=sizes[False], trained_parameters=sizes[True])
+
+
+def fingerprints(model: nn.Module) -> dict[str, str]:
+    """Hash of every parameter's bytes (of this rank's part, where parameters are sharded), by name."""
+    return {name: _hash(parameter) for name, parameter in model.named_parameters()}
+
+
+def top_levels(names: Sequence[str]) -> list[str]:
+    """First parts of dotted names, each once, in order."""
+    return list(dict.fromkeys(name.split(".")[0] for name in names))
+
+
+def bunch(names: Sequence[str]) -> str:
+    """Names for a sentence, cut to a readable number."""
+    more = f" and {len(names) - BUNCH} more" if len(names) > BUNCH else ""
+    return ", ".join(names[:BUNCH]) + more
+
+
+def _hash(parameter: Tensor) -> str:
+    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    partition = getattr(local, "ds_tensor", None)  # ZeRO-3 keeps this rank's part there
+    data = (local if partition is None else partition).detach().cpu().contiguous().flatten()
+    return hashlib.blake2b(data.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,54 @@
+"""The loggers of a run: metrics.csv always, TensorBoard and wandb by choice."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.training.metrics_csv import MetricsCsv
+
+
+def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
+    """Loggers that write into the stage's `folder`; a resumed run goes on in the same wandb run.
+
+    Args:
+        settings: the whole configuration as plain values, shown beside the curves.
+    """
+    loggers: list[Logger] = [MetricsCsv(folder)]
+    if config.logger.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    mode = _wandb_mode(config.logger.wandb)
+    if mode != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        # one run per stage, grouped by the chain; the id is fixed so that a resumed stage continues its curves
+        os.environ.setdefault("WANDB_SILENT", "true")
+        wandb_logger = WandbLogger(
+            name=f"{config.run_name}/{config.stage.name}",
+            project=config.logger.wandb_project,
+            id=f"{config.run_name}-{config.stage.name}",
+            group=config.run_name,
+            job_type=config.stage.name,
+            save_dir=folder,
+            offline=mode == "offline",
+            tags=[tag for tag in (config.variant.name, config.scale.name, config.experiment.name) if tag],
+        )
+        wandb_logger.log_hyperparams(settings)
+        loggers.append(wandb_logger)
+    return loggers
+
+
+def _wandb_mode(wanted: str) -> str:
+    """`online`, `offline` or `off`; `auto` asks whether a key is there."""
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("WANDB_MODE") in ("disabled", "offline"):
+        return {"disabled": "off", "offline": "offline"}[os.environ["WANDB_MODE"]]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="ignore") else "offline"

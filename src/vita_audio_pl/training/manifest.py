@@ -1,0 +1,145 @@
+"""What a finished stage says of itself, and the check that the next stage starts from the right one."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StageManifest:
+    """The identity of a model folder, kept in `manifest.json`.
+
+    Attributes:
+        stage: stage that made the model.
+        variant: variant that the run belongs to.
+        run_name: the run.
+        parent: model folder that the stage started from, None where it started from a plain backbone.
+        parent_stage: the parent's stage.
+        parent_weights: hash of the parent's weights.
+        weights: hash of this folder's weight files.
+        vocabulary: fingerprint of the whole vocabulary.
+        tokenizer: fingerprint of the text tokenizer.
+        codec: name of the audio codec; `codec_fingerprint` tells two of one name apart.
+        text_audio_interval_ratio: the ratio that the data was interleaved in.
+        decode_pattern: who writes which token when decoding.
+        n_heads: MCTP heads.
+        steps: optimiser steps of the stage.
+        config: all settings of the run.
+        frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that changed.
+    """
+
+    stage: str
+    variant: str
+    run_name: str
+    parent: str | None
+    parent_stage: str | None
+    parent_weights: str | None
+    weights: str
+    vocabulary: str
+    tokenizer: str
+    codec: str
+    codec_fingerprint: str
+    text_audio_interval_ratio: list[int]
+    decode_pattern: list[int]
+    n_heads: int
+    steps: int
+    frozen: int
+    trained: int
+    config: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "StageManifest":
+        """The manifest of a model folder.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values)
+        except FileNotFoundError:
+            raise UserError(f"{folder} is not the model folder of a stage: it has no {MANIFEST}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read as a stage's manifest: {error}") from error
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of all safetensors files of a folder, by name and content (32 hex digits)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_parent(
+    parent: StageManifest,
+    folder: Path,
+    *,
+    stage: str,
+    variant: str,
+    allowed: Sequence[str],
+    n_heads: int | None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Refuse a parent that the stage cannot start from.
+
+    Args:
+        parent: the parent's manifest, read from `folder`.
+        stage: the stage about to start, of `variant`.
+        allowed: stages that it may start from.
+        n_heads: heads that the stage wants; None keeps the parent's.
+        facts: what must be equal, by manifest field (`vocabulary`, `codec_fingerprint`, ...).
+
+    Raises:
+        UserError: naming the first thing that does not fit.
+    """
+    if parent.stage not in allowed:
+        choices = " or ".join(f"'{name}'" for name in allowed) or "a plain backbone"
+        raise UserError(
+            f"stage '{stage}' of {variant} starts from {choices}, but {folder} was made by stage '{parent.stage}'; give "
+            f"another init_from, or allow it with 'variant.parents.{stage}=[{parent.stage}]'"
+        )
+    for name, wanted in facts.items():
+        found = getattr(parent, name)
+        if found != wanted:
+            raise UserError(
+                f"{folder} cannot be the parent of stage '{stage}': its {_MEANING.get(name, name)} is {found}, and this "
+                f"run's is {wanted}; {_REMEDY.get(name, 'train the parent again with these settings')}"
+            )
+    if n_heads is not None and parent.n_heads > n_heads:
+        raise UserError(
+            f"stage '{stage}' wants {n_heads} heads, but its parent {folder} has {parent.n_heads}; heads can only be added"
+        )
+
+
+_MEANING = {
+    "vocabulary": "vocabulary (fingerprint)",
+    "tokenizer": "text tokenizer (fingerprint)",
+    "codec_fingerprint": "audio codec (fingerprint)",
+    "text_audio_interval_ratio": "text_audio_interval_ratio",
+}
+_REMEDY = {
+    "vocabulary": "use the data that it was trained on, or train the parent again",
+    "tokenizer": "use the data that it was trained on, or train the parent again",
+    "codec_fingerprint": "use the data that it was trained on, or train the parent again",
+    "text_audio_interval_ratio": "set text_audio_interval_ratio to the parent's, or train the parent again under another "
+    "run_name",
+}

@@ -1,0 +1,92 @@
+"""The speech language model as a LightningModule: step, optimiser, schedule, and the data position it has reached."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vita_audio_pl.config.schema import OptimConfig, StageConfig
+from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.training.optimiser import parameter_groups
+from vita_audio_pl.training.schedule import learning_rate_factor
+from vita_audio_pl.training.tally import Tally
+
+POSITION = "data_position"
+
+
+class SpeechLMModule(L.LightningModule):
+    """Trains `speech_lm` under `objective`.
+
+    The objective divides by the labels of the whole global step, so the step's loss is the SUM over ranks and
+    micro-batches. DDP and Lightning average instead; `loss_scale` (ranks x accumulated micro-batches) undoes that.
+
+    Args:
+        speech_lm: model with its parameters frozen as the stage wants them.
+        objective: what the predictors are trained on.
+        stage: rates, steps and weight decay.
+        optim: AdamW and its schedule.
+        loss_scale: world size times accumulated micro-batches.
+        source_names: data sources by number, for the log.
+    """
+
+    def __init__(
+        self,
+        speech_lm: SpeechLM,
+        objective: EveryHead,
+        stage: StageConfig,
+        optim: OptimConfig,
+        loss_scale: int = 1,
+        source_names: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.speech_lm = speech_lm
+        self.objective = objective
+        self.stage, self.optim, self.loss_scale = stage, optim, loss_scale
+        self.position: dict[str, Any] | None = None
+        self.train_tally = Tally(speech_lm.n_heads, source_names)
+        self.val_tally = Tally(speech_lm.n_heads)
+        self.grad_norm: Tensor | None = None
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        losses = self.speech_lm(batch, self.objective)
+        accumulate = self.trainer.accumulate_grad_batches
+        self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
+        self.position = batch.position
+        return losses.total * self.loss_scale
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        self.val_tally.add(self.speech_lm(batch, self.objective, score_frozen_backbone=True), batch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = parameter_groups(
+            self.speech_lm, self.stage.learning_rate, self.stage.head_rate_factor, self.stage.weight_decay
+        )
+        optimizer = torch.optim.AdamW(groups, betas=tuple(self.optim.betas), eps=self.optim.eps)
+        factor = learning_rate_factor(
+            self.stage.steps,
+            round(self.stage.steps * self.optim.warmup_share),
+            self.optim.warmup,
+            self.optim.min_rate_share,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all trained parameters and keep the norm for the log, without waiting for it."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[POSITION] = self.position
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.position = checkpoint[POSITION]
+        self.trainer.datamodule.seek(self.position)

@@ -1,0 +1,106 @@
+"""Callbacks that tell the run's owner how it goes: figures to the loggers, a bar or plain lines to the terminal."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.training.module import SpeechLMModule
+
+
+class Monitor(Callback):
+    """Writes the figures of training every `log_every` optimiser steps, those of validation when it ends."""
+
+    def __init__(self, log_every: int) -> None:
+        self.log_every = log_every
+        self.latest: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        module.train_tally.restart()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not ends_step or (step % self.log_every and step != trainer.max_steps):
+            return
+        figures = module.train_tally.read("train", reduce=trainer.world_size > 1)
+        for group in trainer.optimizers[0].param_groups:
+            # the schedule has moved on already; what this step used is the rate before
+            figures[f"lr/{group['name']}"] = group["lr"]
+        if module.grad_norm is not None:
+            figures["grad_norm"] = float(module.grad_norm)
+        figures |= {f"position/{name}": value for name, value in batch.position.items() if _is_number(value)}
+        self._log(trainer, figures, step)
+
+    def on_validation_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        module.val_tally.restart()
+
+    def on_validation_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._log(trainer, module.val_tally.read("val", reduce=trainer.world_size > 1), trainer.global_step)
+        module.train_tally.restart()  # the time of validation is not the time of training
+
+    def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
+        self.latest |= figures
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step)
+
+
+class ProgressReport(Callback):
+    """A progress bar on a terminal, a line every twentieth of the stage elsewhere."""
+
+    def __init__(self, monitor: Monitor, title: str) -> None:
+        self.monitor, self.title = monitor, title
+        self._bar: Progress | None = None
+        self._started, self._first_step = 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._started, self._first_step = time.perf_counter(), trainer.global_step
+        if trainer.is_global_zero and sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
+            self._bar = Progress(*columns, refresh_per_second=4)
+            self._task = self._bar.add_task(self.title, total=trainer.max_steps, figures="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=self._figures())
+        elif step % max(1, trainer.max_steps // 20) == 0 or step == trainer.max_steps:
+            pace = (time.perf_counter() - self._started) / max(1, step - self._first_step)
+            left = pace * (trainer.max_steps - step)
+            print(f"{self.title}  step {step}/{trainer.max_steps}  {self._figures()}  {left:.0f} s left", flush=True)
+
+    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _figures(self) -> str:
+        latest = self.monitor.latest
+        shown = {"loss": "train/loss", "accuracy": "train/accuracy_main", "head 0": "train/accuracy_head_0"}
+        parts = [f"{name} {latest[key]:.3f}" for name, key in shown.items() if key in latest]
+        if "tokens_per_second" in latest:
+            parts.append(f"{latest['tokens_per_second']:,.0f} tokens/s")
+        return "  ".join(parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not isinstance(value, torch.Tensor)

@@ -1,0 +1,36 @@
+"""AdamW's parameter groups: heads at a rate of their own, no decay on norms and biases, nothing that is frozen."""
+
+from typing import Any
+
+from torch import nn
+
+HEADS = "heads."
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, head_rate_factor: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups `backbone`, `backbone_no_decay`, `heads`, `heads_no_decay`, without the empty ones.
+
+    Norm scales and biases (parameters of one dimension) are not decayed. Frozen parameters are in no group, so they
+    have no optimiser state. A tied parameter counts once, by its first name.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "heads" if name.startswith(HEADS) else "backbone"
+            groups.setdefault(part if _dimensions(parameter) > 1 else f"{part}_no_decay", []).append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": learning_rate * (head_rate_factor if name.startswith("heads") else 1.0),
+            "weight_decay": 0.0 if name.endswith("no_decay") else weight_decay,
+        }
+        for name, parameters in sorted(groups.items())
+    ]
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Dimensions of the whole parameter; ZeRO-3 leaves an empty one behind and keeps the shape aside."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,0 +1,75 @@
+"""Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.manifest import MANIFEST
+
+IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """`runs/<run_name>/<stage>/` with `checkpoints/`, `model/`, `metrics.csv`, `config.yaml`."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model folder that the stage hands over; it exists once the stage is finished."""
+        return self.root / "model"
+
+    @property
+    def finished(self) -> bool:
+        return (self.model / MANIFEST).is_file()
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder this run's, or confirm that it is.
+
+        Args:
+            identity: settings that decide the result, flat, JSON values.
+
+        Raises:
+            UserError: the folder holds a run with other settings; the sentence names the first that differ.
+        """
+        path = self.root / IDENTITY
+        wanted = json.loads(json.dumps(dict(identity)))
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in wanted | held if wanted.get(key) != held.get(key)]
+            if differing:
+                shown = "; ".join(f"{key} is {held.get(key)} there and {wanted.get(key)} here" for key in differing[:3])
+                more = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
+                raise UserError(
+                    f"{self.root} holds another run: {shown}{more}; choose another run_name, or force=true to start over"
+                )
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+
+    def clear(self) -> None:
+        """Remove what an earlier run of this stage left."""
+        if self.root.exists():
+            shutil.rmtree(self.root)
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one flat one with dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix.rstrip("."): values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat

@@ -1,0 +1,31 @@
+"""Learning rate as a pure function of the optimiser step, so that nothing of it can be lost on resume."""
+
+import math
+from collections.abc import Callable
+
+
+def learning_rate_factor(
+    steps: int, warmup_steps: int, warmup: str = "linear", min_share: float = 0.1
+) -> Callable[[int], float]:
+    """Factor on the peak rate for optimiser step 0, 1, ..: warm-up to 1, then a cosine down to `min_share`.
+
+    Args:
+        steps: optimiser steps of the stage.
+        warmup_steps: of these, the steps that climb.
+        warmup: `linear` climbs evenly and never starts at 0; `log` is DeepSpeed's ramp `log(step + 1) /
+            log(warmup_steps)`, which starts at 0 and climbs fast.
+        min_share: where the cosine ends, as a share of the peak.
+    """
+
+    def climbing(step: int) -> float:
+        if warmup == "log":
+            return math.log(step + 1) / math.log(max(2, warmup_steps))
+        return (step + 1) / warmup_steps
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return min(1.0, climbing(step))
+        progress = min(1.0, (step - warmup_steps + 1) / max(1, steps - warmup_steps))
+        return min_share + (1 - min_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

@@ -1,0 +1,249 @@
+"""One stage from start to hand-over."""
+
+import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.released import save_released
+from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.checkpoints import PeriodicCheckpoint, latest_checkpoint
+from vita_audio_pl.training.engine import build_trainer, micro_batches
+from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.loggers import build_loggers
+from vita_audio_pl.training.manifest import StageManifest, check_parent, weights_hash
+from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.monitor import Monitor, ProgressReport
+from vita_audio_pl.training.proof import TrainingProof
+from vita_audio_pl.training.run_folder import StageFolder, flatten
+from vita_audio_pl.training.starting_model import starting_model
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage needs to know of its data.
+
+    Attributes:
+        datamodule: yields packed batches; `seek(position)` goes to where a checkpoint was.
+        vocabulary: of the rendered ids.
+        tokenizer_folder: text tokenizer, copied into the model folder; `tokenizer` is its fingerprint.
+        codec_folder: audio codec, copied likewise; `codec` is its name.
+        source_names: sources by number.
+        identity: what decides which rows come in which order, as plain values.
+        val_batches: held-out batches; 0 for no validation.
+    """
+
+    datamodule: L.LightningDataModule
+    vocabulary: Vocabulary
+    tokenizer_folder: Path
+    tokenizer: str
+    codec_folder: Path
+    codec: str
+    codec_fingerprint: str
+    source_names: tuple[str, ...]
+    identity: Mapping[str, Any]
+    val_batches: int
+
+
+def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
+    """Folder of a stage of the configured run."""
+    return StageFolder(Path(config.paths.runs) / config.run_name / stage)
+
+
+def find_parent(config: TrainConfig) -> Path | None:
+    """Model folder that the stage starts from; None where it starts from a plain backbone.
+
+    Raises:
+        UserError: no parent is finished, with the command that makes it.
+    """
+    if config.init_from is not None:
+        return Path(config.init_from)
+    stage = config.stage.name
+    allowed = config.variant.parents.get(stage)
+    if allowed is None:
+        raise UserError(
+            f"variant '{config.variant.name}' has no stage '{stage}', only {', '.join(config.variant.stages)}; choose one "
+            f"of them, or say what it starts from with '+variant.parents.{stage}=[...]'"
+        )
+    if not allowed:
+        return None
+    for parent in allowed:
+        if stage_folder(config, parent).finished:
+            return stage_folder(config, parent).model
+    raise UserError(
+        f"stage '{stage}' starts from stage '{allowed[0]}', and {stage_folder(config, allowed[0]).root} has no finished "
+        f"one; make it with 'python -m vita_audio_pl.train stage={allowed[0]}' and your other settings, or add "
+        "with_parents=true, or name a model folder with init_from=DIR"
+    )
+
+
+def train_stage(config: TrainConfig, data: StageData) -> Path:
+    """Train the configured stage, or go on with it, and return the model folder it hands over.
+
+    Raises:
+        UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
+    """
+    _quiet()
+    folder = stage_folder(config, config.stage.name)
+    parent_folder = find_parent(config)
+    parent = None if parent_folder is None else StageManifest.read(parent_folder)
+    if parent is not None and parent_folder is not None:
+        check_parent(
+            parent,
+            parent_folder,
+            stage=config.stage.name,
+            variant=config.variant.name,
+            allowed=config.variant.parents.get(config.stage.name, []),
+            n_heads=config.stage.n_heads,
+            facts={
+                "vocabulary": data.vocabulary.fingerprint,
+                "tokenizer": data.tokenizer,
+                "codec_fingerprint": data.codec_fingerprint,
+                "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
+            },
+        )
+    if config.force and rank_zero_only.rank == 0:
+        folder.clear()
+    if rank_zero_only.rank == 0:
+        folder.claim(run_identity(config, data, parent))
+    if folder.finished:
+        _say(
+            f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} (force=true trains it again)"
+        )
+        return folder.model
+
+    L.seed_everything(config.seed, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    model = starting_model(config, data.vocabulary, parent_folder)
+    frozen = freeze(model, config.stage.freeze)
+    per_device, accumulate = micro_batches(config)
+    module = SpeechLMModule(
+        model,
+        EveryHead(config.objective.head_weight),
+        config.stage,
+        config.optim,
+        loss_scale=config.trainer.world_size * accumulate,
+        source_names=data.source_names,
+    )
+    settings = dataclasses.asdict(config)
+    monitor, proof = Monitor(config.callbacks.log_every), TrainingProof()
+    save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
+    callbacks = [monitor, proof, PeriodicCheckpoint(folder.checkpoints, save_every, config.callbacks.keep_last)]
+    if config.callbacks.progress_bar:
+        callbacks.append(ProgressReport(monitor, config.stage.name))
+    trainer = build_trainer(
+        config,
+        callbacks,
+        build_loggers(config, folder.root, settings),
+        max_steps=config.stage.steps,
+        val_batches=data.val_batches,
+    )
+    resume = latest_checkpoint(folder.checkpoints)
+    if rank_zero_only.rank == 0:
+        (folder.root / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    _say(
+        f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
+        f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
+        f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
+        + (f"; going on from {resume.name}" if resume else "")
+    )
+    trainer.fit(module, datamodule=data.datamodule, ckpt_path=resume, weights_only=True)
+    if trainer.global_step < config.stage.steps:
+        raise UserError(
+            f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the same "
+            "command again to go on"
+        )
+    if trainer.is_global_zero:
+        hand_over(config, data, model, proof, parent_folder, parent, folder)
+    _say(f"stage '{config.stage.name}' is done: {folder.model}")
+    return folder.model
+
+
+def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
+    """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
+    decisive = {
+        "stage": dataclasses.asdict(config.stage),
+        "model": dataclasses.asdict(config.model),
+        "objective": dataclasses.asdict(config.objective),
+        "optim": dataclasses.asdict(config.optim),
+        "seed": config.seed,
+        "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
+        "decode_pattern": list(config.decode_pattern),
+        "vocabulary": data.vocabulary.fingerprint,
+        "codec": data.codec_fingerprint,
+        "data": dict(data.identity),
+        "parent_weights": None if parent is None else parent.weights,
+    }
+    return flatten(decisive)
+
+
+def hand_over(
+    config: TrainConfig,
+    data: StageData,
+    model: Any,
+    proof: TrainingProof,
+    parent_folder: Path | None,
+    parent: StageManifest | None,
+    folder: StageFolder,
+) -> None:
+    """Write the model folder aside and rename it: weights, tokenizer, codec, manifest."""
+    aside = folder.root / "model.tmp"
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir(parents=True)
+    save_released(model, aside, decode_pattern=config.decode_pattern, first_code=data.vocabulary.first_code)
+    shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
+    shutil.copytree(data.codec_folder, aside / "codec")
+    StageManifest(
+        stage=config.stage.name,
+        variant=config.variant.name,
+        run_name=config.run_name,
+        parent=None if parent_folder is None else os.path.relpath(parent_folder, folder.root),
+        parent_stage=None if parent is None else parent.stage,
+        parent_weights=None if parent is None else parent.weights,
+        weights=weights_hash(aside),
+        vocabulary=data.vocabulary.fingerprint,
+        tokenizer=data.tokenizer,
+        codec=data.codec,
+        codec_fingerprint=data.codec_fingerprint,
+        text_audio_interval_ratio=list(config.text_audio_interval_ratio),
+        decode_pattern=list(config.decode_pattern),
+        n_heads=model.n_heads,
+        steps=config.stage.steps,
+        frozen=proof.frozen,
+        trained=proof.trained,
+        config=dataclasses.asdict(config),
+    ).write(aside)
+    os.replace(aside, folder.model)
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _quiet() -> None:
+    """Silence Lightning's advice that does not apply: batches come planned and packed, workers are chosen."""
+    import logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",
+        ".*LeafSpec.*",
+        ".*ckpt_path.*",
+    ):
+        warnings.filterwarnings("ignore", message)

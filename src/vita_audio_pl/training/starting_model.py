@@ -1,0 +1,69 @@
+"""The model that a stage starts from: random, pretrained, or the parent stage's, with the heads that the stage wants."""
+
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config
+
+from vita_audio_pl.config.schema import ModelConfig, TrainConfig
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.backbone import load_backbone
+from vita_audio_pl.models.initialise import add_heads, resize_vocabulary
+from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.text.vocabulary import Vocabulary
+
+
+def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | None) -> SpeechLM:
+    """Model of the stage before its first step.
+
+    Args:
+        vocabulary: the data's; embeddings and vocabulary layer get its size.
+        parent: model folder of the parent stage; None starts from the plain backbone of `config.model`.
+
+    Raises:
+        UserError: the weights do not fit, or the stage wants fewer heads than the parent has.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
+    if parent is not None:
+        model = load_released(parent, dtype=dtype)
+    elif config.model.pretrained is not None:
+        model = load_backbone(_folder(config.model.pretrained), dtype=dtype)
+        resize_vocabulary(model, vocabulary.size, generator)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = SpeechLM(SpeechLMConfig(backbone_config(config.model, vocabulary), n_heads=0)).to(dtype)
+    if config.stage.n_heads is not None:
+        add_heads(model, config.stage.n_heads, generator)
+    return model.train()
+
+
+def backbone_config(model: ModelConfig, vocabulary: Vocabulary) -> Qwen2Config:
+    """transformers' configuration of a backbone with the dimensions of `model`."""
+    return Qwen2Config(
+        vocab_size=vocabulary.size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_hidden_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        max_position_embeddings=model.max_position_embeddings,
+        rms_norm_eps=model.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        tie_word_embeddings=model.tie_word_embeddings,
+        pad_token_id=vocabulary.pad,
+        bos_token_id=None,
+        eos_token_id=vocabulary.im_end,
+    )
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"model.pretrained: there is no folder {folder}; download the model there, or give model.pretrained=DIR "
+            "(model.pretrained=null starts from random weights)"
+        )
+    return folder

@@ -1,0 +1,107 @@
+"""A tiny world for training tests: random documents as a pure function of seed and step, and the settings to train on it."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.stage import StageData
+
+VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
+LENGTH, DOCUMENT = 32, 12
+
+
+def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, micro: int = 0) -> PackedBatch:
+    """Rows `rows` of global step `step`: two documents of 12 tokens and 8 of padding each; every label counts."""
+    rng = np.random.default_rng([seed, step])
+    ids = rng.integers(0, VOCABULARY.used, (rows_per_step, LENGTH))
+    ids[:, 1::2] = (ids[:, ::2] * 7 + 3) % VOCABULARY.used  # half of the tokens can be learnt
+    place = np.arange(LENGTH)
+    documents = np.where(place < 2 * DOCUMENT, place // DOCUMENT, -1)
+    documents = np.broadcast_to(documents, ids.shape)
+    labels = np.where((documents >= 0) & (place % DOCUMENT >= 2), ids, -100)
+    writers = np.where(labels >= 0, (place % DOCUMENT) % 3, -1)
+    tensor = torch.from_numpy
+    return PackedBatch(
+        input_ids=tensor(ids[rows]),
+        labels=tensor(labels[rows]),
+        position_ids=tensor(np.broadcast_to(place % DOCUMENT, ids.shape)[rows].copy()),
+        document_ids=tensor(documents[rows].astype(np.int32)),
+        writers=tensor(writers[rows].astype(np.int8)),
+        loss_weights=None,
+        divisor=float((labels >= 0).sum()),
+        sources=tensor(np.where(documents >= 0, 0, -1)[rows].astype(np.int16)),
+        names=[["toy/a", "toy/b"]] * (rows.stop - rows.start),
+        position={"micro": micro},
+    )
+
+
+class ToyBatches(torch.utils.data.IterableDataset):
+    def __init__(self, seed: int, rank: int, ranks: int, rows: int, accumulate: int, start: int) -> None:
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self.rows, self.accumulate, self.start = rows, accumulate, start
+
+    def __iter__(self):
+        total = self.rows * self.accumulate * self.ranks
+        micro = self.start
+        while True:
+            step, part = divmod(micro, self.accumulate)
+            first = (part * self.ranks + self.rank) * self.rows
+            yield toy_batch(self.seed, step, slice(first, first + self.rows), total, micro + 1)
+            micro += 1
+
+
+class ToyData(L.LightningDataModule):
+    def __init__(self, seed: int = 0, rows: int = 4, accumulate: int = 1) -> None:
+        super().__init__()
+        self.seed, self.rows, self.accumulate, self.start = seed, rows, accumulate, 0
+
+    def seek(self, position: dict) -> None:
+        self.start = position["micro"]
+
+    def train_dataloader(self):
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        batches = ToyBatches(self.seed, rank, ranks, self.rows, self.accumulate, self.start)
+        return torch.utils.data.DataLoader(batches, batch_size=None)
+
+    def val_dataloader(self):
+        held_out = [toy_batch(self.seed + 1, step, slice(0, 4), 4) for step in range(2)]
+        return torch.utils.data.DataLoader(held_out, batch_size=None)
+
+
+def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "codec-a") -> StageData:
+    for name in ("tokenizer", "codec"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"{name}.json").write_text("{}")
+    return StageData(
+        datamodule=datamodule or ToyData(),
+        vocabulary=VOCABULARY,
+        tokenizer_folder=folder / "tokenizer",
+        tokenizer="tokenizer-a",
+        codec_folder=folder / "codec",
+        codec="toy",
+        codec_fingerprint=codec,
+        source_names=("toy",),
+        identity={"seed": 0},
+        val_batches=2,
+    )
+
+
+def toy_config(runs: Path, *overrides: str) -> TrainConfig:
+    """The real configuration, cut to a size that trains in a second."""
+    register_schema("train", TrainConfig)
+    small = [
+        "model.hidden_size=16", "model.intermediate_size=32", "model.num_hidden_layers=2",
+        "model.num_attention_heads=2", "model.num_key_value_heads=1", "stage.steps=6", "stage.rows_per_step=4",
+        "stage.sequence_length=32", "n_heads=3", "logger=csv", "callbacks.log_every=1", f"paths.runs={runs}",
+        "callbacks.progress_bar=false",
+    ]  # fmt: skip
+    with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
+        return to_dataclass(compose("train", overrides=[*small, *overrides]))
