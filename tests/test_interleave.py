@@ -121,6 +121,18 @@ def test_boost_reads_as_published():
     assert DecodePattern.of("vanilla").writers(9000, 10).max() == 0
 
 
+@pytest.mark.parametrize(("name", "n_text", "n_codes"), [("boost", 81, 168), ("balance", 80, 160)])
+def test_heads_write_all_audio_and_nothing_else(name, n_text, n_codes):
+    row = IntervalRatio.of(name).interleave(np.full(n_text, 0), np.full(n_codes, 9), BEGIN, END)
+    assert ((DecodePattern.of(name).writers(row.size, 10) > 0) == (row > 0)).all()
+
+
+def test_a_run_far_longer_than_any_answer_costs_nothing():
+    ratio = IntervalRatio((1, 3, 1, 3, 1, 3, 10**9, 10**9))
+    text, codes = rows(9, 9)
+    assert ratio.interleave(text, codes, BEGIN, END).tolist() == chunk_by_chunk(ratio, text.tolist(), codes.tolist())
+
+
 def test_an_answer_with_no_audio_keeps_its_text():
     text = np.arange(10, 17)
     assert IntervalRatio.of("boost").interleave(text, [], BEGIN, END).tolist() == text.tolist()

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
+from vita_audio_pl.text.rendering import NO_LABEL
 
 
 def batch(loss_weights: torch.Tensor | None = None) -> PackedBatch:
@@ -24,3 +25,7 @@ def test_a_batch_moves_with_everything_that_it_carries():
 def test_tensors_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"labels has shape \(2, 3\), input_ids \(2, 4\)"):
         dataclasses.replace(batch(), labels=torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_rendering_and_losses_agree_on_what_is_not_scored():
+    assert NO_LABEL == IGNORE_INDEX

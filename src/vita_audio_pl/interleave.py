@@ -129,8 +129,8 @@ class IntervalRatio:
             return
         text_done = codes_done = at = 0
         if n > 1:
-            slots = _slots(self.runs, 1 << (n - 1).bit_length())
-            text_done, codes_done = int(slots.text_before[n - 1]), int(slots.codes_before[n - 1])
+            slots = _slots(self.runs, _roomy(n - 1, len(self.runs) // 2))
+            text_done, codes_done = slots.text_until[n - 2], slots.codes_until[n - 2]
             at = text_done + codes_done + MARKERS_PER_CHUNK * (n - 1)
             out[slots.text[:text_done]] = text[:text_done]
             out[slots.codes[:codes_done]] = codes[:codes_done]
@@ -215,15 +215,24 @@ class _Slots:
     codes: NDArray[np.int64]
     begin: NDArray[np.int64]
     end: NDArray[np.int64]
-    text_before: NDArray[np.int64]
-    codes_before: NDArray[np.int64]
+    text_until: list[int]
+    codes_until: list[int]
+
+
+def _roomy(chunks: int, pairs: int) -> int:
+    """A number of chunks to lay out, rounded up so that few layouts serve all lengths.
+
+    Not below the last pair: its runs may be far longer than anything asked for so far.
+    """
+    return chunks if chunks < pairs else 1 << chunks.bit_length()
 
 
 @lru_cache(maxsize=128)
 def _slots(runs: tuple[int, ...], chunks: int) -> _Slots:
     """Places of everything in `chunks` full chunks."""
     text_runs, code_runs = _repeat_last(runs[0::2], chunks), _repeat_last(runs[1::2], chunks) - MARKERS_PER_CHUNK
-    text_before, codes_before = np.cumsum(text_runs) - text_runs, np.cumsum(code_runs) - code_runs
+    text_until, codes_until = np.cumsum(text_runs), np.cumsum(code_runs)
+    text_before, codes_before = text_until - text_runs, codes_until - code_runs
     chunk = np.arange(chunks)
     start = text_before + codes_before + MARKERS_PER_CHUNK * chunk
     begin = start + text_runs
@@ -233,8 +242,8 @@ def _slots(runs: tuple[int, ...], chunks: int) -> _Slots:
         codes=(begin + 1 - codes_before)[codes_chunk] + np.arange(codes_chunk.size),
         begin=begin,
         end=begin + 1 + code_runs,
-        text_before=text_before,
-        codes_before=codes_before,
+        text_until=text_until.tolist(),
+        codes_until=codes_until.tolist(),
     )
 
 

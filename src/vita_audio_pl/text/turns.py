@@ -111,6 +111,8 @@ def _audio(audio: NDArray[np.integer[Any]] | AudioFrames, role: str, where: str)
     if isinstance(audio, AudioFrames):
         if role == "assistant":
             raise UserError(f"{where}: an answer's audio must be codes; frames are for audio that is listened to")
+        if audio.features.ndim != 2:
+            raise UserError(f"{where}: features must be (frames, dim), not of shape {audio.features.shape}")
         return audio
     codes = np.asarray(audio)
     if codes.ndim != 1 or not (codes.size == 0 or np.issubdtype(codes.dtype, np.integer)):
