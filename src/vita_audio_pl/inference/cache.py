@@ -1,0 +1,73 @@
+"""Memory of the sequences being decoded: keys and values of every layer, and hidden states that heads still need."""
+
+import torch
+from torch import Tensor
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.rows import Rows
+
+
+class Cache:
+    """Preallocated, written in place; `slots` sequences of up to `capacity` tokens.
+
+    Row `p` of a layer lies at place `p` of its sequence's slot, so going back to an earlier length is a matter of the
+    caller's counters alone: what lies behind is written over before it is read.
+
+    Args:
+        layers: layers of the backbone plus one for each head in use.
+        levels: predictors whose outputs are kept for the next head (the backbone and all heads in use but the last).
+        window: rows of those outputs kept per sequence. A head may lag behind its predecessor by this many rows at most.
+
+    Raises:
+        UserError: the memory cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        capacity: int,
+        layers: int,
+        key_heads: int,
+        head_size: int,
+        levels: int,
+        window: int,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.slots, self.capacity, self.window = slots, capacity, window
+        shape = (layers, slots, capacity, 2, key_heads, head_size)
+        try:
+            # zeros, not empty: masked places are multiplied by 0, and 0 times a stray NaN is NaN
+            self.memory = torch.zeros(shape, dtype=dtype, device=device)
+            self.hidden = torch.zeros(levels, slots * window, hidden_size, dtype=dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            need = slots * (layers * capacity * 2 * key_heads * head_size + levels * window * hidden_size)
+            raise UserError(
+                f"the caches for {slots} sequences of {capacity} tokens need {need * dtype.itemsize / 2**30:.1f} GiB, "
+                f"which {device} does not have; decode fewer at once, or shorter"
+            ) from error
+        self.by_slot = [self.memory[layer] for layer in range(layers)]
+        self.by_row = [self.memory[layer].view(slots * capacity, -1) for layer in range(layers)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated; they do not grow."""
+        return self.memory.nbytes + self.hidden.nbytes
+
+    def keep_hidden(self, level: int, rows: Rows, hidden: Tensor) -> None:
+        """Stores the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""
+        if level < self.hidden.shape[0]:
+            self.hidden[level].index_copy_(0, self._window_rows(rows, 0), hidden)
+
+    def previous_hidden(self, level: int, rows: Rows) -> Tensor:
+        """Outputs of predictor `level` one position before each of `rows`: `(rows.total, hidden_size)`."""
+        return self.hidden[level].index_select(0, self._window_rows(rows, 1))
+
+    def _window_rows(self, rows: Rows, back: int) -> Tensor:
+        if self.window == self.capacity:
+            return rows.cache_rows - back
+        places = rows.positions - back
+        slots = rows.cache_rows.div(self.capacity, rounding_mode="floor")
+        return slots * self.window + places % self.window

@@ -1,0 +1,233 @@
+"""The decoding loop: rounds of one backbone pass for all sequences, then the heads that their patterns ask for.
+
+A round begins with a backbone pass over every token that the backbone has not read (a prompt, or what the heads wrote),
+so sequences that joined at different times fall into step, and head k runs once for all that are at their k-th draft
+(VITA-Audio, arXiv 2505.03739, section 3.2; drafts are verified as in speculative decoding).
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.cache import Cache
+from vita_audio_pl.inference.rows import Rows, Span
+from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.scoring import NOT_FINITE, Scorer
+from vita_audio_pl.inference.sequence import Options, Sequence
+from vita_audio_pl.inference.verify import agreeing, speculative
+
+PREFILL_CHUNK = 512
+"""Tokens of a prompt that one round reads, so that a long prompt neither stalls the others nor needs much memory."""
+
+
+class Decoder:
+    """Decodes up to `slots` sequences at a time; owns the caches. Sequences join with `open` and leave with `close`.
+
+    Args:
+        runtime: the model.
+        slots: sequences at a time.
+        capacity: tokens of a sequence, prompt included.
+        n_heads: heads that any pattern will use; all by default.
+
+    Raises:
+        UserError: the sizes cannot be, or the memory is not there.
+    """
+
+    def __init__(self, runtime: Runtime, *, slots: int = 1, capacity: int, n_heads: int | None = None):
+        if slots < 1 or capacity < 2:
+            raise UserError(f"a decoder for {slots} sequences of {capacity} tokens cannot be; use at least 1 and 2")
+        if capacity > runtime.max_positions:
+            raise UserError(
+                f"{capacity} tokens (prompt and answer) exceed the model's {runtime.max_positions} positions; "
+                "shorten the prompt or lower max_new_tokens"
+            )
+        self.runtime = runtime
+        self.n_heads = runtime.n_heads if n_heads is None else min(n_heads, runtime.n_heads)
+        self.cache: Cache = runtime.new_cache(
+            slots=slots, capacity=capacity, n_heads=self.n_heads, window=2 * PREFILL_CHUNK
+        )
+        self.scorer = Scorer(runtime)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._sequences: list[Sequence | None] = [None] * slots
+        self.errors: dict[Sequence, UserError] = {}
+
+    @property
+    def free_slots(self) -> int:
+        """Sequences that could join now."""
+        return self._sequences.count(None)
+
+    def open(self, prompt: SequenceOf[int], options: Options) -> Sequence:
+        """Adds a sequence; it is decoded from the next round on.
+
+        Raises:
+            UserError: no free slot, an empty prompt, a token outside the vocabulary, or more tokens than the cache holds.
+        """
+        if not self.free_slots:
+            raise UserError(f"all {len(self._sequences)} sessions are taken; close one, or decode with more")
+        capacity, vocabulary = self.cache.capacity, self.runtime.vocab_size
+        if not prompt:
+            raise UserError("the prompt is empty; give at least one token")
+        if len(prompt) + options.max_new_tokens > capacity:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens and an answer of up to {options.max_new_tokens} do not fit into the "
+                f"cache of {capacity} tokens; shorten the prompt, lower max_new_tokens, or give a larger cache"
+            )
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise UserError(
+                f"the prompt has tokens from {min(prompt)} to {max(prompt)}, but the model's vocabulary has "
+                f"{vocabulary}; it was written with another tokenizer"
+            )
+        slot = self._sequences.index(None)
+        sequence = Sequence(slot, prompt, options, self.n_heads)
+        self._sequences[slot] = sequence
+        return sequence
+
+    def close(self, sequence: Sequence) -> None:
+        """Takes a sequence out; its slot is free again."""
+        self._sequences[sequence.slot] = None
+        self.errors.pop(sequence, None)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One round: every open, unfinished sequence gets at least one token, or reads a chunk of its prompt.
+
+        A sequence that fails is finished and its error put into `errors`; the others go on.
+        """
+        active = [s for s in self._sequences if s is not None and not s.finished]
+        if not active:
+            return
+        self._backbone_pass(active)
+        for k in range(self.n_heads):
+            drafting = [s for s in active if s.next_head() == k]
+            if not drafting:
+                break
+            self._head_pass(k, drafting)
+
+    def _backbone_pass(self, sequences: list[Sequence]) -> None:
+        begun = time.perf_counter()
+        kind = "prefill" if all(not s.writers for s in sequences) else "backbone"
+        stops = [min(len(s.ids), s.read[0] + PREFILL_CHUNK) for s in sequences]
+        rows, hidden = self._run(0, sequences, stops)
+        ready: list[Sequence] = []
+        wanted: list[int] = []
+        for sequence, stop, last in zip(sequences, stops, rows.last, strict=True):
+            sequence.backbone_passes += 1
+            if stop == len(sequence.ids):
+                ready.append(sequence)
+                wanted += range(last - sequence.drafts, last + 1)
+        if ready:
+            self._settle(ready, hidden[wanted] if len(wanted) < rows.total else hidden)
+        self.seconds[kind] += time.perf_counter() - begun
+
+    def _head_pass(self, k: int, sequences: list[Sequence]) -> None:
+        begun = time.perf_counter()
+        rows, hidden = self._run(k + 1, sequences, [len(s.ids) for s in sequences])
+        for sequence in sequences:
+            sequence.head_passes += 1
+        outputs = hidden[rows.last] if len(rows.last) < rows.total else hidden
+        likely = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
+        tokens = dict(zip(likely, self._most_likely(sequences, outputs, likely), strict=True))
+        for i, sequence in enumerate(sequences):
+            token = tokens[i] if i in tokens else self._draw_draft(sequence, outputs[i])
+            if token == NOT_FINITE:
+                self._fail(sequence)
+            else:
+                sequence.write_head(token)
+        self.seconds["heads"] += time.perf_counter() - begun
+
+    def _run(self, predictor: int, sequences: list[Sequence], stops: list[int]) -> tuple[Rows, Tensor]:
+        """Runs predictor 0 (the backbone) or k + 1 (head k) over what it has not read of `sequences` before `stops`."""
+        for sequence, stop in zip(sequences, stops, strict=True):
+            self._make_room(sequence, predictor, stop)
+        spans = [Span(s.slot, s.read[predictor], stop) for s, stop in zip(sequences, stops, strict=True)]
+        rows = self.runtime.rows(spans, self.cache.capacity, first_key=predictor)
+        embeds = self.runtime.embed(
+            [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
+        )
+        if predictor == 0:
+            hidden = self.runtime.backbone(embeds, rows, self.cache)
+        else:
+            previous = self.cache.previous_hidden(predictor - 1, rows)
+            hidden = self.runtime.head(predictor - 1, embeds, previous, rows, self.cache)
+        self.cache.keep_hidden(predictor, rows, hidden)
+        for sequence, stop in zip(sequences, stops, strict=True):
+            sequence.read[predictor] = stop
+        return rows, hidden
+
+    def _make_room(self, sequence: Sequence, predictor: int, stop: int) -> None:
+        """Lets the next head read what rows up to `stop` of `predictor` would push out of the window."""
+        reader = predictor + 1
+        if reader > sequence.n_heads or stop - sequence.read[reader] < self.cache.window:
+            return
+        available = min(sequence.read[predictor] + 1, len(sequence.ids))
+        self._run(reader, [sequence], [available])
+        sequence.head_passes += 1
+
+    def _settle(self, sequences: list[Sequence], hidden: Tensor) -> None:
+        """Commits what the backbone says: the drafts that hold, and its own token after them.
+
+        hidden: for each sequence in turn, the rows of its last committed token and of every draft.
+        """
+        counts = [s.drafts + 1 for s in sequences]
+        likely = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
+        own = iter(self._most_likely(sequences, hidden, likely, counts))
+        for i, (sequence, outputs) in enumerate(zip(sequences, hidden.split(counts), strict=True)):
+            if i in likely:
+                tokens = [next(own) for _ in range(counts[i])]
+                kept = agreeing(sequence.ids[len(sequence.ids) - sequence.drafts :], tokens)
+                token = tokens[kept]
+            else:
+                kept, token = self._draw_own(sequence, outputs)
+            if token == NOT_FINITE:
+                self._fail(sequence)
+            else:
+                sequence.settle(kept, token)
+            sequence.run = 0
+
+    def _most_likely(
+        self, sequences: list[Sequence], hidden: Tensor, likely: list[int], counts: list[int] | None = None
+    ) -> list[int]:
+        """Largest logits of the last `counts` rows of the `likely` sequences; `hidden` holds all sequences' rows."""
+        if not likely:
+            return []
+        counts = counts or [1] * len(sequences)
+        restrictions = [sequences[i].restriction(place) for i in likely for place in range(-counts[i], 0)]
+        if len(likely) < len(sequences):
+            pieces = hidden.split(counts)
+            hidden = torch.cat([pieces[i] for i in likely])
+        return self.scorer.most_likely(hidden, restrictions)
+
+    def _draw_draft(self, sequence: Sequence, hidden: Tensor) -> int:
+        part, chances = self.scorer.distribution(hidden, sequence, len(sequence.ids) - 1)
+        if not bool(chances.isfinite().all()):
+            return NOT_FINITE
+        column = sequence.sampler.draw(chances)
+        if sequence.options.verify == "sample":
+            sequence.proposals.append(chances)
+        return part.token(column)
+
+    def _draw_own(self, sequence: Sequence, hidden: Tensor) -> tuple[int, int]:
+        """Drafts kept and the backbone's own token after them, both drawn; `hidden: (drafts + 1, hidden_size)`."""
+        first = len(sequence.ids) - 1 - sequence.drafts
+        scored = [self.scorer.distribution(row, sequence, first + i) for i, row in enumerate(hidden)]
+        if not all(bool(chances.isfinite().all()) for _, chances in scored):
+            return 0, NOT_FINITE
+        drafts = sequence.ids[len(sequence.ids) - sequence.drafts :]
+        parts, targets = zip(*scored, strict=True)
+        if sequence.options.verify == "sample":
+            columns = [part.column(token) for part, token in zip(parts, drafts, strict=False)]
+            kept, column = speculative(columns, sequence.proposals, list(targets), sequence.sampler)
+            return kept, parts[kept].token(column)
+        tokens = [part.token(sequence.sampler.draw(chances)) for part, chances in scored]
+        kept = agreeing(drafts, tokens)
+        return kept, tokens[kept]
+
+    def _fail(self, sequence: Sequence) -> None:
+        sequence.finished = True
+        self.errors[sequence] = UserError(
+            "the model's output was not a number, so this session was ended; check the weights, or decode in float32"
+        )

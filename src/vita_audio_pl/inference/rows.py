@@ -1,0 +1,115 @@
+"""Which rows of which sequences go through a layer in one pass, and what each of them may look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows `start <= p < stop` of the sequence in cache slot `slot`; a row's number is its token's position."""
+
+    slot: int
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+class Rows:
+    """The rows of several sequences laid end to end, `total` in all, for one pass through the backbone or a head.
+
+    Sequences may have different numbers of rows and different lengths of context. Attention runs as one batch over all
+    cache slots from the first to the last that takes part; shorter sequences are padded with rows that are thrown away.
+
+    Args:
+        spans: one per sequence, none empty, slots ascending.
+        first_key: position of the first row the layer ever holds of a sequence (`k + 1` for head `k`).
+        capacity: positions per cache slot.
+        groups: query heads per key head.
+    """
+
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        *,
+        first_key: int,
+        capacity: int,
+        groups: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.spans = tuple(spans)
+        self.first_key = first_key
+        self.total = sum(span.length for span in self.spans)
+        self.first_slot = self.spans[0].slot
+        self.last_slot = self.spans[-1].slot + 1
+        self.last_key = max(span.stop for span in self.spans)
+        self.width = max(span.length for span in self.spans)
+        self._groups, self._device, self._dtype = groups, device, dtype
+        if len(self.spans) == 1:
+            span = self.spans[0]
+            self.positions = torch.arange(span.start, span.stop, device=device)
+            self.cache_rows = self.positions + span.slot * capacity
+        else:
+            positions = [p for span in self.spans for p in range(span.start, span.stop)]
+            offsets = [span.slot * capacity for span in self.spans for _ in range(span.length)]
+            self.positions = torch.tensor(positions, device=device)
+            self.cache_rows = self.positions + torch.tensor(offsets, device=device)
+
+    @property
+    def slots(self) -> int:
+        """Cache slots that attention runs over."""
+        return self.last_slot - self.first_slot
+
+    @property
+    def dense(self) -> bool:
+        """Whether the rows already form a (slots, width) grid."""
+        return self.total == self.slots * self.width
+
+    @cached_property
+    def into_grid(self) -> Tensor | None:
+        """`(slots * width,)` row that goes to each place of the grid; None where rows form it already."""
+        if self.dense:
+            return None
+        grid = [0] * (self.slots * self.width)
+        row = 0
+        for span in self.spans:
+            at = (span.slot - self.first_slot) * self.width
+            grid[at : at + span.length] = range(row, row + span.length)
+            row += span.length
+        return torch.tensor(grid, device=self._device)
+
+    @cached_property
+    def out_of_grid(self) -> Tensor | None:
+        """`(total,)` place of each row in the grid; None where rows form it already."""
+        if self.dense:
+            return None
+        places = [(s.slot - self.first_slot) * self.width + i for s in self.spans for i in range(s.length)]
+        return torch.tensor(places, device=self._device)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Additive attention mask `(slots or 1, 1, groups * width, keys)`; None where every row sees every key."""
+        if self.width == 1 and self.dense and all(span.stop == self.last_key for span in self.spans):
+            return None
+        last_seen = self.positions[:, None] if self.into_grid is None else self.positions[self.into_grid, None]
+        keys = torch.arange(self.first_key, self.last_key, device=self._device)
+        mask = torch.zeros(last_seen.shape[0], keys.shape[0], dtype=self._dtype, device=self._device)
+        mask.masked_fill_(keys > last_seen, float("-inf"))
+        mask = mask.view(self.slots, 1, 1, self.width, -1).expand(-1, -1, self._groups, -1, -1)
+        return mask.reshape(self.slots, 1, self._groups * self.width, -1)
+
+    @cached_property
+    def last(self) -> list[int]:
+        """Index of each sequence's last row among `total`, in the order of `spans`."""
+        ends, at = [], 0
+        for span in self.spans:
+            at += span.length
+            ends.append(at - 1)
+        return ends

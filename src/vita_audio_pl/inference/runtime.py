@@ -1,0 +1,220 @@
+"""The model's arithmetic for decoding: fused weights, rows of many sequences in one pass, nothing kept between calls.
+
+The same function as the training forward (transformers' Qwen2 layers and the MCTP blocks), without its per-module
+overhead: query, key and value weights are one matrix, gate and up another, rotary angles come from a table.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.cache import Cache
+from vita_audio_pl.inference.products import Product, product
+from vita_audio_pl.inference.rows import Rows, Span
+from vita_audio_pl.models.speech_lm import SpeechLM
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one decoder layer, ready for decoding."""
+
+    input_norm: Tensor
+    qkv: Product
+    output: Product
+    mlp_norm: Tensor
+    gate_up: Product
+    down: Product
+
+    @classmethod
+    def of(cls, layer: nn.Module, pack: bool) -> "Layer":
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        qkv_weight = torch.cat([p.weight.detach() for p in projections])
+        qkv_bias = torch.cat([p.bias.detach() for p in projections])
+        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
+        return cls(
+            layer.input_layernorm.weight.detach(),
+            product(qkv_weight, qkv_bias, pack=pack),
+            product(attention.o_proj.weight, attention.o_proj.bias, pack=pack),
+            layer.post_attention_layernorm.weight.detach(),
+            product(gate_up, pack=pack),
+            product(mlp.down_proj.weight, pack=pack),
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """Weights of one MCTP block, ready for decoding."""
+
+    embed_norm: Tensor
+    hidden_norm: Tensor
+    join: Product
+    layer: Layer
+
+
+class Runtime:
+    """A `SpeechLM` prepared for decoding; build once, use for any number of sessions. Weights are those at build time.
+
+    Args:
+        model: on the device and in the type to decode in.
+        n_heads: heads to prepare, all by default.
+        pack: copy weights into the CPU's fast layout (float32 on a CPU; elsewhere without effect).
+
+    Raises:
+        UserError: the backbone has a part that decoding does not know (sliding windows).
+    """
+
+    def __init__(self, model: SpeechLM, *, n_heads: int | None = None, pack: bool = True):
+        config = model.config.backbone
+        if "sliding_attention" in config.layer_types:
+            raise UserError("the backbone uses sliding-window attention, which decoding does not support")
+        backbone = model.model
+        self.n_heads = model.n_heads if n_heads is None else min(n_heads, model.n_heads)
+        self.n_layers = config.num_hidden_layers
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.query_heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.groups = self.query_heads // self.key_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.scale = self.head_size**-0.5
+        self.eps = config.rms_norm_eps
+        self.activation = _activation(config.hidden_act)
+        self.max_positions = config.max_position_embeddings
+        self.embedding = backbone.embed_tokens.weight.detach()
+        self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        with torch.inference_mode(False), torch.no_grad():
+            self.final_norm = backbone.norm.weight.detach()
+            self.layers = [Layer.of(layer, pack) for layer in backbone.layers]
+            self.heads = [
+                Head(
+                    block.embed_norm.weight.detach(),
+                    block.hidden_norm.weight.detach(),
+                    product(block.proj.weight, pack=pack),
+                    Layer.of(block.layer, pack),
+                )
+                for block in islice(model.heads, self.n_heads)
+            ]
+            self.vocabulary_weight = model.lm_head.weight.detach()
+            self.vocabulary = product(self.vocabulary_weight, pack=pack)
+        self._pack = pack
+        self._rotary = backbone.rotary_emb
+        self._cos = self._sin = torch.empty(0, self.head_size, device=self.device)
+
+    def new_cache(self, *, slots: int, capacity: int, n_heads: int, window: int | None = None) -> Cache:
+        """A cache for `slots` sequences of up to `capacity` tokens, of which `n_heads` heads write."""
+        self._extend_angles(capacity)
+        return Cache(
+            slots=slots,
+            capacity=capacity,
+            layers=self.n_layers + n_heads,
+            key_heads=self.key_heads,
+            head_size=self.head_size,
+            levels=n_heads,
+            window=min(window or capacity, capacity),
+            hidden_size=self.hidden_size,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def rows(self, spans: list[Span], capacity: int, first_key: int = 0) -> Rows:
+        """Rows of `spans` for one pass, on this model's device."""
+        return Rows(
+            spans,
+            first_key=first_key,
+            capacity=capacity,
+            groups=self.groups,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def embed(self, ids: list[int]) -> Tensor:
+        """Embeddings `(len(ids), hidden_size)`."""
+        return F.embedding(torch.tensor(ids, device=self.device), self.embedding)
+
+    def backbone(self, embeds: Tensor, rows: Rows, cache: Cache) -> Tensor:
+        """Normed hidden states `(rows.total, hidden_size)` of the backbone; the cache takes in `rows`."""
+        angles = self._angles(rows)
+        hidden = embeds
+        for number, layer in enumerate(self.layers):
+            hidden = self._layer(layer, number, hidden, angles, rows, cache)
+        return self._norm(hidden, self.final_norm)
+
+    def head(self, k: int, embeds: Tensor, previous: Tensor, rows: Rows, cache: Cache) -> Tensor:
+        """Normed hidden states `(rows.total, hidden_size)` of head `k`.
+
+        embeds: of the tokens at `rows`; previous: outputs of the predictor before it, one position earlier.
+        """
+        head = self.heads[k]
+        joined = torch.cat((self._norm(embeds, head.embed_norm), self._norm(previous, head.hidden_norm)), dim=-1)
+        hidden = self._layer(head.layer, self.n_layers + k, head.join(joined), self._angles(rows), rows, cache)
+        return self._norm(hidden, self.final_norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`(rows, vocab_size)` logits of normed hidden states `(rows, hidden_size)`."""
+        return self.vocabulary(hidden)
+
+    def part_of_vocabulary(self, ids: Tensor) -> Product:
+        """Logits of the tokens `ids` alone: `(rows, hidden_size) -> (rows, len(ids))`."""
+        return product(self.vocabulary_weight.index_select(0, ids.to(self.device)), pack=self._pack)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.hidden_size,), weight, self.eps)
+
+    def _layer(
+        self, layer: Layer, number: int, hidden: Tensor, angles: tuple[Tensor, Tensor], rows: Rows, cache: Cache
+    ) -> Tensor:
+        qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(rows.total, -1, self.head_size)
+        cos, sin = angles
+        turned = self.query_heads + self.key_heads
+        query_key = qkv[:, :turned]
+        # rotate_half(x) * sin == roll(x, half) * (sin with its first half negated), which the table holds
+        torch.addcmul(query_key * cos, query_key.roll(self.head_size // 2, -1), sin, out=query_key)
+        cache.by_row[number].index_copy_(0, rows.cache_rows, qkv[:, self.query_heads :].reshape(rows.total, -1))
+        attended = self._attend(qkv[:, : self.query_heads], cache.by_slot[number], rows)
+        hidden = hidden + layer.output(attended)
+        gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+        return hidden.add_(layer.down(self.activation(gate).mul_(up)))
+
+    def _attend(self, query: Tensor, memory: Tensor, rows: Rows) -> Tensor:
+        """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`.
+
+        Query heads that share a key head stand as further rows of it, so keys are neither copied nor repeated.
+        """
+        slots, width = rows.slots, rows.width
+        if rows.into_grid is not None:
+            query = query.index_select(0, rows.into_grid)
+        query = query.reshape(slots, width, self.key_heads, self.groups, self.head_size)
+        query = query.permute(0, 2, 3, 1, 4).reshape(slots, self.key_heads, self.groups * width, self.head_size)
+        keys, values = memory[rows.first_slot : rows.last_slot, rows.first_key : rows.last_key].unbind(2)
+        out = F.scaled_dot_product_attention(
+            query, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=rows.mask, scale=self.scale
+        )
+        out = out.unflatten(2, (self.groups, width)).permute(0, 3, 1, 2, 4)
+        out = out.reshape(slots * width, -1)
+        return out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
+
+    def _angles(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines `(rows.total, 1, head_size)` of the rows' positions."""
+        cos, sin = self._cos.index_select(0, rows.positions), self._sin.index_select(0, rows.positions)
+        return cos[:, None], sin[:, None]
+
+    def _extend_angles(self, capacity: int) -> None:
+        if capacity <= self._cos.shape[0]:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            positions = torch.arange(capacity, device=self.device)[None]
+            cos, sin = self._rotary(self.embedding[:1], positions)
+            half = self.head_size // 2
+            self._cos = cos[0].contiguous()
+            self._sin = torch.cat((-sin[0][:, :half], sin[0][:, half:]), dim=-1)
+
+
+def _activation(name: str):
+    activations = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+    if name not in activations:
+        raise UserError(f"the backbone's activation '{name}' is not one of {', '.join(activations)}")
+    return activations[name]

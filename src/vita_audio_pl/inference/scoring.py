@@ -1,0 +1,84 @@
+"""From hidden states to tokens: the whole vocabulary, or the few rows of it that an audio span allows."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.products import Product
+from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.sequence import Sequence
+
+NOT_FINITE = -1
+"""Stands for a token where the logits were not numbers."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of the vocabulary matrix; `ids` are their tokens (None: all rows, row = token)."""
+
+    logits: Product
+    ids: tuple[int, ...] | None
+    columns: dict[int, int] | None
+
+    def token(self, column: int) -> int:
+        """The token of a column of the logits."""
+        return column if self.ids is None else self.ids[column]
+
+    def column(self, token: int) -> int:
+        """The column of a token that this part holds."""
+        return token if self.columns is None else self.columns[token]
+
+    def seen(self, tokens: Collection[int]) -> set[int]:
+        """Columns of those `tokens` that this part holds."""
+        if self.columns is None:
+            return set(tokens)
+        return {self.columns[token] for token in tokens if token in self.columns}
+
+
+class Scorer:
+    """Chooses tokens from hidden states; holds the vocabulary parts that constraints need."""
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._whole = Part(runtime.logits, None, None)
+        self._parts: dict[SpanConstraint, Part] = {}
+
+    def part(self, restriction: SpanConstraint | None) -> Part:
+        """The rows of the vocabulary that `restriction` leaves."""
+        if restriction is None:
+            return self._whole
+        if restriction not in self._parts:
+            allowed = restriction.allowed
+            product = self._runtime.part_of_vocabulary(torch.tensor(allowed))
+            self._parts[restriction] = Part(product, allowed, restriction.columns)
+        return self._parts[restriction]
+
+    def most_likely(self, hidden: Tensor, restrictions: list[SpanConstraint | None]) -> list[int]:
+        """The token with the largest logit for each row of `hidden: (rows, hidden_size)`; `NOT_FINITE` for NaN rows.
+
+        restrictions: one per row; rows under the same one are computed together.
+        """
+        tokens = [NOT_FINITE] * len(restrictions)
+        for restriction in dict.fromkeys(restrictions):
+            rows = [i for i, r in enumerate(restrictions) if r is restriction]
+            chosen = hidden if len(rows) == len(restrictions) else hidden[rows]
+            part = self.part(restriction)
+            best = part.logits(chosen).max(dim=-1)
+            # the largest logit of a row with a NaN is NaN, and NaN is not equal to itself
+            for row, value, column in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+                tokens[row] = part.token(column) if value == value else NOT_FINITE
+        return tokens
+
+    def distribution(self, hidden: Tensor, sequence: Sequence, position: int) -> tuple[Part, Tensor]:
+        """The distribution `(choices,)` that the session's sampling makes of the token after `position`.
+
+        hidden: `(hidden_size,)` of that position, from whichever predictor writes the token.
+        """
+        part = self.part(sequence.restriction(position))
+        seen: Collection[int] = ()
+        if sequence.options.sampling.repetition_penalty != 1:
+            seen = part.seen(set(sequence.ids[: position + 1]))
+        return part, sequence.sampler.probabilities(part.logits(hidden[None])[0], seen)

@@ -1,0 +1,179 @@
+"""One sequence while it is being decoded: its tokens, how far each predictor has read them, and what comes next."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.sampling import Greedy, Sampler, Sampling
+from vita_audio_pl.interleave import DecodePattern
+
+VERIFY_MODES = ("none", "greedy", "sample")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one sequence is decoded.
+
+    Attributes:
+        pattern: who writes which token; under verification, the longest run of heads is the longest draft.
+        max_new_tokens: length limit of the answer.
+        stop_ids: tokens that end it.
+        sampling: how tokens are drawn.
+        constraint: restriction inside audio spans; None as in the published system.
+        verify: `none`, `greedy` (the backbone's own greedy tokens exactly) or `sample` (its own distribution exactly).
+        first_chunk: `(begin, end)` markers of audio; a draft that opens the answer's first audio span is then kept
+            without verification up to the span's end, so that it can be played at once. None verifies everything.
+
+    Raises:
+        UserError: an unknown mode, or one that contradicts the sampling.
+    """
+
+    pattern: DecodePattern
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    sampling: Sampling = Greedy
+    constraint: SpanConstraint | None = None
+    verify: str = "none"
+    first_chunk: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.verify not in VERIFY_MODES:
+            raise UserError(f"verify={self.verify!r} is unknown; use one of {', '.join(VERIFY_MODES)}")
+        if self.verify == "greedy" and not self.sampling.greedy:
+            raise UserError(
+                f"verify=greedy gives the most likely tokens, but temperature={self.sampling.temperature}; "
+                "use verify=sample, or temperature 0"
+            )
+
+
+class Sequence:
+    """State of one answer; the caches hold the matching rows in `slot`.
+
+    Attributes:
+        ids: prompt, committed tokens, and drafts that await verification at the end.
+        read: per predictor (backbone first), the first position it has not read yet.
+        drafts: number of tokens at the end of `ids` that await verification.
+        run: heads that have written since the last backbone pass.
+        proposals: under sampled verification, the distribution each draft was drawn from.
+    """
+
+    def __init__(self, slot: int, prompt: SequenceOf[int], options: Options, n_heads: int):
+        self.slot, self.options = slot, options
+        self.ids = list(prompt)
+        self.n_prompt = len(self.ids)
+        self.sampler = Sampler(options.sampling)
+        self.verifies = options.verify != "none"
+        self._pattern_writers: list[int] = options.pattern.writers(options.max_new_tokens, n_heads).tolist()
+        self.n_heads = max(self._pattern_writers)
+        self.read = list(range(self.n_heads + 1))
+        self.drafts = self.run = 0
+        self.proposals: list[Tensor] = []
+        self.writers: list[int] = []
+        self.backbone_passes = self.head_passes = 0
+        self.drafted, self.accepted = [0] * self.n_heads, [0] * self.n_heads
+        self.finished = self.stopped = False
+        self._trusts_draft = options.first_chunk is not None
+        self._inside: list[bool] = []
+        if options.constraint is not None:
+            state = False
+            for token in self.ids:
+                state = options.constraint.after(state, token)
+                self._inside.append(state)
+
+    @property
+    def n_written(self) -> int:
+        """Committed tokens after the prompt."""
+        return len(self.writers)
+
+    @property
+    def n_committed(self) -> int:
+        """Prompt and committed tokens."""
+        return self.n_prompt + len(self.writers)
+
+    def next_head(self) -> int | None:
+        """The head whose turn it is, None where it is the backbone's."""
+        if self.finished or not self.writers:
+            return None
+        if not self.verifies:
+            writer = self._pattern_writers[self.n_written]
+            return writer - 1 if writer else None
+        if self.run >= self.n_heads or self.n_written + self.drafts >= self.options.max_new_tokens:
+            return None
+        return None if self.drafts and self.ids[-1] in self.options.stop_ids else self.run
+
+    def restriction(self, position: int) -> SpanConstraint | None:
+        """What the token after `position` is held to."""
+        return self.options.constraint if self._inside and self._inside[position] else None
+
+    def write_backbone(self, token: int) -> None:
+        """Commits a token that the backbone chose."""
+        self._push(token)
+        self._commit(0)
+
+    def write_head(self, token: int) -> None:
+        """Takes the token of the head whose turn it is: committed, or a draft where it will be verified."""
+        self._push(token)
+        self.run += 1
+        if not self.verifies or self._trusted(token):
+            self._commit(self.run)
+        else:
+            self.drafts += 1
+            self.drafted[self.run - 1] += 1
+
+    def settle(self, kept: int, token: int) -> None:
+        """Commits the first `kept` drafts and then the backbone's own `token`, and forgets the other drafts."""
+        first_head = self.run - self.drafts
+        for i in range(kept):
+            self.accepted[first_head + i] += 1
+            self._commit(first_head + i + 1)
+        self.drafts = 0
+        self.proposals.clear()
+        self._cut(self.n_committed)
+        if not self.finished:
+            self.write_backbone(token)
+
+    def result(self) -> Generation:
+        """The answer so far."""
+        return Generation(
+            ids=self.ids[self.n_prompt : self.n_committed],
+            writers=list(self.writers),
+            backbone_passes=self.backbone_passes,
+            head_passes=self.head_passes,
+            stopped=self.stopped,
+            drafted=list(self.drafted) if self.verifies else [],
+            accepted=list(self.accepted) if self.verifies else [],
+        )
+
+    def _trusted(self, token: int) -> bool:
+        """Whether a drafted token belongs to the first audio chunk, which is played unverified."""
+        if not self._trusts_draft:
+            return False
+        begin, end = self.options.first_chunk  # type: ignore[misc]
+        opens_span = self.run > 1 or token == begin
+        self._trusts_draft = opens_span and token != end
+        return opens_span
+
+    def _push(self, token: int) -> None:
+        if self.options.constraint is not None:
+            self._inside.append(self.options.constraint.after(self._inside[-1], token))
+        self.ids.append(token)
+
+    def _commit(self, writer: int) -> None:
+        token = self.ids[self.n_committed]
+        self.writers.append(writer)
+        self.stopped = token in self.options.stop_ids
+        self.finished = self.stopped or self.n_written >= self.options.max_new_tokens
+
+    def _cut(self, length: int) -> None:
+        """Forgets all tokens from position `length` on, in every predictor's view."""
+        del self.ids[length:]
+        del self._inside[length:]
+        # row p of a predictor is a function of the tokens up to p alone, so rows before the cut stay valid
+        self.read = [min(read, max(length, first)) for first, read in enumerate(self.read)]
