@@ -1,10 +1,16 @@
 """What a training step gives back, and the rows it is made of."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vita_audio_pl.models.linear_cross_entropy import RowLosses
+
+RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor], RowLosses]
+"""`(hidden, weight, targets, row_weights) -> RowLosses`, as `linear_cross_entropy`."""
 
 
 class HeadLosses(NamedTuple):
@@ -20,13 +26,17 @@ class HeadLosses(NamedTuple):
     counts: Tensor
     correct: Tensor
 
+    def with_(self, other: "HeadLosses") -> "HeadLosses":
+        """Both together."""
+        return HeadLosses(*(mine + its for mine, its in zip(self, other, strict=True)))
+
 
 @dataclass(frozen=True)
 class Scored:
     """Rows of one predictor that are scored.
 
-    hidden: (rows, hidden), normed; targets: (rows,) int64; weights: (rows,) float32, divisor included; tokens: (rows,)
-    int64, the backbone row (and token) each stands at.
+    predictor: 0 the backbone, k + 1 head k; hidden: (rows, hidden), normed; targets: (rows,) int64; weights: (rows,)
+    float32, divisor included; tokens: (rows,) int64 on the CPU, ascending, the token each row stands at.
     """
 
     predictor: int
@@ -36,15 +46,13 @@ class Scored:
     tokens: Tensor
 
 
-def collect(total: Tensor, each: Tensor, correct: Tensor, scored: list[Scored], n_predictors: int) -> HeadLosses:
-    """Sums by predictor of the losses and hits of concatenated rows."""
-    sums = torch.zeros(n_predictors, dtype=torch.float32, device=each.device)
-    hits = torch.zeros(n_predictors, dtype=torch.int64, device=each.device)
-    counts = torch.zeros(n_predictors, dtype=torch.int64)
-    start = 0
-    for part in scored:
-        rows = slice(start, start + len(part.targets))
-        sums[part.predictor], hits[part.predictor] = each[rows].sum(), correct[rows].sum()
-        counts[part.predictor] = start = rows.stop
-        counts[part.predictor] -= rows.start
-    return HeadLosses(total, sums, counts.to(each.device), hits)
+def collect(losses: RowLosses, scored: Sequence[Scored], n_heads: int) -> HeadLosses:
+    """Sums by predictor of the losses of the concatenated rows of `scored`."""
+    device = losses.each.device
+    counts = torch.zeros(1 + n_heads, dtype=torch.int64)
+    sums, correct = torch.zeros(1 + n_heads, device=device), torch.zeros(1 + n_heads, dtype=torch.int64, device=device)
+    sizes = [len(part.targets) for part in scored]
+    for part, each, hits in zip(scored, losses.each.split(sizes), losses.correct.split(sizes), strict=True):
+        counts[part.predictor] = len(part.targets)
+        sums[part.predictor], correct[part.predictor] = each.sum(), hits.sum()
+    return HeadLosses(losses.total, sums, counts.to(device), correct)

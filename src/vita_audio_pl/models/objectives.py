@@ -1,45 +1,182 @@
-"""Objectives: which rows a predictor is trained on, and against what. A stage or an experiment picks one by name."""
+"""Objectives: which rows a predictor is trained on, and against what. A stage or an experiment picks one by name.
+
+All are sums over labels divided by the batch's divisor (the labels of the whole global step), which comes inside the row
+weights. The backbone, where it trains, always has the cross entropy of every label and weight 1; each of the K heads has
+weight `w / K`. A head has the rows at positions `k + 1` and later of each document (VITA-Audio, section 3.3).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.distillation import distillation_loss
 from vita_audio_pl.models.layout import PackedLayout
-from vita_audio_pl.models.linear_cross_entropy import linear_cross_entropy
-from vita_audio_pl.models.losses import HeadLosses, Scored, collect
+from vita_audio_pl.models.liger import liger_cross_entropy
+from vita_audio_pl.models.linear_cross_entropy import RowLosses, linear_cross_entropy
+from vita_audio_pl.models.losses import HeadLosses, RowLoss, Scored, collect
 from vita_audio_pl.packed import IGNORE_INDEX
+from vita_audio_pl.text.vocabulary import Vocabulary
 
 
 class EveryHead:
-    """Every label trains every predictor: `CE_backbone + (w / K) * sum_k CE_k` (VITA-Audio, section 3.3).
+    """`CE_backbone + (w / K) * sum_k CE_k`: every label trains every predictor that has its row (the published loss)."""
 
-    Each `CE` is a sum over labels divided by the batch's divisor. A head sees the labels whose predicting row it has:
-    position `k + 1` or later in the document.
-    """
+    def __init__(self, weight: float = 1.0, kernel: str = "torch", chunk_rows: int = 512):
+        """weight: w; kernel: `torch` or `liger` (CUDA only); chunk_rows: rows whose logits exist at a time.
 
-    name = "every_head"
+        Raises:
+            UserError: an unknown kernel, a negative weight, or fewer than one row.
+        """
+        kernels: dict[str, RowLoss] = {
+            "torch": partial(linear_cross_entropy, chunk_rows=chunk_rows),
+            "liger": liger_cross_entropy,
+        }
+        if kernel not in kernels:
+            raise UserError(f"objective.kernel is '{kernel}'; it must be one of {', '.join(kernels)}")
+        if weight < 0 or chunk_rows < 1:
+            raise UserError(f"objective.weight={weight}, chunk_rows={chunk_rows}: want weight >= 0 and chunk_rows >= 1")
+        self.weight, self.chunk_rows, self._row_loss = weight, chunk_rows, kernels[kernel]
 
-    def __init__(self, weight: float = 1.0, chunk_rows: int = 512):
-        self.weight, self.chunk_rows = weight, chunk_rows
-
-    def scored(self, layout: PackedLayout, predictor: int) -> np.ndarray:
-        """Tokens whose next token predictor `predictor` (0 backbone, k + 1 head k) is trained on: `(tokens,)` bool."""
+    def trains_on(self, layout: PackedLayout, predictor: int) -> np.ndarray:
+        """Tokens whose next token `predictor` (0 the backbone, k + 1 head k) is trained to predict: `(tokens,)` bool."""
         return layout.targets != IGNORE_INDEX
 
     def weight_of(self, predictor: int, n_heads: int) -> float:
         """Weight of a predictor's loss: 1 for the backbone, `w / K` for a head."""
         return 1.0 if predictor == 0 else self.weight / n_heads
 
-    def losses(self, lm_head, scored: list[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:
-        """Losses of the scored rows of all predictors, in one call through the vocabulary layer `lm_head`.
+    def losses(self, lm_head: torch.nn.Module, scored: Sequence[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:
+        """Losses of the scored rows of all predictors through the vocabulary layer `lm_head`.
 
         backbone: (tokens, hidden), the backbone's normed output of every token.
         """
+        return self.cross_entropy(lm_head, scored, n_heads)
 
-        def loss(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    def cross_entropy(
+        self, lm_head: torch.nn.Module, scored: Sequence[Scored], n_heads: int, vocabulary: Tensor | None = None
+    ) -> HeadLosses:
+        """One call for all rows; over the rows `vocabulary` (ascending ids) of the matrix alone, where given."""
+
+        def loss(hidden: Tensor, weight: Tensor) -> RowLosses:
             targets = torch.cat([part.targets for part in scored])
-            weights = torch.cat([part.weights for part in scored])
-            return tuple(linear_cross_entropy(hidden, weight, targets, weights, self.chunk_rows))
+            if vocabulary is not None:
+                ids = vocabulary.to(weight.device)
+                weight, targets = weight.index_select(0, ids), torch.searchsorted(ids, targets)
+            return self._row_loss(hidden, weight, targets, torch.cat([part.weights for part in scored]))
 
-        rows = lm_head(torch.cat([part.hidden for part in scored]), loss=loss)
-        return collect(*rows, scored, 1 + n_heads)
+        return collect(lm_head(torch.cat([part.hidden for part in scored]), loss=loss), scored, n_heads)
+
+
+class AudioOnly(EveryHead):
+    """`CE_backbone + (w / K) * sum_k CE'_k`, where heads learn audio spans only.
+
+    A head's targets are codes, begin and end markers, and the `<|im_end|>` that follows an end marker; its softmax `CE'`
+    runs over those ids alone, so audio is all a head can then write.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, **options: Any):
+        super().__init__(**options)
+        self._vocabulary = vocabulary
+        markers = [vocabulary.im_end, vocabulary.begin_of_audio, vocabulary.end_of_audio]
+        self._ids = torch.tensor(sorted([*markers, *range(vocabulary.first_code, vocabulary.used)]))
+
+    def trains_on(self, layout: PackedLayout, predictor: int) -> np.ndarray:
+        labelled = super().trains_on(layout, predictor)
+        if predictor == 0:
+            return labelled
+        words, targets = self._vocabulary, layout.targets
+        closing = (targets == words.im_end) & (layout.ids == words.end_of_audio)
+        marker = (targets == words.begin_of_audio) | (targets == words.end_of_audio)
+        return words.is_code(targets) | marker | closing
+
+    def losses(self, lm_head, scored, backbone, n_heads):
+        heads = [part for part in scored if part.predictor]
+        others = [part for part in scored if not part.predictor]
+        parts = [self.cross_entropy(lm_head, heads, n_heads, self._ids)] if heads else []
+        parts += [self.cross_entropy(lm_head, others, n_heads)] if others else []
+        return parts[0] if len(parts) == 1 else parts[0].with_(parts[1])
+
+
+class ServedSlots(EveryHead):
+    """`CE_backbone + (w / K) * sum_k CE''_k`, where head k learns the tokens it writes under the decoding pattern only.
+
+    The backbone keeps every label, so decoding without heads and verification stay whole.
+    """
+
+    def trains_on(self, layout: PackedLayout, predictor: int) -> np.ndarray:
+        labelled = super().trains_on(layout, predictor)
+        return labelled & (layout.target_writers == predictor) if predictor else labelled
+
+
+class Distil(EveryHead):
+    """`CE_backbone + (w / K) * sum_k D_k`, where `D_k` draws head k to the backbone's own distribution at the same row.
+
+    `D = lambda KL(t || s) + (1 - lambda) TV(t, s)` over labelled rows, see `models.distillation`; the backbone's
+    distribution `t` is a constant. A head's `correct` counts agreement with the backbone's choice, not with the label.
+    """
+
+    def __init__(self, kl_share: float = 0.5, **options: Any):
+        """kl_share: lambda, in [0, 1].
+
+        Raises:
+            UserError: `kl_share` outside [0, 1], or another kernel than `torch`.
+        """
+        super().__init__(**options)
+        if not 0 <= kl_share <= 1:
+            raise UserError(f"objective.kl_share is {kl_share}; it must lie in [0, 1]")
+        if options.get("kernel", "torch") != "torch":
+            raise UserError("objective.kernel=liger has no distillation; set objective.kernel=torch")
+        self.kl_share = kl_share
+
+    def losses(self, lm_head, scored, backbone, n_heads):
+        heads = [part for part in scored if part.predictor]
+        others = [part for part in scored if not part.predictor]
+        parts = [self._distil(lm_head, heads, backbone, n_heads)] if heads else []
+        parts += [self.cross_entropy(lm_head, others, n_heads)] if others else []
+        return parts[0] if len(parts) == 1 else parts[0].with_(parts[1])
+
+    def _distil(self, lm_head, heads, backbone, n_heads) -> HeadLosses:
+        tokens = torch.cat([part.tokens for part in heads])
+        order = torch.argsort(tokens, stable=True)  # all heads of a token side by side: its teacher is made once
+        back = torch.argsort(order)
+        order_there = order.to(backbone.device)
+        weights = torch.cat([part.weights for part in heads])[order_there]
+
+        def loss(hidden: Tensor, weight: Tensor) -> RowLosses:
+            return distillation_loss(
+                hidden, weight, backbone.detach(), tokens[order], weights, self.kl_share, self.chunk_rows
+            )
+
+        hidden = torch.cat([part.hidden for part in heads]).index_select(0, order_there)
+        total, each, correct = lm_head(hidden, loss=loss)
+        back = back.to(backbone.device)
+        return collect(RowLosses(total, each[back], correct[back]), heads, n_heads)
+
+
+OBJECTIVES: dict[str, type[EveryHead]] = {
+    "every_head": EveryHead,
+    "audio_only": AudioOnly,
+    "served_slots": ServedSlots,
+    "distil": Distil,
+}
+
+
+def build_objective(name: str, vocabulary: Vocabulary | None = None, **options: Any) -> EveryHead:
+    """The objective `name` with its options; `audio_only` needs the vocabulary, `distil` alone takes `kl_share`.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    if name not in OBJECTIVES:
+        raise UserError(f"objective.name is '{name}'; it must be one of {', '.join(OBJECTIVES)}")
+    if name == "audio_only":
+        options["vocabulary"] = vocabulary
+    try:
+        return OBJECTIVES[name](**options)
+    except TypeError as error:
+        raise UserError(f"objective '{name}' does not take these options: {error}") from None

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
 from vita_audio_pl.models.layout import PackedLayout, to_device
+from vita_audio_pl.models.linear_cross_entropy import RowLosses
 from vita_audio_pl.models.losses import HeadLosses, Scored
 from vita_audio_pl.models.mctp import MCTPStack
 from vita_audio_pl.models.objectives import EveryHead
@@ -40,7 +42,7 @@ class VocabularyHead(nn.Linear):
     A loss runs inside this module's forward, so that a strategy which shards parameters gathers `W` around it.
     """
 
-    def forward(self, hidden: Tensor, loss: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None):
+    def forward(self, hidden: Tensor, loss: Callable[[Tensor, Tensor], RowLosses] | None = None):
         """Logits (..., vocabulary) of `hidden`, or `loss(hidden, W)`."""
         return F.linear(hidden, self.weight) if loss is None else loss(hidden, self.weight)
 
@@ -121,23 +123,23 @@ class SpeechLM(nn.Module):
         trains = self.train_backbone
         # decided by configuration, never by data: sharded ranks have to run the same modules
         deepest = self.n_heads if objective.weight else 0
-        predictors = range(0 if trains or score_frozen_backbone else 1, 1 + deepest)
-        selected = {j: self._select(layout, objective, j, shift_across_documents) for j in predictors}
         hidden = self._predictors(batch, layout, deepest)
         divisor = max(batch.divisor, 1e-12)
 
         def part(j: int) -> Scored:
-            rows, tokens, targets = selected[j]
-            scale = objective.weight_of(j, self.n_heads) / divisor
-            put = [to_device(a, hidden[0].device) for a in (rows, targets, layout.target_weights[tokens] * scale, tokens)]
-            return Scored(j, hidden[j][0].index_select(0, put[0]), *put[1:])
+            rows, tokens, targets = self._select(layout, objective, j, shift_across_documents)
+            weights = layout.target_weights[tokens] * np.float32(objective.weight_of(j, self.n_heads) / divisor)
+            rows, targets, weights = (to_device(array, hidden[0].device) for array in (rows, targets, weights))
+            return Scored(j, hidden[j][0].index_select(0, rows), targets, weights, torch.from_numpy(tokens))
 
-        scored = [part(j) for j in predictors if trains or j > 0]
+        scored = [part(j) for j in range(0 if trains else 1, 1 + deepest)]
+        if not scored:
+            raise UserError("nothing is left to train: the backbone is frozen and the heads are absent or weigh 0")
         losses = objective.losses(self.lm_head, scored, hidden[0][0], self.n_heads)
         if score_frozen_backbone and not trains:
             with torch.no_grad():
-                main = EveryHead(chunk_rows=objective.chunk_rows).losses(self.lm_head, [part(0)], hidden[0][0], self.n_heads)
-            losses = losses._replace(**{f: getattr(losses, f) + getattr(main, f) for f in ("sums", "counts", "correct")})
+                extra = objective.cross_entropy(self.lm_head, [part(0)], self.n_heads)
+            losses = losses.with_(extra._replace(total=torch.zeros_like(losses.total)))
         return losses
 
     def _select(self, layout, objective, predictor, shift_across_documents) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,7 +150,7 @@ class SpeechLM(nn.Module):
             rows = np.flatnonzero(targets != IGNORE_INDEX)
         else:
             targets = layout.targets[tokens]
-            rows = np.flatnonzero(objective.scored(layout, predictor)[tokens])
+            rows = np.flatnonzero(objective.trains_on(layout, predictor)[tokens])
         return rows, tokens[rows], targets[rows]
 
     def _predictors(self, batch: PackedBatch, layout: PackedLayout, deepest: int) -> list[Tensor]:

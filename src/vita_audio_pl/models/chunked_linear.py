@@ -1,0 +1,70 @@
+"""A linear layer a chunk of rows at a time: logits made, used and forgotten; gradients gathered on the way."""
+
+import torch
+from torch import Tensor
+
+
+class ChunkedLinear:
+    """`hidden @ weight.T` for chunks of rows, with room for the gradients of both.
+
+    hidden: (rows, hidden); weight: (vocabulary, hidden). Products are taken in the autocast type where autocast is on, with
+    results in float32; the gradient of `weight` is summed in float32 whatever its type.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, wants: tuple[bool, bool]):
+        self.hidden, self.weight = hidden, weight
+        self.kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(self.kind) if torch.is_autocast_enabled(self.kind) else hidden.dtype
+        if dtype != torch.float32 and not hidden.is_cuda:
+            dtype = torch.float32 if dtype != torch.float64 else dtype  # no 16-bit product with a 32-bit result on a CPU
+        self.matrix = weight.to(dtype)
+        self.grad_hidden = torch.empty_like(hidden) if wants[0] else None
+        gathered = torch.promote_types(weight.dtype, torch.float32)
+        self.grad_weight = torch.zeros(weight.shape, dtype=gathered, device=weight.device) if wants[1] else None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 logits `(rows, vocabulary)` of some hidden states."""
+        return self._product(states.to(self.matrix.dtype), self.matrix.t())
+
+    def take_gradient(self, rows: slice, grad_logits: Tensor, scale: Tensor) -> None:
+        """Adds the gradients of rows whose loss is `scale` `(rows, 1)` times one with gradient `grad_logits`."""
+        if self.grad_hidden is None and self.grad_weight is None:
+            return
+        grad_logits = grad_logits.to(self.matrix.dtype)
+        if self.grad_hidden is not None:
+            self.grad_hidden[rows] = self._product(grad_logits, self.matrix).mul_(scale)
+        if self.grad_weight is not None:
+            states = (self.hidden[rows].to(self.grad_weight.dtype) * scale).to(self.matrix.dtype)
+            if states.dtype == self.grad_weight.dtype:
+                self.grad_weight.addmm_(grad_logits.t(), states)
+            else:
+                self.grad_weight.add_(self._product(grad_logits.t(), states))
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        with torch.autocast(self.kind, enabled=False):
+            if left.dtype in (torch.float32, torch.float64):
+                return left @ right
+            return torch.mm(left, right, out_dtype=torch.float32)
+
+    def keep_gradients(self, ctx) -> None:
+        """Leaves the gradients with an autograd context, for `scaled_gradients`."""
+        ctx.gradients = self.grad_hidden, self.grad_weight
+        ctx.types = self.hidden.dtype, self.weight.dtype
+
+
+def scaled_gradients(ctx, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of hidden states and weight that `keep_gradients` left, times the loss's own gradient.
+
+    Raises:
+        RuntimeError: asked for twice; they are scaled in place.
+    """
+    if ctx.gradients is None:
+        raise RuntimeError("the gradient of a chunked loss can be taken once: it is scaled in place")
+    gradients, ctx.gradients = ctx.gradients, None
+    hidden, weight = (
+        None if gradient is None else gradient.mul_(grad_total).to(dtype)
+        for gradient, dtype in zip(gradients, ctx.types, strict=True)
+    )
+    return hidden, weight
+
+
