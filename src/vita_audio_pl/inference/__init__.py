@@ -3,7 +3,20 @@
 from vita_audio_pl.inference.batch import generate
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
+from vita_audio_pl.inference.prompts import Prompter, task_conversation
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sampling import Greedy, Sampling
 
-__all__ = ["Generation", "Greedy", "Runtime", "Sampling", "SpanConstraint", "generate"]
+__all__ = [
+    "Generation",
+    "Greedy",
+    "LoadedModel",
+    "Prompter",
+    "Runtime",
+    "Sampling",
+    "SpanConstraint",
+    "generate",
+    "load_speech_model",
+    "task_conversation",
+]

@@ -1,0 +1,127 @@
+"""A model folder, made ready to decode."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.text.tokenizer import TextTokenizer
+from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
+
+VANILLA = DecodePattern.of("vanilla")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a model folder holds.
+
+    Attributes:
+        model: weights, in evaluation mode.
+        tokenizer: text part of the vocabulary.
+        vocabulary: all of it.
+        codec_dir: folder of the codec that made the codes (`codecs.load_codec` reads it); None where there is none.
+        manifest: the stage's manifest; empty for weights that no stage of ours made.
+        pattern: decoding pattern that the folder names; Vanilla without one.
+    """
+
+    model: SpeechLM
+    tokenizer: TextTokenizer
+    vocabulary: Vocabulary
+    codec_dir: Path | None
+    manifest: dict[str, Any]
+    pattern: DecodePattern
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The model prepared for decoding, made once."""
+        return Runtime(self.model)
+
+
+def load_speech_model(
+    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """Loads a model folder (`runs/NAME/STAGE/model`), the folder of its stage, or published weights with a tokenizer.
+
+    Args:
+        device: where the weights go.
+        dtype: converted to; None keeps the file's.
+
+    Raises:
+        UserError: the folder is missing or incomplete, or its parts do not belong together.
+    """
+    folder = model_folder(folder)
+    tokenizer = TextTokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    config, manifest, generation = (
+        _read_json(folder / name) for name in ("config.json", "manifest.json", "generation_config.json")
+    )
+    vocabulary = _vocabulary(tokenizer, config, manifest, folder)
+    model = load_released(folder, dtype=dtype, device=device).eval().requires_grad_(False)
+    runs = generation.get("mtp_inference_mode") or manifest.get("decode_pattern")
+    codec = folder / "codec"
+    return LoadedModel(
+        model,
+        tokenizer,
+        vocabulary,
+        codec if codec.is_dir() else None,
+        manifest,
+        DecodePattern.of(runs) if runs else VANILLA,
+    )
+
+
+def model_folder(folder: Path | str) -> Path:
+    """The folder with `config.json`: `folder` itself, or `model` inside the folder of a stage.
+
+    Raises:
+        UserError: neither holds a model.
+    """
+    folder = Path(folder)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise UserError(f"there is no model folder {folder}; train one, or give a folder such as runs/NAME/sft/model")
+    raise UserError(f"{folder} is no model folder: it has no config.json; the stage that makes it may not be finished")
+
+
+def _vocabulary(tokenizer: TextTokenizer, config: dict[str, Any], manifest: dict[str, Any], folder: Path) -> Vocabulary:
+    """The vocabulary whose padded size is the model's; the manifest's fingerprint, or a power of two, says how many codes."""
+    first_code = config.get("speech_token_offset", tokenizer.n_text + len(special_tokens(False)))
+    n_specials = first_code - tokenizer.n_text
+    continuous = n_specials == len(special_tokens(True))
+    if n_specials not in (len(special_tokens(False)), len(special_tokens(True))):
+        raise UserError(
+            f"{folder}: the codes begin at token {first_code}, but the tokenizer has {tokenizer.n_text} text tokens; "
+            "the tokenizer belongs to another model"
+        )
+    rows = config.get("vocab_size", 0)
+    sizes = [n for n in range(rows - first_code, rows - first_code - 8, -1) if n >= 1]
+    choices = [v for v in (tokenizer.vocabulary(n, continuous) for n in sizes) if v.size == rows]
+    if "vocabulary" in manifest:
+        choices = [v for v in choices if v.fingerprint == manifest["vocabulary"]]
+    choices.sort(key=lambda v: v.n_codes & (v.n_codes - 1) != 0)
+    if not choices:
+        raise UserError(
+            f"{folder}: the model has {rows} vocabulary rows, which do not fit its tokenizer of {tokenizer.n_text} text "
+            "tokens; the tokenizer belongs to another model"
+        )
+    return choices[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); the model folder is damaged") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold an object; the model folder is damaged")
+    return values
