@@ -112,11 +112,12 @@ def test_labels_cover_the_answer_and_its_end_only():
 
 def test_writers_start_anew_in_each_spoken_answer_and_stay_with_the_backbone_in_text():
     render = renderer()
-    rendered = render.render([ask(text(1)), answer(text(30)), ask(text(1)), answer(text(5), audio(16))])
+    rendered = render.render([ask(text(1)), answer(text(30)), ask(text(1)), answer(text(5), audio(14))])
     by_answer = np.split(rendered.writers, np.flatnonzero(np.diff((rendered.labels != -100).astype(int))) + 1)[1::2]
     assert by_answer[0].tolist() == [0] * 32
-    n = BOOST.length(5, 16) + 1
-    assert by_answer[1].tolist() == [*DecodePattern.of("boost").writers(n, 10), 0]
+    closing = BOOST.length(5, 14)
+    assert by_answer[1].tolist() == [*DecodePattern.of("boost").writers(closing + 1, 10), 0]
+    assert by_answer[1][closing] == 9
 
 
 def test_weights_tell_audio_from_text():
@@ -135,15 +136,15 @@ def test_lead_in_goes_before_an_answers_audio_and_nowhere_else():
 
 def test_corruption_changes_its_share_of_prompt_codes_and_no_answer():
     render = renderer(prompt_corruption=0.25)
-    rendered = render.render([ask(audio(20_000)), answer(text(1), audio(500))], np.random.default_rng(0))
+    rendered = render.render([ask(audio(200_000)), answer(text(1), audio(500))], np.random.default_rng(0))
     codes = render.vocabulary.codes_of(rendered.ids)
-    original = np.arange(20_000) % N_CODES
-    changed = codes[:20_000] != original
-    assert 0.23 < changed.mean() < 0.27
-    shifts = np.bincount((codes[:20_000] - original)[changed] % N_CODES, minlength=N_CODES)
-    assert shifts[0] == 0 and shifts[1:].min() > 0.5 * shifts[1:].mean()
-    assert codes[20_000:].tolist() == (np.arange(500) % N_CODES).tolist()
-    again = render.render([ask(audio(20_000)), answer(text(1), audio(500))], np.random.default_rng(0))
+    original = np.arange(200_000) % N_CODES
+    changed = codes[:200_000] != original
+    assert 0.247 < changed.mean() < 0.253
+    shifts = np.bincount((codes[:200_000] - original)[changed] % N_CODES, minlength=N_CODES)
+    assert shifts[1:].min() > 0.9 * shifts[1:].mean()
+    assert codes[200_000:].tolist() == (np.arange(500) % N_CODES).tolist()
+    again = render.render([ask(audio(200_000)), answer(text(1), audio(500))], np.random.default_rng(0))
     assert (again.ids == rendered.ids).all()
     with pytest.raises(ValueError, match="rng"):
         render.render([ask(audio(3))])
