@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.packed import PackedBatch
@@ -27,7 +28,7 @@ def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, micro: int 
     documents = np.where(place < 2 * DOCUMENT, place // DOCUMENT, -1)
     documents = np.broadcast_to(documents, ids.shape)
     labels = np.where((documents >= 0) & (place % DOCUMENT >= 2), ids, -100)
-    writers = np.where(labels >= 0, (place % DOCUMENT) % 3, -1)
+    writers = np.where(labels >= 0, (place % DOCUMENT) % 4, -1)
     tensor = torch.from_numpy
     return PackedBatch(
         input_ids=tensor(ids[rows]),
@@ -63,8 +64,14 @@ class ToyData(L.LightningDataModule):
         super().__init__()
         self.seed, self.rows, self.accumulate, self.start = seed, rows, accumulate, 0
 
-    def seek(self, position: dict) -> None:
-        self.start = position["micro"]
+    def consumed(self, batch: PackedBatch) -> None:
+        self.start = batch.position["micro"]
+
+    def state_dict(self) -> dict:
+        return {"micro": self.start}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.start = state_dict["micro"]
 
     def train_dataloader(self):
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
@@ -89,8 +96,8 @@ def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "code
         codec="toy",
         codec_fingerprint=codec,
         source_names=("toy",),
-        identity={"seed": 0},
-        val_batches=2,
+        plan="toy",
+        validates=True,
     )
 
 
@@ -104,4 +111,4 @@ def toy_config(runs: Path, *overrides: str) -> TrainConfig:
         "callbacks.progress_bar=false",
     ]  # fmt: skip
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
-        return to_dataclass(compose("train", overrides=[*small, *overrides]))
+        return to_dataclass(compose("train", overrides=[*small, *overrides]), work_in_stage_settings)

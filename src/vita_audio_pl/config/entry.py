@@ -22,7 +22,12 @@ from vita_audio_pl.errors import UserError
 EXIT_STATUS_OF_USER_ERROR = 2
 
 
-def run_entry_point(task: Callable[[Any], Any], config_name: str, schema: type) -> None:
+def run_entry_point(
+    task: Callable[[Any], Any],
+    config_name: str,
+    schema: type,
+    amend: Callable[[DictConfig], None] | None = None,
+) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
 
     The primary config lists `<config_name>_schema` first in its defaults; that is `schema`, a dataclass, so that
@@ -34,6 +39,7 @@ def run_entry_point(task: Callable[[Any], Any], config_name: str, schema: type) 
         task: receives an instance of `schema`.
         config_name: name of the primary config in `conf/`.
         schema: dataclass of the whole configuration.
+        amend: works settings into others, in place, before anything is resolved.
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,7 +49,7 @@ def run_entry_point(task: Callable[[Any], Any], config_name: str, schema: type) 
 
     def typed_task(config: DictConfig) -> Any:
         try:
-            return task(to_dataclass(config))
+            return task(to_dataclass(config, amend))
         except UserError as error:
             # SystemExit, because Hydra wraps every other exception of a job in a banner of its own
             raise SystemExit(_report(error, wants_traceback)) from error
@@ -66,13 +72,15 @@ def register_schema(config_name: str, schema: type) -> None:
         plugins.register(ExperimentsSearchPath)
 
 
-def to_dataclass(config: DictConfig) -> Any:
+def to_dataclass(config: DictConfig, amend: Callable[[DictConfig], None] | None = None) -> Any:
     """Instance of the schema from a composed config; interpolations resolved.
 
     Raises:
         UserError: a value is missing or has the wrong type, or the schema's own checks refuse it.
     """
     try:
+        if amend is not None:
+            amend(config)
         settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(sentence_of(error)) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.errors import UserError
 
 ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
@@ -66,7 +67,7 @@ class StageConfig:
     rows_per_step: int = 0  # packed rows in an optimiser step, over all devices and accumulation
     steps: int = 0  # optimiser steps
     weight_decay: float = 0.0
-    mixture: str = ""
+    mixture: str = ""  # file of data_recipes/mixtures without .yaml, or a path to a .yaml
 
     def check(self) -> None:
         if self.name == "chain":  # stands for all stages of the variant and has no numbers of its own
@@ -116,11 +117,28 @@ class CodecConfig:
 
 
 @dataclass
+class RenderingConfig:
+    """How conversations become training rows, beside the interval ratio."""
+
+    lead_in_codes: int = 0  # codes of silence before an answer's audio, so that speech does not outrun its text
+    prompt_corruption: float = 0.0  # share of the prompt's codes replaced by random ones
+    text_weight: float = 1.0  # loss weight of a text label
+    audio_weight: float = 1.0  # loss weight of an audio label, markers included
+
+    def check(self) -> None:
+        require(self.lead_in_codes >= 0, f"rendering.lead_in_codes is {self.lead_in_codes}: it cannot be negative")
+
+
+@dataclass
 class ObjectiveConfig:
     """What the predictors are trained on; see `vita_audio_pl.models.objectives`."""
 
     name: str = MISSING
-    head_weight: float = 1.0  # of the mean loss of the heads, beside the main loss
+    weight: float = 1.0  # of the mean loss of the heads, beside the main loss
+    kernel: str = "torch"  # or `liger`, on CUDA only
+    chunk_rows: int = 512  # rows whose logits exist at a time
+    kl_share: float | None = None  # `distil` only: share of KL beside total variation
+    detach_heads: bool = False  # the heads send no gradient into the backbone, even where it trains
 
 
 @dataclass
@@ -174,7 +192,6 @@ class CallbacksConfig:
 
     log_every: int = 10
     validate_every: int | None = None  # null = at the end only
-    validation_rows: int = 64  # packed rows of held-out data
     save_every: int | None = None  # null = a twentieth of the stage
     keep_last: int = 2
     progress_bar: bool = True
@@ -220,7 +237,8 @@ class TrainConfig:
     per_stage: dict[str, Any] = field(default_factory=dict)  # stage name -> settings of `stage`, for experiments
     model: ModelConfig = field(default_factory=ModelConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
-    data: dict[str, Any] = field(default_factory=dict)
+    data: DataOptions = field(default_factory=DataOptions)
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

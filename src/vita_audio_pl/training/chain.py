@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder import stage_folder
 
 COMMAND = ("-m", "vita_audio_pl.train")
 
@@ -17,14 +17,17 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
     """Train `stages` in order; a finished one is skipped by its own process, the first failure ends the chain.
 
     Args:
-        overrides: what the person gave on the command line, without the choice of stage.
+        overrides: what the person gave on the command line, without the choice of stage. An `init_from` is the first
+            stage's alone.
 
     Raises:
         UserError: a stage failed; its own message is above.
     """
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] stage {stage} of {config.run_name}", flush=True)
-        status = subprocess.run([sys.executable, *COMMAND, *overrides, f"stage={stage}"], check=False).returncode
+        start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
+        command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
+        status = subprocess.run(command, check=False).returncode
         if status:
             done = ", ".join(stages[: number - 1]) or "none"
             raise UserError(
@@ -35,8 +38,6 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
 
 def command_overrides() -> list[str]:
     """Overrides of this process, to be given to a stage's: all but the choice of stage and what steers the chain."""
-    if not HydraConfig.initialized():
-        return []
     hydra_config = HydraConfig.get()
     steering = ("stage=", "with_parents=", "init_from=")
     kept = [override for override in hydra_config.overrides.task if not override.lstrip("+").startswith(steering)]
@@ -44,12 +45,12 @@ def command_overrides() -> list[str]:
     return [*(f"--config-dir={path.removeprefix('file://')}" for path in extra), *kept]
 
 
-def missing_parents(config: TrainConfig, folder_of: "dict[str, StageFolder]") -> list[str]:
+def missing_parents(config: TrainConfig) -> list[str]:
     """Stages that have to run before the configured one, in order: its first allowed parent, that one's, and so on."""
     missing: list[str] = []
     stage = config.stage.name
     while allowed := config.variant.parents.get(stage, []):
-        if any(folder_of[parent].finished for parent in allowed):
+        if any(stage_folder(config, parent).finished for parent in allowed):
             break
         stage = allowed[0]
         missing.insert(0, stage)

@@ -34,9 +34,9 @@ def micro_batches(config: TrainConfig) -> tuple[int, int]:
 
 
 def build_trainer(
-    config: TrainConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, max_steps: int, val_batches: int
+    config: TrainConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, max_steps: int, validate: bool
 ) -> L.Trainer:
-    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates as `callbacks` says."""
+    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`."""
     _, accumulate = micro_batches(config)
     every = min(config.callbacks.validate_every or max_steps, max_steps)
     settings = config.trainer
@@ -50,9 +50,9 @@ def build_trainer(
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=config.optim.clip_norm,
-        val_check_interval=every * accumulate if val_batches else None,
+        val_check_interval=every * accumulate if validate else None,
         check_val_every_n_epoch=None,
-        limit_val_batches=val_batches,
+        limit_val_batches=1.0 if validate else 0,
         num_sanity_val_steps=0,
         logger=list(loggers),
         callbacks=list(callbacks),

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-FILE = "metrics.csv"
+from vita_audio_pl.training.run_folder import METRICS
+
 STEP = "step"
 
 
@@ -22,7 +23,7 @@ class MetricsCsv(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / FILE
+        self.path = folder / METRICS
         self._rows: dict[int, dict[str, str]] = _read(self.path)
 
     @property

@@ -1,4 +1,4 @@
-"""The speech language model as a LightningModule: step, optimiser, schedule, and the data position it has reached."""
+"""The speech language model as a LightningModule: step, optimiser, schedule."""
 
 from typing import Any
 
@@ -13,8 +13,6 @@ from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.optimiser import parameter_groups
 from vita_audio_pl.training.schedule import learning_rate_factor
 from vita_audio_pl.training.tally import Tally
-
-POSITION = "data_position"
 
 
 class SpeechLMModule(L.LightningModule):
@@ -45,7 +43,6 @@ class SpeechLMModule(L.LightningModule):
         self.speech_lm = speech_lm
         self.objective = objective
         self.stage, self.optim, self.loss_scale = stage, optim, loss_scale
-        self.position: dict[str, Any] | None = None
         self.train_tally = Tally(speech_lm.n_heads, source_names)
         self.val_tally = Tally(speech_lm.n_heads)
         self.grad_norm: Tensor | None = None
@@ -54,7 +51,7 @@ class SpeechLMModule(L.LightningModule):
         losses = self.speech_lm(batch, self.objective)
         accumulate = self.trainer.accumulate_grad_batches
         self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
-        self.position = batch.position
+        self.trainer.datamodule.consumed(batch)
         return losses.total * self.loss_scale
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
@@ -83,10 +80,3 @@ class SpeechLMModule(L.LightningModule):
         """Clip by the norm over all trained parameters and keep the norm for the log, without waiting for it."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[POSITION] = self.position
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.position = checkpoint[POSITION]
-        self.trainer.datamodule.seek(self.position)

@@ -1,5 +1,6 @@
 """Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
 
+import csv
 import json
 import os
 import shutil
@@ -8,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.manifest import MANIFEST
 
 IDENTITY = "identity.json"
+METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class StageFolder:
     @property
     def finished(self) -> bool:
         return (self.model / MANIFEST).is_file()
+
+    def last_metric(self, name: str) -> float | None:
+        """Last value of a column of `metrics.csv`; None where there is none."""
+        path = self.root / METRICS
+        if not path.exists():
+            return None
+        with path.open(newline="") as file:
+            values = [row[name] for row in csv.DictReader(file) if row.get(name)]
+        return float(values[-1]) if values else None
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's, or confirm that it is.
@@ -63,6 +75,11 @@ class StageFolder:
         """Remove what an earlier run of this stage left."""
         if self.root.exists():
             shutil.rmtree(self.root)
+
+
+def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
+    """Folder of a stage of the configured run."""
+    return StageFolder(Path(config.paths.runs) / config.run_name / stage)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoints import PeriodicCheckpoint, latest_checkpoint
@@ -27,7 +26,7 @@ from vita_audio_pl.training.manifest import StageManifest, check_parent, weights
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.proof import TrainingProof
-from vita_audio_pl.training.run_folder import StageFolder, flatten
+from vita_audio_pl.training.run_folder import StageFolder, flatten, stage_folder
 from vita_audio_pl.training.starting_model import starting_model
 
 
@@ -36,13 +35,13 @@ class StageData:
     """What a stage needs to know of its data.
 
     Attributes:
-        datamodule: yields packed batches; `seek(position)` goes to where a checkpoint was.
+        datamodule: yields packed batches; `consumed(batch)` moves the position that its state holds.
         vocabulary: of the rendered ids.
         tokenizer_folder: text tokenizer, copied into the model folder; `tokenizer` is its fingerprint.
         codec_folder: audio codec, copied likewise; `codec` is its name.
         source_names: sources by number.
-        identity: what decides which rows come in which order, as plain values.
-        val_batches: held-out batches; 0 for no validation.
+        plan: fingerprint of what decides which rows come in which order.
+        validates: whether there is held-out data.
     """
 
     datamodule: L.LightningDataModule
@@ -53,13 +52,8 @@ class StageData:
     codec: str
     codec_fingerprint: str
     source_names: tuple[str, ...]
-    identity: Mapping[str, Any]
-    val_batches: int
-
-
-def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
-    """Folder of a stage of the configured run."""
-    return StageFolder(Path(config.paths.runs) / config.run_name / stage)
+    plan: str
+    validates: bool
 
 
 def find_parent(config: TrainConfig) -> Path | None:
@@ -87,6 +81,18 @@ def find_parent(config: TrainConfig) -> Path | None:
         f"one; make it with 'python -m vita_audio_pl.train stage={allowed[0]}' and your other settings, or add "
         "with_parents=true, or name a model folder with init_from=DIR"
     )
+
+
+def heads_of_stage(config: TrainConfig) -> int:
+    """MCTP heads of the stage's model: its own number, or its parent's.
+
+    Raises:
+        UserError: as `find_parent`.
+    """
+    parent = find_parent(config)
+    if config.stage.n_heads is not None:
+        return config.stage.n_heads
+    return 0 if parent is None else StageManifest.read(parent).n_heads
 
 
 def train_stage(config: TrainConfig, data: StageData) -> Path:
@@ -132,7 +138,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     per_device, accumulate = micro_batches(config)
     module = SpeechLMModule(
         model,
-        EveryHead(config.objective.head_weight),
+        configured_objective(config, data.vocabulary),
         config.stage,
         config.optim,
         loss_scale=config.trainer.world_size * accumulate,
@@ -149,7 +155,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         callbacks,
         build_loggers(config, folder.root, settings),
         max_steps=config.stage.steps,
-        val_batches=data.val_batches,
+        validate=data.validates,
     )
     resume = latest_checkpoint(folder.checkpoints)
     if rank_zero_only.rank == 0:
@@ -172,6 +178,15 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     return folder.model
 
 
+def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHead:
+    """The objective that the configuration names, with the options that were given."""
+    options = dataclasses.asdict(config.objective)
+    name, _ = options.pop("name"), options.pop("detach_heads")
+    if options["kl_share"] is None:
+        del options["kl_share"]
+    return build_objective(name, vocabulary, **options)
+
+
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
     """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
     decisive = {
@@ -179,12 +194,13 @@ def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | N
         "model": dataclasses.asdict(config.model),
         "objective": dataclasses.asdict(config.objective),
         "optim": dataclasses.asdict(config.optim),
+        "rendering": dataclasses.asdict(config.rendering),
         "seed": config.seed,
         "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
         "decode_pattern": list(config.decode_pattern),
         "vocabulary": data.vocabulary.fingerprint,
         "codec": data.codec_fingerprint,
-        "data": dict(data.identity),
+        "data": data.plan,
         "parent_weights": None if parent is None else parent.weights,
     }
     return flatten(decisive)

@@ -37,6 +37,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
             model = SpeechLM(SpeechLMConfig(backbone_config(config.model, vocabulary), n_heads=0)).to(dtype)
     if config.stage.n_heads is not None:
         add_heads(model, config.stage.n_heads, generator)
+    model.config.detach_heads = config.objective.detach_heads
     return model.train()
 
 

@@ -1,0 +1,58 @@
+"""Settings that do not go together, refused before anything is built."""
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vita_audio_pl.config.entry import sentence_of
+from vita_audio_pl.config.schema import TrainConfig, require
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+
+CHAIN = "chain"
+SHORTEST_ROW = 16
+
+
+def work_in_stage_settings(config: DictConfig) -> None:
+    """Merge `per_stage.<name>` of the chosen stage into `stage`, in place.
+
+    Raises:
+        UserError: a stage that the variant has not, or a setting that `stage` has not.
+    """
+    known = {*config.variant.stages, *config.variant.parents}
+    for name in config.per_stage:
+        require(name in known, f"per_stage.{name}: variant={config.variant.name} has no such stage, only "
+                f"{', '.join(sorted(known))}")  # fmt: skip
+    overlay = config.per_stage.get(config.stage.name)
+    if overlay:
+        try:
+            config.stage = OmegaConf.merge(config.stage, overlay)
+        except OmegaConfBaseException as error:
+            raise UserError(f"per_stage.{config.stage.name}: {sentence_of(error)}") from error
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Check the settings of several groups against one another.
+
+    Raises:
+        UserError: what does not go together, and what to change.
+    """
+    IntervalRatio.of(config.text_audio_interval_ratio)
+    DecodePattern.of(config.decode_pattern)
+    variant, stage = config.variant, config.stage.name
+    require(
+        variant.speech_input == "codes",
+        f"variant={variant.name} hears through a continuous encoder, which this version does not have; choose "
+        "variant=vita_audio_boost or variant=vita_audio_balance",
+    )
+    require(
+        stage == CHAIN or stage in variant.stages or stage in variant.parents,
+        f"stage={stage} is not a stage of variant={variant.name}, which takes {', '.join(variant.stages)}",
+    )
+    require(
+        config.init_from is None or not config.with_parents,
+        "init_from names the model to start from and with_parents=true trains one; give only one of them",
+    )
+    require(
+        stage == CHAIN or config.stage.sequence_length >= SHORTEST_ROW,
+        f"stage.sequence_length={config.stage.sequence_length} cannot hold a conversation; give at least {SHORTEST_ROW}",
+    )

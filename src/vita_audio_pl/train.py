@@ -1,0 +1,31 @@
+"""`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
+
+from vita_audio_pl.config.checks import CHAIN, check_train_config, work_in_stage_settings
+from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.config.schema import TrainConfig
+
+
+def train(config: TrainConfig) -> float | None:
+    """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
+    # torch is imported only now: the entry has to set the environment that it reads, and --help should be quick
+    from vita_audio_pl.training.chain import command_overrides, missing_parents, train_chain
+    from vita_audio_pl.training.prepared_data import prepared_data
+    from vita_audio_pl.training.run_folder import stage_folder
+    from vita_audio_pl.training.stage import heads_of_stage, train_stage
+
+    check_train_config(config)
+    if config.stage.name == CHAIN:
+        train_chain(config, config.variant.stages, command_overrides())
+        return stage_folder(config, config.variant.stages[-1]).last_metric("val/loss")
+    if config.with_parents:
+        train_chain(config, missing_parents(config), command_overrides())
+    train_stage(config, prepared_data(config, heads_of_stage(config)))
+    return stage_folder(config, config.stage.name).last_metric("val/loss")
+
+
+def main() -> None:
+    run_entry_point(train, "train", TrainConfig, work_in_stage_settings)
+
+
+if __name__ == "__main__":
+    main()
