@@ -55,7 +55,9 @@ def test_answer_is_taken_out_of_the_prompt(tmp_path, task, reference, asked, exp
 
 
 def test_several_accepted_answers_are_read(tmp_path):
-    (item,) = read_samples(write(tmp_path / "s.jsonl", SAMPLES["sqa"] | {"answers": ["the barn", "barn"]}), "sqa", tmp_path)
+    (item,) = read_samples(
+        write(tmp_path / "s.jsonl", SAMPLES["sqa"] | {"answers": ["the barn", "barn"]}), "sqa", tmp_path
+    )
     assert item.references == ("the barn", "barn")
 
 

@@ -18,7 +18,7 @@ from vita_audio_pl.evaluation.normalisers import plain
 from vita_audio_pl.evaluation.profiles import REFERENCE, STRICT
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.runner import Share, run_evaluations
+from vita_audio_pl.evaluation.runner import Share, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.scoring import Scoring
 
 SENTENCES = [f"the {size} cow number {number}" for number in range(12) for size in ("red", "big")]
@@ -69,7 +69,12 @@ def evaluation(folder: Path, **changes) -> Evaluation:
 
 def run(folder: Path, log: Path | None = None, workers=1, share=None, **changes):
     log = log or folder / "log"
-    return run_evaluations([evaluation(folder, **changes)], SpellingToolbox(log), workers, share or Share())[0]
+    return run_all([evaluation(folder, **changes)], SpellingToolbox(log), workers, share)[0]
+
+
+def run_all(evaluations, toolbox, workers=1, share=None):
+    with worker_pool(toolbox, workers) as calls:
+        return run_evaluations(evaluations, calls, share)
 
 
 def report(record) -> dict[str, bytes]:
@@ -102,9 +107,9 @@ KILLED_RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_runner import SpellingToolbox, evaluation, run_evaluations
+from test_runner import SpellingToolbox, evaluation, run_all
 folder = Path(sys.argv[2])
-run_evaluations([evaluation(folder)], SpellingToolbox(folder / "log", pause=0.15), workers=int(sys.argv[3]))
+run_all([evaluation(folder)], SpellingToolbox(folder / "log", pause=0.15), workers=int(sys.argv[3]))
 """
 
 
@@ -155,7 +160,7 @@ def test_pool_of_two_gives_what_one_process_gives(tmp_path):
 
 def test_equal_speech_is_judged_once(tmp_path):
     both = [evaluation(tmp_path), replace(evaluation(tmp_path), stage="mtp1", folder=tmp_path / "again")]
-    records = run_evaluations(both, SpellingToolbox(tmp_path / "log"))
+    records = run_all(both, SpellingToolbox(tmp_path / "log"))
     listened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("listen")]
     assert len(listened) == 20 and all(record.complete() for record in records)
     assert records[0].heard_of("6") == records[1].heard_of("6")
@@ -183,7 +188,7 @@ def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol
             return [Heard(answer.id, "in the barn", 1.0) for answer in answers]
 
     job = evaluation(tmp_path, task="sqa", items=items)
-    (record,) = run_evaluations([job], HalfDeaf(tmp_path / "log"))
+    (record,) = run_all([job], HalfDeaf(tmp_path / "log"))
     strict = write_results(record, Scoring(plain, profile=STRICT), {})
     assert strict["failed"] == 1 and strict["metrics"]["text_accuracy"]["value"] == 0.75
     assert strict["metrics"]["speech_accuracy"]["value"] == 0.75

@@ -94,7 +94,9 @@ def questions(place: Path, task: str, root: Path) -> Iterable[Item]:
         if isinstance(answers, str):
             answers = [answer.strip() for answer in answers.split("|")]
         audio = Path(row["audio"])
-        yield sqa_item(str(row.get("id") or audio.stem), audio if audio.is_absolute() else place.parent / audio, answers)
+        yield sqa_item(
+            str(row.get("id") or audio.stem), audio if audio.is_absolute() else place.parent / audio, answers
+        )
 
 
 READERS: dict[str, Reader] = {

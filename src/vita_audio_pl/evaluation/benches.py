@@ -28,17 +28,18 @@ class PublishedFigure:
 class BenchConfig:
     """One `conf/bench/*.yaml`."""
 
-    name: str = MISSING
+    name: str = ""
     title: str = ""
     homepage: str = ""  # where it is had; nothing is downloaded
     format: str = "samples"  # how the files are laid out, see evaluation/bench_readers.py
-    root: str = MISSING  # the folder that was unpacked
-    tasks: dict[str, dict[str, str]] = MISSING  # task -> split -> place below root
+    root: str = "."  # the folder that was unpacked
+    tasks: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> split -> place below root
     unit: str = "word"  # what error rates count: word, or character for Chinese
     normaliser: str = "plain"
     spelling_file: str | None = None  # normalizer.json of a Whisper checkpoint, for whisper_english
     answers: str = "exact"  # or contains: the answer only has to hold an accepted one
-    judge: str = ""  # who listens to spoken answers
+    judge: str = ""  # who listens to spoken answers: pocketsphinx, whisper or paraformer
+    grammar: str | None = None  # JSGF file, for pocketsphinx
     max_new_tokens: dict[str, int] = field(default_factory=dict)  # by task; 512 where not given
     published: list[PublishedFigure] = field(default_factory=list)
     incomparable: list[str] = field(default_factory=list)  # why figures here may differ from the published ones

@@ -20,6 +20,7 @@ class Decoding:
         mode: name shown in reports, e.g. `boost`.
         pattern: who writes which token, `[M, m, M, m, ...]`.
         verify: `none` keeps what the heads drafted, `greedy` lets the backbone check it.
+        constrained: inside an audio span only codes, its end marker and the end of the answer may be written.
         max_new_tokens: token limit of an answer.
         batch_size: answers decoded together.
     """
@@ -27,6 +28,7 @@ class Decoding:
     mode: str
     pattern: tuple[int, ...]
     verify: str = "none"
+    constrained: bool = True
     max_new_tokens: int = 512
     batch_size: int = 64
 
@@ -90,11 +92,7 @@ class Evaluation:
             "task": self.task,
             "judge": self.judge if self.listens else "",
             "items": fingerprint([[asdict(item.prompt), item.references] for item in self.items]),
-            "mode": self.decoding.mode,
-            "pattern": list(self.decoding.pattern),
-            "verify": self.decoding.verify,
-            "max_new_tokens": self.decoding.max_new_tokens,
-            "batch_size": self.decoding.batch_size,
+            "decoding": asdict(self.decoding) | {"pattern": list(self.decoding.pattern)},
         }
 
 
@@ -116,6 +114,11 @@ def stage_of(folder: Path) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def audio_file(id: str) -> str:
+    """Where an utterance's audio is kept, below the evaluation's folder: the id without what a path could trip over."""
+    return "audio/" + "".join(char if char.isalnum() or char in "-_." else "_" for char in id).lstrip(".") + ".wav"
 
 
 def players_of(evaluation: Evaluation) -> Sequence[str]:

@@ -29,7 +29,12 @@ def plan_evaluations(config: EvaluateConfig) -> list[Evaluation]:
             items = config.bench.items(task, split, entry.limit or config.limit, config.missing_audio)
             for mode in entry.modes:
                 decoding = Decoding(
-                    mode, NAMED_PATTERNS[mode], config.verify, config.bench.token_limit(task), config.batch_size
+                    mode,
+                    NAMED_PATTERNS[mode],
+                    config.verify,
+                    config.constrain_audio,
+                    config.bench.token_limit(task),
+                    config.batch_size,
                 )
                 evaluations.append(
                     Evaluation(

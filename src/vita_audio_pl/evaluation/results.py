@@ -1,12 +1,10 @@
 """Result files of an evaluation: JSON for programs, Markdown for people, one line per utterance for the curious."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.evaluation.jobs import Evaluation, model_fingerprint, players_of
+from vita_audio_pl.evaluation.jobs import Evaluation, audio_file, model_fingerprint, players_of
 from vita_audio_pl.evaluation.records import write_atomically
 from vita_audio_pl.evaluation.runner import Records
 from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise, worst_first
@@ -36,7 +34,7 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     answers = {item.id: record.answer_of(item.id) for item in evaluation.items}
     heard = {id: record.heard_of(id) for id in answers} if evaluation.listens else None
     rows = score_utterances(evaluation.task, evaluation.items, answers, heard, rules)
-    kept = {id: f"audio/{audio_name(id)}" for id in players_of(evaluation)}
+    kept = {id: audio_file(id) for id in players_of(evaluation)}
     for row in rows:
         if row["id"] in kept and (evaluation.folder / kept[row["id"]]).is_file():
             row["audio"] = kept[row["id"]]
@@ -48,11 +46,6 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in worst_first(evaluation.task, rows))
     write_atomically(folder / f"utterances{suffix}.jsonl", "".join(lines))
     return result
-
-
-def audio_name(id: str) -> str:
-    """File name for an utterance's audio: the id, with everything that a path could trip over replaced."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in id).lstrip(".") + ".wav"
 
 
 def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
@@ -102,9 +95,3 @@ def percent(value: float) -> str:
 
 def interval(metric: dict[str, Any]) -> str:
     return f"{100 * metric['low']:.1f} to {100 * metric['high']:.1f} %"
-
-
-def read_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The `result.json` of each folder that has one."""
-    paths = [folder / "result.json" for folder in folders]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]

@@ -12,12 +12,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Protocol
+from typing import Any, Protocol
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.jobs import Evaluation, players_of
 from vita_audio_pl.evaluation.records import Answer, Heard, RecordFile, claim_folder
+
+STEPS = ("generate", "listen")
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, what is done and what there is to do, in utterances."""
@@ -78,6 +80,11 @@ class Records:
         ids = [item.id for item in self.evaluation.items]
         return self.answers.done(ids) and (not self.evaluation.listens or self.heard.done(ids))
 
+    def missing_answers(self, share: Share) -> int:
+        """Items of this process's part without an answer."""
+        batches = share.mine(self.evaluation.batches())
+        return sum(not self.answers.done([item.id]) for batch in batches for item in batch)
+
     def answer_of(self, id: str) -> Answer:
         return Answer.of(self.answers[id])
 
@@ -87,24 +94,33 @@ class Records:
 
 def run_evaluations(
     evaluations: Sequence[Evaluation],
-    toolbox: Toolbox,
-    workers: int = 1,
+    run: "Run",
     share: Share | None = None,
     progress: Progress = lambda step, done, total: None,
+    steps: Sequence[str] = STEPS,
 ) -> list[Records]:
     """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
 
     Args:
-        toolbox: used in this process if `workers` is 1, else in each of that many forked processes.
-        share: this process's part; by default from the environment.
+        run: the processes that do it, from `worker_pool`.
+        share: this process's part; by default the whole.
+        steps: some of `STEPS`; `listen` alone takes answers that were generated before.
 
     Raises:
-        UserError: a process of the pool was killed; the same command goes on.
+        UserError: `listen` alone was asked for, and answers are missing.
     """
-    share = share or Share.of_environment()
+    share = share or Share()
     records = [Records.open(evaluation, share) for evaluation in evaluations]
-    with _pool(toolbox, workers) as run:
+    if "generate" in steps:
         _generate(records, share, run, progress)
+    for record in records:
+        missing = record.missing_answers(share)
+        if missing and "generate" not in steps:
+            raise UserError(
+                f"{missing} answers of {record.evaluation.name} are missing in {record.evaluation.folder}; "
+                "generate them first (step=generate, with the same settings)"
+            )
+    if "listen" in steps:
         _listen(records, share, run, progress)
     return records
 
@@ -167,11 +183,16 @@ def _sound(evaluation: Evaluation, answer: Answer) -> tuple[str, str]:
 Run = Callable[[str, list[tuple]], Iterator[list]]
 """Calls a method of the toolbox once for each tuple of arguments; results come in that order."""
 
-_toolbox: Toolbox  # set in every process of the pool
+_toolbox: Any  # set in every process of the pool
 
 
 @contextmanager
-def _pool(toolbox: Toolbox, workers: int) -> Iterator[Run]:
+def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
+    """Calls methods of `toolbox` in this process if `workers` is 1, else in that many forked ones.
+
+    Raises (when results are read):
+        UserError: a process of the pool was killed; the same command goes on.
+    """
     if workers <= 1:
         yield lambda method, calls: (getattr(toolbox, method)(*call) for call in calls)
         return
@@ -193,7 +214,7 @@ def _pool(toolbox: Toolbox, workers: int) -> Iterator[Run]:
         yield run
 
 
-def _adopt(toolbox: Toolbox, parent: int) -> None:
+def _adopt(toolbox: Any, parent: int) -> None:
     global _toolbox
     _toolbox = toolbox
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means

@@ -96,6 +96,8 @@ def score_utterances(
             row["other_references"] = list(item.references[1:])
         if item.source is not None:
             row["source"] = str(item.source)
+        if item.spoken_reference is not None:
+            row["spoken_reference"] = str(item.spoken_reference)
         if spoken is not None:
             row |= {"heard": spoken.text, "seconds": round(spoken.seconds, 3), "silent": not answer.codes}
         if answer.failure:

@@ -48,6 +48,7 @@ class EvaluateConfig:
     task: str = "asr"  # asr, tts, sqa, text or all (that the bench has)
     mode: str = "vanilla"  # turbo, boost, balance, vanilla or all
     verify: str = "none"  # greedy: the backbone checks what the heads drafted
+    constrain_audio: bool = True  # inside an audio span only audio tokens may be written; false as published
     split: str = "test"
     limit: int | None = None  # first utterances only; null = all
     profile: str = "strict"  # strict, reference (the published protocol) or both

@@ -1,0 +1,117 @@
+"""How far the judge can be trusted: what it makes of recordings whose text is known."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.jobs import audio_file
+from vita_audio_pl.evaluation.normalisers import Normaliser
+from vita_audio_pl.evaluation.records import fingerprint, write_atomically
+from vita_audio_pl.evaluation.runner import Run
+from vita_audio_pl.evaluation.scores import count_errors
+from vita_audio_pl.evaluation.significance import bootstrap_ratio
+
+_UNIT = 25  # recordings judged by one call
+REMARK = (
+    "A WER that the judge gives to correct speech is the floor of every speech figure above; one that it gives to a "
+    "wrong reference or to noise must be near 100 %, or it writes what it expects and not what it hears. A judge with "
+    "a closed grammar forgives much: its figures compare runs and are no absolute quality."
+)
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Recordings of known text; the first ones' resynthesis is kept: `keep` is (task.id, file) for each of these."""
+
+    name: str
+    audios: tuple[Path, ...]
+    texts: tuple[str, ...]
+    keep: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of_answers(cls, name: str, items: Sequence[Item], most: int, keep: int, task: str) -> "Recordings":
+        """The expected answers, spoken by the voice that the model learns."""
+        spoken = [item for item in items if item.spoken_reference is not None][:most]
+        kept = tuple((f"{task}.{item.id}", f"controls/{task}/{audio_file(item.id)}") for item in spoken[:keep])
+        return cls(name, tuple(i.spoken_reference for i in spoken), tuple(i.references[0] for i in spoken), kept)
+
+    @classmethod
+    def of_questions(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
+        """The recordings that the model is asked to transcribe."""
+        heard = [item for item in items if item.source is not None][:most]
+        return cls(name, tuple(i.source for i in heard), tuple(i.references[0] for i in heard))
+
+
+def measure_controls(
+    folder: Path, model: Path, judge: str, sets: Sequence[Recordings], normalise: Normaliser, run: Run
+) -> dict[str, Any]:
+    """WER of the judge on each set as recorded, after the codec, against wrong references, and in noise.
+
+    Args:
+        folder: gets `controls.json` and the kept audio; if it holds the same measurement already, that is returned.
+        model: the model folder, for its codec.
+        run: the processes that do it.
+    """
+    codec = model / "codec"
+    key = fingerprint([judge, (codec / "codec.json").read_text(encoding="utf-8"), [repr(s) for s in sets]])
+    path = folder / "controls.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["key"] == key:
+            return found
+    tasks = [(recordings, treatment) for recordings in sets for treatment in ("source", "codec", "noise")]
+    calls, sizes = [], []
+    for recordings, treatment in tasks:
+        starts = range(0, len(recordings.audios), _UNIT)
+        sizes.append(len(starts))
+        for start in starts:
+            part = recordings.audios[start : start + _UNIT]
+            kept = recordings.keep[start : start + _UNIT] if treatment == "codec" else ()
+            files = [folder / file for _, file in kept]
+            calls.append((codec, judge, part, treatment, files + [None] * (len(part) - len(files))))
+    results = run("recognise", calls)
+    rows = []
+    for (recordings, treatment), size in zip(tasks, sizes, strict=True):
+        heard = [text for _ in range(size) for text in next(results)]
+        rows.append(_row(recordings.name, treatment, recordings.texts, heard, normalise))
+        if treatment == "source":
+            rows.append(_row(recordings.name, "wrong reference", _others(recordings.texts), heard, normalise))
+    kept = {name: file for recordings in sets for name, file in recordings.keep}
+    controls = {"key": key, "judge": judge, "remark": REMARK, "rows": rows, "resynthesis": kept}
+    write_atomically(path, json.dumps(controls, indent=2, ensure_ascii=False) + "\n")
+    return controls
+
+
+_CONDITIONS = {
+    "source": "the recording",
+    "codec": "the recording after the codec",
+    "wrong reference": "the recording, scored against another one's text",
+    "noise": "noise of the same length and level",
+}
+
+
+def _row(
+    name: str, condition: str, texts: Sequence[str], heard: Sequence[str], normalise: Normaliser
+) -> dict[str, Any]:
+    counts = [count_errors(normalise(text), normalise(said)) for text, said in zip(texts, heard, strict=True)]
+    rate = bootstrap_ratio([c.errors for c in counts], [c.reference_units for c in counts])
+    return {
+        "recordings": name,
+        "condition": _CONDITIONS[condition],
+        "utterances": len(counts),
+        "value": round(rate.value, 5),
+        "low": round(rate.low, 5),
+        "high": round(rate.high, 5),
+    }
+
+
+def _others(texts: Sequence[str]) -> list[str]:
+    """Each text replaced by the next different one, from half the list on."""
+    found = []
+    for n, text in enumerate(texts):
+        candidates = (texts[(n + len(texts) // 2 + step) % len(texts)] for step in range(len(texts)))
+        found.append(next((other for other in candidates if other != text), text))
+    return found

@@ -1,0 +1,36 @@
+"""Judges by name, so that a bench file can ask for one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.judges import Judge
+
+JUDGES = ("pocketsphinx", "whisper", "paraformer")
+
+
+def judge_maker(grammar: str | None = None, model: str | None = None, device: str = "cpu") -> Callable[[str], Judge]:
+    """A function from a judge's name to the judge; packages are imported when it is called.
+
+    Args:
+        grammar: JSGF file, for pocketsphinx.
+        model: folder of the checkpoint, for whisper and paraformer.
+        device: where neural judges run.
+    """
+
+    def make(name: str) -> Judge:
+        if name not in JUDGES:
+            raise UserError(f"there is no judge '{name}'; choose one of {', '.join(JUDGES)}")
+        if name == "pocketsphinx":
+            from vita_audio_pl.evaluation.judges import PocketsphinxJudge
+
+            if grammar is None or not Path(grammar).is_file():
+                raise UserError(f"pocketsphinx needs a grammar, and {grammar} is none; give bench.grammar=FILE.jsgf")
+            return PocketsphinxJudge(Path(grammar))
+        if model is None:
+            raise UserError(f"judge={name} needs its checkpoint: give judge_model=FOLDER (nothing is downloaded)")
+        from vita_audio_pl.evaluation.neural_judges import ParaformerJudge, WhisperJudge
+
+        return WhisperJudge(Path(model), device) if name == "whisper" else ParaformerJudge(Path(model), device)
+
+    return make

@@ -1,0 +1,132 @@
+"""One call of the evaluation command: plan, run, measure the judge, score, compare."""
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.compare import compare_results
+from vita_audio_pl.evaluation.controls import Recordings, measure_controls
+from vita_audio_pl.evaluation.jobs import Evaluation
+from vita_audio_pl.evaluation.judge_choice import judge_maker
+from vita_audio_pl.evaluation.plan import output_folder, plan_evaluations
+from vita_audio_pl.evaluation.records import write_atomically
+from vita_audio_pl.evaluation.results import write_results
+from vita_audio_pl.evaluation.runner import Run, Share, run_evaluations, worker_pool
+from vita_audio_pl.evaluation.settings import EvaluateConfig
+from vita_audio_pl.evaluation.toolbox import ModelToolbox
+
+
+def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
+    """Do what the settings ask for; results of all evaluations that are complete, under every asked profile.
+
+    With several ranks each does its share, and the rank that finds the records complete writes the results.
+
+    Raises:
+        UserError: settings, a model, a bench or a judge that cannot be used.
+    """
+    console = console or Console(stderr=True)
+    evaluations = plan_evaluations(config)
+    share = Share.of_environment()
+    device = _device(config.device)
+    toolbox = ModelToolbox(
+        judge_maker(config.bench.grammar, config.judge_model, device), device, config.missing_audio == "count"
+    )
+    steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
+    with worker_pool(toolbox, config.workers or _processes(device)) as run:
+        with _ShownProgress(console) as progress:
+            records = run_evaluations(evaluations, run, share, progress, steps)
+        if config.step == "generate":
+            return []
+        if share.rank == 0:
+            _controls(config, evaluations, run)
+    complete = [record for record in records if record.complete()]
+    profiles = ["strict", "reference"] if config.profile == "both" else [config.profile]
+    about = {"normaliser": config.bench.normaliser, "unit": config.bench.unit}
+    results = []
+    for record in complete:
+        published = config.bench.published_for(record.evaluation.task, record.evaluation.split)
+        comparable = {"published": [vars(p) for p in published], "incomparable": list(config.bench.incomparable)}
+        for profile in profiles:
+            results.append(write_results(record, config.bench.scoring(profile), about | comparable))
+    if complete:
+        for folder in {output_folder(config, evaluation.model) for evaluation in evaluations}:
+            compare_modes(folder)
+    return results
+
+
+def compare_modes(folder: Path) -> list[dict[str, Any]]:
+    """Every mode against Vanilla, for each stage, split and task below a bench's folder; writes `comparisons.json`."""
+    by_place: dict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
+    for path in sorted(folder.glob("*/*/*/result.json")):
+        stage, split = path.parts[-4], path.parts[-3]
+        task, _, mode = path.parent.name.partition(".")
+        by_place[stage, split, task][mode] = path.parent
+    comparisons = [
+        {"stage": stage, "split": split, "task": task, "mode": mode} | compare_results(modes["vanilla"], modes[mode])
+        for (stage, split, task), modes in by_place.items()
+        for mode in modes
+        if "vanilla" in modes and mode != "vanilla"
+    ]
+    write_atomically(folder / "comparisons.json", json.dumps(comparisons, indent=2, ensure_ascii=False) + "\n")
+    return comparisons
+
+
+def _controls(config: EvaluateConfig, evaluations: list[Evaluation], run: Run) -> None:
+    """Measure the judge on the bench's own recordings, once for each output folder."""
+    most = config.suite.controls if config.suite else config.controls
+    if not most:
+        return
+    for folder in {output_folder(config, evaluation.model) for evaluation in evaluations}:
+        mine = [e for e in evaluations if output_folder(config, e.model) == folder and e.judge]
+        items = {e.task: e.items for e in mine if e.split == config.split}
+        sets = []
+        if "tts" in items:
+            sets.append(Recordings.of_answers("assistant's voice", items["tts"], most, config.players, "tts"))
+        if "sqa" in items:
+            sets.append(Recordings.of_answers("assistant's voice, answers", items["sqa"], most, config.players, "sqa"))
+        if "asr" in items:
+            sets.append(Recordings.of_questions("voices of the questions", items["asr"], most))
+        sets = [recordings for recordings in sets if recordings.audios]
+        if sets and any(evaluation.listens for evaluation in mine):
+            last = mine[-1]
+            measure_controls(folder, last.model, last.judge, sets, config.bench.scoring("strict").normalise, run)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name} was asked for, but there is no GPU here; use device=cpu")
+    return name
+
+
+def _processes(device: str) -> int:
+    return 1 if device.startswith("cuda") else min(8, len(os.sched_getaffinity(0)))
+
+
+class _ShownProgress:
+    """A bar for each step on a terminal; nothing but the step's end elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "_ShownProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=total)
+        self._bars.update(self._tasks[step], completed=done)

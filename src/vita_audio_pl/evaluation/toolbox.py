@@ -1,0 +1,124 @@
+"""The real toolbox: models that answer, codecs that turn codes into sound, judges that listen."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vita_audio_pl.codecs import Codec, load_codec, read_audio, write_wav
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.jobs import Decoding, Evaluation, audio_file
+from vita_audio_pl.evaluation.judges import Judge
+from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.inference import LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
+from vita_audio_pl.interleave import DecodePattern
+
+TREATMENTS = ("source", "codec", "noise")
+
+
+class ModelToolbox:
+    """Loads what an evaluation names when it is first needed, and keeps the latest.
+
+    Args:
+        make_judge: name -> judge; called in the process that listens.
+        device: where models run.
+        count_unreadable: a recording that cannot be read makes its utterance a failed one instead of ending the run.
+        threads: CPU threads of one process.
+    """
+
+    def __init__(
+        self, make_judge: Callable[[str], Judge], device: str = "cpu", count_unreadable: bool = False, threads: int = 1
+    ) -> None:
+        self.device, self.count_unreadable, self.threads = device, count_unreadable, threads
+        self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
+        self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(load_codec)
+        self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
+
+    def answer(self, evaluation: Evaluation, items: Sequence[Item]) -> list[Answer]:
+        """See `runner.Toolbox`."""
+        torch.set_num_threads(self.threads)
+        loaded = self.model(evaluation.model)
+        prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
+        prompts, answers = {}, {}
+        for item in items:
+            try:
+                prompts[item.id] = prompter.ids(item.prompt, self._encode(evaluation, item))
+            except UserError as error:
+                if not self.count_unreadable:
+                    raise UserError(f"utterance '{item.id}': {error}") from None
+                answers[item.id] = Answer(item.id, failure=str(error))
+        generations = self._generate(loaded, list(prompts.values()), evaluation.decoding)
+        for id, generation in zip(prompts, generations, strict=True):
+            answers[id] = Answer(
+                id,
+                prompter.text(generation),
+                tuple(generation.codes(loaded.vocabulary).tolist()),
+                len(generation.ids),
+                generation.backbone_passes,
+                generation.head_passes,
+                generation.stopped,
+            )
+        return [answers[item.id] for item in items]
+
+    def listen(self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str]) -> list[Heard]:
+        """See `runner.Toolbox`."""
+        if not answers:
+            return []
+        torch.set_num_threads(self.threads)
+        codec = self.codec(evaluation.model / "codec")
+        waves = codec.decode_batch([np.asarray(answer.codes) for answer in answers])
+        for answer, wave in zip(answers, waves, strict=True):
+            if answer.id in keep:
+                write_wav(evaluation.folder / audio_file(answer.id), wave, codec.sample_rate)
+        texts = self.judge(evaluation.judge).transcribe(waves, codec.sample_rate)
+        return [
+            Heard(answer.id, text, len(wave) / codec.sample_rate)
+            for answer, text, wave in zip(answers, texts, waves, strict=True)
+        ]
+
+    def recognise(
+        self, codec_folder: Path, judge: str, recordings: Sequence[Path], treatment: str, keep: Sequence[Path | None]
+    ) -> list[str]:
+        """What the judge hears in recordings as they are (`source`), after the codec, or in noise of the same length.
+
+        Args:
+            keep: for each recording, where to write what the judge was given; None for nowhere.
+        """
+        torch.set_num_threads(self.threads)
+        codec = self.codec(codec_folder)
+        waves = [read_audio(path, codec.sample_rate) for path in recordings]
+        if treatment == "codec":
+            waves = codec.decode_batch(codec.encode(waves))
+        elif treatment == "noise":
+            rng = np.random.default_rng(0)
+            waves = [rng.normal(0, np.std(wave) + 1e-3, len(wave)).astype(np.float32).clip(-1, 1) for wave in waves]
+        for wave, path in zip(waves, keep, strict=True):
+            if path is not None:
+                write_wav(path, wave, codec.sample_rate)
+        return self.judge(judge).transcribe(waves, codec.sample_rate)
+
+    def _load_model(self, folder: Path) -> LoadedModel:
+        dtype = torch.bfloat16 if self.device.startswith("cuda") else None
+        return load_speech_model(folder, device=self.device, dtype=dtype)
+
+    def _encode(self, evaluation: Evaluation, item: Item) -> list[np.ndarray]:
+        if not item.prompt.audios:
+            return []
+        codec = self.codec(evaluation.model / "codec")
+        return codec.encode([read_audio(path, codec.sample_rate) for path in item.prompt.audios])
+
+    def _generate(self, loaded: LoadedModel, prompts: list[list[int]], decoding: Decoding):
+        vocabulary = loaded.vocabulary
+        return generate(
+            loaded.runtime,
+            prompts,
+            DecodePattern.of(decoding.pattern),
+            max_new_tokens=decoding.max_new_tokens,
+            stop_ids=[vocabulary.im_end],
+            constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
+            verify=decoding.verify,
+            batch_size=decoding.batch_size,
+        )

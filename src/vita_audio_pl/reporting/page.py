@@ -1,0 +1,112 @@
+"""One self-contained HTML page of a run: figures, sounds and script are inside it, so it works from a file."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
+from vita_audio_pl.reporting.listening import utterances_to_hear
+from vita_audio_pl.reporting.run_files import RunFiles, Stage
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table
+
+WORST = 8
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark under a heading of its own at the end of the page, e.g. how long the run took."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+def run_page(run: RunFiles, title: str, split: str = "test", notes: Sequence[Note] = ()) -> str:
+    """The page of one run.
+
+    Args:
+        run: the files of the run.
+        title: heading of the page.
+        split: the split of the main table; results on other splits follow in tables of their own.
+        notes: remarks for the end of the page.
+    """
+    evaluated = [stage for stage, _ in run.rows(split)]
+    last = evaluated[-1] if evaluated else (run.stages[-1].name if run.stages else "")
+    other_splits = sorted({result.split for result in run.results} - {split})
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["picture"] = _picture
+    template = environment.from_string(_asset("page.html.j2"))
+    return template.render(
+        title=title,
+        run=run,
+        split=split,
+        last=last,
+        facts=_facts(run),
+        main=main_table(run, split) if evaluated else None,
+        others=[(name, main_table(run, name)) for name in other_splits],
+        comparisons=comparison_table(run),
+        controls=controls_table(run),
+        trade_off=quality_against_cost(run, last, split),
+        curves=[(stage, _stage_facts(stage), loss_curves(stage)) for stage in run.stages if stage.curves],
+        utterances=utterances_to_hear(run, last, split),
+        worst=_worst(run, last, split),
+        notes=notes,
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("sort.js")),
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("vita_audio_pl.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _picture(picture: Picture) -> Markup:
+    light, dark = (base64.b64encode(image).decode() for image in (picture.light, picture.dark))
+    return Markup(
+        '<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{}">'
+        '<img alt="{}" src="data:image/png;base64,{}"></picture>'
+    ).format(dark, picture.text, light)
+
+
+def _facts(run: RunFiles) -> list[str]:
+    """What was trained, in a few words."""
+    manifest = next((stage.manifest for stage in reversed(run.stages) if stage.manifest), {})
+    if not manifest:
+        return []
+    facts = [f"variant {manifest['variant']}", f"{manifest['n_heads']} MCTP heads"]
+    facts.append(f"interval ratio {' '.join(map(str, manifest['text_audio_interval_ratio']))}")
+    facts.append(f"codec {manifest['codec']}")
+    seed = manifest.get("config", {}).get("seed")
+    return facts if seed is None else [*facts, f"seed {seed}"]
+
+
+def _stage_facts(stage: Stage) -> str:
+    facts = []
+    if "steps" in stage.manifest:
+        facts.append(f"{stage.manifest['steps']} steps")
+    if stage.manifest.get("frozen"):
+        facts.append(f"{stage.manifest['frozen']} tensors frozen, {stage.manifest['trained']} trained")
+    speed = stage.curves.get("tokens_per_second")
+    if speed is not None:
+        facts.append(f"{sorted(speed.values)[len(speed.values) // 2]:,.0f} tokens/s")
+    return ", ".join(facts)
+
+
+def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[dict[str, Any]], int]]:
+    """For each task of a stage the modes' worst utterances, those that are not right."""
+    found = []
+    for result in run.results:
+        if (result.stage, result.split) != (stage, split):
+            continue
+        wrong = [row for row in result.utterances if any(_is_wrong(score) for score in row["scores"].values())]
+        if wrong:
+            found.append((result.task, result.mode, wrong[:WORST], len(wrong)))
+    return found
+
+
+def _is_wrong(score: dict[str, int]) -> bool:
+    return score.get("errors", 0) > 0 or score.get("hits", 1) == 0

@@ -1,0 +1,168 @@
+"""Reads what a run left on disk: curves, manifests, evaluation results. Nothing here is computed anew."""
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+
+MODE_ORDER = ("vanilla", "balance", "boost", "turbo")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged figure over the optimiser steps of a stage."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One trained stage: its figures by name (`train/loss`, `val/loss_head_0`, ...) and its manifest."""
+
+    name: str
+    curves: dict[str, Curve]
+    manifest: dict[str, Any]
+
+    def head_curves(self, prefix: str) -> list[Curve]:
+        """The curves `<prefix>0`, `<prefix>1`, ... in order."""
+        found = []
+        while f"{prefix}{len(found)}" in self.curves:
+            found.append(self.curves[f"{prefix}{len(found)}"])
+        return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation: its `result.json` and the folder that it is in."""
+
+    folder: Path
+    figures: dict[str, Any]
+
+    @property
+    def stage(self) -> str:
+        return str(self.figures["stage"])
+
+    @property
+    def task(self) -> str:
+        return str(self.figures["task"])
+
+    @property
+    def split(self) -> str:
+        return str(self.figures["split"])
+
+    @property
+    def mode(self) -> str:
+        """Decoding mode as shown: `boost`, or `boost+verify` where drafts were checked."""
+        mode = str(self.figures["mode"])
+        return mode if self.figures.get("verify", "none") == "none" else f"{mode}+verify"
+
+    @cached_property
+    def utterances(self) -> list[dict[str, Any]]:
+        """Rows of `utterances.jsonl`, worst first."""
+        text = (self.folder / "utterances.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything that a report needs of one run, and of one bench in it.
+
+    Attributes:
+        results: all evaluations, in the order of stages, then modes from slow to fast.
+        controls: how well the judge hears known recordings (`controls.json`), empty if it was not measured.
+        comparisons: paired differences against Vanilla (`comparisons.json`), empty if there are none.
+        notes: what a caller wants said on the page, by heading.
+    """
+
+    folder: Path
+    bench: str
+    stages: tuple[Stage, ...]
+    results: tuple[Result, ...]
+    controls: dict[str, Any]
+    comparisons: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def read(cls, folder: Path, bench: str) -> "RunFiles":
+        """Read `runs/<run>`.
+
+        Raises:
+            UserError: the folder is not there, or holds neither curves nor results.
+        """
+        if not folder.is_dir():
+            raise UserError(f"there is no run in {folder}; check run_name and paths.runs")
+        stages = _in_order([_read_stage(path) for path in sorted(folder.glob("*/metrics.csv"))])
+        place = folder / "eval" / bench
+        results = [_read_result(path) for path in sorted(place.glob("*/*/*/result.json"))]
+        if not stages and not results:
+            raise UserError(f"{folder} holds no metrics.csv of a stage and no results of bench '{bench}'")
+        order = [stage.name for stage in stages]
+
+        def rank(result: Result) -> tuple[int, str, int, str]:
+            known = order.index(result.stage) if result.stage in order else len(order)
+            mode = str(result.figures["mode"])
+            return known, result.stage, MODE_ORDER.index(mode) if mode in MODE_ORDER else len(MODE_ORDER), result.mode
+
+        comparisons = _read_json(place / "comparisons.json", [])
+        return cls(
+            folder,
+            bench,
+            tuple(stages),
+            tuple(sorted(results, key=rank)),
+            _read_json(place / "controls.json", {}),
+            tuple(comparisons),
+        )
+
+    def result(self, stage: str, mode: str, task: str, split: str = "test") -> Result | None:
+        """One evaluation, or None where it was not made."""
+        wanted = (stage, mode, task, split)
+        return next((r for r in self.results if (r.stage, r.mode, r.task, r.split) == wanted), None)
+
+    def rows(self, split: str) -> list[tuple[str, str]]:
+        """The (stage, mode) pairs that were evaluated on a split, in order."""
+        return list(dict.fromkeys((r.stage, r.mode) for r in self.results if r.split == split))
+
+
+def _read_stage(path: Path) -> Stage:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            for name, value in row.items():
+                if value:
+                    curves.setdefault(name, []).append((step, float(value)))
+    return Stage(
+        path.parent.name,
+        {name: Curve(*zip(*points, strict=True)) for name, points in curves.items()},
+        _read_json(path.parent / "model" / "manifest.json", {}),
+    )
+
+
+def _in_order(stages: list[Stage]) -> list[Stage]:
+    """Parents before children, as the manifests tell; stages without a known parent by name."""
+    parents = {stage.name: stage.manifest.get("parent_stage") for stage in stages}
+
+    def depth(name: str) -> int:
+        seen = {name}
+        while (name := parents.get(name)) and name not in seen:
+            seen.add(name)
+        return len(seen)
+
+    return sorted(stages, key=lambda stage: (depth(stage.name), stage.name))
+
+
+def _read_result(path: Path) -> Result:
+    return Result(path.parent, _read_json(path, {}))
+
+
+def _read_json(path: Path, otherwise: Any) -> Any:
+    if not path.is_file():
+        return otherwise
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); delete it and evaluate again") from None

@@ -1,0 +1,187 @@
+"""Tables as data, and as Markdown or on the terminal; the HTML page draws the same ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table as TerminalTable
+
+from vita_audio_pl.reporting.run_files import Result, RunFiles
+
+SPEAKING_TASKS = ("tts", "sqa")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: as shown, as sorted by, and what stands small beside it (an interval)."""
+
+    text: str
+    value: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers and rows; the first `labels` columns are text, the others figures."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    labels: int = 1
+    caption: str = ""
+
+
+NOT_MEASURED = Cell("–")
+
+FIGURES = (
+    ("ASR WER", "asr", "wer"),
+    ("TTS WER", "tts", "speech_wer"),
+    ("Spoken QA, text", "sqa", "text_accuracy"),
+    ("Spoken QA, speech", "sqa", "speech_accuracy"),
+    ("Text QA", "text", "text_accuracy"),
+)
+
+
+def main_table(run: RunFiles, split: str) -> Table:
+    """One row for each stage and mode: error rates, accuracies, backbone passes and their share of Vanilla's."""
+    rows = []
+    for stage, mode in run.rows(split):
+        cells = [Cell(stage), Cell(mode)]
+        for _, task, metric in FIGURES:
+            cells.append(metric_cell(run.result(stage, mode, task, split), metric))
+        spoken = [r for task in SPEAKING_TASKS if (r := run.result(stage, mode, task, split)) is not None]
+        cells += [_passes(spoken), _share(run, spoken, stage, split)]
+        measured = {r.figures["utterances"] for r in run.results if (r.stage, r.mode, r.split) == (stage, mode, split)}
+        cells.append(Cell(" to ".join(str(n) for n in sorted({min(measured), max(measured)})), min(measured)))
+        rows.append(tuple(cells))
+    headers = (
+        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", "Share of Vanilla's",
+        "Utterances per task",
+    )  # fmt: skip
+    return Table(headers, tuple(rows), labels=2)
+
+
+def metric_cell(result: Result | None, metric: str) -> Cell:
+    """A rate in percent with its 95 % interval."""
+    if result is None or metric not in result.figures["metrics"]:
+        return NOT_MEASURED
+    figure = result.figures["metrics"][metric]
+    return rate_cell(figure["value"], figure["low"], figure["high"])
+
+
+def rate_cell(value: float, low: float, high: float) -> Cell:
+    """A fraction shown in percent with its interval."""
+    return Cell(f"{100 * value:.1f} %", value, f"{100 * low:.1f} to {100 * high:.1f}")
+
+
+def _passes(spoken: Sequence[Result]) -> Cell:
+    answers = sum(result.figures["utterances"] for result in spoken)
+    if not answers:
+        return NOT_MEASURED
+    passes = sum(result.figures["backbone_passes"] * result.figures["utterances"] for result in spoken) / answers
+    return Cell(f"{passes:.1f}", passes)
+
+
+def _share(run: RunFiles, spoken: Sequence[Result], stage: str, split: str) -> Cell:
+    """Backbone passes over Vanilla's at the same stage, over the utterances that both answered."""
+    mine = vanilla = 0
+    for result in spoken:
+        baseline = run.result(stage, "vanilla", result.task, split)
+        if baseline is not None:
+            theirs = {row["id"]: row["backbone_passes"] for row in baseline.utterances}
+            common = [row for row in result.utterances if row["id"] in theirs]
+            mine += sum(row["backbone_passes"] for row in common)
+            vanilla += sum(theirs[row["id"]] for row in common)
+    return Cell(f"{100 * mine / vanilla:.0f} %", mine / vanilla) if vanilla else NOT_MEASURED
+
+
+METRIC_NAMES = {
+    "wer": "error rate of the transcript",
+    "speech_wer": "error rate of the speech, as the judge hears it",
+    "text_wer": "error rate of the text beside the speech",
+    "text_accuracy": "accepted answers, text",
+    "speech_accuracy": "accepted answers, speech as the judge hears it",
+}
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Every figure of some results, one a row."""
+    rows = []
+    for result in results:
+        for name, figure in result["metrics"].items():
+            rows.append(
+                (Cell(f"{result['stage']} {result['mode']}"), Cell(f"{result['task']} {result['split']}"),
+                 Cell(METRIC_NAMES[name]), rate_cell(figure["value"], figure["low"], figure["high"]),
+                 Cell(f"{result['backbone_passes']:.1f}", result["backbone_passes"]),
+                 Cell(str(figure["utterances"]), figure["utterances"]),
+                 Cell(str(result["silent"]), result["silent"]), Cell(str(result["unfinished"]), result["unfinished"]))
+            )  # fmt: skip
+    headers = ("Model", "Task", "Figure", "Value", "Backbone passes", "Utterances", "Silent", "Cut off")
+    return Table(headers, tuple(rows), labels=3)
+
+
+def comparison_sentences(comparison: dict[str, Any]) -> list[str]:
+    """What a paired comparison found, in words."""
+    first, second = (f"{comparison[key]['stage']} {comparison[key]['mode']}" for key in ("first", "second"))
+    sentences = [f"{second} against {first}, over {comparison['utterances']} common utterances:"]
+    for name, difference in comparison["metrics"].items():
+        sentences.append(
+            f"  {METRIC_NAMES[name]}: {100 * difference['value']:+.2f} points (95 % interval "
+            f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}, p = {difference['p_value']:.4f})"
+        )
+    return [*sentences, f"  backbone passes: {100 * comparison['backbone_passes_share']:.1f} % of the first's"]
+
+
+def controls_table(run: RunFiles) -> Table:
+    """What the judge makes of recordings whose text is known."""
+    rows = [
+        (Cell(row["recordings"]), Cell(row["condition"]), rate_cell(row["value"], row["low"], row["high"]),
+         Cell(str(row["utterances"]), row["utterances"]))
+        for row in run.controls.get("rows", [])
+    ]  # fmt: skip
+    return Table(("Recordings", "What the judge hears", "WER", "Utterances"), tuple(rows), labels=2)
+
+
+def comparison_table(run: RunFiles) -> Table:
+    """Differences to Vanilla over the same utterances, with p-values."""
+    names = {(task, metric): name for name, task, metric in FIGURES}
+    rows = []
+    for comparison in run.comparisons:
+        for metric, difference in comparison["metrics"].items():
+            name = names.get((comparison["task"], metric))
+            if name is None:
+                continue
+            points = Cell(
+                f"{100 * difference['value']:+.1f}",
+                difference["value"],
+                f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}",
+            )
+            p_value = difference["p_value"]
+            rows.append(
+                (Cell(comparison["stage"]), Cell(comparison["mode"]), Cell(name), points,
+                 Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value),
+                 Cell(str(difference["utterances"]), difference["utterances"]))
+            )  # fmt: skip
+    return Table(("Stage", "Mode", "Figure", "Points against Vanilla", "p", "Utterances"), tuple(rows), labels=3)
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown; intervals in brackets."""
+    lines = ["| " + " | ".join(table.headers) + " |"]
+    lines.append("|" + "".join("---|" if column < table.labels else "---:|" for column in range(len(table.headers))))
+    for row in table.rows:
+        lines.append("| " + " | ".join(f"{c.text} ({c.detail})" if c.detail else c.text for c in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def terminal(table: Table, title: str) -> TerminalTable:
+    """For rich's console; the interval stands dim under its figure."""
+    shown = TerminalTable(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    for column, header in enumerate(table.headers):
+        shown.add_column(header, justify="left" if column < table.labels else "right")
+    previous = None
+    for row in table.rows:
+        if previous not in (None, row[0].text):
+            shown.add_section()
+        previous = row[0].text
+        shown.add_row(*(f"{c.text}\n[dim]{c.detail}[/dim]" if c.detail else c.text for c in row))
+    return shown
