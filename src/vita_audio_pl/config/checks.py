@@ -1,11 +1,8 @@
 """Settings that do not go together, refused before anything is built."""
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from vita_audio_pl.config.entry import sentence_of
 from vita_audio_pl.config.schema import TrainConfig, require
-from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 
 CHAIN = "chain"
@@ -13,21 +10,9 @@ SHORTEST_ROW = 16
 
 
 def work_in_stage_settings(config: DictConfig) -> None:
-    """Merge `per_stage.<name>` of the chosen stage into `stage`, in place.
-
-    Raises:
-        UserError: a stage that the variant has not, or a setting that `stage` has not.
-    """
-    known = {*config.variant.stages, *config.variant.parents}
-    for name in config.per_stage:
-        require(name in known, f"per_stage.{name}: variant={config.variant.name} has no such stage, only "
-                f"{', '.join(sorted(known))}")  # fmt: skip
-    overlay = config.per_stage.get(config.stage.name)
-    if overlay:
-        try:
-            config.stage = OmegaConf.merge(config.stage, overlay)
-        except OmegaConfBaseException as error:
-            raise UserError(f"per_stage.{config.stage.name}: {sentence_of(error)}") from error
+    """Merge `per_stage.<name>` of the chosen stage into `stage`, in place."""
+    overlay = config.per_stage.get(config.stage.name) or {}
+    config.stage = OmegaConf.merge(config.stage, {name: value for name, value in overlay.items() if value is not None})
 
 
 def check_train_config(config: TrainConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,7 +47,12 @@ def run_entry_point(
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with status 1
 
+    def restore() -> None:
+        if not wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
     def typed_task(config: DictConfig) -> Any:
+        restore()  # for processes that the task starts, and for how Hydra shows the task's own exceptions
         try:
             return task(to_dataclass(config, amend))
         except UserError as error:
@@ -61,6 +66,8 @@ def run_entry_point(
         if isinstance(error, ValueError) and not _from_hydra(error):
             raise
         raise SystemExit(_report(error, wants_traceback)) from None
+    finally:
+        restore()
 
 
 def register_schema(config_name: str, schema: type) -> None:
@@ -108,6 +115,8 @@ def sentence_of(error: BaseException) -> str:
     text = first_lines[0].removeprefix("Error merging override ") if first_lines else type(error).__name__
     key = getattr(cause, "full_key", None)
     details = str(cause).splitlines()[0].strip() if str(cause).strip() else ""
+    if isinstance(error, OverrideParseException):
+        return f"'{error.override}' cannot be read as a setting: write key=value, and quote what the shell would change"
     unknown = re.search(r"Key '([^']*)' (?:is )?not in '?(\w+)'?", details)
     if unknown:
         return _no_such_setting(key or unknown.group(1))

@@ -6,7 +6,6 @@ go together are in `checks.py`.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
@@ -81,6 +80,21 @@ class StageConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"stage.freeze: '{pattern}' is not a regular expression: {error}") from error
+
+
+@dataclass
+class StageOverrides:
+    """Settings of `StageConfig` given from outside, for one stage by name; null leaves the stage's own."""
+
+    n_heads: int | None = None
+    freeze: list[str] | None = None
+    learning_rate: float | None = None
+    head_rate_factor: float | None = None
+    sequence_length: int | None = None
+    rows_per_step: int | None = None
+    steps: int | None = None
+    weight_decay: float | None = None
+    mixture: str | None = None
 
 
 @dataclass
@@ -234,7 +248,7 @@ class TrainConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     variant: VariantConfig = field(default_factory=VariantConfig)
     stage: StageConfig = field(default_factory=StageConfig)
-    per_stage: dict[str, Any] = field(default_factory=dict)  # stage name -> settings of `stage`, for experiments
+    per_stage: dict[str, StageOverrides] = field(default_factory=dict)  # per_stage.mtp10.steps=..., for chains
     model: ModelConfig = field(default_factory=ModelConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     data: DataOptions = field(default_factory=DataOptions)

@@ -1,0 +1,71 @@
+"""Every mistake on the command line is one sentence and exit status 2."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vita_audio_pl import train
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the entry point in an empty directory: exit status, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as end:
+            train.main()
+        printed = capsys.readouterr()
+        return end.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("stage.stepz=3", "no setting 'stage.stepz'"),
+        ("+stage.stepz=3", "no setting 'stage.stepz'"),
+        ("stage=mtp11", "choose one of: align, chain, mtp1, mtp10, sft"),
+        ("trainer.devices=two", "could not be converted to Integer"),
+        ("stage.steps=0", "stage.steps is 0"),
+        ("text_audio_interval_ratio=[1,2]", "audio run below 3"),
+        ("text_audio_interval_ratio=[1,10,4]", "text_audio_interval_ratio"),
+        ("decode_pattern=[0,10]", "decode_pattern"),
+        ("stage.sequence_length=4", "cannot hold a conversation"),
+        ("variant=vita_audio_plus_boost", "continuous encoder"),
+        ("per_stage.mtp2.steps=3", "no setting 'per_stage.mtp2'"),
+        ("per_stage.align.stepz=3", "no setting 'per_stage.align.stepz'"),
+        ("trainer.devices=2", "one device"),
+        ("stage=[", "'stage=[' cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(mistake, says, run):
+    status, _, error = run(mistake)
+    assert status == 2
+    assert says in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_help_names_every_stage_and_setting_and_leaves_no_files(run, tmp_path):
+    status, text, _ = run("--help")
+    assert status == 0
+    for expected in ("stage: align, chain, mtp1, mtp10, sft", "text_audio_interval_ratio:", "stage=chain", "init_from"):
+        assert expected in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_parent_names_the_command_that_makes_it(run):
+    status, _, error = run("stage=mtp10")
+    assert status == 2
+    assert "python -m vita_audio_pl.train stage=mtp1" in error and "with_parents=true" in error
+
+
+def test_the_module_runs_as_a_command_from_any_directory(tmp_path):
+    command = [sys.executable, "-m", "vita_audio_pl.train", "stage.stepz=3"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: there is no setting")
