@@ -71,7 +71,7 @@ def write_run(folder: Path) -> Path:
                                          "resynthesis": {"sqa.s0": "controls/sqa.s0.wav"}})  # fmt: skip
     difference = {"value": 0.015, "low": 0.004, "high": 0.026, "p_value": 0.0004, "utterances": 320}
     write_json(place / "comparisons.json", [
-        {"stage": "sft", "mode": "boost", "task": "tts", "metrics": {"speech_wer": difference}},
+        {"stage": "sft", "mode": "boost", "split": "test", "task": "tts", "metrics": {"speech_wer": difference}},
     ])  # fmt: skip
     return folder
 

@@ -41,7 +41,7 @@ def draw(paint: Callable[[Figure, Theme], None], size: tuple[float, float], text
     """Paint a figure twice, once in each theme. `size` is in inches at 160 dots each."""
     images = []
     for theme in (LIGHT, DARK):
-        figure = Figure(figsize=size, dpi=160, facecolor=theme.ground, layout="constrained")
+        figure = Figure(figsize=size, dpi=160, facecolor=theme.ground)
         paint(figure, theme)
         for axes in figure.axes:
             _plain(axes, theme)
@@ -62,6 +62,7 @@ def loss_curves(stage: Stage) -> Picture:
             axes.set_title({"loss": "cross entropy", "accuracy": "next-token accuracy"}[kind])
         loss.set_yscale("log")
         _legend(loss, theme)
+        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.16, top=0.91, wspace=0.14)
 
     return draw(paint, (9.0, 3.0), f"loss and accuracy during stage {stage.name}")
 
@@ -114,6 +115,7 @@ def quality_against_cost(run: RunFiles, stage: str, split: str) -> Picture | Non
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         _legend(axes, theme)
+        figure.subplots_adjust(left=0.09, right=0.97, bottom=0.14, top=0.97)
 
     return draw(paint, (6.5, 3.4), f"word error rate of the speech against backbone passes per answer, stage {stage}")
 

@@ -25,17 +25,29 @@ class Note:
     lines: tuple[str, ...]
 
 
-def run_page(run: RunFiles, title: str, split: str = "test", notes: Sequence[Note] = ()) -> str:
+TRADE_OFF = "wer_against_passes"
+
+
+def run_pictures(run: RunFiles, split: str) -> dict[str, Picture]:
+    """The figures of a run by name: `loss_<stage>`, and `wer_against_passes` where speech was evaluated."""
+    pictures = {f"loss_{stage.name}": loss_curves(stage) for stage in run.stages if stage.curves}
+    trade_off = quality_against_cost(run, last_stage(run, split), split)
+    return pictures if trade_off is None else pictures | {TRADE_OFF: trade_off}
+
+
+def run_page(
+    run: RunFiles, title: str, pictures: dict[str, Picture], split: str = "test", notes: Sequence[Note] = ()
+) -> str:
     """The page of one run.
 
     Args:
         run: the files of the run.
         title: heading of the page.
+        pictures: from `run_pictures`.
         split: the split of the main table; results on other splits follow in tables of their own.
         notes: remarks for the end of the page.
     """
-    evaluated = [stage for stage, _ in run.rows(split)]
-    last = evaluated[-1] if evaluated else (run.stages[-1].name if run.stages else "")
+    last = last_stage(run, split)
     other_splits = sorted({result.split for result in run.results} - {split})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["picture"] = _picture
@@ -46,18 +58,24 @@ def run_page(run: RunFiles, title: str, split: str = "test", notes: Sequence[Not
         split=split,
         last=last,
         facts=_facts(run),
-        main=main_table(run, split) if evaluated else None,
+        main=main_table(run, split) if run.rows(split) else None,
         others=[(name, main_table(run, name)) for name in other_splits],
-        comparisons=comparison_table(run),
+        comparisons=comparison_table(run, split),
         controls=controls_table(run),
-        trade_off=quality_against_cost(run, last, split),
-        curves=[(stage, _stage_facts(stage), loss_curves(stage)) for stage in run.stages if stage.curves],
+        trade_off=pictures.get(TRADE_OFF),
+        curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],
         utterances=utterances_to_hear(run, last, split),
         worst=_worst(run, last, split),
         notes=notes,
         style=Markup(_asset("page.css")),
         script=Markup(_asset("sort.js")),
     )
+
+
+def last_stage(run: RunFiles, split: str) -> str:
+    """The last stage that was evaluated on a split, else the last that was trained."""
+    evaluated = [stage for stage, _ in run.rows(split)]
+    return evaluated[-1] if evaluated else (run.stages[-1].name if run.stages else "")
 
 
 def _asset(name: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table as TerminalTable
 
 from vita_audio_pl.reporting.run_files import Result, RunFiles
@@ -141,11 +142,11 @@ def controls_table(run: RunFiles) -> Table:
     return Table(("Recordings", "What the judge hears", "WER", "Utterances"), tuple(rows), labels=2)
 
 
-def comparison_table(run: RunFiles) -> Table:
-    """Differences to Vanilla over the same utterances, with p-values."""
+def comparison_table(run: RunFiles, split: str) -> Table:
+    """Differences to Vanilla over the same utterances of a split, with p-values."""
     names = {(task, metric): name for name, task, metric in FIGURES}
     rows = []
-    for comparison in run.comparisons:
+    for comparison in (c for c in run.comparisons if c["split"] == split):
         for metric, difference in comparison["metrics"].items():
             name = names.get((comparison["task"], metric))
             if name is None:
@@ -175,7 +176,8 @@ def markdown(table: Table) -> str:
 
 def terminal(table: Table, title: str) -> TerminalTable:
     """For rich's console; the interval stands dim under its figure."""
-    shown = TerminalTable(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    style = {"title_style": "bold", "header_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    shown = TerminalTable(title=title, title_justify="left", **style)
     for column, header in enumerate(table.headers):
         shown.add_column(header, justify="left" if column < table.labels else "right")
     previous = None

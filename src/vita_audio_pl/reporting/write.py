@@ -1,0 +1,66 @@
+"""Writes the report of a run: the page, its tables as Markdown, its figures as PNG, its sounds as wav."""
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vita_audio_pl.reporting.listening import Utterance, utterances_to_hear
+from vita_audio_pl.reporting.page import Note, last_stage, run_page, run_pictures
+from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table, markdown
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        page: the HTML page.
+        figures: PNG files.
+        sounds: wav files, grouped by utterance in their names.
+    """
+
+    page: Path
+    figures: tuple[Path, ...]
+    sounds: tuple[Path, ...]
+
+
+def write_report(run: RunFiles, output: Path, title: str, split: str = "test", notes: Sequence[Note] = ()) -> Report:
+    """Write `index.html`, `tables.md`, `*.png` and `audio/` into `output`; what was there is replaced."""
+    output.mkdir(parents=True, exist_ok=True)
+    stage = last_stage(run, split)
+    pictures = run_pictures(run, split)
+    figures = {output / f"{name}.png": picture for name, picture in pictures.items()}
+    for path, picture in figures.items():
+        _write(path, picture.light)
+    sections = {"Held-out results": main_table(run, split), "Against Vanilla": comparison_table(run, split),
+                "The judge": controls_table(run)}  # fmt: skip
+    tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
+    _write(output / "tables.md", f"# {title}\n\n{tables}".encode())
+    sounds = [
+        path for utterance in utterances_to_hear(run, stage, split) for path in _sounds(utterance, output / "audio")
+    ]
+    page = output / "index.html"
+    _write(page, run_page(run, title, pictures, split, notes).encode())
+    return Report(page, tuple(figures), tuple(sounds))
+
+
+def _sounds(utterance: Utterance, folder: Path) -> list[Path]:
+    written = []
+    for voice in utterance.voices:
+        if voice.sound:
+            kind, _, content = voice.sound.partition(";base64,")
+            name = f"{utterance.id}.{voice.name}".replace(",", "").replace(" ", "_").replace("/", "_")
+            path = folder / f"{name}.{kind.rpartition('/')[2]}"
+            _write(path, base64.b64decode(content))
+            written.append(path)
+    return written
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    os.replace(aside, path)

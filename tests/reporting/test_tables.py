@@ -1,0 +1,70 @@
+"""Tables say what the files say, and say so where nothing was measured."""
+
+import json
+
+import pytest
+from made_up_run import write_json
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table, markdown
+
+
+def cells(table, row):
+    return dict(zip(table.headers, table.rows[row], strict=True))
+
+
+def test_main_table_has_a_row_for_each_stage_and_mode_in_training_order(run):
+    table = main_table(run, "test")
+    assert [(row[0].text, row[1].text) for row in table.rows] == [
+        ("align", "vanilla"), ("mtp1", "vanilla"), ("mtp10", "vanilla"),
+        ("sft", "vanilla"), ("sft", "boost"), ("sft", "turbo"),
+    ]  # fmt: skip
+    boost = cells(table, 4)
+    assert boost["ASR WER"].text == "5.2 %" and boost["ASR WER"].detail == "4.0 to 6.6"
+    assert boost["Spoken QA, speech"].text == "67.5 %"
+    assert boost["Backbone passes per answer"].text == "11.0"
+    assert boost["Share of Vanilla's"].text == "23 %"  # 11 of 47
+    assert boost["Utterances per task"].text == "320" and cells(table, 0)["Utterances per task"].text == "100"
+
+
+def test_share_is_taken_over_utterances_that_both_modes_answered(run):
+    path = run.result("sft", "turbo", "tts").folder / "utterances.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["backbone_passes"], rows[1]["id"] = 14, "only-here"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # tts: ids t0 (14 passes) and t2 (5) against 2 x 47; sqa: three of 5 against 3 x 47
+    share = cells(main_table(RunFiles.read(run.folder, run.bench), "test"), 5)["Share of Vanilla's"]
+    assert share.value == pytest.approx((14 + 5 + 15) / (5 * 47))
+
+
+def test_what_was_not_measured_is_a_dash_not_a_number(run):
+    row = cells(main_table(run, "unseen_voice"), 0)
+    assert row["ASR WER"].text == "3.7 %" and row["TTS WER"].text == "–" and row["TTS WER"].value is None
+
+
+def test_markdown_escapes_nothing_and_loses_nothing(run):
+    lines = markdown(controls_table(run)).splitlines()
+    assert lines[0] == "| Recordings | What the judge hears | WER | Utterances |" and lines[1] == "|---|---|---:|---:|"
+    assert lines[2] == "| assistant's voice | the recording | 1.2 % (1.0 to 1.4) | 100 |"
+    assert "| sft | boost | TTS WER | +1.5 (+0.4 to +2.6) | < 0.001 | 320 |" in markdown(comparison_table(run, "test"))
+
+
+def test_stage_order_comes_from_the_manifests_not_from_file_times(run):
+    (run.folder / "align" / "metrics.csv").touch()
+    assert [stage.name for stage in RunFiles.read(run.folder, run.bench).stages] == ["align", "mtp1", "mtp10", "sft"]
+
+
+def test_a_run_without_files_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="there is no run in"):
+        RunFiles.read(tmp_path / "none", "spoken_world")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no metrics\.csv"):
+        RunFiles.read(tmp_path / "empty", "spoken_world")
+
+
+def test_a_damaged_result_is_named(run):
+    write_json(run.folder / "eval" / run.bench / "controls.json", {})
+    (run.folder / "eval" / run.bench / "controls.json").write_text("{")
+    with pytest.raises(UserError, match=r"controls\.json is not JSON"):
+        RunFiles.read(run.folder, run.bench)
