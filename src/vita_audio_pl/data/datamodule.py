@@ -1,0 +1,325 @@
+"""The LightningDataModule: prepared sources in, packed batches out, resumable at any batch on any number of ranks."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.distributed
+
+from vita_audio_pl.data.mixture import Mixture, load_mixture
+from vita_audio_pl.data.options import DataOptions
+from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
+from vita_audio_pl.data.prepared import MANIFEST, PreparedSource, open_sources
+from vita_audio_pl.data.rows import BatchRequest, PlannedRow, Reading, RowBuilder
+from vita_audio_pl.data.schedule import Geometry, Position, Schedule
+from vita_audio_pl.data.survey import Survey, survey
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
+
+log = logging.getLogger(__name__)
+
+_FEW_BROKEN = 10  # broken samples of a source that never stop a run
+
+
+class SpeechDataModule(lightning.LightningDataModule):
+    """Training rows without end and a fixed set of validation rows.
+
+    Call `consumed(batch)` when a batch has been trained on: `state_dict` holds the place after it, tens of bytes that
+    are the same on every rank, and a run that loads them goes on with the very next row.
+
+    Args:
+        options: which data, and how it is read.
+        vocabulary: of the model.
+        tokenizer: text tokenizer; must be the one that the shards were written with.
+        renderer_options: interval ratio, decoding pattern, weights, lead-in, corruption.
+        rows_per_batch: rows of one batch on one rank.
+        row_length: tokens in a row.
+        accumulate: batches per optimiser step.
+        seed: of the order and of the prompt corruption.
+
+    Raises:
+        UserError: anything about the data that would not fit: see `open_sources`, `load_mixture`, `Plan`.
+    """
+
+    def __init__(
+        self,
+        options: DataOptions,
+        vocabulary: Vocabulary,
+        tokenizer: TextTokenizer,
+        renderer_options: RenderOptions,
+        *,
+        rows_per_batch: int,
+        row_length: int,
+        accumulate: int,
+        seed: int,
+    ):
+        super().__init__()
+        options.check()
+        self.options, self.row_length, self.seed = options, row_length, seed
+        self._rows_per_batch, self._accumulate = rows_per_batch, accumulate
+        self._vocabulary, self._tokenizer = vocabulary, tokenizer
+        self.renderer = Renderer(vocabulary, tokenizer, renderer_options)
+        self.mixture = load_mixture(options.mixture)
+        if options.temperature is not None:
+            self.mixture = replace(self.mixture, temperature=options.temperature)
+        self.sources = self._open([share.source for share in self.mixture.shares])
+        self._surveys = [self._survey(source) for source in self.sources]
+        self._position: Position | None = None
+        self._schedule: Schedule | None = None
+        self.broken: dict[str, dict[int, str]] = {}  # source -> sample -> reason, found while reading
+        self._seen: Counter[str] = Counter()
+
+    def _open(self, names: Sequence[str]) -> list[PreparedSource]:
+        return open_sources(Path(self.options.shards), names, self._tokenizer.fingerprint, self._vocabulary.n_codes)
+
+    def _survey(self, source: PreparedSource) -> Survey:
+        renderer = self.renderer
+        continuous = self._vocabulary.continuous_input
+        return survey(
+            source, renderer.length_rule, renderer.options, continuous, self.row_length, self.options.overlong
+        )
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The order of the training rows."""
+        planned = [
+            PlannedSource(source.name, surveyed.tokens, ratio, share.num)
+            for source, surveyed, share, ratio in zip(
+                self.sources, self._surveys, self.mixture.shares, self._ratios(self.mixture), strict=True
+            )
+        ]
+        return Plan(planned, self.row_length, self.seed, self.options.window)
+
+    def _ratios(self, mixture: Mixture) -> list[float]:
+        tokens = np.array([surveyed.tokens.sum(dtype=np.int64) for surveyed in self._surveys])
+        return [float(ratio) for ratio in mixture.ratios(tokens)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything the order follows from, except the ratios: those may change within a run, and are recorded."""
+        rule = self.renderer.length_rule
+        facts = {
+            "sources": [
+                (source.name, source.manifest.index_crc, share.num, sorted(source.quarantined))
+                for source, share in zip(self.sources, self.mixture.shares, strict=True)
+            ],
+            "rows": (self.row_length, self.options.window, self.options.overlong, self.seed),
+            "lengths": (rule.ratio and rule.ratio.runs, rule.n_lead_in, rule.around, self._vocabulary.continuous_input),
+        }
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    @property
+    def position(self) -> Position:
+        """The place after the last consumed batch, with all changes of the mixture."""
+        position = self._position or Position(self.fingerprint, self.plan.phases[0].ratios)
+        return replace(position, changes=tuple(self.plan.changes))
+
+    def consumed(self, batch: PackedBatch) -> None:
+        """Notes that training has used `batch`; the next checkpoint continues after it."""
+        self._position = Position.from_dict(batch.position)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.position.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seek(state_dict)
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Goes to a batch's `position`: the next training batch is the one after that batch.
+
+        Raises:
+            UserError: the position belongs to other data, another seed, ratio or row length; or the mixture has other
+                shares and `adopt_changes` is off.
+        """
+        place = Position.from_dict(position)
+        if place.plan != self.fingerprint:
+            raise UserError(
+                f"the checkpoint's data position is of another plan ({place.plan}) than this run's "
+                f"({self.fingerprint}): sources, seed, row length, interval ratio, lead-in or quarantine have changed; "
+                "restore them, or start a new run from the model"
+            )
+        wanted = tuple(self._ratios(self.mixture))
+        planned = [replace(s, ratio=ratio) for s, ratio in zip(self.plan.sources, place.ratios, strict=True)]
+        self.__dict__["plan"] = Plan(planned, self.row_length, self.seed, self.options.window, place.changes)
+        self._position, self._schedule = place, None
+        if wanted != self.plan.phases[-1].ratios:
+            if not self.options.adopt_changes:
+                raise UserError(
+                    f"the checkpoint was trained on other shares than the mixture '{self.mixture.name}' gives; restore "
+                    "the mixture, or set data.adopt_changes=true to go on with the new shares from the next window on"
+                )
+            self._change(wanted)
+
+    def change_mixture(self, mixture: Mixture) -> None:
+        """Trains on other shares of the same sources from the next window on; recorded in the state.
+
+        Raises:
+            UserError: the mixture has other sources.
+        """
+        if [(s.source, s.num) for s in mixture.shares] != [(s.source, s.num) for s in self.mixture.shares]:
+            raise UserError(
+                f"the mixture '{mixture.name}' names other sources, in another order or with another num than "
+                f"'{self.mixture.name}'; a running order can change only the shares"
+            )
+        self._change(tuple(self._ratios(mixture)))
+        self.mixture = mixture
+
+    def _change(self, ratios: tuple[float, ...]) -> None:
+        ahead = self._schedule.planned if self._schedule else self.position
+        place = ahead.place
+        if place.phase != len(self.plan.changes):
+            raise UserError("the shares were changed already in this window; change them again in the next")
+        self.plan.change(Change(place.epoch, place.window, ratios))
+
+    @property
+    def geometry(self) -> Geometry:
+        """How this run cuts a step."""
+        ranks, rank = 1, 0
+        if self.trainer is not None:
+            ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        return Geometry(self._rows_per_batch, self._accumulate, ranks, rank)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that one epoch of the mixture fills, rounded up; rows are about 99.9 % full."""
+        rows = self.plan.phases[-1].tokens_per_epoch / self.row_length
+        return max(1, -int(-rows // self.geometry.rows_per_step))
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Training sources by the number that `PackedBatch.sources` holds."""
+        return tuple(source.name for source in self.sources)
+
+    def train_dataloader(self) -> "Batches":
+        """Endless batches of this rank from the position on."""
+        self._schedule = Schedule(self.plan, self.position, self.geometry, [s.weight for s in self._surveys])
+        return Batches(self._loader(dict(enumerate(self.sources)), self._schedule), self)
+
+    def val_dataloader(self) -> "Batches":
+        """The same held-out rows in every run, source by source; sources are numbered as in training."""
+        return Batches(self._loader(self.validation_sources, self._validation), self, len(self._validation))
+
+    @property
+    def validation_batches(self) -> int:
+        """Held-out batches of each rank; 0 where no held-out source is prepared."""
+        return len(self._validation)
+
+    @cached_property
+    def validation_sources(self) -> dict[int, PreparedSource]:
+        """Number of a training source -> the held-out source beside it."""
+        names = {n: f"{source.name}.{self.options.validation}" for n, source in enumerate(self.sources)}
+        there = {n: name for n, name in names.items() if (Path(self.options.shards) / name / MANIFEST).is_file()}
+        return dict(zip(there, self._open(list(there.values())), strict=True))
+
+    @cached_property
+    def _validation(self) -> list[BatchRequest]:
+        geometry = replace(self.geometry, accumulate=1)
+        requests: list[BatchRequest] = []
+        for number, source in self.validation_sources.items():
+            surveyed = self._survey(source)
+            planned = PlannedSource(source.name, surveyed.tokens, 1.0)
+            window = pack_once(planned, self.row_length, self.options.validation_rows)
+            spans = zip(window.starts[:-1], window.starts[1:], strict=True)
+            rows = [PlannedRow(window.source[a:b] + number, window.sample[a:b], r) for r, (a, b) in enumerate(spans)]
+            for first in range(0, len(rows), geometry.rows_per_step):
+                batch = rows[first : first + geometry.rows_per_step]
+                divisor = sum(float(surveyed.weight[row.sample].sum(dtype="f8")) for row in batch)
+                mine = batch[geometry.rank :: geometry.ranks]
+                empty = PlannedRow(window.source[:0], window.sample[:0], 0)
+                missing = -(-len(batch) // geometry.ranks) - len(mine)  # every rank runs as many rows as any other
+                requests.append(BatchRequest([*mine, *[empty] * missing], divisor, {}))
+        return requests
+
+    def _loader(
+        self, sources: dict[int, PreparedSource], requests: Schedule | list[BatchRequest]
+    ) -> "torch.utils.data.DataLoader[tuple[PackedBatch, Reading]]":
+        workers = self.options.workers
+        return torch.utils.data.DataLoader(
+            RowBuilder(sources, self.renderer, self.row_length, self.seed),
+            batch_size=None,
+            sampler=requests,
+            num_workers=workers,
+            prefetch_factor=self.options.prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def note(self, reading: Reading, sources: Mapping[int, PreparedSource]) -> None:
+        """Counts the samples read, names those that could not be.
+
+        Raises:
+            UserError: more of a source is broken than `max_broken` allows.
+        """
+        for number, count in reading.seen.items():
+            self._seen[sources[number].name] += count
+        for sample in reading.broken:
+            name = sources[sample.source].name
+            known = self.broken.setdefault(name, {})
+            if sample.sample not in known:
+                log.warning("left out: %s", sample.reason)
+            known[sample.sample] = sample.reason
+            if len(known) > max(_FEW_BROKEN, self.options.max_broken * self._seen[name]):
+                raise UserError(
+                    f"{len(known)} of the {self._seen[name]} samples read of '{name}' are broken, more than "
+                    f"data.max_broken={self.options.max_broken} allows; the last: {sample.reason}; run "
+                    f"python -m vita_audio_pl.data lint source={name} quarantine=true, or prepare the source again"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """What this run is trained on, for its manifest."""
+        shares = self.plan.phases[-1].shares
+        return {
+            "plan": self.fingerprint,
+            "mixture": self.mixture.name,
+            "row_length": self.row_length,
+            "seed": self.seed,
+            "sources": {
+                source.name: {
+                    "share": round(share, 6),
+                    "ratio": ratio,
+                    "samples": len(source),
+                    "tokens": int(surveyed.tokens.sum(dtype="i8")),
+                    "left_out": surveyed.counts,
+                    "index_crc": source.manifest.index_crc,
+                    "tokenizer": source.manifest.tokenizer,
+                    "codec": source.manifest.codec,
+                }
+                for source, surveyed, share, ratio in zip(
+                    self.sources, self._surveys, shares, self.plan.phases[-1].ratios, strict=True
+                )
+            },
+        }
+
+
+class Batches:
+    """The batches of a DataLoader; what could not be read is reported to the data module in the training process."""
+
+    def __init__(
+        self,
+        loader: "torch.utils.data.DataLoader[tuple[PackedBatch, Reading]]",
+        owner: SpeechDataModule,
+        length: int | None = None,
+    ):
+        self._loader, self._owner, self._length = loader, owner, length
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("training batches have no end")
+        return self._length
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        builder: RowBuilder = self._loader.dataset  # type: ignore[assignment]
+        for batch, reading in self._loader:
+            self._owner.note(reading, builder.sources)
+            yield batch

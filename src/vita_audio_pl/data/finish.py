@@ -1,0 +1,64 @@
+"""The end of preparing a source: all parts' indexes joined, one manifest, one report, nothing else left behind."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from vita_audio_pl.data.files import write_whole
+from vita_audio_pl.data.index import merge_indexes
+from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
+from vita_audio_pl.data.readers import Part
+from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.errors import UserError
+
+SKIPPED = "skipped.jsonl"
+
+
+def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
+    """Makes a prepared source of finished parts; doing it again changes nothing.
+
+    Every skipped sample is named in `skipped.jsonl`, with its reason. Shards of parts that are no longer asked for are
+    removed.
+
+    Raises:
+        UserError: a part is not finished, or no sample at all could be used.
+    """
+    reports: list[dict[str, Any]] = []
+    missing = [part for part in parts if not job.done_file(part).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {missing[0].name}); "
+            "give the same prepare command again"
+        )
+    reports = [json.loads(job.done_file(part).read_text(encoding="utf-8")) for part in parts]
+    skipped: Counter[str] = Counter()
+    for report in reports:
+        skipped.update(report["skipped"])
+    lines = [json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"]]
+    write_whole(job.out / SKIPPED, "".join(lines).encode())
+    if not any(report["shard"]["samples"] for report in reports):
+        told = "; ".join(f"{reason}: {count}" for reason, count in skipped.most_common()) or "the corpus is empty"
+        raise UserError(f"no sample of '{job.source}' could be used ({told}); see {job.out / SKIPPED}")
+    names = [job.output_name(part) for part in parts]
+    manifest = Manifest(
+        source=job.source,
+        task=job.task,
+        tokenizer=job.tokenizer.fingerprint,
+        codec=job.codec,
+        samples=sum(report["shard"]["samples"] for report in reports),
+        seconds=round(sum(report["seconds"] for report in reports), 3),
+        text_tokens=sum(report["text_tokens"] for report in reports),
+        codes=sum(report["codes"] for report in reports),
+        shards=tuple(ShardFile(**report["shard"]) for report in reports),
+        index_crc=merge_indexes([job.out / f"{name}.index" for name in names], job.out / INDEX),
+        report={"skipped": dict(skipped), "parts": len(parts)},
+    )
+    manifest.save(job.out)
+    keep = set(names)
+    for path in job.out.iterdir():
+        stem = path.name.split(".")[0]
+        ours = path.name.endswith((".tar", ".index", ".done.json")) and stem not in keep
+        if ours or path.name.endswith(".partial"):
+            path.unlink(missing_ok=True)
+    return manifest

@@ -1,0 +1,219 @@
+"""The index of a source: 24 bytes a sample, memory mapped, from which exact row lengths follow for any interval ratio.
+
+File: 64 bytes of head (`VAPLIDX1`, u64 samples, u64 overflow rows, u32 CRC-32 of all that follows), then one contiguous
+column per field, then the overflow table of conversations with several spoken answers.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vita_audio_pl.data.files import partial_name, write_whole
+from vita_audio_pl.data.shape import ASSISTANT, SampleShape
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text import LengthRule, Lengths
+
+MAGIC = b"VAPLIDX1"
+_HEAD = struct.Struct("<8sQQI36x")
+
+COLUMNS = np.dtype(
+    [
+        ("offset", "<u4"),  # of the sample in its shard, in units of four bytes
+        ("crc", "<u4"),  # CRC-32 of its bytes
+        ("prompt_text", "<u4"),  # tokens that never change: template, prompt text, both markers of each prompt audio
+        ("shard", "<u2"),
+        ("flags", "<u2"),
+        ("prompt_codes", "<u2"),  # codes outside assistant turns
+        ("prompt_frames", "<u2"),  # encoder placeholders that take their place with continuous input
+        ("answer_text", "<u2"),  # text tokens of the answers; with OVERFLOW, low half of the first overflow row
+        ("answer_codes", "<u2"),  # codes of the spoken answer; with OVERFLOW, high half of the first overflow row
+    ]
+)
+OVERFLOW_ROWS = np.dtype([("text", "<u4"), ("codes", "<u4"), ("sample", "<u4")])
+OFFSET_UNIT = 4
+
+OVERFLOW = 1  # answer counts are in the overflow table: several spoken answers, or more text than 16 bits count
+ONE_ANSWER = 2  # exactly one assistant turn, and it is the last
+
+_U16 = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """What the index keeps of one sample."""
+
+    shard: int
+    offset: int
+    crc: int
+    shape: SampleShape
+
+
+def write_index(path: Path, entries: Sequence[IndexEntry]) -> int:
+    """Writes the index file, whole or not at all; returns the CRC-32 of its contents.
+
+    Raises:
+        UserError: a sample is too large for the index (prompt of more than 65,535 codes, shard above 16 GiB).
+    """
+    columns = {name: np.zeros(len(entries), COLUMNS[name]) for name in COLUMNS.names or ()}
+    overflow: list[tuple[int, int, int]] = []
+    for i, entry in enumerate(entries):
+        shape = entry.shape
+        text, codes = shape.answers[0] if len(shape.answers) == 1 else (0, 0)
+        flags = ONE_ANSWER if shape.one_answer else 0
+        if len(shape.answers) > 1 or text > _U16 or codes > _U16:
+            flags |= OVERFLOW
+            text, codes = len(overflow) & _U16, len(overflow) >> 16
+            overflow += [(*answer, i) for answer in shape.answers]
+        values = (
+            entry.offset // OFFSET_UNIT,
+            entry.crc,
+            shape.prompt_text,
+            entry.shard,
+            flags,
+            shape.prompt_codes,
+            shape.prompt_frames,
+            text,
+            codes,
+        )
+        for name, value in zip(columns, values, strict=True):
+            if value > np.iinfo(COLUMNS[name]).max:
+                raise UserError(f"{path}: sample {i} has {name}={value}, more than the index can hold; cut it shorter")
+            columns[name][i] = value
+    body = b"".join(_padded(column.tobytes()) for column in columns.values())
+    body += np.array(overflow, dtype=OVERFLOW_ROWS).tobytes()
+    crc = zlib.crc32(body)
+    write_whole(path, _HEAD.pack(MAGIC, len(entries), len(overflow), crc) + body)
+    return crc
+
+
+def merge_indexes(paths: Sequence[Path], out: Path) -> int:
+    """Joins the indexes of shards, in order, into that of a source; returns the CRC-32 of its contents.
+
+    Raises:
+        UserError: an index is damaged, or there are more than 65,535 shards.
+    """
+    if len(paths) > _U16:
+        raise UserError(f"{out}: {len(paths)} shards are more than an index can number; make the parts larger")
+    # each part is opened again for each column: thousands of maps at once would exhaust the file handles
+    sizes = [(len(part), len(part.overflow)) for part in map(Index, paths)]
+    samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()
+    partial = partial_name(out)
+    crc = 0
+    try:
+        with open(partial, "wb") as file:
+            file.write(bytes(_HEAD.size))
+            for name in COLUMNS.names or ():
+                columns = (_moved(part, name, n, overflow[n]) for n, part in enumerate(map(Index, paths)))
+                size = 0
+                for data in (column.tobytes() for column in columns):
+                    crc = zlib.crc32(data, crc)
+                    size += file.write(data)
+                rest = b"\0" * (-size % 64)
+                crc = zlib.crc32(rest, crc)
+                file.write(rest)
+            for n, part in enumerate(map(Index, paths)):
+                rows = part.overflow.copy()
+                rows["sample"] += samples[n]
+                crc = zlib.crc32(rows.tobytes(), crc)
+                file.write(rows.tobytes())
+            file.seek(0)
+            file.write(_HEAD.pack(MAGIC, samples[-1], overflow[-1], crc))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, out)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return crc
+
+
+def _moved(part: "Index", name: str, shard: int, overflow: int) -> np.ndarray:
+    """A column of a shard's index as it stands in the source's."""
+    column = part[name]
+    if name == "shard":
+        return np.full(len(part), shard, column.dtype)
+    if name not in ("answer_text", "answer_codes") or not len(part.overflow):
+        return column
+    several = np.flatnonzero(part["flags"] & OVERFLOW)
+    first = part["answer_text"][several].astype(np.int64) | part["answer_codes"][several].astype(np.int64) << 16
+    column = column.copy()
+    column[several] = (first + overflow) & _U16 if name == "answer_text" else (first + overflow) >> 16
+    return column
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 64)
+
+
+class Index:
+    """A memory-mapped index file.
+
+    Raises:
+        UserError: the file is missing, is no index, or was cut.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            data = np.memmap(path, np.uint8, "r")
+            magic, self.n, n_overflow, self.crc = _HEAD.unpack(data[: _HEAD.size].tobytes())
+        except (OSError, ValueError, struct.error) as error:
+            raise UserError(f"{path} cannot be read as an index ({error}); prepare the source again") from error
+        sizes = [-(-self.n * COLUMNS[name].itemsize // 64) * 64 for name in COLUMNS.names or ()]
+        expected = _HEAD.size + sum(sizes) + n_overflow * OVERFLOW_ROWS.itemsize
+        if magic != MAGIC or len(data) != expected:
+            raise UserError(f"{path} is not a whole index ({len(data)} bytes, {expected} expected); prepare it again")
+        self._data = data
+        self._columns: dict[str, np.ndarray] = {}
+        at = _HEAD.size
+        for name, size in zip(COLUMNS.names or (), sizes, strict=True):
+            self._columns[name] = data[at : at + self.n * COLUMNS[name].itemsize].view(COLUMNS[name]).view(np.ndarray)
+            at += size
+        self.overflow = data[at:].view(OVERFLOW_ROWS).view(np.ndarray)
+
+    def __len__(self) -> int:
+        return int(self.n)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """A whole column, `(samples,)`, without copying."""
+        return self._columns[column]
+
+    def measure(self, rule: LengthRule, continuous: bool, samples: np.ndarray | slice = slice(None)) -> Lengths:
+        """Exact row lengths and label counts, `(samples,)`, from the counts alone.
+
+        Args:
+            rule: the renderer's rule, with its interval ratio and lead-in.
+            continuous: the audio outside answers enters as encoder frames, not as codes.
+            samples: which ones; all by default.
+        """
+        prompt_audio = self["prompt_frames" if continuous else "prompt_codes"][samples]
+        prompt = self["prompt_text"][samples] + prompt_audio.astype(np.int64)
+        text, codes = self["answer_text"][samples], self["answer_codes"][samples]
+        several = np.flatnonzero(self["flags"][samples] & OVERFLOW) if len(self.overflow) else np.empty(0, np.intp)
+        if not len(several):
+            answers = _answers(rule, text, codes)
+            return Lengths(answers.tokens + prompt, answers.text_labels, answers.audio_labels)
+        answers = _answers(rule, np.where(self["flags"][samples] & OVERFLOW, 0, text), codes)
+        first = text[several].astype(np.int64) | codes[several].astype(np.int64) << 16
+        owners = self.overflow["sample"]
+        count = np.searchsorted(owners, owners[first], "right") - first
+        starts = np.cumsum(count) - count
+        rows = np.repeat(first - starts, count) + np.arange(count.sum())
+        sums = _answers(rule, self.overflow["text"][rows], self.overflow["codes"][rows]).per_sample(starts)
+        for name, column in vars(sums).items():
+            getattr(answers, name)[several] = column
+        return Lengths(answers.tokens + prompt, answers.text_labels, answers.audio_labels)
+
+    def intact(self) -> bool:
+        """Whether the contents agree with the checksum in the head; reads the whole file."""
+        return bool(zlib.crc32(self._data[_HEAD.size :].data) == self.crc)
+
+
+def _answers(rule: LengthRule, text: np.ndarray, codes: np.ndarray) -> Lengths:
+    none = np.zeros(1, np.int64)
+    return rule.of_turns(np.full(1, ASSISTANT), text, codes, none)

@@ -1,0 +1,118 @@
+"""Which sources a stage is trained on, and how much of each: `data_recipes/mixtures/*.yaml`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.errors import UserError
+
+_KEYS = {"description", "temperature", "sources"}
+_SHARE_KEYS = {"ratio", "num"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a source an epoch takes.
+
+    Attributes:
+        source: name of the source.
+        ratio: passes over the source in one epoch; 0.05 is a twentieth of it, another one in each epoch.
+        num: use only this many samples of the source (a seeded choice), None for all.
+    """
+
+    source: str
+    ratio: float = 1.0
+    num: int | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of sources.
+
+    Attributes:
+        name: for messages and manifests.
+        shares: one per source; sources of ratio 0 are left out.
+        temperature: 1 keeps the shares; above 1 levels the sources' sizes (share of tokens to the power 1/T).
+    """
+
+    name: str
+    shares: tuple[Share, ...]
+    temperature: float = 1.0
+
+    def ratios(self, tokens: np.ndarray) -> np.ndarray:
+        """Ratio of each share after temperature, `(shares,) float64`; the tokens of an epoch stay the same in all.
+
+        Args:
+            tokens: tokens of each source in one pass over it.
+        """
+        plain = np.array([share.ratio for share in self.shares], dtype=np.float64)
+        if self.temperature == 1 or not len(plain):
+            return plain
+        weight = plain * tokens
+        levelled = np.where(weight > 0, weight, 1.0) ** (1 / self.temperature) * (weight > 0)
+        return np.where(tokens > 0, levelled * weight.sum() / levelled.sum() / np.maximum(tokens, 1), 0.0)
+
+
+def load_mixture(name: str, folder: Path | None = None) -> Mixture:
+    """Reads the mixture `name`: a file name without `.yaml` in the mixtures' folder, or a path that ends in `.yaml`.
+
+    Raises:
+        UserError: there is no such mixture, or the file says something that a mixture does not have.
+    """
+    folder = folder or asset_dir("data_recipes") / "mixtures"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"there is no mixture '{name}' ({path}); there are: {known}; a path to a .yaml works too")
+    return parse_mixture(path.stem, _mapping(path), str(path))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold 'sources: {{name: {{ratio: 1.0}}}}'")
+    return value
+
+
+def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
+    """Checks a mixture's contents.
+
+    Raises:
+        UserError: an unknown key, no sources, a negative ratio, a `num` below 1, or a temperature that is not positive.
+    """
+    unknown = set(value) - _KEYS
+    if unknown:
+        raise UserError(f"{where}: unknown key {_list(unknown)}; a mixture has {_list(_KEYS)}")
+    sources = value.get("sources")
+    if not isinstance(sources, Mapping) or not sources:
+        raise UserError(f"{where}: 'sources' must name at least one source, as in 'librispeech: {{ratio: 1.0}}'")
+    shares = []
+    for source, settings in sources.items():
+        settings = {"ratio": settings} if isinstance(settings, int | float) else settings or {}
+        if not isinstance(settings, Mapping) or set(settings) - _SHARE_KEYS:
+            raise UserError(f"{where}: source '{source}' takes only {_list(_SHARE_KEYS)}")
+        ratio, num = settings.get("ratio", 1.0), settings.get("num")
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < float("inf"):
+            raise UserError(f"{where}: the ratio of source '{source}' must be a number of 0 or more, not {ratio!r}")
+        if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
+            raise UserError(f"{where}: 'num' of source '{source}' must be a whole number of 1 or more, not {num!r}")
+        if ratio > 0:
+            shares.append(Share(str(source), float(ratio), num))
+    if not shares:
+        raise UserError(f"{where}: every source has ratio 0, so there is nothing to train on")
+    temperature = value.get("temperature", 1.0)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+        raise UserError(f"{where}: the temperature must be a positive number, not {temperature!r}")
+    return Mixture(name, tuple(shares), float(temperature))
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))

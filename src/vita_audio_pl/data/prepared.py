@@ -1,0 +1,228 @@
+"""A prepared source on disk: its manifest, its index and its shards, checked against one another and read at random.
+
+`<shards>/<source>/` holds `manifest.json`, `index.bin`, the shards (`*.tar`) and, where samples were found broken later,
+`quarantine.json`.
+"""
+
+import json
+import resource
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vita_audio_pl.data.files import write_json
+from vita_audio_pl.data.index import OFFSET_UNIT, Index
+from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
+from vita_audio_pl.errors import UserError
+
+FORMAT = 1
+MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.bin", "quarantine.json"
+
+
+@cache
+def most_maps() -> int:
+    """Shards of a source that one process keeps open: a quarter of the file handles it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return max(16, (65_536 if soft == resource.RLIM_INFINITY else soft) // 4)
+
+
+class BrokenSample(Exception):
+    """A sample that cannot be read; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard of a source: file name, size, number of samples."""
+
+    name: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared source is made of.
+
+    Attributes:
+        source, task: name and task of the source.
+        tokenizer: fingerprint of the text tokenizer.
+        codec: name, fingerprint, codes_per_second and codebook_size of the codec.
+        samples, seconds, text_tokens, codes: totals; seconds of audio.
+        shards: in the order of the index's shard numbers.
+        index_crc: checksum of the index that belongs to these shards.
+        report: counts of what was skipped, cut or broken, by reason.
+    """
+
+    source: str
+    task: str
+    tokenizer: str
+    codec: dict[str, Any]
+    samples: int
+    seconds: float
+    text_tokens: int
+    codes: int
+    shards: tuple[ShardFile, ...]
+    index_crc: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Writes `manifest.json`, the last file of a source to appear."""
+        write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Reads `manifest.json`.
+
+        Raises:
+            UserError: the source is not prepared, or its manifest is damaged or of another format.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values.pop("format")
+            if version != FORMAT:
+                raise UserError(f"{path} has format {version}, this version reads {FORMAT}; prepare the source again")
+            shards = tuple(ShardFile(**shard) for shard in values.pop("shards"))
+            return cls(**values, shards=shards)
+        except FileNotFoundError:
+            raise UserError(
+                f"the source '{folder.name}' is not prepared: {path} is missing; run "
+                f"python -m vita_audio_pl.prepare source={folder.name}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}); prepare the source again") from error
+
+
+class PreparedSource:
+    """Random access to the samples of a prepared source. Cheap to send to worker processes: files are opened there.
+
+    Args:
+        folder: the source's folder.
+
+    Raises:
+        UserError: not prepared, a shard missing or of another size, or an index that is not of these shards.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = Manifest.load(folder)
+        self.index = Index(folder / INDEX)
+        again = f"run python -m vita_audio_pl.data lint source={folder.name}, then prepare the source again"
+        if self.index.crc != self.manifest.index_crc or len(self.index) != self.manifest.samples:
+            raise UserError(f"{folder / INDEX} does not belong to the shards beside it: {again}")
+        for shard in self.manifest.shards:
+            path = folder / shard.name
+            if Path(shard.name).name != shard.name:
+                raise UserError(f"{folder / MANIFEST} names the shard {shard.name!r}, which is no plain file name")
+            if not path.is_file():
+                raise UserError(f"the shard {path} is missing: {again}")
+            if path.stat().st_size != shard.bytes:
+                raise UserError(
+                    f"the shard {path} has {path.stat().st_size} bytes where the manifest says {shard.bytes}: {again}"
+                )
+        self._maps: dict[int, np.ndarray] = {}
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder, self.manifest = state["folder"], state["manifest"]
+        self.index = Index(self.folder / INDEX)
+        self._maps = {}
+
+    @cached_property
+    def quarantined(self) -> dict[int, str]:
+        """Samples found broken, and why."""
+        path = self.folder / QUARANTINE
+        try:
+            return {int(sample): str(reason) for sample, reason in json.loads(path.read_text("utf-8")).items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run the lint command again") from error
+
+    def quarantine(self, broken: dict[int, str]) -> None:
+        """Adds samples to `quarantine.json`; they are never planned again."""
+        merged = self.quarantined | broken
+        write_json(self.folder / QUARANTINE, {str(sample): merged[sample] for sample in sorted(merged)})
+        self.__dict__.pop("quarantined", None)
+
+    def read(self, number: int) -> TokenizedSample:
+        """One sample, its checksum verified.
+
+        Raises:
+            BrokenSample: its bytes are not what was written.
+        """
+        shard = int(self.index["shard"][number])
+        try:
+            data = self._map(shard)
+            start = int(self.index["offset"][number]) * OFFSET_UNIT
+            size = sample_size(data[start : start + 4].data)
+            packed = data[start : start + size].data
+            if checksum(packed) != int(self.index["crc"][number]):
+                raise ValueError("its checksum does not agree")
+            return unpack_sample(packed)
+        except (OSError, ValueError) as error:
+            where = self.folder / self.manifest.shards[shard].name
+            raise BrokenSample(f"sample {number} of '{self.name}' in {where}: {error}") from error
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            if len(self._maps) >= most_maps():  # every map holds a file handle
+                self._maps.pop(next(iter(self._maps)))
+            self._maps[shard] = np.memmap(self.folder / self.manifest.shards[shard].name, np.uint8, "r")
+        return self._maps[shard]
+
+
+def open_sources(
+    folder: Path, names: Sequence[str], tokenizer: str | None = None, codebook_size: int | None = None
+) -> list[PreparedSource]:
+    """Opens several sources and refuses those that do not fit together.
+
+    Args:
+        folder: where the sources' folders are.
+        names: which.
+        tokenizer: fingerprint that their text must have been encoded with.
+        codebook_size: size of the codebook of the model's vocabulary.
+
+    Raises:
+        UserError: as `PreparedSource`, another tokenizer, another codebook, or two codecs among the sources.
+    """
+    sources = [PreparedSource(folder / name) for name in names]
+    for source in sources:
+        manifest = source.manifest
+        if tokenizer is not None and manifest.tokenizer != tokenizer:
+            raise UserError(
+                f"the shards of '{source.name}' were written with another tokenizer ({manifest.tokenizer}) than this "
+                f"run's ({tokenizer}); prepare the source again with this tokenizer, or point tokenizer at the other"
+            )
+        if codebook_size is not None and manifest.codec and manifest.codec["codebook_size"] != codebook_size:
+            raise UserError(
+                f"the shards of '{source.name}' hold codes below {manifest.codec['codebook_size']} "
+                f"({manifest.codec['name']}), but the vocabulary has {codebook_size}; choose the codec they were made by"
+            )
+    codecs = {s.manifest.codec["fingerprint"]: s for s in sources if s.manifest.codec and s.manifest.codes}
+    if len(codecs) > 1:
+        told = ", ".join(f"'{s.name}' by {s.manifest.codec['name']} {print_}" for print_, s in codecs.items())
+        raise UserError(f"the sources were encoded by different codecs ({told}); prepare them with one codec")
+    return sources
+
+
+def prepared_names(folder: Path) -> Iterator[str]:
+    """Names of the sources prepared in `folder`, sorted."""
+    yield from sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))

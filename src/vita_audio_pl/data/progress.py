@@ -1,0 +1,61 @@
+"""How far preparing a source has come, for people: parts, samples, hours of audio a second, time left."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from vita_audio_pl.data.readers import Part
+from vita_audio_pl.data.tokenize import Progress
+
+
+class PrepareProgress:
+    """A progress bar that is a `Report` of the executors. Where there is no terminal, one line at the end.
+
+    Args:
+        source: name shown.
+        parts: parts to do.
+        console: where to show it; the terminal's error stream by default.
+    """
+
+    def __init__(self, source: str, parts: int, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._bars.add_task(source, total=parts, told="")
+        self._source, self._parts = source, parts
+        self._done: dict[str, Progress] = {}
+        self._finished = 0
+        self._start = time.monotonic()
+
+    def __call__(self, part: Part, progress: Progress, finished: bool) -> None:
+        self._done[part.name] = progress
+        self._finished += finished
+        self._bars.update(self._bar, completed=self._finished, told=self._told())
+
+    def _told(self) -> str:
+        samples, skipped = (sum(getattr(p, what) for p in self._done.values()) for what in ("samples", "skipped"))
+        hours = sum(p.seconds for p in self._done.values()) / 3600
+        elapsed = max(time.monotonic() - self._start, 1e-3)
+        speed = f"{hours:.2f} h of audio, {hours * 3600 / elapsed:.0f} x real time, " if hours else ""
+        return f"{samples} samples, {speed}{skipped} left out"
+
+    def __enter__(self) -> "PrepareProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+        if kind is None and self._parts and not self.console.is_terminal:
+            self.console.print(f"{self._source}: {self._told()}")

@@ -1,0 +1,128 @@
+"""A corpus described in ten lines of YAML: what it is, where it is had, how it is read. `data_recipes/sources/*.yaml`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.data.readers import Reader, make_reader
+from vita_audio_pl.errors import UserError
+
+TASKS = ("asr", "tts", "sqa", "text", "long_text")
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """One corpus.
+
+    Attributes:
+        name: file name of the recipe, and of the folder of its shards.
+        task: one of `TASKS`.
+        description: one line.
+        languages: ISO 639 codes.
+        licence: of the corpus.
+        home: where it is had.
+        layout: how it lies on disk once it has been fetched, seen from `root`.
+        reader: `kind` of the reader and its options.
+        splits: other options of the reader per split; `train` is always there.
+        hours: audio in it, about; None for text.
+        samples: conversations in it, about.
+        max_seconds: audio longer than this is left out with its sample.
+    """
+
+    name: str
+    task: str
+    description: str
+    languages: tuple[str, ...]
+    licence: str
+    home: str
+    layout: str
+    reader: Mapping[str, Any]
+    splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hours: float | None = None
+    samples: int | None = None
+    max_seconds: float = 30.0
+
+    def folder(self, split: str = TRAIN) -> str:
+        """Name of the folder of a split's shards: the source's, with `.split` where it is not the training split."""
+        return self.name if split == TRAIN else f"{self.name}.{split}"
+
+    def open(self, root: Path, split: str = TRAIN) -> Reader:
+        """The reader of a split of the corpus that lies in `root`.
+
+        Raises:
+            UserError: there is no such split or no such folder, or the reader has no such option.
+        """
+        if split != TRAIN and split not in self.splits:
+            raise UserError(f"the source '{self.name}' has no split '{split}'; it has {', '.join(self.all_splits)}")
+        if not root.is_dir():
+            raise UserError(
+                f"{root} is not a folder: get '{self.name}' from {self.home} and say where it is with root=DIR; "
+                f"expected there: {self.layout}"
+            )
+        options = {**self.reader, **self.splits.get(split, {})}
+        return make_reader(root, options, f"the recipe of '{self.name}'")
+
+    @property
+    def all_splits(self) -> tuple[str, ...]:
+        return (TRAIN, *(split for split in self.splits if split != TRAIN))
+
+
+def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
+    """Reads the recipe `name`: a file name without `.yaml` in the sources' folder, or a path that ends in `.yaml`.
+
+    Raises:
+        UserError: there is no such recipe, or it says something that a recipe does not have.
+    """
+    folder = folder or asset_dir("data_recipes") / "sources"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"there is no source '{name}' ({path}); there are: {known}; a path to a .yaml works too")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    return parse_recipe(path.stem, value, str(path))
+
+
+def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
+    """Checks a recipe's contents.
+
+    Raises:
+        UserError: a key is missing or unknown, or has the wrong type.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must hold keys and values, such as 'task: asr'")
+    known = {f.name: f for f in fields(SourceRecipe) if f.name != "name"}
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise UserError(f"{where}: unknown key '{unknown[0]}'; a recipe has {', '.join(known)}")
+    required = ("task", "description", "languages", "licence", "home", "layout", "reader")
+    missing = [key for key in required if key not in value]
+    if missing:
+        raise UserError(f"{where}: the key '{missing[0]}' is missing; a recipe needs {', '.join(required)}")
+    kinds: dict[str, tuple[type, ...]] = {
+        "languages": (list,),
+        "reader": (dict,),
+        "splits": (dict,),
+        "hours": (int, float, type(None)),
+        "samples": (int, type(None)),
+        "max_seconds": (int, float),
+    }
+    for key, content in value.items():
+        if not isinstance(content, kinds.get(key, (str,))) or isinstance(content, bool):
+            raise UserError(
+                f"{where}: '{key}' is {content!r}, not {' or '.join(k.__name__ for k in kinds.get(key, (str,)))}"
+            )
+    if value["task"] not in TASKS:
+        raise UserError(f"{where}: the task '{value['task']}' is none of {', '.join(TASKS)}")
+    if "kind" not in value["reader"]:
+        raise UserError(f"{where}: 'reader' needs a 'kind', as in 'reader: {{kind: jsonl, files: [train.jsonl]}}'")
+    if not all(isinstance(options, dict) for options in value.get("splits", {}).values()):
+        raise UserError(f"{where}: each of 'splits' takes options of the reader, as in 'dev: {{files: [dev.jsonl]}}'")
+    return SourceRecipe(name=name, **{**value, "languages": tuple(map(str, value["languages"]))})

@@ -1,0 +1,152 @@
+"""Token shards: plain WebDataset tars whose members are blocks of a few hundred samples.
+
+A member `000000.block` is: magic `VAPLBLK1`, u32 number of samples, u32 zero, u32 offset of each sample and of the end,
+then the samples (`samples.py`), every one at a multiple of four bytes. A block of 256 samples takes a tenth of the space
+of 256 members and is read a hundred times faster, and `tar tf` and WebDataset still read the file.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from vita_audio_pl.data.files import partial_name
+from vita_audio_pl.data.samples import TokenizedSample, checksum, pack_sample, unpack_sample
+
+MAGIC = b"VAPLBLK1"
+BLOCK_EXTENSION = "block"
+_HEADER = 16  # magic, number of samples, zero
+_TAR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a sample lies in its shard: `offset` in bytes from the start of the tar, and its checksum."""
+
+    offset: int
+    crc: int
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; `close` makes it appear whole under its own, an error leaves nothing.
+
+    Args:
+        path: the tar to write.
+        block: samples in a member.
+    """
+
+    def __init__(self, path: Path, block: int = 256):
+        self.path = path
+        self._partial = partial_name(path)
+        self._block = block
+        self._waiting: list[bytes] = []
+        self._n_blocks = 0
+        self._file = open(self._partial, "wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        self.placed: list[Placed] = []
+
+    def add(self, sample: TokenizedSample) -> None:
+        """Appends a sample; `placed` says where it went once its block is written."""
+        self._waiting.append(pack_sample(sample))
+        if len(self._waiting) >= self._block:
+            self._write_block()
+
+    def _write_block(self) -> None:
+        start = self._tar.offset + _TAR_BLOCK  # a USTAR header is one tar block
+        data = encode_block(self._waiting)
+        info = tarfile.TarInfo(f"{self._n_blocks:06d}.{BLOCK_EXTENSION}")
+        info.size, info.mtime = len(data), 0
+        self._tar.addfile(info, io.BytesIO(data))
+        offsets = block_offsets(data)
+        self.placed += [
+            Placed(start + int(offset), checksum(packed))
+            for offset, packed in zip(offsets[:-1], self._waiting, strict=True)
+        ]
+        self._waiting = []
+        self._n_blocks += 1
+
+    def close(self) -> int:
+        """Finishes the shard and gives it its name; returns its size in bytes."""
+        if self._waiting:
+            self._write_block()
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self._file.close()
+        os.replace(self._partial, self.path)
+        return size
+
+    def abandon(self) -> None:
+        """Removes what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abandon()
+
+
+def encode_block(samples: list[bytes]) -> bytes:
+    """A block of packed samples."""
+    first = _HEADER + 4 * (len(samples) + 1)
+    offsets = np.cumsum([first, *map(len, samples)], dtype=np.int64)
+    head = MAGIC + np.array([len(samples), 0], "<u4").tobytes()
+    return b"".join([head, offsets.astype("<u4").tobytes(), *samples])
+
+
+def block_offsets(data: bytes | memoryview) -> np.ndarray:
+    """Offsets of a block's samples and of its end, `(samples + 1,) uint32`.
+
+    Raises:
+        ValueError: the bytes are not a whole block.
+    """
+    if bytes(data[:8]) != MAGIC:
+        raise ValueError("not a block of samples: it does not begin with VAPLBLK1")
+    n = int(np.frombuffer(data, "<u4", 1, 8)[0])
+    if len(data) < _HEADER + 4 * (n + 1):
+        raise ValueError(f"a block of {n} samples is cut short")
+    offsets = np.frombuffer(data, "<u4", n + 1, _HEADER)
+    if int(offsets[-1]) != len(data):
+        raise ValueError(f"a block of {offsets[-1]} bytes is cut to {len(data)}")
+    return offsets
+
+
+def decode_block(data: bytes) -> list[TokenizedSample]:
+    """Samples of one member, for plain WebDataset pipelines.
+
+    Example: `wds.WebDataset(urls).map(lambda member: decode_block(member["block"])).compose(wds.unlisted)`.
+
+    Raises:
+        ValueError: the bytes are not a whole block.
+    """
+    offsets = block_offsets(data)
+    view = memoryview(data)
+    return [unpack_sample(view[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def iterate_shard(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every sample of a shard in order, as (offset in the tar, bytes), read member by member.
+
+    Raises:
+        tarfile.TarError, ValueError: the tar or a block is damaged.
+    """
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is None or not member.name.endswith(f".{BLOCK_EXTENSION}"):
+                raise ValueError(f"{member.name!r} is no block of samples")
+            data = file.read()
+            offsets = block_offsets(data).tolist()
+            for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+                yield member.offset_data + start, data[start:end]

@@ -1,0 +1,277 @@
+"""One task of preparing a corpus: a part of it in, one shard out, whole or not at all, and never done twice.
+
+The output's name is a hash of the part, the codec, the tokenizer and the rules, and `<hash>.done.json` appears last. So
+any task can be killed and run again, in any order, on any machine that sees the folder.
+"""
+
+import errno
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vita_audio_pl.data.files import write_json
+from vita_audio_pl.data.index import IndexEntry, write_index
+from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
+from vita_audio_pl.data.samples import TokenizedSample
+from vita_audio_pl.data.shape import SampleShape, shape_of
+from vita_audio_pl.data.shards import ShardWriter
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
+
+LAYOUT = 1  # raised when the same input gives other shards
+
+TOO_LONG, SILENT, BROKEN_AUDIO = "audio too long", "silent audio", "unreadable audio"
+
+
+class SpeechCodec(Protocol):
+    """What tokenising needs of a codec; any of `vita_audio_pl.codecs` will do."""
+
+    name: str
+    sample_rate: int
+    codes_per_second: float
+    codebook_size: int
+    fingerprint: str
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+
+
+AudioLoader = Callable[[AudioRef, int], np.ndarray]
+"""Audio and a rate in Hz to `(samples,) float32`; a UserError says why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class AudioRules:
+    """Which audio is taken.
+
+    Attributes:
+        max_seconds: longer audio is left out with its sample, and counted.
+        silence: audio whose loudest sample is below this is left out likewise.
+        batch_seconds: audio that the codec encodes at a time.
+    """
+
+    max_seconds: float = 30.0
+    silence: float = 1e-4
+    batch_seconds: float = 120.0
+
+
+@dataclass
+class Progress:
+    """What a task has done so far."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """Everything a worker needs to tokenise parts of one source. Pickles; the codec is made where it is used.
+
+    Attributes:
+        source: name of the source.
+        task: its task.
+        reader: the corpus.
+        tokenizer: text tokenizer.
+        make_codec: makes the codec; None for a source without audio.
+        codec: name, fingerprint, codes_per_second and codebook_size of the codec; {} without one.
+        load_audio: reads audio.
+        out: folder of the source's shards.
+        rules: which audio is taken.
+        decoders: threads that read audio beside the codec.
+    """
+
+    source: str
+    task: str
+    reader: Reader
+    tokenizer: TextTokenizer
+    make_codec: Callable[[], SpeechCodec] | None
+    codec: dict[str, Any]
+    load_audio: AudioLoader
+    out: Path
+    rules: AudioRules = AudioRules()
+    decoders: int = 2
+
+    def output_name(self, part: Part) -> str:
+        """Name of a part's shard, without extension."""
+        rules = (self.rules.max_seconds, self.rules.silence)
+        facts = [LAYOUT, part.identity, self.codec.get("fingerprint"), self.tokenizer.fingerprint, rules]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+
+    def done_file(self, part: Part) -> Path:
+        """Appears when the part is complete."""
+        return self.out / f"{self.output_name(part)}.done.json"
+
+    def run(self, part: Part, progress: Callable[[Progress], None] = lambda done: None) -> None:
+        """Writes the shard, the index and the report of a part, unless they are there.
+
+        Raises:
+            UserError: the disk is full, or the codec cannot be made.
+        """
+        if self.done_file(part).is_file():
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            _PartTask(self, part, progress).run()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"no space left in {self.out} while writing '{self.source}': free some and give the same command again; "
+                "finished parts are kept and nothing half-written is left"
+            ) from error
+
+
+_made: dict[str, SpeechCodec] = {}  # fingerprint -> codec; loading a large one for every part would take longer
+
+
+def _codec_of(job: TokenizeJob) -> SpeechCodec | None:
+    """This process's codec."""
+    if job.make_codec is None:
+        return None
+    fingerprint = job.codec["fingerprint"]
+    if fingerprint not in _made:
+        codec = job.make_codec()
+        if codec.fingerprint != fingerprint:
+            raise UserError(f"the codec has changed while '{job.source}' was being prepared; give the command again")
+        _made.clear()
+        _made[fingerprint] = codec
+    return _made[fingerprint]
+
+
+@dataclass
+class _Waiting:
+    """A sample whose audio is being read."""
+
+    raw: RawSample
+    waves: list["Future[np.ndarray]"]
+
+
+class _PartTask:
+    """The state of one running task."""
+
+    def __init__(self, job: TokenizeJob, part: Part, progress: Callable[[Progress], None]):
+        self.job, self.part, self.report_progress = job, part, progress
+        self.done = Progress()
+        self.codec = _codec_of(job)
+        self.rule = Renderer(
+            job.tokenizer.vocabulary(max(1, int(job.codec.get("codebook_size", 1)))), job.tokenizer, RenderOptions(None)
+        ).length_rule
+        self.reasons: Counter[str] = Counter()
+        self.culprits: list[dict[str, str]] = []
+        self.shapes: list[SampleShape] = []
+        self.text_tokens = self.codes = 0
+
+    def run(self) -> None:
+        base = self.job.out / self.job.output_name(self.part)
+        shard = base.with_suffix(".tar")
+        with ShardWriter(shard) as writer, ThreadPoolExecutor(self.job.decoders) as pool:
+            for batch in self._batches(pool):
+                for sample in self._encoded(batch):
+                    writer.add(sample)
+                self.report_progress(self.done)
+            size = writer.close()
+        entries = [
+            IndexEntry(0, place.offset, place.crc, shape)
+            for place, shape in zip(writer.placed, self.shapes, strict=True)
+        ]
+        write_index(base.with_suffix(".index"), entries)
+        report = {
+            "part": self.part.name,
+            "shard": {"name": shard.name, "bytes": size, "samples": len(entries)},
+            "seconds": self.done.seconds,
+            "text_tokens": self.text_tokens,
+            "codes": self.codes,
+            "skipped": dict(self.reasons),
+            "culprits": self.culprits,
+        }
+        write_json(self.job.done_file(self.part), report)
+
+    def _skip(self, where: str, reason: str, problem: str) -> None:
+        self.reasons[reason] += 1
+        self.culprits.append({"where": where, "reason": reason, "problem": problem})
+        self.done.skipped += 1
+
+    def _batches(self, pool: ThreadPoolExecutor) -> Iterator[list[tuple[RawSample, list[np.ndarray]]]]:
+        """Samples with their waves, in order, about `batch_seconds` of audio at a time; reading runs ahead."""
+        waiting: deque[_Waiting] = deque()
+        batch: list[tuple[RawSample, list[np.ndarray]]] = []
+        seconds = 0.0
+        for raw in self.job.reader.read(self.part):
+            if isinstance(raw, Unreadable):
+                self._skip(raw.where, raw.reason, raw.problem)
+                continue
+            waiting.append(_Waiting(raw, [pool.submit(self._load, audio) for audio in raw.audios]))
+            if len(waiting) > _READ_AHEAD:
+                seconds += self._take(waiting.popleft(), batch)
+            if seconds >= self.job.rules.batch_seconds or len(batch) >= _MOST_IN_BATCH:
+                yield batch
+                batch, seconds = [], 0.0
+        while waiting:
+            seconds += self._take(waiting.popleft(), batch)
+        if batch:
+            yield batch
+
+    def _load(self, audio: AudioRef) -> np.ndarray:
+        if self.codec is None:
+            raise UserError(f"{audio}: this source is prepared without a codec; choose one with codec=...")
+        return self.job.load_audio(audio, self.codec.sample_rate)
+
+    def _take(self, waiting: _Waiting, batch: list[tuple[RawSample, list[np.ndarray]]]) -> float:
+        """Moves a sample into the batch if all its audio is fit; returns its seconds."""
+        waves, name = [], waiting.raw.conversation.id
+        for future, audio in zip(waiting.waves, waiting.raw.audios, strict=True):
+            try:
+                wave = future.result()
+            except UserError as error:
+                self._skip(name, BROKEN_AUDIO, str(error))
+                return 0.0
+            assert self.codec is not None
+            seconds = len(wave) / self.codec.sample_rate
+            if seconds > self.job.rules.max_seconds:
+                longest = self.job.rules.max_seconds
+                self._skip(name, TOO_LONG, f"{audio}: {seconds:.1f} s of audio where at most {longest:g} s are taken")
+                return 0.0
+            if float(np.abs(wave).max(initial=0.0)) < self.job.rules.silence:
+                self._skip(name, SILENT, f"{audio}: nothing but silence")
+                return 0.0
+            waves.append(wave)
+        batch.append((waiting.raw, waves))
+        return sum(len(wave) for wave in waves) / self.codec.sample_rate if self.codec else 0.0
+
+    def _encoded(self, batch: list[tuple[RawSample, list[np.ndarray]]]) -> Iterator[TokenizedSample]:
+        """Tokenised samples of a batch, in order; waves go through the codec longest first."""
+        waves = [wave for _, of_sample in batch for wave in of_sample]
+        codes: list[np.ndarray] = [np.empty(0, np.int32)] * len(waves)
+        if self.codec is not None and waves:
+            order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
+            for i, encoded in zip(order, self.codec.encode([waves[i] for i in order]), strict=True):
+                codes[i] = encoded
+        at = 0
+        for raw, of_sample in batch:
+            mine = codes[at : at + len(of_sample)]
+            at += len(of_sample)
+            name = raw.conversation.id
+            try:
+                turns = conversation_to_turns(raw.conversation, self.job.tokenizer, mine)
+                shape = shape_of(turns, self.rule)
+            except UserError as error:
+                self._skip(name, "not usable", f"{name}: {error}")
+                continue
+            seconds = sum(map(len, of_sample)) / self.codec.sample_rate if self.codec else 0.0
+            self.shapes.append(shape)
+            self.text_tokens += sum(turn.counts()[0] for turn in turns)
+            self.codes += sum(map(len, mine))
+            self.done.samples += 1
+            self.done.seconds += seconds
+            yield TokenizedSample(name, tuple(turns), seconds=seconds)
+
+
+_READ_AHEAD = 64  # samples whose audio is read while the codec works
+_MOST_IN_BATCH = 4096  # samples without audio are passed on in batches of this size

@@ -1,0 +1,171 @@
+"""Where data meets codecs: a corpus, or the whole spoken world, as shards that training reads."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec, read_audio
+from vita_audio_pl.data.files import write_json
+from vita_audio_pl.data.prepare_source import Executor, prepare_source
+from vita_audio_pl.data.prepared import Manifest
+from vita_audio_pl.data.progress import PrepareProgress
+from vita_audio_pl.data.readers import AudioBytes, AudioRef
+from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
+from vita_audio_pl.data.tokenize import AudioRules, TokenizeJob
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.spoken_world import World, build_world
+from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
+
+WORLD_SOURCES = ("world_asr", "world_tts", "world_sqa", "world_text")
+_WORLD_PREPARED = "prepared.json"
+_TEXT_ENTRIES = 2048  # more than the spoken world's words need: every word becomes one token
+_FIT_SECONDS = 3600.0  # audio that the codec is fitted to
+
+
+def load_audio(audio: AudioRef, sample_rate: int) -> np.ndarray:
+    """Audio of a corpus as `(samples,) float32` at `sample_rate` Hz."""
+    if isinstance(audio, AudioBytes):
+        raise UserError(f"{audio}: audio inside archives is not read yet")
+    return read_audio(audio.path, sample_rate)
+
+
+def codec_facts(codec: Codec | None) -> dict[str, str | float | int]:
+    """What a manifest says of a codec."""
+    if codec is None:
+        return {}
+    return {
+        "name": codec.name,
+        "fingerprint": codec.fingerprint,
+        "codes_per_second": codec.codes_per_second,
+        "codebook_size": codec.codebook_size,
+    }
+
+
+def tokenize_job(
+    recipe: SourceRecipe, split: str, root: Path, shards: Path, tokenizer: TextTokenizer, codec_folder: Path | None
+) -> TokenizeJob:
+    """The tasks of one split of a source.
+
+    Args:
+        recipe: the source.
+        split: `train` or one of the recipe's splits.
+        root: where the corpus lies.
+        shards: folder of all sources' shards; this one's go to `shards/<recipe.folder(split)>`.
+        tokenizer: text tokenizer.
+        codec_folder: codec to encode with; None for text.
+    """
+    codec = load_codec(codec_folder) if codec_folder else None
+    return TokenizeJob(
+        source=recipe.folder(split),
+        task=recipe.task,
+        reader=recipe.open(root, split),
+        tokenizer=tokenizer,
+        make_codec=partial(load_codec, codec_folder) if codec_folder else None,
+        codec=codec_facts(codec),
+        load_audio=load_audio,
+        out=shards / recipe.folder(split),
+        rules=AudioRules(max_seconds=recipe.max_seconds),
+    )
+
+
+def prepare(job: TokenizeJob, executor: Executor | None = None, console: Console | None = None) -> Manifest:
+    """`prepare_source` with a progress bar."""
+    parts = [part for part in job.reader.parts() if not job.done_file(part).is_file()]
+    with PrepareProgress(job.source, len(parts), console) as progress:
+        return prepare_source(job, executor, progress)
+
+
+def prepare_spoken_world(
+    folder: str | Path,
+    size: str = "full",
+    seed: int = 0,
+    codebook_size: int = 512,
+    workers: int = 2,
+    console: Console | None = None,
+) -> Path:
+    """Everything that training on the spoken world needs, made on this machine; at once if it is there already.
+
+    The tokenizer and the codec learn from training text and training audio only. Test sets stay samples and audio.
+
+    Args:
+        folder: becomes the world (`audio`, `samples`), `tokenizer`, `codec` and `shards/<source>[.dev]`.
+        size: `full` or `smoke`.
+        seed: of the world and of the codec's fit.
+        codebook_size: codes of the codec.
+        workers: speech synthesis runs at a time.
+        console: where progress is shown.
+
+    Returns:
+        The folder of the shards.
+
+    Raises:
+        UserError: espeak-ng is missing, the folder holds another world, or the disk is full.
+    """
+    folder, console = Path(folder), console or Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        speaking = bars.add_task("spoken world", total=None)
+        world = build_world(
+            folder, size, seed, workers, lambda done, total: bars.update(speaking, completed=done, total=total)
+        )
+    facts = {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
+    marker = folder / _WORLD_PREPARED
+    if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != facts:
+        for made in ("tokenizer", "codec", "shards"):
+            shutil.rmtree(folder / made, ignore_errors=True)
+        write_json(marker, facts)
+    if not (folder / "tokenizer").is_dir():
+        aside = folder / ".tokenizer.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
+        aside.rename(folder / "tokenizer")
+    if not (folder / "codec").is_dir():
+        console.print(f"fitting the codec mel_vq ({codebook_size} codes) to the training audio")
+        aside = folder / ".codec.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        config = MelVQConfig(codebook_size=codebook_size)
+        MelVQ.fit(_training_waves(world, config.sample_rate, seed), config, seed).save(aside)
+        aside.rename(folder / "codec")
+    tokenizer = TextTokenizer.load(folder / "tokenizer")
+    for name in WORLD_SOURCES:
+        recipe = load_recipe(name)
+        for split in recipe.all_splits:
+            job = tokenize_job(recipe, split, folder, folder / "shards", tokenizer, folder / "codec")
+            prepare(job, console=console)
+    return folder / "shards"
+
+
+def _training_conversations(world: World) -> Iterator[Conversation]:
+    for name in WORLD_SOURCES:
+        path = world.samples(name.removeprefix("world_"), "train")
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                yield Conversation.from_json(line, f"{path}:{number}")
+
+
+def _training_texts(world: World) -> Iterator[str]:
+    """What the tokenizer learns from: roles, and the text of training messages."""
+    for conversation in _training_conversations(world):
+        yield from ROLES
+        for message in conversation.tts_rewrite().messages:
+            yield from message.content.split(AUDIO_PLACEHOLDER)
+
+
+def _training_waves(world: World, sample_rate: int, seed: int) -> list[np.ndarray]:
+    """A seeded choice of training audio, an hour at most."""
+    paths = sorted({path for conversation in _training_conversations(world) for path in conversation.audios})
+    waves: list[np.ndarray] = []
+    seconds = 0.0
+    for number in np.random.default_rng(seed).permutation(len(paths)).tolist():
+        waves.append(read_audio(world.folder / paths[number], sample_rate))
+        seconds += len(waves[-1]) / sample_rate
+        if seconds >= _FIT_SECONDS:
+            break
+    return waves
