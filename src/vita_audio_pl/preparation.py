@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec, read_audio
+from vita_audio_pl.data.executors import Executor
 from vita_audio_pl.data.files import write_json
-from vita_audio_pl.data.prepare_source import Executor, prepare_source
+from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.readers import AudioBytes, AudioRef
@@ -36,10 +37,8 @@ def load_audio(audio: AudioRef, sample_rate: int) -> np.ndarray:
     return read_audio(audio.path, sample_rate)
 
 
-def codec_facts(codec: Codec | None) -> dict[str, str | float | int]:
+def codec_facts(codec: Codec) -> dict[str, str | float | int]:
     """What a manifest says of a codec."""
-    if codec is None:
-        return {}
     return {
         "name": codec.name,
         "fingerprint": codec.fingerprint,
@@ -49,7 +48,15 @@ def codec_facts(codec: Codec | None) -> dict[str, str | float | int]:
 
 
 def tokenize_job(
-    recipe: SourceRecipe, split: str, root: Path, shards: Path, tokenizer: TextTokenizer, codec_folder: Path | None
+    recipe: SourceRecipe,
+    split: str,
+    *,
+    root: Path,
+    shards: Path,
+    tokenizer: TextTokenizer,
+    codec_folder: Path | None,
+    batch_seconds: float = 120.0,
+    decoders: int = 2,
 ) -> TokenizeJob:
     """The tasks of one split of a source.
 
@@ -60,26 +67,28 @@ def tokenize_job(
         shards: folder of all sources' shards; this one's go to `shards/<recipe.folder(split)>`.
         tokenizer: text tokenizer.
         codec_folder: codec to encode with; None for text.
+        batch_seconds: audio that the codec encodes at a time.
+        decoders: threads that read audio beside the codec.
     """
-    codec = load_codec(codec_folder) if codec_folder else None
     return TokenizeJob(
         source=recipe.folder(split),
         task=recipe.task,
         reader=recipe.open(root, split),
         tokenizer=tokenizer,
         make_codec=partial(load_codec, codec_folder) if codec_folder else None,
-        codec=codec_facts(codec),
+        codec=codec_facts(load_codec(codec_folder)) if codec_folder else {},
         load_audio=load_audio,
         out=shards / recipe.folder(split),
-        rules=AudioRules(max_seconds=recipe.max_seconds),
+        rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
+        decoders=decoders,
     )
 
 
-def prepare(job: TokenizeJob, executor: Executor | None = None, console: Console | None = None) -> Manifest:
+def prepare_split(
+    job: TokenizeJob, executor: Executor | None = None, console: Console | None = None
+) -> Manifest | None:
     """`prepare_source` with a progress bar."""
-    parts = [part for part in job.reader.parts() if not job.done_file(part).is_file()]
-    with PrepareProgress(job.source, len(parts), console) as progress:
-        return prepare_source(job, executor, progress)
+    return prepare_source(job, executor, partial(PrepareProgress, console=console))
 
 
 def prepare_spoken_world(
@@ -137,8 +146,10 @@ def prepare_spoken_world(
     for name in WORLD_SOURCES:
         recipe = load_recipe(name)
         for split in recipe.all_splits:
-            job = tokenize_job(recipe, split, folder, folder / "shards", tokenizer, folder / "codec")
-            prepare(job, console=console)
+            job = tokenize_job(
+                recipe, split, root=folder, shards=folder / "shards", tokenizer=tokenizer, codec_folder=folder / "codec"
+            )
+            prepare_split(job, console=console)
     return folder / "shards"
 
 

@@ -1,54 +1,132 @@
-"""Where the tasks of preparing a source run: this process, or several of this machine."""
+"""Where the tasks of preparing a source run: processes of this machine, a Ray cluster, or one share of a job array."""
 
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
+from vita_audio_pl.data.options import ExecutorOptions
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import Progress, TokenizeJob
+from vita_audio_pl.errors import UserError
 
 Report: TypeAlias = Callable[[Part, Progress, bool], None]
 """Called with a part, what its task has done so far, and whether it is finished."""
 
 
-def run_here(job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
-    """One part after another in this process."""
-    for part in parts:
-        latest = Progress()
+class Executor(Protocol):
+    """Runs tasks, all of them or, in a job array, a share."""
 
-        def note(done: Progress, part: Part = part) -> None:
-            nonlocal latest
-            latest = replace(done)
-            report(part, latest, False)
+    def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None: ...
 
-        job.run(part, note)
-        report(part, latest, True)
+    def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """The parts that this process sees to."""
+        ...
 
 
-def run_local(job: TokenizeJob, parts: Sequence[Part], workers: int, report: Report) -> None:
-    """Parts shared out to `workers` processes of this machine; a part that fails stops all."""
-    if workers <= 1:
-        run_here(job, parts, report)
-        return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_run_counted, job, part): part for part in parts}
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Processes of this machine; with one worker, this process. A part that fails stops all.
+
+    Attributes:
+        workers: processes.
+        share, shares: in a job array, which parts are this job's: those whose number is `share` modulo `shares`.
+    """
+
+    workers: int = 1
+    share: int = 0
+    shares: int = 1
+
+    def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
+        return parts[self.share :: self.shares]
+
+    def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
+        if self.workers == 1:
+            for part in parts:
+                report(part, run_part(job, part, partial(_unfinished, report, part)), True)
+            return
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+            futures = {pool.submit(run_part, job, part): part for part in parts}
+            try:
+                for future in as_completed(futures):
+                    report(futures[future], future.result(), True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Tasks on a Ray cluster: that of `RAY_ADDRESS`, or one of this machine alone.
+
+    Attributes:
+        workers: tasks at a time.
+        gpus_per_worker: GPUs that each takes.
+    """
+
+    workers: int = 8
+    gpus_per_worker: float = 0.0
+
+    def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
+        return parts
+
+    def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
+        if not parts:
+            return
         try:
-            for future in as_completed(futures):
-                report(futures[future], future.result(), True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            import ray
+        except ImportError as error:
+            raise UserError("executor=ray needs Ray: pip install 'vita-audio-pl[ray]'") from error
+        started = not ray.is_initialized()
+        if started:
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        try:
+            shared = ray.put(job)
+            remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)
+            waiting: list[Part] = list(reversed(parts))
+            running: dict[Any, Part] = {}
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    part = waiting.pop()
+                    running[remote.remote(shared, part)] = part
+                for future in ray.wait(list(running))[0]:
+                    report(running.pop(future), _result(ray, future), True)
+        finally:
+            if started:
+                ray.shutdown()
 
 
-def _run_counted(job: TokenizeJob, part: Part) -> Progress:
+def _result(ray: Any, future: Any) -> Progress:
+    try:
+        progress: Progress = ray.get(future)
+        return progress
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from error
+
+
+def _unfinished(report: Report, part: Part, done: Progress) -> None:
+    report(part, done, False)
+
+
+def run_part(job: TokenizeJob, part: Part, note: Callable[[Progress], None] = lambda done: None) -> Progress:
+    """Runs one task and returns what it has done."""
     latest = Progress()
 
-    def note(done: Progress) -> None:
+    def keep(done: Progress) -> None:
         nonlocal latest
         latest = replace(done)
+        note(latest)
 
-    job.run(part, note)
+    job.run(part, keep)
     return latest
+
+
+def executor_of(options: ExecutorOptions) -> Executor:
+    """The executor that the options name. With `slurm`, a job of the array runs its share in processes of its node."""
+    options.check()
+    if options.name == "ray":
+        return RayExecutor(options.workers, options.gpus_per_worker)
+    return LocalExecutor(options.workers, options.share, options.shares)

@@ -1,14 +1,22 @@
 """Files that appear whole or not at all."""
 
+import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_PARTIAL = ".partial"
+_ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write, for partial files of other machines
 
 
 def partial_name(path: Path) -> Path:
     """Where `path` is written until it is complete: a hidden neighbour that names the writing process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return path.with_name(f".{path.name}.{socket.gethostname().split('.')[0]}.{os.getpid()}{_PARTIAL}")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -28,3 +36,25 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes partial files that nobody is writing any more: of dead processes here, or a week old."""
+    here = socket.gethostname().split(".")[0]
+    for path in folder.glob(f".*{_PARTIAL}"):
+        host, pid = path.name.removesuffix(_PARTIAL).rsplit(".", 2)[-2:]
+        try:
+            gone = host == here and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+            if gone or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # its writer has just finished
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Lets one process at a time work in `folder`; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vita_audio_pl.data.files import write_whole
+from vita_audio_pl.data.files import remove_abandoned, write_whole
 from vita_audio_pl.data.index import merge_indexes
 from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
@@ -24,14 +24,13 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     Raises:
         UserError: a part is not finished, or no sample at all could be used.
     """
-    reports: list[dict[str, Any]] = []
     missing = [part for part in parts if not job.done_file(part).is_file()]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {missing[0].name}); "
             "give the same prepare command again"
         )
-    reports = [json.loads(job.done_file(part).read_text(encoding="utf-8")) for part in parts]
+    reports: list[dict[str, Any]] = [json.loads(job.done_file(part).read_text(encoding="utf-8")) for part in parts]
     skipped: Counter[str] = Counter()
     for report in reports:
         skipped.update(report["skipped"])
@@ -55,10 +54,8 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         report={"skipped": dict(skipped), "parts": len(parts)},
     )
     manifest.save(job.out)
-    keep = set(names)
     for path in job.out.iterdir():
-        stem = path.name.split(".")[0]
-        ours = path.name.endswith((".tar", ".index", ".done.json")) and stem not in keep
-        if ours or path.name.endswith(".partial"):
+        if path.name.endswith((".tar", ".index", ".done.json")) and path.name.split(".")[0] not in names:
             path.unlink(missing_ok=True)
+    remove_abandoned(job.out)
     return manifest

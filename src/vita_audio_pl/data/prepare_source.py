@@ -1,39 +1,49 @@
-"""Preparing one source from start to end: recipe, tasks, manifest."""
+"""Preparing one source from start to end: parts, tasks, manifest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
-from vita_audio_pl.data.executors import Report, run_local
+from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
+from vita_audio_pl.data.files import sole_user
 from vita_audio_pl.data.finish import finish_source
 from vita_audio_pl.data.prepared import MANIFEST, Manifest
-from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 
-Executor = Callable[[TokenizeJob, Sequence[Part], Report], None]
+Watch = Callable[[str, int], AbstractContextManager[Report]]
+"""Source and number of parts to do, to something that is told of progress."""
 
 
-def silent(part: Part, progress: object, finished: bool) -> None:
-    """Reports nothing."""
+@contextmanager
+def unwatched(source: str, parts: int) -> Iterator[Report]:
+    """Tells nobody."""
+    yield lambda part, progress, finished: None
 
 
-def prepare_source(job: TokenizeJob, executor: Executor | None = None, report: Report = silent) -> Manifest:
+def prepare_source(job: TokenizeJob, executor: Executor | None = None, watch: Watch = unwatched) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
     Args:
         job: the source, the codec, and where the shards go.
         executor: runs the tasks; None runs them in this process.
-        report: told of progress.
+        watch: shows progress.
+
+    Returns:
+        The manifest; None where other jobs of an array have parts left, the last of which finishes the source.
 
     Raises:
         UserError: the corpus is not as its recipe says, nothing of it can be used, or the disk is full.
     """
+    executor = executor or LocalExecutor()
     parts = job.reader.parts()
-    missing = [part for part in parts if not job.done_file(part).is_file()]
-    if not missing and (job.out / MANIFEST).is_file():
-        manifest = Manifest.load(job.out)
-        if [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]:
-            return manifest
-    if executor is None:
-        run_local(job, missing, 1, report)
-    else:
-        executor(job, missing, report)
-    return finish_source(job, parts)
+    missing = [part for part in executor.mine(parts) if not job.done_file(part).is_file()]
+    if missing:
+        with watch(job.source, len(missing)) as report:
+            executor(job, missing, report)
+    if not all(job.done_file(part).is_file() for part in parts):
+        return None
+    with sole_user(job.out):
+        if (job.out / MANIFEST).is_file():
+            manifest = Manifest.load(job.out)
+            if [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]:
+                return manifest
+        return finish_source(job, parts)

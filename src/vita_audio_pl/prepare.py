@@ -1,0 +1,58 @@
+"""`python -m vita_audio_pl.prepare`: a corpus, or the spoken world, as shards that training reads."""
+
+from functools import partial
+from pathlib import Path
+
+from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.data.options import PrepareConfig
+from vita_audio_pl.errors import UserError
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Prepares what the configuration says."""
+    from rich.console import Console
+
+    from vita_audio_pl.data.executors import executor_of
+    from vita_audio_pl.data.recipe import load_recipe
+    from vita_audio_pl.preparation import prepare_split, prepare_spoken_world, tokenize_job
+    from vita_audio_pl.text import TextTokenizer
+
+    console = Console(stderr=True)
+    if config.source == "spoken_world":
+        folder = Path(config.root or f"{config.paths.data}/spoken_world{'_smoke' if config.size == 'smoke' else ''}")
+        shards = prepare_spoken_world(
+            folder, config.size, config.seed, workers=config.executor.workers, console=console
+        )
+        print(f"the spoken world is ready: {shards}")
+        return
+    if config.root is None or config.tokenizer is None:
+        raise UserError(
+            f"preparing '{config.source}' needs root=DIR, where the corpus lies, and tokenizer=DIR, whose ids its text "
+            "becomes; a source with audio needs codec=DIR, too"
+        )
+    recipe = load_recipe(config.source)
+    make_job = partial(
+        tokenize_job,
+        recipe,
+        root=Path(config.root),
+        shards=Path(config.shards),
+        tokenizer=TextTokenizer.load(config.tokenizer),
+        codec_folder=Path(config.codec) if config.codec else None,
+        batch_seconds=config.batch_seconds,
+        decoders=config.decoders,
+    )
+    for split in [config.split] if config.split else recipe.all_splits:
+        manifest = prepare_split(make_job(split), executor_of(config.executor), console)
+        if manifest is not None:
+            print(
+                f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
+                f"{sum(manifest.report['skipped'].values())} left out; in {Path(config.shards) / manifest.source}"
+            )
+
+
+def main() -> None:
+    run_entry_point(prepare, "prepare", PrepareConfig)
+
+
+if __name__ == "__main__":
+    main()
