@@ -1,0 +1,78 @@
+"""Continuous speech for the language model (the Plus variants): SenseVoice encoder, then an adapter to its width.
+
+In published checkpoints the parts lie at `model.audio_model.model.*` and `model.audio_projection.*`: the names of
+`SpeechInput`'s weights behind `model.`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from vita_audio_pl.foreign import load_strict
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+
+RELEASED_PREFIX = "model."
+
+
+class SpeechAdapter(nn.Sequential):
+    """States `(..., width)` to embeddings `(..., hidden)`: norm, linear, GELU, linear, the linear ones without bias."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden, bias=False),
+            nn.GELU(),
+            nn.Linear(hidden, hidden, bias=False),
+        )
+
+
+class SpeechInput(nn.Module):
+    """Embeddings that take the place of the `<|context_of_audio|>` tokens: frames + 4 for each clip."""
+
+    def __init__(self, encoder: SenseVoiceEncoder, hidden: int):
+        super().__init__()
+        self.audio_model = nn.ModuleDict({"model": encoder})
+        self.audio_projection = SpeechAdapter(encoder.config.width, hidden)
+
+    @property
+    def encoder(self) -> SenseVoiceEncoder:
+        return self.audio_model["model"]
+
+    @classmethod
+    def from_released(
+        cls, state: dict[str, Tensor], config: SenseVoiceConfig, hidden: int, source: str | Path
+    ) -> "SpeechInput":
+        """Builds the module from the tensors of a published checkpoint; others than its own are left aside.
+
+        The recognition layer is kept if the checkpoint has it, so that the file can be written again as it was.
+
+        Raises:
+            UserError: a tensor is missing, does not belong, or has another shape.
+        """
+        parts = ("audio_model.", "audio_projection.")
+        own = {name.removeprefix(RELEASED_PREFIX): tensor for name, tensor in state.items()}
+        own = {name: tensor for name, tensor in own.items() if name.startswith(parts)}
+        ctc = own.get("audio_model.model.ctc.ctc_lo.weight")
+        config = SenseVoiceConfig(**{**vars(config), "ctc_tokens": 0 if ctc is None else len(ctc)})
+        with torch.device("meta"):
+            module = cls(SenseVoiceEncoder(config), hidden)
+        load_strict(module, own, source)
+        return module
+
+    def released_state(self) -> dict[str, Tensor]:
+        """Tensors under their published names."""
+        return {RELEASED_PREFIX + name: tensor for name, tensor in self.state_dict().items()}
+
+    def forward(self, clips: Sequence[Tensor]) -> Tensor:
+        """Embeddings of all clips end to end, `(sum of frames + 4 per clip, hidden)`.
+
+        Args:
+            clips: features `(frames, input_size)` of each, at least one.
+        """
+        lengths = torch.tensor([len(clip) for clip in clips], device=clips[0].device)
+        states, lengths = self.encoder(pad_sequence(list(clips), batch_first=True), lengths)
+        valid = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+        return self.audio_projection(states[valid])
