@@ -1,0 +1,92 @@
+"""Streamed decoding exactly as the public GLM-4-Voice decoder does it, flaws included, for comparison.
+
+Each chunk reads all codes and all mel before it, noise starts anew in every chunk, the mels are joined by two halves of
+a Hamming window (whose sum is not 1), and the mel that is handed on repeats one frame per chunk. That repeat eats one
+frame of the overlap each time, so a stream of more than about 35 chunks drifts and one of about 100 ends: see
+`crossfade_stream` for one that does not.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vita_audio_pl.codecs.glm4voice.decoder import SpeechDecoder, published_generator
+from vita_audio_pl.codecs.glm4voice.stream_options import StreamOptions
+from vita_audio_pl.errors import UserError
+
+
+class PublishedStream:
+    """Wave chunks at 22.05 kHz of codes that arrive bit by bit; a `DecodeStream`."""
+
+    def __init__(self, decoder: SpeechDecoder, options: StreamOptions):
+        smallest = decoder.settings.frames(min(options.chunk_codes))
+        if smallest <= options.overlap_frames:
+            raise UserError(
+                f"streamed decoding: a chunk of {min(options.chunk_codes)} codes has {smallest} mel frames, too few to "
+                f"hold {options.overlap_frames} back; use larger chunk_codes"
+            )
+        self._decoder, self._options = decoder, options
+        self._chunks = options.chunks()
+        self._size, self._steps = next(self._chunks)
+        self._waiting = np.empty(0, np.int64)
+        self._prompt_codes = np.empty(0, np.int64)
+        n_mels = decoder.settings.flow.n_mels
+        self._prompt_mel = torch.empty(1, n_mels, 0, device=decoder.device)
+        self._overlap: Tensor | None = None
+        self._last_frame = self._prompt_mel
+        self._last_source: Tensor | None = None
+        # the published window is symmetric, falls to 0.08 at its ends and is not complementary
+        window = np.hamming(2 * options.overlap_frames)
+        self._rise, self._fall = (
+            torch.from_numpy(half).to(decoder.device, torch.float32) for half in np.split(window, 2)
+        )
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """Takes `codes: (n,) integer` and returns the samples of the chunks they complete."""
+        self._waiting = np.concatenate((self._waiting, self._decoder.checked(codes)))
+        waves = [np.empty(0, np.float32)]
+        while len(self._waiting) >= self._size:
+            chunk, self._waiting = np.split(self._waiting, [self._size])
+            waves.append(self._decoded(chunk, last=False))
+            self._size, self._steps = next(self._chunks)
+        return np.concatenate(waves)
+
+    def finish(self) -> np.ndarray:
+        """Decodes the codes that wait, or the held-back frames where none do; the stream takes nothing after it."""
+        if len(self._waiting):
+            return self._decoded(self._waiting, last=True)
+        if self._overlap is None:
+            return np.empty(0, np.float32)
+        return self._vocoded(self._overlap, published_generator(), last=True)
+
+    @torch.inference_mode()
+    def _decoded(self, chunk: np.ndarray, last: bool) -> np.ndarray:
+        generator, options = published_generator(), self._options
+        codes = torch.from_numpy(np.concatenate((self._prompt_codes, chunk)))[None].to(self._decoder.device)
+        mel = self._decoder.mel(codes, generator, prompt=self._prompt_mel, steps=self._steps)
+        if self._overlap is not None:
+            if mel.shape[-1] <= options.overlap_frames:
+                raise UserError(
+                    f"streamed decoding: join=published cannot go on after {len(self._prompt_codes)} codes (it loses a "
+                    "frame per chunk); use join=crossfade, or larger chunk_codes"
+                )
+            faded = mel[..., : options.overlap_frames] * self._rise + self._overlap * self._fall
+            mel = torch.cat((faded, mel[..., options.overlap_frames :]), dim=-1)
+        self._prompt_codes = np.concatenate((self._prompt_codes, chunk))
+        if last:
+            return self._vocoded(mel, generator, last=True)
+        kept = mel.shape[-1] - options.overlap_frames
+        self._overlap = mel[..., kept:]
+        return self._vocoded(mel[..., :kept], generator, last=False)
+
+    @torch.inference_mode()
+    def _vocoded(self, mel: Tensor, generator: torch.Generator, last: bool) -> np.ndarray:
+        decoder, frame = self._decoder, self._decoder.samples_per_frame
+        mel = torch.cat((self._last_frame, mel), dim=-1)
+        wave, source = decoder.wave(mel, generator, self._last_source)
+        wave = wave[0].cpu().numpy()
+        if last:
+            return wave
+        self._prompt_mel = torch.cat((self._prompt_mel, mel), dim=-1)
+        self._last_frame, self._last_source = mel[..., -1:], source[..., -frame:]
+        return wave[:-frame]

@@ -1,0 +1,52 @@
+"""How speech is decoded while its codes still arrive."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, repeat
+
+from vita_audio_pl.errors import UserError
+
+JOINS = ("crossfade", "published")
+GROWING_STEPS = (1, 3, 5, 7, 9, 10)  # the first sound after one step of the flow, later chunks at full quality
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Sizes of the chunks and how they are joined.
+
+    Attributes:
+        join: `crossfade`, seamless and as long as you like; `published`, as the GLM-4-Voice decoder does it.
+        chunk_codes: codes of the first, second, ... chunk; the last number holds for all that follow.
+        flow_steps: Euler steps of the first, second, ... chunk, likewise; `GROWING_STEPS` is what VITA-Audio uses.
+        overlap_frames: mel frames at the end of a chunk that are held back and made anew with the next one.
+        context_codes: codes before a chunk that the flow reads with it (crossfade; published reads all).
+        fade_samples: length of the cross-fade of waves (crossfade).
+
+    Raises:
+        UserError: a number is too small or the join is not known.
+    """
+
+    join: str = "crossfade"
+    chunk_codes: tuple[int, ...] = (10,)
+    flow_steps: tuple[int, ...] = (10,)
+    overlap_frames: int = 34
+    context_codes: int = 50
+    fade_samples: int = 128
+
+    def __post_init__(self) -> None:
+        if self.join not in JOINS:
+            raise UserError(f"streamed decoding: join is {self.join!r}; choose {' or '.join(JOINS)}")
+        for name in ("chunk_codes", "flow_steps"):
+            numbers = getattr(self, name)
+            if not numbers or min(numbers) < 1:
+                raise UserError(f"streamed decoding: {name} is {numbers}; numbers of at least 1 are wanted")
+        if min(self.overlap_frames, self.context_codes, self.fade_samples) < 0:
+            raise UserError("streamed decoding: overlap_frames, context_codes and fade_samples must not be negative")
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Codes and flow steps of one chunk after the other, without end."""
+        return zip(_held(self.chunk_codes), _held(self.flow_steps), strict=False)
+
+
+def _held(numbers: tuple[int, ...]) -> Iterator[int]:
+    return chain(numbers, repeat(numbers[-1]))
