@@ -2,15 +2,14 @@
 
 What a code depends on: all audio before it in its 30-s piece, the rest of its own block of the encoder (4 s with the
 public settings), and the loudest bin of the whole piece, which sets the floor under the quiet ones. The first two are
-known when the block is full. The third is not: a later, louder sound lifts the floor. `exact=True` waits until no bin
-lies where the floor could still reach; otherwise a full block counts, and codes that a later sound would have changed
-are counted.
+known when the block is full. The third is not: a later, louder sound lifts the floor. So a full block is handed out,
+and codes that a louder sound has changed since are counted; `exact=True` waits for the end of each piece instead.
 """
 
 import numpy as np
 import torch
 
-from vita_audio_pl.codecs.glm4voice.features import HOP, N_FFT, highest_floor, log_mel, normalise
+from vita_audio_pl.codecs.glm4voice.features import HOP, N_FFT, log_mel, normalise
 from vita_audio_pl.codecs.glm4voice.tokenizer import PIECE, SpeechTokenizer, check_wave
 from vita_audio_pl.errors import UserError
 
@@ -20,11 +19,11 @@ _EMPTY = np.empty(0, np.int32)
 class EncodeStream:
     """Codes of a wave that arrives bit by bit.
 
-    Without a louder sound after a block was handed out, the codes of all calls, joined, are those of
+    Unless a block was handed out before the loudest sound of its piece, the codes of all calls, joined, are those of
     `SpeechTokenizer.encode` on the whole wave; with `exact=True` they always are.
 
     Attributes:
-        changed: codes handed out that encoding the whole wave gives otherwise; known once their 30-s piece is over.
+        changed: codes handed out that the audio heard since would give otherwise.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer, exact: bool = False):
@@ -34,13 +33,16 @@ class EncodeStream:
                 f"this tokenizer cannot encode a stream: its blocks of {settings.block} positions do not divide by its "
                 f"pooling of {settings.pooling_kernel}"
             )
-        self.changed = 0
         self._tokenizer, self._exact = tokenizer, exact
         self._codes_per_block = settings.block // settings.pooling_kernel
-        self._floor = highest_floor(settings.n_mels)
         self._piece = np.empty(0, np.float32)
-        self._handed_out = _EMPTY
+        self._handed_out = _EMPTY  # of this piece
+        self._changed_before, self._changed_here = 0, 0  # in earlier pieces, in this one
         self._finished = False
+
+    @property
+    def changed(self) -> int:
+        return self._changed_before + self._changed_here
 
     def push(self, wave: np.ndarray) -> np.ndarray:
         """Takes `wave: (samples,) float` at 16 kHz and returns the codes that became final, `(n,) int32`."""
@@ -73,28 +75,29 @@ class EncodeStream:
 
     def _rest_of(self, piece: np.ndarray) -> np.ndarray:
         """Ends a piece: its codes are all known now."""
-        codes, given = self._encoded(piece), self._handed_out
-        self.changed += int((codes[: len(given)] != given).sum())
+        rest = self._new(self._encoded(piece))
+        self._changed_before, self._changed_here = self.changed, 0
         self._handed_out = _EMPTY
-        return codes[len(given) :]
+        return rest
+
+    def _new(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of this piece that were not handed out before; the others are compared."""
+        given = len(self._handed_out)
+        self._changed_here = int((codes[:given] != self._handed_out).sum())
+        self._handed_out = np.concatenate((self._handed_out, codes[given:]))
+        return codes[given:]
 
     @torch.inference_mode()
     def _new_blocks(self) -> np.ndarray:
-        full, given = self._full_blocks(), len(self._handed_out) // self._codes_per_block
-        if full == given:
+        full = self._full_blocks()
+        if self._exact or full == len(self._handed_out) // self._codes_per_block:
             return _EMPTY
-        encoder = self._tokenizer.encoder
+        encoder, device = self._tokenizer.encoder, self._tokenizer.device
+        logs = log_mel(torch.from_numpy(self._piece)[None].to(device), encoder.settings.n_mels)
         settled = (len(self._piece) - N_FFT // 2) // HOP + 1  # frames whose window lies inside the audio
-        wave = torch.from_numpy(self._piece)[None].to(self._tokenizer.device)
-        logs = log_mel(wave, encoder.settings.n_mels)[..., :settled]
         frames = full * self._codes_per_block * encoder.frames_per_code
-        features = normalise(logs, logs.amax(dim=(1, 2), keepdim=True))[..., :frames]
-        if self._exact and bool((logs[..., :frames] < self._floor).any()):
-            return _EMPTY
-        codes = encoder(features, torch.tensor([frames], device=self._tokenizer.device))[0]
-        new = codes[len(self._handed_out) :].to(torch.int32).cpu().numpy()
-        self._handed_out = np.concatenate((self._handed_out, new))
-        return new
+        features = normalise(logs[..., :settled])[..., :frames]
+        return self._new(encoder(features, torch.tensor([frames], device=device))[0].to(torch.int32).cpu().numpy())
 
     def _full_blocks(self) -> int:
         """Blocks of the piece that no later sample can reach, but for the piece's loudest bin."""

@@ -20,18 +20,9 @@ def log_mel(waves: Tensor, n_mels: int) -> Tensor:
     return (_filters(n_mels, waves.device) @ powers).clamp(min=_QUIETEST).log10()
 
 
-def normalise(logs: Tensor, loudest: Tensor | None = None) -> Tensor:
-    """Whisper's input features: nothing more than 8 below `loudest` (each item's own maximum where None), scaled."""
-    if loudest is None:
-        loudest = logs.amax(dim=(1, 2), keepdim=True)
-    return (torch.maximum(logs, loudest - _RANGE) + 4.0) / 4.0
-
-
-def highest_floor(n_mels: int) -> float:
-    """The floor under the loudest wave that samples in [-1, 1] can make: bins above it never change."""
-    highest_power = float(_window(torch.device("cpu")).sum()) ** 2
-    widest = float(_filters(n_mels, torch.device("cpu")).sum(dim=1).max())
-    return float(torch.tensor(highest_power * widest).log10()) - _RANGE
+def normalise(logs: Tensor) -> Tensor:
+    """Whisper's input features: nothing more than 8 below each item's loudest bin, scaled."""
+    return (torch.maximum(logs, logs.amax(dim=(1, 2), keepdim=True) - _RANGE) + 4.0) / 4.0
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,335 @@
+"""mel_vq: a speech codec that needs no download, fitted in seconds to the speech it will carry.
+
+Encoding: log-mel frames, stacked, projected by PCA, the nearest of the k-means centroids. Decoding: the centroid's mel
+frames, a non-negative spectrum for them, Griffin-Lim. The spectra of a code never change, so they are found once.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vita_audio_pl.codecs import spectral
+from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file
+from vita_audio_pl.errors import UserError
+
+WEIGHTS_FILE = "codec.safetensors"
+
+
+@dataclass(frozen=True)
+class MelVQConfig:
+    """Shape of a `mel_vq` codec; the defaults give 12.5 codes/s."""
+
+    sample_rate: int = 16_000
+    hop: int = 160
+    frames_per_code: int = 8
+    n_mels: int = 80
+    pca_size: int = 64
+    codebook_size: int = 512
+    quietest: float = 1e-4  # mel amplitudes below this count as silence
+    griffin_lim_iterations: int = 16
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"mel_vq: {field.name} must be a whole number of at least 1, not {value!r}")
+        if not 0 < self.quietest < 1:
+            raise ValueError(f"mel_vq: quietest must lie between 0 and 1, not {self.quietest!r}")
+        if self.pca_size > self.n_mels * self.frames_per_code:
+            raise ValueError("mel_vq: pca_size exceeds n_mels * frames_per_code")
+
+    @property
+    def samples_per_code(self) -> int:
+        return self.hop * self.frames_per_code
+
+    @property
+    def bins(self) -> int:
+        return spectral.OVERLAP * self.hop // 2 + 1
+
+
+class MelVQ:
+    """Fitted codec. Works on one CPU thread, on purpose: its matrices are small and training wants the other cores.
+
+    Args:
+        mean: `(frames_per_code * n_mels,)`, mean of the stacked log-mel frames.
+        basis: `(frames_per_code * n_mels, pca_size)`, orthonormal columns.
+        centroids: `(codebook_size, pca_size)`.
+    """
+
+    name = "mel_vq"
+
+    def __init__(self, config: MelVQConfig, mean: Tensor, basis: Tensor, centroids: Tensor) -> None:
+        self.config = config
+        self.sample_rate = config.sample_rate
+        self.codes_per_second = config.sample_rate / config.samples_per_code
+        self.codebook_size = config.codebook_size
+        self._weights = {"mean": mean.contiguous(), "basis": basis.contiguous(), "centroids": centroids.contiguous()}
+        for key, shape in _shapes(config).items():
+            if tuple(self._weights[key].shape) != shape:
+                raise ValueError(f"mel_vq: {key} has shape {tuple(self._weights[key].shape)}, not {shape}")
+        self.fingerprint = _fingerprint(config, self._weights)
+
+    @classmethod
+    def fit(cls, waves: Sequence[np.ndarray], config: MelVQConfig | None = None, seed: int = 0) -> "MelVQ":
+        """Fits the projection and the codebook to speech; the same waves, configuration and seed give the same codec.
+
+        Args:
+            waves: `(samples,) float32` each, at `config.sample_rate`; some minutes are enough.
+
+        Raises:
+            UserError: there is less audio than the codebook needs.
+        """
+        config = config or MelVQConfig()
+        with _one_thread():
+            stacked = _stacked_log_mels(_padded(waves, config), config)
+            if len(stacked) < 2 * config.codebook_size:
+                seconds = len(stacked) * config.samples_per_code / config.sample_rate
+                raise UserError(
+                    f"mel_vq: {seconds:.1f} s of audio are too few for {config.codebook_size} codes; "
+                    f"give at least {2 * config.codebook_size * config.samples_per_code / config.sample_rate:.0f} s"
+                )
+            mean = stacked.mean(dim=0)
+            _, vectors = torch.linalg.eigh(torch.cov((stacked - mean).T))
+            basis = vectors[:, -config.pca_size :].flip(1)
+            generator = torch.Generator().manual_seed(seed)
+            centroids = _k_means((stacked - mean) @ basis, config.codebook_size, generator)
+        return cls(config, mean, basis, centroids)
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Codes `(ceil(samples / samples per code),) int32` of each wave `(samples,) float32` at `sample_rate` Hz.
+
+        Raises:
+            UserError: a wave is empty, not one channel, or has NaN or infinite samples.
+        """
+        if not waves:
+            return []
+        with _one_thread():
+            padded = _padded(waves, self.config)
+            points = (_stacked_log_mels(padded, self.config) - self._weights["mean"]) @ self._weights["basis"]
+            codes = _nearest(points, self._weights["centroids"]).int()
+        counts = [len(wave) // self.config.samples_per_code for wave in padded]
+        return [part.numpy() for part in codes.split(counts)]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Wave `(n * samples per code,) float32` of `codes: (n,) integer`."""
+        return self.decode_batch([codes])[0]
+
+    def decode_batch(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Waves of several code sequences; each is what `decode` gives for it alone, up to rounding."""
+        checked = [self._checked(sequence) for sequence in codes]
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(checked)
+        by_length = sorted((i for i in range(len(checked)) if len(checked[i])), key=lambda i: len(checked[i]))
+        edge = (spectral.OVERLAP - 1) * self.config.hop // 2
+        with _one_thread():
+            for start in range(0, len(by_length), 16):
+                group = by_length[start : start + 16]
+                longest = len(checked[group[-1]])
+                magnitudes = torch.zeros(len(group), longest * self.config.frames_per_code, self.config.bins)
+                for row, i in enumerate(group):
+                    spectra = self._spectra[checked[i]].flatten(0, 1)
+                    magnitudes[row, : len(spectra)] = spectra
+                phases = spectral.first_phases(*magnitudes.shape[1:]).expand_as(magnitudes)
+                decoded = spectral.griffin_lim(magnitudes, self.config.hop, self.config.griffin_lim_iterations, phases)
+                for row, i in enumerate(group):
+                    end = edge + len(checked[i]) * self.config.samples_per_code
+                    waves[i] = decoded[row, edge:end].clamp(-1, 1).numpy().copy()
+        return waves
+
+    def decode_stream(self) -> "MelVQStream":
+        """A fresh stream decoder."""
+        return MelVQStream(self)
+
+    def silence(self, n: int) -> np.ndarray:
+        """`n` times the code of digital silence, `(n,) int32`."""
+        return np.full(n, self._silent_code, dtype=np.int32)
+
+    @cached_property
+    def _silent_code(self) -> int:
+        return int(self.encode([np.zeros(self.config.samples_per_code, np.float32)])[0][0])
+
+    @cached_property
+    def _spectra(self) -> Tensor:
+        """Spectral magnitudes of every code, `(codebook_size, frames_per_code, bins)`."""
+        config = self.config
+        with _one_thread():
+            filters = spectral.mel_filters(config.sample_rate, spectral.OVERLAP * config.hop, config.n_mels)
+            log_mel = self._weights["centroids"] @ self._weights["basis"].T + self._weights["mean"]
+            mel = log_mel.view(-1, config.n_mels).exp()
+            mel = torch.where(mel > config.quietest * 1.5, mel, 0.0)  # what is near the floor was silence
+            spectra = spectral.invert_mel(mel, filters) * spectral.hann(config.hop).sum()
+        return spectra.view(config.codebook_size, config.frames_per_code, config.bins)
+
+    def _checked(self, codes: np.ndarray) -> Tensor:
+        codes = np.asarray(codes)
+        if codes.ndim != 1 or (codes.size and not np.issubdtype(codes.dtype, np.integer)):
+            raise ValueError(f"mel_vq: codes must be a row of integers, not {codes.dtype} of shape {codes.shape}")
+        if codes.size and not (0 <= codes.min() and codes.max() < self.codebook_size):
+            raise ValueError(f"mel_vq: codes must lie in 0..{self.codebook_size - 1}")
+        return torch.from_numpy(codes.astype(np.int64))
+
+    def save(self, folder: Path) -> None:
+        """Writes `codec.json` and `codec.safetensors` into `folder`, which is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._weights, folder / WEIGHTS_FILE)
+        header = {"name": self.name, "config": asdict(self.config), "fingerprint": self.fingerprint}
+        (folder / CODEC_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "MelVQ":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged, a key is unknown or missing, or the weights are not those saved.
+        """
+        folder = Path(folder)
+        header = read_codec_file(folder)
+        if header["name"] != cls.name or set(header) != {"name", "config", "fingerprint"}:
+            raise UserError(f"{folder / CODEC_FILE} does not describe a mel_vq codec (keys: {', '.join(header)})")
+        config = _read_config(header["config"], folder / CODEC_FILE)
+        path = folder / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+        except FileNotFoundError:
+            raise UserError(f"{folder} is not complete: it has no {WEIGHTS_FILE}") from None
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        found = {key: (tuple(weight.shape), weight.dtype) for key, weight in weights.items()}
+        wanted = {key: (shape, torch.float32) for key, shape in _shapes(config).items()}
+        if found != wanted:
+            raise UserError(f"{path} holds {found}, but a codec of this configuration holds {wanted}")
+        codec = cls(config, **weights)
+        if codec.fingerprint != header["fingerprint"]:
+            raise UserError(f"{path} does not belong to {folder / CODEC_FILE}: its contents have another fingerprint")
+        return codec
+
+
+class MelVQStream:
+    """Griffin-Lim in steps: samples once returned are fixed, and what follows is fitted to them, so no seam is heard.
+
+    The last 1.5 hops are held back until the next codes tell how they go on.
+    """
+
+    context_codes = 2  # settled codes looked back at; further back no frame overlaps the new ones
+
+    def __init__(self, codec: MelVQ) -> None:
+        self._codec = codec
+        self._codes = torch.zeros(0, dtype=torch.int64)  # settled, the last of them
+        self._wave = torch.zeros(0)  # settled samples, from the beginning of the first frame of `_codes`
+        self._edge = (spectral.OVERLAP - 1) * codec.config.hop // 2
+        self._finished = False
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """Takes `codes: (n,) integer`; returns the samples now final, `(samples,) float32`."""
+        if self._finished:
+            raise ValueError("mel_vq: this stream is finished; start another with decode_stream()")
+        new = self._codec._checked(codes)
+        if len(new) == 0:
+            return np.zeros(0, np.float32)
+        return np.zeros(0, np.float32)
+
+    def finish(self) -> np.ndarray:
+        """Returns the samples held back, `(samples,) float32`."""
+        self._finished = True
+        return np.zeros(0, np.float32)
+
+
+def _shapes(config: MelVQConfig) -> dict[str, tuple[int, ...]]:
+    stacked = config.frames_per_code * config.n_mels
+    return {
+        "mean": (stacked,),
+        "basis": (stacked, config.pca_size),
+        "centroids": (config.codebook_size, config.pca_size),
+    }
+
+
+def _fingerprint(config: MelVQConfig, weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for key in sorted(weights):
+        digest.update(key.encode() + weights[key].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_config(values: Any, where: Path) -> MelVQConfig:
+    known = {field.name for field in fields(MelVQConfig)}
+    if not isinstance(values, dict) or set(values) != known:
+        raise UserError(f"{where}: 'config' must have exactly the keys {', '.join(sorted(known))}")
+    try:
+        return MelVQConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _padded(waves: Sequence[np.ndarray], config: MelVQConfig) -> list[Tensor]:
+    """Waves as tensors, filled up with silence to whole codes."""
+    padded = []
+    for number, wave in enumerate(waves):
+        wave = np.asarray(wave, dtype=np.float32)
+        if wave.ndim != 1 or len(wave) == 0:
+            raise UserError(f"wave {number} has shape {wave.shape}: a wave to encode is one channel, not empty")
+        if not np.isfinite(wave).all():
+            raise UserError(f"wave {number} has NaN or infinite samples")
+        codes = math.ceil(len(wave) / config.samples_per_code)
+        filled = np.zeros(codes * config.samples_per_code, np.float32)
+        filled[: len(wave)] = wave
+        padded.append(torch.from_numpy(filled))
+    return padded
+
+
+def _stacked_log_mels(waves: list[Tensor], config: MelVQConfig) -> Tensor:
+    """Log-mel frames of each code in a row: `(codes, frames_per_code * n_mels)`."""
+    filters = spectral.mel_filters(config.sample_rate, spectral.OVERLAP * config.hop, config.n_mels)
+    mel = spectral.mel_frames(waves, config.hop, filters)
+    return mel.clamp(min=config.quietest).log().view(-1, config.frames_per_code * config.n_mels)
+
+
+def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """Number of the centroid nearest to each of `points: (n, size)`."""
+    half_norms = centroids.square().sum(dim=1) / 2
+    return torch.cat([(half_norms - part @ centroids.T).argmin(dim=1) for part in points.split(8192)])
+
+
+def _k_means(points: Tensor, count: int, generator: torch.Generator, rounds: int = 20, most: int = 40_000) -> Tensor:
+    """Centroids of `points: (n, size)` by Lloyd's rounds from a k-means++ start: `(count, size)`."""
+    points = points[torch.randperm(len(points), generator=generator)[:most]]
+    centroids = points[torch.randint(len(points), (1,), generator=generator)]
+    distances = (points - centroids[0]).square().sum(dim=1)
+    norms = points.square().sum(dim=1)
+    for _ in range(count - 1):
+        chosen = points[torch.multinomial(distances + 1e-12, 1, generator=generator)]
+        centroids = torch.cat([centroids, chosen])
+        distances = torch.minimum(distances, (norms - 2 * (points @ chosen[0]) + chosen.square().sum()).clamp(min=0))
+    for _ in range(rounds):
+        owners = _nearest(points, centroids)
+        sizes = torch.bincount(owners, minlength=count)
+        sums = torch.zeros_like(centroids).index_add_(0, owners, points)
+        lost = sizes == 0
+        centroids = sums / sizes.clamp(min=1)[:, None]
+        if lost.any():  # an empty cluster starts again at a random point
+            fresh = torch.randint(len(points), (int(lost.sum()),), generator=generator)
+            centroids[lost] = points[fresh]
+    return centroids
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Runs torch on one thread: two threads fight over work this small and cost ten times the CPU time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)

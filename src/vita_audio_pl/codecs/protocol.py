@@ -1,0 +1,111 @@
+"""What every speech codec offers, and how a saved one is found again.
+
+A codec folder holds `codec.json`, whose `name` says which class reads the folder. A new codec is one file: a class with
+the members of `Codec`, and `register_codec("its_name", TheClass.load)` where that file is imported.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from vita_audio_pl.errors import UserError
+
+CODEC_FILE = "codec.json"
+
+
+class DecodeStream(Protocol):
+    """Turns codes that arrive bit by bit into one unbroken wave."""
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """Takes `codes: (n,) integer` and returns the samples that are now final, `(samples,) float32`."""
+        ...
+
+    def finish(self) -> np.ndarray:
+        """Returns what `push` held back, `(samples,) float32`; the stream takes nothing after it."""
+        ...
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """A speech codec: mono waves in [-1, 1] at `sample_rate` Hz to integers in `[0, codebook_size)` and back."""
+
+    name: str
+    sample_rate: int
+    codes_per_second: float
+    codebook_size: int
+    fingerprint: str
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Codes `(n,) int32` of each wave `(samples,) float32`; a UserError says which wave is empty or not finite."""
+        ...
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Wave `(samples,) float32` of `codes: (n,) integer`."""
+        ...
+
+    def decode_batch(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Waves of several code sequences, as `decode` gives them one by one."""
+        ...
+
+    def decode_stream(self) -> DecodeStream:
+        """A fresh stream: the chunks it returns, joined, are as long as the whole wave and sound like it."""
+        ...
+
+    def silence(self, n: int) -> np.ndarray:
+        """`n` codes of silence, `(n,) int32`."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder that `load_codec` reads."""
+        ...
+
+
+_LOADERS: dict[str, Callable[[Path], Codec]] = {}
+_BUILT_IN = {"mel_vq": ("vita_audio_pl.codecs.mel_vq", "MelVQ")}
+
+
+def register_codec(name: str, loader: Callable[[Path], Codec]) -> None:
+    """Makes `load_codec` use `loader` for folders whose `codec.json` carries this `name`."""
+    if name in _BUILT_IN or _LOADERS.get(name, loader) is not loader:
+        raise ValueError(f"a codec named '{name}' is registered already")
+    _LOADERS[name] = loader
+
+
+def load_codec(folder: str | Path) -> Codec:
+    """Loads the codec saved in `folder`.
+
+    Raises:
+        UserError: the folder is no codec folder, or names a codec that is not known here.
+    """
+    folder = Path(folder)
+    name = read_codec_file(folder)["name"]
+    if name in _BUILT_IN:
+        module, cls = _BUILT_IN[name]
+        codec: Codec = getattr(import_module(module), cls).load(folder)
+        return codec
+    if name in _LOADERS:
+        return _LOADERS[name](folder)
+    known = ", ".join(sorted(_BUILT_IN | _LOADERS))
+    raise UserError(f"{folder / CODEC_FILE} asks for the codec '{name}', which is not known (known: {known})")
+
+
+def read_codec_file(folder: Path) -> dict:
+    """The contents of `folder/codec.json`, checked to be an object with a `name`.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or has no name.
+    """
+    path = folder / CODEC_FILE
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a codec folder: it has no {CODEC_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(header, dict) or not isinstance(header.get("name"), str):
+        raise UserError(f"{path} does not name its codec: it needs a key 'name'")
+    return header

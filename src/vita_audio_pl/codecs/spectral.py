@@ -1,0 +1,136 @@
+"""Spectra for a vocoder-free codec: mel frames of a wave, and a wave from mel frames (NNLS, then Griffin-Lim).
+
+Frames are `4 * hop` samples long with a Hann window, so that squared windows add up to a constant everywhere. Frame j is
+centred on hop j: it reaches 1.5 hops to either side of it. Outside a wave there is silence.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OVERLAP = 4
+_WINDOWS_ADD_UP_TO = 1.5  # sum of squared periodic Hann windows, four hops to a window
+_FRAMES_AT_ONCE = 4096  # keeps the working set in the cache
+
+
+@cache
+def hann(hop: int) -> Tensor:
+    """Periodic Hann window, `(4 * hop,)`."""
+    return torch.hann_window(OVERLAP * hop, periodic=True)
+
+
+@cache
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
+    """Triangular filters on Slaney's mel scale over 0 Hz to Nyquist, each summing to 1: `(n_fft // 2 + 1, n_mels)`.
+
+    Raises:
+        ValueError: the bands are narrower than the spectrum's resolution, so that one catches nothing.
+    """
+    edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(sample_rate / 2), n_mels + 2))
+    bins = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clip(min=0.0)
+    sums = triangles.sum(axis=0)
+    if (sums == 0).any():
+        raise ValueError(f"{n_mels} mel bands are too many for a window of {n_fft} samples at {sample_rate} Hz")
+    return torch.from_numpy(triangles / sums).float()
+
+
+def _hz_to_mel(hz: float) -> float:
+    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    return hz / (200 / 3) if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((np.maximum(mel, 15) - 15) * math.log(6.4) / 27))
+
+
+def mel_frames(waves: list[Tensor], hop: int, filters: Tensor) -> Tensor:
+    """Mel amplitudes of all waves, one after the other; a full-scale sine has a peak amplitude of about 1/2.
+
+    Args:
+        waves: each `(frames * hop,) float32`.
+        filters: from `mel_filters`.
+
+    Returns:
+        `(total frames, n_mels)`.
+    """
+    n_fft, margin = OVERLAP * hop, (OVERLAP - 1) * hop // 2
+    window = hann(hop) / hann(hop).sum()
+    frames = torch.cat([torch.nn.functional.pad(wave, (margin, margin)).unfold(0, n_fft, hop) for wave in waves])
+    parts = [torch.fft.rfft(part * window).abs() @ filters for part in frames.split(_FRAMES_AT_ONCE)]
+    return torch.cat(parts)
+
+
+def invert_mel(mel: Tensor, filters: Tensor, iterations: int = 60) -> Tensor:
+    """Non-negative spectra whose mel amplitudes come nearest to `mel` (accelerated projected gradient).
+
+    Args:
+        mel: `(frames, n_mels)` amplitudes.
+        filters: `(bins, n_mels)`.
+
+    Returns:
+        `(frames, bins)`, no negative entry.
+    """
+    step = 1.0 / float(torch.linalg.matrix_norm(filters, ord=2)) ** 2
+    spectrum = (mel @ torch.linalg.pinv(filters)).clamp(min=0.0)
+    ahead, momentum = spectrum, 1.0
+    for _ in range(iterations):
+        following = (ahead - step * (ahead @ filters - mel) @ filters.T).clamp(min=0.0)
+        faster = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = following + (momentum - 1) / faster * (following - spectrum)
+        spectrum, momentum = following, faster
+    return spectrum
+
+
+def overlap_add(spectra: Tensor, hop: int) -> Tensor:
+    """Waves of complex spectra: `(batch, frames, bins)` to `(batch, (frames + 3) * hop)`."""
+    frames = torch.fft.irfft(spectra, n=OVERLAP * hop) * (hann(hop) / _WINDOWS_ADD_UP_TO)
+    batch, count, _ = frames.shape
+    pieces = frames.view(batch, count, OVERLAP, hop)
+    wave = frames.new_zeros(batch, count + OVERLAP - 1, hop)
+    for k in range(OVERLAP):
+        wave[:, k : k + count] += pieces[:, :, k]
+    return wave.view(batch, -1)
+
+
+def analyse(waves: Tensor, hop: int) -> Tensor:
+    """Complex spectra of `waves: (batch, (frames + 3) * hop)`: `(batch, frames, bins)`."""
+    return torch.fft.rfft(waves.unfold(1, OVERLAP * hop, hop) * hann(hop))
+
+
+def griffin_lim(magnitudes: Tensor, hop: int, iterations: int, phases: Tensor, known: Tensor | None = None) -> Tensor:
+    """Waves whose spectra have the given magnitudes (fast Griffin-Lim, Perraudin et al. 2013).
+
+    Args:
+        magnitudes: `(batch, frames, bins)`.
+        phases: unit complex numbers to start from, same shape.
+        known: `(batch, samples)`, the beginning of the waves where it is settled already; it is kept as it is.
+
+    Returns:
+        `(batch, (frames + 3) * hop)`; 1.5 hops at either end lie outside the framed span.
+    """
+    momentum = 0.99
+    previous = torch.zeros_like(phases)
+    for _ in range(iterations):
+        wave = _with_start(overlap_add(magnitudes * phases, hop), known)
+        rebuilt = analyse(wave, hop)
+        ahead = rebuilt + momentum * (rebuilt - previous)
+        phases = ahead / ahead.abs().clamp(min=1e-12)
+        previous = rebuilt
+    return _with_start(overlap_add(magnitudes * phases, hop), known)
+
+
+def _with_start(waves: Tensor, known: Tensor | None) -> Tensor:
+    if known is not None:
+        waves[:, : known.shape[1]] = known
+    return waves
+
+
+def first_phases(frames: int, bins: int, start: int = 0) -> Tensor:
+    """Unit phases that let every bin's sinusoid run on from frame to frame: `(frames, bins) complex64`."""
+    turns = (torch.arange(start, start + frames)[:, None] * torch.arange(bins)) % OVERLAP
+    return torch.tensor([1, 1j, -1, -1j], dtype=torch.complex64)[turns]

@@ -1,0 +1,212 @@
+"""Builds the spoken world into a folder: audio, samples, grammar, and `world.json` last, which says that it is whole."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.spoken_world import plan, synthesis
+from vita_audio_pl.spoken_world.grammar import grammar
+from vita_audio_pl.spoken_world.sentences import LEXICONS, Lexicon, vocabulary
+
+MARKER = "world.json"
+LAYOUT = 1  # raised when the same size and seed give other sentences, voices or files
+_UTTERANCES_A_RUN = 64
+_PARTS = ("audio", "samples", "grammar.jsgf", "words.txt")
+
+
+@dataclass(frozen=True)
+class World:
+    """A finished world on disk; audio paths in its samples are relative to `folder`."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "World":
+        """Opens a finished world.
+
+        Raises:
+            UserError: there is none, or it is not whole.
+        """
+        folder = Path(folder)
+        info = _read_marker(folder)
+        if info is None or not _is_whole(folder, info):
+            raise UserError(f"{folder} holds no finished spoken world; prepare it first")
+        return cls(folder, info)
+
+    def samples(self, task: str, split: str) -> Path:
+        """The JSONL file of a task (asr, tts, sqa, text) and a split (train, dev, test, unseen_voice)."""
+        return self.folder / "samples" / f"{task}.{split}.jsonl"
+
+    @property
+    def grammar(self) -> Path:
+        return self.folder / "grammar.jsgf"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(self.info["words"])
+
+
+def build_world(
+    folder: str | Path,
+    size: str = "full",
+    seed: int = 0,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> World:
+    """Speaks and writes the world, or returns at once if the folder holds it already. Can be killed and run again.
+
+    Args:
+        folder: becomes `audio/VOICE/*.flac`, `samples/TASK.SPLIT.jsonl`, `grammar.jsgf`, `words.txt`, `world.json`;
+            other files in it are left alone.
+        size: `full` or `smoke`.
+        seed: draws the splits and the voices.
+        workers: espeak-ng runs at a time; the result does not depend on it.
+        progress: called with (utterances spoken, utterances in all).
+
+    Raises:
+        UserError: espeak-ng is missing, the size is unknown, or the folder holds another world.
+    """
+    folder = Path(folder)
+    if size not in LEXICONS:
+        raise UserError(f"the spoken world has no size '{size}'; choose one of {', '.join(LEXICONS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _sole_builder(folder):
+        info = _read_marker(folder)
+        if info is not None:
+            found = {key: info.get(key) for key in ("size", "seed", "layout")}
+            wanted = {"size": size, "seed": seed, "layout": LAYOUT}
+            if found != wanted:
+                raise UserError(f"{folder} holds the world {found}, not {wanted}; delete it or choose another folder")
+            if _is_whole(folder, info):
+                return World(folder, info)
+        version = synthesis.espeak_version()
+        lexicon = LEXICONS[size]
+        corpus = plan.plan_corpus(lexicon, seed)
+        aside = folder / ".building"
+        shutil.rmtree(aside, ignore_errors=True)
+        audio = _speak_all(aside, corpus, workers, progress)
+        _write_texts(aside, corpus, lexicon)
+        info = {
+            "name": "spoken_world",
+            "size": size,
+            "seed": seed,
+            "layout": LAYOUT,
+            "espeak_ng": version,
+            "sample_rate": synthesis.SAMPLE_RATE,
+            "voices": {
+                "input": list(plan.INPUT_VOICES),
+                "assistant": plan.ASSISTANT.name,
+                "unseen": plan.UNSEEN_VOICE,
+            },
+            "words": list(vocabulary(lexicon)),
+            "samples": {name: len(rows) for name, rows in corpus.samples.items()},
+            "audio": audio,
+            "content": _content_hash(aside, corpus),
+        }
+        (folder / MARKER).unlink(missing_ok=True)
+        for part in _PARTS:
+            _remove(folder / part)
+            os.replace(aside / part, folder / part)
+        marker = aside / MARKER
+        marker.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        os.replace(marker, folder / MARKER)
+        shutil.rmtree(aside)
+    return World(folder, info)
+
+
+def _speak_all(
+    folder: Path, corpus: plan.Corpus, workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Writes every utterance as 16-bit FLAC; returns how much there is."""
+    by_voice: dict[synthesis.Voice, list[str]] = defaultdict(list)
+    for voice, text in corpus.utterances:
+        by_voice[voice].append(text)
+        (folder / "audio" / voice.name).mkdir(parents=True, exist_ok=True)
+    runs = [
+        (voice, texts[start : start + _UTTERANCES_A_RUN])
+        for voice, texts in sorted(by_voice.items())
+        for start in range(0, len(texts), _UTTERANCES_A_RUN)
+    ]
+
+    def speak(run: tuple[synthesis.Voice, list[str]]) -> tuple[int, int]:
+        voice, texts = run
+        samples = 0
+        for text, wave in zip(texts, synthesis.speak(texts, voice), strict=True):
+            soundfile.write(folder / corpus.utterances[voice, text], wave, synthesis.SAMPLE_RATE, subtype="PCM_16")
+            samples += len(wave)
+        return len(texts), samples
+
+    spoken = samples = 0
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for count, length in pool.map(speak, runs):
+                spoken, samples = spoken + count, samples + length
+                if progress is not None:
+                    progress(spoken, len(corpus.utterances))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {"files": spoken, "hours": round(samples / synthesis.SAMPLE_RATE / 3600, 3)}
+
+
+def _write_texts(folder: Path, corpus: plan.Corpus, lexicon: Lexicon) -> None:
+    (folder / "samples").mkdir()
+    for name, rows in corpus.samples.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "samples" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "grammar.jsgf").write_text(grammar(lexicon), encoding="utf-8")
+    (folder / "words.txt").write_text("\n".join(vocabulary(lexicon)) + "\n", encoding="utf-8")
+
+
+def _content_hash(folder: Path, corpus: plan.Corpus) -> str:
+    """One hash over the samples and all audio: two worlds with the same hash are the same."""
+    digest = hashlib.sha256(json.dumps(corpus.samples, sort_keys=True).encode())
+    for path in sorted(corpus.utterances.values()):
+        digest.update((folder / path).read_bytes())
+    return digest.hexdigest()
+
+
+def _read_marker(folder: Path) -> dict[str, Any] | None:
+    try:
+        info = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{folder / MARKER} is damaged; delete it, and the world is built again") from None
+    if not isinstance(info, dict) or info.get("name") != "spoken_world":
+        raise UserError(f"{folder / MARKER} does not describe a spoken world; choose another folder")
+    return info
+
+
+def _is_whole(folder: Path, info: dict[str, Any]) -> bool:
+    samples = all((folder / "samples" / f"{name}.jsonl").is_file() for name in info["samples"])
+    audio = sum(1 for _ in (folder / "audio").glob("*/*.flac"))
+    return samples and audio == info["audio"]["files"] and all((folder / part).exists() for part in _PARTS)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sole_builder(folder: Path) -> Iterator[None]:
+    """Lets one process build at a time; the others wait and find the work done."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
