@@ -1,5 +1,7 @@
 """`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
 
+from pathlib import Path
+
 from vita_audio_pl.config.checks import CHAIN, check_train_config, work_in_stage_settings
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.schema import TrainConfig
@@ -8,9 +10,10 @@ from vita_audio_pl.config.schema import TrainConfig
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
     # torch is imported only now: the entry has to set the environment that it reads, and --help should be quick
+    from vita_audio_pl.preparation import prepare_spoken_world
     from vita_audio_pl.training.chain import command_overrides, missing_parents, train_chain
     from vita_audio_pl.training.prepared_data import prepared_data
-    from vita_audio_pl.training.run_folder import stage_folder
+    from vita_audio_pl.training.run_folder import one_process_at_a_time, stage_folder
     from vita_audio_pl.training.stage import heads_of_stage, train_stage
 
     check_train_config(config)
@@ -19,7 +22,12 @@ def train(config: TrainConfig) -> float | None:
         return stage_folder(config, config.variant.stages[-1]).last_metric("val/loss")
     if config.with_parents:
         train_chain(config, missing_parents(config), command_overrides())
-    train_stage(config, prepared_data(config, heads_of_stage(config)))
+    n_heads = heads_of_stage(config)
+    if config.data.spoken_world:
+        world = Path(config.data.shards).parent
+        with one_process_at_a_time(world):
+            prepare_spoken_world(world, config.data.spoken_world, codebook_size=config.codec.codebook_size)
+    train_stage(config, prepared_data(config, n_heads))
     return stage_folder(config, config.stage.name).last_metric("val/loss")
 
 

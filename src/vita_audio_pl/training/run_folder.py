@@ -1,10 +1,12 @@
 """Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
 
 import csv
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,15 @@ class StageFolder:
         """Remove what an earlier run of this stage left."""
         if self.root.exists():
             shutil.rmtree(self.root)
+
+
+@contextmanager
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Lets the processes of a launch (and of another run) into `folder` one after another."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def stage_folder(config: TrainConfig, stage: str) -> StageFolder:

@@ -102,6 +102,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
     """
     _quiet()
+    _, accumulate = micro_batches(config)
     folder = stage_folder(config, config.stage.name)
     parent_folder = find_parent(config)
     parent = None if parent_folder is None else StageManifest.read(parent_folder)
@@ -135,7 +136,6 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         torch.set_num_threads(config.trainer.threads)
     model = starting_model(config, data.vocabulary, parent_folder)
     frozen = freeze(model, config.stage.freeze)
-    per_device, accumulate = micro_batches(config)
     module = SpeechLMModule(
         model,
         configured_objective(config, data.vocabulary),

@@ -1,0 +1,44 @@
+"""A killed run goes on as if nothing had happened: the same weights to the last bit, the same log."""
+
+import csv
+import random
+import signal
+
+import pytest
+from toy_process import train_in_a_process
+
+from vita_audio_pl.training.run_folder import StageFolder
+
+STAGE = (
+    "stage=align",
+    "stage.steps=60",
+    "callbacks.save_every=7",
+    "trainer.rows_per_device=2",
+    "callbacks.validate_every=20",
+)
+
+
+def log_of(folder: StageFolder) -> list[dict[str, str]]:
+    with (folder.root / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    timing = ("tokens_per_second", "samples_per_second")
+    return [{name: value for name, value in row.items() if name not in timing} for row in rows]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 7))])
+def test_killed_and_resumed_run_gives_the_same_bits(tmp_path, seed):
+    whole, killed = (StageFolder(tmp_path / name / "runs" / "toy" / "align") for name in ("whole", "killed"))
+    assert train_in_a_process(tmp_path / "whole", *STAGE) == 0
+
+    rng = random.Random(seed)
+    for _ in range(2):
+        at = rng.randrange(1, 60)
+        reached = lambda at=at: (killed.root / "metrics.csv").exists() and len(log_of(killed)) >= at  # noqa: E731
+        status = train_in_a_process(tmp_path / "killed", *STAGE, kill_when=reached)
+        assert status in (-signal.SIGKILL, 0)
+    assert train_in_a_process(tmp_path / "killed", *STAGE) == 0
+
+    weights = [(folder.model / "model.safetensors").read_bytes() for folder in (whole, killed)]
+    assert weights[0] == weights[1]
+    assert log_of(whole) == log_of(killed)
+    assert not list(killed.checkpoints.glob("*.tmp"))

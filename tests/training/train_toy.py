@@ -1,0 +1,15 @@
+"""`python train_toy.py FOLDER [override ...]`: trains a toy stage under FOLDER; tests start it as a process of its own."""
+
+import sys
+from pathlib import Path
+
+import toy
+
+from vita_audio_pl.training.engine import micro_batches
+from vita_audio_pl.training.stage import train_stage
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    config = toy.toy_config(folder / "runs", *sys.argv[2:])
+    rows, accumulate = micro_batches(config)
+    train_stage(config, toy.toy_data(folder / "world", toy.ToyData(rows=rows, accumulate=accumulate)))
