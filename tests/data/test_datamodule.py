@@ -1,0 +1,254 @@
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_corpus import N_CODES, Corpus, boost, rows_of, take
+
+from vita_audio_pl.data.files import write_json
+from vita_audio_pl.data.mixture import load_mixture
+from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.shards import iterate_shard
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text import TextTokenizer
+
+
+def merged(corpus: Corpus, ranks: int, batches: int, position: dict | None, workers: int) -> tuple[list[str], dict]:
+    """Rows of all ranks in the order of the plan, and the position after them."""
+    per_rank = []
+    for rank in range(ranks):
+        module = corpus.module(ranks=ranks, rank=rank, rows=2, workers=workers, render=boost(prompt_corruption=0.3))
+        if position is not None:
+            module.load_state_dict(position)
+        per_rank.append([rows_of(batch) for batch in take(module, batches)])
+    return [row for rows in zip(*(sum(b, []) for b in per_rank), strict=True) for row in rows], module.state_dict()
+
+
+def test_the_sequence_is_the_same_over_changes_of_ranks_and_workers(corpus: Corpus) -> None:
+    expected, _ = merged(corpus, 1, 72, None, 0)
+    position, found = None, []
+    for ranks, workers, batches in ((1, 2, 12), (4, 0, 6), (3, 1, 12)):
+        rows, position = merged(corpus, ranks, batches, position, workers)
+        found += rows
+    assert found == expected
+
+
+def test_state_is_tens_of_bytes_and_the_same_on_every_rank(corpus: Corpus) -> None:
+    states = []
+    for rank in range(3):
+        module = corpus.module(ranks=3, rank=rank)
+        take(module, 5)
+        states.append(module.state_dict())
+    assert states[0] == states[1] == states[2]
+    numbers = {key: value for key, value in states[0].items() if key != "plan"}
+    assert len(pickle.dumps(numbers)) < 150
+
+
+def test_the_divisor_is_the_weight_of_the_whole_global_step(corpus: Corpus) -> None:
+    render = boost(text_weight=4.0)
+    batches = [take(corpus.module(ranks=2, rank=r, accumulate=3, render=render), 6) for r in range(2)]
+    for step in (slice(0, 3), slice(3, 6)):
+        window = [batch for rank in batches for batch in rank[step]]
+        weight = sum(float(batch.loss_weights.sum()) for batch in window)
+        assert all(batch.divisor == pytest.approx(weight) for batch in window)
+
+
+def test_without_weights_the_divisor_counts_labels(corpus: Corpus) -> None:
+    batch = take(corpus.module(), 1)[0]
+    assert batch.loss_weights is None
+    assert batch.divisor == (batch.labels >= 0).sum()
+
+
+def test_rows_hold_whole_documents_and_nothing_else(corpus: Corpus) -> None:
+    for batch in take(corpus.module(), 20):
+        real = batch.document_ids >= 0
+        assert (batch.sources >= 0).equal(real)
+        pad = corpus.tokenizer.vocabulary(N_CODES).pad
+        assert (batch.input_ids[~real] == pad).all() and (batch.labels[~real] == -100).all()
+        labelled = batch.labels >= 0
+        assert batch.labels[labelled].equal(batch.input_ids[labelled])
+        assert (batch.writers[labelled] >= 0).all() and (batch.writers[~labelled] == -1).all()
+        for r, names in enumerate(batch.names):
+            assert batch.document_ids[r].max() == len(names) - 1
+            for d in range(len(names)):
+                inside = batch.position_ids[r][batch.document_ids[r] == d]
+                assert inside.tolist() == list(range(len(inside)))
+
+
+def test_the_ratio_is_chosen_at_load_time(corpus: Corpus) -> None:
+    boosted = corpus.module()
+    plain = corpus.module(render=replace(boost(), ratio=None))
+    assert boosted.fingerprint != plain.fingerprint
+    assert sum(s.tokens.sum() for s in boosted.plan.sources) > sum(s.tokens.sum() for s in plain.plan.sources)
+
+
+def test_a_prefetched_batch_that_was_not_consumed_comes_again(corpus: Corpus) -> None:
+    module = corpus.module(workers=2)
+    stream = iter(module.train_dataloader())
+    batches = [next(stream) for _ in range(6)]
+    module.consumed(batches[2])
+    resumed = corpus.module()
+    resumed.load_state_dict(module.state_dict())
+    assert rows_of(take(resumed, 1)[0]) == rows_of(batches[3])
+
+
+@pytest.mark.parametrize("change", ["seed", "row_length", "render"])
+def test_a_position_of_another_order_is_refused(corpus: Corpus, change: str) -> None:
+    state = corpus.module().state_dict()
+    settings = {"seed": 1, "row_length": 300, "render": replace(boost(), ratio=None)}
+    with pytest.raises(UserError, match="another plan"):
+        corpus.module(**{change: settings[change]}).load_state_dict(state)
+
+
+def test_other_shares_are_refused_or_adopted_from_the_next_window_on(corpus: Corpus, tmp_path: Path) -> None:
+    first = corpus.module()
+    take(first, 5)
+    other = tmp_path / "other.yaml"
+    other.write_text("sources: {asr: {ratio: 0.1}, tts: {ratio: 0.1}, text: {ratio: 3.0}}")
+    with pytest.raises(UserError, match="adopt_changes"):
+        corpus.module(mixture=str(other)).load_state_dict(first.state_dict())
+    adopted = corpus.module(mixture=str(other), adopt_changes=True)
+    adopted.load_state_dict(first.state_dict())
+    rows = [rows_of(batch) for batch in take(adopted, 60)]
+    assert adopted.state_dict()["changes"]
+    names = [name.split("/")[0] for batch in take(adopted, 30) for row in batch.names for name in row]
+    assert names.count("text") > 0.8 * len(names)
+
+    again = corpus.module(mixture=str(other), adopt_changes=True)
+    again.load_state_dict({**first.state_dict(), "changes": adopted.state_dict()["changes"]})
+    assert [rows_of(batch) for batch in take(again, 60)] == rows
+
+
+def test_shares_can_be_changed_while_training(corpus: Corpus, tmp_path: Path) -> None:
+    module = corpus.module()
+    take(module, 3)
+    other = tmp_path / "other.yaml"
+    other.write_text("sources: {asr: {ratio: 3.0}, tts: {ratio: 0.1}, text: {ratio: 0.1}}")
+    module.change_mixture(load_mixture(str(other)))
+    take(module, 60)
+    names = [name.split("/")[0] for batch in take(module, 30) for row in batch.names for name in row]
+    assert names.count("asr") > 0.8 * len(names)
+
+
+def test_another_tokenizer_is_refused(corpus: Corpus) -> None:
+    stranger = TextTokenizer.train(["quite other words"], 300)
+    with pytest.raises(UserError, match="another tokenizer"):
+        replace(corpus, tokenizer=stranger).module()
+
+
+def test_samples_longer_than_a_row_are_counted(corpus: Corpus) -> None:
+    module = corpus.module(row_length=40)
+    left_out = {name: facts["left_out"] for name, facts in module.describe()["sources"].items()}
+    assert left_out["asr"]["longer than a row"] > 0
+    planned = sum(int((source.tokens > 0).sum()) for source in module.plan.sources)
+    assert planned + sum(sum(counts.values()) for counts in left_out.values()) == 300
+
+
+def test_long_answers_of_text_can_be_cut(corpus: Corpus) -> None:
+    module = corpus.module(row_length=40, overlong="cut", render=boost(text_weight=2.0))
+    assert module.describe()["sources"]["text"]["left_out"]["cut to a row"] > 0
+    for batch in take(module, 30):
+        assert batch.divisor == pytest.approx(float(batch.loss_weights.sum()))
+
+
+def test_held_out_rows_are_fixed_and_numbered_like_training(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.shards, tmp_path / "shards")
+    shutil.copytree(corpus.shards / "text", tmp_path / "shards" / "text.dev")
+    held_out = replace(corpus, shards=tmp_path / "shards")
+    one = [rows_of(batch) for batch in held_out.module(seed=0, validation_rows=3).val_dataloader()]
+    module = held_out.module(seed=5, validation_rows=3)
+    two = list(module.val_dataloader())
+    assert [rows_of(batch) for batch in two] == one
+    assert module.validation_batches == len(two) == 2
+    assert set(np.unique(two[0].sources)) <= {-1, 2}
+    ranks = [list(held_out.module(ranks=2, rank=r, validation_rows=3).val_dataloader()) for r in range(2)]
+    assert [len(batch.names) for batch in ranks[0]] == [len(batch.names) for batch in ranks[1]]
+
+
+def damaged(corpus: Corpus, folder: Path, source: str, share: float) -> tuple[Corpus, set[int]]:
+    """The corpus with a flipped bit in a share of a source's samples, and which."""
+    shutil.copytree(corpus.shards, folder / "shards")
+    prepared = PreparedSource(folder / "shards" / source)
+    chosen = np.random.default_rng(0).permutation(len(prepared))[: round(share * len(prepared))]
+    numbers = [shard.name for shard in prepared.manifest.shards]
+    flat = [(name, offset, len(data)) for name in numbers for offset, data in iterate_shard(prepared.folder / name)]
+    for sample in chosen.tolist():
+        name, offset, size = flat[sample]
+        with open(prepared.folder / name, "r+b") as file:
+            file.seek(offset + size - 6)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 4]))
+    return replace(corpus, shards=folder / "shards"), set(chosen.tolist())
+
+
+def test_five_percent_broken_are_each_named_and_leave_the_rest_untouched(corpus: Corpus, tmp_path: Path) -> None:
+    broken, chosen = damaged(corpus, tmp_path, "asr", 0.05)
+    module = broken.module(max_broken=0.2, workers=1)
+    rows = module.steps_per_epoch + 5
+    for batch, whole in zip(take(module, rows), take(corpus.module(), rows), strict=True):
+        bad = [(r, d) for r, names in enumerate(batch.names) for d, n in enumerate(names) if n.endswith("(broken)")]
+        same = batch.input_ids == whole.input_ids
+        for r, d in bad:
+            here = batch.document_ids[r] == d
+            assert (batch.labels[r][here] == -100).all()
+            same[r][here] = True
+        assert same.all() and batch.document_ids.equal(whole.document_ids)
+    assert set(module.broken["asr"]) == chosen
+    assert all(f"sample {sample} of 'asr'" in reason for sample, reason in module.broken["asr"].items())
+
+
+def test_a_source_that_is_broken_throughout_stops_the_run_with_its_name(corpus: Corpus, tmp_path: Path) -> None:
+    broken, _ = damaged(corpus, tmp_path, "tts", 1.0)
+    with pytest.raises(UserError, match="of 'tts' are broken, more than data.max_broken"):
+        take(broken.module(workers=1), 200)
+
+
+def test_quarantined_samples_are_not_planned(corpus: Corpus, tmp_path: Path) -> None:
+    broken, chosen = damaged(corpus, tmp_path, "asr", 0.05)
+    PreparedSource(broken.shards / "asr").quarantine({sample: "flipped" for sample in chosen})
+    module = broken.module()
+    assert module.describe()["sources"]["asr"]["left_out"] == {"quarantined": len(chosen)}
+    take(module, module.steps_per_epoch + 5)
+    assert not module.broken
+    assert module.fingerprint != corpus.module().fingerprint
+
+
+def train_until_killed(corpus: Corpus, state: Path) -> None:
+    """Trains on, and saves its position after every batch."""
+    os.setsid()
+    module = corpus.module(workers=1)
+    if state.exists():
+        module.load_state_dict(json.loads(state.read_text()))
+    for batch in module.train_dataloader():
+        module.consumed(batch)
+        write_json(state, module.state_dict())
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_resume_is_exact_after_kill_at_random_steps(corpus: Corpus, tmp_path: Path, kills: int) -> None:
+    state = tmp_path / "state.json"
+    rng = np.random.default_rng(kills)
+    expected = [row for batch in take(corpus.module(), 40 * kills + 200) for row in rows_of(batch)]
+    at = 0
+    for _ in range(kills):
+        process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(corpus, state))
+        process.start()
+        goal, deadline = at + int(rng.integers(2, 60)), time.monotonic() + 60
+        while at < goal and time.monotonic() < deadline:
+            time.sleep(float(rng.random() * 0.02))
+            at = json.loads(state.read_text())["rows"] if state.exists() else 0
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        module = corpus.module()
+        module.load_state_dict(json.loads(state.read_text()))
+        at = module.position.rows
+        resumed = [row for batch in take(module, 100) for row in rows_of(batch)]
+        assert resumed == expected[at : at + 200]

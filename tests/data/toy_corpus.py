@@ -1,0 +1,166 @@
+"""A corpus of tones and made-up words, small enough to prepare in a test, and what it takes to read it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from vita_audio_pl.data.datamodule import SpeechDataModule
+from vita_audio_pl.data.options import DataOptions
+from vita_audio_pl.data.prepare_source import prepare_source
+from vita_audio_pl.data.readers import AudioRef
+from vita_audio_pl.data.readers.jsonl import JsonlReader
+from vita_audio_pl.data.tokenize import AudioRules, TokenizeJob
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.text import RenderOptions, TextTokenizer
+
+N_CODES = 64
+RATE = 8000
+WORDS = "red blue green cow duck sheep farm river lives in the and has two cups who what".split()
+
+
+@dataclass(frozen=True)
+class LoudnessCodec:
+    """12.5 codes/s: how loud each 80 ms are, in 64 steps."""
+
+    name: str = "loudness"
+    sample_rate: int = RATE
+    codes_per_second: float = 12.5
+    codebook_size: int = N_CODES
+    fingerprint: str = "loudness-1"
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.array([int(np.abs(b).mean() * 63) for b in np.array_split(w, -(-len(w) // 640))]) for w in waves]
+
+
+def load_audio(audio: AudioRef, sample_rate: int) -> np.ndarray:
+    try:
+        wave, rate = soundfile.read(str(audio), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{audio} is not audio that can be read: {error}") from None
+    assert rate == sample_rate
+    return wave
+
+
+def toy_tokenizer() -> TextTokenizer:
+    return TextTokenizer.train([" ".join(WORDS), "user assistant system Convert the text to speech."] * 5, 320)
+
+
+def write_corpus(root: Path, task: str, n: int, seed: int = 0) -> Path:
+    """`n` samples of a task as `<task>.jsonl` and wavs of 0.2 to 2 s."""
+    rng = np.random.default_rng([seed, *task.encode()])
+    (root / "audio").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(n):
+        text = " ".join(rng.choice(WORDS, int(rng.integers(2, 12))))
+        name = f"audio/{task}{i:05d}.wav"
+        if task != "text":
+            loud = np.repeat(rng.random(25), 640)[: int(rng.integers(1600, 16000))]
+            soundfile.write(root / name, (loud * np.sin(np.arange(len(loud)) / 5)).astype(np.float32), RATE)
+        messages, audios = {
+            "asr": ([("user", "Convert the speech to text.\n<|audio|>"), ("assistant", text)], [name]),
+            "tts": ([("user", f"Convert the text to speech.\n{text}"), ("assistant", "<|audio|>")], [name]),
+            "text": ([("user", text), ("assistant", text[::-1])], []),
+        }[task]
+        rows = [{"role": role, "content": content} for role, content in messages]
+        lines.append(json.dumps({"id": f"{task}-{i}", "messages": rows, "audios": audios}))
+    path = root / f"{task}.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def toy_job(root: Path, shards: Path, task: str, tokenizer: TextTokenizer, **rules: float) -> TokenizeJob:
+    return TokenizeJob(
+        source=task,
+        task=task,
+        reader=JsonlReader(root, (f"{task}.jsonl",), lines_per_part=50),
+        tokenizer=tokenizer,
+        make_codec=LoudnessCodec,
+        codec={"name": "loudness", "fingerprint": "loudness-1", "codes_per_second": 12.5, "codebook_size": N_CODES},
+        load_audio=load_audio,
+        out=shards / task,
+        rules=AudioRules(**rules),
+    )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared toy corpus."""
+
+    root: Path
+    shards: Path
+    tokenizer: TextTokenizer
+    mixture: Path
+
+    def module(
+        self,
+        *,
+        ranks: int = 1,
+        rank: int = 0,
+        rows: int = 2,
+        accumulate: int = 1,
+        row_length: int = 256,
+        seed: int = 0,
+        render: RenderOptions | None = None,
+        **options: object,
+    ) -> SpeechDataModule:
+        settings = {"shards": str(self.shards), "mixture": str(self.mixture), "workers": 0, "window": 200, **options}
+        module = SpeechDataModule(
+            DataOptions(**settings),
+            self.tokenizer.vocabulary(N_CODES),
+            self.tokenizer,
+            render or boost(),
+            rows_per_batch=rows,
+            row_length=row_length,
+            accumulate=accumulate,
+            seed=seed,
+        )
+        module.trainer = None if ranks == 1 else _Ranks(ranks, rank)
+        return module
+
+
+@dataclass
+class _Ranks:
+    """As much of a Lightning trainer as a data module asks."""
+
+    world_size: int
+    global_rank: int
+
+
+def boost(**options: float) -> RenderOptions:
+    return RenderOptions(IntervalRatio.of("boost"), DecodePattern.of("boost"), 10, **options)
+
+
+def build_corpus(folder: Path, counts: dict[str, int], mixture: str) -> Corpus:
+    tokenizer = toy_tokenizer()
+    for task, n in counts.items():
+        write_corpus(folder / "raw", task, n)
+        prepare_source(toy_job(folder / "raw", folder / "shards", task, tokenizer))
+    path = folder / "mixture.yaml"
+    path.write_text(mixture)
+    return Corpus(folder / "raw", folder / "shards", tokenizer, path)
+
+
+def rows_of(batch: PackedBatch) -> list[str]:
+    """A hash of each row, everything in it included."""
+    tensors = [t for t in vars(batch).values() if hasattr(t, "numpy")]
+    return [
+        hashlib.sha256(b"".join(t[r].numpy().tobytes() for t in tensors)).hexdigest() for r in range(len(batch.names))
+    ]
+
+
+def take(module: SpeechDataModule, batches: int) -> list[PackedBatch]:
+    """The next batches, consumed."""
+    taken = []
+    for batch in module.train_dataloader():
+        taken.append(batch)
+        module.consumed(batch)
+        if len(taken) == batches:
+            break
+    return taken
