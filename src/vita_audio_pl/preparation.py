@@ -1,5 +1,6 @@
 """Where data meets codecs: a corpus, or the whole spoken world, as shards that training reads."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec, read_audio
+from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor
 from vita_audio_pl.data.files import write_json
 from vita_audio_pl.data.prepare_source import prepare_source
@@ -19,7 +20,7 @@ from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.readers import AudioBytes, AudioRef
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
-from vita_audio_pl.data.tokenize import AudioRules, TokenizeJob
+from vita_audio_pl.data.tokenize import BROKEN_AUDIO, TOO_LONG, AudioRules, SkipAudio, TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.spoken_world import World, build_world
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
@@ -30,11 +31,20 @@ _TEXT_ENTRIES = 2048  # more than the spoken world's words need: every word beco
 _FIT_SECONDS = 3600.0  # audio that the codec is fitted to
 
 
-def load_audio(audio: AudioRef, sample_rate: int) -> np.ndarray:
-    """Audio of a corpus as `(samples,) float32` at `sample_rate` Hz."""
-    if isinstance(audio, AudioBytes):
-        raise UserError(f"{audio}: audio inside archives is not read yet")
-    return read_audio(audio.path, sample_rate)
+def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndarray:
+    """Audio of a corpus as `(samples,) float32` at `sample_rate` Hz.
+
+    Raises:
+        SkipAudio: it is longer than `max_seconds`, or cannot be read.
+    """
+    try:
+        if isinstance(audio, AudioBytes):
+            return read_audio(io.BytesIO(audio.data), sample_rate, max_seconds, name=audio.name)
+        return read_audio(audio.path, sample_rate, max_seconds, start=audio.start, seconds=audio.seconds)
+    except AudioTooLong as error:
+        raise SkipAudio(TOO_LONG, str(error)) from error
+    except UserError as error:
+        raise SkipAudio(BROKEN_AUDIO, str(error)) from error
 
 
 def codec_facts(codec: Codec) -> dict[str, str | float | int]:

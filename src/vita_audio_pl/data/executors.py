@@ -1,5 +1,6 @@
 """Where the tasks of preparing a source run: processes of this machine, a Ray cluster, or one share of a job array."""
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -82,7 +83,7 @@ class RayExecutor:
             raise UserError("executor=ray needs Ray: pip install 'vita-audio-pl[ray]'") from error
         started = not ray.is_initialized()
         if started:
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         try:
             shared = ray.put(job)
             remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)

@@ -42,8 +42,16 @@ class SpeechCodec(Protocol):
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]: ...
 
 
-AudioLoader = Callable[[AudioRef, int], np.ndarray]
-"""Audio and a rate in Hz to `(samples,) float32`; a UserError says why it cannot be read."""
+AudioLoader = Callable[[AudioRef, int, float], np.ndarray]
+"""Audio, a rate in Hz and the most seconds taken, to `(samples,) float32`; raises `SkipAudio`."""
+
+
+class SkipAudio(Exception):
+    """Audio that its sample is left out for; `reason` is what it is counted under."""
+
+    def __init__(self, reason: str, problem: str):
+        super().__init__(problem)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -220,8 +228,10 @@ class _PartTask:
 
     def _load(self, audio: AudioRef) -> np.ndarray:
         if self.codec is None:
-            raise UserError(f"{audio}: this source is prepared without a codec; choose one with codec=...")
-        return self.job.load_audio(audio, self.codec.sample_rate)
+            raise UserError(
+                f"'{self.job.source}' has audio ({audio}): say with codec=DIR which codec makes codes of it"
+            )
+        return self.job.load_audio(audio, self.codec.sample_rate, self.job.rules.max_seconds)
 
     def _take(self, waiting: _Waiting, batch: list[tuple[RawSample, list[np.ndarray]]]) -> float:
         """Moves a sample into the batch if all its audio is fit; returns its seconds."""
@@ -229,14 +239,8 @@ class _PartTask:
         for future, audio in zip(waiting.waves, waiting.raw.audios, strict=True):
             try:
                 wave = future.result()
-            except UserError as error:
-                self._skip(name, BROKEN_AUDIO, str(error))
-                return 0.0
-            assert self.codec is not None
-            seconds = len(wave) / self.codec.sample_rate
-            if seconds > self.job.rules.max_seconds:
-                longest = self.job.rules.max_seconds
-                self._skip(name, TOO_LONG, f"{audio}: {seconds:.1f} s of audio where at most {longest:g} s are taken")
+            except SkipAudio as error:
+                self._skip(name, error.reason, str(error))
                 return 0.0
             if float(np.abs(wave).max(initial=0.0)) < self.job.rules.silence:
                 self._skip(name, SILENT, f"{audio}: nothing but silence")
