@@ -24,9 +24,9 @@ def tiny():
 
     def build(n_heads=2, tied=False, attention="per_document", detach_heads=False, seed=0, spread=0.05, **fields):
         torch.manual_seed(seed)
-        shape = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, max_position_embeddings=256)
-        heads = dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=spread)
-        backbone = Qwen2Config(**(shape | heads | fields))
+        shape = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+        heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+        backbone = Qwen2Config(**(shape | heads | fields), tie_word_embeddings=tied, initializer_range=spread)
         return SpeechLM(SpeechLMConfig(backbone, n_heads, attention, detach_heads))
 
     return build

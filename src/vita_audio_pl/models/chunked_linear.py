@@ -7,24 +7,30 @@ from torch import Tensor
 class ChunkedLinear:
     """`hidden @ weight.T` for chunks of rows, with room for the gradients of both.
 
-    hidden: (rows, hidden); weight: (vocabulary, hidden). Products are taken in the autocast type where autocast is on, with
-    results in float32; the gradient of `weight` is summed in float32 whatever its type.
+    hidden: (rows, hidden); weight: (vocabulary, hidden). Products are taken in the autocast type where autocast is on
+    and in float32 on a CPU, which has no 16-bit product with a 32-bit result; results and the gradient of `weight` are
+    float32, or float64 for float64 inputs.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, wants: tuple[bool, bool]):
         self.hidden, self.weight = hidden, weight
         self.kind = hidden.device.type
         dtype = torch.get_autocast_dtype(self.kind) if torch.is_autocast_enabled(self.kind) else hidden.dtype
-        if dtype != torch.float32 and not hidden.is_cuda:
-            dtype = torch.float32 if dtype != torch.float64 else dtype  # no 16-bit product with a 32-bit result on a CPU
+        if not hidden.is_cuda:
+            dtype = torch.promote_types(dtype, torch.float32)
         self.matrix = weight.to(dtype)
+        self.result = torch.promote_types(dtype, torch.float32)
         self.grad_hidden = torch.empty_like(hidden) if wants[0] else None
-        gathered = torch.promote_types(weight.dtype, torch.float32)
-        self.grad_weight = torch.zeros(weight.shape, dtype=gathered, device=weight.device) if wants[1] else None
+        self.grad_weight = torch.zeros(weight.shape, dtype=self.result, device=weight.device) if wants[1] else None
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Float32 logits `(rows, vocabulary)` of some hidden states."""
-        return self._product(states.to(self.matrix.dtype), self.matrix.t())
+    def room(self, rows: int) -> Tensor:
+        """Memory for the logits of `rows` rows, to be used again: a CPU pays for every fresh page."""
+        return torch.empty(rows, len(self.weight), dtype=self.result, device=self.hidden.device)
+
+    def logits(self, states: Tensor, room: Tensor | None = None) -> Tensor:
+        """Logits `(rows, vocabulary)` of some hidden states, in float32 or better; written into `room` where given."""
+        out = None if room is None else room[: len(states)]
+        return self._product(states.to(self.matrix.dtype), self.matrix.t(), out)
 
     def take_gradient(self, rows: slice, grad_logits: Tensor, scale: Tensor) -> None:
         """Adds the gradients of rows whose loss is `scale` `(rows, 1)` times one with gradient `grad_logits`."""
@@ -40,11 +46,11 @@ class ChunkedLinear:
             else:
                 self.grad_weight.add_(self._product(grad_logits.t(), states))
 
-    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+    def _product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         with torch.autocast(self.kind, enabled=False):
-            if left.dtype in (torch.float32, torch.float64):
-                return left @ right
-            return torch.mm(left, right, out_dtype=torch.float32)
+            if left.dtype == self.result:
+                return torch.mm(left, right, out=out)
+            return torch.mm(left, right, out_dtype=self.result, out=out)
 
     def keep_gradients(self, ctx) -> None:
         """Leaves the gradients with an autograd context, for `scaled_gradients`."""

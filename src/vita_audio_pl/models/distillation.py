@@ -1,9 +1,9 @@
 """Distance of a predictor's distribution to the backbone's, without either's logits: chunks, gradients in the forward.
 
-With `t = softmax(W g)` the backbone's distribution at a row and `s = softmax(W h)` the predictor's, the loss of a row is
-`lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_v)`, `TV = 1/2 sum_v |t_v - s_v|`. `1 - TV`
-is the chance that speculative sampling accepts the draft (LK losses, arXiv 2602.23881). `t` is a constant. In the
-predictor's logits, `dKL = s - t` and `dTV = s * (g - sum_v s_v g_v)` with `g = 1/2 sign(s - t)`.
+With `t = softmax(W g)` the backbone's distribution at a row and `s = softmax(W h)` the predictor's, the loss of a row
+is `lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_v)`, `TV = 1/2 sum_v |t_v - s_v|`, and
+`1 - TV` is the chance that speculative sampling accepts the draft (LK losses, arXiv 2602.23881). `t` is a constant. In
+the predictor's logits, `dKL = s - t` and `dTV = s * (g - sum_v s_v g_v)` with `g = 1/2 sign(s - t)`.
 """
 
 import torch
@@ -24,10 +24,10 @@ def distillation_loss(
 ) -> RowLosses:
     """Weighted distance between `softmax(hidden @ weight.T)` and `softmax(teacher[rows] @ weight.T)`.
 
-    hidden: (n, hidden), the predictor; teacher: (tokens, hidden), the backbone, taken as constant; rows: (n,) int64 on the
-    CPU, the token each row of `hidden` stands at, best in ascending order: the backbone's logits of a token are then made
-    once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda. The gradient can be taken
-    once. `correct` says whether predictor and backbone have the same maximum.
+    hidden: (n, hidden), the predictor; teacher: (tokens, hidden), the backbone, taken as constant; rows: (n,) int64
+    on the CPU, the token each row of `hidden` stands at, best in ascending order: the backbone's logits of a token
+    are then made once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda. The
+    gradient can be taken once. `correct` says whether predictor and backbone have the same maximum.
     """
     wants = torch.is_grad_enabled()
     return RowLosses(*_Distillation.apply(hidden, weight, teacher, rows, row_weights, kl_share, chunk_rows, wants))

@@ -13,9 +13,9 @@ _RESIZE_SPREAD = 1e-9
 def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None = None) -> None:
     """Gives `model` as many heads as `n_heads`, in place (VITA-Audio, section 3.3).
 
-    A first head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and has norms of
-    1. Every further head copies all of the head before it, so going from one trained head to ten starts from that head ten
-    times, and going from none to ten from ten equal heads.
+    A first head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and has
+    norms of 1. Every further head copies all of the head before it, so going from one trained head to ten starts from
+    that head ten times, and going from none to ten from ten equal heads.
 
     Raises:
         UserError: the model has more heads already.
@@ -47,8 +47,8 @@ def _first_head(model: SpeechLM, generator: torch.Generator | None) -> dict[str,
 def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | None = None) -> None:
     """Gives embeddings and vocabulary layer `size` rows, in place.
 
-    Existing rows stay: new tokens take over the untrained rows a checkpoint has past its tokenizer's end. Rows beyond are
-    drawn around the mean of the old ones with their covariance times 1e-9, as transformers' `mean_resizing` does.
+    Existing rows stay: new tokens take over the untrained rows a checkpoint has past its tokenizer's end. Rows beyond
+    are drawn around the mean of the old ones with their covariance times 1e-9, as transformers' `mean_resizing` does.
     """
     tied = model.config.backbone.tie_word_embeddings
     model.model.embed_tokens.weight = _resized(model.model.embed_tokens.weight, size, generator)

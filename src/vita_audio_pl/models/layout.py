@@ -70,7 +70,8 @@ class PackedLayout:
         lengths = np.diff(np.concatenate((starts, [len(kept)])))
         self.documents = Documents(tuple(lengths.tolist()))
         self.positions = np.arange(len(kept)) - np.repeat(starts, lengths)
-        self._left = np.repeat(lengths, lengths) - self.positions  # tokens from here to the document's end, this included
+        # tokens from here to the document's end, this one included
+        self._left = np.repeat(lengths, lengths) - self.positions
         self.ids = self._kept(batch.input_ids)
         self._labels = self._kept(batch.labels)
         self.targets = self._next(self._labels, IGNORE_INDEX)

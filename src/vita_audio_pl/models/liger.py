@@ -29,7 +29,7 @@ def liger_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, row_wei
     except PackageNotFoundError:
         raise UserError("objective.kernel=liger needs liger-kernel; install vita-audio-pl[gpu]") from None
     if Version(installed) < _FIRST_RIGHT:
-        raise UserError(f"objective.kernel=liger needs liger-kernel {_FIRST_RIGHT} or later, not {installed}; upgrade it")
+        raise UserError(f"objective.kernel=liger needs liger-kernel {_FIRST_RIGHT} or later; upgrade {installed}")
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     out = liger_fused_linear_cross_entropy(

@@ -26,8 +26,9 @@ def linear_cross_entropy(
 ) -> RowLosses:
     """Weighted cross entropy of `hidden @ weight.T`.
 
-    hidden: (rows, hidden); weight: (vocabulary, hidden); targets: (rows,) int64, all of them valid; row_weights: (rows,)
-    float32, the divisor already in them. The gradient can be taken once. A target that ties for the maximum is correct.
+    hidden: (rows, hidden); weight: (vocabulary, hidden); targets: (rows,) int64, all of them valid; row_weights:
+    (rows,) float32, the divisor already in them. The gradient can be taken once. A target that ties for the maximum
+    is correct.
     """
     wants = torch.is_grad_enabled()
     return RowLosses(*_LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk_rows, wants))
@@ -39,17 +40,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         layer = ChunkedLinear(hidden, weight, tuple(wants_gradient and wants for wants in ctx.needs_input_grad[:2]))
         each = torch.empty_like(row_weights)
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        room = layer.room(min(chunk_rows, len(hidden)))
         for start in range(0, len(hidden), chunk_rows):
             rows = slice(start, start + chunk_rows)
             target = targets[rows, None]
-            logits = layer.logits(hidden[rows])
-            largest, where = logits.max(dim=-1, keepdim=True)
-            wanted = logits.gather(-1, target)
+            logits = layer.logits(hidden[rows], room)
+            largest, wanted = logits.amax(dim=-1), logits.gather(-1, target)[:, 0]
             probabilities = torch.softmax(logits, dim=-1, out=logits)
-            # the largest probability is at least 1 / vocabulary, so its logarithm loses nothing
-            each[rows] = (largest - probabilities.gather(-1, where).log() - wanted)[:, 0]
-            correct[rows] = (wanted == largest)[:, 0]
-            probabilities.scatter_add_(-1, target, torch.full_like(wanted, -1.0))
+            # logsumexp by way of the largest probability, whose logarithm loses nothing: it is at least 1 / vocabulary
+            each[rows] = largest - probabilities.amax(dim=-1).log() - wanted
+            correct[rows] = wanted == largest
+            probabilities.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))
             layer.take_gradient(rows, probabilities, row_weights[rows, None])
         layer.keep_gradients(ctx)
         ctx.mark_non_differentiable(each, correct)

@@ -10,7 +10,8 @@ class MCTPBlock(nn.Module):
     """Head `k`: a projection of (token embedding, previous hidden state) and one decoder layer.
 
     For rows `p >= k + 1` of a document, `z_p = proj([embed_norm(E[x_p]) ; hidden_norm(h^k_{p-1})])` goes through the
-    layer; the shared final norm is applied by the model (VITA-Audio, section 3.2). `h^0` is the backbone's normed output.
+    layer; the shared final norm is applied by the model (VITA-Audio, section 3.2). `h^0` is the backbone's normed
+    output.
 
     Args:
         config: the backbone's; the layer has its shape.

@@ -1,8 +1,8 @@
 """Objectives: which rows a predictor is trained on, and against what. A stage or an experiment picks one by name.
 
-All are sums over labels divided by the batch's divisor (the labels of the whole global step), which comes inside the row
-weights. The backbone, where it trains, always has the cross entropy of every label and weight 1; each of the K heads has
-weight `w / K`. A head has the rows at positions `k + 1` and later of each document (VITA-Audio, section 3.3).
+All are sums over labels divided by the batch's divisor (the labels of the whole global step), which comes inside the
+row weights. The backbone, where it trains, always has the cross entropy of every label and weight 1; each of the K
+heads has weight `w / K`. A head has the rows at positions `k + 1` and later of each document (VITA-Audio, section 3.3).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 
 
 class EveryHead:
-    """`CE_backbone + (w / K) * sum_k CE_k`: every label trains every predictor that has its row (the published loss)."""
+    """`CE_backbone + (w / K) * sum_k CE_k`: every label trains every predictor with its row (the published loss)."""
 
     def __init__(self, weight: float = 1.0, kernel: str = "torch", chunk_rows: int = 512):
         """weight: w; kernel: `torch` or `liger` (CUDA only); chunk_rows: rows whose logits exist at a time.
@@ -43,7 +43,7 @@ class EveryHead:
         self.weight, self.chunk_rows, self._row_loss = weight, chunk_rows, kernels[kernel]
 
     def trains_on(self, layout: PackedLayout, predictor: int) -> np.ndarray:
-        """Tokens whose next token `predictor` (0 the backbone, k + 1 head k) is trained to predict: `(tokens,)` bool."""
+        """Tokens whose successor `predictor` (0 the backbone, k + 1 head k) is trained to predict: `(tokens,)` bool."""
         return layout.targets != IGNORE_INDEX
 
     def weight_of(self, predictor: int, n_heads: int) -> float:
@@ -75,8 +75,8 @@ class EveryHead:
 class AudioOnly(EveryHead):
     """`CE_backbone + (w / K) * sum_k CE'_k`, where heads learn audio spans only.
 
-    A head's targets are codes, begin and end markers, and the `<|im_end|>` that follows an end marker; its softmax `CE'`
-    runs over those ids alone, so audio is all a head can then write.
+    A head's targets are codes, begin and end markers, and the `<|im_end|>` that follows an end marker; its softmax
+    `CE'` runs over those ids alone, so audio is all a head can then write.
     """
 
     def __init__(self, vocabulary: Vocabulary, **options: Any):

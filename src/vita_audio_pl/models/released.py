@@ -107,7 +107,8 @@ def backbone_config(fields: dict, n_layers: int, where: Path) -> Qwen2Config:
     Raises:
         UserError: a field is missing, or the model uses sliding windows, which packed rows do not support.
     """
-    missing = [name for name in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size") if name not in fields]
+    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [name for name in needed if name not in fields]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}; it does not describe a Qwen2 model")
     if fields.get("use_sliding_window"):
@@ -129,7 +130,7 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     path = Path(folder) / "config.json"
     fields = read_json(path)
     if fields.get("model_type") != _MODEL_TYPE:
-        raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; is it a base model?")
+        raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; a base model?")
     n_heads = fields.get("num_nextn_predict_layers", 0)
     n_layers = fields.get("num_hidden_layers", 0) - n_heads
     if n_heads < 0 or n_layers < 1:

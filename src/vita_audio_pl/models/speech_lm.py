@@ -115,8 +115,8 @@ class SpeechLM(nn.Module):
     ) -> HeadLosses:
         """Losses of `batch` under `objective`. Heads whose loss has no weight are not run.
 
-        score_frozen_backbone: also report the backbone's loss and accuracy where it is frozen (no gradient, for the log).
-        shift_across_documents: label a document's last row with the next document's first label, as the published
+        score_frozen_backbone: also report the backbone's loss and accuracy where it is frozen (no gradient, for the
+        log). shift_across_documents: label a document's last row with the next document's first label, as the published
         training code does; for comparison with its numbers only.
         """
         layout = PackedLayout(batch)
@@ -142,7 +142,9 @@ class SpeechLM(nn.Module):
             losses = losses.with_(extra._replace(total=torch.zeros_like(losses.total)))
         return losses
 
-    def _select(self, layout, objective, predictor, shift_across_documents) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _select(
+        self, layout: PackedLayout, objective: EveryHead, predictor: int, shift_across_documents: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scored rows of a predictor (numbered among its own rows), the tokens they stand at, and their targets."""
         tokens = np.arange(len(layout)) if predictor == 0 else layout.head(predictor - 1).tokens
         if shift_across_documents:
@@ -190,8 +192,8 @@ class SpeechLM(nn.Module):
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
         """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.
 
-        Rows are the tokens of the batch end to end without padding; head `k` has those at positions `k + 1` and later of
-        their document, so its row for `x_p` predicts `x_{p+1}`.
+        Rows are the tokens of the batch end to end without padding; head `k` has those at positions `k + 1` and later
+        of their document, so its row for `x_p` predicts `x_{p+1}`.
         """
         return self._predictors(batch, PackedLayout(batch), self.n_heads)
 

@@ -110,7 +110,7 @@ def load_strictly(
 
 
 def save_weights(tensors: dict[str, Tensor], folder: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes tensors as `model.safetensors`, or as shards with an index where they are larger than `max_shard_bytes`."""
+    """Writes tensors as `model.safetensors`, or as shards of `max_shard_bytes` at most with an index."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
