@@ -48,13 +48,19 @@ class Cache:
                 f"the caches for {slots} sequences of {capacity} tokens need {need * dtype.itemsize / 2**30:.1f} GiB, "
                 f"which {device} does not have; decode fewer at once, or shorter"
             ) from error
-        self.by_slot = [self.memory[layer] for layer in range(layers)]
+        # (slots, key_heads, capacity, head_size) and (slots * capacity, keys and values) of each layer
+        self.keys = [self.memory[layer, :, :, 0].transpose(1, 2) for layer in range(layers)]
+        self.values = [self.memory[layer, :, :, 1].transpose(1, 2) for layer in range(layers)]
         self.by_row = [self.memory[layer].view(slots * capacity, -1) for layer in range(layers)]
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated; they do not grow."""
         return self.memory.nbytes + self.hidden.nbytes
+
+    def clear(self, slot: int) -> None:
+        """Zeroes what a slot holds."""
+        self.memory[:, slot].zero_()
 
     def keep_hidden(self, level: int, rows: Rows, hidden: Tensor) -> None:
         """Stores the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""

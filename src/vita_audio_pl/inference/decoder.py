@@ -5,6 +5,7 @@ so sequences that joined at different times fall into step, and head k runs once
 (VITA-Audio, arXiv 2505.03739, section 3.2; drafts are verified as in speculative decoding).
 """
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence as SequenceOf
@@ -26,6 +27,8 @@ PREFILL_CHUNK = 512
 
 class Decoder:
     """Decodes up to `slots` sequences at a time; owns the caches. Sequences join with `open` and leave with `close`.
+
+    Threads may share it: each call holds a lock.
 
     Args:
         runtime: the model.
@@ -52,8 +55,9 @@ class Decoder:
         )
         self.scorer = Scorer(runtime)
         self.seconds: dict[str, float] = defaultdict(float)
-        self._sequences: list[Sequence | None] = [None] * slots
         self.errors: dict[Sequence, UserError] = {}
+        self._sequences: list[Sequence | None] = [None] * slots
+        self._lock = threading.RLock()
 
     @property
     def free_slots(self) -> int:
@@ -66,6 +70,10 @@ class Decoder:
         Raises:
             UserError: no free slot, an empty prompt, a token outside the vocabulary, or more tokens than the cache holds.
         """
+        with self._lock:
+            return self._open(prompt, options)
+
+    def _open(self, prompt: SequenceOf[int], options: Options) -> Sequence:
         if not self.free_slots:
             raise UserError(f"all {len(self._sequences)} sessions are taken; close one, or decode with more")
         capacity, vocabulary = self.cache.capacity, self.runtime.vocab_size
@@ -88,15 +96,29 @@ class Decoder:
 
     def close(self, sequence: Sequence) -> None:
         """Takes a sequence out; its slot is free again."""
-        self._sequences[sequence.slot] = None
-        self.errors.pop(sequence, None)
+        with self._lock:
+            if self._sequences[sequence.slot] is sequence:
+                self._sequences[sequence.slot] = None
+            self.errors.pop(sequence, None)
 
-    @torch.inference_mode()
     def step(self) -> None:
         """One round: every open, unfinished sequence gets at least one token, or reads a chunk of its prompt.
 
         A sequence that fails is finished and its error put into `errors`; the others go on.
         """
+        with self._lock:
+            self._step()
+
+    def step_for(self, sequence: Sequence, n_written: int) -> None:
+        """Rounds until `sequence` has more than `n_written` tokens or is finished; what other threads did counts."""
+        while True:
+            with self._lock:
+                if sequence.finished or sequence.n_written > n_written:
+                    return
+                self._step()
+
+    @torch.inference_mode()
+    def _step(self) -> None:
         active = [s for s in self._sequences if s is not None and not s.finished]
         if not active:
             return
@@ -228,6 +250,7 @@ class Decoder:
 
     def _fail(self, sequence: Sequence) -> None:
         sequence.finished = True
+        self.cache.clear(sequence.slot)  # a NaN left behind would reach the slot's next sequence through masked places
         self.errors[sequence] = UserError(
             "the model's output was not a number, so this session was ended; check the weights, or decode in float32"
         )

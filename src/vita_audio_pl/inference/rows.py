@@ -32,6 +32,12 @@ class Rows:
         first_key: position of the first row the layer ever holds of a sequence (`k + 1` for head `k`).
         capacity: positions per cache slot.
         groups: query heads per key head.
+
+    Attributes:
+        slots: cache slots that attention runs over, from `first_slot`.
+        width: rows that each of them gets, the shorter ones padded.
+        dense: whether the rows form that (slots, width) grid as they are.
+        positions, cache_rows: `(total,)` position of each row, and its place in a cache of all slots end to end.
     """
 
     def __init__(
@@ -48,9 +54,10 @@ class Rows:
         self.first_key = first_key
         self.total = sum(span.length for span in self.spans)
         self.first_slot = self.spans[0].slot
-        self.last_slot = self.spans[-1].slot + 1
+        self.slots = self.spans[-1].slot + 1 - self.first_slot
         self.last_key = max(span.stop for span in self.spans)
         self.width = max(span.length for span in self.spans)
+        self.dense = self.total == self.slots * self.width
         self._groups, self._device, self._dtype = groups, device, dtype
         if len(self.spans) == 1:
             span = self.spans[0]
@@ -62,15 +69,11 @@ class Rows:
             self.positions = torch.tensor(positions, device=device)
             self.cache_rows = self.positions + torch.tensor(offsets, device=device)
 
-    @property
-    def slots(self) -> int:
-        """Cache slots that attention runs over."""
-        return self.last_slot - self.first_slot
-
-    @property
-    def dense(self) -> bool:
-        """Whether the rows already form a (slots, width) grid."""
-        return self.total == self.slots * self.width
+    def seen(self, memory: Tensor) -> Tensor:
+        """The keys or values `(slots, key_heads, keys, head_size)` of `memory: (all slots, key_heads, capacity, head_size)`."""
+        if self.slots < memory.shape[0]:
+            memory = memory[self.first_slot : self.first_slot + self.slots]
+        return memory.narrow(2, self.first_key, self.last_key - self.first_key)
 
     @cached_property
     def into_grid(self) -> Tensor | None:

@@ -18,14 +18,34 @@ from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.models.speech_lm import SpeechLM
 
 
+class Norm:
+    """RMSNorm with fixed weights."""
+
+    def __init__(self, norm: nn.Module):
+        weight, self._eps = norm.weight.detach(), norm.variance_epsilon
+        self._weight, self._width = weight, weight.shape[-1]
+        self._by_parts = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if self._by_parts:
+            self._scaled = weight * self._width**0.5
+            self._floor = torch.tensor((self._eps * self._width) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(rows, width) -> (rows, width)`."""
+        if not self._by_parts:
+            return F.rms_norm(x, (self._width,), self._weight, self._eps)
+        # x / sqrt(mean(x^2) + eps) as sqrt(width) * x / hypot(|x|, sqrt(width * eps)): half the time on a CPU
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(length, self._floor)).mul_(self._scaled)
+
+
 @dataclass(frozen=True)
 class Layer:
     """Weights of one decoder layer, ready for decoding."""
 
-    input_norm: Tensor
+    input_norm: Norm
     qkv: Product
     output: Product
-    mlp_norm: Tensor
+    mlp_norm: Norm
     gate_up: Product
     down: Product
 
@@ -37,10 +57,10 @@ class Layer:
         qkv_bias = torch.cat([p.bias.detach() for p in projections])
         gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
         return cls(
-            layer.input_layernorm.weight.detach(),
+            Norm(layer.input_layernorm),
             product(qkv_weight, qkv_bias, pack=pack),
             product(attention.o_proj.weight, attention.o_proj.bias, pack=pack),
-            layer.post_attention_layernorm.weight.detach(),
+            Norm(layer.post_attention_layernorm),
             product(gate_up, pack=pack),
             product(mlp.down_proj.weight, pack=pack),
         )
@@ -50,8 +70,8 @@ class Layer:
 class Head:
     """Weights of one MCTP block, ready for decoding."""
 
-    embed_norm: Tensor
-    hidden_norm: Tensor
+    embed_norm: Norm
+    hidden_norm: Norm
     join: Product
     layer: Layer
 
@@ -81,18 +101,22 @@ class Runtime:
         self.groups = self.query_heads // self.key_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.scale = self.head_size**-0.5
-        self.eps = config.rms_norm_eps
+        self._parts = (
+            (0, self.query_heads + self.key_heads),  # what is rotated
+            (0, self.query_heads),
+            (self.query_heads, 2 * self.key_heads),  # what is kept
+        )
         self.activation = _activation(config.hidden_act)
         self.max_positions = config.max_position_embeddings
         self.embedding = backbone.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         with torch.inference_mode(False), torch.no_grad():
-            self.final_norm = backbone.norm.weight.detach()
+            self.final_norm = Norm(backbone.norm)
             self.layers = [Layer.of(layer, pack) for layer in backbone.layers]
             self.heads = [
                 Head(
-                    block.embed_norm.weight.detach(),
-                    block.hidden_norm.weight.detach(),
+                    Norm(block.embed_norm),
+                    Norm(block.hidden_norm),
                     product(block.proj.weight, pack=pack),
                     Layer.of(block.layer, pack),
                 )
@@ -141,7 +165,7 @@ class Runtime:
         hidden = embeds
         for number, layer in enumerate(self.layers):
             hidden = self._layer(layer, number, hidden, angles, rows, cache)
-        return self._norm(hidden, self.final_norm)
+        return self.final_norm(hidden)
 
     def head(self, k: int, embeds: Tensor, previous: Tensor, rows: Rows, cache: Cache) -> Tensor:
         """Normed hidden states `(rows.total, hidden_size)` of head `k`.
@@ -149,9 +173,9 @@ class Runtime:
         embeds: of the tokens at `rows`; previous: outputs of the predictor before it, one position earlier.
         """
         head = self.heads[k]
-        joined = torch.cat((self._norm(embeds, head.embed_norm), self._norm(previous, head.hidden_norm)), dim=-1)
+        joined = torch.cat((head.embed_norm(embeds), head.hidden_norm(previous)), dim=-1)
         hidden = self._layer(head.layer, self.n_layers + k, head.join(joined), self._angles(rows), rows, cache)
-        return self._norm(hidden, self.final_norm)
+        return self.final_norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(rows, vocab_size)` logits of normed hidden states `(rows, hidden_size)`."""
@@ -161,40 +185,36 @@ class Runtime:
         """Logits of the tokens `ids` alone: `(rows, hidden_size) -> (rows, len(ids))`."""
         return product(self.vocabulary_weight.index_select(0, ids.to(self.device)), pack=self._pack)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.hidden_size,), weight, self.eps)
-
     def _layer(
         self, layer: Layer, number: int, hidden: Tensor, angles: tuple[Tensor, Tensor], rows: Rows, cache: Cache
     ) -> Tensor:
-        qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(rows.total, -1, self.head_size)
+        qkv = layer.qkv(layer.input_norm(hidden)).view(rows.total, -1, self.head_size)
         cos, sin = angles
-        turned = self.query_heads + self.key_heads
-        query_key = qkv[:, :turned]
+        query_key, query, key_value = (qkv.narrow(1, start, length) for start, length in self._parts)
         # rotate_half(x) * sin == roll(x, half) * (sin with its first half negated), which the table holds
         torch.addcmul(query_key * cos, query_key.roll(self.head_size // 2, -1), sin, out=query_key)
-        cache.by_row[number].index_copy_(0, rows.cache_rows, qkv[:, self.query_heads :].reshape(rows.total, -1))
-        attended = self._attend(qkv[:, : self.query_heads], cache.by_slot[number], rows)
+        cache.by_row[number].index_copy_(0, rows.cache_rows, key_value.reshape(rows.total, -1))
+        attended = self._attend(query, rows.seen(cache.keys[number]), rows.seen(cache.values[number]), rows)
         hidden = hidden + layer.output(attended)
-        gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+        gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, dim=-1)
         return hidden.add_(layer.down(self.activation(gate).mul_(up)))
 
-    def _attend(self, query: Tensor, memory: Tensor, rows: Rows) -> Tensor:
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
         """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`.
 
         Query heads that share a key head stand as further rows of it, so keys are neither copied nor repeated.
         """
-        slots, width = rows.slots, rows.width
+        if rows.width == 1 and rows.dense:
+            query = query.view(rows.slots, self.key_heads, self.groups, self.head_size)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
+            return out.reshape(rows.slots, -1)
         if rows.into_grid is not None:
             query = query.index_select(0, rows.into_grid)
+        slots, width = rows.slots, rows.width
         query = query.reshape(slots, width, self.key_heads, self.groups, self.head_size)
         query = query.permute(0, 2, 3, 1, 4).reshape(slots, self.key_heads, self.groups * width, self.head_size)
-        keys, values = memory[rows.first_slot : rows.last_slot, rows.first_key : rows.last_key].unbind(2)
-        out = F.scaled_dot_product_attention(
-            query, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=rows.mask, scale=self.scale
-        )
-        out = out.unflatten(2, (self.groups, width)).permute(0, 3, 1, 2, 4)
-        out = out.reshape(slots * width, -1)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
+        out = out.unflatten(2, (self.groups, width)).permute(0, 3, 1, 2, 4).reshape(slots * width, -1)
         return out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
 
     def _angles(self, rows: Rows) -> tuple[Tensor, Tensor]:

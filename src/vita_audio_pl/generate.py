@@ -1,0 +1,56 @@
+"""`python -m vita_audio_pl.generate`: one answer of a trained model, text on the screen and sound on disk."""
+
+import re
+import sys
+import time
+
+from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.inference.options import GenerateConfig
+
+
+def generate(config: GenerateConfig) -> None:
+    """Answers what the configuration asks."""
+    import torch
+
+    from vita_audio_pl.codecs.audio import write_wav
+    from vita_audio_pl.inference.answering import codec_of, open_session
+    from vita_audio_pl.inference.loading import load_speech_model
+    from vita_audio_pl.inference.prompts import Prompter
+    from vita_audio_pl.inference.sinks import show_stream
+
+    torch.set_num_threads(config.threads)
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    loaded = load_speech_model(config.model_folder, device=config.device, dtype=dtype)
+    codec = codec_of(loaded)
+    with open_session(config, loaded, codec) as session:
+        begun = time.perf_counter()
+        if config.stream:
+            spoken = show_stream(session, loaded, codec, config.output)
+        else:
+            for _ in session:
+                pass
+            print(Prompter(loaded.vocabulary, loaded.tokenizer).text(session.result()))
+            codes = session.result().codes(loaded.vocabulary)
+            spoken = 0.0
+            if codec is not None and codes.size:
+                wave = codec.decode(codes)
+                write_wav(config.output, wave, codec.sample_rate)
+                spoken = wave.size / codec.sample_rate
+        seconds, answer = time.perf_counter() - begun, session.result()
+    print(
+        f"{len(answer.ids)} tokens in {answer.backbone_passes} backbone and {answer.head_passes} head passes, "
+        f"{seconds:.2f} s"
+        + (f"; {spoken:.2f} s of speech in {config.output}" if spoken else "")
+        + ("" if answer.stopped else f"; cut at max_new_tokens={config.max_new_tokens}"),
+        file=sys.stderr,
+    )
+
+
+def main() -> None:
+    # Hydra would look for model=DIR in the group conf/model, which holds the sizes that training chooses from
+    sys.argv[1:] = [re.sub(r"^model=", "model_folder=", argument) for argument in sys.argv[1:]]
+    run_entry_point(generate, "generate", GenerateConfig)
+
+
+if __name__ == "__main__":
+    main()

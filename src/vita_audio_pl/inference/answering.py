@@ -1,0 +1,71 @@
+"""One question, one answer: from recordings and text to text and sound, with a model folder and its codec."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio_pl.codecs.audio import read_audio
+from vita_audio_pl.codecs.protocol import Codec, load_codec
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.loading import VANILLA, LoadedModel
+from vita_audio_pl.inference.options import GenerateConfig
+from vita_audio_pl.inference.prompts import Prompter, task_conversation
+from vita_audio_pl.inference.session import Session
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.text.conversation import Conversation
+
+SPOKEN_TASKS = ("sts", "tts")
+
+
+def codec_of(loaded: LoadedModel) -> Codec | None:
+    """The codec that a model folder carries; None where it carries none."""
+    return None if loaded.codec_dir is None else load_codec(loaded.codec_dir)
+
+
+def audio_codes(conversation: Conversation, codec: Codec | None) -> list[NDArray[np.int32]]:
+    """Codes of the conversation's recordings.
+
+    Raises:
+        UserError: a file that cannot be read, or no codec to read it with.
+    """
+    if not conversation.audios:
+        return []
+    if codec is None:
+        raise UserError("the model folder has no codec, so recordings cannot be read; put one into its folder 'codec'")
+    return list(codec.encode([read_audio(path, codec.sample_rate) for path in conversation.audios]))
+
+
+def pattern_of(mode: str | Sequence[int] | None, task: str, loaded: LoadedModel) -> DecodePattern:
+    """The pattern of a mode; without one, the model's own for spoken answers and Vanilla for written ones."""
+    if mode is not None:
+        return DecodePattern.of(mode)
+    return loaded.pattern if task in SPOKEN_TASKS else VANILLA
+
+
+def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | None) -> Session:
+    """A session that answers what the settings ask.
+
+    Raises:
+        UserError: inputs that the task does not take, files that cannot be read, settings that do not go together.
+    """
+    vocabulary = loaded.vocabulary
+    conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)
+    if conversation.audios and vocabulary.continuous_input:
+        raise UserError("this model hears through an audio encoder, which generate does not run; ask it in text")
+    prompt = Prompter(vocabulary, loaded.tokenizer).ids(conversation, audio_codes(conversation, codec))
+    pattern = pattern_of(config.mode, config.task, loaded)
+    options: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "stop_ids": (vocabulary.im_end,),
+        "sampling": config.sampling.settings(),
+        "constraint": SpanConstraint.of(vocabulary) if config.constrain else None,
+        "verify": config.verify,
+    }
+    if config.first_chunk == "draft":
+        options["first_chunk"] = (vocabulary.begin_of_audio, vocabulary.end_of_audio)
+    decoder = Decoder(loaded.runtime, capacity=len(prompt) + config.max_new_tokens)
+    return Session(decoder, prompt, pattern, **options)

@@ -1,0 +1,99 @@
+"""A session: one answer being written, alone or beside others, token by token."""
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from types import TracebackType
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.sampling import Greedy, Sampling
+from vita_audio_pl.inference.sequence import Options
+from vita_audio_pl.interleave import DecodePattern
+
+
+class Session:
+    """One answer; iterating gives lists of new tokens, one list per round of the decoder.
+
+    Sessions of one decoder are decoded together: whichever is iterated drives them all, from one thread or several, and
+    each keeps what was written for it until it asks. Settings, caches and random numbers are its own. Closing frees its
+    place; a session that fails raises in its own iteration only.
+
+    Args:
+        decoder: where it is decoded.
+        prompt: token ids.
+        pattern, max_new_tokens, stop_ids, sampling, constraint, verify: as in `generate`.
+        first_chunk: `(begin, end)` audio markers to play the first drafted audio chunk before it is verified
+            (draft-first); None verifies it too (verified-first). Without verification there is no difference.
+
+    Raises:
+        UserError: a setting that cannot be, a prompt longer than the cache, no free place.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: SequenceOf[int],
+        pattern: DecodePattern,
+        *,
+        max_new_tokens: int,
+        stop_ids: Iterable[int] = (),
+        sampling: Sampling = Greedy,
+        constraint: SpanConstraint | None = None,
+        verify: str = "none",
+        first_chunk: tuple[int, int] | None = None,
+    ):
+        options = Options(pattern, max_new_tokens, frozenset(stop_ids), sampling, constraint, verify, first_chunk)
+        self._decoder = decoder
+        self._sequence = decoder.open(prompt, options)
+        self._taken = 0
+        self._closed = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything has been written (not whether it has been taken)."""
+        return self._sequence.finished
+
+    def advance(self) -> list[int]:
+        """Tokens written since the last call, at least one; an empty list at the end.
+
+        Raises:
+            UserError: the session is closed, or has failed.
+        """
+        if self._closed:
+            raise UserError("this session is closed; open a new one to go on")
+        self._decoder.step_for(self._sequence, self._taken)
+        new = self._sequence.result().ids[self._taken :]
+        self._taken += len(new)
+        if not new and self._sequence in self._decoder.errors:
+            raise self._decoder.errors[self._sequence]
+        return new
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while new := self.advance():
+            yield new
+
+    def result(self) -> Generation:
+        """What has been written so far and what it cost."""
+        return self._sequence.result()
+
+    def close(self) -> None:
+        """Frees the session's place.
+
+        Raises:
+            UserError: it is closed already.
+        """
+        if self._closed:
+            raise UserError("this session is closed already; a session is closed once")
+        self._closed = True
+        self._decoder.close(self._sequence)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._closed:
+            self.close()

@@ -1,0 +1,89 @@
+"""Where a streamed answer goes: text to a terminal, sound to a growing WAV file or to a player's pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol, TextIO
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.session import Session
+from vita_audio_pl.inference.streaming import AudioChunk, TextPiece, stream
+
+PIPE = "-"
+
+
+class SoundSink(Protocol):
+    """Takes sound chunk by chunk."""
+
+    def write(self, wave: NDArray[np.float32]) -> None:
+        """Adds `wave: (samples,)`."""
+        ...
+
+
+def show_stream(session: Session, loaded: LoadedModel, codec: Codec | None, output: str) -> float:
+    """Shows text and writes sound as they come; seconds of sound.
+
+    output: a WAV file that grows chunk by chunk, or `-` for raw 16-bit little-endian mono samples on stdout (text goes
+        to stderr then), as in `... | aplay -f S16_LE -r 16000`.
+    """
+    screen: TextIO = sys.stderr if output == PIPE else sys.stdout
+    samples = 0
+    with _sink(output, None if codec is None else codec.sample_rate) as sink:
+        for event in stream(session, loaded.tokenizer, loaded.vocabulary, codec):
+            if isinstance(event, TextPiece):
+                print(event.text, end="", file=screen, flush=True)
+            elif isinstance(event, AudioChunk):
+                sink.write(event.wave)
+                samples += event.wave.size
+    print(file=screen)
+    return samples / codec.sample_rate if codec else 0.0
+
+
+@contextmanager
+def _sink(output: str, sample_rate: int | None) -> Iterator[SoundSink]:
+    if output == PIPE:
+        yield _RawSamples(sys.stdout.buffer)
+        return
+    sink = _GrowingWav(Path(output), sample_rate)
+    try:
+        yield sink
+    finally:
+        sink.close()
+
+
+class _RawSamples:
+    def __init__(self, pipe: BinaryIO):
+        self._pipe = pipe
+
+    def write(self, wave: NDArray[np.float32]) -> None:
+        self._pipe.write((np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
+        self._pipe.flush()
+
+
+class _GrowingWav:
+    """A WAV file that can be played at any moment; made with the first chunk, so a silent answer leaves none."""
+
+    def __init__(self, path: Path, sample_rate: int | None):
+        self._path, self._rate = path, sample_rate
+        self._file: soundfile.SoundFile | None = None
+
+    def write(self, wave: NDArray[np.float32]) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file = soundfile.SoundFile(self._path, "w", self._rate, 1, format="WAV", subtype="PCM_16")
+            except soundfile.LibsndfileError as error:
+                raise UserError(f"{self._path} cannot be written: {error}; give another output=...") from None
+        self._file.write(np.clip(wave, -1, 1))
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
