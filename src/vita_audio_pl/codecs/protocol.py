@@ -65,7 +65,11 @@ class Codec(Protocol):
 
 
 _LOADERS: dict[str, Callable[[Path], Codec]] = {}
-_BUILT_IN = {"mel_vq": ("vita_audio_pl.codecs.mel_vq", "MelVQ")}
+_BUILT_IN = {
+    "mel_vq": ("vita_audio_pl.codecs.mel_vq", "MelVQ"),
+    "glm4voice": ("vita_audio_pl.codecs.glm4voice", "GLM4VoiceCodec"),
+    "transformers": ("vita_audio_pl.codecs.hf_codec", "TransformersCodec"),
+}
 
 
 def register_codec(name: str, loader: Callable[[Path], Codec]) -> None:

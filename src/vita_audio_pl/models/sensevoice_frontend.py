@@ -114,7 +114,7 @@ def _checked(wave: np.ndarray | Tensor) -> Tensor:
     if not samples.is_floating_point():
         raise UserError(f"the wave holds {samples.dtype} samples; floats in [-1, 1] are wanted")
     if len(samples) < 2:
-        raise UserError(f"the wave has {len(samples)} samples; there is nothing to hear in it")
+        raise UserError(f"a wave of {len(samples)} samples is too short to hear anything in; 2 are the least")
     if not torch.isfinite(samples).all():
         raise UserError("the wave holds samples that are NaN or infinite")
     return samples.float()

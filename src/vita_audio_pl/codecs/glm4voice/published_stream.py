@@ -1,9 +1,9 @@
 """Streamed decoding exactly as the public GLM-4-Voice decoder does it, flaws included, for comparison.
 
-Each chunk reads all codes and all mel before it, noise starts anew in every chunk, the mels are joined by two halves of
-a Hamming window (whose sum is not 1), and the mel that is handed on repeats one frame per chunk. That repeat eats one
-frame of the overlap each time, so a stream of more than about 35 chunks drifts and one of about 100 ends: see
-`crossfade_stream` for one that does not.
+Each chunk reads all codes and all mel before it, so chunks cost ever more; its noise starts anew; mels are joined by two
+halves of a Hamming window, whose sum is not 1; the mel that is handed on repeats one frame, so from the third chunk on
+the overlap lies one frame beside its match and 12 ms of sound are lost per chunk; and each wave begins without what came
+before it. `crossfade_stream` has none of this.
 """
 
 import numpy as np
@@ -19,10 +19,10 @@ class PublishedStream:
     """Wave chunks at 22.05 kHz of codes that arrive bit by bit; a `DecodeStream`."""
 
     def __init__(self, decoder: SpeechDecoder, options: StreamOptions):
-        smallest = decoder.settings.frames(min(options.chunk_codes))
-        if smallest <= options.overlap_frames:
+        first = decoder.settings.frames(options.chunk_codes[0])
+        if first <= options.overlap_frames:
             raise UserError(
-                f"streamed decoding: a chunk of {min(options.chunk_codes)} codes has {smallest} mel frames, too few to "
+                f"streamed decoding: a first chunk of {options.chunk_codes[0]} codes has {first} mel frames, too few to "
                 f"hold {options.overlap_frames} back; use larger chunk_codes"
             )
         self._decoder, self._options = decoder, options
@@ -65,11 +65,6 @@ class PublishedStream:
         codes = torch.from_numpy(np.concatenate((self._prompt_codes, chunk)))[None].to(self._decoder.device)
         mel = self._decoder.mel(codes, generator, prompt=self._prompt_mel, steps=self._steps)
         if self._overlap is not None:
-            if mel.shape[-1] <= options.overlap_frames:
-                raise UserError(
-                    f"streamed decoding: join=published cannot go on after {len(self._prompt_codes)} codes (it loses a "
-                    "frame per chunk); use join=crossfade, or larger chunk_codes"
-                )
             faded = mel[..., : options.overlap_frames] * self._rise + self._overlap * self._fall
             mel = torch.cat((faded, mel[..., options.overlap_frames :]), dim=-1)
         self._prompt_codes = np.concatenate((self._prompt_codes, chunk))

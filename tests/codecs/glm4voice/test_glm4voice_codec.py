@@ -1,0 +1,117 @@
+"""The codec behind the common protocol: folders, rates, long answers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from vita_audio_pl.codecs import Codec, load_codec
+from vita_audio_pl.codecs.glm4voice import GLM4VoiceCodec, StreamOptions
+from vita_audio_pl.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def codec(cases) -> GLM4VoiceCodec:
+    return GLM4VoiceCodec(cases / "tokenizer", cases / "decoder", flow_steps=2)
+
+
+def test_it_is_a_codec_and_comes_back_from_its_folder(codec, waves, tmp_path):
+    codec.save(tmp_path / "codec")
+    again = load_codec(tmp_path / "codec")
+    assert isinstance(again, Codec) and isinstance(again, GLM4VoiceCodec)
+    assert (again.sample_rate, again.codes_per_second, again.codebook_size) == (16_000, 12.5, 256)
+    assert again.fingerprint == codec.fingerprint
+    codes = again.encode([waves["w7p3s"]])[0]
+    assert codes.dtype == np.int32 and np.array_equal(codes, codec.encode([waves["w7p3s"]])[0])
+
+
+def test_a_run_that_only_asks_for_sizes_reads_no_weights(cases, tmp_path, codec):
+    shutil.copytree(cases / "tokenizer", tmp_path / "tokenizer")
+    codec.save(tmp_path / "codec")
+    header = json.loads((tmp_path / "codec" / "codec.json").read_text())
+    (tmp_path / "codec" / "codec.json").write_text(json.dumps(header | {"tokenizer": "../tokenizer"}))
+    weights = tmp_path / "tokenizer" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    moved = load_codec(tmp_path / "codec")
+    assert moved.fingerprint == codec.fingerprint
+    weights.write_bytes(whole)
+    assert len(moved.silence(3)) == 3
+
+
+def test_another_tokenizers_weights_are_noticed(cases, tmp_path, codec):
+    shutil.copytree(cases / "tokenizer", tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    other = GLM4VoiceCodec(tmp_path / "tokenizer", fingerprint=codec.fingerprint)
+    with pytest.raises(UserError, match="not the tokenizer that this codec was saved with"):
+        other.silence(1)
+
+
+def test_waves_come_and_go_at_the_codecs_rate(codec, waves):
+    high = codec.at_rate(22_050)
+    wave, codes = waves["w7p3s"], np.arange(30) * 8
+    spoken, spoken_high = codec.decode(codes), high.decode(codes)
+    assert len(spoken_high) == 206 * 256 and len(spoken) == round(206 * 256 * 16_000 / 22_050)
+    at_22k = np.interp(np.arange(0, len(wave), 16_000 / 22_050), np.arange(len(wave)), wave).astype(np.float32)
+    assert len(high.encode([at_22k])[0]) == len(codec.encode([wave])[0])
+    assert high.fingerprint == codec.fingerprint and codec.sample_rate == 16_000
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050])
+def test_a_stream_is_as_long_as_the_whole(codec, rate):
+    at_rate, codes = codec.at_rate(rate), np.arange(26) * 9
+    stream = at_rate.decode_stream(StreamOptions(chunk_codes=(8, 10), flow_steps=(1,)))
+    wave = np.concatenate([stream.push(codes[:9]), stream.push(codes[9:]), stream.finish()])
+    assert wave.dtype == np.float32 and abs(len(wave) - len(at_rate.decode(codes))) <= 1
+
+
+def test_answers_over_a_minute_are_decoded_in_chunks(codec):
+    high = codec.at_rate(22_050)
+    short, long = high.decode_batch([np.arange(5), np.zeros(760, np.int64)])
+    assert len(short) == 34 * 256 and len(long) == 760 * 441 // 64 * 256
+
+
+def test_silence_has_as_many_codes_as_asked(codec):
+    assert [len(codec.silence(n)) for n in (0, 1, 17)] == [0, 1, 17]
+
+
+def test_empty_answers_and_empty_calls_are_empty(codec):
+    assert len(codec.decode(np.empty(0, np.int64))) == 0
+    assert codec.encode([]) == [] and codec.decode_batch([]) == []
+
+
+def test_without_a_decoder_it_still_encodes(cases, waves):
+    codec = GLM4VoiceCodec(cases / "tokenizer")
+    assert len(codec.encode([waves["w1s"]])[0]) == 13
+    with pytest.raises(UserError, match="has no decoder"):
+        codec.decode(np.arange(3))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"tokenizer": 3}, "must be the paths"),
+        ({"tokenizer": "nowhere"}, "no such file"),
+        ({"sample_rate": 1}, "cannot work at 1 Hz"),
+        ({"sample_rate": "16k"}, "must be a whole number"),
+        ({"fingerprint": None}, "'fingerprint' a text"),
+    ],
+)
+def test_a_wrong_codec_file_is_refused(codec, tmp_path, changes, sentence):
+    codec.save(tmp_path)
+    header = json.loads((tmp_path / "codec.json").read_text())
+    (tmp_path / "codec.json").write_text(json.dumps(header | changes))
+    with pytest.raises(UserError, match=sentence):
+        load_codec(tmp_path)
+
+
+def test_a_decoder_of_another_codebook_is_refused(cases, tmp_path):
+    shutil.copytree(cases / "decoder", tmp_path / "decoder")
+    path = tmp_path / "decoder" / "config.yaml"
+    path.write_text(path.read_text().replace("vocab_size: 256", "vocab_size: 512"))
+    with pytest.raises(UserError, match="they do not match"):
+        GLM4VoiceCodec(cases / "tokenizer", tmp_path / "decoder")
