@@ -65,6 +65,8 @@ class PackedLayout:
         flat_documents = document_ids.reshape(-1)
         rows = np.repeat(np.arange(document_ids.shape[0]), document_ids.shape[1])
         self.flat = np.flatnonzero(flat_documents >= 0)
+        if not len(self.flat):  # nothing but padding: one token without a label, so that every module still runs
+            self.flat = np.zeros(1, np.int64)
         kept, row = flat_documents[self.flat], rows[self.flat]
         starts = np.flatnonzero(np.concatenate(([True], (kept[1:] != kept[:-1]) | (row[1:] != row[:-1])))[: len(kept)])
         lengths = np.diff(np.concatenate((starts, [len(kept)])))

@@ -13,7 +13,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
-from vita_audio_pl.models.layout import PackedLayout, to_device
+from vita_audio_pl.models.layout import Documents, PackedLayout, to_device
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
 from vita_audio_pl.models.losses import HeadLosses, Scored
 from vita_audio_pl.models.mctp import MCTPStack
@@ -180,14 +180,29 @@ class SpeechLM(nn.Module):
         for k in range(deepest):
             rows = layout.head(k)
             tokens, previous = to_device(rows.tokens, device), to_device(rows.previous, device)
-            angles = (cos.index_select(1, tokens), sin.index_select(1, tokens))
-            documents = DocumentAttention(rows.documents, self.config.attention, device)
-            hidden = self.heads[k](
-                embeds.index_select(1, tokens), hidden.index_select(1, previous), angles, documents=documents
+            hidden = self._head(
+                k,
+                rows.documents,
+                (embeds.index_select(1, tokens), hidden.index_select(1, previous)),
+                (cos.index_select(1, tokens), sin.index_select(1, tokens)),
             )
-            hidden = self.model.norm(hidden)
             outputs.append(hidden)
         return outputs
+
+    def _head(
+        self, k: int, documents: Documents, inputs: tuple[Tensor, ...], angles: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Normed output of head `k`; where no document reaches it, it runs over a row of zeros.
+
+        Ranks that shard parameters have to run the same modules, whatever lies in their rows.
+        """
+        missing = 0 if documents.lengths else 1
+        if missing:
+            documents = Documents((1,))
+            inputs, angles = (tuple(F.pad(t, (0, 0, 0, 1)) for t in pair) for pair in (inputs, angles))
+        attention = DocumentAttention(documents, self.config.attention, inputs[0].device)
+        hidden = self.model.norm(self.heads[k](*inputs, angles, documents=attention))
+        return hidden[:, missing:]
 
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
         """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.
