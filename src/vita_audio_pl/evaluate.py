@@ -1,27 +1,30 @@
 """`python -m vita_audio_pl.evaluate`: measures models on held-out benches."""
 
-import json
+import os
+import sys
 from pathlib import Path
 
-from rich.console import Console
+from omegaconf import DictConfig
 
 from vita_audio_pl.config.entry import run_entry_point
-from vita_audio_pl.evaluation.compare import compare_results
-from vita_audio_pl.evaluation.session import evaluate
 from vita_audio_pl.evaluation.settings import EvaluateConfig
-from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
 
 
-def main(config: EvaluateConfig) -> None:
-    console = Console()
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure, or compare, what the configuration says, and show the figures."""
+    # torch is imported only now: the entry has to set the environment that it reads, and --help should be quick
+    from rich.console import Console
+
+    from vita_audio_pl.evaluation.compare import compare_results
+    from vita_audio_pl.evaluation.session import run_session
+    from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
+
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     if config.compare:
-        first, second = (Path(folder) for folder in config.compare)
-        comparison = compare_results(first, second)
-        for sentence in comparison_sentences(comparison):
+        for sentence in comparison_sentences(compare_results(*map(Path, config.compare))):
             console.print(sentence)
-        console.print_json(json.dumps(comparison))
         return
-    results = evaluate(config)
+    results = run_session(config)
     for profile in dict.fromkeys(result["profile"] for result in results):
         shown = [result for result in results if result["profile"] == profile]
         console.print(terminal(results_table(shown), f"{config.bench.title}, profile {profile}"))
@@ -29,5 +32,18 @@ def main(config: EvaluateConfig) -> None:
             console.print(f"  {profile}: {sentence}")
 
 
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of the pool are what keeps the cores busy
+    # `model` is also a group of conf/ (of train's), so Hydra would take model=FOLDER for the choice of an option
+    folders = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("model=")]
+    sys.argv = [argument for argument in sys.argv if not argument.startswith("model=")]
+
+    def set_model(config: DictConfig) -> None:
+        if folders:
+            config.model = folders[-1]
+
+    run_entry_point(evaluate, "evaluate", EvaluateConfig, set_model)
+
+
 if __name__ == "__main__":
-    run_entry_point(main, "evaluate", EvaluateConfig)
+    main()

@@ -44,7 +44,7 @@ class BenchConfig:
     published: list[PublishedFigure] = field(default_factory=list)
     incomparable: list[str] = field(default_factory=list)  # why figures here may differ from the published ones
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.format not in READERS:
             raise UserError(f"bench.format is '{self.format}'; choose one of {', '.join(READERS)}")
         if self.unit not in ("word", "character"):

@@ -24,63 +24,70 @@ REMARK = (
 
 @dataclass(frozen=True)
 class Recordings:
-    """Recordings of known text; the first ones' resynthesis is kept: `keep` is (task.id, file) for each of these."""
+    """Recordings of known text, and what is done to them before the judge hears them, see `ModelToolbox.recognise`."""
 
     name: str
     audios: tuple[Path, ...]
     texts: tuple[str, ...]
-    keep: tuple[tuple[str, str], ...] = ()
+    treatments: tuple[str, ...]
 
     @classmethod
-    def of_answers(cls, name: str, items: Sequence[Item], most: int, keep: int, task: str) -> "Recordings":
+    def of_answers(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
         """The expected answers, spoken by the voice that the model learns."""
-        spoken = [item for item in items if item.spoken_reference is not None][:most]
-        kept = tuple((f"{task}.{item.id}", f"controls/{task}/{audio_file(item.id)}") for item in spoken[:keep])
-        return cls(name, tuple(i.spoken_reference for i in spoken), tuple(i.references[0] for i in spoken), kept)
+        spoken = [(item.spoken_reference, item.references[0]) for item in items if item.spoken_reference is not None]
+        return cls(name, *_columns(spoken[:most]), treatments=("source", "codec", "noise"))
 
     @classmethod
     def of_questions(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
         """The recordings that the model is asked to transcribe."""
-        heard = [item for item in items if item.source is not None][:most]
-        return cls(name, tuple(i.source for i in heard), tuple(i.references[0] for i in heard))
+        heard = [(item.source, item.references[0]) for item in items if item.source is not None]
+        return cls(name, *_columns(heard[:most]), treatments=("source", "codec"))
+
+
+def _columns(pairs: Sequence[tuple[Path, str]]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    return tuple(audio for audio, _ in pairs), tuple(text for _, text in pairs)
 
 
 def measure_controls(
-    folder: Path, model: Path, judge: str, sets: Sequence[Recordings], normalise: Normaliser, run: Run
+    folder: Path,
+    model: Path,
+    judge: str,
+    sets: Sequence[Recordings],
+    resynthesise: Sequence[tuple[str, Path]],
+    normalise: Normaliser,
+    run: Run,
 ) -> dict[str, Any]:
     """WER of the judge on each set as recorded, after the codec, against wrong references, and in noise.
 
     Args:
-        folder: gets `controls.json` and the kept audio; if it holds the same measurement already, that is returned.
+        folder: gets `controls.json` and `controls/`; if it holds the same measurement already, that is returned.
         model: the model folder, for its codec.
+        resynthesise: `(name, recording)` of recordings that are written as they sound after the codec.
         run: the processes that do it.
     """
     codec = model / "codec"
-    key = fingerprint([judge, (codec / "codec.json").read_text(encoding="utf-8"), [repr(s) for s in sets]])
+    key = fingerprint([judge, (codec / "codec.json").read_text(encoding="utf-8"), repr(sets), repr(resynthesise)])
     path = folder / "controls.json"
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if found["key"] == key:
             return found
-    tasks = [(recordings, treatment) for recordings in sets for treatment in ("source", "codec", "noise")]
-    calls, sizes = [], []
-    for recordings, treatment in tasks:
-        starts = range(0, len(recordings.audios), _UNIT)
-        sizes.append(len(starts))
-        for start in starts:
-            part = recordings.audios[start : start + _UNIT]
-            kept = recordings.keep[start : start + _UNIT] if treatment == "codec" else ()
-            files = [folder / file for _, file in kept]
-            calls.append((codec, judge, part, treatment, files + [None] * (len(part) - len(files))))
-    results = run("recognise", calls)
-    rows = []
-    for (recordings, treatment), size in zip(tasks, sizes, strict=True):
-        heard = [text for _ in range(size) for text in next(results)]
+    calls, tasks = [], []
+    for recordings in sets:
+        for treatment in recordings.treatments:
+            parts = [recordings.audios[start : start + _UNIT] for start in range(0, len(recordings.audios), _UNIT)]
+            calls += [(codec, judge, part, treatment) for part in parts]
+            tasks.append((recordings, treatment, len(parts)))
+    heard_parts, rows = run("recognise", calls), []
+    for recordings, treatment, n_parts in tasks:
+        heard = [text for _ in range(n_parts) for text in next(heard_parts)]
         rows.append(_row(recordings.name, treatment, recordings.texts, heard, normalise))
         if treatment == "source":
             rows.append(_row(recordings.name, "wrong reference", _others(recordings.texts), heard, normalise))
-    kept = {name: file for recordings in sets for name, file in recordings.keep}
-    controls = {"key": key, "judge": judge, "remark": REMARK, "rows": rows, "resynthesis": kept}
+    files = {name: f"controls/{audio_file(name).removeprefix('audio/')}" for name, _ in resynthesise}
+    for _ in run("resynthesise", [(codec, [(audio, folder / files[name]) for name, audio in resynthesise])]):
+        pass
+    controls = {"key": key, "judge": judge, "remark": REMARK, "rows": rows, "resynthesis": files}
     write_atomically(path, json.dumps(controls, indent=2, ensure_ascii=False) + "\n")
     return controls
 

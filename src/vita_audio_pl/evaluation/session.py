@@ -23,7 +23,7 @@ from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.evaluation.toolbox import ModelToolbox
 
 
-def evaluate(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
+def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
     """Do what the settings ask for; results of all evaluations that are complete, under every asked profile.
 
     With several ranks each does its share, and the rank that finds the records complete writes the results.
@@ -84,19 +84,24 @@ def _controls(config: EvaluateConfig, evaluations: list[Evaluation], run: Run) -
     if not most:
         return
     for folder in {output_folder(config, evaluation.model) for evaluation in evaluations}:
-        mine = [e for e in evaluations if output_folder(config, e.model) == folder and e.judge]
+        mine = [e for e in evaluations if output_folder(config, e.model) == folder]
+        spoken = [e for e in mine if e.listens]
+        if not spoken:
+            continue
         items = {e.task: e.items for e in mine if e.split == config.split}
-        sets = []
-        if "tts" in items:
-            sets.append(Recordings.of_answers("assistant's voice", items["tts"], most, config.players, "tts"))
-        if "sqa" in items:
-            sets.append(Recordings.of_answers("assistant's voice, answers", items["sqa"], most, config.players, "sqa"))
-        if "asr" in items:
-            sets.append(Recordings.of_questions("voices of the questions", items["asr"], most))
+        sets = [
+            Recordings.of_answers("the assistant's voice", items.get("tts", ()), most),
+            Recordings.of_questions("the voices of the questions", items.get("asr", ()), most),
+        ]
+        players = [
+            (f"{task}.{item.id}", item.spoken_reference)
+            for task in ("tts", "sqa")
+            for item in items.get(task, ())[: config.players]
+            if item.spoken_reference is not None
+        ]
+        normalise = config.bench.scoring("strict").normalise
         sets = [recordings for recordings in sets if recordings.audios]
-        if sets and any(evaluation.listens for evaluation in mine):
-            last = mine[-1]
-            measure_controls(folder, last.model, last.judge, sets, config.bench.scoring("strict").normalise, run)
+        measure_controls(folder, spoken[-1].model, spoken[-1].judge, sets, players, normalise, run)
 
 
 def _device(name: str) -> str:

@@ -65,7 +65,7 @@ class EvaluateConfig:
     device: str = "auto"  # cpu, cuda or auto
     wandb: bool = False  # log the figures; offline where there is no key
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, value, choices in (
             ("task", self.task, [*METRICS, "all"]),
             ("mode", self.mode, [*NAMED_PATTERNS, "all"]),

@@ -16,8 +16,6 @@ from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.inference import LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.interleave import DecodePattern
 
-TREATMENTS = ("source", "codec", "noise")
-
 
 class ModelToolbox:
     """Loads what an evaluation names when it is first needed, and keeps the latest.
@@ -79,14 +77,8 @@ class ModelToolbox:
             for answer, text, wave in zip(answers, texts, waves, strict=True)
         ]
 
-    def recognise(
-        self, codec_folder: Path, judge: str, recordings: Sequence[Path], treatment: str, keep: Sequence[Path | None]
-    ) -> list[str]:
-        """What the judge hears in recordings as they are (`source`), after the codec, or in noise of the same length.
-
-        Args:
-            keep: for each recording, where to write what the judge was given; None for nowhere.
-        """
+    def recognise(self, codec_folder: Path, judge: str, recordings: Sequence[Path], treatment: str) -> list[str]:
+        """What the judge hears in recordings as they are (`source`), after the codec, or in noise of the same length."""
         torch.set_num_threads(self.threads)
         codec = self.codec(codec_folder)
         waves = [read_audio(path, codec.sample_rate) for path in recordings]
@@ -94,11 +86,17 @@ class ModelToolbox:
             waves = codec.decode_batch(codec.encode(waves))
         elif treatment == "noise":
             rng = np.random.default_rng(0)
-            waves = [rng.normal(0, np.std(wave) + 1e-3, len(wave)).astype(np.float32).clip(-1, 1) for wave in waves]
-        for wave, path in zip(waves, keep, strict=True):
-            if path is not None:
-                write_wav(path, wave, codec.sample_rate)
+            waves = [rng.normal(0, np.std(wave), len(wave)).astype(np.float32).clip(-1, 1) for wave in waves]
         return self.judge(judge).transcribe(waves, codec.sample_rate)
+
+    def resynthesise(self, codec_folder: Path, files: Sequence[tuple[Path, Path]]) -> list[Path]:
+        """Write recordings as they sound after the codec; `files` are `(recording, wav to write)`."""
+        torch.set_num_threads(self.threads)
+        codec = self.codec(codec_folder)
+        codes = codec.encode([read_audio(recording, codec.sample_rate) for recording, _ in files])
+        for wave, (_, path) in zip(codec.decode_batch(codes), files, strict=True):
+            write_wav(path, wave, codec.sample_rate)
+        return [path for _, path in files]
 
     def _load_model(self, folder: Path) -> LoadedModel:
         dtype = torch.bfloat16 if self.device.startswith("cuda") else None

@@ -21,11 +21,11 @@ class Theme:
     faint: str
     ground: str
     series: tuple[str, ...]
-    heads: str  # name of the colour map for heads 0..9
+    heads: str  # colour map of the heads, first to last
 
 
-LIGHT = Theme("#1d1d1b", "#d9d7d1", "#fdfcf9", ("#1f5a85", "#b5542a", "#4d7a45", "#7a5a9a"), "viridis")
-DARK = Theme("#e6e4de", "#3a3a38", "#171716", ("#7fb3d9", "#e29a72", "#9cc592", "#bfa3dc"), "plasma")
+LIGHT = Theme("#1d1d1b", "#d9d7d1", "#fdfcf9", ("#1f5a85", "#b5542a", "#4d7a45", "#7a5a9a"), "YlOrBr")
+DARK = Theme("#e6e4de", "#3a3a38", "#171716", ("#7fb3d9", "#e29a72", "#9cc592", "#bfa3dc"), "YlOrBr_r")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _predictors(axes: Axes, stage: Stage, kind: str, theme: Theme) -> None:
     colours = matplotlib.colormaps[theme.heads]
     for number, curve in enumerate(heads):
         name = f"head {number}" if number in (0, len(heads) - 1) else None
-        _line(axes, curve, colours(0.15 + 0.7 * number / max(1, len(heads) - 1)), name)
+        _line(axes, curve, colours(0.3 + 0.6 * number / max(1, len(heads) - 1)), name)
     held_out = stage.curves.get(f"val/{kind}_main") or stage.curves.get(f"val/{kind}_head_0")
     if held_out is not None:
         axes.plot(held_out.steps, held_out.values, "o", markersize=4, color=theme.ink, label="held out", clip_on=False)
@@ -127,7 +127,7 @@ def _legend(axes: Axes, theme: Theme) -> None:
 
 def _plain(axes: Axes, theme: Theme) -> None:
     axes.set_facecolor(theme.ground)
-    axes.tick_params(colors=theme.ink, labelsize=8, length=3)
+    axes.tick_params(which="both", colors=theme.ink, labelsize=8, length=3)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.ink)

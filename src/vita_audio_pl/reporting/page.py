@@ -1,8 +1,6 @@
 """One self-contained HTML page of a run: figures, sounds and script are inside it, so it works from a file."""
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -17,14 +15,6 @@ from vita_audio_pl.reporting.tables import comparison_table, controls_table, mai
 WORST = 8
 
 
-@dataclass(frozen=True)
-class Note:
-    """A remark under a heading of its own at the end of the page, e.g. how long the run took."""
-
-    title: str
-    lines: tuple[str, ...]
-
-
 TRADE_OFF = "wer_against_passes"
 
 
@@ -35,9 +25,7 @@ def run_pictures(run: RunFiles, split: str) -> dict[str, Picture]:
     return pictures if trade_off is None else pictures | {TRADE_OFF: trade_off}
 
 
-def run_page(
-    run: RunFiles, title: str, pictures: dict[str, Picture], split: str = "test", notes: Sequence[Note] = ()
-) -> str:
+def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str = "test") -> str:
     """The page of one run.
 
     Args:
@@ -45,7 +33,6 @@ def run_page(
         title: heading of the page.
         pictures: from `run_pictures`.
         split: the split of the main table; results on other splits follow in tables of their own.
-        notes: remarks for the end of the page.
     """
     last = last_stage(run, split)
     other_splits = sorted({result.split for result in run.results} - {split})
@@ -66,7 +53,7 @@ def run_page(
         curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],
         utterances=utterances_to_hear(run, last, split),
         worst=_worst(run, last, split),
-        notes=notes,
+        durations=", ".join(f"{name} {seconds / 60:.1f} minutes" for name, seconds in run.durations.items()),
         style=Markup(_asset("page.css")),
         script=Markup(_asset("sort.js")),
     )

@@ -76,7 +76,7 @@ class RunFiles:
         results: all evaluations, in the order of stages, then modes from slow to fast.
         controls: how well the judge hears known recordings (`controls.json`), empty if it was not measured.
         comparisons: paired differences against Vanilla (`comparisons.json`), empty if there are none.
-        notes: what a caller wants said on the page, by heading.
+        durations: seconds of each step of the demo, empty where it was not the demo.
     """
 
     folder: Path
@@ -85,6 +85,7 @@ class RunFiles:
     results: tuple[Result, ...]
     controls: dict[str, Any]
     comparisons: tuple[dict[str, Any], ...]
+    durations: dict[str, float]
 
     @classmethod
     def read(cls, folder: Path, bench: str) -> "RunFiles":
@@ -115,6 +116,7 @@ class RunFiles:
             tuple(sorted(results, key=rank)),
             _read_json(place / "controls.json", {}),
             tuple(comparisons),
+            _read_json(folder / "durations.json", {}),
         )
 
     def result(self, stage: str, mode: str, task: str, split: str = "test") -> Result | None:

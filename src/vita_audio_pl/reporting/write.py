@@ -2,12 +2,11 @@
 
 import base64
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vita_audio_pl.reporting.listening import Utterance, utterances_to_hear
-from vita_audio_pl.reporting.page import Note, last_stage, run_page, run_pictures
+from vita_audio_pl.reporting.page import last_stage, run_page, run_pictures
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table, markdown
 
@@ -27,7 +26,7 @@ class Report:
     sounds: tuple[Path, ...]
 
 
-def write_report(run: RunFiles, output: Path, title: str, split: str = "test", notes: Sequence[Note] = ()) -> Report:
+def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -> Report:
     """Write `index.html`, `tables.md`, `*.png` and `audio/` into `output`; what was there is replaced."""
     output.mkdir(parents=True, exist_ok=True)
     stage = last_stage(run, split)
@@ -43,7 +42,7 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test", n
         path for utterance in utterances_to_hear(run, stage, split) for path in _sounds(utterance, output / "audio")
     ]
     page = output / "index.html"
-    _write(page, run_page(run, title, pictures, split, notes).encode())
+    _write(page, run_page(run, title, pictures, split).encode())
     return Report(page, tuple(figures), tuple(sounds))
 
 

@@ -1,0 +1,76 @@
+"""`python -m vita_audio_pl.demo`: the small spoken world, all stages, their evaluation, one page."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.errors import UserError
+
+SMOKE = (
+    "data=spoken_world_smoke", "model.num_hidden_layers=3", "per_stage.align.steps=360", "per_stage.mtp1.steps=20",
+    "per_stage.mtp10.steps=90", "per_stage.sft.steps=20",
+)  # fmt: skip
+TRAIN = {"full": (), "smoke": SMOKE}
+BENCH = {"full": "spoken_world", "smoke": "spoken_world_smoke"}
+SUITE = {"full": "demo", "smoke": "demo_smoke"}
+
+
+@dataclass
+class PathsConfig:
+    """Folders, relative to the current directory unless absolute."""
+
+    data: str = "data"
+    runs: str = "runs"
+
+
+@dataclass
+class DemoConfig:
+    """Everything that `python -m vita_audio_pl.demo` can be told."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    size: str = "full"  # or smoke: a smaller world and model, fewer steps
+    seed: int = 1  # of the training; the world stays the same
+    run_name: str = ""
+    train: list[str] = field(default_factory=list)  # more settings for the training command
+    evaluate: list[str] = field(default_factory=list)  # more settings for the evaluation command
+
+    def check(self) -> None:
+        if self.size not in TRAIN:
+            raise UserError(f"size={self.size} is not known; choose one of {', '.join(TRAIN)}")
+
+
+def demo(config: DemoConfig) -> None:
+    """Run the steps one after another, each as the command that a person would give."""
+    run, place = f"run_name={config.run_name}", [f"paths.data={config.paths.data}", f"paths.runs={config.paths.runs}"]
+    size, bench = config.size, f"bench={BENCH[config.size]}"
+    steps = {
+        "prepare the world": ["prepare", f"size={size}"],
+        "train": ["train", "stage=chain", run, f"seed={config.seed}", *TRAIN[size], *config.train],
+        "evaluate": ["evaluate", f"suite={SUITE[size]}", run, bench, *config.evaluate],
+        "report": ["report", run, bench],
+    }
+    folder = Path(config.paths.runs) / config.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "durations.json"
+    seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for number, (name, (module, *settings)) in enumerate(steps.items(), 1):
+        command = [sys.executable, "-m", f"vita_audio_pl.{module}", *place, *settings]
+        print(f"\n[{number}/{len(steps)}] {name}: python {' '.join(command[1:])}", flush=True)
+        started = time.perf_counter()
+        status = subprocess.run(command, check=False).returncode
+        seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
+        path.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+        if status:
+            raise UserError(f"'{name}' ended with status {status}; see its message above, then give the command again")
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
+    print(f"done in {sum(seconds.values()) / 60:.1f} minutes ({parts}); the largest process took {largest:.1f} GiB")
+
+
+if __name__ == "__main__":
+    run_entry_point(demo, "demo", DemoConfig)
