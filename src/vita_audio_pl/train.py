@@ -9,12 +9,8 @@ from vita_audio_pl.config.schema import TrainConfig
 
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
-    # torch is imported only now: the entry has to set the environment that it reads, and --help should be quick
-    from vita_audio_pl.preparation import prepare_spoken_world
     from vita_audio_pl.training.chain import command_overrides, missing_parents, train_chain
-    from vita_audio_pl.training.prepared_data import prepared_data
     from vita_audio_pl.training.run_folder import one_process_at_a_time, stage_folder
-    from vita_audio_pl.training.stage import heads_of_stage, train_stage
 
     check_train_config(config)
     if config.stage.name == CHAIN:
@@ -22,6 +18,12 @@ def train(config: TrainConfig) -> float | None:
         return stage_folder(config, config.variant.stages[-1]).last_metric("val/loss")
     if config.with_parents:
         train_chain(config, missing_parents(config), command_overrides())
+
+    # torch is imported only now: the entry has set the environment that it reads, and mistakes are found quickly
+    from vita_audio_pl.preparation import prepare_spoken_world
+    from vita_audio_pl.training.prepared_data import prepared_data
+    from vita_audio_pl.training.stage import heads_of_stage, train_stage
+
     n_heads = heads_of_stage(config)
     if config.data.spoken_world:
         world = Path(config.data.shards).parent

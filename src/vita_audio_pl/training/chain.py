@@ -1,20 +1,25 @@
 """Stages one after another, each in a process of its own: a fresh process group, and a hand-over through disk."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
+from vita_audio_pl.config.checks import work_in_stage_settings
+from vita_audio_pl.config.entry import to_dataclass
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.run_folder import stage_folder
+from vita_audio_pl.training.manifest import StageManifest, is_model_folder
+from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, stage_folder
 
 COMMAND = ("-m", "vita_audio_pl.train")
 
 
 def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[str]) -> None:
-    """Train `stages` in order; a finished one is skipped by its own process, the first failure ends the chain.
+    """Train `stages` in order; finished ones are skipped, the first failure ends the chain.
 
     Args:
         overrides: what the person gave on the command line, without the choice of stage. An `init_from` is the first
@@ -24,7 +29,11 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
         UserError: a stage failed; its own message is above.
     """
     for number, stage in enumerate(stages, 1):
-        print(f"[{number}/{len(stages)}] stage {stage} of {config.run_name}", flush=True)
+        heading = f"[{number}/{len(stages)}] stage {stage} of {config.run_name}"
+        if is_finished(stage_folder(config, stage), settings_of_stage(stage, overrides)):
+            print(f"{heading} is finished (force=true trains it again)", flush=True)
+            continue
+        print(heading, flush=True)
         start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
         command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
         status = subprocess.run(command, check=False).returncode
@@ -34,6 +43,27 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
                 f"stage '{stage}' ended with status {status} (finished before it: {done}); see its message above, and give "
                 "the same command again to go on from there"
             )
+
+
+def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
+    """What the stage's own process would be told; must be called inside an entry point, whose search path it uses."""
+    settings = [override for override in overrides if not override.startswith("--")]
+    config: TrainConfig = to_dataclass(compose("train", [*settings, f"stage={stage}"]), work_in_stage_settings)
+    return config
+
+
+def is_finished(folder: StageFolder, config: TrainConfig) -> bool:
+    """Whether the folder holds the finished stage of these settings, made from the parent that is there now.
+
+    Decided from manifests alone, without the start of a process; in doubt the stage's own process looks closer.
+    """
+    if config.force or not folder.finished:
+        return False
+    manifest = StageManifest.read(folder.model)
+    parent = folder.root / manifest.parent if manifest.parent else None
+    return decisive_settings(manifest.config) == decisive_settings(dataclasses.asdict(config)) and (
+        parent is None or (is_model_folder(parent) and StageManifest.read(parent).weights == manifest.parent_weights)
+    )
 
 
 def command_overrides() -> list[str]:

@@ -78,6 +78,11 @@ class StageManifest:
             raise UserError(f"{path} cannot be read as a stage's manifest: {error}") from error
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a stage was finished there."""
+    return (folder / MANIFEST).is_file()
+
+
 def weights_hash(folder: Path) -> str:
     """Hash of all safetensors files of a folder, by name and content (32 hex digits)."""
     digest = hashlib.blake2b(digest_size=16)

@@ -19,6 +19,7 @@ class Monitor(Callback):
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every
         self.latest: dict[str, float] = {}
+        self.step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         module.train_tally.restart()
@@ -48,20 +49,22 @@ class Monitor(Callback):
 
     def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
         self.latest |= figures
+        self.step = step
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)
 
 
 class ProgressReport(Callback):
-    """A progress bar on a terminal, a line every twentieth of the stage elsewhere."""
+    """A progress bar on a terminal, a line about every twentieth of the stage elsewhere."""
 
     def __init__(self, monitor: Monitor, title: str) -> None:
         self.monitor, self.title = monitor, title
         self._bar: Progress | None = None
-        self._started, self._first_step = 0.0, 0
+        self._started, self._first_step, self._printed = 0.0, 0, 0
 
     def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._printed = self._first_step
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                        TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
@@ -77,7 +80,8 @@ class ProgressReport(Callback):
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=self._figures())
-        elif step % max(1, trainer.max_steps // 20) == 0 or step == trainer.max_steps:
+        elif step - self._printed >= trainer.max_steps / 20 and step == self.monitor.step:
+            self._printed = step
             pace = (time.perf_counter() - self._started) / max(1, step - self._first_step)
             left = pace * (trainer.max_steps - step)
             print(f"{self.title}  step {step}/{trainer.max_steps}  {self._figures()}  {left:.0f} s left", flush=True)

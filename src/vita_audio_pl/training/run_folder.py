@@ -13,10 +13,20 @@ from typing import Any
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.manifest import MANIFEST
+from vita_audio_pl.training.manifest import is_model_folder
 
 IDENTITY = "identity.json"
 METRICS = "metrics.csv"
+DECISIVE = (
+    "stage",
+    "model",
+    "objective",
+    "optim",
+    "rendering",
+    "seed",
+    "text_audio_interval_ratio",
+    "decode_pattern",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class StageFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.model / MANIFEST).is_file()
+        return is_model_folder(self.model)
 
     def last_metric(self, name: str) -> float | None:
         """Last value of a column of `metrics.csv`; None where there is none."""
@@ -91,6 +101,11 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
 def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
     """Folder of a stage of the configured run."""
     return StageFolder(Path(config.paths.runs) / config.run_name / stage)
+
+
+def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's settings that its weights follow from; engine, logging and paths are not among them."""
+    return {name: settings[name] for name in DECISIVE}
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vita_audio_pl.training.manifest import StageManifest, check_parent, weights
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.proof import TrainingProof
-from vita_audio_pl.training.run_folder import StageFolder, flatten, stage_folder
+from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
 from vita_audio_pl.training.starting_model import starting_model
 
 
@@ -190,14 +190,7 @@ def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHe
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
     """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
     decisive = {
-        "stage": dataclasses.asdict(config.stage),
-        "model": dataclasses.asdict(config.model),
-        "objective": dataclasses.asdict(config.objective),
-        "optim": dataclasses.asdict(config.optim),
-        "rendering": dataclasses.asdict(config.rendering),
-        "seed": config.seed,
-        "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
-        "decode_pattern": list(config.decode_pattern),
+        **decisive_settings(dataclasses.asdict(config)),
         "vocabulary": data.vocabulary.fingerprint,
         "codec": data.codec_fingerprint,
         "data": data.plan,
