@@ -12,6 +12,8 @@ ASSISTANT = Voice("en-us+f2", speed=165, pitch=50)
 SPEEDS = (150, 158, 166, 174, 182)  # words per minute
 PITCHES = (38, 46, 54, 62)  # espeak-ng's scale, 0 to 99
 MOST_ASR = {"dev": 120, "test": 320}  # of the split's sentences; train takes all
+# Times that a sentence is heard in training, each in another voice: with one take a small model learns takes by heart.
+ASR_TAKES, SQA_TAKES = 3, 2
 UNSEEN = "unseen_voice"
 
 ASR_PROMPT = "Convert the speech to text.\n<|audio|>"
@@ -46,19 +48,21 @@ def plan_corpus(lexicon: Lexicon, seed: int) -> Corpus:
     for split, sentences in split_sentences(lexicon, seed).items():
         heard = _asr_texts(split, sentences, rng)
         for text in heard:
-            corpus.add("asr", split, ASR_PROMPT, text, [corpus.audio(_speaker(INPUT_VOICES, rng), text)])
+            for voice in _speakers(ASR_TAKES if split == "train" else 1, rng):
+                corpus.add("asr", split, ASR_PROMPT, text, [corpus.audio(voice, text)])
         for exchange in sentences.exchanges:
-            asked = corpus.audio(_speaker(INPUT_VOICES, rng), exchange.question)
             answered = corpus.audio(ASSISTANT, exchange.answer)
-            corpus.add("sqa", split, "<|audio|>", f"{exchange.answer}\n<|audio|>", [asked, answered])
+            for voice in _speakers(SQA_TAKES if split == "train" else 1, rng):
+                asked = corpus.audio(voice, exchange.question)
+                corpus.add("sqa", split, "<|audio|>", f"{exchange.answer}\n<|audio|>", [asked, answered])
             corpus.add("text", split, exchange.question, exchange.answer, [])
         for text in (*sentences.answers, *sentences.statements):
             corpus.add("tts", split, TTS_PROMPT + text, "<|audio|>", [corpus.audio(ASSISTANT, text)])
         if split == "test":
             for text in heard:
-                corpus.add("asr", UNSEEN, ASR_PROMPT, text, [corpus.audio(_speaker((UNSEEN_VOICE,), rng), text)])
+                corpus.add("asr", UNSEEN, ASR_PROMPT, text, [corpus.audio(_jittered(UNSEEN_VOICE, rng), text)])
             for exchange in sentences.exchanges:
-                asked = corpus.audio(_speaker((UNSEEN_VOICE,), rng), exchange.question)
+                asked = corpus.audio(_jittered(UNSEEN_VOICE, rng), exchange.question)
                 answered = corpus.audio(ASSISTANT, exchange.answer)
                 corpus.add("sqa", UNSEEN, "<|audio|>", f"{exchange.answer}\n<|audio|>", [asked, answered])
     return corpus
@@ -70,5 +74,10 @@ def _asr_texts(split: Split, sentences: SplitSentences, rng: random.Random) -> l
     return texts[: MOST_ASR.get(split)]
 
 
-def _speaker(names: tuple[str, ...], rng: random.Random) -> Voice:
-    return Voice(rng.choice(names), rng.choice(SPEEDS), rng.choice(PITCHES))
+def _speakers(takes: int, rng: random.Random) -> list[Voice]:
+    """Different input voices, each at a speed and pitch of its own."""
+    return [_jittered(name, rng) for name in rng.sample(INPUT_VOICES, takes)]
+
+
+def _jittered(name: str, rng: random.Random) -> Voice:
+    return Voice(name, rng.choice(SPEEDS), rng.choice(PITCHES))
