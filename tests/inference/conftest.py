@@ -42,7 +42,7 @@ def tiny_model():
 def agreeing_model(tiny_model):
     """A model whose heads often, but not always, draft what the backbone writes: nearly a table of followers."""
 
-    def build(n_heads=3, seed=0, noise=0.02):
+    def build(n_heads=3, seed=0, noise=0.15):
         model = tiny_model(n_heads, seed, spread=noise)
         random = torch.Generator().manual_seed(seed)
         embeddings = torch.randn(VOCABULARY, 32, generator=random)
