@@ -136,7 +136,12 @@ def _attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    return documents(query, key, value, scaling), None
+    return _apart(documents, query, key, value, scaling), None
+
+
+@torch.compiler.disable  # the lengths of documents are new in every row: a compiled block would be compiled anew
+def _apart(documents: DocumentAttention, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return documents(query, key, value, scale)
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 
-class MCTPBlock(nn.Module):
+class MCTPBlock(GradientCheckpointingLayer):
     """Head `k`: a projection of (token embedding, previous hidden state) and one decoder layer.
 
     For rows `p >= k + 1` of a document, `z_p = proj([embed_norm(E[x_p]) ; hidden_norm(h^k_{p-1})])` goes through the

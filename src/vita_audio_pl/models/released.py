@@ -13,6 +13,7 @@ import torch
 from transformers import Qwen2Config
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
 
@@ -44,15 +45,15 @@ def save_released(
     first_code: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes `config.json`, `generation_config.json` and safetensors in the published layout.
+    """Writes `config.json`, `generation_config.json` and safetensors in the published layout, LoRA adapters merged.
 
     Args:
         decode_pattern: the runs of the decoding pattern, such as [1, 10, 4, 10].
         first_code: id of the first audio code.
         max_shard_bytes: size from which the weights are split into several files.
     """
-    parameters = dict(model.named_parameters())
-    tensors = {key: parameters[name] for key, name in released_keys(model).items()}
+    n_layers = model.config.backbone.num_hidden_layers
+    tensors = {released_key(name, n_layers): value for name, value in merged_parameters(model).items()}
     save_weights(tensors, folder, max_shard_bytes)
     write_json(Path(folder) / "config.json", released_config(model, first_code))
     generation = {"do_sample": False}

@@ -1,0 +1,81 @@
+"""Low-rank adapters on the backbone (LoRA, arXiv 2106.09685), by way of peft."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.speech_lm import SpeechLM
+
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def add_lora(
+    model: SpeechLM,
+    rank: int,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] = DEFAULT_TARGETS,
+) -> None:
+    """Puts adapters beside linear layers of the backbone, in place; what they adapt stops training.
+
+    Embeddings, vocabulary layer and heads stay as they are. `save_released` and `save_backbone` write merged weights.
+
+    Args:
+        rank: inner size of an adapter; alpha: adapters are scaled by `alpha / rank`, None for `alpha = 2 * rank`;
+        targets: last parts of the names of the layers.
+
+    Raises:
+        UserError: peft is not installed, the model has adapters, or a target matches no layer.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("LoRA needs the package peft; install vita-audio-pl[lora]") from None
+    if rank < 1:
+        raise UserError(f"a LoRA rank of {rank} is not possible; use 1 or more")
+    if next(adapted_layers(model), None) is not None:
+        raise UserError("the model has LoRA adapters already; merge them first")
+    names = {name.rpartition(".")[2] for name, module in model.model.named_modules() if isinstance(module, nn.Linear)}
+    unknown = sorted(set(targets) - names)
+    if unknown:
+        known = ", ".join(sorted(names))
+        raise UserError(f"no linear layer of the backbone is called {', '.join(unknown)}; known: {known}")
+    outside = {name: p.requires_grad for name, p in model.named_parameters() if ".layers." not in f".{name}"}
+    settings = LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=list(targets)
+    )
+    inject_adapter_in_model(settings, model.model)
+    for name, requires_grad in outside.items():  # peft freezes all that is no adapter
+        model.get_parameter(name).requires_grad_(requires_grad)
+
+
+def merge_lora(model: SpeechLM) -> None:
+    """Adds the adapters to the weights beside them and takes them out, in place; without adapters it does nothing."""
+    for name, layer in list(adapted_layers(model)):
+        layer.merge()
+        owner, _, attribute = name.rpartition(".")
+        plain = layer.get_base_layer()
+        plain.requires_grad_(True)
+        setattr(model.get_submodule(owner), attribute, plain)
+
+
+def adapted_layers(model: SpeechLM) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every layer with an adapter."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+
+
+def merged_parameters(model: SpeechLM) -> dict[str, Tensor]:
+    """Parameters by name as a model without adapters has them; the model itself stays as it is."""
+    adapted = dict(adapted_layers(model))
+    merged = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        owner, inside, attribute = name.partition(".base_layer.")
+        value = parameter.detach()
+        if inside and attribute == "weight":
+            for adapter in adapted[owner].active_adapters:
+                value = value + adapted[owner].get_delta_weight(adapter).detach().to(value.dtype)
+        merged[f"{owner}.{attribute}" if inside else name] = value
+    return merged
