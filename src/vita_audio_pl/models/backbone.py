@@ -1,13 +1,18 @@
-"""Base language models from Hugging Face folders (Qwen2, Qwen2.5)."""
+"""Plain Qwen2 folders as transformers reads them: base models in, a model's backbone out with its heads beside it."""
 
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.released import backbone_config, released_keys
+from vita_audio_pl.models.lora import merged_parameters
+from vita_audio_pl.models.mctp import MCTPStack
+from vita_audio_pl.models.released import backbone_config, backbone_dict, released_keys
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json
+from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
+
+HEADS = "mctp_heads.safetensors"
 
 
 def load_backbone(
@@ -17,7 +22,9 @@ def load_backbone(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> SpeechLM:
-    """A model without heads from a Qwen2 folder: single or sharded safetensors, tied (no `lm_head.weight`) or not.
+    """The model of a Qwen2 folder: single or sharded safetensors, tied (no `lm_head.weight`) or not.
+
+    It has the heads that `save_backbone` left in the folder, otherwise none.
 
     Args:
         attention: kernel, see `models.attention`.
@@ -27,11 +34,43 @@ def load_backbone(
     Raises:
         UserError: not a Qwen2 folder, or its weights do not fit its `config.json`.
     """
-    path = Path(folder) / "config.json"
+    folder = Path(folder)
+    path = folder / "config.json"
     fields = read_json(path)
     if fields.get("model_type") != "qwen2":
         raise UserError(f"{path} says model_type '{fields.get('model_type')}'; the backbone has to be a 'qwen2' model")
     config = backbone_config(fields, fields.get("num_hidden_layers", 0), path)
     model = SpeechLM.on_meta(SpeechLMConfig(config, n_heads=0, attention=attention))
     load_strictly(model, WeightFolder(folder), released_keys(model), dtype, device)
+    if (folder / HEADS).is_file():
+        heads = WeightFolder(folder, HEADS)
+        with torch.device("meta"):
+            model.heads = MCTPStack(config, 1 + max(int(key.split(".")[1]) for key in heads.keys()))
+        names = {name: name for name, _ in model.named_parameters() if name.startswith("heads.")}
+        load_strictly(model, heads, names, dtype, device)
+        model.config.n_heads = len(model.heads)
     return model.materialised(device)
+
+
+def save_backbone(model: SpeechLM, folder: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes a Qwen2 folder of the backbone's layers, which transformers loads, with the heads in a file of their own.
+
+    LoRA adapters are merged. The published layout counts heads as layers: under the type `qwen2`, transformers would
+    run them as such.
+
+    Args:
+        max_shard_bytes: size from which the weights are split into several files.
+    """
+    folder = Path(folder)
+    parameters = merged_parameters(model)
+    heads = {name: tensor.contiguous() for name, tensor in parameters.items() if name.startswith("heads.")}
+    save_weights({name: tensor for name, tensor in parameters.items() if name not in heads}, folder, max_shard_bytes)
+    (folder / HEADS).unlink(missing_ok=True)
+    if heads:
+        save_file(heads, folder / HEADS, metadata={"format": "pt"})
+    config = backbone_dict(model.config.backbone) | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+    }
+    write_json(folder / "config.json", config)

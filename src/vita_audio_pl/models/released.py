@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
 
 from vita_audio_pl.errors import UserError
@@ -109,7 +110,7 @@ def backbone_config(fields: dict, n_layers: int, where: Path) -> Qwen2Config:
         UserError: a field is missing, or the model uses sliding windows, which packed rows do not support.
     """
     needed = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [name for name in needed if name not in fields]
+    missing = [name for name in needed if fields.get(name) is None]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}; it does not describe a Qwen2 model")
     if fields.get("use_sliding_window"):
@@ -119,7 +120,11 @@ def backbone_config(fields: dict, n_layers: int, where: Path) -> Qwen2Config:
         "rope_theta": fields.get("rope_theta", 10000.0),
         **(fields.get("rope_scaling") or {"rope_type": "default"}),
     }
-    return Qwen2Config(**{**kept, "num_hidden_layers": n_layers, "rope_parameters": dict(rope)})
+    try:
+        return Qwen2Config(**{**kept, "num_hidden_layers": n_layers, "rope_parameters": dict(rope)})
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{where} does not describe a Qwen2 model: {said}") from None
 
 
 def read_released_config(folder: Path | str, attention: str = "per_document") -> SpeechLMConfig:
@@ -132,10 +137,10 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     fields = read_json(path)
     if fields.get("model_type") != _MODEL_TYPE:
         raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; a base model?")
-    n_heads = fields.get("num_nextn_predict_layers", 0)
-    n_layers = fields.get("num_hidden_layers", 0) - n_heads
-    if n_heads < 0 or n_layers < 1:
-        raise UserError(f"{path} counts {n_heads} heads among {n_layers + n_heads} layers, which leaves no backbone")
+    n_heads, all_layers = fields.get("num_nextn_predict_layers", 0), fields.get("num_hidden_layers", 0)
+    if not isinstance(n_heads, int) or not isinstance(all_layers, int) or not 0 <= n_heads < all_layers:
+        raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
+    n_layers = all_layers - n_heads
     return SpeechLMConfig(backbone_config(fields, n_layers, path), n_heads, attention)
 
 
@@ -156,6 +161,13 @@ def load_released(
     Raises:
         UserError: a key is missing or extra, a shape differs, a file is cut short, a weight is not finite.
     """
-    model = SpeechLM.on_meta(read_released_config(folder, attention))
-    load_strictly(model, WeightFolder(folder), released_keys(model), dtype, device)
+    config, weights = read_released_config(folder, attention), WeightFolder(folder)
+    held = sum(key.startswith(f"{_PARTS['proj']}.") for key in weights.keys())
+    if held != config.n_heads:
+        raise UserError(
+            f"{folder} holds {held} heads ({_PARTS['proj']}.*), but its config.json says num_nextn_predict_layers="
+            f"{config.n_heads}; they have to agree"
+        )
+    model = SpeechLM.on_meta(config)
+    load_strictly(model, weights, released_keys(model), dtype, device)
     return model.materialised(device)

@@ -12,26 +12,35 @@ from torch import Tensor, nn
 from vita_audio_pl.errors import UserError
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX = f"{SINGLE}.index.json"
 
 
 class WeightFolder:
     """Tensors of a folder in the Hugging Face layout: `model.safetensors`, or shards and their index.
 
+    Args:
+        single: another name of the file with all tensors.
+
     Raises:
         UserError: the folder has no weights, a shard is missing, or a file is cut short or not safetensors.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, single: str = SINGLE):
         self.folder = Path(folder)
         index = self.folder / INDEX
-        if index.is_file():
-            self._files = dict(read_json(index).get("weight_map", {}))
-        elif (self.folder / SINGLE).is_file():
-            with self._open(SINGLE) as file:
-                self._files = dict.fromkeys(file.keys(), SINGLE)
+        if (self.folder / single).is_file():
+            with self._open(single) as file:
+                self._files = dict.fromkeys(file.keys(), single)
+        elif single == SINGLE and index.is_file():
+            self._files = self._listed(read_json(index).get("weight_map"))
         else:
-            raise UserError(f"{self.folder} has neither {SINGLE} nor {INDEX}; give a folder with safetensors weights")
+            raise UserError(f"{self.folder} has neither {single} nor {INDEX}; give a folder with safetensors weights")
+
+    def _listed(self, weight_map: object) -> dict[str, str]:
+        names = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) and name == Path(name).name for name in names):
+            raise UserError(f"{self.folder / INDEX} does not list files of its own folder; copy the whole folder again")
+        return dict(weight_map)
 
     def _open(self, name: str):
         path = self.folder / name
