@@ -35,9 +35,7 @@ def test_greedy_verification_writes_exactly_what_vanilla_writes(request, prompts
 
 
 def test_drafts_that_hold_save_backbone_passes(agreeing_runtime, prompts):
-    [answer] = generate(
-        agreeing_runtime, prompts(9), DecodePattern.of("turbo"), max_new_tokens=200, verify="greedy"
-    )
+    [answer] = generate(agreeing_runtime, prompts(9), DecodePattern.of("turbo"), max_new_tokens=200, verify="greedy")
     assert answer.backbone_passes < 100
     assert sum(answer.accepted) == sum(writer > 0 for writer in answer.writers)
     assert all(kept <= tried for kept, tried in zip(answer.accepted, answer.drafted, strict=True))
@@ -50,9 +48,7 @@ def test_no_prompt_or_limit_makes_verified_tokens_differ(agreeing_runtime, seed,
     random = torch.Generator().manual_seed(seed)
     prompt = torch.randint(0, 97, (length,), generator=random).tolist()
     vanilla = generate(agreeing_runtime, [prompt], VANILLA, max_new_tokens=limit)[0]
-    verified = generate(
-        agreeing_runtime, [prompt], DecodePattern.of(mode), max_new_tokens=limit, verify="greedy"
-    )[0]
+    verified = generate(agreeing_runtime, [prompt], DecodePattern.of(mode), max_new_tokens=limit, verify="greedy")[0]
     assert verified.ids == vanilla.ids and len(verified.ids) == limit
 
 

@@ -1,0 +1,177 @@
+"""From a model folder and an input to text on the screen and sound on disk."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from omegaconf import OmegaConf
+
+from vita_audio_pl.codecs.protocol import register_codec
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.generate import generate as answer
+from vita_audio_pl.generate import main
+from vita_audio_pl.inference import Prompter, load_speech_model, task_conversation
+from vita_audio_pl.inference.options import GenerateConfig
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.released import save_released
+from vita_audio_pl.text.tokenizer import TextTokenizer
+
+RATE, PER_CODE = 1000, 80
+
+
+class ToyCodec:
+    """A code is how loud 80 samples are, in sixteenths."""
+
+    name, sample_rate, codes_per_second, codebook_size, fingerprint = "toy", RATE, RATE / PER_CODE, 16, "toy"
+
+    def encode(self, waves):
+        pieces = [np.abs(w[: len(w) // PER_CODE * PER_CODE]).reshape(-1, PER_CODE).max(1) for w in waves]
+        return [np.minimum(piece * 16, 15).astype(np.int32) for piece in pieces]
+
+    def decode(self, codes):
+        return np.repeat(np.asarray(codes, np.float32) / 16, PER_CODE)
+
+    def decode_stream(self):
+        codec = self
+
+        class Stream:
+            def push(self, codes):
+                return codec.decode(codes)
+
+            def finish(self):
+                return np.zeros(0, np.float32)
+
+        return Stream()
+
+
+def load_toy(folder):
+    return ToyCodec()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model):
+    """A stage's folder as training leaves it."""
+    register_codec("toy", load_toy)
+    stage = tmp_path_factory.mktemp("runs") / "sft"
+    model = stage / "model"
+    (model / "codec").mkdir(parents=True)
+    tokenizer = TextTokenizer.train(["the big red cow lives in the farm " * 30], 280)
+    vocabulary = tokenizer.vocabulary(16)
+    save_released(
+        tiny_model(vocabulary=vocabulary.size, tied=True),
+        model,
+        decode_pattern=[1, 10, 4, 10],
+        first_code=vocabulary.first_code,
+    )
+    tokenizer.save(model / "tokenizer")
+    (model / "codec" / "codec.json").write_text('{"name": "toy"}')
+    (model / "manifest.json").write_text(json.dumps({"stage": "sft", "vocabulary": vocabulary.fingerprint}))
+    return stage
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / "question.wav"
+    soundfile.write(path, 0.5 * np.sin(np.arange(1600) / 9).astype(np.float32), 2000)
+    return path
+
+
+def test_a_stage_folder_loads_with_everything_that_belongs_to_it(folder):
+    loaded = load_speech_model(folder)
+    assert loaded.pattern == DecodePattern.of("boost") and loaded.model.n_heads == 3
+    assert loaded.vocabulary.n_codes == 16 and loaded.vocabulary.size == loaded.runtime.vocab_size
+    assert loaded.codec_dir == folder / "model" / "codec" and loaded.manifest["stage"] == "sft"
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_a_folder_without_a_manifest_is_read_by_its_numbers(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder / "model", tmp_path / "imported")
+    (copy / "manifest.json").unlink()
+    assert load_speech_model(copy).vocabulary == load_speech_model(folder).vocabulary
+
+
+def test_a_folder_whose_parts_do_not_belong_together_is_refused(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder / "model", tmp_path / "mixed")
+    TextTokenizer.train(["something else entirely"], 262).save(copy / "tokenizer")
+    with pytest.raises(UserError, match="the tokenizer belongs to another model"):
+        load_speech_model(copy)
+    with pytest.raises(UserError, match="there is no model folder"):
+        load_speech_model(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="it has no config.json"):
+        load_speech_model(tmp_path)
+
+
+def test_prompts_follow_the_chat_template(folder):
+    loaded = load_speech_model(folder)
+    prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
+
+    def shown(task, codes=(), **inputs):
+        return loaded.tokenizer.written_out(prompter.ids(task_conversation(task, **inputs), codes), loaded.vocabulary)
+
+    sound = "<|begin_of_audio|><|audio_3|><|audio_1|><|end_of_audio|>"
+    ask, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    codes = [np.array([3, 1])]
+    assert shown("sts", codes, audio="q.wav") == ask + sound + end
+    assert shown("asr", codes, audio="q.wav") == ask + "Convert the speech to text.\n" + sound + end
+    assert shown("tts", text="the cow") == ask + "Convert the text to speech.\nthe cow" + end
+    assert shown("text", text="the cow") == ask + "the cow" + end
+    system = "<|im_start|>system\nYour Voice: " + sound + "\n<|im_end|>\n"
+    assert shown("tts", codes, text="a", voice="v.wav") == system + ask + "Convert the text to speech.\na" + end
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"task": "sing"}, "task='sing' is unknown"),
+        ({"task": "asr"}, "task=asr needs audio="),
+        ({"task": "tts", "audio": "a.wav", "text": "a"}, "task=tts takes text=..., not audio="),
+        ({"task": "sts", "text": "hello"}, "task=sts needs audio="),
+    ],
+)
+def test_inputs_that_a_task_does_not_take_are_refused(inputs, says):
+    with pytest.raises(UserError, match=says):
+        task_conversation(**inputs)
+
+
+def settings(folder, tmp_path, **changes):
+    values = {"model_folder": str(folder), "max_new_tokens": 60, "output": str(tmp_path / "answer.wav")} | changes
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GenerateConfig), values))
+    config.check()
+    return config
+
+
+@pytest.mark.parametrize("verify", ["none", "greedy", "sample"])
+def test_streamed_and_whole_answers_are_the_same(folder, tmp_path, recording, capsys, verify):
+    common = {"task": "sts", "audio": str(recording), "verify": verify, "mode": [1, 10]}
+    common["sampling"] = {"temperature": 2.0 if verify == "sample" else 0.0, "seed": 5}
+    answer(settings(folder, tmp_path, **common))
+    whole, _ = soundfile.read(tmp_path / "answer.wav") if (tmp_path / "answer.wav").exists() else (None, None)
+    said = capsys.readouterr()
+    answer(settings(folder, tmp_path, stream=True, output=str(tmp_path / "streamed.wav"), **common))
+    streamed = soundfile.read(tmp_path / "streamed.wav")[0] if (tmp_path / "streamed.wav").exists() else None
+    again = capsys.readouterr()
+    assert again.out.strip() == said.out.strip()
+    assert (whole is None and streamed is None) or np.array_equal(whole, streamed)
+    assert "backbone and" in said.err and "cut at max_new_tokens=60" in said.err
+
+
+def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for arguments, says in [
+        (["task=asr", "audio=missing.wav"], "missing.wav: there is no such audio file"),
+        (["task=text", "text=a", "mode=[1,0,3]"], "has 3 numbers"),
+        (["task=text", "text=a", "verify=maybe"], "verify='maybe' is unknown"),
+        (["task=text", "text=a", "beam=4"], "no setting 'beam'"),
+        (["task=text", "text=a", "first_chunk=draft"], "first_chunk=draft means something only with verify"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["generate", f"model={folder}", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        assert says in capsys.readouterr().err

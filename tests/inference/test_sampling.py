@@ -1,0 +1,136 @@
+"""Drawing tokens: what each setting keeps, and that a session's draws are its own."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference import Greedy, Sampling, SpanConstraint, generate
+from vita_audio_pl.inference.sampling import Sampler
+from vita_audio_pl.interleave import DecodePattern
+
+LOGITS = hnp.arrays(np.float32, 12, elements=st.floats(-8, 8, width=32), unique=True)
+
+
+@given(
+    LOGITS,
+    st.floats(0.2, 3),
+    st.integers(0, 12),
+    st.floats(0.05, 1),
+    st.sampled_from([1.0, 1.3, 0.8]),
+    st.sets(st.integers(0, 11)),
+)
+def test_probabilities_equal_those_of_transformers(logits, temperature, top_k, top_p, penalty, seen):
+    ours = Sampler(Sampling(temperature, top_k, top_p, penalty)).probabilities(torch.from_numpy(logits), seen)
+    steps = LogitsProcessorList()
+    if seen:
+        steps.append(RepetitionPenaltyLogitsProcessor(penalty))
+    steps.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        steps.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        steps.append(TopPLogitsWarper(top_p))
+    theirs = steps(torch.tensor([sorted(seen)], dtype=torch.int64), torch.from_numpy(logits)[None]).softmax(-1)[0]
+    at_the_border = (ours > 0) != (theirs > 0)  # top-p: sums taken from the other end round otherwise
+    assert at_the_border.sum() <= 1 and (not at_the_border.any() or top_p < 1)
+    if not at_the_border.any():
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@given(LOGITS, st.integers(0, 1000))
+def test_draws_never_take_what_has_no_probability(logits, seed):
+    sampler = Sampler(Sampling(temperature=1.0, top_k=3, seed=seed))
+    chances = sampler.probabilities(torch.from_numpy(logits), ())
+    assert all(chances[sampler.draw(chances)] > 0 for _ in range(5))
+
+
+def test_frequencies_are_the_probabilities():
+    sampler = Sampler(Sampling(temperature=1.0))
+    chances = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    counts = np.bincount([sampler.draw(chances) for _ in range(4000)], minlength=4) / 4000
+    assert counts[1] == 0 and np.abs(counts - chances.numpy()).max() < 0.04
+
+
+def test_a_sessions_draws_depend_on_its_seed_alone(runtime, prompts):
+    batch = prompts(5, 9, 5, 20)
+    batch[2] = batch[0]
+    samplings = [Sampling(temperature=1.5, seed=seed) for seed in (3, 4, 3, 3)]
+    together = generate(runtime, batch, DecodePattern.of("boost"), max_new_tokens=30, sampling=samplings)
+    alone = generate(runtime, batch[:1], DecodePattern.of("boost"), max_new_tokens=30, sampling=samplings[0])
+    assert together[0].ids == together[2].ids == alone[0].ids
+    other = generate(runtime, batch[:1], DecodePattern.of("boost"), max_new_tokens=30, sampling=samplings[1])
+    assert other[0].ids != alone[0].ids
+
+
+def test_greedy_and_sampled_sessions_share_a_batch(runtime, prompts):
+    batch = prompts(6, 6)
+    mixed = [Greedy, Sampling(temperature=2.0, seed=1)]
+    answers = generate(runtime, batch, DecodePattern.of("turbo"), max_new_tokens=20, sampling=mixed)
+    alone = [
+        generate(runtime, [p], DecodePattern.of("turbo"), max_new_tokens=20, sampling=s)[0]
+        for p, s in zip(batch, mixed, strict=True)
+    ]
+    assert [a.ids for a in answers] == [a.ids for a in alone]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+        Sampling(**wrong)
+
+
+CONSTRAINT = SpanConstraint(begin=60, end=61, turn_end=2, first_code=64, n_codes=30)
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "boost", "turbo"])
+@pytest.mark.parametrize("sampling", [Greedy, Sampling(temperature=3.0)])
+def test_inside_a_span_only_codes_and_ends_are_written(runtime, prompts, mode, sampling):
+    batch = [[*prompt, 60] for prompt in prompts(3, 5, 8)]
+    answers = generate(
+        runtime, batch, DecodePattern.of(mode), max_new_tokens=60, sampling=sampling, constraint=CONSTRAINT
+    )
+    outside = 0
+    for answer in answers:
+        inside = True
+        for token in answer.ids:
+            assert not inside or 64 <= token < 94 or token in (61, 2)
+            outside += not inside
+            inside = CONSTRAINT.after(inside, token)
+    assert sampling is Greedy or outside
+
+
+def test_the_constraint_takes_the_best_of_what_is_allowed_and_leaves_text_alone(tiny_model, prompts):
+    model = tiny_model()
+    pattern = DecodePattern.of("vanilla")
+    [prompt] = prompts(7, vocabulary=60)
+    text = generate(model, [prompt], pattern, max_new_tokens=1)[0].ids
+    assert generate(model, [prompt], pattern, max_new_tokens=1, constraint=CONSTRAINT)[0].ids == text
+    opened = [[*prompt, 60]]
+    [answer] = generate(model, opened, pattern, max_new_tokens=1, constraint=CONSTRAINT)
+    allowed = list(CONSTRAINT.allowed)
+    only_allowed = tiny_model()
+    mask = torch.ones(97, dtype=torch.bool)
+    mask[allowed] = False
+    only_allowed.lm_head.weight[mask] = 0
+    [expected] = generate(only_allowed, opened, pattern, max_new_tokens=1)
+    assert answer.ids == expected.ids
