@@ -2,50 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from toy_codec import N_CODES, RATE, LoudnessCodec, load_whole_file
 
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.prepare_source import prepare_source
-from vita_audio_pl.data.readers import AudioRef
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.tokenize import AudioRules, TokenizeJob
-from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.text import RenderOptions, TextTokenizer
 
-N_CODES = 64
-RATE = 8000
 WORDS = "red blue green cow duck sheep farm river lives in the and has two cups who what".split()
-
-
-@dataclass(frozen=True)
-class LoudnessCodec:
-    """12.5 codes/s: how loud each 80 ms are, in 64 steps."""
-
-    name: str = "loudness"
-    sample_rate: int = RATE
-    codes_per_second: float = 12.5
-    codebook_size: int = N_CODES
-    fingerprint: str = "loudness-1"
-
-    def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [np.array([int(np.abs(b).mean() * 63) for b in np.array_split(w, -(-len(w) // 640))]) for w in waves]
-
-
-def load_audio(audio: AudioRef, sample_rate: int) -> np.ndarray:
-    try:
-        wave, rate = soundfile.read(str(audio), dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{audio} is not audio that can be read: {error}") from None
-    assert rate == sample_rate
-    return wave
 
 
 def toy_tokenizer() -> TextTokenizer:
@@ -83,7 +56,7 @@ def toy_job(root: Path, shards: Path, task: str, tokenizer: TextTokenizer, **rul
         tokenizer=tokenizer,
         make_codec=LoudnessCodec,
         codec={"name": "loudness", "fingerprint": "loudness-1", "codes_per_second": 12.5, "codebook_size": N_CODES},
-        load_audio=load_audio,
+        load_audio=load_whole_file,
         out=shards / task,
         rules=AudioRules(**rules),
     )

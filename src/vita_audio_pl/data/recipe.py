@@ -65,7 +65,7 @@ class SourceRecipe:
                 f"expected there: {self.layout}"
             )
         options = {**self.reader, **self.splits.get(split, {})}
-        return make_reader(root, options, f"the recipe of '{self.name}'")
+        return make_reader(root, self.task, options, f"the recipe of '{self.name}'")
 
     @property
     def all_splits(self) -> tuple[str, ...]:

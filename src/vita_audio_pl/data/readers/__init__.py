@@ -7,15 +7,25 @@ from typing import Any
 
 from vita_audio_pl.data.readers.base import AudioBytes, AudioFile, AudioRef, Part, RawSample, Reader, Unreadable
 from vita_audio_pl.data.readers.jsonl import JsonlReader
+from vita_audio_pl.data.readers.kaldi import KaldiReader
+from vita_audio_pl.data.readers.lhotse import LhotseReader
+from vita_audio_pl.data.readers.tables import TableReader
+from vita_audio_pl.data.readers.webdataset import WebDatasetReader
 from vita_audio_pl.errors import UserError
 
 __all__ = ["AudioBytes", "AudioFile", "AudioRef", "Part", "RawSample", "Reader", "Unreadable", "make_reader"]
 
-_KINDS: dict[str, Any] = {"jsonl": JsonlReader}
+_KINDS: dict[str, Any] = {
+    "jsonl": JsonlReader,
+    "kaldi": KaldiReader,
+    "lhotse": LhotseReader,
+    "table": TableReader,
+    "webdataset": WebDatasetReader,
+}
 
 
-def make_reader(root: Path, options: Mapping[str, Any], where: str) -> Reader:
-    """The reader that `options["kind"]` names, over the corpus in `root`.
+def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str) -> Reader:
+    """The reader that `options["kind"]` names, over the corpus in `root`; `task` is told to readers that ask for it.
 
     Raises:
         UserError: there is no such kind, or it has no such option.
@@ -24,9 +34,15 @@ def make_reader(root: Path, options: Mapping[str, Any], where: str) -> Reader:
     kind = settings.pop("kind")
     if kind not in _KINDS:
         raise UserError(f"{where} asks for the reader '{kind}'; there are {', '.join(_KINDS)}")
-    known = [field.name for field in fields(_KINDS[kind]) if field.name != "root"]
-    unknown = sorted(set(settings) - set(known))
+    known = {field.name: field for field in fields(_KINDS[kind])}
+    unknown = sorted(set(settings) - set(known) | set(settings) & {"root", "task"})
     if unknown:
-        raise UserError(f"{where}: the reader '{kind}' has no option '{unknown[0]}'; it has {', '.join(known)}")
-    reader: Reader = _KINDS[kind](root=root, **settings)
+        told = ", ".join(name for name in known if name not in ("root", "task"))
+        raise UserError(f"{where}: the reader '{kind}' has no option '{unknown[0]}'; it has {told}")
+    if "task" in known:
+        settings["task"] = task
+    try:
+        reader: Reader = _KINDS[kind](root=root, **settings)
+    except TypeError as error:
+        raise UserError(f"{where}: the reader '{kind}' lacks an option ({error})") from error
     return reader

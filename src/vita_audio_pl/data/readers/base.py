@@ -94,3 +94,9 @@ def files_matching(root: Path, patterns: Sequence[str]) -> list[Path]:
     if not found:
         raise UserError(f"no file matches {', '.join(patterns)} in {root}: check where the corpus is (root) and files")
     return list(found)
+
+
+def file_identity(path: Path) -> str:
+    """Changes when a large file does: name, size and time of its last change. Reading it all would take hours."""
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"

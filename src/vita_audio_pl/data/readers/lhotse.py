@@ -1,0 +1,132 @@
+"""Corpora that lhotse knows how to read: its recipes prepare the manifests, we read those (extra `corpora`)."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.data.files import sole_user
+from vita_audio_pl.data.readers.base import AudioFile, Part, RawSample, Unreadable
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
+from vita_audio_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class LhotseReader:
+    """A corpus by the name of its lhotse recipe.
+
+    Attributes:
+        root: the corpus as its publishers lay it out.
+        corpus: `librispeech` for `lhotse.recipes.prepare_librispeech`, and so on.
+        task, speaker_prompt, lower, join: see `UtteranceRules`.
+        manifests: names of the manifests to read, such as `train-clean-100`; of languages, `en/train`.
+        settings: further arguments of the recipe, such as `languages` or `dataset_parts`.
+        utterances_per_part: utterances that one task takes.
+    """
+
+    root: Path
+    corpus: str
+    task: str = "asr"
+    manifests: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    speaker_prompt: bool = False
+    lower: bool = False
+    join: bool = False
+    utterances_per_part: int = 2000
+
+    @cached_property
+    def _utterances(self) -> list[dict[str, Any]]:
+        """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, written the first time."""
+        wanted = json.dumps([self.corpus, self.manifests, self.settings, 1], default=list)
+        cache = self.root / ".vita_audio_pl"
+        path = cache / f"{self.corpus}.{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.jsonl"
+        with sole_user(cache):
+            if not path.is_file():
+                _write_utterances(path, _prepared(self.corpus, self.root, cache, self.settings or {}), self.manifests)
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def parts(self) -> list[Part]:
+        rows = self._utterances
+        parts = []
+        for first in range(0, len(rows), self.utterances_per_part):
+            chosen = rows[first : first + self.utterances_per_part]
+            content = json.dumps([chosen, self.task, self.speaker_prompt, self.lower, self.join])
+            identity = hashlib.sha256(content.encode()).hexdigest()
+            parts.append(Part(f"{self.corpus}:{chosen[0]['id']}", identity, {"first": first, "count": len(chosen)}))
+        return parts
+
+    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
+        first = int(part.where["first"])
+        rows = self._utterances[first : first + int(part.where["count"])]
+        rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
+        yield from rules.samples(self._utterance(row) for row in rows)
+
+    def _utterance(self, row: Mapping[str, Any]) -> Utterance | Unreadable:
+        if row["kind"] != "file":
+            problem = f"{row['id']}: its audio is a {row['kind']}, not a file; nothing is fetched or run here"
+            return Unreadable(row["id"], problem, "audio is no file")
+        audio = AudioFile(self.root / row["path"], row["start"], row["seconds"])
+        return Utterance(row["id"], audio, row["text"], row["speaker"])
+
+
+def _prepared(corpus: str, root: Path, cache: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        from lhotse import recipes
+    except ImportError as error:
+        raise UserError(f"reading '{corpus}' needs lhotse: pip install 'vita-audio-pl[corpora]'") from error
+    recipe = getattr(recipes, f"prepare_{corpus}", None)
+    if recipe is None:
+        raise UserError(f"lhotse has no recipe for '{corpus}'; `lhotse prepare --help` lists those it has")
+    known = inspect.signature(recipe).parameters
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise UserError(f"lhotse's recipe for '{corpus}' has no setting '{unknown[0]}'; it has {', '.join(known)}")
+    arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    try:
+        return dict(recipe(root, output_dir=cache, **arguments))
+    except (OSError, AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"lhotse's recipe for '{corpus}' finds fault with {root}: {error!r}; the corpus must lie there as published"
+        ) from error
+
+
+def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[str, ...]) -> None:
+    """One line per supervision of the wanted manifests."""
+    found = dict(_manifests(prepared))
+    missing = [name for name in manifests if name not in found]
+    if missing:
+        raise UserError(f"the corpus has no manifest '{missing[0]}'; it has {', '.join(found)}")
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        for name in manifests or found:
+            recordings = {recording.id: recording for recording in found[name]["recordings"]}
+            for supervision in found[name]["supervisions"]:
+                recording = recordings.get(supervision.recording_id)
+                source = recording.sources[0] if recording is not None else None
+                whole = recording is not None and supervision.start == 0 and supervision.duration >= recording.duration
+                row = {
+                    "id": supervision.id,
+                    "kind": source.type if source else "missing recording",
+                    "path": str(source.source) if source and source.type == "file" else "",
+                    "start": supervision.start,
+                    "seconds": None if whole else supervision.duration,
+                    "text": supervision.text or "",
+                    "speaker": supervision.speaker or "",
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    partial.rename(path)
+
+
+def _manifests(prepared: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and manifests of every leaf: recipes nest them by part, or by language and part."""
+    if "supervisions" in prepared:
+        yield prefix or "all", prepared
+        return
+    for key, value in prepared.items():
+        if isinstance(value, Mapping):
+            yield from _manifests(value, f"{prefix}/{key}" if prefix else str(key))

@@ -1,0 +1,235 @@
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_codec import RATE, LoudnessCodec
+from toy_corpus import toy_job, toy_tokenizer, write_corpus
+
+from vita_audio_pl.data import shards as shards_module
+from vita_audio_pl.data.executors import LocalExecutor, RayExecutor
+from vita_audio_pl.data.prepare_source import prepare_source
+from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.preparation import load_audio
+from vita_audio_pl.text import TextTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return toy_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    write_corpus(folder, "asr", 260)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file that readers of a source look at."""
+    files = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_doing_it_again_does_nothing(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    manifest = prepare_source(job)
+    assert manifest is not None and manifest.samples == 260 and len(manifest.shards) == 6
+    times = {path.name: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"}
+    assert prepare_source(job) == manifest
+    assert {path.name: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"} == times
+
+
+def test_a_changed_line_redoes_one_part_and_drops_the_old(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    shutil.copytree(raw, tmp_path / "raw")
+    job = toy_job(tmp_path / "raw", tmp_path / "shards", "asr", tokenizer)
+    first = prepare_source(job)
+    path = tmp_path / "raw/asr.jsonl"
+    lines = path.read_text().splitlines()
+    lines[60] = lines[0].replace("asr-0", "asr-new")
+    path.write_text("\n".join(lines) + "\n")
+    second = prepare_source(job)
+    assert first is not None and second is not None
+    changed = [one.name != other.name for one, other in zip(first.shards, second.shards, strict=True)]
+    assert changed == [False, True, False, False, False, False]
+    assert {p.name for p in job.out.glob("*.tar")} == {shard.name for shard in second.shards}
+    assert PreparedSource(job.out).read(60).id == "asr-new"
+
+
+def test_another_codec_or_tokenizer_makes_other_shards(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    part = job.reader.parts()[0]
+    other_codec = replace(job, codec={**job.codec, "fingerprint": "loudness-2"})
+    other_text = replace(job, tokenizer=TextTokenizer.train(["other words"], 300))
+    assert len({j.output_name(part) for j in (job, other_codec, other_text)}) == 3
+
+
+@pytest.mark.parametrize(
+    "executor",
+    [pytest.param(LocalExecutor(2), id="local"), pytest.param(RayExecutor(2), id="ray", marks=pytest.mark.slow)],
+)
+def test_every_executor_writes_the_same_bytes(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer, executor: LocalExecutor | RayExecutor
+) -> None:
+    if isinstance(executor, RayExecutor):
+        pytest.importorskip("ray")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    here, there = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("here", "there"))
+    prepare_source(here)
+    prepare_source(there, executor)
+    assert contents(here.out) == contents(there.out)
+
+
+def test_the_last_job_of_an_array_finishes_the_source(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    whole, array = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("whole", "array"))
+    prepare_source(whole)
+    results = [prepare_source(array, LocalExecutor(1, share, 4)) for share in (2, 0, 3, 1)]
+    assert results[:3] == [None, None, None] and results[3] is not None
+    assert contents(whole.out) == contents(array.out)
+
+
+class SlowCodec(LoudnessCodec):
+    """Leaves time to be killed."""
+
+    def encode(self, waves):  # noqa: ANN001, ANN201
+        time.sleep(0.01)
+        return super().encode(waves)
+
+
+def prepare_slowly(job: TokenizeJob) -> None:
+    prepare_source(replace(job, make_codec=SlowCodec))
+
+
+def test_killed_anywhere_and_run_again_nothing_is_lost_or_done_twice(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    whole, killed = (toy_job(raw, tmp_path / name, "asr", tokenizer, batch_seconds=8.0) for name in ("whole", "killed"))
+    prepare_source(whole)
+    rng = np.random.default_rng(0)
+    kept: dict[str, int] = {}
+    for _ in range(12):
+        process = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(killed,))
+        process.start()
+        time.sleep(0.02 + float(rng.random()) * 0.25)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        if (killed.out / "manifest.json").exists():
+            PreparedSource(killed.out)  # what looks whole is whole
+        finished = {p.name: p.stat().st_mtime_ns for p in killed.out.glob("*.done.json")}
+        assert kept.items() <= finished.items()
+        kept = finished
+    prepare_source(killed)
+    assert contents(whole.out) == contents(killed.out)
+    assert not list(killed.out.glob("*.partial")) and not list(killed.out.glob(".*.partial"))
+
+
+class FullDisk:
+    """A file on a disk that has room for `room` bytes more."""
+
+    room = 0
+
+    def __init__(self, path: Path, mode: str):
+        self._file = open(path, mode)  # noqa: SIM115
+
+    def write(self, data: bytes) -> int:
+        FullDisk.room -= len(data)
+        if FullDisk.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_written_shard(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, job = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("whole", "full"))
+    manifest = prepare_source(whole)
+    assert manifest is not None
+    monkeypatch.setattr(shards_module, "open", FullDisk, raising=False)
+    FullDisk.room = sum(shard.bytes for shard in manifest.shards[:2]) + 3000
+    with pytest.raises(UserError, match="no space left in .* give the same command again"):
+        prepare_source(job)
+    assert len(list(job.out.glob("*.done.json"))) == len(list(job.out.glob("*.tar"))) == 2
+    assert not (job.out / "manifest.json").exists() and not list(job.out.glob(".*.partial"))
+    monkeypatch.undo()
+    prepare_source(job)
+    assert contents(whole.out) == contents(job.out)
+
+
+def write(seconds: float, rate: int = RATE, scale: float = 0.5, **options: str) -> Callable[[Path], None]:
+    def spoiler(path: Path) -> None:
+        soundfile.write(path, scale * np.sin(np.arange(int(seconds * rate)) / 9), rate, **options)
+
+    return spoiler
+
+
+def test_bad_audio_is_left_out_counted_and_named(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    write_corpus(tmp_path, "asr", 40)
+    spoilers: dict[int, tuple[Callable[[Path], object], str | None]] = {
+        3: (lambda path: path.unlink(), "unreadable audio"),
+        5: (lambda path: path.write_bytes(b""), "unreadable audio"),
+        8: (lambda path: path.write_bytes(b"RIFFnot audio at all"), "unreadable audio"),
+        11: (write(31.0), "audio too long"),
+        14: (write(3 * 3600.0, 4000, subtype="PCM_U8"), "audio too long"),
+        17: (write(1.0, scale=0.0), "silent audio"),
+        20: (lambda path: soundfile.write(path, np.full(800, np.nan), RATE, subtype="FLOAT"), "unreadable audio"),
+        23: (write(1.0, 44_100), None),
+        26: (write(1.0, subtype="PCM_U8"), None),
+        29: (lambda path: soundfile.write(path, np.random.default_rng(0).random((800, 2)) - 0.5, RATE), None),
+    }
+    for number, (spoiler, _) in spoilers.items():
+        spoiler(tmp_path / f"audio/asr{number:05d}.wav")
+    job = replace(toy_job(tmp_path, tmp_path / "shards", "asr", tokenizer), load_audio=load_audio)
+    manifest = prepare_source(job)
+    expected = {f"asr-{number}": reason for number, (_, reason) in spoilers.items() if reason}
+    assert manifest is not None and manifest.samples == 40 - len(expected)
+    named = [json.loads(line) for line in (job.out / "skipped.jsonl").read_text().splitlines()]
+    assert {line["where"]: line["reason"] for line in named} == expected
+    assert all(f"asr{int(line['where'][4:]):05d}.wav" in line["problem"] for line in named)
+    assert manifest.report["skipped"] == {"unreadable audio": 4, "audio too long": 2, "silent audio": 1}
+    source = PreparedSource(job.out)
+    assert [source.read(n).id for n in range(len(source))] == [
+        f"asr-{n}" for n in range(40) if f"asr-{n}" not in expected
+    ]
+
+
+def test_a_source_that_is_broken_throughout_is_refused_with_its_counts(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    write_corpus(tmp_path, "asr", 30)
+    for path in (tmp_path / "audio").iterdir():
+        path.write_bytes(b"")
+    job = replace(toy_job(tmp_path, tmp_path / "shards", "asr", tokenizer), load_audio=load_audio)
+    with pytest.raises(UserError, match="no sample of 'asr' could be used .unreadable audio: 30.; see .*skipped.jsonl"):
+        prepare_source(job)
+    assert len((job.out / "skipped.jsonl").read_text().splitlines()) == 30
+    assert not (job.out / "manifest.json").exists()
+
+
+def test_a_source_with_audio_needs_a_codec(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    job = replace(toy_job(raw, tmp_path, "asr", tokenizer), make_codec=None, codec={})
+    with pytest.raises(UserError, match="'asr' has audio .* codec=DIR"):
+        prepare_source(job)
+
+
+def test_a_codec_that_changes_underway_is_refused(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    changed = replace(job, make_codec=partial(LoudnessCodec, fingerprint="x"), codec={**job.codec, "fingerprint": "y"})
+    with pytest.raises(UserError, match="the codec has changed"):
+        prepare_source(changed)

@@ -1,0 +1,291 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.data.mixture import load_mixture
+from vita_audio_pl.data.readers import AudioBytes, AudioFile, RawSample, Reader, Unreadable, make_reader
+from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.preparation import load_audio
+
+
+def everything(reader: Reader) -> list[RawSample | Unreadable]:
+    return [sample for part in reader.parts() for sample in reader.read(part)]
+
+
+def good(reader: Reader) -> list[RawSample]:
+    return [sample for sample in everything(reader) if isinstance(sample, RawSample)]
+
+
+def bad(reader: Reader) -> list[Unreadable]:
+    return [sample for sample in everything(reader) if isinstance(sample, Unreadable)]
+
+
+def wav_bytes(seconds: float = 0.5, rate: int = 16_000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.sin(np.arange(int(seconds * rate)) / 20) / 2, rate, format="WAV")
+    return file.getvalue()
+
+
+def contents(sample: RawSample) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in sample.conversation.messages]
+
+
+def test_our_jsonl_names_every_line_that_is_none(tmp_path: Path) -> None:
+    fine = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    lines = [
+        json.dumps(fine),
+        "not json",
+        json.dumps({"messages": []}),
+        "",
+        json.dumps({"messages": [{"role": "robot", "content": "x"}]}),
+        json.dumps({"messages": [{"role": "user", "content": "<|audio|><|audio|>"}], "audios": ["a.wav"]}),
+    ]
+    (tmp_path / "x.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n" + json.dumps(fine).encode())
+    reader = make_reader(tmp_path, "text", {"kind": "jsonl", "files": ["*.jsonl"], "lines_per_part": 3}, "test")
+    assert len(reader.parts()) == 3
+    assert [sample.conversation.id.rsplit(":")[-1] for sample in good(reader)] == ["1", "8"]
+    assert [problem.where.rsplit(":")[-1] for problem in bad(reader)] == ["2", "3", "5", "6", "7"]
+    assert all(problem.where in problem.problem for problem in bad(reader))
+
+
+def test_a_changed_line_changes_only_its_part(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"line": {n}}}\n' for n in range(9)))
+    reader = make_reader(tmp_path, "text", {"kind": "jsonl", "lines_per_part": 3}, "test")
+    before = [part.identity for part in reader.parts()]
+    path.write_text(path.read_text().replace('{"line": 4}', '{"line": 44}'))
+    after = [part.identity for part in reader.parts()]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True]
+
+
+def write_kaldi(folder: Path) -> None:
+    (folder / "wav").mkdir(parents=True)
+    (folder / "wav/r1.wav").write_bytes(wav_bytes(2.0))
+    (folder / "wav.scp").write_text("r1 wav/r1.wav\nr2 sox x.flac -t wav - |\n")
+    (folder / "segments").write_text("u1 r1 0.0 0.5\nu2 r1 0.5 1.25\nu3 r2 0 1\nu4 r9 0 1\nu5 r1 x y\nu6 r1 0 1\n")
+    (folder / "text").write_text("u1 HELLO  THERE\nu2 SO LONG\nu3 never\nu4 never\nu5 never\n")
+    (folder / "utt2spk").write_text("u1 anna\nu2 anna\nu3 bob\n")
+
+
+def test_kaldi_directories_with_segments(tmp_path: Path) -> None:
+    write_kaldi(tmp_path)
+    reader = make_reader(tmp_path, "asr", {"kind": "kaldi", "lower": True, "utterances_per_part": 4}, "test")
+    samples = good(reader)
+    assert contents(samples[0]) == [("user", "Convert the speech to text.\n<|audio|>"), ("assistant", "hello there")]
+    assert samples[1].audios == (AudioFile(tmp_path / "wav/r1.wav", 0.5, 0.75),)
+    assert len(load_audio(samples[1].audios[0], 16_000, 30)) == 12_000
+    assert [problem.reason for problem in bad(reader)] == [
+        "command in wav.scp",
+        "no recording",
+        "not a sample",
+        "no transcript",
+    ]
+
+
+def test_commands_in_kaldi_tables_are_never_run(tmp_path: Path) -> None:
+    write_kaldi(tmp_path)
+    (tmp_path / "segments").unlink()
+    (tmp_path / "wav.scp").write_text(f"u1 touch {tmp_path}/owned |\n")
+    reader = make_reader(tmp_path, "asr", {"kind": "kaldi"}, "test")
+    assert "commands are not run" in bad(reader)[0].problem
+    assert not (tmp_path / "owned").exists()
+
+
+def test_speaker_prompts_come_from_the_same_speaker_and_lone_utterances_are_named(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text("".join(f"u{n} u{n}.wav\n" for n in range(6)))
+    (tmp_path / "text").write_text("".join(f"u{n} words {n}\n" for n in range(6)))
+    (tmp_path / "utt2spk").write_text("u0 anna\nu1 bob\nu2 anna\nu3 anna\nu4 eve\n")
+    reader = make_reader(tmp_path, "tts", {"kind": "kaldi", "speaker_prompt": True}, "test")
+    pairs = {s.conversation.id: s.audios[0].path.stem for s in good(reader)}
+    assert pairs == {"u0": "u2", "u2": "u0", "u3": "u2"}
+    assert contents(good(reader)[0]) == [
+        ("system", "Your Voice: <|audio|>\n"),
+        ("user", "Convert the text to speech.\nwords 0"),
+        ("assistant", "<|audio|>"),
+    ]
+    reasons = {problem.where: problem.reason for problem in bad(reader)}
+    assert reasons == {"u1": "only utterance of its speaker", "u4": "only utterance of its speaker", "u5": "no speaker"}
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_webdataset_tars_are_read_in_memory_and_unsafe_names_refused(tmp_path: Path) -> None:
+    text = json.dumps({"text": "hello", "speaker": "anna"}).encode()
+    members = [
+        ("a/one.wav", wav_bytes()),
+        ("a/one.json", text),
+        ("../../escape.wav", wav_bytes()),
+        ("/root/abs.wav", wav_bytes()),
+        ("two.wav", wav_bytes()),
+        ("three.json", text),
+        ("four.wav", b"not audio"),
+        ("four.json", text),
+        ("five.wav", wav_bytes()),
+        ("five.json", b"{"),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    reader = make_reader(tmp_path, "asr", {"kind": "webdataset", "text": "json"}, "test")
+    samples = good(reader)
+    assert [s.conversation.id for s in samples] == ["x/a/one", "x/four"]
+    assert isinstance(samples[0].audios[0], AudioBytes) and len(load_audio(samples[0].audios[0], 16_000, 30)) == 8000
+    assert [problem.reason for problem in bad(reader)] == [
+        "unsafe member name",
+        "unsafe member name",
+        "no transcript",
+        "no audio",
+        "no transcript",
+    ]
+
+
+def test_a_truncated_tar_gives_what_it_has_and_is_named(tmp_path: Path) -> None:
+    members = [(f"{n}.{e}", wav_bytes() if e == "wav" else b"hello") for n in range(5) for e in ("wav", "txt")]
+    write_tar(tmp_path / "x.tar", members)
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[: len(whole) // 2])
+    reader = make_reader(tmp_path, "asr", {"kind": "webdataset"}, "test")
+    assert [s.conversation.id for s in good(reader)] == ["x/0", "x/1"]
+    assert [(p.reason, p.where) for p in bad(reader)] == [("damaged archive", str(tmp_path / "x.tar"))]
+
+
+def test_parquet_of_recordings(tmp_path: Path) -> None:
+    audio = [
+        {"bytes": wav_bytes(), "path": None},
+        {"bytes": None, "path": "clips/b.wav"},
+        {"bytes": None, "path": "../c"},
+    ]
+    table = pa.table({"audio": audio, "sentence": ["one", "two", "three"], "spk": ["x", "y", "z"]})
+    pq.write_table(table, tmp_path / "train-0.parquet", row_group_size=2)
+    columns = {"audio": "audio", "text": "sentence", "speaker": "spk"}
+    reader = make_reader(tmp_path, "tts", {"kind": "table", "columns": columns, "rows_per_part": 2}, "test")
+    assert len(reader.parts()) == 2
+    samples = good(reader)
+    assert contents(samples[1]) == [("user", "Convert the text to speech.\ntwo"), ("assistant", "<|audio|>")]
+    assert isinstance(samples[0].audios[0], AudioBytes) and samples[1].audios == (AudioFile(tmp_path / "clips/b.wav"),)
+    assert "leads out of the corpus" in bad(reader)[0].problem
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+        [{"human": "a", "assistant": "b"}],
+        ["a", "b"],
+    ],
+)
+def test_chats_in_every_usual_spelling(tmp_path: Path, chat: list) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps({"talk": chat}) + "\n[1]\n" + json.dumps({"other": 1}) + "\n")
+    options = {"kind": "table", "files": ["*.jsonl"], "columns": {"messages": "talk"}}
+    reader = make_reader(tmp_path, "text", options, "test")
+    assert contents(good(reader)[0]) == [("user", "a"), ("assistant", "b")]
+    assert len(bad(reader)) == 2
+
+
+def test_questions_with_spoken_answers(tmp_path: Path) -> None:
+    row = {"split": "s", "index": 7, "q": {"bytes": wav_bytes(), "path": None}, "a": "forty two"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    columns = {"user_audio": "q", "assistant": "a", "assistant_audio": "answers/{split}_{index}.wav"}
+    sample = good(make_reader(tmp_path, "sqa", {"kind": "table", "columns": columns}, "test"))[0]
+    assert contents(sample) == [("user", "<|audio|>"), ("assistant", "forty two\n<|audio|>")]
+    assert sample.audios[1] == AudioFile(tmp_path / "answers/s_7.wav")
+
+
+def test_a_json_list_of_questions(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps([{"c": "context", "q": "why", "a": "because"}, {"q": "no answer"}]))
+    options = {"kind": "table", "files": ["x.json"], "columns": {"user": "c+q", "assistant": "a"}}
+    reader = make_reader(tmp_path, "text", options, "test")
+    assert contents(good(reader)[0]) == [("user", "context\nwhy"), ("assistant", "because")]
+    assert len(bad(reader)) == 1
+
+
+def test_lhotse_recipes_read_a_corpus_as_published(tmp_path: Path) -> None:
+    pytest.importorskip("lhotse")
+    folder = tmp_path / "train-clean-100/19/198"
+    folder.mkdir(parents=True)
+    soundfile.write(folder / "19-198-0000.flac", np.zeros(8000, np.float32), 16_000)
+    soundfile.write(folder / "19-198-0001.flac", np.zeros(16_000, np.float32), 16_000)
+    (folder / "19-198.trans.txt").write_text("19-198-0000 NORTHANGER ABBEY\n19-198-0001 THIS LITTLE WORK\n")
+    options = {"kind": "lhotse", "corpus": "librispeech", "manifests": ["train-clean-100"], "lower": True}
+    reader = make_reader(tmp_path, "asr", options, "test")
+    samples = good(reader)
+    assert sorted(contents(s)[1][1] for s in samples) == ["northanger abbey", "this little work"]
+    assert samples[0].audios[0].path.is_file() and samples[0].audios[0].seconds is None
+    with pytest.raises(UserError, match="no manifest 'other'"):
+        make_reader(tmp_path, "asr", {**options, "manifests": ["other"]}, "test").parts()
+    with pytest.raises(UserError, match="no recipe for 'nonsense'"):
+        make_reader(tmp_path, "asr", {**options, "corpus": "nonsense"}, "test").parts()
+
+
+def test_patterns_cannot_lead_out_of_the_corpus(tmp_path: Path) -> None:
+    for pattern in ("../*.jsonl", "/etc/*.jsonl"):
+        with pytest.raises(UserError, match="leads out"):
+            make_reader(tmp_path, "text", {"kind": "jsonl", "files": [pattern]}, "test").parts()
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"kind": "magic"}, "reader 'magic'; there are jsonl"),
+        ({"kind": "jsonl", "fles": ["x"]}, "no option 'fles'"),
+        ({"kind": "jsonl", "root": "x"}, "no option 'root'"),
+        ({"kind": "lhotse"}, "lacks an option"),
+        ({"kind": "table", "columns": {"txt": "x"}}, "no column 'txt'"),
+    ],
+)
+def test_readers_refuse_what_they_do_not_know(tmp_path: Path, options: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_reader(tmp_path, "text", options, "test")
+
+
+def test_every_recipe_names_a_reader_that_opens(tmp_path: Path) -> None:
+    names = [path.stem for path in (asset_dir("data_recipes") / "sources").glob("*.yaml")]
+    for name in names:
+        recipe = load_recipe(name)
+        assert recipe.task in TASKS and recipe.licence and recipe.home and recipe.layout
+        for split in recipe.all_splits:
+            recipe.open(tmp_path, split)
+    for path in (asset_dir("data_recipes") / "mixtures").glob("*.yaml"):
+        assert {share.source for share in load_mixture(path.stem).shares} <= set(names)
+
+
+def test_the_published_mixtures_have_the_published_shares() -> None:
+    first = {share.source: share for share in load_mixture("mixture_1").shares}
+    last = {share.source: share for share in load_mixture("mixture_2").shares}
+    assert first["emilia"].ratio == first["emilia_speaker_prompt"].ratio == 0.5
+    assert last["emilia"].ratio == last["emilia_speaker_prompt"].ratio == 0.025
+    assert set(last) - set(first) == {"voiceassistant_400k", "audioqa_1m"}
+    assert (first["atlas_math_sets"].num, first["goat"].num) == (100_000, 30_000)
+    assert all(first[name].ratio == 20 * last[name].ratio for name in first)
+    assert last["audioqa_1m"].ratio == last["voiceassistant_400k"].ratio == 2.0
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"tsk": "asr"}, "unknown key 'tsk'"),
+        ({"task": "singing"}, "'singing' is none of"),
+        ({"hours": "many"}, "'hours' is 'many'"),
+        ({"reader": {"files": []}}, "needs a 'kind'"),
+        ({"languages": "en"}, "'languages' is 'en'"),
+        ({"splits": {"dev": 3}}, "each of 'splits'"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused_in_one_sentence(change: dict, sentence: str) -> None:
+    fine = {"task": "asr", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
+    with pytest.raises(UserError, match=sentence):
+        parse_recipe("mine", {**fine, "reader": {"kind": "jsonl"}, **change}, "mine.yaml")
