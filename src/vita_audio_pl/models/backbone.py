@@ -1,5 +1,6 @@
 """Plain Qwen2 folders as transformers reads them: base models in, a model's backbone out with its heads beside it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,11 +9,12 @@ from safetensors.torch import save_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.mctp import MCTPStack
-from vita_audio_pl.models.released import backbone_config, backbone_dict, released_keys
+from vita_audio_pl.models.released import backbone_config, backbone_dict, released_keys, type_name
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
 
 HEADS = "mctp_heads.safetensors"
+NOTES = "mctp.json"
 
 
 def load_backbone(
@@ -52,13 +54,22 @@ def load_backbone(
     return model.materialised(device)
 
 
-def save_backbone(model: SpeechLM, folder: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
+def save_backbone(
+    model: SpeechLM,
+    folder: Path | str,
+    *,
+    decode_pattern: Sequence[int] | None = None,
+    first_code: int | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
     """Writes a Qwen2 folder of the backbone's layers, which transformers loads, with the heads in a file of their own.
 
     LoRA adapters are merged. The published layout counts heads as layers: under the type `qwen2`, transformers would
-    run them as such.
+    run them as such. `mctp.json` keeps what that type has no fields for.
 
     Args:
+        decode_pattern: the runs of the decoding pattern, such as [1, 10, 4, 10].
+        first_code: id of the first audio code.
         max_shard_bytes: size from which the weights are split into several files.
     """
     folder = Path(folder)
@@ -68,9 +79,17 @@ def save_backbone(model: SpeechLM, folder: Path | str, max_shard_bytes: int = 5 
     (folder / HEADS).unlink(missing_ok=True)
     if heads:
         save_file(heads, folder / HEADS, metadata={"format": "pt"})
-    config = backbone_dict(model.config.backbone) | {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-    }
-    write_json(folder / "config.json", config)
+    fields = backbone_dict(model.config.backbone)
+    own = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": type_name(model)}
+    write_json(folder / "config.json", fields | own)
+    ends = {key: fields[key] for key in ("eos_token_id", "pad_token_id") if fields[key] is not None}
+    write_json(folder / "generation_config.json", {"do_sample": False} | ends)
+    runs = None if decode_pattern is None else list(decode_pattern)
+    write_json(folder / NOTES, {"decode_pattern": runs, "first_code": first_code})
+
+
+def backbone_notes(folder: Path | str) -> tuple[list[int] | None, int | None]:
+    """Decoding pattern and id of the first code that `save_backbone` left in `folder`; None for what is not there."""
+    path = Path(folder) / NOTES
+    notes = read_json(path) if path.is_file() else {}
+    return notes.get("decode_pattern"), notes.get("first_code")

@@ -70,9 +70,14 @@ def released_config(model: SpeechLM, first_code: int | None = None) -> dict:
         "model_type": _MODEL_TYPE,
         "num_hidden_layers": model.config.backbone.num_hidden_layers + model.n_heads,
         "num_nextn_predict_layers": model.n_heads,
-        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+        "torch_dtype": type_name(model),
     }
     return config if first_code is None else config | {"speech_token_offset": first_code}
+
+
+def type_name(model: SpeechLM) -> str:
+    """Type of the weights as `config.json` spells it, such as `bfloat16`."""
+    return str(model.lm_head.weight.dtype).removeprefix("torch.")
 
 
 _BACKBONE_FIELDS = (

@@ -1,0 +1,73 @@
+"""Model folders from one layout to the other: the published one, and a plain Qwen2 folder with the heads beside it."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.loading import load_speech_model, model_folder
+from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
+from vita_audio_pl.models.released import save_released
+from vita_audio_pl.models.weight_files import read_json
+from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
+
+LAYOUTS = {"released": save_released, "backbone": save_backbone}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def export_model(
+    source: Path | str,
+    target: Path | str,
+    layout: str = "released",
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes the model of `source`, in either layout, to the new folder `target`.
+
+    The tokenizer is written beside the weights, its special and audio tokens spelled out; codec and manifest go along.
+
+    Args:
+        source: a model folder, the folder of its stage, published weights with a tokenizer, or an exported backbone.
+        layout: `released` (published checkpoints) or `backbone` (transformers loads it as Qwen2).
+        dtype: converted to; None keeps the source's.
+
+    Raises:
+        UserError: an unknown layout, a source that does not hold together, or a target that is there already.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"format is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
+    source, target = model_folder(source), Path(target)
+    if target.exists():
+        raise UserError(f"{target} is there already; give a folder that is not, or move it away")
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if read_json(source / "config.json").get("model_type") == "qwen2":
+        model, (pattern, first_code) = load_backbone(source, dtype=dtype), backbone_notes(source)
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, aside / name)
+    else:
+        loaded = load_speech_model(source, dtype=dtype)
+        model, pattern, first_code = loaded.model, loaded.pattern.runs, loaded.vocabulary.first_code
+        loaded.tokenizer.save(aside)
+        spell_out(aside / "tokenizer.json", loaded.vocabulary)
+    LAYOUTS[layout](model, aside, decode_pattern=pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
+    if (source / "codec").is_dir():
+        shutil.copytree(source / "codec", aside / "codec")
+    if (source / "manifest.json").is_file():
+        shutil.copy(source / "manifest.json", aside / "manifest.json")
+    aside.rename(target)
+
+
+def spell_out(path: Path, vocabulary: Vocabulary) -> None:
+    """Adds special and audio tokens to the text tokenizer in the file `path`, in the published order."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in special_tokens(vocabulary.continuous_input)]
+    )
+    tokenizer.add_tokens([AddedToken(code_token(code), normalized=False) for code in range(vocabulary.n_codes)])
+    tokenizer.save(str(path))

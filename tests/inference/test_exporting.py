@@ -1,0 +1,73 @@
+"""A model folder goes from one layout to the other and back, and loses nothing."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.exporting import export_model
+from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.models.released import save_released
+from vita_audio_pl.text.tokenizer import TextTokenizer
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A model folder as a stage leaves it; its codec is an empty stand-in."""
+    tokenizer = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
+    vocabulary = tokenizer.vocabulary(32)
+    model = tiny_model(vocabulary=vocabulary.size)
+    source = tmp_path / "sft" / "model"
+    save_released(model, source, decode_pattern=[1, 10, 4, 10], first_code=vocabulary.first_code)
+    tokenizer.save(source / "tokenizer")
+    (source / "codec").mkdir()
+    (source / "codec/codec.json").write_text("{}")
+    return source
+
+
+def test_both_layouts_hold_the_same_model_and_the_way_back_is_exact(folder, tmp_path):
+    original = load_speech_model(folder)
+    export_model(folder.parent, tmp_path / "published")
+    export_model(folder, tmp_path / "plain", "backbone")
+    export_model(tmp_path / "plain", tmp_path / "back")
+    for copy in ("published", "back"):
+        loaded = load_speech_model(tmp_path / copy)
+        mine, theirs = original.model.state_dict(), loaded.model.state_dict()
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+        assert loaded.vocabulary == original.vocabulary and loaded.pattern == original.pattern
+        assert (loaded.codec_dir / "codec.json").is_file()
+
+
+def test_transformers_reads_the_tokens_and_writes_the_answer_of_an_exported_backbone(folder, tmp_path):
+    export_model(folder, tmp_path / "plain", "backbone", dtype=torch.float32)
+    original = load_speech_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    words = original.vocabulary
+    text = "<|begin_of_audio|><|audio_0|><|audio_31|><|end_of_audio|>"
+    audio = [words.begin_of_audio, words.first_code, words.first_code + 31, words.end_of_audio]
+    assert tokenizer("the cow" + text)["input_ids"] == [*original.tokenizer.encode("the cow"), *audio]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert plain.config.num_hidden_layers == original.model.config.backbone.num_hidden_layers
+    assert plain.generate(torch.tensor([audio]), max_new_tokens=4, do_sample=False).shape[1] > 4
+
+
+def test_what_is_there_is_not_overwritten_and_other_mistakes_are_one_sentence(folder, tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export_model(folder, tmp_path / "taken")
+    with pytest.raises(UserError, match="must be one of released, backbone"):
+        export_model(folder, tmp_path / "new", "gguf")
+    with pytest.raises(UserError, match="there is no model folder"):
+        export_model(tmp_path / "nothing", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_exports_and_answers_mistakes_with_one_sentence(folder, tmp_path):
+    command = [sys.executable, "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
+    done = subprocess.run([*command, "format=backbone"], capture_output=True, text=True, check=True)
+    assert "in the backbone layout" in done.stdout and (tmp_path / "out/mctp_heads.safetensors").is_file()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1
