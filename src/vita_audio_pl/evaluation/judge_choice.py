@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.judges import Judge
+from vita_audio_pl.evaluation.judges import Judge, PocketsphinxJudge
 
 JUDGES = ("pocketsphinx", "whisper", "paraformer")
 
@@ -22,10 +22,8 @@ def judge_maker(grammar: str | None = None, model: str | None = None, device: st
         if name not in JUDGES:
             raise UserError(f"there is no judge '{name}'; choose one of {', '.join(JUDGES)}")
         if name == "pocketsphinx":
-            from vita_audio_pl.evaluation.judges import PocketsphinxJudge
-
-            if grammar is None or not Path(grammar).is_file():
-                raise UserError(f"pocketsphinx needs a grammar, and {grammar} is none; give bench.grammar=FILE.jsgf")
+            if grammar is None:
+                raise UserError("the judge 'pocketsphinx' needs a grammar: give bench.grammar=FILE.jsgf")
             return PocketsphinxJudge(Path(grammar))
         if model is None:
             raise UserError(f"judge={name} needs its checkpoint: give judge_model=FOLDER (nothing is downloaded)")

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.judges import RATE, at_rate
 
-RATE = 16_000
 _LONGEST = 30 * RATE  # samples that one Whisper window holds
 
 
@@ -80,11 +79,6 @@ class ParaformerJudge:
     def transcribe(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[str]:
         """Text of each wave `(samples,) float32` at `sample_rate` Hz."""
         return [self.model.generate(input=at_rate(wave, sample_rate), fs=RATE)[0]["text"] for wave in waves]
-
-
-def at_rate(wave: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The wave at 16 kHz."""
-    return wave if sample_rate == RATE else soxr.resample(wave, sample_rate, RATE).astype(np.float32)
 
 
 def _windows(wave: np.ndarray) -> list[np.ndarray]:
