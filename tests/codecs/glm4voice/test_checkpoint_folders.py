@@ -53,7 +53,7 @@ def test_a_pickle_that_calls_a_function_is_not_executed(folder, name, container)
     if container == "torch":
         torch.save({"weight": _Touch(proof)}, path)
     else:
-        path.write_bytes(pickle.dumps({"weight": _Touch(proof)}))
+        path.write_bytes(pickle.dumps({"weight": _Touch(proof)}, protocol=2))
     with pytest.raises(UserError, match=name):
         SpeechDecoder.load(folder / "decoder")
     assert not proof.exists()

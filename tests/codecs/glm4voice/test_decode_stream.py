@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vita_audio_pl.codecs.glm4voice import GROWING_STEPS, StreamOptions
+from vita_audio_pl.codecs.glm4voice import GROWING_STEPS, SpeechDecoder, StreamOptions
 from vita_audio_pl.codecs.glm4voice.crossfade_stream import CrossfadeStream
 from vita_audio_pl.codecs.glm4voice.published_stream import PublishedStream
 from vita_audio_pl.errors import UserError
@@ -170,13 +170,11 @@ def test_codes_outside_the_codebook_are_refused(decoder, bad):
 
 
 def test_bfloat16_flow_stays_close(cases, decoder):
-    from vita_audio_pl.codecs.glm4voice import SpeechDecoder
-
     half = SpeechDecoder.load(cases / "decoder").to(dtype=torch.bfloat16)
     codes = torch.arange(6)[None]
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     with torch.no_grad():
         mels = [d.mel(codes, g, steps=2) for d, g in zip((half, decoder), generators, strict=True)]
     assert mels[0].dtype == torch.float32
-    assert (mels[0] - mels[1]).square().mean().sqrt() < 0.1 * mels[1].std()
+    assert (mels[0] - mels[1]).square().mean().sqrt() < 0.03 * mels[1].std()
     assert half.vocoder.conv_pre.weight.dtype == torch.float32

@@ -1,6 +1,7 @@
 """Waves to codes: the published implementation's numbers, segmentation, batches, bad input."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,17 +15,22 @@ from vita_audio_pl.codecs.glm4voice.whisper_vq import WhisperVQEncoder
 from vita_audio_pl.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def small_blocks(tokenizer):
-    """The same weights with blocks of 16 positions in place of 200."""
-    encoder = WhisperVQEncoder(replace(tokenizer.encoder.settings, block=16))
-    encoder.load_state_dict(tokenizer.encoder.state_dict())
+def varied(tokenizer: SpeechTokenizer, **changes) -> SpeechTokenizer:
+    """The same weights under other settings; layers that are missing are copies of the last."""
+    settings = replace(tokenizer.encoder.settings, **changes)
+    weights = tokenizer.encoder.state_dict()
+    for layer in range(tokenizer.encoder.settings.quantize_position, settings.quantize_position):
+        weights |= {
+            k.replace("layers.1", f"layers.{layer}"): v for k, v in weights.items() if k.startswith("layers.1.")
+        }
+    encoder = WhisperVQEncoder(settings)
+    encoder.load_state_dict(weights)
     return SpeechTokenizer(encoder)
 
 
 @pytest.fixture(params=["a", "b"])
-def variant(request, tokenizer, small_blocks):
-    return request.param, {"a": tokenizer, "b": small_blocks}[request.param]
+def variant(request, tokenizer):
+    return request.param, {"a": tokenizer, "b": varied(tokenizer, block=16)}[request.param]
 
 
 @pytest.mark.parametrize("name", ["w1s", "w7p3s"])
@@ -39,6 +45,23 @@ def test_states_and_codes_are_the_published_ones(variant, name, waves, cases):
     assert torch.equal(tokenizer.encoder.quantised(hidden)[0], stored["quantized_token_ids_unmasked"].long())
     expected = json.loads((cases / "tokenizer_cases" / "expected.json").read_text())[letter][name]
     assert tokenizer.encode([wave])[0].tolist() == expected
+
+
+def test_max_pooling_gives_the_published_codes(tokenizer, waves, cases):
+    expected = json.loads((cases / "tokenizer_cases" / "expected.json").read_text())["d"]
+    codes = varied(tokenizer, block=16, pooling_type="max").encode([waves["w1s"], waves["w7p3s"]])
+    assert [ids.tolist() for ids in codes] == [expected["w1s"], expected["w7p3s"]]
+
+
+@torch.no_grad()
+def test_layers_after_the_pooling_see_no_later_block_either(tokenizer):
+    encoder = varied(tokenizer, pooling_position=1, quantize_position=3, block=32).encoder
+    features = torch.randn(1, 128, 256)
+    changed = features.clone()
+    changed[..., 128:] += 1.0  # from the third block on: 32 positions are 64 frames and 8 codes
+    states, other = (encoder.hidden(x, torch.tensor([256])) for x in (features, changed))
+    assert torch.equal(states[:, :16], other[:, :16])
+    assert ((states != other).any(dim=-1))[:, 16:].all()
 
 
 def test_features_are_whispers(tokenizer, waves, cases):
@@ -121,3 +144,22 @@ def test_real_size_has_the_public_names_shapes_and_number_of_values(real_layout,
     assert shapes == json.loads((real_layout / "whisper_vq_keys.json").read_text())
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 343_599_360
     assert sum(tensor.numel() for tensor in encoder.state_dict().values()) == 364_587_264
+
+
+@pytest.mark.slow
+def test_batches_of_one_second_clips_are_half_as_fast_again_at_real_width(real_layout, tmp_path):
+    configs = json.loads((real_layout / "real_configs.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(configs["glm-4-voice-tokenizer/config.json"]))
+    # half of the layers, to fit a small machine
+    settings = replace(TokenizerSettings.read(tmp_path / "config.json"), pooling_position=8, quantize_position=8)
+    tokenizer = SpeechTokenizer(WhisperVQEncoder(replace(settings, has_ema=False)))
+    clips = list(0.1 * np.random.default_rng(0).standard_normal((16, 16_000)).astype(np.float32))
+
+    def seconds(encode) -> float:
+        start = time.process_time()
+        encode()
+        return time.process_time() - start
+
+    together = min(seconds(lambda: tokenizer.encode(clips)) for _ in range(2))
+    one_by_one = min(seconds(lambda: [tokenizer.encode([clip]) for clip in clips]) for _ in range(2))
+    assert one_by_one > 1.5 * together

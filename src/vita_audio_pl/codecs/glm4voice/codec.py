@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -177,7 +178,7 @@ class GLM4VoiceCodec:
         waves = self.decoder.decode_batch(short, self.flow_steps)
         for number, row in enumerate(codes):
             if len(row) > _LONGEST_WHOLE:
-                stream = CrossfadeStream(self.decoder, _LONG_FORM)
+                stream = CrossfadeStream(self.decoder, replace(_LONG_FORM, flow_steps=(self.flow_steps,)))
                 waves[number] = np.concatenate((stream.push(row), stream.finish()))
         if self.sample_rate == self.decoder.sample_rate:
             return waves

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vita_audio_pl.codecs.glm4voice.chunked_stream import ChunkedStream
 from vita_audio_pl.codecs.glm4voice.decoder import SpeechDecoder
 from vita_audio_pl.codecs.glm4voice.stream_options import StreamOptions
 
@@ -20,16 +21,13 @@ _VOCODER_REACH = 20  # mel frames to each side that a sample of the wave depends
 _SEED = 42
 
 
-class CrossfadeStream:
-    """Wave chunks at 22.05 kHz of codes that arrive bit by bit; a `DecodeStream`."""
+class CrossfadeStream(ChunkedStream):
+    """Chunks that fade into one another."""
 
     def __init__(self, decoder: SpeechDecoder, options: StreamOptions):
-        self._decoder, self._options = decoder, options
+        super().__init__(decoder, options)
         settings = decoder.settings
         self._codes_per_frame = settings.code_rate * decoder.samples_per_frame / decoder.sample_rate
-        self._chunks = options.chunks()
-        self._size, self._steps = next(self._chunks)
-        self._waiting = np.empty(0, np.int64)
         self._codes = _Window(torch.empty(0, dtype=torch.int64, device=decoder.device))
         n_mels, harmonics = settings.flow.n_mels, settings.vocoder.harmonics
         self._mel_noise = _FrameNoise((n_mels,), _SEED, decoder.device)
@@ -43,20 +41,7 @@ class CrossfadeStream:
         self._phases = self._phases.to(decoder.device)
         self._cycles = torch.zeros_like(self._phases)
 
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        """Takes `codes: (n,) integer` and returns the samples that the chunks they complete made final."""
-        self._waiting = np.concatenate((self._waiting, self._decoder.checked(codes)))
-        waves = [np.empty(0, np.float32)]
-        while len(self._waiting) >= self._size:
-            chunk, self._waiting = np.split(self._waiting, [self._size])
-            waves.append(self._decoded(chunk, last=False))
-            self._size, self._steps = next(self._chunks)
-        return np.concatenate(waves)
-
-    def finish(self) -> np.ndarray:
-        """Returns the rest of the wave; the stream takes nothing after it."""
-        if len(self._waiting):
-            return self._decoded(self._waiting, last=True)
+    def _held_back(self) -> np.ndarray:
         return self._tail.cpu().numpy()
 
     @torch.inference_mode()

@@ -52,7 +52,7 @@ class VelocityEstimator(nn.Module):
             x, mean, prompt: `(items, n_mels, frames)`; t: `(items,)` in [0, 1]; speaker: `(items, n_mels)`.
             mask: `(items, 1, frames)`, 1 on frames that count; None where all do.
         """
-        time = self.time_mlp(t.to(x.dtype))
+        time = self.time_mlp(t)
         x = torch.cat((x, mean, speaker[..., None].expand_as(x), prompt), dim=1)
         masks, skips = [mask], []
         for level, (residual, layers, down) in enumerate(self.down_blocks):
@@ -94,9 +94,11 @@ class _TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
+        # in float32: a thousand times a rounded time would be another time
         steps = torch.arange(self.half, dtype=torch.float32, device=t.device)
         angles = 1000 * t.float()[:, None] * torch.exp(steps * (-math.log(10_000.0) / (self.half - 1)))
-        return self.linear_2(F.silu(self.linear_1(torch.cat((angles.sin(), angles.cos()), dim=-1).to(t.dtype))))
+        sines = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sines)))
 
 
 class _ConvBlock(nn.Module):

@@ -10,25 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vita_audio_pl.codecs.glm4voice.chunked_stream import ChunkedStream
 from vita_audio_pl.codecs.glm4voice.decoder import SpeechDecoder, published_generator
 from vita_audio_pl.codecs.glm4voice.stream_options import StreamOptions
 from vita_audio_pl.errors import UserError
 
 
-class PublishedStream:
-    """Wave chunks at 22.05 kHz of codes that arrive bit by bit; a `DecodeStream`."""
+class PublishedStream(ChunkedStream):
+    """Chunks as the public decoder joins them."""
 
     def __init__(self, decoder: SpeechDecoder, options: StreamOptions):
+        super().__init__(decoder, options)
         first = decoder.settings.frames(options.chunk_codes[0])
         if first <= options.overlap_frames:
             raise UserError(
                 f"streamed decoding: a first chunk of {options.chunk_codes[0]} codes has {first} mel frames, too few to "
                 f"hold {options.overlap_frames} back; use larger chunk_codes"
             )
-        self._decoder, self._options = decoder, options
-        self._chunks = options.chunks()
-        self._size, self._steps = next(self._chunks)
-        self._waiting = np.empty(0, np.int64)
         self._prompt_codes = np.empty(0, np.int64)
         n_mels = decoder.settings.flow.n_mels
         self._prompt_mel = torch.empty(1, n_mels, 0, device=decoder.device)
@@ -41,20 +39,7 @@ class PublishedStream:
             torch.from_numpy(half).to(decoder.device, torch.float32) for half in np.split(window, 2)
         )
 
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        """Takes `codes: (n,) integer` and returns the samples of the chunks they complete."""
-        self._waiting = np.concatenate((self._waiting, self._decoder.checked(codes)))
-        waves = [np.empty(0, np.float32)]
-        while len(self._waiting) >= self._size:
-            chunk, self._waiting = np.split(self._waiting, [self._size])
-            waves.append(self._decoded(chunk, last=False))
-            self._size, self._steps = next(self._chunks)
-        return np.concatenate(waves)
-
-    def finish(self) -> np.ndarray:
-        """Decodes the codes that wait, or the held-back frames where none do; the stream takes nothing after it."""
-        if len(self._waiting):
-            return self._decoded(self._waiting, last=True)
+    def _held_back(self) -> np.ndarray:
         if self._overlap is None:
             return np.empty(0, np.float32)
         return self._vocoded(self._overlap, published_generator(), last=True)
