@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
-from vita_audio_pl.codecs import Codec, load_codec
+from vita_audio_pl.codecs import Codec, load_codec, read_audio
 from vita_audio_pl.codecs.glm4voice import GLM4VoiceCodec, StreamOptions
 from vita_audio_pl.codecs.glm4voice import codec as codec_module
 from vita_audio_pl.errors import UserError
@@ -118,3 +119,18 @@ def test_a_decoder_of_another_codebook_is_refused(cases, tmp_path):
     path.write_text(path.read_text().replace("vocab_size: 256", "vocab_size: 512"))
     with pytest.raises(UserError, match="they do not match"):
         GLM4VoiceCodec(cases / "tokenizer", tmp_path / "decoder")
+
+
+@pytest.mark.parametrize("rate, channels", [(8_000, 1), (11_025, 2), (44_100, 8), (192_000, 1), (192_000, 8)])
+def test_files_of_any_rate_and_channels_have_their_length_in_codes(codec, tmp_path, rate, channels):
+    samples = np.clip(
+        2 * np.sin(np.arange(rate)[:, None] * np.arange(1, channels + 1) / 30), -1, 1
+    )  # one second, clipped
+    soundfile.write(tmp_path / "clip.wav", samples, rate)
+    assert len(codec.encode([read_audio(tmp_path / "clip.wav", codec.sample_rate)])[0]) == 13
+
+
+def test_a_file_of_one_sample_a_second_is_refused(codec, tmp_path):
+    soundfile.write(tmp_path / "clip.wav", np.zeros(10), 1)
+    with pytest.raises(UserError, match="1 Hz is too low"):
+        read_audio(tmp_path / "clip.wav", codec.sample_rate)
