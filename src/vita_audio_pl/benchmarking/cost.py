@@ -16,10 +16,11 @@ from vita_audio_pl.errors import UserError
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: CPU seconds of all threads on a CPU, elapsed seconds on a GPU; peak_bytes: most memory held above the
-    memory held before, 0 where it was not asked for."""
+    """seconds: CPU seconds of all threads on a CPU, elapsed seconds on a GPU; held_bytes: memory held before;
+    peak_bytes: most memory held above that, 0 where it was not asked for."""
 
     seconds: float
+    held_bytes: int
     peak_bytes: int
 
 
@@ -40,7 +41,7 @@ def _on_gpu(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
     result = work()
     torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    return result, Cost(seconds, torch.cuda.max_memory_allocated(device) - held)
+    return result, Cost(seconds, held, torch.cuda.max_memory_allocated(device) - held)
 
 
 def _on_cpu(work: Callable[[], Any], memory: bool) -> tuple[Any, Cost]:
@@ -50,7 +51,7 @@ def _on_cpu(work: Callable[[], Any], memory: bool) -> tuple[Any, Cost]:
     held, start = _memory("VmRSS"), time.process_time()
     result = work()
     seconds = time.process_time() - start
-    return result, Cost(seconds, _memory("VmHWM") - held if memory else 0)
+    return result, Cost(seconds, held, _memory("VmHWM") - held if memory else 0)
 
 
 def _count_peak_anew() -> None:

@@ -1,81 +1,78 @@
 """A training step of ours against the plain way to compute the same formula."""
 
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Qwen2Config
 
 from vita_audio_pl.benchmarking.cost import Cost, measure
+from vita_audio_pl.benchmarking.flops import step_flops
+from vita_audio_pl.benchmarking.rows import make_batch, make_model
+from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.objectives import EveryHead, build_objective
-from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
 STAGES = ("mtp10", "sft")
-
-
-@dataclass(frozen=True)
-class TrainingSize:
-    """Model and row of the benchmark; `labelled`: share of the tokens with a label; lengths in tokens."""
-
-    hidden_size: int = 256
-    intermediate_size: int = 1024
-    layers: int = 4
-    attention_heads: int = 4
-    key_value_heads: int = 2
-    vocabulary: int = 20000
-    heads: int = 10
-    length: int = 2048
-    documents: int = 8
-    labelled: float = 0.6
-    pattern: str = "boost"
+NAIVE, OURS = "naive", "every_head"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """seconds: median over the repetitions; peak_bytes: memory above what was held before; loss: the step's."""
+    """One way to do a step.
+
+    Attributes:
+        seconds: median over the repetitions: CPU seconds of all threads, or elapsed seconds on a GPU.
+        peak_bytes: memory above what was held before; held_bytes: what was, weights included.
+        loss: of the step.
+        flops: operations that the objective asks for.
+    """
 
     name: str
     seconds: float
     peak_bytes: int
+    held_bytes: int
     loss: float
+    flops: int
 
 
 @dataclass(frozen=True)
 class TrainingComparison:
-    """naive: every head, every row, every logit; ours: the same objective; others: further objectives of ours."""
+    """Steps of one stage: `naive` (where it was asked for), `every_head` of ours, further objectives of ours."""
 
     stage: str
     device: str
-    size: dict
-    naive: StepResult
-    ours: StepResult
-    others: tuple[StepResult, ...] = ()
+    steps: dict[str, StepResult]
 
-    def times_faster(self, result: StepResult) -> float:
-        return self.naive.seconds / result.seconds
+    def times_faster(self, name: str) -> float | None:
+        """How many times less time than the naive step."""
+        naive = self.steps.get(NAIVE)
+        return None if naive is None else naive.seconds / self.steps[name].seconds
 
-    def memory_share(self, result: StepResult) -> float:
-        return result.peak_bytes / self.naive.peak_bytes
+    def memory_share(self, name: str) -> float | None:
+        """Extra memory, as a share of the naive step's."""
+        naive = self.steps.get(NAIVE)
+        return None if naive is None else self.steps[name].peak_bytes / naive.peak_bytes
 
     @property
-    def loss_difference(self) -> float:
+    def loss_difference(self) -> float | None:
         """Relative difference between the naive loss and ours."""
-        return abs(self.ours.loss - self.naive.loss) / abs(self.naive.loss)
+        naive = self.steps.get(NAIVE)
+        return None if naive is None else abs(self.steps[OURS].loss - naive.loss) / abs(naive.loss)
 
 
 def benchmark_training(
     stage: str,
     size: TrainingSize | None = None,
     *,
+    objectives: Sequence[str] = ("served_slots",),
+    naive: bool = True,
     repetitions: int = 3,
-    objectives: tuple[str, ...] = ("served_slots",),
     attention: str = "per_document",
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -88,42 +85,39 @@ def benchmark_training(
 
     Args:
         stage: `mtp10` (the language model is frozen) or `sft` (everything trains).
-        objectives: objectives besides `every_head`; they need no vocabulary.
+        objectives: objectives of ours besides `every_head`, of those that need no vocabulary.
+        naive: whether the plain step is measured too; at real sizes it does not fit.
         attention: kernel of ours; the naive step uses sdpa with a block-diagonal mask over the whole row.
 
     Raises:
-        UserError: an unknown stage.
+        UserError: an unknown stage, or no repetition.
     """
     if stage not in STAGES:
-        raise UserError(f"benchmark.stage is '{stage}'; it must be one of {', '.join(STAGES)}")
-    size = size or TrainingSize()
-    place = torch.device(device)
+        raise UserError(f"the stage to measure is '{stage}'; it must be one of {', '.join(STAGES)}")
+    if repetitions < 1:
+        raise UserError(f"repetitions is {repetitions}; it must be at least 1")
+    size, place = size or TrainingSize(), torch.device(device)
     model, batch = make_model(size, attention, place, dtype, seed), make_batch(size, seed).to(place)
     if stage == "mtp10":
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
-    every = build_objective("every_head", chunk_rows=chunk_rows)
-    steps: dict[str, Callable[[], Tensor]] = {
-        "naive": lambda: naive_loss(model, batch),
-        "every_head": lambda: model(batch, every).total,
-    }
-    for name in objectives:
-        objective = build_objective(name, chunk_rows=chunk_rows)
+    chosen = {name: build_objective(name, chunk_rows=chunk_rows) for name in (OURS, *objectives)}
+    steps: dict[str, Callable[[], Tensor]] = {NAIVE: lambda: naive_loss(model, batch)} if naive else {}
+    for name, objective in chosen.items():
         steps[name] = lambda objective=objective: model(batch, objective).total
     costs: dict[str, list[Cost]] = {name: [] for name in steps}
-    losses = {}
+    losses: dict[str, float] = {}
     for repetition in range(1 + repetitions):
         for name, step in steps.items():
             model.zero_grad()
             losses[name], cost = measure(lambda step=step: _forward_backward(step), place, memory=repetition == 0)
             costs[name].append(cost)
-
-    def result(name: str) -> StepResult:
-        first, *counted = costs[name]
-        return StepResult(name, statistics.median(cost.seconds for cost in counted), first.peak_bytes, losses[name])
-
-    naive, ours, *others = map(result, steps)
-    return TrainingComparison(stage, device, asdict(size), naive, ours, tuple(others))
+    results = {}
+    for name, (first, *counted) in costs.items():
+        seconds = statistics.median(cost.seconds for cost in counted)
+        flops = step_flops(model, batch, chosen.get(name, chosen[OURS]), size)
+        results[name] = StepResult(name, seconds, first.peak_bytes, first.held_bytes, losses[name], flops)
+    return TrainingComparison(stage, device, results)
 
 
 def _forward_backward(step: Callable[[], Tensor]) -> float:
@@ -152,44 +146,3 @@ def naive_loss(model: SpeechLM, batch: PackedBatch, objective: EveryHead | None 
         if predictor or model.train_backbone:
             total = total + objective.weight_of(predictor, model.n_heads) * loss
     return total
-
-
-def make_model(size: TrainingSize, attention: str, device: torch.device, dtype: torch.dtype, seed: int) -> SpeechLM:
-    """A randomly initialised model of that size."""
-    torch.manual_seed(seed)
-    backbone = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.attention_heads,
-        num_key_value_heads=size.key_value_heads,
-        max_position_embeddings=size.length,
-    )
-    config = SpeechLMConfig(backbone, size.heads, attention)
-    with torch.device(device):
-        return SpeechLM(config).to(dtype).train()
-
-
-def make_batch(size: TrainingSize, seed: int) -> PackedBatch:
-    """One row of documents of unequal length, each a prompt and a labelled answer that follows the decoding pattern."""
-    random = torch.Generator().manual_seed(seed)
-    shares = torch.rand(size.documents, generator=random) + 0.5
-    ends = (shares.cumsum(0) / shares.sum() * size.length).round().long()
-    lengths = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).tolist()
-    ids = torch.randint(size.vocabulary, (1, size.length), generator=random)
-    labels, writers = torch.full_like(ids, IGNORE_INDEX), torch.full(ids.shape, -1, dtype=torch.int8)
-    start = 0
-    for length in lengths:
-        answer = round(length * size.labelled)
-        span = slice(start + length - answer, start + length)
-        labels[0, span] = ids[0, span]
-        writers[0, span] = torch.from_numpy(DecodePattern.of(size.pattern).writers(answer, size.heads).copy())
-        start += length
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    documents = torch.repeat_interleave(torch.arange(size.documents), torch.tensor(lengths))[None].int()
-    sources = torch.zeros_like(ids, dtype=torch.int16)
-    names = [[f"benchmark/{i}" for i in range(size.documents)]]
-    return PackedBatch(
-        ids, labels, positions, documents, writers, None, float((labels >= 0).sum()), sources, names, {}
-    )

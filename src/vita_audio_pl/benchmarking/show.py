@@ -1,0 +1,43 @@
+"""Measurements as tables and files."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from vita_audio_pl.benchmarking.sizes import TrainingSize
+from vita_audio_pl.benchmarking.training import NAIVE, OURS, TrainingComparison
+
+
+def training_table(result: TrainingComparison, peak_tflops: float | None = None) -> Table:
+    """One row for each way to do the step; peak_tflops: the device's, for the share of it that the step uses."""
+    kind = "elapsed s" if result.device.startswith("cuda") else "CPU s"
+    table = Table(title=f"{result.stage}: forward and backward", title_justify="left")
+    columns = [kind, "times faster", "extra MiB", "share of naive", "held MiB", "TFLOP/s", "loss"]
+    for column in ("step", *columns, *(["MFU"] if peak_tflops else [])):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for name, step in result.steps.items():
+        tflops = step.flops / step.seconds / 1e12
+        cells = [f"{step.seconds:.2f}", _number(result.times_faster(name)), f"{step.peak_bytes / 2**20:.0f}"]
+        cells += [_number(result.memory_share(name)), f"{step.held_bytes / 2**20:.0f}", f"{tflops:.2f}"]
+        cells += [f"{step.loss:.6f}", *([f"{tflops / peak_tflops:.1%}"] if peak_tflops else [])]
+        table.add_row(_label(name), *cells)
+    if result.loss_difference is not None:
+        table.caption = f"relative difference of the losses of naive and every_head: {result.loss_difference:.1e}"
+    return table
+
+
+def write_results(results: list[TrainingComparison], size: TrainingSize, path: Path | str) -> None:
+    """All numbers as JSON."""
+    record = {"size": asdict(size), "results": [asdict(result) for result in results]}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _label(name: str) -> str:
+    return {NAIVE: "naive every_head", OURS: "every_head"}.get(name, name)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
