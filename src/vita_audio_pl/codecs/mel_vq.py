@@ -32,12 +32,12 @@ class MelVQConfig:
     """Shape of a `mel_vq` codec; the defaults give 12.5 codes/s."""
 
     sample_rate: int = 16_000
-    hop: int = 160
-    frames_per_code: int = 8
+    hop: int = 128
+    frames_per_code: int = 10
     n_mels: int = 80
     pca_size: int = 64
     codebook_size: int = 512
-    quietest: float = 1e-4  # mel amplitudes below this count as silence
+    quietest: float = 1e-5  # mel amplitudes below this count as silence
     griffin_lim_iterations: int = 16
 
     def __post_init__(self) -> None:
@@ -47,6 +47,8 @@ class MelVQConfig:
                 raise ValueError(f"mel_vq: {field.name} must be a whole number of at least 1, not {value!r}")
         if not 0 < self.quietest < 1:
             raise ValueError(f"mel_vq: quietest must lie between 0 and 1, not {self.quietest!r}")
+        if self.frames_per_code < spectral.OVERLAP:
+            raise ValueError(f"mel_vq: frames_per_code must be at least {spectral.OVERLAP}, the frames of a window")
         if self.pca_size > self.n_mels * self.frames_per_code:
             raise ValueError("mel_vq: pca_size exceeds n_mels * frames_per_code")
 
@@ -222,13 +224,11 @@ class MelVQStream:
     The last 1.5 hops are held back until the next codes tell how they go on.
     """
 
-    context_codes = 2  # settled codes looked back at; further back no frame overlaps the new ones
-
     def __init__(self, codec: MelVQ) -> None:
         self._codec = codec
-        self._codes = torch.zeros(0, dtype=torch.int64)  # settled, the last of them
-        self._wave = torch.zeros(0)  # settled samples, from the beginning of the first frame of `_codes`
-        self._edge = (spectral.OVERLAP - 1) * codec.config.hop // 2
+        self._magnitudes = torch.zeros(0, codec.config.bins)  # of the last frames, as many as overlap the next one
+        self._settled = torch.zeros(0)  # samples from the beginning of those frames to the beginning of the next
+        self._held_back = torch.zeros(0)
         self._finished = False
 
     def push(self, codes: np.ndarray) -> np.ndarray:
@@ -238,12 +238,27 @@ class MelVQStream:
         new = self._codec._checked(codes)
         if len(new) == 0:
             return np.zeros(0, np.float32)
-        return np.zeros(0, np.float32)
+        hop, iterations = self._codec.config.hop, self._codec.config.griffin_lim_iterations
+        edge = (spectral.OVERLAP - 1) * hop // 2
+        beginning = len(self._settled) == 0
+        with _one_thread():
+            magnitudes = torch.cat([self._magnitudes, self._codec._spectra[new].flatten(0, 1)])
+            phases = spectral.first_phases(*magnitudes.shape)
+            if not beginning:
+                phases = phases * spectral.unit(spectral.analyse(self._settled[None], hop)[0])
+            known = None if beginning else self._settled[None]
+            wave = spectral.griffin_lim(magnitudes[None], hop, iterations, phases[None], known)[0]
+        end = len(magnitudes) * hop  # where the next frame will begin
+        final = wave[edge if beginning else len(self._settled) : end]
+        self._magnitudes, self._settled = magnitudes[-spectral.OVERLAP :], wave[end - spectral.OVERLAP * hop : end]
+        self._held_back = wave[end : end + edge]
+        return final.clamp(-1, 1).numpy().copy()
 
     def finish(self) -> np.ndarray:
         """Returns the samples held back, `(samples,) float32`."""
         self._finished = True
-        return np.zeros(0, np.float32)
+        held_back, self._held_back = self._held_back, torch.zeros(0)
+        return held_back.clamp(-1, 1).numpy().copy()
 
 
 def _shapes(config: MelVQConfig) -> dict[str, tuple[int, ...]]:

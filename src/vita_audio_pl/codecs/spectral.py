@@ -119,7 +119,7 @@ def griffin_lim(magnitudes: Tensor, hop: int, iterations: int, phases: Tensor, k
         wave = _with_start(overlap_add(magnitudes * phases, hop), known)
         rebuilt = analyse(wave, hop)
         ahead = rebuilt + momentum * (rebuilt - previous)
-        phases = ahead / ahead.abs().clamp(min=1e-12)
+        phases = unit(ahead)
         previous = rebuilt
     return _with_start(overlap_add(magnitudes * phases, hop), known)
 
@@ -130,7 +130,13 @@ def _with_start(waves: Tensor, known: Tensor | None) -> Tensor:
     return waves
 
 
-def first_phases(frames: int, bins: int, start: int = 0) -> Tensor:
+def unit(spectra: Tensor) -> Tensor:
+    """Complex numbers scaled to length 1; 1 where they are 0."""
+    lengths = spectra.abs()
+    return torch.where(lengths > 1e-12, spectra / lengths.clamp(min=1e-12), 1.0)
+
+
+def first_phases(frames: int, bins: int) -> Tensor:
     """Unit phases that let every bin's sinusoid run on from frame to frame: `(frames, bins) complex64`."""
-    turns = (torch.arange(start, start + frames)[:, None] * torch.arange(bins)) % OVERLAP
+    turns = (torch.arange(frames)[:, None] * torch.arange(bins)) % OVERLAP
     return torch.tensor([1, 1j, -1, -1j], dtype=torch.complex64)[turns]
