@@ -19,7 +19,7 @@ from vita_audio_pl.data.mixture import Mixture, load_mixture
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
 from vita_audio_pl.data.prepared import MANIFEST, PreparedSource, open_sources
-from vita_audio_pl.data.rows import BatchRequest, PlannedRow, Reading, RowBuilder
+from vita_audio_pl.data.rows import BatchRequest, Parcel, PlannedRow, Reading, RowBuilder
 from vita_audio_pl.data.schedule import Geometry, Position, Schedule
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
@@ -244,7 +244,7 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     def _loader(
         self, sources: dict[int, PreparedSource], requests: Schedule | list[BatchRequest]
-    ) -> "torch.utils.data.DataLoader[tuple[PackedBatch, Reading]]":
+    ) -> "torch.utils.data.DataLoader[Parcel]":
         workers = self.options.workers
         return torch.utils.data.DataLoader(
             RowBuilder(sources, self.renderer, self.row_length, self.seed),
@@ -307,7 +307,7 @@ class Batches:
 
     def __init__(
         self,
-        loader: "torch.utils.data.DataLoader[tuple[PackedBatch, Reading]]",
+        loader: "torch.utils.data.DataLoader[Parcel]",
         owner: SpeechDataModule,
         length: int | None = None,
     ):
@@ -320,6 +320,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         builder: RowBuilder = self._loader.dataset  # type: ignore[assignment]
-        for batch, reading in self._loader:
-            self._owner.note(reading, builder.sources)
-            yield batch
+        options = self._owner.renderer.options
+        weighted = (options.text_weight, options.audio_weight) != (1, 1)
+        for parcel in self._loader:
+            self._owner.note(parcel.reading, builder.sources)
+            yield parcel.unpack(weighted)

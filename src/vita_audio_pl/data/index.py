@@ -7,7 +7,7 @@ column per field, then the overflow table of conversations with several spoken a
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +84,16 @@ def write_index(path: Path, entries: Sequence[IndexEntry]) -> int:
             if value > np.iinfo(COLUMNS[name]).max:
                 raise UserError(f"{path}: sample {i} has {name}={value}, more than the index can hold; cut it shorter")
             columns[name][i] = value
-    body = b"".join(_padded(column.tobytes()) for column in columns.values())
-    body += np.array(overflow, dtype=OVERFLOW_ROWS).tobytes()
+    return write_columns(path, columns, np.array(overflow, dtype=OVERFLOW_ROWS))
+
+
+def write_columns(path: Path, columns: Mapping[str, np.ndarray], overflow: np.ndarray) -> int:
+    """Writes an index from its columns `(samples,)` and its overflow rows; returns the CRC-32 of its contents."""
+    n = len(columns["offset"])
+    bodies = [columns[name].astype(COLUMNS[name], copy=False).tobytes() for name in COLUMNS.names or ()]
+    body = b"".join(data + b"\0" * (-len(data) % 64) for data in bodies) + overflow.tobytes()
     crc = zlib.crc32(body)
-    write_whole(path, _HEAD.pack(MAGIC, len(entries), len(overflow), crc) + body)
+    write_whole(path, _HEAD.pack(MAGIC, n, len(overflow), crc) + body)
     return crc
 
 
@@ -144,10 +150,6 @@ def _moved(part: "Index", name: str, shard: int, overflow: int) -> np.ndarray:
     column = column.copy()
     column[several] = (first + overflow) & _U16 if name == "answer_text" else (first + overflow) >> 16
     return column
-
-
-def _padded(data: bytes) -> bytes:
-    return data + b"\0" * (-len(data) % 64)
 
 
 class Index:

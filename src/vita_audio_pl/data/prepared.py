@@ -5,14 +5,13 @@
 """
 
 import json
+import mmap
 import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vita_audio_pl.data.files import write_json
 from vita_audio_pl.data.index import OFFSET_UNIT, Index
@@ -128,7 +127,7 @@ class PreparedSource:
                 raise UserError(
                     f"the shard {path} has {path.stat().st_size} bytes where the manifest says {shard.bytes}: {again}"
                 )
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[int, memoryview] = {}
 
     @property
     def name(self) -> str:
@@ -172,21 +171,22 @@ class PreparedSource:
         try:
             data = self._map(shard)
             start = int(self.index["offset"][number]) * OFFSET_UNIT
-            size = sample_size(data[start : start + 4].data)
-            packed = data[start : start + size].data
-            if checksum(packed) != int(self.index["crc"][number]):
+            packed = data[start : start + sample_size(data[start : start + 4])]
+            if checksum(packed) != self.index["crc"][number]:
                 raise ValueError("its checksum does not agree")
             return unpack_sample(packed)
         except (OSError, ValueError) as error:
             where = self.folder / self.manifest.shards[shard].name
             raise BrokenSample(f"sample {number} of '{self.name}' in {where}: {error}") from error
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
+    def _map(self, shard: int) -> memoryview:
+        found = self._maps.get(shard)
+        if found is None:
             if len(self._maps) >= most_maps():  # every map holds a file handle
                 self._maps.pop(next(iter(self._maps)))
-            self._maps[shard] = np.memmap(self.folder / self.manifest.shards[shard].name, np.uint8, "r")
-        return self._maps[shard]
+            with open(self.folder / self.manifest.shards[shard].name, "rb") as file:
+                found = self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return found
 
 
 def open_sources(

@@ -1,8 +1,7 @@
 """Planned rows as training batches: samples fetched from the shards and rendered straight into packed tensors."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +50,74 @@ class Reading:
     broken: list[Broken]
 
 
-class RowBuilder(torch.utils.data.Dataset[tuple[PackedBatch, Reading]]):
+_COLUMNS: dict[str, np.dtype[Any]] = {
+    "input_ids": np.dtype(np.int64),
+    "labels": np.dtype(np.int64),
+    "position_ids": np.dtype(np.int64),
+    "loss_weights": np.dtype(np.float32),
+    "document_ids": np.dtype(np.int32),
+    "sources": np.dtype(np.int16),
+    "writers": np.dtype(np.int8),
+}
+"""Tensors of a batch, in falling order of alignment, so that each starts where its type may."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A batch as it comes from a worker: one block of memory, because handing over each tensor costs more than filling it.
+
+    Attributes:
+        memory: uint8, the columns of `_COLUMNS` one after another.
+        shape: rows and tokens.
+        request: what was asked for.
+        names: per row and document, `source/sample-id`.
+        reading: what came of reading the samples.
+    """
+
+    memory: torch.Tensor
+    shape: tuple[int, int]
+    request: BatchRequest
+    names: list[list[str]]
+    reading: Reading
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], request: BatchRequest) -> "Parcel":
+        """Uninitialised memory for a batch."""
+        cells = shape[0] * shape[1]
+        memory = torch.empty(sum(dtype.itemsize for dtype in _COLUMNS.values()) * cells, dtype=torch.uint8)
+        return cls(memory, shape, request, [], Reading({}, []))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Columns by name, `(rows, tokens)`; writing into them fills the parcel."""
+        raw, at, found = self.memory.numpy(), 0, {}
+        for name, dtype in _COLUMNS.items():
+            size = dtype.itemsize * self.shape[0] * self.shape[1]
+            found[name] = raw[at : at + size].view(dtype).reshape(self.shape)
+            at += size
+        return found
+
+    def pin_memory(self) -> "Parcel":
+        """The same in page-locked memory."""
+        return replace(self, memory=self.memory.pin_memory())
+
+    def unpack(self, weighted: bool) -> PackedBatch:
+        """The batch, without copying; `weighted` is False where every label weighs 1."""
+        at, tensors = 0, dict[str, torch.Tensor]()
+        for name, dtype in _COLUMNS.items():
+            size = dtype.itemsize * self.shape[0] * self.shape[1]
+            tensors[name] = self.memory[at : at + size].view(getattr(torch, dtype.name)).view(self.shape)
+            at += size
+        weights = tensors.pop("loss_weights")
+        return PackedBatch(
+            **tensors,
+            loss_weights=weights if weighted else None,
+            divisor=self.request.divisor,
+            names=self.names,
+            position=self.request.position,
+        )
+
+
+class RowBuilder(torch.utils.data.Dataset[Parcel]):
     """Builds batches on request, in any process, with nothing remembered between them.
 
     Args:
@@ -63,56 +129,45 @@ class RowBuilder(torch.utils.data.Dataset[tuple[PackedBatch, Reading]]):
 
     def __init__(self, sources: Mapping[int, PreparedSource], renderer: Renderer, row_length: int, seed: int):
         self.sources, self._renderer, self._row_length, self._seed = dict(sources), renderer, row_length, seed
-        options = renderer.options
-        self._weighted = (options.text_weight, options.audio_weight) != (1, 1)
 
-    def __getitem__(self, request: BatchRequest) -> tuple[PackedBatch, Reading]:
-        """The batch, and the samples of it that could not be read: theirs are pad tokens without labels."""
+    def __getitem__(self, request: BatchRequest) -> Parcel:
+        """The batch asked for. Samples that could not be read are pad tokens without labels."""
         shape = (len(request.rows), self._row_length)
-        canvas = Rendered(
-            np.full(shape, self._renderer.vocabulary.pad, np.int32),
-            np.full(shape, IGNORE_INDEX, np.int64),
-            np.full(shape, NOBODY, np.int8),
-            np.zeros(shape, np.float32),
-        )
-        positions = np.zeros(shape, np.int64)
-        documents = np.full(shape, -1, np.int32)
-        origins = np.full(shape, -1, np.int16)
-        names: list[list[str]] = []
-        broken: list[Broken] = []
-        seen: Counter[int] = Counter()
+        parcel = Parcel.empty(shape, request)
+        arrays = parcel.arrays()
+        ids = np.full(shape, self._renderer.vocabulary.pad, np.int32)
+        for name, nothing in (("labels", IGNORE_INDEX), ("writers", NOBODY), ("loss_weights", 0), ("position_ids", 0)):
+            arrays[name].fill(nothing)
+        arrays["document_ids"].fill(-1)
+        arrays["sources"].fill(-1)
         for r, row in enumerate(request.rows):
-            rng = np.random.default_rng([self._seed, row.number])
-            names.append([])
-            line = Rendered(canvas.ids[r], canvas.labels[r], canvas.writers[r], canvas.loss_weights[r])
-            at = 0
-            seen.update(row.source.tolist())
-            for d, (source, sample) in enumerate(zip(row.source.tolist(), row.sample.tolist(), strict=True)):
-                try:
-                    name, length = self._fill(source, sample, line, at, rng)
-                except (BrokenSample, UserError) as error:
-                    broken.append(Broken(source, sample, str(error)))
-                    name, length = f"#{sample} (broken)", self._planned_length(source, sample)
-                    self._blank(line[at : at + length])
-                stop = at + length
-                positions[r, at:stop] = self._count[:length]
-                documents[r, at:stop] = d
-                origins[r, at:stop] = source
-                names[r].append(f"{self.sources[source].name}/{name}")
-                at = stop
-        batch = PackedBatch(
-            input_ids=torch.from_numpy(canvas.ids.astype(np.int64)),
-            labels=torch.from_numpy(canvas.labels),
-            position_ids=torch.from_numpy(positions),
-            document_ids=torch.from_numpy(documents),
-            writers=torch.from_numpy(canvas.writers),
-            loss_weights=torch.from_numpy(canvas.loss_weights) if self._weighted else None,
-            divisor=request.divisor,
-            sources=torch.from_numpy(origins),
-            names=names,
-            position=request.position,
-        )
-        return batch, Reading(dict(seen), broken)
+            line = Rendered(ids[r], arrays["labels"][r], arrays["writers"][r], arrays["loss_weights"][r])
+            parcel.names.append(
+                self._fill_row(row, line, {name: array[r] for name, array in arrays.items()}, parcel.reading)
+            )
+        arrays["input_ids"][:] = ids
+        return parcel
+
+    def _fill_row(self, row: PlannedRow, line: Rendered, columns: dict[str, np.ndarray], reading: Reading) -> list[str]:
+        """Renders the row's samples one after another; their names."""
+        rng = np.random.default_rng([self._seed, row.number])
+        names: list[str] = []
+        at = 0
+        for number, sample in zip(row.source.tolist(), row.sample.tolist(), strict=True):
+            reading.seen[number] = reading.seen.get(number, 0) + 1
+            try:
+                name, length = self._fill(number, sample, line, at, rng)
+            except (BrokenSample, UserError) as error:
+                reading.broken.append(Broken(number, sample, str(error)))
+                name, length = f"#{sample} (broken)", self._planned_length(number, sample)
+                self._blank(line[at : at + length])
+            stop = at + length
+            columns["position_ids"][at:stop] = self._count[:length]
+            columns["document_ids"][at:stop] = len(names)
+            columns["sources"][at:stop] = number
+            names.append(f"{self.sources[number].name}/{name}")
+            at = stop
+        return names
 
     @cached_property
     def _count(self) -> np.ndarray:
