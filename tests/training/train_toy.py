@@ -5,8 +5,8 @@ from pathlib import Path
 
 import toy
 
-from vita_audio_pl.training.engine import micro_batches
 from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.trainer import micro_batches
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

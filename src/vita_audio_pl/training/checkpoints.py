@@ -1,99 +1,254 @@
-"""Periodic checkpoints that a kill at any moment cannot spoil."""
+"""Canonical checkpoints: whole tensors by parameter name, whatever engine and number of ranks wrote them.
 
+`step-<n>.ckpt/` holds `part-<r>.safetensors` (weights and AdamW's moments of the parameters that train, dealt out over the
+ranks), `rng-<r>.json` and `state.json`, which is written last. Frozen weights are not in it: they come from the parent.
+"""
+
+import errno
+import json
 import os
 import re
 import shutil
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.engines.base import MOMENTS, Engine
+from vita_audio_pl.training.loop_progress import set_progress
 from vita_audio_pl.training.rng import restore_rng_state, rng_state
 
+STATE = "state.json"
+WEIGHT = "weight"
+ASIDE = ".tmp"
+FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.ckpt")
-_ASIDE = ".tmp"
-RNG = "rng"
+_WAIT_FOR_RANKS = 1800.0
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None."""
-    return max(_complete(folder), key=_step, default=None)
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
 
 
-class PeriodicCheckpoint(Callback):
-    """Saves every `every` optimiser steps as `folder/step-<n>.ckpt` and keeps the last `keep`.
-
-    A checkpoint is written under another name and renamed when it is whole, on disk and on every rank, so that what
-    carries the name can be trusted. Engines that shard write a folder instead of a file; nothing else differs.
-    """
-
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
-        self._rng: dict[str, Any] | None = None
-
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"*{_ASIDE}"):
-                _remove(leftover)
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._rng is not None:
-            restore_rng_state(self._rng)
-            self._rng = None
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
-    ) -> None:
-        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if ends_step and trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def save(self, trainer: L.Trainer) -> None:
-        """Write a checkpoint of the step just done; all ranks call it."""
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        if path.exists():
-            return
-        aside = path.with_name(path.name + _ASIDE)
-        trainer.save_checkpoint(aside)
-        if trainer.is_global_zero:
-            _flush(aside)
-            os.replace(aside, path)
-            for old in sorted(_complete(self.folder), key=_step)[: -self.keep]:
-                _remove(old)
-        trainer.strategy.barrier("checkpoint is in place")
-
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[RNG] = rng_state()
-
-    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._rng = checkpoint.get(RNG)
-
-
-def _complete(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
-
-
-def _step(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match is not None
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps done when the checkpoint was written."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise UserError(f"{checkpoint} is not a checkpoint: its name is not step-<number>.ckpt")
     return int(match.group(1))
 
 
-def _flush(path: Path) -> None:
-    """Force a file, or the files of a folder, onto the disk before the rename can be seen."""
-    for file in [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
+class CheckpointWriter:
+    """Takes a copy of what trains and writes it in the background.
+
+    Every rank writes its part under a name aside; rank 0 waits for all parts, then renames the folder, so what carries
+    the name is whole. A kill at any moment leaves the last good checkpoint.
+
+    Args:
+        folder: of the stage's checkpoints.
+        engine: that the model trains under.
+        keep: checkpoints kept.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, keep: int) -> None:
+        self.folder, self.engine, self.keep = folder, engine, keep
+        self.stalled = 0.0  # seconds that training has waited for checkpoints
+        self._thread: threading.Thread | None = None
+        self._failure: OSError | SafetensorError | None = None
+
+    def clean(self) -> None:
+        """Remove what killed writers left; rank 0 calls it before training."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"*{ASIDE}"):
+            shutil.rmtree(leftover)
+
+    def save(self, trainer: L.Trainer, model: torch.nn.Module, state: Mapping[str, Any]) -> None:
+        """Copy weights and moments to host memory, then write them while training goes on. Collective.
+
+        Raises:
+            UserError: the checkpoint before this one could not be written.
+        """
+        started = time.perf_counter()
+        self.finish()
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        if not path.exists():
+            tensors = self._gather(trainer, model)
+            facts = {"format": FORMAT, "step": trainer.global_step, "ranks": trainer.world_size, **state}
+            job = (path, tensors, rng_state(), facts, trainer.global_rank, trainer.world_size)
+            self._thread = threading.Thread(target=self._write, args=job, name="checkpoint writer", daemon=True)
+            self._thread.start()
+        self.stalled += time.perf_counter() - started
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            UserError: it could not be written; the one before it is still there.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            kept = complete_checkpoints(self.folder)
+            good = f"the last good one is {kept[-1]}" if kept else "there is no earlier one"
+            full = isinstance(failure, OSError) and failure.errno == errno.ENOSPC
+            why = "the disk is full" if full or "No space left" in str(failure) else str(failure)
+            raise UserError(
+                f"a checkpoint could not be written to {self.folder}: {why}; {good}; make room and run again"
+            )
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last write has failed, as far as is known without waiting."""
+        return self._failure is not None
+
+    def _gather(self, trainer: L.Trainer, model: torch.nn.Module) -> dict[str, Tensor]:
+        """This rank's share of whole tensors, in host memory."""
+        optimizer = trainer.optimizers[0]
+        share: dict[str, Tensor] = {}
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        for number, (name, parameter) in enumerate(trained):
+            whole = {WEIGHT: self.engine.weight(parameter), **self.engine.moments(optimizer, parameter)}
+            if number % trainer.world_size == trainer.global_rank:
+                share |= {f"{kind}/{name}": _host_copy(value) for kind, value in whole.items()}
+        return share
+
+    def _write(
+        self, path: Path, tensors: dict[str, Tensor], rng: dict, facts: dict[str, Any], rank: int, ranks: int
+    ) -> None:
+        aside = path.with_name(path.name + ASIDE)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            aside.mkdir(parents=True, exist_ok=True)
+            part = aside / f"part-{rank:05d}.safetensors"
+            save_file(tensors, part)
+            (aside / f"rng-{rank:05d}.json").write_text(json.dumps(rng), encoding="utf-8")
+            _flush(part)
+            (aside / f"rank-{rank:05d}.done").touch()
+            if rank == 0:
+                self._complete(path, aside, facts, ranks)
+        except (OSError, SafetensorError) as error:
+            self._failure = error
+            if rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def _complete(self, path: Path, aside: Path, facts: dict[str, Any], ranks: int) -> None:
+        deadline = time.monotonic() + _WAIT_FOR_RANKS
+        while len(list(aside.glob("rank-*.done"))) < ranks:
+            if time.monotonic() > deadline:
+                raise OSError(f"not all of {ranks} ranks wrote their part within {_WAIT_FOR_RANKS:.0f} s")
+            time.sleep(0.01)
+        (aside / STATE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        _flush(aside / STATE)
+        os.replace(aside, path)
+        for old in complete_checkpoints(self.folder)[: -self.keep]:
+            shutil.rmtree(old)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint {checkpoint} cannot be read ({error}); delete it to go on from the one before"
+        ) from (error)
+    if state.get("format") != FORMAT:
+        raise UserError(f"the checkpoint {checkpoint} has format {state.get('format')}; this version reads {FORMAT}")
+    return state
+
+
+def restore(checkpoint: Path, trainer: L.Trainer, model: torch.nn.Module, engine: Engine) -> dict[str, Any]:
+    """Put weights, moments, progress and random generators where they were; any engine and number of ranks. Collective.
+
+    Returns:
+        `state.json`, with what was given to `save`.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of a model with other trained parameters.
+    """
+    state = read_state(checkpoint)
+    restore_tensors(checkpoint, trainer, model, engine, int(state["step"]))
+    set_progress(trainer, int(state["step"]), trainer.accumulate_grad_batches)
+    rng = checkpoint / f"rng-{trainer.global_rank:05d}.json"
+    if state["ranks"] == trainer.world_size:
+        restore_rng_state(json.loads(rng.read_text(encoding="utf-8")))
+    return state
+
+
+def restore_tensors(checkpoint: Path, trainer: L.Trainer, model: torch.nn.Module, engine: Engine, step: int) -> None:
+    """Overwrite weights and moments alone."""
+    optimizer = trainer.optimizers[0]
+    with _Parts(checkpoint) as parts:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                engine.load_weight(parameter, parts.get(f"{WEIGHT}/{name}", parameter))
+                moments = {
+                    kind: parts.get(f"{kind}/{name}", parameter) for kind in MOMENTS if f"{kind}/{name}" in parts
+                }
+                if moments:
+                    engine.load_moments(optimizer, parameter, moments, step)
+
+
+class _Parts:
+    """All tensors of a checkpoint's parts, read one at a time."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        try:
+            self._files = [safe_open(part, "pt") for part in sorted(checkpoint.glob("part-*.safetensors"))]
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one before"
+            ) from (error)
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+
+    def __enter__(self) -> "_Parts":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.clear()
+        self._where.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str, like: Tensor) -> Tensor:
+        """A tensor by name, refused where it is missing or of another shape than the whole of `like`."""
+        shape = tuple(getattr(like, "ds_shape", like.shape))
+        if name not in self._where:
+            raise UserError(f"the checkpoint {self._checkpoint} has no '{name}': it is of another model")
+        value: Tensor = self._where[name].get_tensor(name)
+        if tuple(value.shape) != shape:
+            raise UserError(
+                f"the checkpoint {self._checkpoint} has '{name}' as {tuple(value.shape)}, the model as {shape}"
+            )
+        return value
+
+
+def _host_copy(value: Tensor) -> Tensor:
+    copy = torch.empty(value.shape, dtype=value.dtype)
+    return copy.copy_(value)
+
+
+def _flush(path: Path) -> None:
+    """Force a file onto the disk before the rename can be seen."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -55,9 +55,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
     return Frozen(by_pattern, frozen_parameters=sizes[False], trained_parameters=sizes[True])
 
 
-def fingerprints(model: nn.Module) -> dict[str, str]:
-    """Hash of every parameter's bytes (of this rank's part, where parameters are sharded), by name."""
-    return {name: _hash(parameter) for name, parameter in model.named_parameters()}
+def fingerprint(value: Tensor) -> str:
+    """Hash of a tensor's bytes (32 hex digits)."""
+    flat = value.detach().cpu().contiguous().flatten()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy(), digest_size=16).hexdigest()
 
 
 def top_levels(names: Sequence[str]) -> list[str]:
@@ -69,10 +70,3 @@ def bunch(names: Sequence[str]) -> str:
     """Names for a sentence, cut to a readable number."""
     more = f" and {len(names) - BUNCH} more" if len(names) > BUNCH else ""
     return ", ".join(names[:BUNCH]) + more
-
-
-def _hash(parameter: Tensor) -> str:
-    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-    partition = getattr(local, "ds_tensor", None)  # ZeRO-3 keeps this rank's part there
-    data = (local if partition is None else partition).detach().cpu().contiguous().flatten()
-    return hashlib.blake2b(data.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

@@ -1,7 +1,5 @@
 """The speech language model as a LightningModule: step, optimiser, schedule."""
 
-from typing import Any
-
 import lightning as L
 import torch
 from torch import Tensor
@@ -10,7 +8,8 @@ from vita_audio_pl.config.schema import OptimConfig, StageConfig
 from vita_audio_pl.models.objectives import EveryHead
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.training.optimiser import parameter_groups
+from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.optimiser import PEAK, parameter_groups
 from vita_audio_pl.training.schedule import learning_rate_factor
 from vita_audio_pl.training.tally import Tally
 
@@ -26,6 +25,7 @@ class SpeechLMModule(L.LightningModule):
         objective: what the predictors are trained on.
         stage: rates, steps and weight decay.
         optim: AdamW and its schedule.
+        engine: that the model trains under.
         loss_scale: world size times accumulated micro-batches.
         source_names: data sources by number, for the log.
     """
@@ -36,6 +36,7 @@ class SpeechLMModule(L.LightningModule):
         objective: EveryHead,
         stage: StageConfig,
         optim: OptimConfig,
+        engine: Engine,
         loss_scale: int = 1,
         source_names: tuple[str, ...] = (),
     ) -> None:
@@ -46,6 +47,9 @@ class SpeechLMModule(L.LightningModule):
         self.train_tally = Tally(speech_lm.n_heads, source_names)
         self.val_tally = Tally(speech_lm.n_heads)
         self.grad_norm: Tensor | None = None
+        self.engine, self._sharded = engine, False
+        warmup_steps = round(stage.steps * optim.warmup_share)
+        self.rate_factor = learning_rate_factor(stage.steps, warmup_steps, optim.warmup, optim.min_rate_share)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         losses = self.speech_lm(batch, self.objective)
@@ -57,19 +61,21 @@ class SpeechLMModule(L.LightningModule):
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self.val_tally.add(self.speech_lm(batch, self.objective, score_frozen_backbone=True), batch)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_model(self) -> None:
+        if not self._sharded:  # Lightning calls this again for every fit or validation
+            self.engine.shard(self.speech_lm, self)
+            self._sharded = True
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = parameter_groups(
             self.speech_lm, self.stage.learning_rate, self.stage.head_rate_factor, self.stage.weight_decay
         )
-        optimizer = torch.optim.AdamW(groups, betas=tuple(self.optim.betas), eps=self.optim.eps)
-        factor = learning_rate_factor(
-            self.stage.steps,
-            round(self.stage.steps * self.optim.warmup_share),
-            self.optim.warmup,
-            self.optim.min_rate_share,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return torch.optim.AdamW(groups, betas=tuple(self.optim.betas), eps=self.optim.eps)
+
+    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+        factor = self.rate_factor(self.trainer.global_step)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group[PEAK] * factor
 
     def configure_gradient_clipping(
         self,
@@ -77,6 +83,4 @@ class SpeechLMModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over all trained parameters and keep the norm for the log, without waiting for it."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
+        self.grad_norm = self.engine.clip(self, optimizer, self.optim.clip_norm)

@@ -33,7 +33,6 @@ class Monitor(Callback):
             return
         figures = module.train_tally.read("train", reduce=trainer.world_size > 1)
         for group in trainer.optimizers[0].param_groups:
-            # the schedule has moved on already; what this step used is the rate before
             figures[f"lr/{group['name']}"] = group["lr"]
         if module.grad_norm is not None:
             figures["grad_norm"] = float(module.grad_norm)

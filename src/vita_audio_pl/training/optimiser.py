@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 
 HEADS = "heads."
+PEAK = "peak_lr"
+"""A group's rate before the schedule's factor."""
 
 
 def parameter_groups(
@@ -20,15 +22,12 @@ def parameter_groups(
         if parameter.requires_grad:
             part = "heads" if name.startswith(HEADS) else "backbone"
             groups.setdefault(part if _dimensions(parameter) > 1 else f"{part}_no_decay", []).append(parameter)
-    return [
-        {
-            "name": name,
-            "params": parameters,
-            "lr": learning_rate * (head_rate_factor if name.startswith("heads") else 1.0),
-            "weight_decay": 0.0 if name.endswith("no_decay") else weight_decay,
-        }
-        for name, parameters in sorted(groups.items())
-    ]
+    described = []
+    for name, parameters in sorted(groups.items()):
+        peak = learning_rate * (head_rate_factor if name.startswith("heads") else 1.0)
+        decay = 0.0 if name.endswith("no_decay") else weight_decay
+        described.append({"name": name, "params": parameters, "lr": peak, PEAK: peak, "weight_decay": decay})
+    return described
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

@@ -8,8 +8,8 @@ from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.text import RenderOptions, TextTokenizer
-from vita_audio_pl.training.engine import micro_batches
 from vita_audio_pl.training.stage import StageData
+from vita_audio_pl.training.trainer import micro_batches
 
 
 def prepared_data(config: TrainConfig, n_heads: int) -> StageData:

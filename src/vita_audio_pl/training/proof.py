@@ -3,11 +3,11 @@
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.freezing import bunch, fingerprints
+from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.freezing import bunch, fingerprint
 from vita_audio_pl.training.module import SpeechLMModule
 
 PATIENCE = 20
@@ -15,44 +15,48 @@ PATIENCE = 20
 
 
 class TrainingProof(Callback):
-    """Hashes every parameter when training starts and when it ends, and watches the gradients of the first steps.
+    """Hashes every parameter when the stage starts and when it ends, and looks for gradients after the first steps.
+
+    Whole tensors are hashed, so the result is the same under every engine and on every rank.
 
     Raises:
-        UserError: a trained tensor gets no gradient in the first steps; at the end, a frozen tensor has changed, or a
+        UserError: a trained tensor has had no gradient in the first steps; at the end, a frozen tensor has changed, or a
             trained one has not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.frozen = self.trained = 0
         self._before: dict[str, str] = {}
-        self._without_gradient: set[str] = set()
-        self._steps_watched = 0
+        self._at_start: dict[str, str] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        if not self._before:
-            self._before = fingerprints(module.speech_lm)
-        self._without_gradient = {name for name, p in module.speech_lm.named_parameters() if p.requires_grad}
-        self._steps_watched = 0
+    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        # a resumed stage compares what trains with the stage's start, and what is frozen with what the parent holds
+        self._before = self._fingerprints(module) | self._at_start
+        self._at_start = {name: self._before[name] for name, p in _parameters(module) if p.requires_grad}
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: SpeechLMModule, optimizer: Any) -> None:
-        if not self._without_gradient:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not ends_step or trainer.global_step != min(PATIENCE, trainer.max_steps):
             return
-        parameters = dict(module.speech_lm.named_parameters())
-        waiting = [name for name in sorted(self._without_gradient) if parameters[name].grad is not None]
-        if waiting:
-            largest = torch.stack([parameters[name].grad.detach().abs().max() for name in waiting])
-            seen = [name for name, value in zip(waiting, largest.tolist(), strict=True) if value > 0]
-            self._without_gradient.difference_update(seen)
-        self._steps_watched += 1
-        if self._without_gradient and self._steps_watched >= min(PATIENCE, trainer.max_steps):
+        idle = []
+        for name, parameter in _parameters(module):
+            if parameter.requires_grad:
+                moments = self.engine.moments(trainer.optimizers[0], parameter)
+                if not any(bool(value.any()) for value in moments.values()):
+                    idle.append(name)
+        if idle:
             raise UserError(
-                f"stage '{module.stage.name}': {bunch(sorted(self._without_gradient))} should train, but got no gradient "
-                f"in {self._steps_watched} steps; freeze them, or choose an objective and a decode_pattern that use them"
+                f"stage '{module.stage.name}': {bunch(idle)} should train, but got no gradient in {trainer.global_step} "
+                "steps; freeze them, or choose an objective and a decode_pattern that use them"
             )
 
-    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        after = fingerprints(module.speech_lm)
-        trains = {name: p.requires_grad for name, p in module.speech_lm.named_parameters()}
+    def conclude(self, module: SpeechLMModule) -> None:
+        """Compare all parameters with the start and count them."""
+        after = self._fingerprints(module)
+        trains = {name: p.requires_grad for name, p in _parameters(module)}
         changed = {name for name, value in after.items() if value != self._before[name]}
         moved = sorted(name for name in changed if not trains[name])
         still = sorted(name for name, training in trains.items() if training and name not in changed)
@@ -67,8 +71,17 @@ class TrainingProof(Callback):
             )
         self.frozen, self.trained = len(trains) - len(changed), len(changed)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"before": self._before}
+    def state(self) -> dict[str, str]:
+        """Hashes of what trains at the stage's start, for a checkpoint."""
+        return self._at_start
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["before"]
+    def resume_from(self, state: dict[str, str]) -> None:
+        """Take over `state()` of a checkpoint; to be called before training starts."""
+        self._at_start = dict(state)
+
+    def _fingerprints(self, module: SpeechLMModule) -> dict[str, str]:
+        return {name: fingerprint(self.engine.weight(parameter)) for name, parameter in _parameters(module)}
+
+
+def _parameters(module: SpeechLMModule) -> list[tuple[str, Any]]:
+    return list(module.speech_lm.named_parameters())

@@ -12,15 +12,17 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.checkpoints import PeriodicCheckpoint, latest_checkpoint
-from vita_audio_pl.training.engine import build_trainer, micro_batches
+from vita_audio_pl.training.checkpoints import complete_checkpoints
+from vita_audio_pl.training.engines import build_engine
 from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.lifecycle import Checkpointing, HandOver
 from vita_audio_pl.training.loggers import build_loggers
 from vita_audio_pl.training.manifest import StageManifest, check_parent, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
@@ -28,6 +30,7 @@ from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
 from vita_audio_pl.training.starting_model import starting_model
+from vita_audio_pl.training.trainer import build_trainer, micro_batches
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     L.seed_everything(config.seed, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    engine = build_engine(config.trainer)
     model = starting_model(config, data.vocabulary, parent_folder)
     frozen = freeze(model, config.stage.freeze)
     module = SpeechLMModule(
@@ -141,39 +145,48 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         configured_objective(config, data.vocabulary),
         config.stage,
         config.optim,
+        engine,
         loss_scale=config.trainer.world_size * accumulate,
         source_names=data.source_names,
     )
     settings = dataclasses.asdict(config)
-    monitor, proof = Monitor(config.callbacks.log_every), TrainingProof()
+    monitor, proof = Monitor(config.callbacks.log_every), TrainingProof(engine)
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
-    callbacks = [monitor, proof, PeriodicCheckpoint(folder.checkpoints, save_every, config.callbacks.keep_last)]
+
+    def write(weights: dict[str, Tensor]) -> None:
+        hand_over(config, data, weights, proof, parent_folder, parent, folder)
+
+    callbacks = [
+        Checkpointing(folder.checkpoints, engine, proof, save_every, config.callbacks.keep_last),
+        proof,
+        monitor,
+        HandOver(engine, proof, write),
+    ]
     if config.callbacks.progress_bar:
         callbacks.append(ProgressReport(monitor, config.stage.name))
     trainer = build_trainer(
         config,
+        engine,
         callbacks,
         build_loggers(config, folder.root, settings),
         max_steps=config.stage.steps,
         validate=data.validates,
     )
-    resume = latest_checkpoint(folder.checkpoints)
+    resumed = complete_checkpoints(folder.checkpoints)[-1:]
     if rank_zero_only.rank == 0:
         (folder.root / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     _say(
         f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
         f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
         f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
-        + (f"; going on from {resume.name}" if resume else "")
+        + "".join(f"; going on from {checkpoint.name}" for checkpoint in resumed)
     )
-    trainer.fit(module, datamodule=data.datamodule, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data.datamodule)
     if trainer.global_step < config.stage.steps:
         raise UserError(
             f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the same "
             "command again to go on"
         )
-    if trainer.is_global_zero:
-        hand_over(config, data, model, proof, parent_folder, parent, folder)
     _say(f"stage '{config.stage.name}' is done: {folder.model}")
     return folder.model
 
@@ -202,13 +215,22 @@ def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | N
 def hand_over(
     config: TrainConfig,
     data: StageData,
-    model: Any,
+    weights: dict[str, Tensor],
     proof: TrainingProof,
     parent_folder: Path | None,
     parent: StageManifest | None,
     folder: StageFolder,
 ) -> None:
-    """Write the model folder aside and rename it: weights, tokenizer, codec, manifest."""
+    """Write the model folder aside and rename it: weights, tokenizer, codec, manifest.
+
+    Args:
+        weights: whole values of the parameters that trained, by name; the others are the starting model's.
+    """
+    model = starting_model(config, data.vocabulary, parent_folder)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
     aside = folder.root / "model.tmp"
     if aside.exists():
         shutil.rmtree(aside)

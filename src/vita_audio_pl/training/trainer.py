@@ -1,14 +1,14 @@
-"""The Lightning Trainer of a stage: strategy, devices, accumulation."""
+"""The Lightning Trainer of a stage: devices, accumulation, validation."""
 
 from collections.abc import Sequence
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from vita_audio_pl.config.schema import TrainConfig, TrainerConfig
+from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.engines import Engine
 
 
 def micro_batches(config: TrainConfig) -> tuple[int, int]:
@@ -34,7 +34,13 @@ def micro_batches(config: TrainConfig) -> tuple[int, int]:
 
 
 def build_trainer(
-    config: TrainConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, max_steps: int, validate: bool
+    config: TrainConfig,
+    engine: Engine,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    *,
+    max_steps: int,
+    validate: bool,
 ) -> L.Trainer:
     """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`."""
     _, accumulate = micro_batches(config)
@@ -44,8 +50,8 @@ def build_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=_strategy(settings),
-        precision=settings.precision,  # type: ignore[arg-type]
+        strategy=engine.strategy(),
+        precision=engine.precision,  # type: ignore[arg-type]
         max_steps=max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
@@ -62,10 +68,3 @@ def build_trainer(
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
-
-
-def _strategy(settings: TrainerConfig) -> Strategy | str:
-    if settings.engine == "single":
-        return "auto"
-    backend = "gloo" if settings.accelerator == "cpu" else "nccl"
-    return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)

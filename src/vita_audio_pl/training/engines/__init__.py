@@ -1,0 +1,30 @@
+"""Engines: how a model is spread over devices, and how its whole parameters are read and written there."""
+
+from vita_audio_pl.config.schema import TrainerConfig
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.engines.base import Engine
+
+
+def build_engine(settings: TrainerConfig) -> Engine:
+    """The engine that `trainer.engine` names.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if settings.engine == "fsdp2":
+        from vita_audio_pl.training.engines.fsdp2 import FSDP2Engine
+
+        return FSDP2Engine(settings)
+    if settings.engine == "deepspeed":
+        try:
+            from vita_audio_pl.training.engines.zero import ZeroEngine
+        except ImportError as error:
+            raise UserError(
+                f"trainer={settings.name} needs DeepSpeed, which cannot be imported ({error}); "
+                "pip install 'vita-audio-pl[deepspeed]', or choose trainer=fsdp2"
+            ) from error
+        return ZeroEngine(settings)
+    return Engine(settings)
+
+
+__all__ = ["Engine", "build_engine"]

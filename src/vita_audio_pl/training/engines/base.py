@@ -1,0 +1,75 @@
+"""What every engine offers; this one keeps the whole model on each device (one process, or DDP)."""
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
+
+from vita_audio_pl.config.schema import TrainerConfig
+from vita_audio_pl.models.speech_lm import SpeechLM
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter."""
+
+
+class Engine:
+    """Strategy of a run, and access to whole parameters and moments under it.
+
+    All methods that take a parameter are collective: every rank calls them, in the same order.
+    """
+
+    def __init__(self, settings: TrainerConfig) -> None:
+        self.settings = settings
+
+    @property
+    def backend(self) -> str:
+        """Process group: gloo on CPUs, NCCL on GPUs."""
+        return "gloo" if self.settings.accelerator == "cpu" else "nccl"
+
+    @property
+    def precision(self) -> str:
+        """Lightning's precision; an engine that casts by itself says `32-true`."""
+        return self.settings.precision
+
+    def strategy(self) -> Strategy | str:
+        """Lightning's strategy."""
+        if self.settings.engine == "single":
+            return "auto"
+        return DDPStrategy(process_group_backend=self.backend, gradient_as_bucket_view=True)
+
+    def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
+        """Spread `model` over the devices, in place, before it is moved to them."""
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        """Whole value, in the precision that the optimiser updates."""
+        return parameter.detach()
+
+    def moments(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Whole moments of a trained parameter, by name; empty before the first step."""
+        state = optimizer.state.get(parameter, {})
+        return {name: state[name] for name in MOMENTS if name in state}
+
+    def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Overwrite a parameter with a whole value."""
+        with torch.no_grad():
+            parameter.copy_(value)
+
+    def load_moments(
+        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor], step: int
+    ) -> None:
+        """Overwrite a trained parameter's optimiser state with whole moments after `step` steps."""
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            **{name: value.to(parameter).clone() for name, value in values.items()},
+        }
+
+    def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor | None:
+        """Clip the gradients by their norm over all ranks, and return that norm; None where the engine does it later."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the coming optimiser step change nothing, not even its moments."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None

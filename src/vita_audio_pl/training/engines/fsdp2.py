@@ -1,0 +1,74 @@
+"""FSDP2: every block is a group of its own, gathered when it runs; embeddings, vocabulary layer and final norm, which
+the backbone and every head use, are the root group."""
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vita_audio_pl.models.blocks import blocks
+from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.training.engines.base import Engine
+
+
+class FSDP2Engine(Engine):
+    """Parameters, gradients and moments are sharded over all ranks; compute is in bfloat16 for `bf16-mixed`."""
+
+    @property
+    def precision(self) -> str:
+        return "32-true" if self.settings.precision == "bf16-mixed" else self.settings.precision
+
+    def strategy(self) -> Strategy:
+        return _CPUModelParallelStrategy(
+            data_parallel_size=self.settings.world_size, tensor_parallel_size=1, process_group_backend=self.backend
+        )
+
+    def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
+        mesh = module.device_mesh["data_parallel"]
+        policy = MixedPrecisionPolicy()
+        if self.settings.precision == "bf16-mixed":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for block in blocks(model):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        return _whole(parameter.detach())
+
+    def moments(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {name: _whole(value) for name, value in super().moments(optimizer, parameter).items()}
+
+    def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        super().load_weight(parameter, _like(parameter, value))
+
+    def load_moments(
+        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor], step: int
+    ) -> None:
+        shards = {name: _like(parameter, value) for name, value in values.items()}
+        super().load_moments(optimizer, parameter, shards, step)
+
+    def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+        norm = super().clip(module, optimizer, max_norm)
+        assert norm is not None
+        return _whole(norm)
+
+
+class _CPUModelParallelStrategy(ModelParallelStrategy):
+    """Lightning's strategy with a barrier that gloo knows."""
+
+    def _determine_device_ids(self) -> list[int]:
+        return [] if self.root_device.index is None else [self.root_device.index]
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a whole value that every rank has."""
+    if not isinstance(parameter, DTensor):
+        return value
+    local = value.to(parameter.device, parameter.dtype)
+    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)

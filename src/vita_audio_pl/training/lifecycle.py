@@ -1,0 +1,82 @@
+"""Callbacks around a stage's training: resume and checkpoints before and during it, proof and hand-over at its end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from vita_audio_pl.training.checkpoints import CheckpointWriter, complete_checkpoints, restore
+from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.metrics_csv import MetricsCsv
+from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.proof import TrainingProof
+
+
+class Checkpointing(Callback):
+    """Goes on from the last complete checkpoint, and writes one every `every` optimiser steps and at the end.
+
+    Must stand before `TrainingProof` in the list of callbacks.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, proof: TrainingProof, every: int, keep: int) -> None:
+        self.folder, self.engine, self.proof, self.every = folder, engine, proof, every
+        self.writer = CheckpointWriter(folder, engine, keep)
+
+    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        if trainer.is_global_zero:
+            self.writer.clean()
+        trainer.strategy.barrier("leftovers are gone")
+        checkpoints = complete_checkpoints(self.folder)
+        if not checkpoints:
+            return
+        state = restore(checkpoints[-1], trainer, module.speech_lm, self.engine)
+        trainer.datamodule.load_state_dict(state["data"])  # type: ignore[attr-defined]
+        self.proof.resume_from(state["proof"])
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.cut_after(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends_step and (trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps):
+            self.save(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self.writer.finish()
+
+    def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        """Write a checkpoint of the step just done; all ranks call it."""
+        state = {"data": trainer.datamodule.state_dict(), "proof": self.proof.state()}  # type: ignore[attr-defined]
+        self.writer.save(trainer, module.speech_lm, state)
+
+
+class HandOver(Callback):
+    """Ends a stage whose steps are done: concludes the proof, and gives the trained weights to `write` on rank 0."""
+
+    def __init__(self, engine: Engine, proof: TrainingProof, write: Callable[[dict[str, Tensor]], None]) -> None:
+        self.engine, self.proof, self.write = engine, proof, write
+
+    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        if trainer.global_step >= trainer.max_steps:  # killed between the last step and the hand-over: no step is left
+            self._conclude(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            self._conclude(trainer, module)
+
+    def _conclude(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self.proof.conclude(module)
+        weights: dict[str, Tensor] = {}
+        for name, parameter in module.speech_lm.named_parameters():
+            if parameter.requires_grad:
+                whole = self.engine.weight(parameter)
+                if trainer.is_global_zero:
+                    weights[name] = whole.cpu()
+        if trainer.is_global_zero:
+            self.write(weights)
+        trainer.strategy.barrier("model folder is in place")
