@@ -1,0 +1,38 @@
+"""A finished demo in its smoke form, made once for all end-to-end tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+RUN = "demo-smoke-seed1"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that commands run in."""
+
+    folder: Path
+
+    def run(self, *command: str, timeout: float = 600) -> str:
+        """What `python COMMAND` prints; fails with its error output where its status is not 0."""
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "offline"}
+        result = subprocess.run(
+            [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+        return result.stdout
+
+
+@pytest.fixture(scope="session")
+def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """`make demo SIZE=smoke`, in a folder where nothing was before."""
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("the spoken world needs espeak-ng, which `make test` installs")
+    place = Place(tmp_path_factory.mktemp("demo"))
+    place.run("-m", "vita_audio_pl.demo", "size=smoke", timeout=900)
+    return place
