@@ -100,6 +100,6 @@ def write_result(place: Path, stage: str, mode: str, task: str, split: str = "te
         rows.append(row)
     result = {"stage": stage, "mode": mode, "verify": "none", "task": task, "split": split, "bench": "spoken_world",
               "utterances": 320 if stage == "sft" else 100, "metrics": metrics, "backbone_passes": passes,
-              "profile": "strict"}  # fmt: skip
+              "profile": "strict", "judge": "pocketsphinx"}  # fmt: skip
     write_json(folder / "result.json", result)
     (folder / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

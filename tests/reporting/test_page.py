@@ -4,6 +4,8 @@ import json
 import re
 
 from vita_audio_pl.reporting.page import run_page
+from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
+from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.write import write_report
 
 PROBE = """
@@ -45,7 +47,8 @@ def test_page_works_in_a_browser_from_a_file(run, tmp_path, dump_dom):
     seen = json.loads(found.group(1))
     assert seen["ascending"][-2:] == ["5.2 %", "7.8 %"] and seen["descending"][:2] == ["7.8 %", "5.2 %"]
     assert seen["modes"] == sorted(seen["modes"]) and seen["sort"] == "ascending"
-    assert len(seen["durations"]) == 22 and all(0.25 < seconds < 0.35 for seconds in seen["durations"])
+    # 22 to compare the modes by, and the worst answer of each of 2 tasks in 3 modes
+    assert len(seen["durations"]) == 22 + 6 and all(0.25 < seconds < 0.35 for seconds in seen["durations"])
     assert len(seen["pictures"]) == 5 and all(width > 900 for width in seen["pictures"])
     assert seen["playing"]
     assert set(seen["resources"]) <= {"data:"}
@@ -74,3 +77,19 @@ def test_report_of_a_run_is_the_same_when_made_again(run, tmp_path):
         "s0.boost.wav", "s0.expected_through_the_codec.wav", "s0.question.wav", "s0.turbo.wav", "s0.vanilla.wav",
     ]  # fmt: skip
     assert "| sft | boost |" in (tmp_path / "one" / "tables.md").read_text()
+
+
+def test_published_figures_stand_beside_ours_with_what_keeps_them_apart(run, pictures):
+    for path in (run.folder / "eval" / run.bench).glob("sft/test/asr.*/result.json"):
+        figures = {"published": [{"system": "VITA-Audio-Turbo", "task": "asr", "metric": "wer", "value": 6.29}],
+                   "incomparable": ["the normaliser is not stated"], "judge": "", "limited_to": 100}  # fmt: skip
+        path.write_text(json.dumps(json.loads(path.read_text()) | figures))
+    again = RunFiles.read(run.folder, run.bench)
+    (row,) = published_table(again.results).rows
+    assert [cell.text for cell in row[3:]] == ["VITA-Audio-Turbo", "6.29 %", "3.7 %", "5.2 %", "7.8 %"]
+    reasons = reasons_against_comparing(again.results)
+    assert reasons[0].startswith("profile strict") and "spoken_world test: the normaliser is not stated" in reasons
+    assert "spoken_world test: only the first 100 utterances were evaluated" in reasons
+    html = run_page(again, "demo", pictures)
+    assert "Beside published figures" in html and "the normaliser is not stated" in html
+    assert "Beside published figures" not in run_page(run, "demo", pictures)

@@ -48,6 +48,7 @@ class Evaluation:
         judge: name of the recogniser that listens to answers; empty where nothing is listened to.
         folder: where records and results go.
         players: how many of the first items keep their audio as wav files.
+        limited: there are more items in the bench than are evaluated.
     """
 
     model: Path
@@ -60,6 +61,7 @@ class Evaluation:
     judge: str
     folder: Path
     players: int = 0
+    limited: bool = False
 
     @property
     def listens(self) -> bool:

@@ -26,7 +26,8 @@ def plan_evaluations(config: EvaluateConfig) -> list[Evaluation]:
     for model, entry in entries:
         for task in entry.tasks:
             split = entry.split or config.split
-            items = config.bench.items(task, split, entry.limit or config.limit, config.missing_audio)
+            limit = entry.limit or config.limit
+            items = config.bench.items(task, split, limit, config.missing_audio)
             for mode in entry.modes:
                 decoding = Decoding(
                     mode,
@@ -48,6 +49,7 @@ def plan_evaluations(config: EvaluateConfig) -> list[Evaluation]:
                         judge=config.judge or config.bench.judge,
                         folder=output_folder(config, model) / entry.stage / split / f"{task}.{decoding.label}",
                         players=config.players,
+                        limited=len(items) == limit,
                     )
                 )
     return evaluations

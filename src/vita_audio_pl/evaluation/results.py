@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from vita_audio_pl.evaluation.jobs import Evaluation, audio_file, model_fingerprint, players_of
+from vita_audio_pl.evaluation.jobs import Evaluation, audio_file, model_fingerprint
 from vita_audio_pl.evaluation.records import write_atomically
 from vita_audio_pl.evaluation.runner import Records
 from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise, worst_first
@@ -18,11 +18,20 @@ METRIC_LABELS = {
 }
 
 
+def score_record(record: Records, rules: Scoring) -> list[dict[str, Any]]:
+    """Rows of a complete evaluation under a profile, worst first."""
+    evaluation = record.evaluation
+    answers = {item.id: record.answer_of(item.id) for item in evaluation.items}
+    heard = {id: record.heard_of(id) for id in answers} if evaluation.listens else None
+    rows = score_utterances(evaluation.task, evaluation.items, answers, heard, rules)
+    return worst_first(evaluation.task, rows)
+
+
 def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dict[str, Any]:
     """Score a complete evaluation and write `result.json`, `result.md` and `utterances.jsonl` (worst first).
 
     Under another profile than `strict` the files carry its name: `result.reference.json`. The files depend only on
-    the records: a resumed evaluation writes the same bytes.
+    the records and the kept audio: a resumed evaluation writes the same bytes.
 
     Args:
         about: what is also stated in the result, e.g. the normaliser's name and the published figures.
@@ -31,19 +40,17 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
         The contents of `result.json`.
     """
     evaluation = record.evaluation
-    answers = {item.id: record.answer_of(item.id) for item in evaluation.items}
-    heard = {id: record.heard_of(id) for id in answers} if evaluation.listens else None
-    rows = score_utterances(evaluation.task, evaluation.items, answers, heard, rules)
-    kept = {id: audio_file(id) for id in players_of(evaluation)}
+    rows = score_record(record, rules)
     for row in rows:
-        if row["id"] in kept and (evaluation.folder / kept[row["id"]]).is_file():
-            row["audio"] = kept[row["id"]]
+        kept = audio_file(row["id"])
+        if (evaluation.folder / kept).is_file():
+            row["audio"] = kept
     result = _header(evaluation, rules) | about | summarise(evaluation.task, rows)
     suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
     folder = evaluation.folder
     write_atomically(folder / f"result{suffix}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / f"result{suffix}.md", markdown(result))
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in worst_first(evaluation.task, rows))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(folder / f"utterances{suffix}.jsonl", "".join(lines))
     return result
 
@@ -58,6 +65,7 @@ def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
         "profile": rules.profile.name,
         "profile_differences": rules.profile.differences(),
         "answer_rule": rules.answers,
+        "limited_to": len(evaluation.items) if evaluation.limited else None,
         "judge": evaluation.judge if evaluation.listens else "",
         "model": str(evaluation.model),
         "model_fingerprint": model_fingerprint(evaluation.model),

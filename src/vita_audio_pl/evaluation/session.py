@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.compare import compare_results
 from vita_audio_pl.evaluation.controls import Recordings, measure_controls
-from vita_audio_pl.evaluation.jobs import Evaluation
+from vita_audio_pl.evaluation.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.plan import output_folder, plan_evaluations
 from vita_audio_pl.evaluation.records import write_atomically
-from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.runner import Run, Share, run_evaluations, worker_pool
+from vita_audio_pl.evaluation.results import score_record, write_results
+from vita_audio_pl.evaluation.runner import Records, Run, Share, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.evaluation.toolbox import ModelToolbox
 
@@ -44,9 +44,10 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             records = run_evaluations(evaluations, run, share, progress, steps)
         if config.step == "generate":
             return []
+        complete = [record for record in records if record.complete()]
         if share.rank == 0:
             _controls(config, evaluations, run)
-    complete = [record for record in records if record.complete()]
+        _speak_worst(config, complete, run)
     profiles = ["strict", "reference"] if config.profile == "both" else [config.profile]
     about = {"normaliser": config.bench.normaliser, "unit": config.bench.unit}
     results = []
@@ -76,6 +77,22 @@ def compare_modes(folder: Path) -> list[dict[str, Any]]:
     ]
     write_atomically(folder / "comparisons.json", json.dumps(comparisons, indent=2, ensure_ascii=False) + "\n")
     return comparisons
+
+
+def _speak_worst(config: EvaluateConfig, complete: list[Records], run: Run) -> None:
+    """Keep the audio of the worst answers too: they are what a person wants to hear."""
+    calls = []
+    for record in complete:
+        evaluation = record.evaluation
+        if evaluation.listens:
+            worst = score_record(record, config.bench.scoring("strict"))[: config.players]
+            answers = [record.answer_of(row["id"]) for row in worst]
+            there = [a for a in answers if not a.codes or (evaluation.folder / audio_file(a.id)).is_file()]
+            wanted = [answer for answer in answers if answer not in there]
+            if wanted:
+                calls.append((evaluation.without_items(), wanted))
+    for _ in run("speak", calls):
+        pass
 
 
 def _controls(config: EvaluateConfig, evaluations: list[Evaluation], run: Run) -> None:

@@ -59,7 +59,7 @@ class EvaluateConfig:
     controls: int = 100  # recordings on which the judge itself is measured; 0 = none
     missing_audio: str = "refuse"  # or count: an utterance without its recording is a wrong answer
     output: str | None = None  # folder; null = eval/ in the run of the model
-    players: int = 6  # utterances per evaluation whose audio is kept
+    players: int = 6  # utterances per evaluation whose audio is kept: the first ones, and as many of the worst
     batch_size: int = 64  # answers decoded together
     workers: int | None = None  # processes; null = one per core on a CPU (8 at most), one on a GPU
     device: str = "auto"  # cpu, cuda or auto

@@ -77,6 +77,16 @@ class ModelToolbox:
             for answer, text, wave in zip(answers, texts, waves, strict=True)
         ]
 
+    def speak(self, evaluation: Evaluation, answers: Sequence[Answer]) -> list[Path]:
+        """Write answers as wav files into the evaluation's folder."""
+        torch.set_num_threads(self.threads)
+        codec = self.codec(evaluation.model / "codec")
+        paths = [evaluation.folder / audio_file(answer.id) for answer in answers]
+        waves = codec.decode_batch([np.asarray(answer.codes) for answer in answers])
+        for path, wave in zip(paths, waves, strict=True):
+            write_wav(path, wave, codec.sample_rate)
+        return paths
+
     def recognise(self, codec_folder: Path, judge: str, recordings: Sequence[Path], treatment: str) -> list[str]:
         """What the judge hears in recordings as they are (`source`), after the codec, or in noise of the same length."""
         torch.set_num_threads(self.threads)

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a run: figures, sounds and script are inside it, so it works from a file."""
 
 import base64
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -8,11 +9,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
-from vita_audio_pl.reporting.listening import utterances_to_hear
-from vita_audio_pl.reporting.run_files import RunFiles, Stage
+from vita_audio_pl.reporting.listening import data_uri, utterances_to_hear
+from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
+from vita_audio_pl.reporting.run_files import Result, RunFiles, Stage
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table
 
 WORST = 8
+WORST_TO_HEAR = 3
 
 
 TRADE_OFF = "wer_against_passes"
@@ -52,6 +55,8 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         trade_off=pictures.get(TRADE_OFF),
         curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],
         utterances=utterances_to_hear(run, last, split),
+        published=published_table(run.results),
+        reasons=reasons_against_comparing(run.results),
         worst=_worst(run, last, split),
         durations=", ".join(f"{name} {seconds / 60:.1f} minutes" for name, seconds in run.durations.items()),
         style=Markup(_asset("page.css")),
@@ -101,16 +106,36 @@ def _stage_facts(stage: Stage) -> str:
     return ", ".join(facts)
 
 
-def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[dict[str, Any]], int]]:
-    """For each task of a stage the modes' worst utterances, those that are not right."""
+@dataclass(frozen=True)
+class WrongAnswer:
+    """One utterance that was not right; `heard` is None where nobody listened."""
+
+    id: str
+    expected: str
+    written: str
+    heard: str | None
+    sound: str
+
+
+def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[WrongAnswer], int]]:
+    """For each task and mode of a stage: its worst utterances among those that are not right, and how many these are."""
     found = []
     for result in run.results:
         if (result.stage, result.split) != (stage, split):
             continue
         wrong = [row for row in result.utterances if any(_is_wrong(score) for score in row["scores"].values())]
-        if wrong:
-            found.append((result.task, result.mode, wrong[:WORST], len(wrong)))
+        shown = [
+            WrongAnswer(row["id"], row["reference"], row["text"], row.get("heard"), _sound(result, row, number))
+            for number, row in enumerate(wrong[:WORST])
+        ]
+        if shown:
+            found.append((result.task, result.mode, shown, len(wrong)))
     return found
+
+
+def _sound(result: Result, row: dict[str, Any], place: int) -> str:
+    """The answer's audio for the very worst; a page that held more would load slowly."""
+    return data_uri(result.folder / row["audio"]) if "audio" in row and place < WORST_TO_HEAR else ""
 
 
 def _is_wrong(score: dict[str, int]) -> bool:
