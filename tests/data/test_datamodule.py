@@ -132,7 +132,7 @@ def test_shares_can_be_changed_while_training(corpus: Corpus, tmp_path: Path) ->
     other = tmp_path / "other.yaml"
     other.write_text("sources: {asr: {ratio: 3.0}, tts: {ratio: 0.1}, text: {ratio: 0.1}}")
     module.change_mixture(load_mixture(str(other)))
-    take(module, 60)
+    take(module, 90)
     names = [name.split("/")[0] for batch in take(module, 30) for row in batch.names for name in row]
     assert names.count("asr") > 0.8 * len(names)
 

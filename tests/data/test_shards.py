@@ -24,8 +24,8 @@ def source(corpus: Corpus, tmp_path: Path) -> Path:
 def test_plain_webdataset_reads_the_shards(corpus: Corpus) -> None:
     source = PreparedSource(corpus.shards / "asr")
     urls = [str(source.folder / shard.name) for shard in source.manifest.shards]
-    dataset = wds.WebDataset(urls, shardshuffle=False, empty_check=False)
-    samples = [sample for member in dataset for sample in decode_block(member["block"])]
+    members = wds.WebDataset(urls, shardshuffle=False, empty_check=False)
+    samples = list(members.map(lambda member: decode_block(member["block"])).unlisted())
     assert [sample.id for sample in samples] == [f"asr-{i}" for i in range(120)]
     for i in (0, 49, 50, 119):
         here = source.read(i)

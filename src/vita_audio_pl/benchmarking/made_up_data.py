@@ -15,7 +15,7 @@ from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
 from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.data.shape import shape_of
 from vita_audio_pl.data.shards import ShardWriter
-from vita_audio_pl.text import AudioCodes, Renderer, RenderOptions, TextIds, TextTokenizer, Turn
+from vita_audio_pl.text import AudioCodes, Renderer, RenderOptions, Segment, TextIds, TextTokenizer, Turn
 
 PER_MILLE = {"asr": 450, "tts": 350, "sqa": 50, "text": 140, "long_text": 10}
 N_CODES = 16_384
@@ -92,13 +92,13 @@ def write_source(folder: Path, task: str, n: int, tokenizer: TextTokenizer, seed
     _manifest(task, n, tokenizer, counts, tuple(shards), crc).save(folder)
 
 
-def write_index_only(path: Path, task: str, n: int, around: tuple[int, int], seed: int = 0) -> Index:
-    """An index of `n` samples without shards, for planning alone; `around` is the template of user and assistant."""
+def write_index_only(path: Path, task: str, n: int, around: int, seed: int = 0) -> Index:
+    """An index of `n` samples without shards, for planning alone; `around` is the template of a user turn."""
     counts = counts_of(task, n, seed)
     zeros = np.zeros(n, np.int64)
     columns = {
         **{name: zeros for name in COLUMNS.names or ()},
-        "prompt_text": counts.prompt_text + around[0] + 2 * (counts.prompt_codes > 0),
+        "prompt_text": counts.prompt_text + around + 2 * (counts.prompt_codes > 0),
         "flags": np.full(n, ONE_ANSWER),
         "prompt_codes": counts.prompt_codes,
         "answer_text": counts.answer_text,
@@ -109,8 +109,9 @@ def write_index_only(path: Path, task: str, n: int, around: tuple[int, int], see
 
 
 def _turn(role: str, text: np.ndarray, codes: np.ndarray) -> Turn:
-    segments = (*([TextIds(text)] if len(text) else []), *([AudioCodes(codes)] if len(codes) else []))
-    return Turn(role, segments)
+    segments: list[Segment] = [TextIds(text)] if len(text) else []
+    segments += [AudioCodes(codes)] if len(codes) else []
+    return Turn(role, tuple(segments))
 
 
 def _manifest(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
 from vita_audio_pl.data.prepared import MANIFEST, PreparedSource, open_sources
 from vita_audio_pl.data.rows import BatchRequest, Parcel, PlannedRow, Reading, RowBuilder
-from vita_audio_pl.data.schedule import Geometry, Position, Schedule
+from vita_audio_pl.data.schedule import Geometry, Parcels, Position, Schedule
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
@@ -28,6 +28,7 @@ from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabular
 
 log = logging.getLogger(__name__)
 
+_TOKENS_PER_PARCEL, _MOST_PER_PARCEL = 32_768, 16  # tokens, batches that a worker hands over at a time
 _FEW_BROKEN = 10  # broken samples of a source that never stop a run
 
 
@@ -243,13 +244,14 @@ class SpeechDataModule(lightning.LightningDataModule):
         return requests
 
     def _loader(
-        self, sources: dict[int, PreparedSource], requests: Schedule | list[BatchRequest]
+        self, sources: dict[int, PreparedSource], requests: Iterable[BatchRequest]
     ) -> "torch.utils.data.DataLoader[Parcel]":
         workers = self.options.workers
+        batches = max(1, min(_MOST_PER_PARCEL, _TOKENS_PER_PARCEL // (self._rows_per_batch * self.row_length)))
         return torch.utils.data.DataLoader(
             RowBuilder(sources, self.renderer, self.row_length, self.seed),
             batch_size=None,
-            sampler=requests,
+            sampler=Parcels(requests, batches),
             num_workers=workers,
             prefetch_factor=self.options.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -324,4 +326,4 @@ class Batches:
         weighted = (options.text_weight, options.audio_weight) != (1, 1)
         for parcel in self._loader:
             self._owner.note(parcel.reading, builder.sources)
-            yield parcel.unpack(weighted)
+            yield from parcel.unpack(weighted)

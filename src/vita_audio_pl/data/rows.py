@@ -1,6 +1,6 @@
 """Planned rows as training batches: samples fetched from the shards and rendered straight into packed tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -64,57 +64,59 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Parcel:
-    """A batch as it comes from a worker: one block of memory, because handing over each tensor costs more than filling it.
+    """Batches as they come from a worker: one block of memory, because handing over a tensor costs more than filling it.
 
     Attributes:
-        memory: uint8, the columns of `_COLUMNS` one after another.
-        shape: rows and tokens.
-        request: what was asked for.
+        memory: uint8, the columns of `_COLUMNS` one after another, each with the rows of all batches.
+        row_length: tokens in a row.
+        requests: the batches asked for.
         names: per row and document, `source/sample-id`.
         reading: what came of reading the samples.
     """
 
     memory: torch.Tensor
-    shape: tuple[int, int]
-    request: BatchRequest
+    row_length: int
+    requests: Sequence[BatchRequest]
     names: list[list[str]]
     reading: Reading
 
     @classmethod
-    def empty(cls, shape: tuple[int, int], request: BatchRequest) -> "Parcel":
-        """Uninitialised memory for a batch."""
-        cells = shape[0] * shape[1]
+    def empty(cls, requests: Sequence[BatchRequest], row_length: int) -> "Parcel":
+        """Uninitialised memory for some batches."""
+        cells = row_length * sum(len(request.rows) for request in requests)
         memory = torch.empty(sum(dtype.itemsize for dtype in _COLUMNS.values()) * cells, dtype=torch.uint8)
-        return cls(memory, shape, request, [], Reading({}, []))
+        return cls(memory, row_length, requests, [], Reading({}, []))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Columns by name, `(rows, tokens)`; writing into them fills the parcel."""
-        raw, at, found = self.memory.numpy(), 0, {}
+    def columns(self) -> dict[str, torch.Tensor]:
+        """Columns by name, `(rows of all batches, tokens)`, without copying."""
+        at, found = 0, dict[str, torch.Tensor]()
+        cells = self.row_length * sum(len(request.rows) for request in self.requests)
         for name, dtype in _COLUMNS.items():
-            size = dtype.itemsize * self.shape[0] * self.shape[1]
-            found[name] = raw[at : at + size].view(dtype).reshape(self.shape)
-            at += size
+            data = self.memory[at : at + dtype.itemsize * cells]
+            found[name] = data.view(getattr(torch, dtype.name)).view(-1, self.row_length)
+            at += dtype.itemsize * cells
         return found
 
     def pin_memory(self) -> "Parcel":
         """The same in page-locked memory."""
         return replace(self, memory=self.memory.pin_memory())
 
-    def unpack(self, weighted: bool) -> PackedBatch:
-        """The batch, without copying; `weighted` is False where every label weighs 1."""
-        at, tensors = 0, dict[str, torch.Tensor]()
-        for name, dtype in _COLUMNS.items():
-            size = dtype.itemsize * self.shape[0] * self.shape[1]
-            tensors[name] = self.memory[at : at + size].view(getattr(torch, dtype.name)).view(self.shape)
-            at += size
-        weights = tensors.pop("loss_weights")
-        return PackedBatch(
-            **tensors,
-            loss_weights=weights if weighted else None,
-            divisor=self.request.divisor,
-            names=self.names,
-            position=self.request.position,
-        )
+    def unpack(self, weighted: bool) -> Iterator[PackedBatch]:
+        """The batches, without copying; `weighted` is False where every label weighs 1."""
+        columns = self.columns()
+        first = 0
+        for request in self.requests:
+            rows = slice(first, first + len(request.rows))
+            first = rows.stop
+            tensors = {name: column[rows] for name, column in columns.items()}
+            weights = tensors.pop("loss_weights")
+            yield PackedBatch(
+                **tensors,
+                loss_weights=weights if weighted else None,
+                divisor=request.divisor,
+                names=self.names[rows],
+                position=request.position,
+            )
 
 
 class RowBuilder(torch.utils.data.Dataset[Parcel]):
@@ -130,21 +132,19 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
     def __init__(self, sources: Mapping[int, PreparedSource], renderer: Renderer, row_length: int, seed: int):
         self.sources, self._renderer, self._row_length, self._seed = dict(sources), renderer, row_length, seed
 
-    def __getitem__(self, request: BatchRequest) -> Parcel:
-        """The batch asked for. Samples that could not be read are pad tokens without labels."""
-        shape = (len(request.rows), self._row_length)
-        parcel = Parcel.empty(shape, request)
-        arrays = parcel.arrays()
-        ids = np.full(shape, self._renderer.vocabulary.pad, np.int32)
+    def __getitem__(self, requests: Sequence[BatchRequest]) -> Parcel:
+        """The batches asked for. Samples that could not be read are pad tokens without labels."""
+        parcel = Parcel.empty(requests, self._row_length)
+        arrays = {name: column.numpy() for name, column in parcel.columns().items()}
+        ids = np.full(arrays["input_ids"].shape, self._renderer.vocabulary.pad, np.int32)
         for name, nothing in (("labels", IGNORE_INDEX), ("writers", NOBODY), ("loss_weights", 0), ("position_ids", 0)):
             arrays[name].fill(nothing)
         arrays["document_ids"].fill(-1)
         arrays["sources"].fill(-1)
-        for r, row in enumerate(request.rows):
+        for r, row in enumerate(row for request in requests for row in request.rows):
             line = Rendered(ids[r], arrays["labels"][r], arrays["writers"][r], arrays["loss_weights"][r])
-            parcel.names.append(
-                self._fill_row(row, line, {name: array[r] for name, array in arrays.items()}, parcel.reading)
-            )
+            columns = {name: array[r] for name, array in arrays.items()}
+            parcel.names.append(self._fill_row(row, line, columns, parcel.reading))
         arrays["input_ids"][:] = ids
         return parcel
 

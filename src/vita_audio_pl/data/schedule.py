@@ -1,7 +1,8 @@
 """Who gets which rows: the plan's rows dealt to ranks batch by batch, with the divisor of each optimiser step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,19 @@ class Position:
             raise UserError(f"the data position in the checkpoint cannot be read ({error})") from error
 
 
-class Schedule(torch.utils.data.Sampler[BatchRequest]):
+class Parcels(torch.utils.data.Sampler[list[BatchRequest]]):
+    """Batches in groups of `size`, each group one task of a worker."""
+
+    def __init__(self, batches: Iterable[BatchRequest], size: int):
+        self._batches, self._size = batches, size
+
+    def __iter__(self) -> Iterator[list[BatchRequest]]:
+        batches = iter(self._batches)
+        while group := list(islice(batches, self._size)):
+            yield group
+
+
+class Schedule:
     """Endless batches of one rank, from a position on.
 
     A step takes the next `rows_per_step` rows of the plan; batch m of rank r takes those whose number within the batch

@@ -125,7 +125,7 @@ def block_offsets(data: bytes | memoryview) -> np.ndarray:
 def decode_block(data: bytes) -> list[TokenizedSample]:
     """Samples of one member, for plain WebDataset pipelines.
 
-    Example: `wds.WebDataset(urls).map(lambda member: decode_block(member["block"])).compose(wds.unlisted)`.
+    Example: `wds.WebDataset(urls).map(lambda member: decode_block(member["block"])).unlisted()`.
 
     Raises:
         ValueError: the bytes are not a whole block.
