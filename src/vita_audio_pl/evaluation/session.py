@@ -21,6 +21,7 @@ from vita_audio_pl.evaluation.results import score_record, write_results
 from vita_audio_pl.evaluation.runner import Records, Run, Share, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.evaluation.toolbox import ModelToolbox
+from vita_audio_pl.evaluation.wandb_log import log_to_wandb
 
 
 def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
@@ -56,9 +57,14 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         comparable = {"published": [vars(p) for p in published], "incomparable": list(config.bench.incomparable)}
         for profile in profiles:
             results.append(write_results(record, config.bench.scoring(profile), about | comparable))
-    if complete:
-        for folder in {output_folder(config, evaluation.model) for evaluation in evaluations}:
-            compare_modes(folder)
+    if not complete:
+        return []
+    folders = {output_folder(config, evaluation.model): evaluation.model for evaluation in evaluations}
+    for folder, model in folders.items():
+        compare_modes(folder)
+        if config.wandb != "off":
+            group = config.run_name or model.resolve().parent.parent.name
+            log_to_wandb(results, folder, group, config.wandb, config.wandb_project)
     return results
 
 

@@ -63,7 +63,8 @@ class EvaluateConfig:
     batch_size: int = 64  # answers decoded together
     workers: int | None = None  # processes; null = one per core on a CPU (8 at most), one on a GPU
     device: str = "auto"  # cpu, cuda or auto
-    wandb: bool = False  # log the figures; offline where there is no key
+    wandb: str = "off"  # or offline, online: log the figures there, too
+    wandb_project: str = "vita-audio-pl"
 
     def check(self) -> None:
         for name, value, choices in (
@@ -72,6 +73,7 @@ class EvaluateConfig:
             ("verify", self.verify, ["none", "greedy"]),
             ("profile", self.profile, ["strict", "reference", "both"]),
             ("step", self.step, ["all", "generate", "score"]),
+            ("wandb", self.wandb, ["off", "offline", "online"]),
             ("missing_audio", self.missing_audio, ["refuse", "count"]),
         ):
             if value not in choices:

@@ -1,0 +1,189 @@
+"""From a model folder to result files: every task, two modes, the judge's controls, comparisons, wandb."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import Qwen2Config
+
+from vita_audio_pl.codecs import MelVQ, MelVQConfig
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation import session
+from vita_audio_pl.evaluation.benches import BenchConfig
+from vita_audio_pl.evaluation.session import run_session
+from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
+from vita_audio_pl.models.released import save_released
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.text.tokenizer import TextTokenizer
+
+RATE = 16000
+SENTENCES = ["the red cow", "the big cow", "anna has cups", "the cow lives here", "anna eats", "a red cup"]
+
+
+class CountingJudge:
+    """Hears as many "beep"s as there are tenths of a second."""
+
+    def transcribe(self, waves, sample_rate):
+        return [" ".join(["beep"] * round(10 * len(wave) / sample_rate)) for wave in waves]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny random model of two heads in `runs/r/sft/model`, and a bench of six tones."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    tones = [0.3 * np.sin(np.arange(4000) * f).astype(np.float32) for f in rng.uniform(0.05, 0.6, len(SENTENCES))]
+    samples = {task: [] for task in ("asr", "tts", "sqa", "text")}
+    for n, (text, tone) in enumerate(zip(SENTENCES, tones, strict=True)):
+        soundfile.write(folder / f"{n}.wav", tone, RATE)
+        user = {"asr": "Convert the speech to text.\n<|audio|>", "tts": f"Convert the text to speech.\n{text}",
+                "sqa": "<|audio|>", "text": text}  # fmt: skip
+        answer = {"asr": text, "tts": "<|audio|>", "sqa": f"{text}\n<|audio|>", "text": text}
+        audios = {"asr": 1, "tts": 1, "sqa": 2, "text": 0}
+        for task in samples:
+            turns = [{"role": "user", "content": user[task]}, {"role": "assistant", "content": answer[task]}]
+            samples[task].append({"id": f"{task}{n}", "messages": turns, "audios": [f"{n}.wav"] * audios[task]})
+    for task, rows in samples.items():
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    model = folder / "runs" / "r" / "sft" / "model"
+    config = MelVQConfig(codebook_size=8, n_mels=20, pca_size=8, griffin_lim_iterations=1)
+    MelVQ.fit(tones, config, 0).save(model / "codec")
+    tokenizer = TextTokenizer.train([" ".join(SENTENCES) + " " + "Convert the text to speech. " * 9], 300)
+    vocabulary = tokenizer.vocabulary(8)
+    torch.manual_seed(0)
+    backbone = Qwen2Config(
+        vocab_size=vocabulary.size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.5, tie_word_embeddings=True,
+    )  # fmt: skip
+    speech_lm = SpeechLM(SpeechLMConfig(backbone, 2)).eval()
+    save_released(speech_lm, model, decode_pattern=[1, 2], first_code=vocabulary.first_code)
+    tokenizer.save(model / "tokenizer")
+    (model / "manifest.json").write_text(
+        json.dumps({"stage": "sft", "vocabulary": vocabulary.fingerprint, "weights": "w"})
+    )
+    return folder
+
+
+@pytest.fixture
+def config(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "judge_maker", lambda *settings: lambda name: CountingJudge())
+    shutil.copytree(world, tmp_path / "w")
+    tasks = {task: {"test": f"{task}.jsonl"} for task in ("asr", "tts", "sqa", "text")}
+    limits = {task: 24 for task in tasks}
+    bench = BenchConfig(
+        "tones", "Tones", root=str(tmp_path / "w"), tasks=tasks, judge="counting", max_new_tokens=limits
+    )
+    model = tmp_path / "w" / "runs" / "r" / "sft" / "model"
+    return EvaluateConfig(
+        bench=bench, model=str(model), task="all", mode="vanilla", batch_size=4, workers=1, players=2, device="cpu"
+    )
+
+
+def files_of(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("key.json",)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if ".0.jsonl" not in path.name}
+
+
+def test_every_task_is_measured_and_a_repeated_run_changes_nothing(config, tmp_path):
+    results = run_session(config)
+    assert {result["task"] for result in results} == {"asr", "tts", "sqa", "text"}
+    assert all(result["utterances"] == 6 and result["stage"] == "sft" for result in results)
+    assert all(result["tokens"] == result["backbone_passes"] for result in results)  # Vanilla: a pass per token
+    place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"
+    first = files_of(place)
+    assert "sft/test/tts.vanilla/result.md" in first
+    run_session(config)
+    assert files_of(place) == first
+    # the tts audio of the first two, and of the worst two, is kept where there is any
+    rows = [json.loads(line) for line in first["sft/test/tts.vanilla/utterances.jsonl"].splitlines()]
+    assert all("audio" in row for row in rows if row["id"] in ("tts0", "tts1") and not row["silent"])
+
+
+def test_two_processes_and_a_lost_batch_give_the_same_files(config, tmp_path):
+    run_session(config)
+    place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"
+    whole = files_of(place)
+    for name in ("answers.0.jsonl", "heard.0.jsonl"):
+        path = place / "sft" / "test" / "sqa.vanilla" / name
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    run_session(replace(config, workers=2))
+    assert files_of(place) == whole
+
+
+def test_modes_are_compared_with_vanilla_and_cost_less(config, tmp_path):
+    run_session(replace(config, task="tts"))
+    run_session(replace(config, task="tts", mode="boost"))
+    (comparison,) = json.loads((tmp_path / "w/runs/r/eval/tones/comparisons.json").read_text())
+    assert (comparison["task"], comparison["mode"], comparison["utterances"]) == ("tts", "boost", 6)
+    assert comparison["backbone_passes_share"] < 0.8
+    assert 0 < comparison["metrics"]["speech_wer"]["p_value"] <= 1
+
+
+def test_verified_drafts_give_vanillas_answers(config, tmp_path):
+    vanilla = run_session(replace(config, task="tts"))[0]
+    checked = run_session(replace(config, task="tts", mode="boost", verify="greedy"))[0]
+    assert checked["metrics"] == vanilla["metrics"]
+    assert (tmp_path / "w/runs/r/eval/tones/sft/test/tts.boost+verify/result.json").exists()
+
+
+def test_controls_measure_the_judge_and_keep_the_codecs_sound(config, tmp_path):
+    run_session(config)
+    place = tmp_path / "w/runs/r/eval/tones"
+    controls = json.loads((place / "controls.json").read_text())
+    conditions = [(row["recordings"], row["condition"]) for row in controls["rows"]]
+    assert len(conditions) == 4 + 3 and all(row["utterances"] == 6 for row in controls["rows"])
+    assert ("the assistant's voice", "noise of the same length and level") in conditions
+    for name in ("tts.tts0", "tts.tts1", "sqa.sqa0", "sqa.sqa1"):
+        wave, rate = soundfile.read(place / controls["resynthesis"][name])
+        assert rate == RATE and len(wave) > 3000
+
+
+def test_generating_and_scoring_are_separate_steps(config, tmp_path):
+    with pytest.raises(UserError, match=r"6 answers of sft tts vanilla are missing .* generate them first"):
+        run_session(replace(config, task="tts", step="score"))
+    assert run_session(replace(config, task="tts", step="generate")) == []
+    place = tmp_path / "w/runs/r/eval/tones/sft/test/tts.vanilla"
+    assert not (place / "result.json").exists()
+    before = (place / "answers.0.jsonl").read_bytes()
+    (result,) = run_session(replace(config, task="tts", step="score"))
+    assert result["utterances"] == 6 and (place / "answers.0.jsonl").read_bytes() == before
+
+
+def test_a_suite_takes_its_models_from_the_stages_of_a_run(config, tmp_path):
+    entries = [SuiteEntry("sft", ["vanilla", "boost"], ["text", "asr"], limit=3)]
+    suite = replace(config, model=None, run_name="r", suite=SuiteConfig("s", entries), controls=0)
+    suite.paths.runs = str(tmp_path / "w" / "runs")
+    assert [(r["task"], r["mode"], r["limited_to"]) for r in run_session(suite)] == [
+        ("text", "vanilla", 3), ("text", "boost", 3), ("asr", "vanilla", 3), ("asr", "boost", 3),
+    ]  # fmt: skip
+    missing = replace(suite, suite=SuiteConfig("s", [SuiteEntry("mtp1", ["vanilla"], ["asr"])]))
+    with pytest.raises(UserError, match="mtp1/model is no model folder"):
+        run_session(missing)
+
+
+def test_both_profiles_are_printed_from_one_generation(config, tmp_path):
+    results = run_session(replace(config, task="asr", profile="both"))
+    assert [result["profile"] for result in results] == ["strict", "reference"]
+    assert len(results[1]["profile_differences"]) == 4
+    strict, published = (result["metrics"]["wer"]["value"] for result in results)
+    assert published <= strict
+
+
+def test_a_recording_that_cannot_be_read_ends_the_run_or_counts_as_wrong(config, tmp_path):
+    (tmp_path / "w" / "2.wav").write_bytes(b"not audio")
+    with pytest.raises(UserError, match=r"utterance 'asr2': .*2\.wav"):
+        run_session(replace(config, task="asr"))
+    (result,) = run_session(replace(config, task="asr", missing_audio="count"))
+    assert result["failed"] == 1 and result["utterances"] == result["metrics"]["wer"]["utterances"] == 6
+
+
+def test_figures_reach_wandb_without_a_network(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_session(replace(config, task="text", wandb="offline"))
+    (written,) = (tmp_path / "w/runs/r/eval/tones").glob("wandb/offline-run-*/*.wandb")
+    assert b"tones/test/text/text_accuracy/sft/vanilla" in written.read_bytes()
