@@ -37,7 +37,8 @@ class Cache:
         device: torch.device,
     ):
         self.slots, self.capacity, self.window = slots, capacity, window
-        shape = (layers, slots, capacity, 2, key_heads, head_size)
+        # keys, then values; a head's rows lie together, so that attention reads memory in one run
+        shape = (layers, 2, slots, key_heads, capacity, head_size)
         try:
             # zeros, not empty: masked places are multiplied by 0, and 0 times a stray NaN is NaN
             self.memory = torch.zeros(shape, dtype=dtype, device=device)
@@ -48,19 +49,26 @@ class Cache:
                 f"the caches for {slots} sequences of {capacity} tokens need {need * dtype.itemsize / 2**30:.1f} GiB, "
                 f"which {device} does not have; decode fewer at once, or shorter"
             ) from error
-        # (slots, key_heads, capacity, head_size) and (slots * capacity, keys and values) of each layer
-        self.keys = [self.memory[layer, :, :, 0].transpose(1, 2) for layer in range(layers)]
-        self.values = [self.memory[layer, :, :, 1].transpose(1, 2) for layer in range(layers)]
-        self.by_row = [self.memory[layer].view(slots * capacity, -1) for layer in range(layers)]
+        self.keys = [self.memory[layer, 0] for layer in range(layers)]
+        self.values = [self.memory[layer, 1] for layer in range(layers)]
+        self.by_row = [self.memory[layer].view(-1, head_size) for layer in range(layers)]
+        self._slot_step = key_heads * capacity
+        heads = torch.arange(key_heads, device=device) * capacity
+        self._head_starts = torch.cat((heads, heads + slots * self._slot_step))
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated; they do not grow."""
         return self.memory.nbytes + self.hidden.nbytes
 
+    def places(self, rows: Rows) -> Tensor:
+        """Where in `by_row` the keys and values of `rows` belong: `(rows.total * 2 * key_heads,)`."""
+        starts = rows.slot_numbers * self._slot_step + rows.positions
+        return (starts[:, None] + self._head_starts).flatten()
+
     def clear(self, slot: int) -> None:
         """Zeroes what a slot holds."""
-        self.memory[:, slot].zero_()
+        self.memory[:, :, slot].zero_()
 
     def keep_hidden(self, level: int, rows: Rows, hidden: Tensor) -> None:
         """Stores the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""
@@ -72,8 +80,4 @@ class Cache:
         return self.hidden[level].index_select(0, self._window_rows(rows, 1))
 
     def _window_rows(self, rows: Rows, back: int) -> Tensor:
-        if self.window == self.capacity:
-            return rows.cache_rows - back
-        places = rows.positions - back
-        slots = rows.cache_rows.div(self.capacity, rounding_mode="floor")
-        return slots * self.window + places % self.window
+        return rows.slot_numbers * self.window + (rows.positions - back) % self.window

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
+from vita_audio_pl.inference.graphs import GraphedPasses
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.scoring import NOT_FINITE, Scorer
@@ -35,12 +36,15 @@ class Decoder:
         slots: sequences at a time.
         capacity: tokens of a sequence, prompt included.
         n_heads: heads that any pattern will use; all by default.
+        graphs: replay passes as CUDA graphs (on a GPU only).
 
     Raises:
         UserError: the sizes cannot be, or the memory is not there.
     """
 
-    def __init__(self, runtime: Runtime, *, slots: int = 1, capacity: int, n_heads: int | None = None):
+    def __init__(
+        self, runtime: Runtime, *, slots: int = 1, capacity: int, n_heads: int | None = None, graphs: bool = False
+    ):
         if slots < 1 or capacity < 2:
             raise UserError(f"a decoder for {slots} sequences of {capacity} tokens cannot be; use at least 1 and 2")
         if capacity > runtime.max_positions:
@@ -54,6 +58,7 @@ class Decoder:
             slots=slots, capacity=capacity, n_heads=self.n_heads, window=2 * PREFILL_CHUNK
         )
         self.scorer = Scorer(runtime)
+        self._passes: Runtime | GraphedPasses = GraphedPasses(runtime) if graphs else runtime
         self.seconds: dict[str, float] = defaultdict(float)
         self.errors: dict[Sequence, UserError] = {}
         self._sequences: list[Sequence | None] = [None] * slots
@@ -166,16 +171,9 @@ class Decoder:
         for sequence, stop in zip(sequences, stops, strict=True):
             self._make_room(sequence, predictor, stop)
         spans = [Span(s.slot, s.read[predictor], stop) for s, stop in zip(sequences, stops, strict=True)]
-        rows = self.runtime.rows(spans, self.cache.capacity, first_key=predictor)
-        embeds = self.runtime.embed(
-            [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
-        )
-        if predictor == 0:
-            hidden = self.runtime.backbone(embeds, rows, self.cache)
-        else:
-            previous = self.cache.previous_hidden(predictor - 1, rows)
-            hidden = self.runtime.head(predictor - 1, embeds, previous, rows, self.cache)
-        self.cache.keep_hidden(predictor, rows, hidden)
+        ids = [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
+        rows = self.runtime.rows(predictor, spans, ids)
+        hidden = self._passes.run(predictor, rows, self.cache)
         for sequence, stop in zip(sequences, stops, strict=True):
             sequence.read[predictor] = stop
         return rows, hidden

@@ -15,6 +15,8 @@ Product = Callable[[Tensor], Tensor]
 
 TYPICAL_ROWS = 8
 """Rows that oneDNN's layout is chosen for."""
+SMALLEST = 1 << 16
+"""Weights of fewer numbers stay in the caches, and there oneDNN's 13 microseconds a call cost more than it saves."""
 
 
 def product(weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) -> Product:
@@ -30,7 +32,8 @@ def product(weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) ->
 
 def can_pack(weight: Tensor) -> bool:
     """Whether `PackedProduct` takes this weight."""
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return on_cpu and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
 
 
 class PlainProduct:

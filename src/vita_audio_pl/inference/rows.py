@@ -29,23 +29,24 @@ class Rows:
 
     Args:
         spans: one per sequence, none empty, slots ascending.
+        ids: token at each row.
         first_key: position of the first row the layer ever holds of a sequence (`k + 1` for head `k`).
-        capacity: positions per cache slot.
         groups: query heads per key head.
 
     Attributes:
         slots: cache slots that attention runs over, from `first_slot`.
         width: rows that each of them gets, the shorter ones padded.
         dense: whether the rows form that (slots, width) grid as they are.
-        positions, cache_rows: `(total,)` position of each row, and its place in a cache of all slots end to end.
+        last_key: one past the last position that any row sees.
+        ids, slot_numbers, positions: `(total,)` token, slot and position of each row.
     """
 
     def __init__(
         self,
         spans: Sequence[Span],
+        ids: Sequence[int],
         *,
         first_key: int,
-        capacity: int,
         groups: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -59,15 +60,15 @@ class Rows:
         self.width = max(span.length for span in self.spans)
         self.dense = self.total == self.slots * self.width
         self._groups, self._device, self._dtype = groups, device, dtype
-        if len(self.spans) == 1:
-            span = self.spans[0]
-            self.positions = torch.arange(span.start, span.stop, device=device)
-            self.cache_rows = self.positions + span.slot * capacity
-        else:
-            positions = [p for span in self.spans for p in range(span.start, span.stop)]
-            offsets = [span.slot * capacity for span in self.spans for _ in range(span.length)]
-            self.positions = torch.tensor(positions, device=device)
-            self.cache_rows = self.positions + torch.tensor(offsets, device=device)
+        slot_numbers = [span.slot for span in self.spans for _ in range(span.length)]
+        positions = [p for span in self.spans for p in range(span.start, span.stop)]
+        self.numbers = torch.tensor((ids, slot_numbers, positions), device=device)
+        self.ids, self.slot_numbers, self.positions = self.numbers
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether no mask is needed."""
+        return self.width == 1 and self.dense and all(span.stop == self.last_key for span in self.spans)
 
     def seen(self, memory: Tensor) -> Tensor:
         """The keys or values `(slots, key_heads, keys, head_size)` of `memory: (all slots, key_heads, capacity, head_size)`."""
@@ -99,7 +100,7 @@ class Rows:
     @cached_property
     def mask(self) -> Tensor | None:
         """Additive attention mask `(slots or 1, 1, groups * width, keys)`; None where every row sees every key."""
-        if self.width == 1 and self.dense and all(span.stop == self.last_key for span in self.spans):
+        if self.sees_all:
             return None
         last_seen = self.positions[:, None] if self.into_grid is None else self.positions[self.into_grid, None]
         keys = torch.arange(self.first_key, self.last_key, device=self._device)

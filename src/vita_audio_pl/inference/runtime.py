@@ -4,8 +4,10 @@ The same function as the training forward (transformers' Qwen2 layers and the MC
 overhead: query, key and value weights are one matrix, gate and up another, rotary angles come from a table.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,16 @@ class Head:
     layer: Layer
 
 
+class _Places(NamedTuple):
+    """What all layers of a pass share: the rows, cosines and signed sines `(rows.total, 1, head_size)` of their positions,
+    and their places in the cache."""
+
+    rows: Rows
+    cos: Tensor
+    sin: Tensor
+    places: Tensor
+
+
 class Runtime:
     """A `SpeechLM` prepared for decoding; build once, use for any number of sessions. Weights are those at build time.
 
@@ -83,15 +95,18 @@ class Runtime:
         model: on the device and in the type to decode in.
         n_heads: heads to prepare, all by default.
         pack: copy weights into the CPU's fast layout (float32 on a CPU; elsewhere without effect).
+        compile: let torch.compile fuse what lies between the products (pays on a GPU; needs a C++ or CUDA compiler).
 
     Raises:
-        UserError: the backbone has a part that decoding does not know (sliding windows).
+        UserError: the backbone has a part that decoding does not know.
     """
 
-    def __init__(self, model: SpeechLM, *, n_heads: int | None = None, pack: bool = True):
+    def __init__(self, model: SpeechLM, *, n_heads: int | None = None, pack: bool = True, compile: bool = False):
         config = model.config.backbone
-        if "sliding_attention" in config.layer_types:
-            raise UserError("the backbone uses sliding-window attention, which decoding does not support")
+        if "sliding_attention" in config.layer_types or config.hidden_act != "silu":
+            raise UserError(
+                "decoding knows Qwen2 backbones with full attention and SiLU, and this one is of another kind"
+            )
         backbone = model.model
         self.n_heads = model.n_heads if n_heads is None else min(n_heads, model.n_heads)
         self.n_layers = config.num_hidden_layers
@@ -106,7 +121,6 @@ class Runtime:
             (0, self.query_heads),
             (self.query_heads, 2 * self.key_heads),  # what is kept
         )
-        self.activation = _activation(config.hidden_act)
         self.max_positions = config.max_position_embeddings
         self.embedding = backbone.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
@@ -125,8 +139,11 @@ class Runtime:
             self.vocabulary_weight = model.lm_head.weight.detach()
             self.vocabulary = product(self.vocabulary_weight, pack=pack)
         self._pack = pack
+        self._rotate, self._gated = rotate_, gated
+        if compile:
+            self._rotate, self._gated = (torch.compile(function, dynamic=True) for function in (rotate_, gated))
         self._rotary = backbone.rotary_emb
-        self._cos = self._sin = torch.empty(0, self.head_size, device=self.device)
+        self.angles = (torch.empty(0, self.head_size, device=self.device),) * 2
 
     def new_cache(self, *, slots: int, capacity: int, n_heads: int, window: int | None = None) -> Cache:
         """A cache for `slots` sequences of up to `capacity` tokens, of which `n_heads` heads write."""
@@ -144,38 +161,30 @@ class Runtime:
             device=self.device,
         )
 
-    def rows(self, spans: list[Span], capacity: int, first_key: int = 0) -> Rows:
-        """Rows of `spans` for one pass, on this model's device."""
-        return Rows(
-            spans,
-            first_key=first_key,
-            capacity=capacity,
-            groups=self.groups,
-            device=self.device,
-            dtype=self.dtype,
-        )
+    def rows(self, predictor: int, spans: Sequence[Span], ids: Sequence[int]) -> Rows:
+        """Rows of `spans` for a pass of predictor 0 (the backbone) or k + 1 (head k), with the tokens `ids` at them."""
+        return Rows(spans, ids, first_key=predictor, groups=self.groups, device=self.device, dtype=self.dtype)
 
-    def embed(self, ids: list[int]) -> Tensor:
-        """Embeddings `(len(ids), hidden_size)`."""
-        return F.embedding(torch.tensor(ids, device=self.device), self.embedding)
+    def run(self, predictor: int, rows: Rows, cache: Cache) -> Tensor:
+        """Normed hidden states `(rows.total, hidden_size)` of predictor 0 (the backbone) or k + 1 (head k).
 
-    def backbone(self, embeds: Tensor, rows: Rows, cache: Cache) -> Tensor:
-        """Normed hidden states `(rows.total, hidden_size)` of the backbone; the cache takes in `rows`."""
-        angles = self._angles(rows)
-        hidden = embeds
-        for number, layer in enumerate(self.layers):
-            hidden = self._layer(layer, number, hidden, angles, rows, cache)
-        return self.final_norm(hidden)
-
-    def head(self, k: int, embeds: Tensor, previous: Tensor, rows: Rows, cache: Cache) -> Tensor:
-        """Normed hidden states `(rows.total, hidden_size)` of head `k`.
-
-        embeds: of the tokens at `rows`; previous: outputs of the predictor before it, one position earlier.
+        The cache takes in the rows: their keys and values, and the result for the next head.
         """
-        head = self.heads[k]
-        joined = torch.cat((head.embed_norm(embeds), head.hidden_norm(previous)), dim=-1)
-        hidden = self._layer(head.layer, self.n_layers + k, head.join(joined), self._angles(rows), rows, cache)
-        return self.final_norm(hidden)
+        places = cache.places(rows)
+        cos, sin = (table.index_select(0, rows.positions) for table in self.angles)
+        at = _Places(rows, cos[:, None], sin[:, None], places)
+        hidden = F.embedding(rows.ids, self.embedding)
+        if predictor == 0:
+            for number, layer in enumerate(self.layers):
+                hidden = self._layer(layer, number, hidden, at, cache)
+        else:
+            head = self.heads[predictor - 1]
+            previous = head.hidden_norm(cache.previous_hidden(predictor - 1, rows))
+            joined = head.join(torch.cat((head.embed_norm(hidden), previous), dim=-1))
+            hidden = self._layer(head.layer, self.n_layers + predictor - 1, joined, at, cache)
+        hidden = self.final_norm(hidden)
+        cache.keep_hidden(predictor, rows, hidden)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(rows, vocab_size)` logits of normed hidden states `(rows, hidden_size)`."""
@@ -185,19 +194,15 @@ class Runtime:
         """Logits of the tokens `ids` alone: `(rows, hidden_size) -> (rows, len(ids))`."""
         return product(self.vocabulary_weight.index_select(0, ids.to(self.device)), pack=self._pack)
 
-    def _layer(
-        self, layer: Layer, number: int, hidden: Tensor, angles: tuple[Tensor, Tensor], rows: Rows, cache: Cache
-    ) -> Tensor:
+    def _layer(self, layer: Layer, number: int, hidden: Tensor, at: _Places, cache: Cache) -> Tensor:
+        rows, cos, sin, places = at
         qkv = layer.qkv(layer.input_norm(hidden)).view(rows.total, -1, self.head_size)
-        cos, sin = angles
         query_key, query, key_value = (qkv.narrow(1, start, length) for start, length in self._parts)
-        # rotate_half(x) * sin == roll(x, half) * (sin with its first half negated), which the table holds
-        torch.addcmul(query_key * cos, query_key.roll(self.head_size // 2, -1), sin, out=query_key)
-        cache.by_row[number].index_copy_(0, rows.cache_rows, key_value.reshape(rows.total, -1))
+        self._rotate(query_key, cos, sin)
+        cache.by_row[number].index_copy_(0, places, key_value.reshape(-1, self.head_size))
         attended = self._attend(query, rows.seen(cache.keys[number]), rows.seen(cache.values[number]), rows)
         hidden = hidden + layer.output(attended)
-        gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, dim=-1)
-        return hidden.add_(layer.down(self.activation(gate).mul_(up)))
+        return hidden.add_(layer.down(self._gated(layer.gate_up(layer.mlp_norm(hidden)))))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
         """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`.
@@ -217,24 +222,27 @@ class Runtime:
         out = out.unflatten(2, (self.groups, width)).permute(0, 3, 1, 2, 4).reshape(slots * width, -1)
         return out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
 
-    def _angles(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines `(rows.total, 1, head_size)` of the rows' positions."""
-        cos, sin = self._cos.index_select(0, rows.positions), self._sin.index_select(0, rows.positions)
-        return cos[:, None], sin[:, None]
-
     def _extend_angles(self, capacity: int) -> None:
-        if capacity <= self._cos.shape[0]:
+        """Makes the table of cosines and signed sines of all positions long enough."""
+        if capacity <= self.angles[0].shape[0]:
             return
         with torch.inference_mode(False), torch.no_grad():
             positions = torch.arange(capacity, device=self.device)[None]
             cos, sin = self._rotary(self.embedding[:1], positions)
             half = self.head_size // 2
-            self._cos = cos[0].contiguous()
-            self._sin = torch.cat((-sin[0][:, :half], sin[0][:, half:]), dim=-1)
+            self.angles = cos[0].contiguous(), torch.cat((-sin[0][:, :half], sin[0][:, half:]), dim=-1)
 
 
-def _activation(name: str):
-    activations = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
-    if name not in activations:
-        raise UserError(f"the backbone's activation '{name}' is not one of {', '.join(activations)}")
-    return activations[name]
+def rotate_(query_key: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turns queries and keys by their positions, in place.
+
+    rotate_half(x) * sin equals roll(x, half) * (sin with its first half negated), and that is what `sin` holds.
+    """
+    rolled = query_key.roll(query_key.shape[-1] // 2, -1)
+    query_key.mul_(cos).addcmul_(rolled, sin)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU's middle: `(rows, 2 * width) -> (rows, width)`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
