@@ -44,7 +44,7 @@ class SpellingToolbox:
             for item in items
         ]
 
-    def listen(self, evaluation, answers, keep):
+    def listen(self, evaluation, answers, keep, voices):
         self._note("listen", [answer.id for answer in answers])
         return [Heard(a.id, bytes(a.codes).decode().replace("number 3", "number 7"), len(a.codes)) for a in answers]
 
@@ -184,7 +184,7 @@ def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol
                 for i in items
             ]
 
-        def listen(self, evaluation, answers, keep):
+        def listen(self, evaluation, answers, keep, voices):
             return [Heard(answer.id, "in the barn", 1.0) for answer in answers]
 
     job = evaluation(tmp_path, task="sqa", items=items)

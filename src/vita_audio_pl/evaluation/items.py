@@ -36,6 +36,12 @@ class Item:
         """The recording that is asked about (the last of the prompt), or None in a text question."""
         return Path(self.prompt.audios[-1]) if self.prompt.audios else None
 
+    @property
+    def voice(self) -> Path | None:
+        """The recording of the voice that the system turn asks for."""
+        first = self.prompt.messages[0]
+        return Path(self.prompt.audios[0]) if first.role == "system" and first.n_audios else None
+
 
 def asr_item(id: str, audio: Path, transcript: str) -> Item:
     """Speech recognition: the recording is given, its transcript is expected."""

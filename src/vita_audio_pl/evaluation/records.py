@@ -41,11 +41,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the judge understood of one spoken answer; `seconds` is its length."""
+    """What the judge understood of one spoken answer.
+
+    Attributes:
+        seconds: length of the answer.
+        similarity: cosine with the prompted voice, where both were measured.
+        naturalness: predicted mean opinion score, 1 to 5, where it was measured.
+    """
 
     id: str
     text: str
     seconds: float
+    similarity: float | None = None
+    naturalness: float | None = None
 
 
 @dataclass

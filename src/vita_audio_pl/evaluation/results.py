@@ -16,6 +16,10 @@ METRIC_LABELS = {
     "text_accuracy": "accepted answers, text",
     "speech_accuracy": "accepted answers, speech as the judge hears it",
 }
+VOICE_LABELS = {
+    "similarity": "likeness to the prompted voice, cosine",
+    "naturalness": "naturalness, predicted mean opinion score",
+}
 
 
 def score_record(record: Records, rules: Scoring) -> list[dict[str, Any]]:
@@ -84,6 +88,8 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for name, metric in result["metrics"].items():
         lines.append(f"| {METRIC_LABELS[name]} | {percent(metric['value'])} | {interval(metric)} |")
+    for name, figure in result["voice"].items():
+        lines.append(f"| {VOICE_LABELS[name]} ({figure['utterances']} answers) | {figure['mean']:.3f} | |")
     lines += [
         f"| backbone passes per answer | {result['backbone_passes']:.1f} | |",
         f"| tokens per answer | {result['tokens']:.1f} | |",

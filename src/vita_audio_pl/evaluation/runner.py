@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Protocol
 
 from vita_audio_pl.errors import UserError
@@ -32,8 +34,13 @@ class Toolbox(Protocol):
         """One answer for each item, in order."""
         ...
 
-    def listen(self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str]) -> list[Heard]:
-        """What the judge hears in each answer; answers whose id is in `keep` are also written as wav files."""
+    def listen(
+        self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str], voices: dict[str, Path]
+    ) -> list[Heard]:
+        """What the judge hears in each answer; answers whose id is in `keep` are also written as wav files.
+
+        `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
+        """
         ...
 
 
@@ -87,6 +94,16 @@ class Records:
 
     def answer_of(self, id: str) -> Answer:
         return Answer.of(self.answers[id])
+
+    def sound_of(self, answer: Answer) -> str:
+        """Hash of what an answer's `Heard` depends on: the judge, the codec, the codes, the voice that was asked for."""
+        facts = [self.evaluation.judge, answer.codes, self.voices.get(answer.id, "")]
+        return hashlib.sha256(self.evaluation.codec_header() + json.dumps(facts).encode()).hexdigest()
+
+    @cached_property
+    def voices(self) -> dict[str, str]:
+        """The recordings of voices that answers were to be spoken in, by id."""
+        return {item.id: str(item.voice) for item in self.evaluation.items if item.voice is not None}
 
     def heard_of(self, id: str) -> Heard:
         return Heard(**self.heard[id])
@@ -142,7 +159,7 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
 
 def _listen(records: Sequence[Records], share: Share, run: "Run", progress: Progress) -> None:
     """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
-    known: dict[tuple[str, str], tuple[str, float]] = {}
+    known: dict[str, Heard] = {}
     units: list[tuple[Records, list[Answer]]] = []
     for record in records:
         for batch in share.mine(record.evaluation.batches()) if record.evaluation.listens else []:
@@ -150,34 +167,28 @@ def _listen(records: Sequence[Records], share: Share, run: "Run", progress: Prog
             if not record.heard.done(answer.id for answer in answers):
                 units.append((record, answers))
                 continue
-            for heard in map(record.heard_of, (answer.id for answer in answers)):
-                known[_sound(record.evaluation, record.answer_of(heard.id))] = heard.text, heard.seconds
+            for answer in answers:
+                known[record.sound_of(answer)] = record.heard_of(answer.id)
 
     planned, calls = set(known), []
     for record, answers in units:
         keep = set(players_of(record.evaluation))
         fresh = {}
         for answer in answers:
-            sound = _sound(record.evaluation, answer)
+            sound = record.sound_of(answer)
             if answer.codes and (sound not in planned or answer.id in keep):
                 fresh[answer.id] = answer
                 planned.add(sound)
-        calls.append((record.evaluation.without_items(), list(fresh.values()), sorted(keep & fresh.keys())))
+        voices = {id: Path(record.voices[id]) for id in fresh if id in record.voices}
+        calls.append((record.evaluation.without_items(), list(fresh.values()), sorted(keep & fresh.keys()), voices))
 
     done, total = 0, sum(len(answers) for _, answers in units)
-    for (record, answers), (evaluation, fresh, _), heard in zip(units, calls, run("listen", calls), strict=True):
-        known |= {_sound(evaluation, a): (h.text, h.seconds) for a, h in zip(fresh, heard, strict=True)}
-        silence = ("", 0.0)
-        said = [known[_sound(evaluation, answer)] if answer.codes else silence for answer in answers]
-        record.heard.append([Heard(a.id, text, seconds) for a, (text, seconds) in zip(answers, said, strict=True)])
+    for (record, answers), (_, fresh, _, _), heard in zip(units, calls, run("listen", calls), strict=True):
+        known |= {record.sound_of(a): h for a, h in zip(fresh, heard, strict=True)}
+        said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Heard(a.id, "", 0.0) for a in answers]
+        record.heard.append(said)
         done += len(answers)
         progress("listen", done, total)
-
-
-def _sound(evaluation: Evaluation, answer: Answer) -> tuple[str, str]:
-    """What the heard text depends on: the judge, the codec and the codes."""
-    digest = hashlib.sha256(evaluation.codec_header() + json.dumps(answer.codes).encode()).hexdigest()
-    return evaluation.judge, digest
 
 
 Run = Callable[[str, list[tuple]], Iterator[list]]

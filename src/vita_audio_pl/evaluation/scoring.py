@@ -34,6 +34,9 @@ class Metric:
         return self.kind == "errors"
 
 
+VOICE = ("similarity", "naturalness")
+"""How an answer sounds, where it was measured; means over the answers that have audio."""
+
 METRICS: dict[str, tuple[Metric, ...]] = {
     "asr": (Metric("wer", "text", "errors"),),
     "tts": (Metric("speech_wer", "speech", "errors"), Metric("text_wer", "text", "errors")),
@@ -100,6 +103,7 @@ def score_utterances(
             row["spoken_reference"] = str(item.spoken_reference)
         if spoken is not None:
             row |= {"heard": spoken.text, "seconds": round(spoken.seconds, 3), "silent": not answer.codes}
+            row |= {name: value for name in VOICE if (value := getattr(spoken, name)) is not None}
         if answer.failure:
             row["failure"] = answer.failure
         for metric in METRICS[task]:
@@ -167,9 +171,15 @@ def summarise(task: str, rows: Sequence[dict]) -> dict:
             "lower_is_better": metric.lower_is_better,
         }
     n = len(rows)
+    voice = {name: [row[name] for row in rows if name in row] for name in VOICE}
     return {
         "utterances": n,
         "metrics": metrics,
+        "voice": {
+            name: {"mean": round(sum(values) / len(values), 4), "utterances": len(values)}
+            for name, values in voice.items()
+            if values
+        },
         "silent": sum(row.get("silent", False) for row in rows),
         "unfinished": sum(not row["stopped"] for row in rows),
         "failed": sum("failure" in row for row in rows),

@@ -37,7 +37,11 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     share = Share.of_environment()
     device = _device(config.device)
     toolbox = ModelToolbox(
-        judge_maker(config.bench.grammar, config.judge_model, device), device, config.missing_audio == "count"
+        judge_maker(config.bench.grammar, config.judge_model, device),
+        device,
+        count_unreadable=config.missing_audio == "count",
+        speaker_model=Path(config.speaker_model) if config.speaker_model else None,
+        mos_model=Path(config.mos_model) if config.mos_model else None,
     )
     steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
     with worker_pool(toolbox, config.workers or _processes(device)) as run:

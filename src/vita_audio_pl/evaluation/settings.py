@@ -54,6 +54,8 @@ class EvaluateConfig:
     profile: str = "strict"  # strict, reference (the published protocol) or both
     judge: str | None = None  # who listens to answers; null = the bench's own
     judge_model: str | None = None  # folder of a Whisper or Paraformer checkpoint
+    speaker_model: str | None = None  # folder of a WavLM x-vector checkpoint: likeness to the voice in the prompt
+    mos_model: str | None = None  # UTMOS as a TorchScript file: how natural answers sound
     step: str = "all"  # or generate, score: the second needs no model
     compare: list[str] = field(default_factory=list)  # two result folders to compare; nothing else is done
     controls: int = 100  # recordings on which the judge itself is measured; 0 = none

@@ -1,7 +1,7 @@
 """The real toolbox: models that answer, codecs that turn codes into sound, judges that listen."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.jobs import Decoding, Evaluation, audio_file
 from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
 from vita_audio_pl.inference import LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.interleave import DecodePattern
 
@@ -25,15 +26,25 @@ class ModelToolbox:
         device: where models run.
         count_unreadable: a recording that cannot be read makes its utterance a failed one instead of ending the run.
         threads: CPU threads of one process.
+        speaker_model: WavLM checkpoint that compares answers with the voice that was asked for; None for no comparison.
+        mos_model: UTMOS as TorchScript that rates how natural answers sound; None for no rating.
     """
 
     def __init__(
-        self, make_judge: Callable[[str], Judge], device: str = "cpu", count_unreadable: bool = False, threads: int = 1
+        self,
+        make_judge: Callable[[str], Judge],
+        device: str = "cpu",
+        count_unreadable: bool = False,
+        threads: int = 1,
+        speaker_model: Path | None = None,
+        mos_model: Path | None = None,
     ) -> None:
         self.device, self.count_unreadable, self.threads = device, count_unreadable, threads
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
         self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(load_codec)
         self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
+        self.similarity = cache(lambda: SpeakerSimilarity(speaker_model, device)) if speaker_model else None
+        self.naturalness = cache(lambda: Naturalness(mos_model, device)) if mos_model else None
 
     def answer(self, evaluation: Evaluation, items: Sequence[Item]) -> list[Answer]:
         """See `runner.Toolbox`."""
@@ -61,7 +72,9 @@ class ModelToolbox:
             )
         return [answers[item.id] for item in items]
 
-    def listen(self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str]) -> list[Heard]:
+    def listen(
+        self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str], voices: dict[str, Path]
+    ) -> list[Heard]:
         """See `runner.Toolbox`."""
         if not answers:
             return []
@@ -72,10 +85,22 @@ class ModelToolbox:
             if answer.id in keep:
                 write_wav(evaluation.folder / audio_file(answer.id), wave, codec.sample_rate)
         texts = self.judge(evaluation.judge).transcribe(waves, codec.sample_rate)
+        likeness = dict(zip(voices, self._likeness(voices, answers, waves, codec.sample_rate), strict=True))
+        scores = self.naturalness().score(waves, codec.sample_rate) if self.naturalness else [None] * len(waves)
         return [
-            Heard(answer.id, text, len(wave) / codec.sample_rate)
-            for answer, text, wave in zip(answers, texts, waves, strict=True)
+            Heard(answer.id, text, len(wave) / codec.sample_rate, likeness.get(answer.id), score)
+            for answer, text, wave, score in zip(answers, texts, waves, scores, strict=True)
         ]
+
+    def _likeness(
+        self, voices: dict[str, Path], answers: Sequence[Answer], waves: Sequence[np.ndarray], rate: int
+    ) -> list[float | None]:
+        """Likeness of each answer that was to be spoken in some voice, in the order of `voices`."""
+        if self.similarity is None:
+            return [None] * len(voices)
+        spoken = {answer.id: wave for answer, wave in zip(answers, waves, strict=True)}
+        asked = [read_audio(path, rate) for path in voices.values()]
+        return list(self.similarity().compare([spoken[id] for id in voices], asked, rate))
 
     def speak(self, evaluation: Evaluation, answers: Sequence[Answer]) -> list[Path]:
         """Write answers as wav files into the evaluation's folder."""
