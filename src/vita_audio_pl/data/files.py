@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vita_audio_pl.errors import UserError
 
 _PARTIAL = ".partial"
 _ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write, for partial files of other machines
@@ -36,6 +39,24 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def full_disk_is_told(folder: Path, what: str) -> Iterator[None]:
+    """Turns a full disk into a sentence; whoever writes leaves nothing half-written.
+
+    Raises:
+        UserError: no space is left in `folder`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left in {folder} while writing {what}: free some and give the same command again; what is "
+            "finished is kept and nothing half-written is left"
+        ) from error
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
-from vita_audio_pl.data.files import sole_user
+from vita_audio_pl.data.files import full_disk_is_told, sole_user
 from vita_audio_pl.data.finish import finish_source
 from vita_audio_pl.data.prepared import MANIFEST, Manifest
 from vita_audio_pl.data.tokenize import TokenizeJob
@@ -41,7 +41,7 @@ def prepare_source(job: TokenizeJob, executor: Executor | None = None, watch: Wa
             executor(job, missing, report)
     if not all(job.done_file(part).is_file() for part in parts):
         return None
-    with sole_user(job.out):
+    with sole_user(job.out), full_disk_is_told(job.out, f"'{job.source}'"):
         if (job.out / MANIFEST).is_file():
             manifest = Manifest.load(job.out)
             if [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]:

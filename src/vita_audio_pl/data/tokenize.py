@@ -4,7 +4,6 @@ The output's name is a hash of the part, the codec, the tokenizer and the rules,
 any task can be killed and run again, in any order, on any machine that sees the folder.
 """
 
-import errno
 import hashlib
 import json
 from collections import Counter, deque
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vita_audio_pl.data.files import write_json
+from vita_audio_pl.data.files import full_disk_is_told, write_json
 from vita_audio_pl.data.index import IndexEntry, write_index
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
 from vita_audio_pl.data.samples import TokenizedSample
@@ -125,15 +124,8 @@ class TokenizeJob:
         if self.done_file(part).is_file():
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        try:
+        with full_disk_is_told(self.out, f"'{self.source}'"):
             _PartTask(self, part, progress).run()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"no space left in {self.out} while writing '{self.source}': free some and give the same command again; "
-                "finished parts are kept and nothing half-written is left"
-            ) from error
 
 
 _made: dict[str, SpeechCodec] = {}  # fingerprint -> codec; loading a large one for every part would take longer

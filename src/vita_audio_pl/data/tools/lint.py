@@ -1,0 +1,141 @@
+"""Checking every byte of a prepared source: index, archives, checksums, contents."""
+
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vita_audio_pl.data.index import OFFSET_UNIT, Index
+from vita_audio_pl.data.prepared import INDEX, Manifest, PreparedSource
+from vita_audio_pl.data.samples import checksum, unpack_sample
+from vita_audio_pl.data.shards import iterate_shard
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text import AudioCodes
+
+
+@dataclass
+class Findings:
+    """What is wrong with a source.
+
+    Attributes:
+        source: its name.
+        samples: samples checked.
+        problems: of files: each a sentence that names the file.
+        broken: sample number -> what is wrong with it.
+        kinds: how often each kind of trouble was found.
+    """
+
+    source: str
+    samples: int = 0
+    problems: list[str] = field(default_factory=list)
+    broken: dict[int, str] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems and not self.broken
+
+    def file(self, kind: str, sentence: str) -> None:
+        self.kinds[kind] += 1
+        self.problems.append(sentence)
+
+    def sample(self, number: int, kind: str, sentence: str) -> None:
+        if number not in self.broken:
+            self.kinds[kind] += 1
+            self.broken[number] = sentence
+
+
+def lint_source(folder: Path) -> Findings:
+    """Reads a source from end to end and names everything that is not as it was written.
+
+    Raises:
+        UserError: there is no manifest or no index to check against.
+    """
+    manifest, index = Manifest.load(folder), Index(folder / INDEX)
+    found = Findings(folder.name)
+    if not index.intact():
+        found.file("damaged index", f"{index.path}: its checksum does not agree with its contents")
+    if index.crc != manifest.index_crc or len(index) != manifest.samples:
+        found.file("stale index", f"{index.path} is not the index of the shards that the manifest names")
+    shard_of = np.asarray(index["shard"])
+    for number, shard in enumerate(manifest.shards):
+        mine = np.flatnonzero(shard_of == number)
+        path = folder / shard.name
+        if not path.is_file():
+            found.file("missing shard", f"{path} is missing, with {len(mine)} samples")
+            for sample in mine.tolist():
+                found.sample(sample, "in a missing shard", f"its shard {path} is missing")
+            continue
+        if path.stat().st_size != shard.bytes:
+            found.file("wrong size", f"{path} has {path.stat().st_size} bytes, written were {shard.bytes}")
+        _lint_shard(path, index, manifest, mine, found)
+    found.samples = len(index)
+    return found
+
+
+def _lint_shard(path: Path, index: Index, manifest: Manifest, mine: np.ndarray, found: Findings) -> None:
+    expected = dict(zip((index["offset"][mine].astype(np.int64) * OFFSET_UNIT).tolist(), mine.tolist(), strict=True))
+    missing = dict(expected)
+    try:
+        for offset, data in iterate_shard(path):
+            number = missing.pop(offset, None)
+            if number is None:
+                found.file("unknown sample", f"{path}: the sample at byte {offset} is not in the index")
+            elif checksum(data) != int(index["crc"][number]):
+                found.sample(number, "wrong checksum", f"{path}, byte {offset}: its checksum does not agree")
+            else:
+                _lint_sample(path, number, data, manifest, found)
+    except (tarfile.TarError, ValueError, OSError) as error:
+        found.file("damaged shard", f"{path} cannot be read to its end: {error}")
+        _lint_by_index(path, index, missing, manifest, found)
+        return
+    for offset, number in missing.items():
+        found.sample(number, "not in its shard", f"{path} has no sample at byte {offset}")
+
+
+def _lint_by_index(path: Path, index: Index, rest: dict[int, int], manifest: Manifest, found: Findings) -> None:
+    """Checks what the archive's own structure does not lead to any more, one sample after another."""
+    data = path.read_bytes()
+    for offset, number in rest.items():
+        size = int.from_bytes(data[offset : offset + 4], "little")
+        packed = data[offset : offset + size]
+        if len(packed) < 4 or checksum(packed) != int(index["crc"][number]):
+            found.sample(
+                number, "in a damaged shard", f"{path}, byte {offset}: lost with the shard's end or overwritten"
+            )
+        else:
+            _lint_sample(path, number, packed, manifest, found)
+
+
+def _lint_sample(path: Path, number: int, data: bytes, manifest: Manifest, found: Findings) -> None:
+    try:
+        sample = unpack_sample(data)
+    except ValueError as error:
+        found.sample(number, "not a sample", f"{path}: {error}")
+        return
+    codebook = int(manifest.codec.get("codebook_size", 0))
+    for turn in sample.turns:
+        for segment in turn.segments:
+            if isinstance(segment, AudioCodes) and segment.codes.size and int(segment.codes.max()) >= codebook:
+                sentence = f"{path}: {sample.id} has the code {segment.codes.max()} of a codebook of {codebook}"
+                found.sample(number, "code outside the codebook", sentence)
+
+
+def quarantine(folder: Path, findings: Findings) -> None:
+    """Writes the broken samples down so that they are never planned.
+
+    Raises:
+        UserError: a file is damaged, too, so that the source has to be prepared again.
+    """
+    blocking = [
+        kind for kind in ("damaged index", "stale index", "missing shard", "wrong size") if findings.kinds[kind]
+    ]
+    if blocking:
+        raise UserError(
+            f"'{findings.source}' cannot be used by leaving samples out ({', '.join(blocking)}): prepare it again; only "
+            "damaged parts are made anew once their files are deleted"
+        )
+    if findings.broken:
+        PreparedSource(folder).quarantine(findings.broken)
