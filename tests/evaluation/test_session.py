@@ -111,6 +111,7 @@ def test_two_processes_and_a_lost_batch_give_the_same_files(config, tmp_path):
     for name in ("answers.0.jsonl", "heard.0.jsonl"):
         path = place / "sft" / "test" / "sqa.vanilla" / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    (place / "controls.json").unlink()
     run_session(replace(config, workers=2))
     assert files_of(place) == whole
 

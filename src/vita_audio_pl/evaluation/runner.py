@@ -218,7 +218,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
                     "a process of the evaluation was killed, probably for lack of memory; give workers=1 or a smaller "
                     "batch_size, and the same command goes on where it stopped"
                 ) from None
-            except BaseException:
+            except (Exception, KeyboardInterrupt):
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
