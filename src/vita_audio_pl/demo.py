@@ -15,7 +15,7 @@ SMOKE = (
     "data=spoken_world_smoke", "model.num_hidden_layers=3", "per_stage.align.steps=360", "per_stage.mtp1.steps=20",
     "per_stage.mtp10.steps=90", "per_stage.sft.steps=20",
 )  # fmt: skip
-TRAIN = {"full": (), "smoke": SMOKE}
+TRAIN = {"full": ("trainer=cpu_ddp",), "smoke": ("trainer=cpu_ddp", *SMOKE)}
 BENCH = {"full": "spoken_world", "smoke": "spoken_world_smoke"}
 SUITE = {"full": "demo", "smoke": "demo_smoke"}
 
@@ -52,7 +52,7 @@ def demo(config: DemoConfig) -> None:
         "prepare the world": ["prepare", f"size={size}"],
         "train": ["train", "stage=chain", run, f"seed={config.seed}", *TRAIN[size], *config.train],
         "evaluate": ["evaluate", f"suite={SUITE[size]}", run, bench, *config.evaluate],
-        "report": ["report", run, bench],
+        "report": ["report", run],
     }
     folder = Path(config.paths.runs) / config.run_name
     folder.mkdir(parents=True, exist_ok=True)
