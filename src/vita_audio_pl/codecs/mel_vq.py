@@ -103,10 +103,11 @@ class MelVQ:
                     f"give at least {2 * config.codebook_size * config.samples_per_code / config.sample_rate:.0f} s"
                 )
             mean = stacked.mean(dim=0)
-            _, vectors = torch.linalg.eigh(torch.cov((stacked - mean).T))
+            stacked -= mean
+            _, vectors = torch.linalg.eigh(stacked.T @ stacked)
             basis = vectors[:, -config.pca_size :].flip(1)
             generator = torch.Generator().manual_seed(seed)
-            centroids = _k_means((stacked - mean) @ basis, config.codebook_size, generator)
+            centroids = _k_means(stacked @ basis, config.codebook_size, generator)
         return cls(config, mean, basis, centroids)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -119,7 +120,8 @@ class MelVQ:
             return []
         with _one_thread():
             padded = _padded(waves, self.config)
-            points = (_stacked_log_mels(padded, self.config) - self._weights["mean"]) @ self._weights["basis"]
+            stacked = _stacked_log_mels(padded, self.config)
+            points = stacked.sub_(self._weights["mean"]) @ self._weights["basis"]
             codes = _nearest(points, self._weights["centroids"]).int()
         counts = [len(wave) // self.config.samples_per_code for wave in padded]
         return [part.numpy() for part in codes.split(counts)]
@@ -307,7 +309,7 @@ def _stacked_log_mels(waves: list[Tensor], config: MelVQConfig) -> Tensor:
     """Log-mel frames of each code in a row: `(codes, frames_per_code * n_mels)`."""
     filters = spectral.mel_filters(config.sample_rate, spectral.OVERLAP * config.hop, config.n_mels)
     mel = spectral.mel_frames(waves, config.hop, filters)
-    return mel.clamp(min=config.quietest).log().view(-1, config.frames_per_code * config.n_mels)
+    return mel.clamp_(min=config.quietest).log_().view(-1, config.frames_per_code * config.n_mels)
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 OVERLAP = 4
 _WINDOWS_ADD_UP_TO = 1.5  # sum of squared periodic Hann windows, four hops to a window
-_FRAMES_AT_ONCE = 4096  # keeps the working set in the cache
+_MOST_FRAMES = 2048  # at a time: many short waves share a call, and a long one needs no more memory
 
 
 @cache
@@ -58,10 +58,17 @@ def mel_frames(waves: list[Tensor], hop: int, filters: Tensor) -> Tensor:
     Returns:
         `(total frames, n_mels)`.
     """
-    n_fft, margin = OVERLAP * hop, (OVERLAP - 1) * hop // 2
+    margin = (OVERLAP - 1) * hop // 2
     window = hann(hop) / hann(hop).sum()
-    frames = torch.cat([torch.nn.functional.pad(wave, (margin, margin)).unfold(0, n_fft, hop) for wave in waves])
-    parts = [torch.fft.rfft(part * window).abs() @ filters for part in frames.split(_FRAMES_AT_ONCE)]
+    parts, gathered = [], []
+    for wave in waves:
+        for frames in torch.nn.functional.pad(wave, (margin, margin)).unfold(0, OVERLAP * hop, hop).split(_MOST_FRAMES):
+            gathered.append(frames)
+            if sum(map(len, gathered)) >= _MOST_FRAMES:
+                parts.append(torch.fft.rfft(torch.cat(gathered) * window).abs() @ filters)
+                gathered = []
+    if gathered:
+        parts.append(torch.fft.rfft(torch.cat(gathered) * window).abs() @ filters)
     return torch.cat(parts)
 
 

@@ -1,0 +1,197 @@
+"""The codec keeps speech intelligible at 12.5 codes/s, is exact about lengths, and streams without seams."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec
+from vita_audio_pl.codecs.spectral import invert_mel, mel_filters, mel_frames
+from vita_audio_pl.errors import UserError
+
+RATE = 16_000
+
+
+def log_mel(wave: np.ndarray, hop: int = 128) -> torch.Tensor:
+    filters = mel_filters(RATE, 4 * hop, 80)
+    return mel_frames([torch.from_numpy(wave[: len(wave) // hop * hop])], hop, filters).clamp(min=1e-4).log()
+
+
+def test_it_offers_what_the_protocol_asks(speech):
+    codec = speech.codec
+    assert isinstance(codec, Codec)
+    assert (codec.sample_rate, codec.codes_per_second, codec.codebook_size) == (RATE, 12.5, 512)
+
+
+def test_words_survive_the_codec(speech):
+    jiwer = pytest.importorskip("jiwer")
+    pytest.importorskip("pocketsphinx")
+    from vita_audio_pl.evaluation.judges import PocketsphinxJudge
+
+    judge = PocketsphinxJudge(speech.world.grammar)
+    texts, waves = list(speech.held_out), list(speech.held_out.values())
+    again = speech.codec.decode_batch(speech.codec.encode(waves))
+    on_source, on_codec = judge.transcribe(waves, RATE), judge.transcribe(again, RATE)
+    noise = [np.random.default_rng(0).normal(0, 0.05, len(wave)).astype(np.float32) for wave in waves[:5]]
+    assert jiwer.wer(texts, on_source) <= 0.02
+    assert jiwer.wer(texts, on_codec) <= 0.10
+    assert jiwer.wer(texts[1:] + texts[:1], on_source) >= 0.6
+    assert jiwer.wer(texts[:5], judge.transcribe(noise, RATE)) >= 0.9
+
+
+def test_one_core_encodes_at_fifty_times_real_time_or_more(speech):
+    seconds = sum(map(len, speech.waves)) / RATE
+    speech.codec.encode(speech.waves[:3])
+    start = time.process_time()
+    speech.codec.encode(speech.waves)
+    assert seconds / (time.process_time() - start) >= 50
+
+
+def test_a_batch_gives_what_each_wave_gives_alone(speech):
+    waves = speech.waves[:12]
+    codes = speech.codec.encode(waves)
+    for wave, batched in zip(waves, codes, strict=True):
+        np.testing.assert_array_equal(batched, speech.codec.encode([wave])[0])
+    for batched, one in zip(speech.codec.decode_batch(codes), codes, strict=True):
+        np.testing.assert_allclose(batched, speech.codec.decode(one), atol=1e-3)
+
+
+@pytest.mark.parametrize(("samples", "codes"), [(1, 1), (1279, 1), (1280, 1), (1281, 2), (12_800, 10)])
+def test_audio_is_filled_up_to_whole_codes(speech, samples, codes):
+    wave = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    (encoded,) = speech.codec.encode([wave])
+    assert encoded.dtype == np.int32 and len(encoded) == codes
+    assert len(speech.codec.decode(encoded)) == codes * 1280
+
+
+def test_silence_is_silent_between_words_too(speech):
+    codec = speech.codec
+    assert np.abs(codec.decode(codec.silence(10))).max() < 1e-3
+    words = codec.encode([speech.waves[0]])[0]
+    wave = codec.decode(np.concatenate([codec.silence(5), words]))
+    assert np.abs(wave[: 4 * 1280]).max() < 2e-3 < np.abs(wave[5 * 1280 :]).max()
+    assert len(codec.silence(0)) == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_streamed_speech_has_no_seams_and_no_lost_tail(speech, chunk):
+    ratios, distances = [], []
+    for wave in list(speech.held_out.values())[:6]:
+        (codes,) = speech.codec.encode([wave])
+        whole, stream = speech.codec.decode(codes), speech.codec.decode_stream()
+        chunks = [stream.push(codes[i : i + chunk]) for i in range(0, len(codes), chunk)]
+        chunks.append(stream.finish())
+        streamed = np.concatenate(chunks)
+        assert len(streamed) == len(whole)
+        assert all(len(piece) == chunk * 1280 for piece in chunks[1:-2]), "a steady stream gives steady pieces"
+        distances.append(float((log_mel(streamed) - log_mel(whole)).abs().mean()))
+        seams = np.cumsum([len(piece) for piece in chunks[:-1]]) // 128
+        near = sorted({int(seam) + step for seam in seams for step in (-2, -1, 0, 1)} & set(range(len(whole) // 128 - 1)))
+        rises = [torch.diff(log_mel(w), dim=0).clamp(min=0).mean(dim=1)[near].mean() for w in (streamed, whole)]
+        ratios.append(float(rises[0] / rises[1]))
+    assert np.mean(distances) < 0.2  # codes themselves lie 0.4 away from the speech
+    assert np.mean(ratios) < 1.15, "more spectral flux at the seams than where whole decoding has none"
+
+
+def test_a_finished_stream_takes_no_more_and_an_unused_one_is_empty(speech):
+    stream = speech.codec.decode_stream()
+    assert len(stream.push(np.zeros(0, np.int32))) == 0 and len(stream.finish()) == 0
+    with pytest.raises(ValueError, match="finished"):
+        stream.push(np.zeros(1, np.int32))
+
+
+def test_the_same_audio_and_seed_give_the_same_codec(speech):
+    config = MelVQConfig(codebook_size=64)
+    waves = speech.waves[:60]
+    codec = MelVQ.fit(waves, config, seed=3)
+    assert MelVQ.fit(waves, config, seed=3).fingerprint == codec.fingerprint
+    assert MelVQ.fit(waves, config, seed=4).fingerprint != codec.fingerprint
+
+
+def test_a_saved_codec_comes_back_the_same(speech, tmp_path):
+    speech.codec.save(tmp_path / "codec")
+    loaded = load_codec(tmp_path / "codec")
+    assert loaded.fingerprint == speech.codec.fingerprint
+    codes = loaded.encode(speech.waves[:2])
+    np.testing.assert_array_equal(codes[1], speech.codec.encode(speech.waves[:2])[1])
+    np.testing.assert_array_equal(loaded.decode(codes[0]), speech.codec.decode(codes[0]))
+
+
+def _edit(folder, change):
+    path = folder / "codec.json"
+    header = json.loads(path.read_text())
+    change(header)
+    path.write_text(json.dumps(header))
+
+
+def _flip_byte(folder):
+    path = folder / "codec.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "codec.json").unlink(), "it has no codec.json"),
+        (lambda folder: (folder / "codec.json").write_text("{"), "cannot be read as JSON"),
+        (lambda folder: (folder / "codec.json").write_text("[]"), "does not name its codec"),
+        (lambda folder: _edit(folder, lambda h: h.update(name="mystery")), "'mystery', which is not known"),
+        (lambda folder: _edit(folder, lambda h: h["config"].update(hops=1)), "must have exactly the keys"),
+        (lambda folder: _edit(folder, lambda h: h["config"].update(hop=0)), "hop must be a whole number"),
+        (lambda folder: _edit(folder, lambda h: h["config"].update(codebook_size=256)), "of this configuration holds"),
+        (lambda folder: _edit(folder, lambda h: h.update(extra=1)), "does not describe a mel_vq codec"),
+        (lambda folder: (folder / "codec.safetensors").unlink(), "is not complete"),
+        (lambda folder: (folder / "codec.safetensors").write_bytes(b"x" * 100), "is damaged"),
+        (_flip_byte, "another fingerprint"),
+    ],
+)
+def test_a_damaged_codec_folder_is_refused_in_a_sentence(speech, tmp_path, damage, reason):
+    speech.codec.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=reason):
+        load_codec(tmp_path)
+
+
+def test_bad_waves_codes_and_settings_are_refused(speech):
+    good = np.zeros(2000, np.float32)
+    for bad, reason in [
+        (np.zeros(0), "not empty"),
+        (np.zeros((2, 10)), "one channel"),
+        (np.full(9, np.nan), "NaN"),
+    ]:
+        with pytest.raises(UserError, match=f"wave 1.*{reason}"):
+            speech.codec.encode([good, bad])
+    for codes in (np.array([512]), np.array([-1]), np.array([0.5]), np.zeros((1, 2), int)):
+        with pytest.raises(ValueError, match="codes must"):
+            speech.codec.decode(codes)
+    with pytest.raises(UserError, match=r"too few for 512 codes; give at least 82 s"):
+        MelVQ.fit([good])
+    for wrong in ({"frames_per_code": 3}, {"hop": 0}, {"hop": 12.5}, {"quietest": 0.0}, {"pca_size": 10_000}):
+        with pytest.raises(ValueError, match="mel_vq"):
+            MelVQConfig(**wrong)
+    assert speech.codec.encode([]) == [] and speech.codec.decode_batch([]) == []
+    assert len(speech.codec.decode(np.zeros(0, np.int32))) == 0
+
+
+def test_the_caller_keeps_its_number_of_threads(speech):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    speech.codec.encode(speech.waves[:1])
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_mel_bands_cover_the_spectrum_and_can_be_inverted():
+    filters = mel_filters(RATE, 512, 80)
+    assert (filters >= 0).all() and torch.allclose(filters.sum(dim=0), torch.ones(80))
+    assert (filters[1:-1].sum(dim=1) > 0).all()
+    spectrum = torch.rand(5, 257, generator=torch.Generator().manual_seed(0))
+    inverted = invert_mel(spectrum @ filters, filters, iterations=300)
+    assert (inverted >= 0).all()
+    torch.testing.assert_close(inverted @ filters, spectrum @ filters, atol=5e-3, rtol=0.01)
+    with pytest.raises(ValueError, match="too many"):
+        mel_filters(RATE, 128, 80)
