@@ -25,6 +25,10 @@ def evaluate(config: EvaluateConfig) -> None:
             console.print(sentence)
         return
     results = run_session(config)
+    if config.suite is not None:
+        print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")
+        print(f"python -m vita_audio_pl.report run_name={config.run_name} bench={config.bench.name} shows them")
+        return
     for profile in dict.fromkeys(result["profile"] for result in results):
         shown = [result for result in results if result["profile"] == profile]
         console.print(terminal(results_table(shown), f"{config.bench.title}, profile {profile}"))

@@ -7,7 +7,7 @@ from made_up_run import write_json
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table, markdown
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
 
 
 def cells(table, row):
@@ -47,7 +47,17 @@ def test_markdown_escapes_nothing_and_loses_nothing(run):
     lines = markdown(controls_table(run)).splitlines()
     assert lines[0] == "| Recordings | What the judge hears | WER | Utterances |" and lines[1] == "|---|---|---:|---:|"
     assert lines[2] == "| assistant's voice | the recording | 1.2 % (1.0 to 1.4) | 100 |"
-    assert "| sft | boost | TTS WER | +1.5 (+0.4 to +2.6) | < 0.001 | 320 |" in markdown(comparison_table(run, "test"))
+    compared = markdown(comparison_table(run, "test", "sft"))
+    assert "| TTS WER | boost | +1.5 (+0.4 to +2.6) | < 0.001 | 320 |" in compared
+    assert not comparison_table(run, "test", "mtp1").rows
+
+
+def test_headline_says_what_vanilla_reaches_and_what_speed_costs(run):
+    vanilla, boost = headline(run, "sft", "test")
+    assert vanilla.startswith("After sft, Vanilla reaches ASR WER 3.7 %, TTS WER 5.5 %, Spoken QA, text 80.0 %")
+    assert boost == (
+        "Boost speaks with 23 % of the backbone passes at a TTS WER of 7.8 %, +1.5 points against Vanilla (+0.4 to +2.6)."
+    )
 
 
 def test_stage_order_comes_from_the_manifests_not_from_file_times(run):

@@ -16,9 +16,10 @@ from vita_audio_pl.evaluation.significance import bootstrap_ratio
 
 _UNIT = 25  # recordings judged by one call
 REMARK = (
-    "A WER that the judge gives to correct speech is the floor of every speech figure above; one that it gives to a "
-    "wrong reference or to noise must be near 100 %, or it writes what it expects and not what it hears. A judge with "
-    "a closed grammar forgives much: its figures compare runs and are no absolute quality."
+    "The WER that the judge gives to correct speech is the floor of every speech figure above. Against another "
+    "recording's text it must be far higher (not quite 100 %, sentences share words), and in noise near 100 %, or the "
+    "judge would write what it expects and not what it hears. A judge with a closed grammar forgives much: its figures "
+    "compare runs and are no absolute quality."
 )
 
 

@@ -12,7 +12,7 @@ from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_agains
 from vita_audio_pl.reporting.listening import data_uri, utterances_to_hear
 from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
 from vita_audio_pl.reporting.run_files import Result, RunFiles, Stage
-from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table
 
 WORST = 8
 WORST_TO_HEAR = 3
@@ -48,9 +48,10 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         split=split,
         last=last,
         facts=_facts(run),
+        headline=headline(run, last, split),
         main=main_table(run, split) if run.rows(split) else None,
         others=[(name, main_table(run, name)) for name in other_splits],
-        comparisons=comparison_table(run, split),
+        comparisons=comparison_table(run, split, last),
         controls=controls_table(run),
         trade_off=pictures.get(TRADE_OFF),
         curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],

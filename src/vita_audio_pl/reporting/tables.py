@@ -31,6 +31,7 @@ class Table:
     caption: str = ""
 
 
+_SHARE = "Share of Vanilla's"
 NOT_MEASURED = Cell("–")
 
 FIGURES = (
@@ -55,7 +56,7 @@ def main_table(run: RunFiles, split: str) -> Table:
         cells.append(Cell(" to ".join(str(n) for n in sorted({min(measured), max(measured)})), min(measured)))
         rows.append(tuple(cells))
     headers = (
-        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", "Share of Vanilla's",
+        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", _SHARE,
         "Utterances per task",
     )  # fmt: skip
     return Table(headers, tuple(rows), labels=2)
@@ -142,14 +143,13 @@ def controls_table(run: RunFiles) -> Table:
     return Table(("Recordings", "What the judge hears", "WER", "Utterances"), tuple(rows), labels=2)
 
 
-def comparison_table(run: RunFiles, split: str) -> Table:
-    """Differences to Vanilla over the same utterances of a split, with p-values."""
-    names = {(task, metric): name for name, task, metric in FIGURES}
+def comparison_table(run: RunFiles, split: str, stage: str) -> Table:
+    """Differences of a stage's modes to Vanilla over the same utterances of a split, with p-values."""
     rows = []
-    for comparison in (c for c in run.comparisons if c["split"] == split):
-        for metric, difference in comparison["metrics"].items():
-            name = names.get((comparison["task"], metric))
-            if name is None:
+    for name, task, metric in FIGURES:
+        for mode in (mode for of, mode in run.rows(split) if of == stage):
+            difference = _difference(run, split, stage, mode, task, metric)
+            if difference is None:
                 continue
             points = Cell(
                 f"{100 * difference['value']:+.1f}",
@@ -157,12 +157,41 @@ def comparison_table(run: RunFiles, split: str) -> Table:
                 f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}",
             )
             p_value = difference["p_value"]
-            rows.append(
-                (Cell(comparison["stage"]), Cell(comparison["mode"]), Cell(name), points,
-                 Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value),
-                 Cell(str(difference["utterances"]), difference["utterances"]))
-            )  # fmt: skip
-    return Table(("Stage", "Mode", "Figure", "Points against Vanilla", "p", "Utterances"), tuple(rows), labels=3)
+            shown = Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
+            count = Cell(str(difference["utterances"]), difference["utterances"])
+            rows.append((Cell(name), Cell(mode), points, shown, count))
+    return Table(("Figure", "Mode", "Points against Vanilla", "p", "Utterances"), tuple(rows), labels=2)
+
+
+def headline(run: RunFiles, stage: str, split: str) -> list[str]:
+    """The results of a stage in a few sentences: what Vanilla reaches, and what each faster mode costs."""
+    table = main_table(run, split)
+    rows = {row[1].text: dict(zip(table.headers, row, strict=True)) for row in table.rows if row[0].text == stage}
+    sentences = []
+    if "vanilla" in rows:
+        parts = [
+            f"{name} {rows['vanilla'][name].text}" for name, _, _ in FIGURES if rows["vanilla"][name].value is not None
+        ]
+        sentences.append(f"After {stage}, Vanilla reaches {', '.join(parts)}.")
+    for mode, row in rows.items():
+        difference = _difference(run, split, stage, mode, "tts", "speech_wer")
+        if mode != "vanilla" and difference is not None:
+            sentences.append(
+                f"{mode.capitalize()} speaks with {row[_SHARE].text} of the backbone passes at a TTS WER of "
+                f"{row['TTS WER'].text}, {100 * difference['value']:+.1f} points against Vanilla "
+                f"({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f})."
+            )
+    return sentences
+
+
+def _difference(run: RunFiles, split: str, stage: str, mode: str, task: str, metric: str) -> dict[str, Any] | None:
+    """The paired difference to Vanilla of one figure, or None where it was not measured."""
+    wanted = {"split": split, "stage": stage, "mode": mode, "task": task}
+    for comparison in run.comparisons:
+        if wanted.items() <= comparison.items():
+            found: dict[str, Any] | None = comparison["metrics"].get(metric)
+            return found
+    return None
 
 
 def markdown(table: Table) -> str:

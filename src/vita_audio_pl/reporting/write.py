@@ -8,7 +8,7 @@ from pathlib import Path
 from vita_audio_pl.reporting.listening import Utterance, utterances_to_hear
 from vita_audio_pl.reporting.page import last_stage, run_page, run_pictures
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.tables import comparison_table, controls_table, main_table, markdown
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     figures = {output / f"{name}.png": picture for name, picture in pictures.items()}
     for path, picture in figures.items():
         _write(path, picture.light)
-    sections = {"Held-out results": main_table(run, split), "Against Vanilla": comparison_table(run, split),
+    sections = {"Held-out results": main_table(run, split), f"Against Vanilla, {stage}": comparison_table(run, split, stage),
                 "The judge": controls_table(run)}  # fmt: skip
     tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
-    _write(output / "tables.md", f"# {title}\n\n{tables}".encode())
+    sentences = "".join(f"{sentence}\n" for sentence in headline(run, stage, split))
+    _write(output / "tables.md", f"# {title}\n\n{sentences}\n{tables}".encode())
     sounds = [
         path for utterance in utterances_to_hear(run, stage, split) for path in _sounds(utterance, output / "audio")
     ]
