@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -18,9 +17,10 @@ import torch.distributed
 from vita_audio_pl.data.mixture import Mixture, load_mixture
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
-from vita_audio_pl.data.prepared import MANIFEST, PreparedSource, open_sources
+from vita_audio_pl.data.prepared import PreparedSource, open_sources
 from vita_audio_pl.data.rows import BatchRequest, Parcel, PlannedRow, Reading, RowBuilder
 from vita_audio_pl.data.schedule import Geometry, Parcels, Position, Schedule
+from vita_audio_pl.data.staging import is_prepared, local_folder
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
@@ -81,7 +81,8 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._seen: Counter[str] = Counter()
 
     def _open(self, names: Sequence[str]) -> list[PreparedSource]:
-        return open_sources(Path(self.options.shards), names, self._tokenizer.fingerprint, self._vocabulary.n_codes)
+        folders = [local_folder(self.options.shards, name, self.options.cache) for name in names]
+        return open_sources(folders, self._tokenizer.fingerprint, self._vocabulary.n_codes)
 
     def _survey(self, source: PreparedSource) -> Survey:
         renderer = self.renderer
@@ -221,7 +222,7 @@ class SpeechDataModule(lightning.LightningDataModule):
     def validation_sources(self) -> dict[int, PreparedSource]:
         """Number of a training source -> the held-out source beside it."""
         names = {n: f"{source.name}.{self.options.validation}" for n, source in enumerate(self.sources)}
-        there = {n: name for n, name in names.items() if (Path(self.options.shards) / name / MANIFEST).is_file()}
+        there = {n: name for n, name in names.items() if is_prepared(self.options.shards, name)}
         return dict(zip(there, self._open(list(there.values())), strict=True))
 
     @cached_property

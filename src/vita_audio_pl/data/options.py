@@ -20,7 +20,7 @@ class DataOptions:
     window: int = 65_536  # samples packed and shuffled together
     workers: int = 2  # processes that read and render; 0 = in the training process
     prefetch: int = 4  # batches each worker works ahead
-    cache: str | None = None  # folder on this node for shards that are read from a URL
+    cache: str = "~/.cache/vita_audio_pl/shards"  # folder on this node for copies of shards that are read from a URL
     max_broken: float = 0.01  # share of samples that may turn out unreadable before the run stops
     adopt_changes: bool = False  # resume with another mixture than the checkpoint's, from the next window on
     validation: str = "dev"  # held-out sources are called `<source>.<this>`; "" = no validation

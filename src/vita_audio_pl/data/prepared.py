@@ -77,19 +77,22 @@ class Manifest:
         write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
         """Reads `manifest.json`.
 
         Raises:
-            UserError: the source is not prepared, or its manifest is damaged or of another format.
+            UserError: the source is not prepared, or its manifest is damaged, of another format, or names files outside.
         """
-        path = folder / MANIFEST
+        path = folder / name
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values.pop("format")
             if version != FORMAT:
                 raise UserError(f"{path} has format {version}, this version reads {FORMAT}; prepare the source again")
             shards = tuple(ShardFile(**shard) for shard in values.pop("shards"))
+            for shard in shards:
+                if Path(shard.name).name != shard.name:
+                    raise UserError(f"{path} names the shard {shard.name!r}, which is no plain file name")
             return cls(**values, shards=shards)
         except FileNotFoundError:
             raise UserError(
@@ -119,8 +122,6 @@ class PreparedSource:
             raise UserError(f"{folder / INDEX} does not belong to the shards beside it: {again}")
         for shard in self.manifest.shards:
             path = folder / shard.name
-            if Path(shard.name).name != shard.name:
-                raise UserError(f"{folder / MANIFEST} names the shard {shard.name!r}, which is no plain file name")
             if not path.is_file():
                 raise UserError(f"the shard {path} is missing: {again}")
             if path.stat().st_size != shard.bytes:
@@ -190,20 +191,19 @@ class PreparedSource:
 
 
 def open_sources(
-    folder: Path, names: Sequence[str], tokenizer: str | None = None, codebook_size: int | None = None
+    folders: Sequence[Path], tokenizer: str | None = None, codebook_size: int | None = None
 ) -> list[PreparedSource]:
     """Opens several sources and refuses those that do not fit together.
 
     Args:
-        folder: where the sources' folders are.
-        names: which.
+        folders: the sources' folders.
         tokenizer: fingerprint that their text must have been encoded with.
         codebook_size: size of the codebook of the model's vocabulary.
 
     Raises:
         UserError: as `PreparedSource`, another tokenizer, another codebook, or two codecs among the sources.
     """
-    sources = [PreparedSource(folder / name) for name in names]
+    sources = [PreparedSource(folder) for folder in folders]
     for source in sources:
         manifest = source.manifest
         if tokenizer is not None and manifest.tokenizer != tokenizer:
