@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.jobs import Decoding, Evaluation, stage_of
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteEntry
+from vita_audio_pl.inference.loading import model_folder
 from vita_audio_pl.interleave import NAMED_PATTERNS
 
 
@@ -17,11 +17,11 @@ def plan_evaluations(config: EvaluateConfig) -> list[Evaluation]:
     if config.suite is None:
         tasks = list(config.bench.tasks) if config.task == "all" else [config.task]
         modes = list(NAMED_PATTERNS) if config.mode == "all" else [config.mode]
-        model = Path(config.model or "")
-        entries = [(model, SuiteEntry(stage_of(_existing(model)), modes, tasks, config.split, config.limit))]
+        model = model_folder(config.model or "")
+        entries = [(model, SuiteEntry(stage_of(model), modes, tasks, config.split, config.limit))]
     else:
         run = Path(config.paths.runs) / str(config.run_name)
-        entries = [(_existing(run / entry.stage / "model"), entry) for entry in config.suite.evaluations]
+        entries = [(model_folder(run / entry.stage), entry) for entry in config.suite.evaluations]
     evaluations = []
     for model, entry in entries:
         for task in entry.tasks:
@@ -61,9 +61,3 @@ def output_folder(config: EvaluateConfig, model: Path) -> Path:
         return Path(config.output)
     run = model.parent.parent if model.name == "model" else model
     return run / "eval" / config.bench.name
-
-
-def _existing(model: Path) -> Path:
-    if not (model / "config.json").is_file():
-        raise UserError(f"{model} is no model folder (it has no config.json); train that stage first, or give another")
-    return model

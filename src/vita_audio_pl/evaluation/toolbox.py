@@ -15,6 +15,7 @@ from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
 from vita_audio_pl.inference import LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
+from vita_audio_pl.inference.answering import audio_codes
 from vita_audio_pl.interleave import DecodePattern
 
 
@@ -50,11 +51,14 @@ class ModelToolbox:
         """See `runner.Toolbox`."""
         torch.set_num_threads(self.threads)
         loaded = self.model(evaluation.model)
+        if loaded.vocabulary.continuous_input and any(item.prompt.audios for item in items):
+            raise UserError("this model hears through an audio encoder, which evaluate does not run; measure task=text")
         prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
         prompts, answers = {}, {}
         for item in items:
             try:
-                prompts[item.id] = prompter.ids(item.prompt, self._encode(evaluation, item))
+                codec = self.codec(evaluation.model / "codec") if item.prompt.audios else None
+                prompts[item.id] = prompter.ids(item.prompt, audio_codes(item.prompt, codec))
             except UserError as error:
                 if not self.count_unreadable:
                     raise UserError(f"utterance '{item.id}': {error}") from None
@@ -136,12 +140,6 @@ class ModelToolbox:
     def _load_model(self, folder: Path) -> LoadedModel:
         dtype = torch.bfloat16 if self.device.startswith("cuda") else None
         return load_speech_model(folder, device=self.device, dtype=dtype)
-
-    def _encode(self, evaluation: Evaluation, item: Item) -> list[np.ndarray]:
-        if not item.prompt.audios:
-            return []
-        codec = self.codec(evaluation.model / "codec")
-        return codec.encode([read_audio(path, codec.sample_rate) for path in item.prompt.audios])
 
     def _generate(self, loaded: LoadedModel, prompts: list[list[int]], decoding: Decoding):
         vocabulary = loaded.vocabulary
