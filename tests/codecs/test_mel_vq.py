@@ -88,7 +88,9 @@ def test_streamed_speech_has_no_seams_and_no_lost_tail(speech, chunk):
         assert all(len(piece) == chunk * 1280 for piece in chunks[1:-2]), "a steady stream gives steady pieces"
         distances.append(float((log_mel(streamed) - log_mel(whole)).abs().mean()))
         seams = np.cumsum([len(piece) for piece in chunks[:-1]]) // 128
-        near = sorted({int(seam) + step for seam in seams for step in (-2, -1, 0, 1)} & set(range(len(whole) // 128 - 1)))
+        near = sorted(
+            {int(seam) + step for seam in seams for step in (-2, -1, 0, 1)} & set(range(len(whole) // 128 - 1))
+        )
         rises = [torch.diff(log_mel(w), dim=0).clamp(min=0).mean(dim=1)[near].mean() for w in (streamed, whole)]
         ratios.append(float(rises[0] / rises[1]))
     assert np.mean(distances) < 0.2  # codes themselves lie 0.4 away from the speech

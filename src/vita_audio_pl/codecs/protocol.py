@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def load_codec(folder: str | Path) -> Codec:
     raise UserError(f"{folder / CODEC_FILE} asks for the codec '{name}', which is not known (known: {known})")
 
 
-def read_codec_file(folder: Path) -> dict:
+def read_codec_file(folder: Path) -> dict[str, Any]:
     """The contents of `folder/codec.json`, checked to be an object with a `name`.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from vita_audio_pl.spoken_world.sentences import Lexicon, Split, SplitSentences, split_sentences
 from vita_audio_pl.spoken_world.synthesis import Voice
@@ -26,7 +27,7 @@ Utterance = tuple[Voice, str]
 class Corpus:
     """Samples by file stem (`asr.train`), and every utterance they need with the audio path it gets."""
 
-    samples: dict[str, list[dict]] = field(default_factory=dict)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     utterances: dict[Utterance, str] = field(default_factory=dict)
 
     def audio(self, voice: Voice, text: str) -> str:

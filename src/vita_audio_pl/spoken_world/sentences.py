@@ -7,9 +7,11 @@ Answers begin with "the": the first audio chunk of an answer is spoken when only
 
 import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+T = TypeVar("T")
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -156,7 +158,9 @@ def split_sentences(lexicon: Lexicon, seed: int) -> dict[Split, SplitSentences]:
     return sentences
 
 
-def _split(combinations, held_out: tuple[int, int], most_train: int | None, rng: random.Random) -> dict[Split, list]:
+def _split(
+    combinations: Iterable[T], held_out: tuple[int, int], most_train: int | None, rng: random.Random
+) -> dict[Split, list[T]]:
     drawn = list(combinations)
     rng.shuffle(drawn)
     dev, test = held_out

@@ -1,0 +1,163 @@
+"""A world is built once, whole, and the same everywhere, however often the building is killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.spoken_world import World, build_world, plan, synthesis
+from vita_audio_pl.spoken_world import build as building
+from vita_audio_pl.spoken_world.sentences import LEXICONS, SMOKE
+
+TINY = dataclasses.replace(
+    SMOKE, colours=("red",), animals=SMOKE.animals[:3], people=("girl",), counts=(2, 3), train_statements=2,
+    held_out={"fact": (1, 1), "story": (1, 1), "statement": (1, 1)},
+)  # fmt: skip
+
+
+def make_tiny_known(patch: pytest.MonkeyPatch) -> None:
+    """Few sentences, and one speed and pitch per voice, so that few runs of espeak-ng speak them."""
+    patch.setitem(LEXICONS, "tiny", TINY)
+    patch.setattr(plan, "SPEEDS", (165,))
+    patch.setattr(plan, "PITCHES", (50,))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    make_tiny_known(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory) -> str:
+    """What the tiny world's content hash must be."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny_known(patch)
+        return build_world(tmp_path_factory.mktemp("tiny"), "tiny").info["content"]
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_written_is_what_the_samples_ask_for(tmp_path):
+    reports = []
+    world = build_world(tmp_path, "tiny", progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (world.info["audio"]["files"],) * 2
+    used = set()
+    for name, count in world.info["samples"].items():
+        rows = [json.loads(line) for line in world.samples(*name.split(".")).read_text().splitlines()]
+        assert len(rows) == count
+        used |= {path for row in rows for path in row["audios"]}
+    assert used == {name for name in files(tmp_path) if name.startswith("audio/")}
+    for path in used:
+        wave, rate = soundfile.read(tmp_path / path)
+        assert rate == 16_000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 5 and np.abs(wave).max() > 0.2
+    assert files(tmp_path) - used - {f"samples/{name}.jsonl" for name in world.info["samples"]} == {
+        "world.json", "grammar.jsgf", "words.txt", ".lock",
+    }  # fmt: skip
+
+
+def test_it_does_not_depend_on_workers_and_a_second_call_does_nothing(tmp_path, content, monkeypatch):
+    world = build_world(tmp_path, "tiny", workers=1)
+    assert world.info["content"] == content
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
+    monkeypatch.setenv("PATH", "")  # espeak-ng is not needed any more
+    assert build_world(tmp_path, "tiny") == world == World.load(tmp_path)
+    after = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
+    assert {**before, ".lock": 0} == {**after, ".lock": 0}
+
+
+@pytest.mark.parametrize("call", [0, 2, 4])
+def test_killed_at_any_renaming_it_is_not_taken_for_whole_and_ends_the_same(tmp_path, content, monkeypatch, call):
+    (tmp_path / "shards").mkdir()  # what others keep in the folder stays
+    calls = 0
+    replace = os.replace
+
+    def dies(*paths):
+        nonlocal calls
+        calls += 1
+        if calls > call:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building.os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_world(tmp_path, "tiny")
+        with pytest.raises(UserError, match="holds no finished spoken world"):
+            World.load(tmp_path)
+    assert build_world(tmp_path, "tiny").info["content"] == content
+    assert (tmp_path / "shards").is_dir() and not (tmp_path / ".building").exists()
+
+
+def test_killed_while_speaking_it_starts_again(tmp_path, content):
+    code = (
+        "import sys, pytest; from test_build_world import building, build_world, make_tiny_known;"
+        "make_tiny_known(pytest.MonkeyPatch()); building._UTTERANCES_A_RUN = 1;"
+        "build_world(sys.argv[1], 'tiny', workers=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".building/audio/*/*.flac")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert build_world(tmp_path, "tiny").info["content"] == content
+
+
+def test_lost_files_are_made_again(tmp_path, content):
+    build_world(tmp_path, "tiny")
+    next(tmp_path.glob("audio/*/*.flac")).unlink()
+    with pytest.raises(UserError, match="holds no finished spoken world"):
+        World.load(tmp_path)
+    assert build_world(tmp_path, "tiny").info["content"] == content
+
+
+def test_another_world_in_the_folder_is_left_alone(tmp_path):
+    build_world(tmp_path, "tiny")
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"'seed': 0.*, not .*'seed': 1.*delete it or choose another folder"):
+        build_world(tmp_path, "tiny", seed=1)
+    with pytest.raises(UserError, match="no size 'huge'; choose one of full, smoke"):
+        build_world(tmp_path, "huge")
+    (tmp_path / "world.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        build_world(tmp_path, "tiny")
+    (tmp_path / "world.json").write_text('{"name": "other"}')
+    with pytest.raises(UserError, match="does not describe a spoken world"):
+        build_world(tmp_path, "tiny")
+    assert files(tmp_path) == before
+
+
+def test_a_missing_or_failing_espeak_ng_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="espeak-ng.*is not installed; install it with 'apt-get install espeak-ng'"):
+        build_world(tmp_path / "world", "tiny")
+    fake = tmp_path / "espeak-ng"
+    fake.write_text(
+        '#!/bin/sh\ncase "$1" in --version) echo "eSpeak 9.9";; *) echo "no such voice" >&2; exit 3;; esac\n'
+    )
+    fake.chmod(0o755)
+    with pytest.raises(UserError, match="espeak-ng failed: no such voice"):
+        build_world(tmp_path / "world", "tiny")
+
+
+def test_sentences_that_cannot_be_cut_apart_are_spoken_one_by_one(monkeypatch):
+    voice = synthesis.Voice("en-us+f2")
+    sentences = ["the big red cow", "two cups", "where does it live"]
+    cut = synthesis.cut_at_breaks
+    monkeypatch.setattr(synthesis, "cut_at_breaks", lambda samples, rate: cut(samples, rate)[:1])
+    alone = synthesis.speak(sentences, voice)
+    assert len(alone) == 3 and len({len(wave) for wave in alone}) == 3
+    monkeypatch.setattr(synthesis, "cut_at_breaks", lambda samples, rate: [])
+    with pytest.raises(UserError, match="does not speak 'the big red cow' as one sentence"):
+        synthesis.speak(sentences, voice)
