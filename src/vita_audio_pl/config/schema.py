@@ -98,8 +98,24 @@ class StageOverrides:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters on the backbone's layers; what they adapt is frozen, and they are merged at the hand-over."""
+
+    rank: int = 0  # 0 = none
+    alpha: float | None = None  # adapters are scaled by alpha / rank; null = 2 * rank
+    dropout: float = 0.0
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+    def check(self) -> None:
+        require(self.rank >= 0, f"model.lora.rank is {self.rank}: it must be 0 (none) or more")
+        require(0 <= self.dropout < 1, f"model.lora.dropout is {self.dropout}: it must lie in [0, 1)")
+
+
+@dataclass
 class ModelConfig:
-    """The backbone: its dimensions, and where its pretrained weights are."""
+    """The backbone: its dimensions, where its pretrained weights are, and how its layers and the heads are run."""
 
     name: str = MISSING
     pretrained: str | None = None  # folder of a Qwen2 checkpoint; null = random weights
@@ -112,7 +128,11 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32768
-    activation_checkpointing: bool = False
+    attention: str = "per_document"  # or sdpa; on a GPU also flex and flash
+    activation_checkpointing: str = "none"  # blocks computed again in the backward pass: backbone, heads or all
+    checkpoint_every: int = 1  # of these blocks, every n-th
+    compile: str = "none"  # blocks compiled by torch.compile: backbone, heads or all
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def check(self) -> None:
         require(self.hidden_size % self.num_attention_heads == 0, f"model.hidden_size {self.hidden_size} is not a "
@@ -201,6 +221,20 @@ class TrainerConfig:
 
 
 @dataclass
+class GuardConfig:
+    """What happens to steps whose gradient norm is not finite, or a spike: they are left out, and counted."""
+
+    bad_steps: int = 3  # in a row, then back to the last checkpoint
+    rollbacks: int = 2  # of these in a stage, then the run stops
+    spike_factor: float | None = None  # times the usual gradient norm; null = only what is not finite is bad
+
+    def check(self) -> None:
+        require(self.bad_steps >= 1, f"callbacks.guard.bad_steps is {self.bad_steps}: it must be at least 1")
+        require(self.spike_factor is None or self.spike_factor > 1, f"callbacks.guard.spike_factor is "
+                f"{self.spike_factor}: it must be above 1, or null")  # fmt: skip
+
+
+@dataclass
 class CallbacksConfig:
     """How often the run is logged, checked and saved; steps are optimiser steps."""
 
@@ -209,6 +243,9 @@ class CallbacksConfig:
     save_every: int | None = None  # null = a twentieth of the stage
     keep_last: int = 2
     progress_bar: bool = True
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    requeue: bool = True  # SLURM: put the job back into the queue after SIGTERM or SIGUSR1
+    watchdog_seconds: float = 1800.0  # without progress, then the ranks that hang are named
 
 
 @dataclass

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.speech_lm import SpeechLM
 
+BESIDE_ADAPTERS = r"^model\.layers\.(?!.*\.lora_)"
+"""Names of the parameters that LoRA leaves frozen: those of the backbone's layers that are no adapters."""
+
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.lora import BESIDE_ADAPTERS
 
 BUNCH = 8
 """Names listed in a sentence before `and N more`."""
@@ -30,7 +31,7 @@ class Frozen:
 def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
     """Freeze the parameters whose names a pattern matches (`re.search`) and let all others train.
 
-    A tied parameter is frozen where any of its names matches.
+    A tied parameter is frozen where any of its names matches. Layers that have LoRA adapters train these alone.
 
     Raises:
         UserError: a pattern matches nothing, or nothing is left to train.
@@ -42,6 +43,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
             raise UserError(
                 f"stage.freeze: the pattern '{pattern}' matches no parameter; the model has {bunch(top_levels(names))}"
             )
+    if any(".lora_" in name for name in names):
+        patterns = [*patterns, BESIDE_ADAPTERS]
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -8,7 +8,9 @@ from transformers import Qwen2Config
 from vita_audio_pl.config.schema import ModelConfig, TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.backbone import load_backbone
+from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
 from vita_audio_pl.models.initialise import add_heads, resize_vocabulary
+from vita_audio_pl.models.lora import add_lora
 from vita_audio_pl.models.released import load_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.text.vocabulary import Vocabulary
@@ -27,17 +29,23 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     generator = torch.Generator().manual_seed(config.seed)
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
     if parent is not None:
-        model = load_released(parent, dtype=dtype)
+        model = load_released(parent, attention=config.model.attention, dtype=dtype)
     elif config.model.pretrained is not None:
-        model = load_backbone(_folder(config.model.pretrained), dtype=dtype)
+        model = load_backbone(_folder(config.model.pretrained), attention=config.model.attention, dtype=dtype)
         resize_vocabulary(model, vocabulary.size, generator)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = SpeechLM(SpeechLMConfig(backbone_config(config.model, vocabulary), n_heads=0)).to(dtype)
+            backbone = backbone_config(config.model, vocabulary)
+            model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.attention)).to(dtype)
     if config.stage.n_heads is not None:
         add_heads(model, config.stage.n_heads, generator)
     model.config.detach_heads = config.objective.detach_heads
+    lora = config.model.lora
+    if lora.rank:
+        add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
+    compile_blocks(model, config.model.compile)
     return model.train()
 
 

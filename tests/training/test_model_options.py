@@ -1,0 +1,49 @@
+"""How a model is run or adapted, as settings of a real stage."""
+
+import pytest
+import torch
+from toy import VOCABULARY, toy_config
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.released import load_released
+from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.starting_model import starting_model
+
+
+def weights(folder):
+    return load_released(folder.root / "model").state_dict()
+
+
+def test_checkpointing_and_attention_change_no_weight(trained):
+    plain = weights(trained("align", "run_name=plain"))
+    options = ["model.activation_checkpointing=all", "model.checkpoint_every=2", "model.attention=sdpa"]
+    other = weights(trained("align", "run_name=other", *options))
+    assert all(torch.allclose(plain[name], other[name], atol=1e-5) for name in plain)
+
+
+def test_a_stage_with_lora_hands_over_merged_weights(trained):
+    plain = weights(trained("align", "run_name=lora", "stage.steps=1"))
+    adapted = weights(trained("sft", "run_name=lora", "variant.parents.sft=[align]", "model.lora.rank=2"))
+    assert plain.keys() <= adapted.keys() and not any("lora" in name for name in adapted)
+    changed = {name for name in plain if not torch.equal(plain[name], adapted[name])}
+    assert "model.layers.0.self_attn.q_proj.weight" in changed and "lm_head.weight" in changed
+    assert not any("layernorm" in name or name.endswith(".bias") for name in changed)
+
+
+def test_lora_trains_adapters_embeddings_and_heads_but_no_layer(tmp_path):
+    model = starting_model(toy_config(tmp_path, "stage=sft", "model.lora.rank=2"), VOCABULARY, None)
+    freeze(model, [])
+    layers = [name for name, p in model.named_parameters() if name.startswith("model.layers") and p.requires_grad]
+    assert layers and all(".lora_" in name for name in layers)
+    assert model.lm_head.weight.requires_grad and all(p.requires_grad for p in model.heads.parameters())
+
+
+def test_wrong_options_are_refused_before_the_first_step(tmp_path):
+    for override, sentence in (
+        ("model.attention=fast", "must be one of per_document"),
+        ("model.activation_checkpointing=some", "use one of none, backbone"),
+        ("model.compile=some", "use one of none, backbone"),
+        ("model.lora.rank=-1", "must be 0"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            starting_model(toy_config(tmp_path, "stage=align", override), VOCABULARY, None)
