@@ -14,7 +14,7 @@ from vita_audio_pl.reporting.write import write_report
 
 def main(config: ReportConfig) -> None:
     folder = Path(config.paths.runs) / config.run_name
-    run = RunFiles.read(folder, config.bench)
+    run = RunFiles.read(folder, config.bench_name)
     output = Path(config.output) if config.output else folder / "report"
     report = write_report(run, output, config.title or f"Vita-Audio-PL: {config.run_name}", config.split)
     stage = last_stage(run, config.split)

@@ -42,6 +42,4 @@ def test_readme_command_runs(smoke_demo, command):
         (smoke_demo.folder / "speech.wav").write_bytes(spoken.read_bytes())
     if "limit=50" in words:
         words = [*(word for word in words if word != "limit=50"), "limit=3", "bench=spoken_world_smoke"]
-    if "vita_audio_pl.report" in words:
-        words.append("bench=spoken_world_smoke")
     smoke_demo.run(*words)

@@ -78,3 +78,13 @@ def test_a_damaged_result_is_named(run):
     (run.folder / "eval" / run.bench / "controls.json").write_text("{")
     with pytest.raises(UserError, match=r"controls\.json is not JSON"):
         RunFiles.read(run.folder, run.bench)
+
+
+def test_a_run_measured_on_several_benches_asks_which(run):
+    (run.folder / "eval" / run.bench).rename(run.folder / "eval" / "one")
+    assert RunFiles.read(run.folder).bench == "one"
+    other = run.folder / "eval" / "other" / "sft" / "test" / "asr.vanilla"
+    other.mkdir(parents=True)
+    (other / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="one, other; choose one with bench_name"):
+        RunFiles.read(run.folder)

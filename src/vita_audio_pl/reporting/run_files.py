@@ -88,14 +88,19 @@ class RunFiles:
     durations: dict[str, float]
 
     @classmethod
-    def read(cls, folder: Path, bench: str) -> "RunFiles":
-        """Read `runs/<run>`.
+    def read(cls, folder: Path, bench: str | None = None) -> "RunFiles":
+        """Read `runs/<run>`; `bench` is needed only where the run was measured on several.
 
         Raises:
-            UserError: the folder is not there, or holds neither curves nor results.
+            UserError: the folder is not there, or holds neither curves nor results, or results of several benches.
         """
         if not folder.is_dir():
             raise UserError(f"there is no run in {folder}; check run_name and paths.runs")
+        if bench is None:
+            measured = sorted({path.parents[3].name for path in folder.glob("eval/*/*/*/*/result.json")})
+            if len(measured) > 1:
+                raise UserError(f"{folder} was measured on {', '.join(measured)}; choose one with bench_name=NAME")
+            bench = measured[0] if measured else ""
         stages = _in_order([_read_stage(path) for path in sorted(folder.glob("*/metrics.csv"))])
         place = folder / "eval" / bench
         results = [_read_result(path) for path in sorted(place.glob("*/*/*/result.json"))]

@@ -17,7 +17,7 @@ class ReportConfig:
 
     paths: PathsConfig = field(default_factory=PathsConfig)
     run_name: str = "demo"  # the run in runs/<run_name>
-    bench: str = "spoken_world"  # whose results
+    bench_name: str | None = None  # whose results; null = of the one bench that the run was measured on
     split: str = "test"  # of the main table; other splits follow it
     title: str | None = None  # of the page; null = the run's name
     output: str | None = None  # folder; null = runs/<run_name>/report
