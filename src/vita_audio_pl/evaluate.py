@@ -27,7 +27,7 @@ def evaluate(config: EvaluateConfig) -> None:
     results = run_session(config)
     if config.suite is not None:
         print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")
-        print(f"python -m vita_audio_pl.report run_name={config.run_name} bench={config.bench.name} shows them")
+        print(f"python -m vita_audio_pl.report run_name={config.run_name} shows them")
         return
     for profile in dict.fromkeys(result["profile"] for result in results):
         shown = [result for result in results if result["profile"] == profile]
