@@ -8,6 +8,7 @@ so sequences that joined at different times fall into step, and head k runs once
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import torch
@@ -37,13 +38,26 @@ class Decoder:
         capacity: tokens of a sequence, prompt included.
         n_heads: heads that any pattern will use; all by default.
         graphs: replay passes as CUDA graphs (on a GPU only).
+        clock: what `seconds` is measured with.
+
+    Attributes:
+        cache: the memory.
+        seconds: time spent in `prefill` (rounds in which all read their prompts), `backbone` and `heads`.
+        errors: sequences that failed, and why.
 
     Raises:
         UserError: the sizes cannot be, or the memory is not there.
     """
 
     def __init__(
-        self, runtime: Runtime, *, slots: int = 1, capacity: int, n_heads: int | None = None, graphs: bool = False
+        self,
+        runtime: Runtime,
+        *,
+        slots: int = 1,
+        capacity: int,
+        n_heads: int | None = None,
+        graphs: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         if slots < 1 or capacity < 2:
             raise UserError(f"a decoder for {slots} sequences of {capacity} tokens cannot be; use at least 1 and 2")
@@ -63,6 +77,7 @@ class Decoder:
         self.errors: dict[Sequence, UserError] = {}
         self._sequences: list[Sequence | None] = [None] * slots
         self._lock = threading.RLock()
+        self._clock = clock
 
     @property
     def free_slots(self) -> int:
@@ -135,7 +150,7 @@ class Decoder:
             self._head_pass(k, drafting)
 
     def _backbone_pass(self, sequences: list[Sequence]) -> None:
-        begun = time.perf_counter()
+        begun = self._clock()
         kind = "prefill" if all(not s.writers for s in sequences) else "backbone"
         stops = [min(len(s.ids), s.read[0] + PREFILL_CHUNK) for s in sequences]
         rows, hidden = self._run(0, sequences, stops)
@@ -148,10 +163,10 @@ class Decoder:
                 wanted += range(last - sequence.drafts, last + 1)
         if ready:
             self._settle(ready, hidden[wanted] if len(wanted) < rows.total else hidden)
-        self.seconds[kind] += time.perf_counter() - begun
+        self.seconds[kind] += self._clock() - begun
 
     def _head_pass(self, k: int, sequences: list[Sequence]) -> None:
-        begun = time.perf_counter()
+        begun = self._clock()
         rows, hidden = self._run(k + 1, sequences, [len(s.ids) for s in sequences])
         for sequence in sequences:
             sequence.head_passes += 1
@@ -164,7 +179,7 @@ class Decoder:
                 self._fail(sequence)
             else:
                 sequence.write_head(token)
-        self.seconds["heads"] += time.perf_counter() - begun
+        self.seconds["heads"] += self._clock() - begun
 
     def _run(self, predictor: int, sequences: list[Sequence], stops: list[int]) -> tuple[Rows, Tensor]:
         """Runs predictor 0 (the backbone) or k + 1 (head k) over what it has not read of `sequences` before `stops`."""

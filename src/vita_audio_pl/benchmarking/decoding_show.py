@@ -1,0 +1,123 @@
+"""The decoding benchmark's figures as a table, Markdown, JSON and a plot."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.table import Table
+
+from vita_audio_pl.benchmarking.decoding import Measurement
+
+PARTS = ("encode", "prefill", "backbone", "heads", "vocoder")
+HEADERS = (
+    "setting",
+    "tokens/s",
+    "x Vanilla",
+    "tokens/pass",
+    "accepted, first to last head",
+    "first chunk ms (p50 p90 p99)",
+    "between chunks ms",
+    "RTF",
+    "encode/prefill/backbone/heads/vocoder %",
+    "cache MiB",
+)
+
+
+def figures(measured: Measurement, vanilla: Measurement | None) -> dict[str, Any]:
+    """All numbers of one setting, by name; latencies in milliseconds."""
+    total = sum(measured.parts.values())
+    return {
+        "setting": asdict(measured.setting),
+        "label": measured.setting.label,
+        "tokens_per_second": measured.tokens_per_second,
+        "times_vanilla": None if vanilla is None else measured.tokens_per_second / vanilla.tokens_per_second,
+        "tokens_per_backbone_pass": measured.tokens_per_pass,
+        "head_passes": measured.head_passes,
+        "acceptance_by_head": measured.acceptance if any(measured.drafted) else None,
+        "first_chunk_ms": percentiles(measured.first_chunk),
+        "between_chunks_ms": percentiles(measured.between_chunks),
+        "real_time_factor": measured.real_time_factor,
+        "share_of_time": {kind: measured.parts.get(kind, 0.0) / total for kind in PARTS} if total else None,
+        "seconds": measured.seconds,
+        "tokens": measured.tokens,
+        "cache_bytes": measured.cache_bytes,
+    }
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+    """p50, p90 and p99 in milliseconds; None of nothing."""
+    if not seconds:
+        return None
+    return {f"p{p}": float(np.percentile(seconds, p) * 1e3) for p in (50, 90, 99)}
+
+
+def all_figures(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Figures of every setting; each is compared with one unconstrained Vanilla session."""
+    by_label = {measured.setting.label: measured for measured in measurements}
+    return [figures(measured, by_label.get("vanilla")) for measured in measurements]
+
+
+def decoding_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The figures on a terminal."""
+    table = Table(title=title, title_justify="left")
+    for header in HEADERS:
+        table.add_column(header, justify="left" if header == "setting" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def write_decoding(rows: Sequence[dict[str, Any]], about: dict[str, Any], folder: Path) -> None:
+    """Writes `decoding.json`, `decoding.md` and `decoding.png` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"about": about, "results": list(rows)}
+    (folder / "decoding.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    (folder / "decoding.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _plot(rows, folder / "decoding.png")
+
+
+def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    labels = [row["label"] for row in rows]
+    places = np.arange(len(rows))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.6 + 0.34 * len(rows)), sharey=True, layout="constrained")
+    axes[0].barh(places, [row["tokens_per_second"] for row in rows], color="tab:blue")
+    axes[0].set(title="tokens per second", yticks=places, yticklabels=labels)
+    for percentile, shade in (("p99", 0.25), ("p90", 0.5), ("p50", 1.0)):
+        lengths = [(row["first_chunk_ms"] or {}).get(percentile, 0.0) for row in rows]
+        axes[1].barh(places, lengths, color="tab:orange", alpha=shade, label=percentile)
+    axes[1].set(title="first chunk, ms")
+    axes[1].legend()
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    accepted = row["acceptance_by_head"]
+    share = row["share_of_time"]
+    factor = row["real_time_factor"]
+    return [
+        row["label"],
+        f"{row['tokens_per_second']:.1f}",
+        "" if row["times_vanilla"] is None else f"{row['times_vanilla']:.2f}",
+        f"{row['tokens_per_backbone_pass']:.2f}",
+        "" if accepted is None else " ".join(f"{a:.2f}" for a in accepted),
+        _milliseconds(row["first_chunk_ms"]),
+        _milliseconds(row["between_chunks_ms"]),
+        "" if factor is None else f"{factor:.3f}",
+        "" if share is None else " ".join(f"{100 * share[kind]:.0f}" for kind in PARTS),
+        f"{row['cache_bytes'] / 2**20:.1f}",
+    ]
+
+
+def _milliseconds(values: dict[str, float] | None) -> str:
+    return "" if values is None else " ".join(f"{value:.0f}" for value in values.values())

@@ -1,0 +1,141 @@
+"""The decoding benchmark with a trained model: real prompts, real answers, real drafts, the model's own codec."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, run_sessions, settings_of
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
+from vita_audio_pl.codecs.audio import read_audio
+from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.prompts import Prompter
+from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.sequence import Options
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.text.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and how long the codec took to read its audio."""
+
+    ids: list[int]
+    encode_seconds: float
+
+
+def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | None) -> list[Question]:
+    """The first `limit` samples of a JSONL file without their last answer; audio paths start at the file or its parent.
+
+    Raises:
+        UserError: the file is missing or empty, a line is no sample, or its audio cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:limit]
+    except OSError as error:
+        raise UserError(f"the samples {path} cannot be read: {error}") from None
+    prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
+    clock = clock_of(torch.device("cpu"))
+    questions = []
+    for number, line in enumerate(lines, 1):
+        sample = Conversation.from_json(line, f"{path}:{number}")
+        messages = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
+        n_audios = sum(message.n_audios for message in messages)
+        asked = Conversation(sample.id, messages, sample.audios[:n_audios])
+        if asked.audios and codec is None:
+            raise UserError(f"{path}:{number} has audio, and the model folder has no codec to read it with")
+        begun, codes = 0.0, []
+        if codec is not None and asked.audios:
+            waves = [read_audio(_found(audio, path), codec.sample_rate) for audio in asked.audios]
+            begun = clock()
+            codes = list(codec.encode(waves))
+        questions.append(Question(prompter.ids(asked, codes), clock() - begun if begun else 0.0))
+    if not questions:
+        raise UserError(f"the samples {path} are empty; give a JSONL file with one conversation a line")
+    return questions
+
+
+def benchmark_trained(
+    loaded: LoadedModel,
+    codec: Codec | None,
+    questions: list[Question],
+    protocol: DecodingProtocol,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Measurement]:
+    """Measures every setting of the protocol on the questions, as many at a time as the setting has sessions."""
+    vocabulary = loaded.vocabulary
+    runtime = Runtime(loaded.model, compile=protocol.compile)
+    markers = SpanConstraint.of(vocabulary)
+    measured = {setting: Measurement(setting) for setting in settings_of(protocol)}
+    capacity = max(len(question.ids) for question in questions) + protocol.new_tokens
+    for repetition in range(-1, protocol.repetitions):
+        for setting, kept in measured.items():
+            progress(f"{setting.label}: {'warm-up' if repetition < 0 else f'repetition {repetition + 1}'}")
+            total = Measurement(setting)
+            asked = questions[: setting.sessions] if repetition < 0 else questions
+            options = Options(
+                DecodePattern.of(setting.mode),
+                protocol.new_tokens,
+                frozenset([vocabulary.im_end]),
+                constraint=markers if setting.constrained else None,
+                verify=setting.verify,
+            )
+            for start in range(0, len(asked), setting.sessions):
+                batch = asked[start : start + setting.sessions]
+                clock = clock_of(runtime.device)
+                decoder = Decoder(runtime, slots=len(batch), capacity=capacity, graphs=protocol.graphs, clock=clock)
+                run_sessions(
+                    decoder,
+                    [question.ids for question in batch],
+                    options,
+                    markers,
+                    total,
+                    sounds=None if codec is None else _vocoder(codec),
+                    encode_seconds=sum(question.encode_seconds for question in batch),
+                )
+            if repetition >= 0:
+                _add(kept, total)
+    return list(measured.values())
+
+
+def _add(kept: Measurement, total: Measurement) -> None:
+    """Adds a repetition whose batches count as one."""
+    kept.tokens.append(sum(total.tokens))
+    kept.seconds.append(sum(total.seconds))
+    kept.audio_seconds.append(sum(total.audio_seconds))
+    kept.first_chunk += total.first_chunk
+    kept.between_chunks += total.between_chunks
+    for kind, seconds in total.parts.items():
+        kept.parts[kind] += seconds
+    kept.written += total.written
+    kept.backbone_passes += total.backbone_passes
+    kept.head_passes += total.head_passes
+    kept.drafted, kept.accepted = (
+        [a + b for a, b in zip(old or [0] * len(new), new, strict=True)]
+        for old, new in ((kept.drafted, total.drafted), (kept.accepted, total.accepted))
+    )
+    kept.cache_bytes = max(kept.cache_bytes, total.cache_bytes)
+
+
+def _vocoder(codec: Codec) -> Vocoder:
+    streams = defaultdict(codec.decode_stream)
+
+    def sound(session: int, codes: NDArray[np.int32]) -> None:
+        streams[session].push(codes)
+
+    return sound
+
+
+def _found(audio: str, samples: Path) -> Path:
+    """An audio path of a sample: as given, beside the file, or one folder up, where prepared worlds keep it."""
+    places = [Path(audio), samples.parent / audio, samples.parent.parent / audio]
+    return next((place for place in places if place.exists()), places[0])

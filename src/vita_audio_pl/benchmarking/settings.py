@@ -1,0 +1,30 @@
+"""The settings of `python -m vita_audio_pl.benchmark`."""
+
+from dataclasses import dataclass, field
+
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.sizes import TrainingSize
+from vita_audio_pl.config.schema import PathsConfig
+
+
+@dataclass
+class BenchmarkConfig:
+    """Everything that `python -m vita_audio_pl.benchmark` can be told."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    benchmark_size: TrainingSize = field(default_factory=TrainingSize)
+    decoding_size: DecodingSize = field(default_factory=DecodingSize)
+    decoding: DecodingProtocol = field(default_factory=DecodingProtocol)
+    what: str = "training"  # or decoding
+    stages: list[str] = field(default_factory=lambda: ["mtp10", "sft"])  # mtp10: frozen backbone; sft: all trains
+    objectives: list[str] = field(default_factory=lambda: ["served_slots"])  # besides every_head
+    naive: bool = True  # also the plain step, which makes every logit
+    repetitions: int = 3
+    attention: str = "per_document"  # or sdpa; flex and flash on a GPU
+    device: str = "cpu"
+    dtype: str = "float32"  # or bfloat16
+    chunk_rows: int = 512  # rows whose logits exist at a time
+    threads: int = 1
+    seed: int = 0
+    peak_tflops: float | None = None  # of the device, for the share of it that is used
+    output: str | None = None  # JSON file for the numbers of training; folder for those of decoding

@@ -1,0 +1,117 @@
+"""The decoding benchmark does the real work, counts it right, and its settings are checked."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from vita_audio_pl.benchmarking.decoding import (
+    Measurement,
+    ScriptedDecoder,
+    Setting,
+    benchmark_decoding,
+    constraint_of,
+    random_model,
+    run_sessions,
+    script,
+)
+from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.sequence import Options
+from vita_audio_pl.interleave import DecodePattern
+
+TINY = DecodingSize(hidden_size=32, intermediate_size=48, layers=2, vocabulary=300, codes=100, heads=10)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return Runtime(random_model(TINY, CPU, torch.float32, 400))
+
+
+@pytest.mark.parametrize("agreement", [1.0, 0.6])
+@pytest.mark.parametrize(("mode", "verify"), [("vanilla", "none"), ("boost", "none"), ("boost", "greedy")])
+def test_a_scripted_run_writes_its_script_and_times_its_chunks(runtime, mode, verify, agreement):
+    constraint = constraint_of(TINY)
+    scripts = {slot: script(mode, 100, constraint, slot) for slot in range(2)}
+    decoder = ScriptedDecoder(runtime, scripts, 1.0 if verify == "none" else agreement, slots=2, capacity=150)
+    into = Measurement(Setting(mode, verify, 2))
+    options = Options(DecodePattern.of(mode), 100, constraint=constraint, verify=verify)
+    sequences = run_sessions(decoder, [[3] * 20, [4] * 30], options, constraint, into)
+    assert [s.result().ids for s in sequences] == [scripts[0], scripts[1]]
+    ends = sum(line.count(constraint.end) for line in scripts.values())
+    rounds_may_end_two = verify == "greedy"
+    assert len(into.first_chunk) == 2
+    assert len(into.between_chunks) + 2 == ends or rounds_may_end_two
+    assert into.tokens == [200] and into.audio_seconds[0] > 0
+    if verify == "greedy":
+        tried, kept = np.array(into.drafted), np.array(into.accepted)
+        assert (kept <= tried).all() and ((kept == tried).all() == (agreement == 1.0))
+
+
+def test_every_combination_is_measured_and_vanilla_is_not_verified(runtime):
+    protocol = DecodingProtocol(
+        new_tokens=24, modes=["vanilla", "turbo"], sessions=[1, 2], constrain=[True], repetitions=1, first_chunks=2
+    )
+    measured = benchmark_decoding(runtime, protocol, TINY)
+    labels = ["vanilla constrained", "turbo constrained", "turbo verify=greedy constrained"]
+    assert [m.setting.label for m in measured] == labels + [f"{label} x2" for label in labels]
+    assert all(m.tokens_per_second > 0 and len(m.first_chunk) >= 2 for m in measured)
+    turbo = measured[1]
+    assert turbo.tokens_per_pass == 8 and set(turbo.parts) >= {"prefill", "backbone", "heads"}
+
+
+def test_the_command_writes_its_figures(tmp_path):
+    protocol = DecodingProtocol(new_tokens=24, modes=["vanilla", "boost"], repetitions=1, first_chunks=1, sessions=[1])
+    screen = io.StringIO()
+    run_decoding_benchmark(
+        protocol, TINY, device="cpu", dtype=torch.float32, folder=tmp_path, console=Console(file=screen, width=200)
+    )
+    record = json.loads((tmp_path / "decoding.json").read_text())
+    labels = [row["label"] for row in record["results"]]
+    assert labels[0] == "vanilla" and labels[-1] == "transformers" and "boost verify=greedy" in labels
+    assert record["results"][0]["times_vanilla"] == 1.0
+    assert (tmp_path / "decoding.png").stat().st_size > 1000
+    assert "boost verify=greedy" in (tmp_path / "decoding.md").read_text() and "tokens/s" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"modes": ["fast"]}, "decode_pattern='fast' is unknown"),
+        ({"verify": ["maybe"]}, "decoding.verify holds 'maybe'"),
+        ({"agreement": 2.0}, "decoding.agreement=2.0 is no chance"),
+        ({"sessions": [0]}, "start at 1"),
+        ({"samples": "a.jsonl"}, "needs decoding.model_folder"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, says):
+    with pytest.raises(UserError, match=says):
+        DecodingProtocol(**wrong).check()
+
+
+@pytest.mark.slow
+def test_heads_and_batches_pay_in_the_published_proportions():
+    """Ratios within one run, on the size that the published system was timed at; bounds are loose, for busy machines."""
+    torch.set_num_threads(1)
+    size = DecodingSize(hidden_size=256, intermediate_size=512, layers=28, vocabulary=20000, codes=2000)
+    runtime = Runtime(random_model(size, CPU, torch.float32, 256))
+    protocol = DecodingProtocol(
+        new_tokens=112,
+        modes=["vanilla", "boost", "turbo"],
+        sessions=[1, 8],
+        constrain=[False],
+        repetitions=3,
+        first_chunks=3,
+    )
+    by_label = {m.setting.label: m for m in benchmark_decoding(runtime, protocol, size)}
+    speed = {label: m.tokens_per_second for label, m in by_label.items()}
+    assert speed["turbo"] > 1.8 * speed["vanilla"] and speed["boost"] > 1.3 * speed["vanilla"]
+    assert speed["vanilla x8"] > 2.5 * speed["vanilla"]
+    assert speed["boost verify=greedy"] > 0.9 * speed["boost"]
+    assert 2 * min(by_label["boost"].first_chunk) < min(by_label["vanilla"].first_chunk)
