@@ -19,7 +19,7 @@ VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
 LENGTH, DOCUMENT = 32, 12
 
 
-def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, micro: int = 0) -> PackedBatch:
+def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 0) -> PackedBatch:
     """Rows `rows` of global step `step`: two documents of 12 tokens and 8 of padding each; every label counts."""
     rng = np.random.default_rng([seed, step])
     ids = rng.integers(0, VOCABULARY.used, (rows_per_step, LENGTH))
@@ -40,7 +40,7 @@ def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, micro: int 
         divisor=float((labels >= 0).sum()),
         sources=tensor(np.where(documents >= 0, 0, -1)[rows].astype(np.int16)),
         names=[["toy/a", "toy/b"]] * (rows.stop - rows.start),
-        position={"micro": micro},
+        position={"row": row},
     )
 
 
@@ -51,12 +51,12 @@ class ToyBatches(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         total = self.rows * self.accumulate * self.ranks
-        micro = self.start
+        row = self.start
         while True:
-            step, part = divmod(micro, self.accumulate)
-            first = (part * self.ranks + self.rank) * self.rows
-            yield toy_batch(self.seed, step, slice(first, first + self.rows), total, micro + 1)
-            micro += 1
+            step, first = divmod(row, total)
+            row += self.rows * self.ranks
+            mine = first + self.rank * self.rows
+            yield toy_batch(self.seed, step, slice(mine, mine + self.rows), total, row)
 
 
 class ToyData(L.LightningDataModule):
@@ -65,13 +65,13 @@ class ToyData(L.LightningDataModule):
         self.seed, self.rows, self.accumulate, self.start = seed, rows, accumulate, 0
 
     def consumed(self, batch: PackedBatch) -> None:
-        self.start = batch.position["micro"]
+        self.start = batch.position["row"]
 
     def state_dict(self) -> dict:
-        return {"micro": self.start}
+        return {"row": self.start}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.start = state_dict["micro"]
+        self.start = state_dict["row"]
 
     def train_dataloader(self):
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
@@ -108,7 +108,7 @@ def toy_config(runs: Path, *overrides: str) -> TrainConfig:
         "model.hidden_size=16", "model.intermediate_size=32", "model.num_hidden_layers=2",
         "model.num_attention_heads=2", "model.num_key_value_heads=1", "stage.steps=6", "stage.rows_per_step=4",
         "stage.sequence_length=32", "n_heads=3", "logger=csv", "callbacks.log_every=1", f"paths.runs={runs}",
-        "callbacks.progress_bar=false",
+        "callbacks.progress_bar=false", "stage.learning_rate=1e-3", "stage.head_rate_factor=2.0",
     ]  # fmt: skip
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
         return to_dataclass(compose("train", overrides=[*small, *overrides]), work_in_stage_settings)

@@ -89,8 +89,11 @@ class CheckpointWriter:
             self._thread.start()
         self.stalled += time.perf_counter() - started
 
-    def finish(self) -> None:
+    def finish(self, failed_elsewhere: bool = False) -> None:
         """Wait until the last checkpoint is on disk.
+
+        Args:
+            failed_elsewhere: another rank could not write its part, so this one has to stop, too.
 
         Raises:
             UserError: it could not be written; the one before it is still there.
@@ -98,8 +101,8 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        if self._failure is not None or failed_elsewhere:
+            failure, self._failure = self._failure or OSError("another rank could not write its part"), None
             kept = complete_checkpoints(self.folder)
             good = f"the last good one is {kept[-1]}" if kept else "there is no earlier one"
             full = isinstance(failure, OSError) and failure.errno == errno.ENOSPC

@@ -1,8 +1,8 @@
 """Callbacks around a stage's training: resume and checkpoints before and during it, proof and hand-over at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -15,29 +15,46 @@ from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.proof import TrainingProof
 
 
+class Stateful(Protocol):
+    """What a checkpoint carries beside weights, moments and data position."""
+
+    def state(self) -> Any:
+        """JSON values."""
+
+    def resume_from(self, state: Any) -> None:
+        """Take over a `state()`; called before training starts."""
+
+
+class Resume(Callback):
+    """Goes on from the last complete checkpoint. Must stand first: the other callbacks start from what it restores."""
+
+    def __init__(self, folder: Path, engine: Engine, stateful: Mapping[str, Stateful]) -> None:
+        self.folder, self.engine, self.stateful = folder, engine, stateful
+
+    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        checkpoints = complete_checkpoints(self.folder)
+        if not checkpoints:
+            return
+        state = restore(checkpoints[-1], trainer, module.speech_lm, self.engine)
+        trainer.datamodule.load_state_dict(state["data"])  # type: ignore[attr-defined]
+        for name, part in self.stateful.items():
+            part.resume_from(state[name])
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.cut_after(trainer.global_step)
+
+
 class Checkpointing(Callback):
-    """Goes on from the last complete checkpoint, and writes one every `every` optimiser steps and at the end.
+    """Writes a checkpoint every `every` optimiser steps and at the end."""
 
-    Must stand before `TrainingProof` in the list of callbacks.
-    """
-
-    def __init__(self, folder: Path, engine: Engine, proof: TrainingProof, every: int, keep: int) -> None:
-        self.folder, self.engine, self.proof, self.every = folder, engine, proof, every
+    def __init__(self, folder: Path, engine: Engine, stateful: Mapping[str, Stateful], every: int, keep: int) -> None:
+        self.stateful, self.every = stateful, every
         self.writer = CheckpointWriter(folder, engine, keep)
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         if trainer.is_global_zero:
             self.writer.clean()
         trainer.strategy.barrier("leftovers are gone")
-        checkpoints = complete_checkpoints(self.folder)
-        if not checkpoints:
-            return
-        state = restore(checkpoints[-1], trainer, module.speech_lm, self.engine)
-        trainer.datamodule.load_state_dict(state["data"])  # type: ignore[attr-defined]
-        self.proof.resume_from(state["proof"])
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.cut_after(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,7 +68,8 @@ class Checkpointing(Callback):
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         """Write a checkpoint of the step just done; all ranks call it."""
-        state = {"data": trainer.datamodule.state_dict(), "proof": self.proof.state()}  # type: ignore[attr-defined]
+        state = {"data": trainer.datamodule.state_dict()}  # type: ignore[attr-defined]
+        state |= {name: part.state() for name, part in self.stateful.items()}
         self.writer.save(trainer, module.speech_lm, state)
 
 

@@ -1,5 +1,7 @@
 """The speech language model as a LightningModule: step, optimiser, schedule."""
 
+from collections.abc import Callable
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ class SpeechLMModule(L.LightningModule):
     """Trains `speech_lm` under `objective`.
 
     The objective divides by the labels of the whole global step, so the step's loss is the SUM over ranks and
-    micro-batches. DDP and Lightning average instead; `loss_scale` (ranks x accumulated micro-batches) undoes that.
+    micro-batches. Engines and Lightning average instead; the step undoes that.
 
     Args:
         speech_lm: model with its parameters frozen as the stage wants them.
@@ -26,7 +28,6 @@ class SpeechLMModule(L.LightningModule):
         stage: rates, steps and weight decay.
         optim: AdamW and its schedule.
         engine: that the model trains under.
-        loss_scale: world size times accumulated micro-batches.
         source_names: data sources by number, for the log.
     """
 
@@ -37,16 +38,17 @@ class SpeechLMModule(L.LightningModule):
         stage: StageConfig,
         optim: OptimConfig,
         engine: Engine,
-        loss_scale: int = 1,
         source_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.speech_lm = speech_lm
         self.objective = objective
-        self.stage, self.optim, self.loss_scale = stage, optim, loss_scale
+        self.stage, self.optim = stage, optim
         self.train_tally = Tally(speech_lm.n_heads, source_names)
         self.val_tally = Tally(speech_lm.n_heads)
         self.grad_norm: Tensor | None = None
+        self.last_loss: Tensor = torch.zeros(())
+        self.verdict: Callable[[float], str | None] = lambda norm: None  # why a step of this gradient norm is left out
         self.engine, self._sharded = engine, False
         warmup_steps = round(stage.steps * optim.warmup_share)
         self.rate_factor = learning_rate_factor(stage.steps, warmup_steps, optim.warmup, optim.min_rate_share)
@@ -56,7 +58,8 @@ class SpeechLMModule(L.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
         self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
         self.trainer.datamodule.consumed(batch)
-        return losses.total * self.loss_scale
+        self.last_loss = losses.total.detach()
+        return losses.total * self.engine.averaging(accumulate)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self.val_tally.add(self.speech_lm(batch, self.objective, score_frozen_backbone=True), batch)
@@ -84,3 +87,5 @@ class SpeechLMModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         self.grad_norm = self.engine.clip(self, optimizer, self.optim.clip_norm)
+        if self.grad_norm is not None and self.verdict(float(self.grad_norm)) is not None:
+            self.engine.drop_gradients(optimizer)

@@ -34,8 +34,9 @@ class Monitor(Callback):
         figures = module.train_tally.read("train", reduce=trainer.world_size > 1)
         for group in trainer.optimizers[0].param_groups:
             figures[f"lr/{group['name']}"] = group["lr"]
-        if module.grad_norm is not None:
-            figures["grad_norm"] = float(module.grad_norm)
+        norm = module.engine.norm_of_last_step(module)
+        if norm is not None:
+            figures["grad_norm"] = float(norm)
         figures |= {f"position/{name}": value for name, value in batch.position.items() if _is_number(value)}
         self._log(trainer, figures, step)
 

@@ -22,15 +22,18 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoints import complete_checkpoints
 from vita_audio_pl.training.engines import build_engine
 from vita_audio_pl.training.freezing import freeze
-from vita_audio_pl.training.lifecycle import Checkpointing, HandOver
+from vita_audio_pl.training.guard import StepGuard
+from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
 from vita_audio_pl.training.loggers import build_loggers
 from vita_audio_pl.training.manifest import StageManifest, check_parent, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
+from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
 from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
 from vita_audio_pl.training.starting_model import starting_model
 from vita_audio_pl.training.trainer import build_trainer, micro_batches
+from vita_audio_pl.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
     """
     _quiet()
-    _, accumulate = micro_batches(config)
+    micro_batches(config)
     folder = stage_folder(config, config.stage.name)
     parent_folder = find_parent(config)
     parent = None if parent_folder is None else StageManifest.read(parent_folder)
@@ -146,7 +149,6 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         config.stage,
         config.optim,
         engine,
-        loss_scale=config.trainer.world_size * accumulate,
         source_names=data.source_names,
     )
     settings = dataclasses.asdict(config)
@@ -156,10 +158,19 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     def write(weights: dict[str, Tensor]) -> None:
         hand_over(config, data, weights, proof, parent_folder, parent, folder)
 
+    guard = StepGuard(config.callbacks.guard, engine, folder.checkpoints, folder.root)
+    module.verdict = guard.verdict
+    stateful = {"proof": proof, "guard": guard}
+    checkpointing = Checkpointing(folder.checkpoints, engine, stateful, save_every, config.callbacks.keep_last)
+    preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
-        Checkpointing(folder.checkpoints, engine, proof, save_every, config.callbacks.keep_last),
+        Resume(folder.checkpoints, engine, stateful),
+        guard,  # a bad step is undone before it can be logged or saved
         proof,
         monitor,
+        checkpointing,
+        preemption,
+        Watchdog(folder.root / "ranks", config.callbacks.watchdog_seconds),
         HandOver(engine, proof, write),
     ]
     if config.callbacks.progress_bar:
@@ -182,6 +193,8 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         + "".join(f"; going on from {checkpoint.name}" for checkpoint in resumed)
     )
     trainer.fit(module, datamodule=data.datamodule)
+    if preemption.left_at is not None:
+        raise SystemExit(EXIT_STATUS)
     if trainer.global_step < config.stage.steps:
         raise UserError(
             f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the same "
@@ -275,6 +288,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",
         ".*LeafSpec.*",
-        ".*ckpt_path.*",
+        ".*is deprecated. Please use.*_single.*",  # torch's collectives, called by DeepSpeed
+        ".*DeepSpeed handles gradient clipping internally.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,5 +1,7 @@
 """Engines: how a model is spread over devices, and how its whole parameters are read and written there."""
 
+import os
+
 from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.base import Engine
@@ -16,6 +18,8 @@ def build_engine(settings: TrainerConfig) -> Engine:
 
         return FSDP2Engine(settings)
     if settings.engine == "deepspeed":
+        if settings.accelerator == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         try:
             from vita_audio_pl.training.engines.zero import ZeroEngine
         except ImportError as error:

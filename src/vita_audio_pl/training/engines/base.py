@@ -18,6 +18,9 @@ class Engine:
     All methods that take a parameter are collective: every rank calls them, in the same order.
     """
 
+    can_skip = True
+    """Whether `drop_gradients` can still stop a step when its norm is known."""
+
     def __init__(self, settings: TrainerConfig) -> None:
         self.settings = settings
 
@@ -30,6 +33,10 @@ class Engine:
     def precision(self) -> str:
         """Lightning's precision; an engine that casts by itself says `32-true`."""
         return self.settings.precision
+
+    def averaging(self, accumulate: int) -> int:
+        """By what the engine divides a loss whose global value is a sum: the ranks, and the accumulated batches."""
+        return self.settings.world_size * accumulate
 
     def strategy(self) -> Strategy | str:
         """Lightning's strategy."""
@@ -67,6 +74,10 @@ class Engine:
         """Clip the gradients by their norm over all ranks, and return that norm; None where the engine does it later."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def norm_of_last_step(self, module: nn.Module) -> Tensor | float | None:
+        """Gradient norm before clipping of the step just done, over all ranks."""
+        return module.grad_norm  # type: ignore[return-value]
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the coming optimiser step change nothing, not even its moments."""

@@ -1,0 +1,76 @@
+"""What a cluster does to a run: a signal to leave, agreed by all ranks, saved for, and requeued after."""
+
+import os
+import shutil
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from vita_audio_pl.training.lifecycle import Checkpointing
+from vita_audio_pl.training.module import SpeechLMModule
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_STATUS = 75
+"""`EX_TEMPFAIL`: the same command goes on from the checkpoint."""
+
+
+class Preemption(Callback):
+    """Leaves at the next step boundary after SIGTERM or SIGUSR1 on any rank: saves, requeues a SLURM job, stops.
+
+    The handler only sets a flag; ranks agree on it between two steps, where no collective is under way. The same word
+    carries a checkpoint that could not be written on one rank, so that all stop together.
+    """
+
+    def __init__(self, checkpointing: Checkpointing, requeue: bool) -> None:
+        self.checkpointing, self.requeue = checkpointing, requeue
+        self.left_at: int | None = None
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        # after Lightning has set its own, whose SIGTERM handler runs a collective inside the signal handler
+        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        word = torch.tensor([self._signal, int(self.checkpointing.writer.failed)], device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MAX)
+        signalled, failed = word.tolist()
+        if failed:
+            self.checkpointing.writer.finish(failed_elsewhere=True)
+        if signalled and trainer.global_step < trainer.max_steps:
+            self.checkpointing.save(trainer, module)
+            self.checkpointing.writer.finish()
+            self.left_at = trainer.global_step
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(f"{signal.Signals(signalled).name}: step {self.left_at} is saved, leaving", flush=True)
+                self._requeue()
+
+    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _requeue(self) -> None:
+        job = os.environ.get("SLURM_JOB_ID")
+        if self.requeue and job and shutil.which("scontrol"):
+            subprocess.run(["scontrol", "requeue", job], check=False)
