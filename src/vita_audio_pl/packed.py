@@ -27,6 +27,8 @@ class PackedBatch:
         sources: int16 number of the data source per token, -1 on padding.
         names: per row and document, `source/sample-id`.
         position: data position after this batch has been consumed; opaque.
+        clips: features `(frames, size)` float32 of audio that is heard through an encoder, one for each span of
+            `<|context_of_audio|>`, row by row in the order of the spans.
     """
 
     input_ids: Tensor
@@ -39,6 +41,7 @@ class PackedBatch:
     sources: Tensor
     names: list[list[str]]
     position: dict[str, Any]
+    clips: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -55,4 +58,4 @@ class PackedBatch:
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "PackedBatch":
         moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **moved, clips=tuple(map(move, self.clips)))

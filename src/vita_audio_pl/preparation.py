@@ -22,8 +22,10 @@ from vita_audio_pl.data.readers import AudioBytes, AudioRef
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
 from vita_audio_pl.data.tokenize import BROKEN_AUDIO, TOO_LONG, AudioRules, SkipAudio, TokenizeJob
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.spoken_world import World, build_world
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
+from vita_audio_pl.text.turns import EXTRA_FRAMES
 
 WORLD_SOURCES = ("world_asr", "world_tts", "world_sqa", "world_text")
 _WORLD_PREPARED = "prepared.json"
@@ -57,6 +59,11 @@ def codec_facts(codec: Codec) -> dict[str, str | float | int]:
     }
 
 
+def encoder_placeholders(samples: int) -> int:
+    """Tokens that stand for a clip of so many samples at 16 kHz: one for each state of a SenseVoice encoder."""
+    return SenseVoiceFrontEnd().frames(samples) + EXTRA_FRAMES
+
+
 def tokenize_job(
     recipe: SourceRecipe,
     split: str,
@@ -67,6 +74,7 @@ def tokenize_job(
     codec_folder: Path | None,
     batch_seconds: float = 120.0,
     decoders: int = 2,
+    keep_audio: bool = False,
 ) -> TokenizeJob:
     """The tasks of one split of a source.
 
@@ -79,6 +87,7 @@ def tokenize_job(
         codec_folder: codec to encode with; None for text.
         batch_seconds: audio that the codec encodes at a time.
         decoders: threads that read audio beside the codec.
+        keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
     """
     return TokenizeJob(
         source=recipe.folder(split),
@@ -91,6 +100,7 @@ def tokenize_job(
         out=shards / recipe.folder(split),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
         decoders=decoders,
+        placeholders=encoder_placeholders if keep_audio else None,
     )
 
 

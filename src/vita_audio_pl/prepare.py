@@ -40,6 +40,7 @@ def prepare(config: PrepareConfig) -> None:
         codec_folder=Path(config.codec) if config.codec else None,
         batch_seconds=config.batch_seconds,
         decoders=config.decoders,
+        keep_audio=config.keep_audio,
     )
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console)

@@ -8,7 +8,7 @@ import webdataset as wds
 from toy_corpus import Corpus
 
 from vita_audio_pl.data.prepared import BrokenSample, PreparedSource
-from vita_audio_pl.data.samples import TokenizedSample
+from vita_audio_pl.data.samples import TokenizedSample, pack_sample
 from vita_audio_pl.data.shards import ShardWriter, decode_block, iterate_shard
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import TextIds, Turn
@@ -40,7 +40,7 @@ def test_shards_are_plain_tars_with_whole_second_times(corpus: Corpus) -> None:
 
 
 def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
-    sample = TokenizedSample("a", (Turn("assistant", (TextIds(np.arange(5)),)),))
+    sample = pack_sample(TokenizedSample("a", (Turn("assistant", (TextIds(np.arange(5)),)),)))
     with pytest.raises(RuntimeError), ShardWriter(tmp_path / "x.tar", block=2) as writer:
         for _ in range(5):
             writer.add(sample)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vita_audio_pl.data.index import COLUMNS, ONE_ANSWER, OVERFLOW_ROWS, Index, IndexEntry, write_columns, write_index
 from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
-from vita_audio_pl.data.samples import TokenizedSample
+from vita_audio_pl.data.samples import TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import shape_of
 from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.text import AudioCodes, Renderer, RenderOptions, Segment, TextIds, TextTokenizer, Turn
@@ -83,7 +83,7 @@ def write_source(folder: Path, task: str, n: int, tokenizer: TextTokenizer, seed
                     _turn("user", text[at : at + prompt_text], codes[at : at + prompt_codes]),
                     _turn("assistant", text[at : at + answer_text], codes[at : at + answer_codes]),
                 )
-                writer.add(TokenizedSample(f"{task}-{i}", turns))
+                writer.add(pack_sample(TokenizedSample(f"{task}-{i}", turns)))
                 shapes.append(shape_of(turns, rule))
             size = writer.close()
         entries += [IndexEntry(number, p.offset, p.crc, s) for p, s in zip(writer.placed, shapes, strict=True)]

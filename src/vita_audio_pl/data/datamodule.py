@@ -18,9 +18,9 @@ from vita_audio_pl.data.mixture import Mixture, load_mixture
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
 from vita_audio_pl.data.prepared import PreparedSource, open_sources
-from vita_audio_pl.data.rows import BatchRequest, Parcel, PlannedRow, Reading, RowBuilder
+from vita_audio_pl.data.rows import BatchRequest, FrontEnd, Parcel, PlannedRow, Reading, RowBuilder
 from vita_audio_pl.data.schedule import Geometry, Parcels, Position, Schedule
-from vita_audio_pl.data.staging import is_prepared, local_folder
+from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
@@ -29,6 +29,7 @@ from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabular
 log = logging.getLogger(__name__)
 
 _TOKENS_PER_PARCEL, _MOST_PER_PARCEL = 32_768, 16  # tokens, batches that a worker hands over at a time
+_AUDIO_BLOCK = 256  # samples whose audio is read in one stretch
 _FEW_BROKEN = 10  # broken samples of a source that never stop a run
 
 
@@ -47,6 +48,8 @@ class SpeechDataModule(lightning.LightningDataModule):
         row_length: tokens in a row.
         accumulate: batches per optimiser step.
         seed: of the order and of the prompt corruption.
+        front_end: audio to an encoder's features; needed with a vocabulary for continuous input. The order then keeps
+            blocks of samples together, so that their audio is read in long stretches.
 
     Raises:
         UserError: anything about the data that would not fit: see `open_sources`, `load_mixture`, `Plan`.
@@ -63,9 +66,18 @@ class SpeechDataModule(lightning.LightningDataModule):
         row_length: int,
         accumulate: int,
         seed: int,
+        front_end: FrontEnd | None = None,
     ):
         super().__init__()
         options.check()
+        if vocabulary.continuous_input != (front_end is not None):
+            raise ValueError("a front end goes with a vocabulary for continuous input, and only with one")
+        if vocabulary.continuous_input and is_remote(options.shards):
+            raise UserError(
+                f"data.shards is '{options.shards}': audio for continuous input is too much to be copied to each node; "
+                "mount the storage and give the folder"
+            )
+        self._front_end = front_end
         self.options, self.row_length, self.seed = options, row_length, seed
         self._rows_per_batch, self._accumulate = rows_per_batch, accumulate
         self._vocabulary, self._tokenizer = vocabulary, tokenizer
@@ -82,7 +94,9 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     def _open(self, names: Sequence[str]) -> list[PreparedSource]:
         folders = [local_folder(self.options.shards, name, self.options.cache) for name in names]
-        return open_sources(folders, self._tokenizer.fingerprint, self._vocabulary.n_codes)
+        return open_sources(
+            folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, self._vocabulary.continuous_input
+        )
 
     def _survey(self, source: PreparedSource) -> Survey:
         renderer = self.renderer
@@ -95,7 +109,7 @@ class SpeechDataModule(lightning.LightningDataModule):
     def plan(self) -> Plan:
         """The order of the training rows."""
         planned = [
-            PlannedSource(source.name, surveyed.tokens, ratio, share.num)
+            PlannedSource(source.name, surveyed.tokens, ratio, share.num, _AUDIO_BLOCK if self._front_end else 1)
             for source, surveyed, share, ratio in zip(
                 self.sources, self._surveys, self.mixture.shares, self._ratios(self.mixture), strict=True
             )
@@ -250,7 +264,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         workers = self.options.workers
         batches = max(1, min(_MOST_PER_PARCEL, _TOKENS_PER_PARCEL // (self._rows_per_batch * self.row_length)))
         return torch.utils.data.DataLoader(
-            RowBuilder(sources, self.renderer, self.row_length, self.seed),
+            RowBuilder(sources, self.renderer, self.row_length, self.seed, self._front_end),
             batch_size=None,
             sampler=Parcels(requests, batches),
             num_workers=workers,

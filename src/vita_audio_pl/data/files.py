@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import socket
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vita_audio_pl.errors import UserError
 
@@ -39,6 +42,13 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array as `.npy`, whole or not at all."""
+    file = io.BytesIO()
+    np.save(file, array)
+    write_whole(path, file.getvalue())
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vita_audio_pl.data.files import remove_abandoned, write_whole
+import numpy as np
+
+from vita_audio_pl.data.clips import AUDIO_INDEX
+from vita_audio_pl.data.files import remove_abandoned, write_array, write_whole
 from vita_audio_pl.data.index import merge_indexes
 from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
@@ -51,11 +54,15 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         codes=sum(report["codes"] for report in reports),
         shards=tuple(ShardFile(**report["shard"]) for report in reports),
         index_crc=merge_indexes([job.out / f"{name}.index" for name in names], job.out / INDEX),
+        audio_shards=tuple(ShardFile(**report["audio_shard"]) for report in reports if "audio_shard" in report),
         report={"skipped": dict(skipped), "parts": len(parts)},
     )
+    if job.placeholders is not None:
+        places = [np.load(job.out / f"{name}.audio.npy") for name in names]
+        write_array(job.out / AUDIO_INDEX, np.concatenate(places))
     manifest.save(job.out)
     for path in job.out.iterdir():
-        if path.name.endswith((".tar", ".index", ".done.json")) and path.name.split(".")[0] not in names:
+        if path.name.endswith((".tar", ".index", ".audio.npy", ".done.json")) and path.name.split(".")[0] not in names:
             path.unlink(missing_ok=True)
     remove_abandoned(job.out)
     return manifest

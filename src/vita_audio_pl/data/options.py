@@ -103,4 +103,5 @@ class PrepareConfig:
     seed: int = 0  # of the spoken world
     batch_seconds: float = 120.0  # audio that the codec encodes at a time
     decoders: int = 2  # threads of each worker that read audio beside the codec
+    keep_audio: bool = False  # keep the audio outside answers, for models that hear through an encoder
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)

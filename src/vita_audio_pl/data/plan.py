@@ -29,12 +29,20 @@ class PlannedSource:
         tokens: `(samples,) uint32` row length of each sample; 0 = never planned (quarantined, longer than a row).
         ratio: passes over the source in an epoch.
         num: samples used, a seeded choice; None = all.
+        block: samples that stay neighbours in the order, so that large samples (audio) are read in long stretches;
+            within a window they are shuffled all the same. `num` then counts whole blocks, rounded up.
     """
 
     name: str
     tokens: np.ndarray
     ratio: float
     num: int | None = None
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        missing = -len(self.tokens) % self.block
+        if missing:  # the last block is filled up with samples that are never planned
+            object.__setattr__(self, "tokens", np.concatenate([self.tokens, np.zeros(missing, self.tokens.dtype)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +85,13 @@ class Change:
 class SourceOrder:
     """The endless stream of a source: every pass visits each used sample once, in an order of its own."""
 
-    def __init__(self, n: int, num: int | None, *key: object):
-        self.used = min(n, num) if num is not None else n
-        self._key = key
-        self._choice = Permutation(n, *key, "choice") if self.used < n else None
-        self._of_pass = lru_cache(maxsize=4)(lambda number: Permutation(self.used, *key, "pass", number))
+    def __init__(self, source: PlannedSource, *key: object):
+        self._block = source.block
+        blocks = len(source.tokens) // source.block
+        used = blocks if source.num is None else min(blocks, -(-source.num // source.block))
+        self.used = used * source.block
+        self._choice = Permutation(blocks, *key, "choice") if used < blocks else None
+        self._of_pass = lru_cache(maxsize=4)(lambda number: Permutation(used, *key, "pass", number))
 
     def samples(self, start: int, stop: int) -> np.ndarray:
         """Samples at stream positions `start` to `stop`, `(stop - start,) uint32`."""
@@ -89,10 +99,14 @@ class SourceOrder:
         while start < stop:
             number, first = divmod(start, self.used)
             last = min(self.used, first + stop - start)
-            pieces.append(self._of_pass(number)(np.arange(first, last, dtype=np.uint32)))
+            positions = np.arange(first, last, dtype=np.uint32)
+            block = self._of_pass(number)(positions // np.uint32(self._block) if self._block > 1 else positions)
+            block = self._choice(block) if self._choice else block
+            pieces.append(
+                block * np.uint32(self._block) + positions % np.uint32(self._block) if self._block > 1 else block
+            )
             start += last - first
-        samples = np.concatenate(pieces) if pieces else np.empty(0, np.uint32)
-        return self._choice(samples) if self._choice else samples
+        return np.concatenate(pieces) if pieces else np.empty(0, np.uint32)
 
 
 class Phase:
@@ -239,7 +253,7 @@ class Plan:
         changes: Sequence[Change] = (),
     ):
         self.sources, self.row_length, self.seed, self._window = tuple(sources), row_length, seed, window
-        self._orders = [SourceOrder(len(s.tokens), s.num, seed, s.name) for s in self.sources]
+        self._orders = [SourceOrder(source, seed, source.name) for source in self.sources]
         ratios = [source.ratio for source in self.sources]
         self.phases = [Phase(self.sources, self._orders, ratios, [0] * len(ratios), window)]
         self.changes: list[Change] = []
@@ -350,7 +364,8 @@ class Plan:
 
 def pack_once(source: PlannedSource, row_length: int, rows: int) -> Window:
     """A fixed choice of about `rows` packed rows of one source, every sample at most once; fewer where it has less."""
-    order = SourceOrder(len(source.tokens), source.num, source.name, "once").samples(0, len(source.tokens))
+    stream = SourceOrder(source, source.name, "once")
+    order = stream.samples(0, stream.used)
     order = order[source.tokens[order] > 0]
     order = order[: int(np.searchsorted(np.cumsum(source.tokens[order], dtype=np.int64), rows * row_length, "right"))]
     row, n_rows = best_fit_decreasing(source.tokens[order], row_length)

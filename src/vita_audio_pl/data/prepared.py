@@ -13,6 +13,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vita_audio_pl.data.clips import AUDIO_INDEX, unpack_clips
 from vita_audio_pl.data.files import write_json
 from vita_audio_pl.data.index import OFFSET_UNIT, Index
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
@@ -57,6 +60,7 @@ class Manifest:
         samples, seconds, text_tokens, codes: totals; seconds of audio.
         shards: in the order of the index's shard numbers.
         index_crc: checksum of the index that belongs to these shards.
+        audio_shards: the audio outside answers, shard by shard, if it was kept for continuous encoders.
         report: counts of what was skipped, cut or broken, by reason.
     """
 
@@ -70,6 +74,7 @@ class Manifest:
     codes: int
     shards: tuple[ShardFile, ...]
     index_crc: int
+    audio_shards: tuple[ShardFile, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -90,10 +95,11 @@ class Manifest:
             if version != FORMAT:
                 raise UserError(f"{path} has format {version}, this version reads {FORMAT}; prepare the source again")
             shards = tuple(ShardFile(**shard) for shard in values.pop("shards"))
-            for shard in shards:
+            audio = tuple(ShardFile(**shard) for shard in values.pop("audio_shards", ()))
+            for shard in (*shards, *audio):
                 if Path(shard.name).name != shard.name:
                     raise UserError(f"{path} names the shard {shard.name!r}, which is no plain file name")
-            return cls(**values, shards=shards)
+            return cls(**values, shards=shards, audio_shards=audio)
         except FileNotFoundError:
             raise UserError(
                 f"the source '{folder.name}' is not prepared: {path} is missing; run "
@@ -108,19 +114,21 @@ class PreparedSource:
 
     Args:
         folder: the source's folder.
+        with_audio: the audio outside answers is needed, too.
 
     Raises:
-        UserError: not prepared, a shard missing or of another size, or an index that is not of these shards.
+        UserError: not prepared, a shard missing or of another size, an index that is not of these shards, or audio that
+            was not kept.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, with_audio: bool = False):
         self.folder = folder
         self.manifest = Manifest.load(folder)
         self.index = Index(folder / INDEX)
         again = f"run python -m vita_audio_pl.data lint source={folder.name}, then prepare the source again"
         if self.index.crc != self.manifest.index_crc or len(self.index) != self.manifest.samples:
             raise UserError(f"{folder / INDEX} does not belong to the shards beside it: {again}")
-        for shard in self.manifest.shards:
+        for shard in (*self.manifest.shards, *(self.manifest.audio_shards if with_audio else ())):
             path = folder / shard.name
             if not path.is_file():
                 raise UserError(f"the shard {path} is missing: {again}")
@@ -128,7 +136,12 @@ class PreparedSource:
                 raise UserError(
                     f"the shard {path} has {path.stat().st_size} bytes where the manifest says {shard.bytes}: {again}"
                 )
-        self._maps: dict[int, memoryview] = {}
+        if with_audio and not self.manifest.audio_shards and self.index["prompt_codes"].any():
+            raise UserError(
+                f"'{folder.name}' was prepared without the audio that continuous input hears; prepare it with "
+                "keep_audio=true"
+            )
+        self._maps: dict[str, memoryview] = {}
 
     @property
     def name(self) -> str:
@@ -168,30 +181,51 @@ class PreparedSource:
         Raises:
             BrokenSample: its bytes are not what was written.
         """
-        shard = int(self.index["shard"][number])
+        shard = self.manifest.shards[int(self.index["shard"][number])]
         try:
-            data = self._map(shard)
+            data = self._map(shard.name)
             start = int(self.index["offset"][number]) * OFFSET_UNIT
             packed = data[start : start + sample_size(data[start : start + 4])]
             if checksum(packed) != self.index["crc"][number]:
                 raise ValueError("its checksum does not agree")
             return unpack_sample(packed)
         except (OSError, ValueError) as error:
-            where = self.folder / self.manifest.shards[shard].name
-            raise BrokenSample(f"sample {number} of '{self.name}' in {where}: {error}") from error
+            raise BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}") from error
 
-    def _map(self, shard: int) -> memoryview:
-        found = self._maps.get(shard)
+    def read_clips(self, number: int) -> list[np.ndarray]:
+        """The audio outside the answers of a sample, `(samples,) float32` at 16 kHz each.
+
+        Raises:
+            BrokenSample: it is not what was written.
+        """
+        shard = self.manifest.audio_shards[int(self.index["shard"][number])]
+        try:
+            offset, size = self._clip_places[number].tolist()
+            start = offset * OFFSET_UNIT
+            return unpack_clips(self._map(shard.name)[start : start + size])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}") from error
+
+    @cached_property
+    def _clip_places(self) -> np.ndarray:
+        places: np.ndarray = np.load(self.folder / AUDIO_INDEX, mmap_mode="r")
+        return places
+
+    def _map(self, name: str) -> memoryview:
+        found = self._maps.get(name)
         if found is None:
             if len(self._maps) >= most_maps():  # every map holds a file handle
                 self._maps.pop(next(iter(self._maps)))
-            with open(self.folder / self.manifest.shards[shard].name, "rb") as file:
-                found = self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            with open(self.folder / name, "rb") as file:
+                found = self._maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         return found
 
 
 def open_sources(
-    folders: Sequence[Path], tokenizer: str | None = None, codebook_size: int | None = None
+    folders: Sequence[Path],
+    tokenizer: str | None = None,
+    codebook_size: int | None = None,
+    with_audio: bool = False,
 ) -> list[PreparedSource]:
     """Opens several sources and refuses those that do not fit together.
 
@@ -199,11 +233,12 @@ def open_sources(
         folders: the sources' folders.
         tokenizer: fingerprint that their text must have been encoded with.
         codebook_size: size of the codebook of the model's vocabulary.
+        with_audio: sources with codes need the audio outside their answers, too.
 
     Raises:
         UserError: as `PreparedSource`, another tokenizer, another codebook, or two codecs among the sources.
     """
-    sources = [PreparedSource(folder) for folder in folders]
+    sources = [PreparedSource(folder, with_audio) for folder in folders]
     for source in sources:
         manifest = source.manifest
         if tokenizer is not None and manifest.tokenizer != tokenizer:

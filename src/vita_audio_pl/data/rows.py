@@ -1,18 +1,29 @@
 """Planned rows as training batches: samples fetched from the shards and rendered straight into packed tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from vita_audio_pl.data.prepared import BrokenSample, PreparedSource
+from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
-from vita_audio_pl.text import Rendered, Renderer
+from vita_audio_pl.text import AudioFrames, Rendered, Renderer, Segment, TextIds, Turn
 from vita_audio_pl.text.rendering import NOBODY
+
+
+class FrontEnd(Protocol):
+    """Audio to the features that an encoder reads; `vita_audio_pl.models.sensevoice_frontend` has one."""
+
+    def features(self, wave: np.ndarray) -> ArrayLike:
+        """Features `(frames, size)` of `wave: (samples,) float32` at 16 kHz."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +83,8 @@ class Parcel:
         requests: the batches asked for.
         names: per row and document, `source/sample-id`.
         reading: what came of reading the samples.
+        frames: features of all clips end to end, `(frames, size)` float32, with continuous input.
+        clip_lengths: per row, the frames of each of its clips.
     """
 
     memory: torch.Tensor
@@ -79,6 +92,8 @@ class Parcel:
     requests: Sequence[BatchRequest]
     names: list[list[str]]
     reading: Reading
+    frames: torch.Tensor | None = None
+    clip_lengths: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, requests: Sequence[BatchRequest], row_length: int) -> "Parcel":
@@ -99,11 +114,14 @@ class Parcel:
 
     def pin_memory(self) -> "Parcel":
         """The same in page-locked memory."""
-        return replace(self, memory=self.memory.pin_memory())
+        frames = self.frames.pin_memory() if self.frames is not None else None
+        return replace(self, memory=self.memory.pin_memory(), frames=frames)
 
     def unpack(self, weighted: bool) -> Iterator[PackedBatch]:
         """The batches, without copying; `weighted` is False where every label weighs 1."""
         columns = self.columns()
+        lengths = [n for row in self.clip_lengths for n in row]
+        clips = iter(() if self.frames is None else torch.split(self.frames, lengths))
         first = 0
         for request in self.requests:
             rows = slice(first, first + len(request.rows))
@@ -111,11 +129,17 @@ class Parcel:
             tensors = {name: column[rows] for name, column in columns.items()}
             weights = tensors.pop("loss_weights")
             yield PackedBatch(
-                **tensors,
+                input_ids=tensors["input_ids"],
+                labels=tensors["labels"],
+                position_ids=tensors["position_ids"],
+                document_ids=tensors["document_ids"],
+                writers=tensors["writers"],
                 loss_weights=weights if weighted else None,
                 divisor=request.divisor,
+                sources=tensors["sources"],
                 names=self.names[rows],
                 position=request.position,
+                clips=tuple(islice(clips, sum(map(len, self.clip_lengths[rows])))),
             )
 
 
@@ -127,10 +151,19 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         renderer: turns to tokens.
         row_length: tokens in a row.
         seed: of the prompt corruption, which beside it depends on the row's number only.
+        front_end: audio to an encoder's features, for a vocabulary with continuous input.
     """
 
-    def __init__(self, sources: Mapping[int, PreparedSource], renderer: Renderer, row_length: int, seed: int):
+    def __init__(
+        self,
+        sources: Mapping[int, PreparedSource],
+        renderer: Renderer,
+        row_length: int,
+        seed: int,
+        front_end: FrontEnd | None = None,
+    ):
         self.sources, self._renderer, self._row_length, self._seed = dict(sources), renderer, row_length, seed
+        self._front_end = front_end
 
     def __getitem__(self, requests: Sequence[BatchRequest]) -> Parcel:
         """The batches asked for. Samples that could not be read are pad tokens without labels."""
@@ -141,22 +174,34 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
             arrays[name].fill(nothing)
         arrays["document_ids"].fill(-1)
         arrays["sources"].fill(-1)
+        clips: list[np.ndarray] = []
         for r, row in enumerate(row for request in requests for row in request.rows):
+            before = len(clips)
             line = Rendered(ids[r], arrays["labels"][r], arrays["writers"][r], arrays["loss_weights"][r])
             columns = {name: array[r] for name, array in arrays.items()}
-            parcel.names.append(self._fill_row(row, line, columns, parcel.reading))
+            parcel.names.append(self._fill_row(row, line, columns, parcel.reading, clips))
+            parcel.clip_lengths.append([len(clip) for clip in clips[before:]])
         arrays["input_ids"][:] = ids
-        return parcel
+        return replace(parcel, frames=torch.from_numpy(np.concatenate(clips))) if clips else parcel
 
-    def _fill_row(self, row: PlannedRow, line: Rendered, columns: dict[str, np.ndarray], reading: Reading) -> list[str]:
-        """Renders the row's samples one after another; their names."""
+    def _fill_row(
+        self,
+        row: PlannedRow,
+        line: Rendered,
+        columns: dict[str, np.ndarray],
+        reading: Reading,
+        clips: list[np.ndarray],
+    ) -> list[str]:
+        """Renders the row's samples one after another, and collects the features of what they hear; their names."""
         rng = np.random.default_rng([self._seed, row.number])
         names: list[str] = []
         at = 0
         for number, sample in zip(row.source.tolist(), row.sample.tolist(), strict=True):
             reading.seen[number] = reading.seen.get(number, 0) + 1
             try:
-                name, length = self._fill(number, sample, line, at, rng)
+                read = self._read(number, sample)
+                name, length = read.id, self._render(read, line, at, rng)
+                clips += [s.features for turn in read.turns for s in turn.segments if isinstance(s, AudioFrames)]
             except (BrokenSample, UserError) as error:
                 reading.broken.append(Broken(number, sample, str(error)))
                 name, length = f"#{sample} (broken)", self._planned_length(number, sample)
@@ -173,19 +218,37 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
     def _count(self) -> np.ndarray:
         return np.arange(self._row_length)
 
-    def _fill(self, source: int, sample: int, row: Rendered, at: int, rng: np.random.Generator) -> tuple[str, int]:
-        """Renders one sample at `at` of a row; its name and length. An answer that is cut stops with the row."""
+    def _read(self, source: int, sample: int) -> TokenizedSample:
+        """A sample; with continuous input, features stand in place of the codes outside its answers."""
         read = self.sources[source].read(sample)
+        heard = [turn.role != "assistant" and turn.counts().n_audios > 0 for turn in read.turns]
+        if self._front_end is None or not any(heard):
+            return read
+        waves, front_end = iter(self.sources[source].read_clips(sample)), self._front_end
+
+        def frames(segment: Segment) -> Segment:
+            if isinstance(segment, TextIds):
+                return segment
+            return AudioFrames(np.asarray(front_end.features(next(waves)), np.float32))
+
+        turns = (
+            Turn(turn.role, tuple(map(frames, turn.segments))) if hears else turn
+            for turn, hears in zip(read.turns, heard, strict=True)
+        )
+        return replace(read, turns=tuple(turns))
+
+    def _render(self, read: TokenizedSample, row: Rendered, at: int, rng: np.random.Generator) -> int:
+        """Renders one sample at `at` of a row; its length. An answer that is cut stops with the row."""
         length = self._renderer.length(read.turns)
         if at + length <= self._row_length:
             self._renderer.render_into(read.turns, row[at : at + length], rng)
-            return read.id, length
+            return length
         if at:
             raise BrokenSample(f"{read.id}: it has {length} tokens, more than its index says")
         whole = self._renderer.render(read.turns, rng)[: self._row_length]
         for name, column in vars(whole).items():
             getattr(row, name)[:] = column
-        return read.id, self._row_length
+        return self._row_length
 
     def _blank(self, part: Rendered) -> None:
         part.ids[:], part.labels[:] = self._renderer.vocabulary.pad, IGNORE_INDEX

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,14 +23,10 @@ class TokenizedSample:
     Attributes:
         id: the sample's name in its source, for messages.
         turns: turns in order; the text-to-speech rewrite is done already.
-        prompt_frames: encoder placeholders of the audio outside assistant turns, for continuous input.
-        seconds: length of the audio in all.
     """
 
     id: str
     turns: tuple[Turn, ...]
-    prompt_frames: int = 0
-    seconds: float = field(default=0.0, compare=False)
 
 
 def pack_sample(sample: TokenizedSample) -> bytes:

@@ -16,7 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from vita_audio_pl.data.files import partial_name
-from vita_audio_pl.data.samples import TokenizedSample, checksum, pack_sample, unpack_sample
+from vita_audio_pl.data.samples import TokenizedSample, checksum, unpack_sample
 
 MAGIC = b"VAPLBLK1"
 BLOCK_EXTENSION = "block"
@@ -38,10 +38,11 @@ class ShardWriter:
     Args:
         path: the tar to write.
         block: samples in a member.
+        extension: of the members.
     """
 
-    def __init__(self, path: Path, block: int = 256):
-        self.path = path
+    def __init__(self, path: Path, block: int = 256, extension: str = BLOCK_EXTENSION):
+        self.path, self._extension = path, extension
         self._partial = partial_name(path)
         self._block = block
         self._waiting: list[bytes] = []
@@ -50,16 +51,16 @@ class ShardWriter:
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self.placed: list[Placed] = []
 
-    def add(self, sample: TokenizedSample) -> None:
-        """Appends a sample; `placed` says where it went once its block is written."""
-        self._waiting.append(pack_sample(sample))
+    def add(self, packed: bytes) -> None:
+        """Appends the bytes of a sample, a multiple of four; `placed` says where they went once the block is written."""
+        self._waiting.append(packed)
         if len(self._waiting) >= self._block:
             self._write_block()
 
     def _write_block(self) -> None:
         start = self._tar.offset + _TAR_BLOCK  # a USTAR header is one tar block
         data = encode_block(self._waiting)
-        info = tarfile.TarInfo(f"{self._n_blocks:06d}.{BLOCK_EXTENSION}")
+        info = tarfile.TarInfo(f"{self._n_blocks:06d}.{self._extension}")
         info.size, info.mtime = len(data), 0
         self._tar.addfile(info, io.BytesIO(data))
         offsets = block_offsets(data)
@@ -135,7 +136,7 @@ def decode_block(data: bytes) -> list[TokenizedSample]:
     return [unpack_sample(view[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 
-def iterate_shard(path: Path) -> Iterator[tuple[int, bytes]]:
+def iterate_shard(path: Path, extension: str = BLOCK_EXTENSION) -> Iterator[tuple[int, bytes]]:
     """Every sample of a shard in order, as (offset in the tar, bytes), read member by member.
 
     Raises:
@@ -144,7 +145,7 @@ def iterate_shard(path: Path) -> Iterator[tuple[int, bytes]]:
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             file = tar.extractfile(member)
-            if file is None or not member.name.endswith(f".{BLOCK_EXTENSION}"):
+            if file is None or not member.name.endswith(f".{extension}"):
                 raise ValueError(f"{member.name!r} is no block of samples")
             data = file.read()
             offsets = block_offsets(data).tolist()

@@ -9,16 +9,18 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vita_audio_pl.data.files import full_disk_is_told, write_json
-from vita_audio_pl.data.index import IndexEntry, write_index
+from vita_audio_pl.data import clips
+from vita_audio_pl.data.files import full_disk_is_told, write_array, write_json
+from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, write_index
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
-from vita_audio_pl.data.samples import TokenizedSample
+from vita_audio_pl.data.samples import TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError
@@ -92,6 +94,8 @@ class TokenizeJob:
         out: folder of the source's shards.
         rules: which audio is taken.
         decoders: threads that read audio beside the codec.
+        placeholders: of a clip of so many samples at 16 kHz, the tokens that stand for it with continuous input. If
+            given, audio outside answers is kept beside the codes, so that an encoder can hear it.
     """
 
     source: str
@@ -104,11 +108,19 @@ class TokenizeJob:
     out: Path
     rules: AudioRules = AudioRules()
     decoders: int = 2
+    placeholders: Callable[[int], int] | None = None
 
     def output_name(self, part: Part) -> str:
         """Name of a part's shard, without extension."""
         rules = (self.rules.max_seconds, self.rules.silence)
-        facts = [LAYOUT, part.identity, self.codec.get("fingerprint"), self.tokenizer.fingerprint, rules]
+        facts = [
+            LAYOUT,
+            part.identity,
+            self.codec.get("fingerprint"),
+            self.tokenizer.fingerprint,
+            rules,
+            self.placeholders is not None,
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
     def done_file(self, part: Part) -> Path:
@@ -166,23 +178,33 @@ class _PartTask:
         self.reasons: Counter[str] = Counter()
         self.culprits: list[dict[str, str]] = []
         self.shapes: list[SampleShape] = []
+        self.audio_bytes: list[int] = []
         self.text_tokens = self.codes = 0
 
     def run(self) -> None:
         base = self.job.out / self.job.output_name(self.part)
-        shard = base.with_suffix(".tar")
-        with ShardWriter(shard) as writer, ThreadPoolExecutor(self.job.decoders) as pool:
+        shard, audio_shard = base.with_suffix(".tar"), base.with_suffix(".audio.tar")
+        keeps_audio = self.job.placeholders is not None
+        with ExitStack() as stack:
+            writer = stack.enter_context(ShardWriter(shard))
+            audio = stack.enter_context(ShardWriter(audio_shard, extension=clips.EXTENSION)) if keeps_audio else None
+            pool = stack.enter_context(ThreadPoolExecutor(self.job.decoders))
             for batch in self._batches(pool):
-                for sample in self._encoded(batch):
-                    writer.add(sample)
+                for sample, heard in self._encoded(batch):
+                    writer.add(pack_sample(sample))
+                    if audio is not None:
+                        packed = clips.pack_clips(heard, self.codec.sample_rate if self.codec else clips.RATE)
+                        self.audio_bytes.append(len(packed))
+                        audio.add(packed)
                 self.report_progress(self.done)
+            audio_size = audio.close() if audio is not None else 0
             size = writer.close()
         entries = [
             IndexEntry(0, place.offset, place.crc, shape)
             for place, shape in zip(writer.placed, self.shapes, strict=True)
         ]
         write_index(base.with_suffix(".index"), entries)
-        report = {
+        report: dict[str, Any] = {
             "part": self.part.name,
             "shard": {"name": shard.name, "bytes": size, "samples": len(entries)},
             "seconds": self.done.seconds,
@@ -191,6 +213,10 @@ class _PartTask:
             "skipped": dict(self.reasons),
             "culprits": self.culprits,
         }
+        if audio is not None:
+            places = [(p.offset // OFFSET_UNIT, n) for p, n in zip(audio.placed, self.audio_bytes, strict=True)]
+            write_array(base.with_suffix(".audio.npy"), np.array(places, clips.PLACES))
+            report["audio_shard"] = {"name": audio_shard.name, "bytes": audio_size, "samples": len(entries)}
         write_json(self.job.done_file(self.part), report)
 
     def _skip(self, where: str, reason: str, problem: str) -> None:
@@ -215,6 +241,9 @@ class _PartTask:
                 batch, seconds = [], 0.0
         while waiting:
             seconds += self._take(waiting.popleft(), batch)
+            if seconds >= self.job.rules.batch_seconds:
+                yield batch
+                batch, seconds = [], 0.0
         if batch:
             yield batch
 
@@ -241,8 +270,13 @@ class _PartTask:
         batch.append((waiting.raw, waves))
         return sum(len(wave) for wave in waves) / self.codec.sample_rate if self.codec else 0.0
 
-    def _encoded(self, batch: list[tuple[RawSample, list[np.ndarray]]]) -> Iterator[TokenizedSample]:
-        """Tokenised samples of a batch, in order; waves go through the codec longest first."""
+    def _encoded(
+        self, batch: list[tuple[RawSample, list[np.ndarray]]]
+    ) -> Iterator[tuple[TokenizedSample, list[np.ndarray]]]:
+        """Tokenised samples of a batch, in order, and the waves outside their answers.
+
+        Waves go through the codec longest first.
+        """
         waves = [wave for _, of_sample in batch for wave in of_sample]
         codes: list[np.ndarray] = [np.empty(0, np.int32)] * len(waves)
         if self.codec is not None and waves:
@@ -256,7 +290,8 @@ class _PartTask:
             name = raw.conversation.id
             try:
                 turns = conversation_to_turns(raw.conversation, self.job.tokenizer, mine)
-                shape = shape_of(turns, self.rule)
+                heard = _outside_answers(raw, of_sample)
+                shape = shape_of(turns, self.rule, self._placeholders(heard))
             except UserError as error:
                 self._skip(name, "not usable", f"{name}: {error}")
                 continue
@@ -266,7 +301,19 @@ class _PartTask:
             self.codes += sum(map(len, mine))
             self.done.samples += 1
             self.done.seconds += seconds
-            yield TokenizedSample(name, tuple(turns), seconds=seconds)
+            yield TokenizedSample(name, tuple(turns)), heard
+
+    def _placeholders(self, waves: list[np.ndarray]) -> int:
+        if self.job.placeholders is None or self.codec is None:
+            return 0
+        rate = self.codec.sample_rate
+        return sum(self.job.placeholders(len(clips.at_rate(wave, rate))) for wave in waves)
+
+
+def _outside_answers(raw: RawSample, waves: list[np.ndarray]) -> list[np.ndarray]:
+    """The waves of a sample that are heard, not spoken."""
+    roles = [message.role for message in raw.conversation.messages for _ in range(message.n_audios)]
+    return [wave for role, wave in zip(roles, waves, strict=True) if role != "assistant"]
 
 
 _READ_AHEAD = 64  # samples whose audio is read while the codec works

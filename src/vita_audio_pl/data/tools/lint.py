@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vita_audio_pl.data.clips import EXTENSION, clips_intact
 from vita_audio_pl.data.index import OFFSET_UNIT, Index
 from vita_audio_pl.data.prepared import INDEX, Manifest, PreparedSource
 from vita_audio_pl.data.samples import checksum, unpack_sample
@@ -71,6 +72,8 @@ def lint_source(folder: Path) -> Findings:
         if path.stat().st_size != shard.bytes:
             found.file("wrong size", f"{path} has {path.stat().st_size} bytes, written were {shard.bytes}")
         _lint_shard(path, index, manifest, mine, found)
+    for number, shard in enumerate(manifest.audio_shards):
+        _lint_audio(folder / shard.name, np.flatnonzero(shard_of == number).tolist(), found)
     found.samples = len(index)
     return found
 
@@ -93,6 +96,20 @@ def _lint_shard(path: Path, index: Index, manifest: Manifest, mine: np.ndarray, 
         return
     for offset, number in missing.items():
         found.sample(number, "not in its shard", f"{path} has no sample at byte {offset}")
+
+
+def _lint_audio(path: Path, mine: list[int], found: Findings) -> None:
+    """Checks the audio of a shard's samples, which lies in their order."""
+    checked = 0
+    try:
+        for (_, data), number in zip(iterate_shard(path, EXTENSION), mine, strict=True):
+            checked += 1
+            if not clips_intact(data):
+                found.sample(number, "wrong checksum of audio", f"{path}: the audio of sample {number} has changed")
+    except (tarfile.TarError, ValueError, OSError) as error:
+        found.file("damaged audio shard", f"{path} cannot be read to its end: {error}")
+        for number in mine[checked:]:
+            found.sample(number, "in a damaged audio shard", f"{path}: the audio of sample {number} is lost")
 
 
 def _lint_by_index(path: Path, index: Index, rest: dict[int, int], manifest: Manifest, found: Findings) -> None:
