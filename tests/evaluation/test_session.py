@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -187,4 +188,7 @@ def test_figures_reach_wandb_without_a_network(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_session(replace(config, task="text", wandb="offline"))
     (written,) = (tmp_path / "w/runs/r/eval/tones").glob("wandb/offline-run-*/*.wandb")
-    assert b"tones/test/text/text_accuracy/sft/vanilla" in written.read_bytes()
+    deadline = time.monotonic() + 60  # wandb's writer is a process of its own
+    while b"tones/test/text/text_accuracy/sft/vanilla" not in written.read_bytes():
+        assert time.monotonic() < deadline, "the figures never reached the file"
+        time.sleep(0.1)

@@ -42,6 +42,7 @@ def tiny_model():
 def agreeing_model(tiny_model):
     """A model whose heads often, but not always, draft what the backbone writes: nearly a table of followers."""
 
+    @torch.no_grad()
     def build(n_heads=3, seed=0, noise=0.15):
         model = tiny_model(n_heads, seed, spread=noise)
         random = torch.Generator().manual_seed(seed)
@@ -55,8 +56,7 @@ def agreeing_model(tiny_model):
             head.proj.weight[:, :32] += torch.eye(32)
         return model
 
-    with torch.no_grad():
-        yield build
+    return build
 
 
 @pytest.fixture(scope="session")
