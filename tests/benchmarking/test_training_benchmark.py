@@ -38,7 +38,7 @@ def test_the_naive_step_is_the_same_function(frozen):
 
 @pytest.mark.parametrize("stage", ["mtp10", "sft"])
 def test_ours_takes_less_time_and_memory_for_the_same_loss(stage):
-    result = benchmark_training(stage, SMALL, repetitions=1)
+    result = benchmark_training(stage, SMALL, repetitions=3)
     assert result.loss_difference < 1e-5
     assert result.times_faster("every_head") > 1.3 and result.memory_share("every_head") < 0.5
     assert result.times_faster("served_slots") > result.times_faster("every_head")
