@@ -22,7 +22,12 @@ class Place:
         """What `python COMMAND` prints; fails with its error output where its status is not 0."""
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "offline"}
         result = subprocess.run(
-            [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
         return result.stdout

@@ -33,6 +33,11 @@ def test_one_command_prepares_trains_and_hands_over_all_stages(tmp_path):
     assert "[2/4] stage mtp1 of tiny is finished" in told and "stage 'sft' is done" in told
 
     run = tmp_path / "runs" / "tiny"
-    assert [StageManifest.read(run / stage / "model").n_heads for stage in ("align", "mtp1", "mtp10", "sft")] == [0, 1, 2, 2]
+    assert [StageManifest.read(run / stage / "model").n_heads for stage in ("align", "mtp1", "mtp10", "sft")] == [
+        0,
+        1,
+        2,
+        2,
+    ]
     assert load_released(run / "sft" / "model").n_heads == 2
     assert list((run / "mtp1").glob("wandb/offline-run-*")) and list((run / "mtp1" / "tensorboard").iterdir())

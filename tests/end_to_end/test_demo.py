@@ -19,7 +19,9 @@ def figure(place, stage: str, task: str, mode: str, name: str) -> float:
 def test_smoke_demo_hears_and_its_heads_learn_to_speak(smoke_demo):
     assert figure(smoke_demo, "sft", "asr", "vanilla", "wer") < 0.3
     with (smoke_demo.folder / "runs" / RUN / "mtp10" / "metrics.csv").open(newline="") as file:
-        last_head = [float(row["train/accuracy_head_9"]) for row in csv.DictReader(file) if row["train/accuracy_head_9"]]
+        last_head = [
+            float(row["train/accuracy_head_9"]) for row in csv.DictReader(file) if row["train/accuracy_head_9"]
+        ]
     assert last_head[-1] > last_head[0] + 0.1
     assert figure(smoke_demo, "mtp10", "tts", "boost", "speech_wer") < 0.5
 

@@ -72,5 +72,3 @@ def scaled_gradients(ctx, grad_total: Tensor) -> tuple[Tensor | None, Tensor | N
         for gradient, dtype in zip(gradients, ctx.types, strict=True)
     )
     return hidden, weight
-
-

@@ -189,9 +189,7 @@ class SpeechLM(nn.Module):
             outputs.append(hidden)
         return outputs
 
-    def _head(
-        self, k: int, documents: Documents, inputs: tuple[Tensor, ...], angles: tuple[Tensor, ...]
-    ) -> Tensor:
+    def _head(self, k: int, documents: Documents, inputs: tuple[Tensor, ...], angles: tuple[Tensor, ...]) -> Tensor:
         """Normed output of head `k`; where no document reaches it, it runs over a row of zeros.
 
         Ranks that shard parameters have to run the same modules, whatever lies in their rows.
