@@ -68,6 +68,6 @@ def test_what_is_there_is_not_overwritten_and_other_mistakes_are_one_sentence(fo
 def test_the_command_exports_and_answers_mistakes_with_one_sentence(folder, tmp_path):
     command = [sys.executable, "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
     done = subprocess.run([*command, "format=backbone"], capture_output=True, text=True, check=True)
-    assert "in the backbone layout" in done.stdout and (tmp_path / "out/mctp_heads.safetensors").is_file()
+    assert "in the backbone layout" in done.stdout and (tmp_path / "out/beside_backbone.safetensors").is_file()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Model folders from one layout to the other: the published one, and a plain Qwen2 folder with the heads beside it."""
+"""Model folders from one layout to the other: the published one, and a plain Qwen2 folder with the rest beside it."""
 
 import shutil
 from pathlib import Path
@@ -56,8 +56,9 @@ def export_model(
         loaded.tokenizer.save(aside)
         spell_out(aside / "tokenizer.json", loaded.vocabulary)
     LAYOUTS[layout](model, aside, decode_pattern=pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
-    if (source / "codec").is_dir():
-        shutil.copytree(source / "codec", aside / "codec")
+    for name in ("codec", "speech_input"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, aside / name, dirs_exist_ok=True)
     if (source / "manifest.json").is_file():
         shutil.copy(source / "manifest.json", aside / "manifest.json")
     aside.rename(target)

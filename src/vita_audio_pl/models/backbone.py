@@ -1,5 +1,6 @@
 """Plain Qwen2 folders as transformers reads them: base models in, a model's backbone out with its heads beside it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +9,20 @@ from safetensors.torch import save_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.lora import merged_parameters
-from vita_audio_pl.models.mctp import MCTPStack
-from vita_audio_pl.models.released import backbone_config, backbone_dict, released_keys, type_name
+from vita_audio_pl.models.released import (
+    backbone_config,
+    backbone_dict,
+    encoder_config,
+    released_keys,
+    save_encoder_config,
+    type_name,
+)
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
 
-HEADS = "mctp_heads.safetensors"
+BESIDE = "beside_backbone.safetensors"
+"""Heads and speech encoder, under our names."""
+_BESIDE = ("heads.", "speech_input.")
 NOTES = "mctp.json"
 
 
@@ -26,7 +35,7 @@ def load_backbone(
 ) -> SpeechLM:
     """The model of a Qwen2 folder: single or sharded safetensors, tied (no `lm_head.weight`) or not.
 
-    It has the heads that `save_backbone` left in the folder, otherwise none.
+    It has the heads and the speech encoder that `save_backbone` left in the folder, otherwise none.
 
     Args:
         attention: kernel, see `models.attention`.
@@ -42,15 +51,18 @@ def load_backbone(
     if fields.get("model_type") != "qwen2":
         raise UserError(f"{path} says model_type '{fields.get('model_type')}'; the backbone has to be a 'qwen2' model")
     config = backbone_config(fields, fields.get("num_hidden_layers", 0), path)
-    model = SpeechLM.on_meta(SpeechLMConfig(config, n_heads=0, attention=attention))
-    load_strictly(model, WeightFolder(folder), released_keys(model), dtype, device)
-    if (folder / HEADS).is_file():
-        heads = WeightFolder(folder, HEADS)
-        with torch.device("meta"):
-            model.heads = MCTPStack(config, 1 + max(int(key.split(".")[1]) for key in heads.keys()))
-        names = {name: name for name, _ in model.named_parameters() if name.startswith("heads.")}
-        load_strictly(model, heads, names, dtype, device)
-        model.config.n_heads = len(model.heads)
+    beside = WeightFolder(folder, BESIDE) if (folder / BESIDE).is_file() else None
+    shapes = {} if beside is None else beside.shapes()
+    heads = {int(key.split(".")[1]) for key in shapes if re.match(r"heads\.\d+\.", key)}
+    encoder, place = encoder_config(folder, shapes, "speech_input."), _notes(folder).get("context_of_audio")
+    settings = SpeechLMConfig(config, len(heads), attention, encoder=encoder, context_of_audio=place)
+    model = SpeechLM.on_meta(settings)
+    names = released_keys(model)
+    own = {name: name for name in names.values() if name.startswith(_BESIDE)}
+    plain = {key: name for key, name in names.items() if name not in own}
+    load_strictly(model, WeightFolder(folder), plain, dtype, device)
+    if beside is not None:
+        load_strictly(model, beside, own, dtype, device)
     return model.materialised(device)
 
 
@@ -62,7 +74,7 @@ def save_backbone(
     first_code: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a Qwen2 folder of the backbone's layers, which transformers loads, with the heads in a file of their own.
+    """Writes a Qwen2 folder of the backbone's layers, which transformers loads; the rest goes to a file of its own.
 
     LoRA adapters are merged. The published layout counts heads as layers: under the type `qwen2`, transformers would
     run them as such. `mctp.json` keeps what that type has no fields for.
@@ -74,22 +86,27 @@ def save_backbone(
     """
     folder = Path(folder)
     parameters = merged_parameters(model)
-    heads = {name: tensor.contiguous() for name, tensor in parameters.items() if name.startswith("heads.")}
-    save_weights({name: tensor for name, tensor in parameters.items() if name not in heads}, folder, max_shard_bytes)
-    (folder / HEADS).unlink(missing_ok=True)
-    if heads:
-        save_file(heads, folder / HEADS, metadata={"format": "pt"})
+    beside = {name: tensor.contiguous() for name, tensor in parameters.items() if name.startswith(_BESIDE)}
+    save_weights({name: tensor for name, tensor in parameters.items() if name not in beside}, folder, max_shard_bytes)
+    (folder / BESIDE).unlink(missing_ok=True)
+    if beside:
+        save_file(beside, folder / BESIDE, metadata={"format": "pt"})
+    save_encoder_config(model, folder)
     fields = backbone_dict(model.config.backbone)
     own = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": type_name(model)}
     write_json(folder / "config.json", fields | own)
     ends = {key: fields[key] for key in ("eos_token_id", "pad_token_id") if fields[key] is not None}
     write_json(folder / "generation_config.json", {"do_sample": False} | ends)
     runs = None if decode_pattern is None else list(decode_pattern)
-    write_json(folder / NOTES, {"decode_pattern": runs, "first_code": first_code})
+    notes = {"decode_pattern": runs, "first_code": first_code, "context_of_audio": model.config.context_of_audio}
+    write_json(folder / NOTES, notes)
 
 
 def backbone_notes(folder: Path | str) -> tuple[list[int] | None, int | None]:
     """Decoding pattern and id of the first code that `save_backbone` left in `folder`; None for what is not there."""
-    path = Path(folder) / NOTES
-    notes = read_json(path) if path.is_file() else {}
+    notes = _notes(Path(folder))
     return notes.get("decode_pattern"), notes.get("first_code")
+
+
+def _notes(folder: Path) -> dict:
+    return read_json(folder / NOTES) if (folder / NOTES).is_file() else {}

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.mctp import MCTPBlock
+from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
+from vita_audio_pl.models.speech_input import SpeechInput
 from vita_audio_pl.models.speech_lm import SpeechLM
 
 _RESIZE_SPREAD = 1e-9
@@ -42,6 +44,18 @@ def _first_head(model: SpeechLM, generator: torch.Generator | None) -> dict[str,
         "proj.weight": projection.to(like),
         **{f"layer.{name}": tensor for name, tensor in model.model.layers[-1].state_dict().items()},
     }
+
+
+def add_speech_input(model: SpeechLM, encoder: SenseVoiceEncoder, context_of_audio: int) -> None:
+    """Lets `model` hear through `encoder`, frozen, and a new adapter, in place (VITA-Audio-Plus).
+
+    Args:
+        context_of_audio: id of the token that stands for one state of the encoder.
+    """
+    like = model.model.norm.weight
+    model.speech_input = SpeechInput(encoder.requires_grad_(False), model.config.backbone.hidden_size).to(like)
+    model.speech_input.train(model.training)
+    model.config.encoder, model.config.context_of_audio = encoder.config, context_of_audio
 
 
 def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | None = None) -> None:

@@ -3,10 +3,12 @@
 Head `k`'s decoder layer is `model.layers.{L+k}` beside the backbone's L layers, its projection and norms are
 `mtp_projs.k`, `mtp_embed_norms.k` and `mtp_hidden_norms.k`; `config.json` counts L + K layers and
 `num_nextn_predict_layers` = K of them heads; `generation_config.json` holds the decoding pattern as
-`mtp_inference_mode`. A tied model's file has no `lm_head.weight`.
+`mtp_inference_mode`. A tied model's file has no `lm_head.weight`. The Plus variants have their speech encoder and its
+adapter under `model.audio_model` and `model.audio_projection`; the encoder's sizes are in `speech_input/config.yaml`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,15 +17,20 @@ from transformers import Qwen2Config
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.lora import merged_parameters
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig
+from vita_audio_pl.models.speech_input import RELEASED_PREFIX
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
 
 _PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
 _MODEL_TYPE = "qwen2_mtp"
+ENCODER_FOLDER = "speech_input"
 
 
 def released_key(name: str, n_layers: int) -> str:
     """Published key of our parameter `name`, for a backbone of `n_layers` layers."""
+    if name.startswith("speech_input."):
+        return name.replace("speech_input.", RELEASED_PREFIX, 1)
     if not name.startswith("heads."):
         return name
     _, number, part, rest = name.split(".", 3)
@@ -56,6 +63,7 @@ def save_released(
     n_layers = model.config.backbone.num_hidden_layers
     tensors = {released_key(name, n_layers): value for name, value in merged_parameters(model).items()}
     save_weights(tensors, folder, max_shard_bytes)
+    save_encoder_config(model, Path(folder))
     write_json(Path(folder) / "config.json", released_config(model, first_code))
     generation = {"do_sample": False}
     if decode_pattern is not None:
@@ -72,7 +80,29 @@ def released_config(model: SpeechLM, first_code: int | None = None) -> dict:
         "num_nextn_predict_layers": model.n_heads,
         "torch_dtype": type_name(model),
     }
-    return config if first_code is None else config | {"speech_token_offset": first_code}
+    own = {"speech_token_offset": first_code, "context_of_audio_id": model.config.context_of_audio}
+    return config | {key: value for key, value in own.items() if value is not None}
+
+
+def save_encoder_config(model: SpeechLM, folder: Path) -> None:
+    """Writes `speech_input/config.yaml` for a model with an encoder, in the encoder's public format."""
+    if model.config.encoder is not None:
+        (folder / ENCODER_FOLDER).mkdir(parents=True, exist_ok=True)
+        (folder / ENCODER_FOLDER / "config.yaml").write_text(model.config.encoder.as_yaml(), encoding="utf-8")
+
+
+def encoder_config(folder: Path, shapes: dict[str, tuple[int, ...]], prefix: str) -> SenseVoiceConfig | None:
+    """Sizes of the encoder whose weights are among `shapes` behind `prefix`; None where there are none.
+
+    They are read from `speech_input/config.yaml`; without that file they are the public SenseVoiceSmall's. The
+    recognition layer counts as the weights have it.
+    """
+    if not any(key.startswith(f"{prefix}audio_model.") for key in shapes):
+        return None
+    path = folder / ENCODER_FOLDER / "config.yaml"
+    config = SenseVoiceConfig.read(path) if path.is_file() else SenseVoiceConfig()
+    tokens = shapes.get(f"{prefix}audio_model.model.ctc.ctc_lo.weight", (0,))[0]
+    return replace(config, ctc_tokens=tokens)
 
 
 def type_name(model: SpeechLM) -> str:
@@ -146,7 +176,8 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     if not isinstance(n_heads, int) or not isinstance(all_layers, int) or not 0 <= n_heads < all_layers:
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
     n_layers = all_layers - n_heads
-    return SpeechLMConfig(backbone_config(fields, n_layers, path), n_heads, attention)
+    backbone = backbone_config(fields, n_layers, path)
+    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=fields.get("context_of_audio_id"))
 
 
 def load_released(
@@ -167,6 +198,7 @@ def load_released(
         UserError: a key is missing or extra, a shape differs, a file is cut short, a weight is not finite.
     """
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
+    config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)
     held = sum(key.startswith(f"{_PARTS['proj']}.") for key in weights.keys())
     if held != config.n_heads:
         raise UserError(

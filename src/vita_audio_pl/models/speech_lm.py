@@ -1,6 +1,6 @@
 """The speech language model: backbone, MCTP heads and the shared vocabulary layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from vita_audio_pl.models.linear_cross_entropy import RowLosses
 from vita_audio_pl.models.losses import HeadLosses, Scored
 from vita_audio_pl.models.mctp import MCTPStack
 from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.models.speech_input import SpeechInput
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
 
@@ -25,12 +27,15 @@ from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 class SpeechLMConfig:
     """backbone: transformers' configuration of the language model (its `vocab_size` covers text, special and audio
     tokens); n_heads: MCTP heads, 0 for none; attention: a kernel of `models.attention`; detach_heads: the heads send no
-    gradient into the backbone even where it trains (the Plus variants)."""
+    gradient into the backbone even where it trains (the Plus variants); encoder: of continuous speech, None without it;
+    context_of_audio: id of the token that stands for one of its states."""
 
     backbone: Qwen2Config
     n_heads: int
     attention: str = "per_document"
     detach_heads: bool = False
+    encoder: SenseVoiceConfig | None = None
+    context_of_audio: int | None = None
 
     def __post_init__(self):
         check_kernel(self.attention)
@@ -48,7 +53,7 @@ class VocabularyHead(nn.Linear):
 
 
 class SpeechLM(nn.Module):
-    """Backbone `model`, vocabulary layer `lm_head`, MCTP heads `heads`.
+    """Backbone `model`, vocabulary layer `lm_head`, MCTP heads `heads`, `speech_input` where it hears by an encoder.
 
     Batches are read as one long row of documents without padding. Nothing looks across documents, neither attention nor
     labels.
@@ -61,6 +66,8 @@ class SpeechLM(nn.Module):
         self.model = Qwen2Model(config.backbone)
         self.lm_head = VocabularyHead(config.backbone.hidden_size, config.backbone.vocab_size, bias=False)
         self.heads = MCTPStack(config.backbone, config.n_heads)
+        encoder = None if config.encoder is None else SenseVoiceEncoder(config.encoder)
+        self.speech_input = None if encoder is None else SpeechInput(encoder, config.backbone.hidden_size)
         self.apply_ties()
         self._initialise()
 
@@ -165,7 +172,7 @@ class SpeechLM(nn.Module):
         with nullcontext() if trains else torch.no_grad():
             embeds = self.model.embed_tokens(ids)
             hidden = self.model(
-                inputs_embeds=embeds,
+                inputs_embeds=self.heard(ids, embeds, batch.clips),
                 position_ids=positions,
                 attention_mask={"full_attention": None},
                 use_cache=False,
@@ -201,6 +208,36 @@ class SpeechLM(nn.Module):
         attention = DocumentAttention(documents, self.config.attention, inputs[0].device)
         hidden = self.model.norm(self.heads[k](*inputs, angles, documents=attention))
         return hidden[:, missing:]
+
+    def heard(self, ids: Tensor, embeds: Tensor, clips: Sequence[Tensor]) -> Tensor:
+        """Embeddings with the states of `clips` in the places of the context tokens (VITA-Audio-Plus).
+
+        The backbone reads these; the heads read the plain embeddings.
+
+        Args:
+            ids: (rows, length); embeds: (rows, length, hidden) of the ids.
+            clips: features `(frames, input size)` of the audio, in the order of its places.
+
+        Raises:
+            UserError: clips without an encoder, or states that do not fill the places exactly.
+        """
+        if self.speech_input is None:
+            if len(clips):
+                raise UserError("the batch has audio for an encoder, but the model has none; use a Plus variant")
+            return embeds
+        weight = self.speech_input.audio_projection[0].weight
+        # without a clip the modules run all the same, since ranks that shard parameters have to agree on what they run
+        heard = clips or [torch.zeros(1, self.config.encoder.input_size)]
+        states = self.speech_input([clip.to(weight) for clip in heard]).to(embeds.dtype)
+        if not len(clips):
+            return embeds + 0.0 * states.sum()
+        places = ids == self.config.context_of_audio
+        if int(places.sum()) != len(states):
+            raise UserError(
+                f"the batch has {int(places.sum())} places for states of audio and the encoder made {len(states)}; "
+                "the data was prepared for another encoder"
+            )
+        return embeds.masked_scatter(places[..., None], states)
 
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
         """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.
