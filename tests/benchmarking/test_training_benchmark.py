@@ -36,6 +36,7 @@ def test_the_naive_step_is_the_same_function(frozen):
         torch.testing.assert_close(ours, naive, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow  # times are compared, which wants a machine that does nothing else
 @pytest.mark.parametrize("stage", ["mtp10", "sft"])
 def test_ours_takes_less_time_and_memory_for_the_same_loss(stage):
     result = benchmark_training(stage, SMALL, repetitions=3)

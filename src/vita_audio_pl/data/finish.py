@@ -60,9 +60,9 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     if job.placeholders is not None:
         places = [np.load(job.out / f"{name}.audio.npy") for name in names]
         write_array(job.out / AUDIO_INDEX, np.concatenate(places))
-    manifest.save(job.out)
     for path in job.out.iterdir():
         if path.name.endswith((".tar", ".index", ".audio.npy", ".done.json")) and path.name.split(".")[0] not in names:
             path.unlink(missing_ok=True)
     remove_abandoned(job.out)
+    manifest.save(job.out)  # last: what a manifest stands beside is clean as well as whole
     return manifest
