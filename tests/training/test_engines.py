@@ -20,7 +20,6 @@ QUICK = {
     ("ddp", "sft", False),
     ("fsdp2", "sft", True),
     ("deepspeed_zero2", "sft", False),
-    ("deepspeed_zero3", "mtp10", True),
 }
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
