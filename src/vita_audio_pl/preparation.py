@@ -105,10 +105,13 @@ def tokenize_job(
 
 
 def prepare_split(
-    job: TokenizeJob, executor: Executor | None = None, console: Console | None = None
+    job: TokenizeJob,
+    executor: Executor | None = None,
+    console: Console | None = None,
+    most_parts: int | None = None,
 ) -> Manifest | None:
     """`prepare_source` with a progress bar."""
-    return prepare_source(job, executor, partial(PrepareProgress, console=console))
+    return prepare_source(job, executor, partial(PrepareProgress, console=console), most_parts)
 
 
 def prepare_spoken_world(

@@ -25,10 +25,10 @@ def prepare(config: PrepareConfig) -> None:
         )
         print(f"the spoken world is ready: {shards}")
         return
-    if config.root is None or config.tokenizer is None:
+    if config.root is None or config.tokenizer_folder is None:
         raise UserError(
-            f"preparing '{config.source}' needs root=DIR, where the corpus lies, and tokenizer=DIR, whose ids its text "
-            "becomes; a source with audio needs codec=DIR, too"
+            f"preparing '{config.source}' needs root=DIR, where the corpus lies, and tokenizer_folder=DIR, whose ids its text "
+            "becomes; a source with audio needs codec_folder=DIR, too"
         )
     recipe = load_recipe(config.source)
     make_job = partial(
@@ -36,14 +36,14 @@ def prepare(config: PrepareConfig) -> None:
         recipe,
         root=Path(config.root),
         shards=Path(config.shards),
-        tokenizer=TextTokenizer.load(config.tokenizer),
-        codec_folder=Path(config.codec) if config.codec else None,
+        tokenizer=TextTokenizer.load(config.tokenizer_folder),
+        codec_folder=Path(config.codec_folder) if config.codec_folder else None,
         batch_seconds=config.batch_seconds,
         decoders=config.decoders,
         keep_audio=config.keep_audio,
     )
     for split in [config.split] if config.split else recipe.all_splits:
-        manifest = prepare_split(make_job(split), executor_of(config.executor), console)
+        manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts)
         if manifest is not None:
             print(
                 f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "

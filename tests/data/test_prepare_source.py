@@ -224,7 +224,7 @@ def test_a_source_that_is_broken_throughout_is_refused_with_its_counts(
 
 def test_a_source_with_audio_needs_a_codec(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
     job = replace(toy_job(raw, tmp_path, "asr", tokenizer), make_codec=None, codec={})
-    with pytest.raises(UserError, match="'asr' has audio .* codec=DIR"):
+    with pytest.raises(UserError, match="'asr' has audio .* codec_folder=DIR"):
         prepare_source(job)
 
 

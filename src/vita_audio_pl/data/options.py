@@ -97,11 +97,12 @@ class PrepareConfig:
     root: str | None = None  # folder of the corpus
     split: str | None = None  # one of the recipe's splits; null = all of them
     shards: str = MISSING  # folder that the sources' shards go to
-    tokenizer: str | None = None  # folder or tokenizer.json of the text tokenizer
-    codec: str | None = None  # folder of the codec; null for text
+    tokenizer_folder: str | None = None  # folder or tokenizer.json of the text tokenizer
+    codec_folder: str | None = None  # of the codec; null for text
     size: str = "full"  # of the spoken world: full or smoke
     seed: int = 0  # of the spoken world
     batch_seconds: float = 120.0  # audio that the codec encodes at a time
     decoders: int = 2  # threads of each worker that read audio beside the codec
+    parts: int | None = None  # only so many of the first parts, to try a recipe
     keep_audio: bool = False  # keep the audio outside answers, for models that hear through an encoder
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)

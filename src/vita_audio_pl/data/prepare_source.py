@@ -19,13 +19,16 @@ def unwatched(source: str, parts: int) -> Iterator[Report]:
     yield lambda part, progress, finished: None
 
 
-def prepare_source(job: TokenizeJob, executor: Executor | None = None, watch: Watch = unwatched) -> Manifest | None:
+def prepare_source(
+    job: TokenizeJob, executor: Executor | None = None, watch: Watch = unwatched, most_parts: int | None = None
+) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
     Args:
         job: the source, the codec, and where the shards go.
         executor: runs the tasks; None runs them in this process.
         watch: shows progress.
+        most_parts: only so many of the first parts, to try a recipe; asking for all of them later goes on from there.
 
     Returns:
         The manifest; None where other jobs of an array have parts left, the last of which finishes the source.
@@ -34,7 +37,7 @@ def prepare_source(job: TokenizeJob, executor: Executor | None = None, watch: Wa
         UserError: the corpus is not as its recipe says, nothing of it can be used, or the disk is full.
     """
     executor = executor or LocalExecutor()
-    parts = job.reader.parts()
+    parts = job.reader.parts()[:most_parts]
     missing = [part for part in executor.mine(parts) if not job.done_file(part).is_file()]
     if missing:
         with watch(job.source, len(missing)) as report:

@@ -250,7 +250,7 @@ class _PartTask:
     def _load(self, audio: AudioRef) -> np.ndarray:
         if self.codec is None:
             raise UserError(
-                f"'{self.job.source}' has audio ({audio}): say with codec=DIR which codec makes codes of it"
+                f"'{self.job.source}' has audio ({audio}): say with codec_folder=DIR which codec makes codes of it"
             )
         return self.job.load_audio(audio, self.codec.sample_rate, self.job.rules.max_seconds)
 
