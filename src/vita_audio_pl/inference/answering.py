@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec, load_codec
@@ -16,7 +16,9 @@ from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.inference.prompts import Prompter, task_conversation
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
 from vita_audio_pl.text.conversation import Conversation
+from vita_audio_pl.text.turns import AudioFrames
 
 SPOKEN_TASKS = ("sts", "tts")
 
@@ -26,17 +28,25 @@ def codec_of(loaded: LoadedModel) -> Codec | None:
     return None if loaded.codec_dir is None else load_codec(loaded.codec_dir)
 
 
-def audio_codes(conversation: Conversation, codec: Codec | None) -> list[NDArray[np.int32]]:
-    """Codes of the conversation's recordings.
+def listen(conversation: Conversation, loaded: LoadedModel, codec: Codec | None) -> list[Any]:
+    """What the conversation's recordings become for the model: codes `(n,)` int32, or frames for its encoder.
 
     Raises:
         UserError: a file that cannot be read, or no codec to read it with.
     """
     if not conversation.audios:
         return []
+    if loaded.front_end is not None:
+        waves = [read_audio(path, SAMPLE_RATE) for path in conversation.audios]
+        return [AudioFrames(loaded.front_end.features(wave).numpy()) for wave in waves]
     if codec is None:
         raise UserError("the model folder has no codec, so recordings cannot be read; put one into its folder 'codec'")
     return list(codec.encode([read_audio(path, codec.sample_rate) for path in conversation.audios]))
+
+
+def clips_of(audios: Sequence[Any]) -> list[Tensor]:
+    """The features among what `listen` gave, as `generate` and `Session` take them."""
+    return [torch.from_numpy(audio.features) for audio in audios if isinstance(audio, AudioFrames)]
 
 
 def pattern_of(mode: str | Sequence[int] | None, task: str, loaded: LoadedModel) -> DecodePattern:
@@ -54,9 +64,8 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
     """
     vocabulary = loaded.vocabulary
     conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)
-    if conversation.audios and vocabulary.continuous_input:
-        raise UserError("this model hears through an audio encoder, which generate does not run; ask it in text")
-    prompt = Prompter(vocabulary, loaded.tokenizer).ids(conversation, audio_codes(conversation, codec))
+    audios = listen(conversation, loaded, codec)
+    prompt = Prompter(vocabulary, loaded.tokenizer).ids(conversation, audios)
     pattern = pattern_of(config.mode, config.task, loaded)
     options: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,
@@ -64,6 +73,7 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
         "sampling": config.sampling.settings(),
         "constraint": SpanConstraint.of(vocabulary) if config.constrain else None,
         "verify": config.verify,
+        "clips": clips_of(audios),
     }
     if config.first_chunk == "draft":
         options["first_chunk"] = (vocabulary.begin_of_audio, vocabulary.end_of_audio)

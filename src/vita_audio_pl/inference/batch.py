@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as SequenceOf
 
+from torch import Tensor
+
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
@@ -25,6 +27,7 @@ def generate(
     constraint: SpanConstraint | None = None,
     verify: str = "none",
     batch_size: int = 8,
+    clips: SequenceOf[SequenceOf[Tensor]] | None = None,
 ) -> list[Generation]:
     """Decodes every prompt; the answers come in the prompts' order.
 
@@ -41,6 +44,7 @@ def generate(
         constraint: what may stand inside audio spans; None as in the published system.
         verify: `none`, `greedy` or `sample`: see `Options`.
         batch_size: prompts at a time.
+        clips: for each prompt, features of its audio, for models that hear through an encoder.
 
     Raises:
         UserError: a setting or a prompt that cannot be, or logits that are not numbers; with the prompt's number.
@@ -68,7 +72,8 @@ def generate(
         while waiting and decoder.free_slots:
             number, prompt = waiting.pop()
             try:
-                running[decoder.open(prompt, options[number])] = number
+                heard = clips[number] if clips else ()
+                running[decoder.open(prompt, options[number], heard)] = number
             except UserError as error:
                 raise UserError(f"prompt {number + 1} of {len(prompts)}: {error}") from error
         decoder.step()

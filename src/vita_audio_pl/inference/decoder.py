@@ -18,7 +18,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.graphs import GraphedPasses
 from vita_audio_pl.inference.rows import Rows, Span
-from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.runtime import Heard, Runtime
 from vita_audio_pl.inference.scoring import NOT_FINITE, Scorer
 from vita_audio_pl.inference.sequence import Options, Sequence
 from vita_audio_pl.inference.verify import agreeing, speculative
@@ -84,16 +84,19 @@ class Decoder:
         """Sequences that could join now."""
         return self._sequences.count(None)
 
-    def open(self, prompt: SequenceOf[int], options: Options) -> Sequence:
+    def open(self, prompt: SequenceOf[int], options: Options, clips: SequenceOf[Tensor] = ()) -> Sequence:
         """Adds a sequence; it is decoded from the next round on.
 
+        clips: features of the prompt's audio, for models that hear through an encoder.
+
         Raises:
-            UserError: no free slot, an empty prompt, a token outside the vocabulary, or more tokens than the cache holds.
+            UserError: no free slot, an empty prompt, a token outside the vocabulary, more tokens than the cache holds, or
+                clips that do not fill the prompt's places for them.
         """
         with self._lock:
-            return self._open(prompt, options)
+            return self._open(prompt, options, clips)
 
-    def _open(self, prompt: SequenceOf[int], options: Options) -> Sequence:
+    def _open(self, prompt: SequenceOf[int], options: Options, clips: SequenceOf[Tensor]) -> Sequence:
         if not self.free_slots:
             raise UserError(f"all {len(self._sequences)} sessions are taken; close one, or decode with more")
         capacity, vocabulary = self.cache.capacity, self.runtime.vocab_size
@@ -110,9 +113,21 @@ class Decoder:
                 f"{vocabulary}; it was written with another tokenizer"
             )
         slot = self._sequences.index(None)
-        sequence = Sequence(slot, prompt, options, self.n_heads)
+        sequence = Sequence(slot, prompt, options, self.n_heads, self._hear(prompt, clips))
         self._sequences[slot] = sequence
         return sequence
+
+    @torch.inference_mode()
+    def _hear(self, prompt: SequenceOf[int], clips: SequenceOf[Tensor]) -> dict[int, Tensor]:
+        """What the backbone reads at the positions of the prompt that stand for audio."""
+        places = [p for p, token in enumerate(prompt) if token == self.runtime.place_of_audio]
+        states = self.runtime.hear(clips) if clips else ()
+        if len(places) != len(states):
+            raise UserError(
+                f"the prompt has {len(places)} places for states of audio, and its recordings give {len(states)}; give the "
+                "features that the prompt was written for"
+            )
+        return dict(zip(places, states, strict=True))
 
     def close(self, sequence: Sequence) -> None:
         """Takes a sequence out; its slot is free again."""
@@ -188,7 +203,7 @@ class Decoder:
         spans = [Span(s.slot, s.read[predictor], stop) for s, stop in zip(sequences, stops, strict=True)]
         ids = [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
         rows = self.runtime.rows(predictor, spans, ids)
-        hidden = self._passes.run(predictor, rows, self.cache)
+        hidden = self._passes.run(predictor, rows, self.cache, _heard(sequences, spans) if predictor == 0 else None)
         for sequence, stop in zip(sequences, stops, strict=True):
             sequence.read[predictor] = stop
         return rows, hidden
@@ -267,3 +282,17 @@ class Decoder:
         self.errors[sequence] = UserError(
             "the model's output was not a number, so this session was ended; check the weights, or decode in float32"
         )
+
+
+def _heard(sequences: list[Sequence], spans: list[Span]) -> Heard | None:
+    """What the backbone hears at the rows of `spans`, if anything."""
+    rows: list[int] = []
+    states: list[Tensor] = []
+    first = 0
+    for sequence, span in zip(sequences, spans, strict=True):
+        if sequence.states and span.start < sequence.n_prompt:
+            places = [p for p in sequence.states if span.start <= p < span.stop]
+            rows += [first + p - span.start for p in places]
+            states += [sequence.states[p] for p in places]
+        first += span.length
+    return Heard(rows, torch.stack(states)) if rows else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.rows import Rows
-from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.runtime import Heard, Runtime
 
 KEYS_PER_GRAPH = 256
 """Lengths of context are rounded up to a multiple of this, so that one graph serves many of them."""
@@ -74,10 +74,10 @@ class GraphedPasses:
         self._captured: dict[tuple[int, ...], _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, predictor: int, rows: Rows, cache: Cache) -> Tensor:
+    def run(self, predictor: int, rows: Rows, cache: Cache, heard: Heard | None = None) -> Tensor:
         """As `Runtime.run`; the result is overwritten by the next pass of the same shape."""
-        if not rows.dense or rows.total > MOST_ROWS:
-            return self._runtime.run(predictor, rows, cache)
+        if heard is not None or not rows.dense or rows.total > MOST_ROWS:
+            return self._runtime.run(predictor, rows, cache, heard)
         static = StaticRows(rows, cache.capacity)
         key = static.key(predictor)
         if key not in self._captured:

@@ -11,7 +11,9 @@ import torch
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
+from vita_audio_pl.models.sensevoice import load_front_end
+from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
@@ -30,6 +32,7 @@ class LoadedModel:
         codec_dir: folder of the codec that made the codes (`codecs.load_codec` reads it); None where there is none.
         manifest: the stage's manifest; empty for weights that no stage of ours made.
         pattern: decoding pattern that the folder names; Vanilla without one.
+        speech_input_dir: folder with the public files of the model's audio encoder; None for models that read codes.
     """
 
     model: SpeechLM
@@ -38,11 +41,21 @@ class LoadedModel:
     codec_dir: Path | None
     manifest: dict[str, Any]
     pattern: DecodePattern
+    speech_input_dir: Path | None = None
 
     @cached_property
     def runtime(self) -> Runtime:
         """The model prepared for decoding, made once."""
         return Runtime(self.model)
+
+    @cached_property
+    def front_end(self) -> SenseVoiceFrontEnd | None:
+        """Makes the features that the audio encoder hears; None for models that read codes.
+
+        Raises:
+            UserError: the encoder's configuration or feature statistics are not in the folder.
+        """
+        return None if self.speech_input_dir is None else load_front_end(self.speech_input_dir)
 
 
 def load_speech_model(
@@ -64,15 +77,17 @@ def load_speech_model(
     )
     vocabulary = _vocabulary(tokenizer, config, manifest, folder)
     model = load_released(folder, dtype=dtype, device=device).eval().requires_grad_(False)
+    if vocabulary.continuous_input and model.config.context_of_audio is None:
+        model.config.context_of_audio = vocabulary.context_of_audio
     runs = generation.get("mtp_inference_mode") or manifest.get("decode_pattern")
-    codec = folder / "codec"
     return LoadedModel(
         model,
         tokenizer,
         vocabulary,
-        codec if codec.is_dir() else None,
+        folder / "codec" if (folder / "codec").is_dir() else None,
         manifest,
         DecodePattern.of(runs) if runs else VANILLA,
+        folder / ENCODER_FOLDER if model.speech_input is not None else None,
     )
 
 

@@ -78,6 +78,13 @@ class Head:
     layer: Layer
 
 
+class Heard(NamedTuple):
+    """States `(len(rows), hidden_size)` of an audio encoder, and the rows of a pass that they are read at."""
+
+    rows: list[int]
+    states: Tensor
+
+
 class _Places(NamedTuple):
     """What all layers of a pass share: the rows, cosines and signed sines `(rows.total, 1, head_size)` of their positions,
     and their places in the cache."""
@@ -138,6 +145,8 @@ class Runtime:
             ]
             self.vocabulary_weight = model.lm_head.weight.detach()
             self.vocabulary = product(self.vocabulary_weight, pack=pack)
+        self._speech_input = model.speech_input
+        self.place_of_audio = model.config.context_of_audio
         self._pack = pack
         self._rotate, self._gated = rotate_, gated
         if compile:
@@ -165,16 +174,34 @@ class Runtime:
         """Rows of `spans` for a pass of predictor 0 (the backbone) or k + 1 (head k), with the tokens `ids` at them."""
         return Rows(spans, ids, first_key=predictor, groups=self.groups, device=self.device, dtype=self.dtype)
 
-    def run(self, predictor: int, rows: Rows, cache: Cache) -> Tensor:
+    def hear(self, clips: Sequence[Tensor]) -> Tensor:
+        """States `(frames + 4 for each clip, hidden_size)` that the backbone reads in place of the audio's tokens.
+
+        clips: features `(frames, size)` of each recording.
+
+        Raises:
+            UserError: the model has no encoder.
+        """
+        if self._speech_input is None:
+            raise UserError("this model reads audio as codes and has no encoder to hear it with")
+        weight = self._speech_input.audio_projection[0].weight
+        states: Tensor = self._speech_input([clip.to(weight) for clip in clips])
+        return states.to(self.dtype)
+
+    def run(self, predictor: int, rows: Rows, cache: Cache, heard: Heard | None = None) -> Tensor:
         """Normed hidden states `(rows.total, hidden_size)` of predictor 0 (the backbone) or k + 1 (head k).
 
         The cache takes in the rows: their keys and values, and the result for the next head.
+
+        heard: what the backbone reads in place of some tokens' embeddings (the heads read the plain ones).
         """
         places = cache.places(rows)
         cos, sin = (table.index_select(0, rows.positions) for table in self.angles)
         at = _Places(rows, cos[:, None], sin[:, None], places)
         hidden = F.embedding(rows.ids, self.embedding)
         if predictor == 0:
+            if heard is not None:
+                hidden.index_copy_(0, torch.tensor(heard.rows, device=self.device), heard.states)
             for number, layer in enumerate(self.layers):
                 hidden = self._layer(layer, number, hidden, at, cache)
         else:

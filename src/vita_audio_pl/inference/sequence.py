@@ -1,5 +1,6 @@
 """One sequence while it is being decoded: its tokens, how far each predictor has read them, and what comes next."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -61,11 +62,20 @@ class Sequence:
         read: per predictor (backbone first), the first position it has not read yet.
         drafts: number of tokens at the end of `ids` that await verification.
         run: heads that have written since the last backbone pass.
+        states: what the backbone reads in place of the tokens at these positions of the prompt.
         proposals: under sampled verification, the distribution each draft was drawn from.
     """
 
-    def __init__(self, slot: int, prompt: SequenceOf[int], options: Options, n_heads: int):
+    def __init__(
+        self,
+        slot: int,
+        prompt: SequenceOf[int],
+        options: Options,
+        n_heads: int,
+        states: Mapping[int, Tensor] | None = None,
+    ):
         self.slot, self.options = slot, options
+        self.states = dict(states or {})
         self.ids = list(prompt)
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(options.sampling)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
 
+from torch import Tensor
+
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
@@ -26,6 +28,7 @@ class Session:
         pattern, max_new_tokens, stop_ids, sampling, constraint, verify: as in `generate`.
         first_chunk: `(begin, end)` audio markers to play the first drafted audio chunk before it is verified
             (draft-first); None verifies it too (verified-first). Without verification there is no difference.
+        clips: features of the prompt's audio, for models that hear through an encoder.
 
     Raises:
         UserError: a setting that cannot be, a prompt longer than the cache, no free place.
@@ -43,10 +46,11 @@ class Session:
         constraint: SpanConstraint | None = None,
         verify: str = "none",
         first_chunk: tuple[int, int] | None = None,
+        clips: SequenceOf[Tensor] = (),
     ):
         options = Options(pattern, max_new_tokens, frozenset(stop_ids), sampling, constraint, verify, first_chunk)
         self._decoder = decoder
-        self._sequence = decoder.open(prompt, options)
+        self._sequence = decoder.open(prompt, options, clips)
         self._taken = 0
         self._closed = False
 

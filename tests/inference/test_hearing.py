@@ -1,0 +1,108 @@
+"""Models that hear through an encoder (VITA-Audio-Plus): the backbone reads its states, the heads plain embeddings."""
+
+import pytest
+import torch
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference import Runtime, generate
+from vita_audio_pl.inference import decoder as decoder_module
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.packed import PackedBatch
+
+PLACE = 96
+
+
+@pytest.fixture(scope="module")
+def plus(tiny_model):
+    model = tiny_model()
+    torch.manual_seed(1)
+    sizes = SenseVoiceConfig(width=16, heads=2, ffn_width=24, layers=2, text_layers=1, memory=3, n_mels=4, stack=3)
+    add_speech_input(model, SenseVoiceEncoder(sizes), PLACE)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def question(prompts):
+    """A prompt with two recordings in it, and another without."""
+    before, between, after, written = prompts(3, 2, 4, 7, vocabulary=90)
+    clips = [torch.randn(5, 12, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    return [*before, *[PLACE] * 9, *between, *[PLACE] * 9, *after], clips, written
+
+
+def recomputed(model, prompt, clips, pattern, n_new):
+    """Every token from the training forward of the whole row."""
+    ids = list(prompt)
+    for writer in pattern.writers(n_new, model.n_heads).tolist():
+        last = len(ids) - 1
+        row = torch.tensor([ids + [0] * (model.n_heads + 1)])
+        zeros = torch.zeros_like(row)
+        positions = torch.arange(row.shape[1])[None]
+        parts = (row, row, positions, zeros.int(), zeros.to(torch.int8), None, 1.0, zeros.to(torch.int16))
+        batch = PackedBatch(*parts, names=[["test/0"]], position={}, clips=tuple(clips))
+        ids.append(int(model.logits(batch)[writer][0, last - writer].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("chunk", [512, 6])
+def test_what_is_heard_is_what_the_training_function_hears(plus, question, monkeypatch, chunk):
+    prompt, clips, written = question
+    pattern = DecodePattern.of([1, 3, 2, 2])
+    monkeypatch.setattr(decoder_module, "PREFILL_CHUNK", chunk)
+    answers = generate(plus, [prompt, written], pattern, max_new_tokens=25, clips=[clips, []])
+    assert answers[0].ids == recomputed(plus, prompt, clips, pattern, 25)
+    assert answers[1].ids == recomputed(plus, written, [], pattern, 25)
+    other = generate(plus, [prompt], pattern, max_new_tokens=25, clips=[clips[::-1]])
+    assert other[0].ids != answers[0].ids
+
+
+def test_recordings_that_do_not_fill_their_places_are_refused(plus, question, runtime):
+    prompt, clips, written = question
+    vanilla = DecodePattern.of("vanilla")
+    with pytest.raises(UserError, match="the prompt has 18 places for states of audio, and its recordings give 9"):
+        generate(Runtime(plus), [prompt], vanilla, max_new_tokens=4, clips=[clips[:1]])
+    with pytest.raises(UserError, match="18 places for states of audio, and its recordings give 0"):
+        generate(Runtime(plus), [prompt], vanilla, max_new_tokens=4)
+    with pytest.raises(UserError, match="reads audio as codes and has no encoder"):
+        generate(runtime, [written], vanilla, max_new_tokens=4, clips=[clips])
+
+
+def test_a_folder_with_an_encoder_answers_a_recording(tiny_model, tmp_path):
+    import numpy as np
+    import soundfile
+    from omegaconf import OmegaConf
+
+    from vita_audio_pl.inference import load_speech_model
+    from vita_audio_pl.inference.answering import open_session
+    from vita_audio_pl.inference.options import GenerateConfig
+    from vita_audio_pl.models.released import save_released
+    from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
+    from vita_audio_pl.text.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer.train(["the big red cow lives in the farm " * 30], 280)
+    vocabulary = tokenizer.vocabulary(16, continuous_input=True)
+    model = tiny_model(vocabulary=vocabulary.size)
+    sizes = SenseVoiceConfig(width=16, heads=2, ffn_width=24, layers=2, text_layers=1, memory=3, n_mels=20, stack=3)
+    add_speech_input(model, SenseVoiceEncoder(sizes), vocabulary.context_of_audio)
+    save_released(model, tmp_path / "model", decode_pattern=[1, 10, 4, 10], first_code=vocabulary.first_code)
+    tokenizer.save(tmp_path / "model" / "tokenizer")
+    front_end = SenseVoiceFrontEnd(n_mels=20, stack=3)
+    model.speech_input.encoder.save(tmp_path / "model" / "speech_input", front_end)
+    wave = 0.3 * np.sin(np.arange(8000) / 7).astype(np.float32)
+    soundfile.write(tmp_path / "question.wav", wave, 16000)
+    loaded = load_speech_model(tmp_path)
+    values = {
+        "model_folder": str(tmp_path),
+        "task": "asr",
+        "audio": str(tmp_path / "question.wav"),
+        "max_new_tokens": 8,
+    }
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GenerateConfig), values))
+    with open_session(config, loaded, None) as session:
+        written = sum(session, [])
+        prompt = session._sequence.ids[: session._sequence.n_prompt]
+    assert prompt.count(vocabulary.context_of_audio) == front_end.frames(8000) + 4
+    wave = soundfile.read(tmp_path / "question.wav", dtype="float32")[0]
+    clips = [front_end.features(wave)]
+    assert written == recomputed(loaded.model, prompt, clips, DecodePattern.of("vanilla"), 8)
