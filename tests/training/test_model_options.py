@@ -5,7 +5,9 @@ import torch
 from toy import VOCABULARY, toy_config
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.starting_model import starting_model
 
@@ -36,6 +38,19 @@ def test_lora_trains_adapters_embeddings_and_heads_but_no_layer(tmp_path):
     layers = [name for name, p in model.named_parameters() if name.startswith("model.layers") and p.requires_grad]
     assert layers and all(".lora_" in name for name in layers)
     assert model.lm_head.weight.requires_grad and all(p.requires_grad for p in model.heads.parameters())
+
+
+def test_the_adapter_trains_with_the_llm_and_the_encoder_never(tmp_path):
+    sizes = SenseVoiceConfig(width=8, heads=2, ffn_width=8, layers=1, text_layers=1, memory=3, n_mels=4, stack=2)
+    trained = []
+    for stage in ("align", "mtp10"):
+        config = toy_config(tmp_path, f"stage={stage}")
+        model = starting_model(config, VOCABULARY, None)
+        add_speech_input(model, SenseVoiceEncoder(sizes), context_of_audio=5)
+        freeze(model, config.stage.freeze)
+        names = {name for name, p in model.named_parameters() if p.requires_grad}
+        trained.append({".".join(name.split(".")[:2]) for name in names if name.startswith("speech_input")})
+    assert trained == [{"speech_input.audio_projection"}, set()]
 
 
 def test_wrong_options_are_refused_before_the_first_step(tmp_path):

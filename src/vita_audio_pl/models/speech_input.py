@@ -15,6 +15,8 @@ from vita_audio_pl.foreign import load_strict
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 
 RELEASED_PREFIX = "model."
+ENCODER = r"^speech_input\.audio_model\."
+"""Names of the encoder's parameters in a `SpeechLM`; they are frozen in every stage."""
 
 
 class SpeechAdapter(nn.Sequential):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.lora import BESIDE_ADAPTERS
+from vita_audio_pl.models.speech_input import ENCODER
 
 BUNCH = 8
 """Names listed in a sentence before `and N more`."""
@@ -31,7 +32,8 @@ class Frozen:
 def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
     """Freeze the parameters whose names a pattern matches (`re.search`) and let all others train.
 
-    A tied parameter is frozen where any of its names matches. Layers that have LoRA adapters train these alone.
+    A tied parameter is frozen where any of its names matches. Layers that have LoRA adapters train these alone,
+    and a speech encoder never trains.
 
     Raises:
         UserError: a pattern matches nothing, or nothing is left to train.
@@ -43,8 +45,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
             raise UserError(
                 f"stage.freeze: the pattern '{pattern}' matches no parameter; the model has {bunch(top_levels(names))}"
             )
+    patterns = [*patterns, ENCODER]
     if any(".lora_" in name for name in names):
-        patterns = [*patterns, BESIDE_ADAPTERS]
+        patterns.append(BESIDE_ADAPTERS)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     for name, parameter in model.named_parameters(remove_duplicate=False):
