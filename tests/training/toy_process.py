@@ -1,10 +1,12 @@
 """A toy training in a process of its own, to be killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,11 +16,12 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"
 def train_in_a_process(folder: Path, *overrides: str, kill_when: Callable[[], bool] | None = None) -> int:
     """Trains a toy stage in a process of its own; its exit status. SIGKILL as soon as `kill_when()` holds."""
     command = [sys.executable, str(HERE / "train_toy.py"), str(folder), "run_name=toy", *overrides]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=HERE)
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=HERE, start_new_session=True)
     deadline = time.monotonic() + 400
     while process.poll() is None and time.monotonic() < deadline:
         if kill_when is not None and kill_when():
             process.kill()
         time.sleep(0.005)
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the ranks that it started, too
     return process.wait()

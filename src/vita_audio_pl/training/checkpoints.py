@@ -40,6 +40,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def latest_for_all(trainer: L.Trainer, folder: Path) -> Path | None:
+    """The newest complete checkpoint that rank 0 sees; ranks never choose each for itself. Collective."""
+    newest: Path | None = trainer.strategy.broadcast(next(reversed(complete_checkpoints(folder)), None))
+    return newest
+
+
 def step_of(checkpoint: Path) -> int:
     """Optimiser steps done when the checkpoint was written."""
     match = _NAME.fullmatch(checkpoint.name)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from vita_audio_pl.config.schema import GuardConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.training.checkpoints import complete_checkpoints, restore_tensors, step_of
+from vita_audio_pl.training.checkpoints import CheckpointWriter, latest_for_all, restore_tensors, step_of
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.freezing import bunch
 from vita_audio_pl.training.module import SpeechLMModule
@@ -30,15 +30,15 @@ class StepGuard(Callback):
     Args:
         settings: how many, how high.
         engine: that the model trains under.
-        checkpoints: folder of the stage's checkpoints.
+        writer: of the stage's checkpoints.
         folder: each rank writes `bad_steps.rank-<r>.jsonl` there: step, reason, and the rows of its batches.
 
     Raises:
         UserError: it goes on after `settings.rollbacks` returns, or there is no checkpoint to return to.
     """
 
-    def __init__(self, settings: GuardConfig, engine: Engine, checkpoints: Path, folder: Path) -> None:
-        self.settings, self.engine, self.checkpoints, self.folder = settings, engine, checkpoints, folder
+    def __init__(self, settings: GuardConfig, engine: Engine, writer: CheckpointWriter, folder: Path) -> None:
+        self.settings, self.engine, self.writer, self.folder = settings, engine, writer, folder
         self.skipped = self.rollbacks = 0
         self._in_a_row = 0
         self._mean_log_norm, self._seen = 0.0, 0
@@ -92,8 +92,9 @@ class StepGuard(Callback):
             print(f"step {trainer.global_step} is left out: {reason}; rows of rank 0: {bunch(rows)}", flush=True)
         if self._in_a_row < self.settings.bad_steps and self.engine.can_skip:
             return
-        checkpoints = complete_checkpoints(self.checkpoints)
-        if self.rollbacks >= self.settings.rollbacks or not checkpoints:
+        self.writer.finish()
+        back_to = latest_for_all(trainer, self.writer.folder)
+        if self.rollbacks >= self.settings.rollbacks or back_to is None:
             raise UserError(
                 f"stage '{module.stage.name}' stops at step {trainer.global_step}: {reason}, {self._in_a_row} steps in a row, "
                 f"{self.rollbacks} returns to a checkpoint did not help; the rows, first those of rank 0: {bunch(rows)}; all "
@@ -101,7 +102,6 @@ class StepGuard(Callback):
             )
         self.rollbacks += 1
         self._in_a_row = 0
-        back_to = checkpoints[-1]
         restore_tensors(back_to, trainer, module.speech_lm, self.engine, step_of(back_to))
         if trainer.is_global_zero:
             print(f"weights and moments are those of {back_to.name} again; the data goes on", flush=True)

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from vita_audio_pl.training.checkpoints import CheckpointWriter, complete_checkpoints, restore
+from vita_audio_pl.training.checkpoints import CheckpointWriter, latest_for_all, restore
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.metrics_csv import MetricsCsv
 from vita_audio_pl.training.module import SpeechLMModule
@@ -32,10 +32,10 @@ class Resume(Callback):
         self.folder, self.engine, self.stateful = folder, engine, stateful
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        checkpoints = complete_checkpoints(self.folder)
-        if not checkpoints:
+        checkpoint = latest_for_all(trainer, self.folder)
+        if checkpoint is None:
             return
-        state = restore(checkpoints[-1], trainer, module.speech_lm, self.engine)
+        state = restore(checkpoint, trainer, module.speech_lm, self.engine)
         trainer.datamodule.load_state_dict(state["data"])  # type: ignore[attr-defined]
         for name, part in self.stateful.items():
             part.resume_from(state[name])
@@ -47,9 +47,8 @@ class Resume(Callback):
 class Checkpointing(Callback):
     """Writes a checkpoint every `every` optimiser steps and at the end."""
 
-    def __init__(self, folder: Path, engine: Engine, stateful: Mapping[str, Stateful], every: int, keep: int) -> None:
-        self.stateful, self.every = stateful, every
-        self.writer = CheckpointWriter(folder, engine, keep)
+    def __init__(self, writer: CheckpointWriter, stateful: Mapping[str, Stateful], every: int) -> None:
+        self.writer, self.stateful, self.every = writer, stateful, every
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         if trainer.is_global_zero:

@@ -54,13 +54,19 @@ class Preemption(Callback):
             trainer.should_stop = True
             if trainer.is_global_zero:
                 print(f"{signal.Signals(signalled).name}: step {self.left_at} is saved, leaving", flush=True)
-                self._requeue()
+                self.requeue_job()
 
     def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
         self._restore()
+
+    def requeue_job(self) -> None:
+        """Put the SLURM job that this process belongs to, if any, back into the queue."""
+        job = os.environ.get("SLURM_JOB_ID")
+        if self.requeue and job and shutil.which("scontrol"):
+            subprocess.run(["scontrol", "requeue", job], check=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
@@ -69,8 +75,3 @@ class Preemption(Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
-
-    def _requeue(self) -> None:
-        job = os.environ.get("SLURM_JOB_ID")
-        if self.requeue and job and shutil.which("scontrol"):
-            subprocess.run(["scontrol", "requeue", job], check=False)

@@ -19,7 +19,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.checkpoints import complete_checkpoints
+from vita_audio_pl.training.checkpoints import CheckpointWriter, complete_checkpoints
 from vita_audio_pl.training.engines import build_engine
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.guard import StepGuard
@@ -158,10 +158,11 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     def write(weights: dict[str, Tensor]) -> None:
         hand_over(config, data, weights, proof, parent_folder, parent, folder)
 
-    guard = StepGuard(config.callbacks.guard, engine, folder.checkpoints, folder.root)
+    writer = CheckpointWriter(folder.checkpoints, engine, config.callbacks.keep_last)
+    guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
     module.verdict = guard.verdict
     stateful = {"proof": proof, "guard": guard}
-    checkpointing = Checkpointing(folder.checkpoints, engine, stateful, save_every, config.callbacks.keep_last)
+    checkpointing = Checkpointing(writer, stateful, save_every)
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
         Resume(folder.checkpoints, engine, stateful),

@@ -60,12 +60,11 @@ class ZeroEngine(Engine):
     def load_moments(
         self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor], step: int
     ) -> None:
-        for group in _inner(optimizer).param_groups:
-            for flat in group["params"]:
-                state = _inner(optimizer).state[flat]
-                for name in MOMENTS:
-                    state.setdefault(name, torch.zeros_like(flat))
-                state["step"] = torch.tensor(float(step))
+        for flat in _partitions(optimizer):
+            state = _inner(optimizer).state[flat]
+            for name in MOMENTS:
+                state.setdefault(name, torch.zeros_like(flat))
+            state["step"] = torch.tensor(float(step))
         _link(optimizer)
         for name, value in values.items():
             _set_whole(parameter, value, name)
@@ -80,6 +79,12 @@ class ZeroEngine(Engine):
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """Our optimiser inside DeepSpeed's; it holds this rank's flattened partitions."""
     return optimizer.optimizer
+
+
+def _partitions(optimizer: Any) -> list[Tensor]:
+    """This rank's flattened fp32 weights; between steps stage 3 takes them out of the optimiser's groups."""
+    stage3: list[Tensor] | None = getattr(optimizer, "fp32_partitioned_groups_flat", None)
+    return list(optimizer.single_partition_of_fp32_groups if stage3 is None else stage3)
 
 
 def _link(optimizer: Any) -> None:

@@ -1,0 +1,158 @@
+"""Bad steps, signals, full disks and hung ranks: what a run does about them."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+
+from vita_audio_pl.config.schema import GuardConfig
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training import checkpoints
+from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.guard import StepGuard
+from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.preemption import Preemption
+from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.watchdog import Watchdog
+
+
+def poison(monkeypatch, steps: set[int]) -> None:
+    """Make the loss of these optimiser steps (from 0) not a number."""
+    step = SpeechLMModule.training_step
+
+    def poisoned(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        if self.trainer.global_step in steps:
+            self.last_loss = self.last_loss * float("nan")
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(SpeechLMModule, "training_step", poisoned)
+
+
+def bad_steps(folder: StageFolder) -> list[dict]:
+    return [json.loads(line) for line in (folder.root / "bad_steps.rank-0.jsonl").read_text().splitlines()]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_its_rows_are_named(trained, monkeypatch, tmp_path):
+    poison(monkeypatch, {2})
+    folder = trained("align", "callbacks.save_every=1", "callbacks.keep_last=9")
+    [record] = bad_steps(folder)
+    assert record["step"] == 3 and set(record["rows"]) == {"toy/a", "toy/b"}
+
+    def weight(step: int) -> torch.Tensor:
+        return load_file(folder.checkpoints / f"step-{step:08d}.ckpt" / "part-00000.safetensors")
+
+    before, after, later = weight(2), weight(3), weight(4)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(after["weight/model.norm.weight"], later["weight/model.norm.weight"])
+
+
+def test_several_bad_steps_in_a_row_go_back_to_the_checkpoint_and_the_data_goes_on(trained, monkeypatch, capsys):
+    poison(monkeypatch, {2, 3, 4})
+    folder = trained("align", "callbacks.save_every=2", "callbacks.guard.bad_steps=3")
+    assert "weights and moments are those of step-00000004.ckpt again" in capsys.readouterr().out
+    assert [record["step"] for record in bad_steps(folder)] == [3, 4, 5]
+    assert folder.finished
+
+
+def test_what_does_not_get_better_stops_and_names_the_rows(trained, monkeypatch):
+    poison(monkeypatch, set(range(1, 60)))
+    with pytest.raises(UserError, match="returns to a checkpoint did not help.*toy/a"):
+        trained("align", "stage.steps=60", "callbacks.save_every=1", "callbacks.guard.bad_steps=2")
+
+
+def test_a_spike_is_told_from_noise():
+    guard = StepGuard(GuardConfig(spike_factor=5.0), Engine(toy.toy_config("runs").trainer), None, None)
+    guard._seen, guard._mean_log_norm = 100, 0.0
+    assert guard.verdict(4.0) is None
+    assert "over 5 times the usual 1" in guard.verdict(6.0)
+    assert "not" not in (guard.verdict(1.0) or "") and guard.verdict(float("inf")) == "the gradient norm is inf"
+
+
+def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path):
+    save = checkpoints.save_file
+    written = []
+
+    def full(tensors, path):
+        if len(written) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(UserError, match="the disk is full; the last good one is .*step-00000002.ckpt"):
+        trained("align", "callbacks.save_every=1", "stage.steps=200")
+    folder = tmp_path / "runs" / "toy" / "align" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-00000001.ckpt", "step-00000002.ckpt"]
+    monkeypatch.undo()
+    assert trained("align", "callbacks.save_every=1", "stage.steps=200").finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(trained, tmp_path, number, monkeypatch):
+    step = SpeechLMModule.training_step
+
+    def signalled(self, batch, batch_idx):
+        if self.trainer.global_step == 3:
+            os.kill(os.getpid(), number)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechLMModule, "training_step", signalled)
+        with pytest.raises(SystemExit) as end:
+            trained("align", "callbacks.save_every=100")
+    assert end.value.code == 75
+    folder = StageFolder(tmp_path / "runs" / "toy" / "align")
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000004.ckpt"]
+    assert trained("align", "callbacks.save_every=100").finished
+    assert [row["step"] for row in csv.DictReader((folder.root / "metrics.csv").open())] == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+    ]
+
+
+def test_leaving_requeues_a_slurm_job(tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    Preemption(None, requeue=False).requeue_job()
+    assert not (tmp_path / "requeued").exists()
+    Preemption(None, requeue=True).requeue_job()
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+
+
+def test_the_watchdog_names_the_rank_that_is_behind(tmp_path):
+    class Trainer:
+        global_rank, world_size, global_step = 0, 3, 12
+
+    now = time.time()
+    dog = Watchdog(tmp_path, patience=0.2)
+    for rank, (step, doing) in enumerate([(12, "computing"), (11, "waiting for data")]):
+        beat = {"step": step, "doing": doing, "since": now - 60}
+        (tmp_path / f"heartbeat.rank-{rank}.json").write_text(json.dumps(beat))
+    dog._rank, dog._ranks = 0, 3
+    assert "rank 1 has been waiting for data for 60 s after step 11, rank 0" in dog.report()
+    assert dog.report().endswith("no heartbeat of ranks [2]")
+
+    dog.on_train_start(Trainer, None)
+    deadline = time.monotonic() + 20
+    while dog.alarms == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    dog.on_train_end(Trainer, None)
+    stacks = (tmp_path / "stacks.rank-0.txt").read_text()
+    assert "no progress for 0 s" in stacks and threading.current_thread().name and "test_guard.py" in stacks
