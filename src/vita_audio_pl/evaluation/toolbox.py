@@ -14,8 +14,8 @@ from vita_audio_pl.evaluation.jobs import Decoding, Evaluation, audio_file
 from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
-from vita_audio_pl.inference import LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
-from vita_audio_pl.inference.answering import audio_codes
+from vita_audio_pl.inference import Generation, LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
+from vita_audio_pl.inference.answering import clips_of, listen
 from vita_audio_pl.interleave import DecodePattern
 
 
@@ -51,19 +51,18 @@ class ModelToolbox:
         """See `runner.Toolbox`."""
         torch.set_num_threads(self.threads)
         loaded = self.model(evaluation.model)
-        if loaded.vocabulary.continuous_input and any(item.prompt.audios for item in items):
-            raise UserError("this model hears through an audio encoder, which evaluate does not run; measure task=text")
         prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
-        prompts, answers = {}, {}
+        prompts, clips, answers = {}, {}, {}
         for item in items:
             try:
                 codec = self.codec(evaluation.model / "codec") if item.prompt.audios else None
-                prompts[item.id] = prompter.ids(item.prompt, audio_codes(item.prompt, codec))
+                audios = listen(item.prompt, loaded, codec)
+                prompts[item.id], clips[item.id] = prompter.ids(item.prompt, audios), clips_of(audios)
             except UserError as error:
                 if not self.count_unreadable:
                     raise UserError(f"utterance '{item.id}': {error}") from None
                 answers[item.id] = Answer(item.id, failure=str(error))
-        generations = self._generate(loaded, list(prompts.values()), evaluation.decoding)
+        generations = self._generate(loaded, list(prompts.values()), list(clips.values()), evaluation.decoding)
         for id, generation in zip(prompts, generations, strict=True):
             answers[id] = Answer(
                 id,
@@ -141,7 +140,9 @@ class ModelToolbox:
         dtype = torch.bfloat16 if self.device.startswith("cuda") else None
         return load_speech_model(folder, device=self.device, dtype=dtype)
 
-    def _generate(self, loaded: LoadedModel, prompts: list[list[int]], decoding: Decoding):
+    def _generate(
+        self, loaded: LoadedModel, prompts: list[list[int]], clips: list[list[torch.Tensor]], decoding: Decoding
+    ) -> list[Generation]:
         vocabulary = loaded.vocabulary
         return generate(
             loaded.runtime,
@@ -152,4 +153,5 @@ class ModelToolbox:
             constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
             verify=decoding.verify,
             batch_size=decoding.batch_size,
+            clips=clips,
         )
