@@ -158,7 +158,7 @@ def test_names_lists_and_written_lists_mean_the_same():
         ([], "has 0 numbers"),
         ([1.5, 10], "whole numbers"),
         ([True, 10], "whole numbers"),
-        ("fast", "unknown; use one of turbo, boost, balance"),
+        ("fast", "is no text_audio_interval_ratio; use one of turbo, boost, balance"),
     ],
 )
 def test_a_ratio_that_cannot_be_is_refused(value, sentence):

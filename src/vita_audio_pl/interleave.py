@@ -293,7 +293,7 @@ def _runs_of(value: Sequence[int] | str, named: dict[str, tuple[int, ...]], key:
         return named[name]
     if re.fullmatch(r"\[?\s*\d+(\s*,\s*\d+)*\s*\]?", name):
         return tuple(int(number) for number in re.findall(r"\d+", name))
-    raise UserError(f"{key}={value!r} is unknown; use one of {', '.join(named)}, or a list such as [1,10,4,10]")
+    raise UserError(f"{value!r} is no {key}; use one of {', '.join(named)}, or a list such as [1,10,4,10]")
 
 
 def _whole_numbers(runs: Sequence[int], key: str) -> tuple[int, ...]:

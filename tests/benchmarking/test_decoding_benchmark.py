@@ -83,7 +83,7 @@ def test_the_command_writes_its_figures(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"modes": ["fast"]}, "decode_pattern='fast' is unknown"),
+        ({"modes": ["fast"]}, "'fast' is no decode_pattern"),
         ({"verify": ["maybe"]}, "decoding.verify holds 'maybe'"),
         ({"agreement": 2.0}, "decoding.agreement=2.0 is no chance"),
         ({"sessions": [0]}, "start at 1"),
