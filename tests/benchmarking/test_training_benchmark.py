@@ -53,7 +53,7 @@ def test_operations_are_counted_by_the_formula():
     attention = [4 * 64 * n * (n + 1) // 2 for n in (10, 9)]
     backbone = 3 * (2 * layer * 10 + attention[0] + 2 * 64 * 1000 * 6)
     head = 3 * (2 * (layer + 2 * 64 * 64) * 9 + attention[1] + 2 * 64 * 1000 * 6)
-    assert step_flops(model, batch, EveryHead(), size) == backbone + head
+    assert step_flops(model, batch, EveryHead()) == backbone + head
 
 
 def test_the_command_shows_a_table_and_writes_the_numbers(tmp_path):

@@ -38,7 +38,7 @@ class StepResult:
     peak_bytes: int
     held_bytes: int
     loss: float
-    flops: int
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def benchmark_training(
     results = {}
     for name, (first, *counted) in costs.items():
         seconds = statistics.median(cost.seconds for cost in counted)
-        flops = step_flops(model, batch, chosen.get(name, chosen[OURS]), size)
+        flops = step_flops(model, batch, chosen.get(name, chosen[OURS]))
         results[name] = StepResult(name, seconds, first.peak_bytes, first.held_bytes, losses[name], flops)
     return TrainingComparison(stage, device, results)
 

@@ -50,6 +50,14 @@ class EveryHead:
         """Weight of a predictor's loss: 1 for the backbone, `w / K` for a head."""
         return 1.0 if predictor == 0 else self.weight / n_heads
 
+    def vocabulary_rows(self, predictor: int, rows: int) -> int:
+        """Logits that a scored row of `predictor` needs; rows: of the vocabulary layer."""
+        return rows
+
+    def teacher_rows(self, predictor: int, rows: int) -> int:
+        """Logits of others that a scored row of `predictor` needs beside its own."""
+        return 0
+
     def losses(self, lm_head: torch.nn.Module, scored: Sequence[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:
         """Losses of the scored rows of all predictors through the vocabulary layer `lm_head`.
 
@@ -94,6 +102,9 @@ class AudioOnly(EveryHead):
         marker = (targets == words.begin_of_audio) | (targets == words.end_of_audio)
         return words.is_code(targets) | marker | closing
 
+    def vocabulary_rows(self, predictor: int, rows: int) -> int:
+        return len(self._ids) if predictor else rows
+
     def losses(self, lm_head, scored, backbone, n_heads):
         heads = [part for part in scored if part.predictor]
         others = [part for part in scored if not part.predictor]
@@ -132,6 +143,11 @@ class Distil(EveryHead):
         if options.get("kernel", "torch") != "torch":
             raise UserError("objective.kernel=liger has no distillation; set objective.kernel=torch")
         self.kl_share = kl_share
+
+    def teacher_rows(self, predictor: int, rows: int) -> int:
+        return (
+            rows if predictor == 1 else 0
+        )  # once for all heads of a token; the first head has all tokens of the others
 
     def losses(self, lm_head, scored, backbone, n_heads):
         heads = [part for part in scored if part.predictor]

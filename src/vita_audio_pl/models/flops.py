@@ -1,0 +1,165 @@
+"""Floating-point operations that a training step's formula asks for, however it is computed.
+
+A multiplication and an addition count as two. A matrix is used once forward, once for the gradient of its input where one
+is needed, and once for its own where it trains; so frozen parts and logits that nobody makes cost what they cost. Nothing
+is counted twice for recomputation, and attention counts the pairs of tokens that see each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.sensevoice import N_QUERIES
+from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.packed import PackedBatch
+
+_QUERY_KEY_AND_VALUE = 2 * 2  # operations of a pair of tokens for each feature: score, and weighted sum
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does, as counts; all may be expectations.
+
+    Attributes:
+        tokens: rows that each predictor runs over, the backbone first: `1 + K` numbers.
+        pairs: of these rows, those that see each other.
+        scored: labels that each predictor is scored on.
+        frames: states that the speech encoder makes; frame_pairs: of these, those that see each other.
+    """
+
+    tokens: Sequence[float]
+    pairs: Sequence[float]
+    scored: Sequence[float]
+    frames: float = 0.0
+    frame_pairs: float = 0.0
+
+
+def rows_and_pairs(batch: PackedBatch, n_heads: int) -> Tensor:
+    """`Work.tokens`, then `Work.pairs` of a batch: `(2 + 2 * n_heads,)` float64 on the batch's device, no waiting for it."""
+    seen = torch.where(batch.document_ids >= 0, batch.position_ids + 1, 0).reshape(1, -1)
+    # head k starts at position k + 1 of a document and sees nothing before it
+    left_out = torch.tensor([0, *range(1, 1 + n_heads)], device=seen.device)[:, None]
+    visible = (seen - left_out).clamp(min=0)
+    return torch.cat([(visible > 0).sum(1), visible.sum(1)]).double()
+
+
+def frames_and_pairs(batch: PackedBatch) -> tuple[int, int]:
+    """`Work.frames` and `Work.frame_pairs` of a batch."""
+    lengths = [len(clip) + N_QUERIES for clip in batch.clips]
+    return sum(lengths), sum(n * n for n in lengths)
+
+
+@dataclass
+class _Part:
+    """Operations per row, and per pair of rows that see each other."""
+
+    row: int = 0
+    pair: int = 0
+
+
+@dataclass
+class StepFlops:
+    """Operations of a model's training step, forward and backward, as its parameters are frozen now.
+
+    Args:
+        model: as it trains; only shapes are read, so it may be on the meta device.
+        objective: that it trains under.
+    """
+
+    model: SpeechLM
+    objective: EveryHead
+    _predictors: list[_Part] = field(init=False)
+    _scored: list[int] = field(init=False)
+    _encoder: _Part = field(init=False)
+
+    def __post_init__(self) -> None:
+        model, objective = self.model, self.objective
+        trains = model.train_backbone
+        deepest = model.n_heads if objective.weight else 0
+        self._encoder, heard = self._speech_input()
+        backbone, flows = _Part(), trains and (heard or model.model.embed_tokens.weight.requires_grad)
+        for layer in model.model.layers:
+            flows = _layer(backbone, layer, flows)
+        flows = trains and (flows or _trains(model.model.norm))
+        flowing, self._predictors = [flows], [backbone]
+        embeds_flow = trains and model.model.embed_tokens.weight.requires_grad
+        if model.config.detach_heads:
+            embeds_flow = flows = False
+        for head in list(model.heads)[:deepest]:
+            part = _Part()
+            joined = embeds_flow or flows or _trains(head.embed_norm) or _trains(head.hidden_norm)
+            flows = _layer(part, head.layer, _linear(part, head.proj, joined)) or _trains(model.model.norm)
+            self._predictors.append(part)
+            flowing.append(flows)
+        rows = model.config.backbone.vocab_size
+        # predictors are scored in one call, which makes the gradients of all hidden states or of none
+        uses = 1 + any(flowing) + model.lm_head.weight.requires_grad
+        self._scored = [
+            2
+            * model.lm_head.in_features
+            * (objective.vocabulary_rows(j, rows) * uses + objective.teacher_rows(j, rows))
+            for j in range(len(flowing))
+        ]
+        if not trains:
+            self._scored[0] = 0
+
+    def of(self, work: Work) -> float:
+        """Operations of a step that does `work`."""
+        total = self._encoder.row * work.frames + self._encoder.pair * work.frame_pairs
+        for part, tokens, pairs in zip(self._predictors, work.tokens, work.pairs, strict=False):
+            total += part.row * tokens + part.pair * pairs
+        return total + sum(each * scored for each, scored in zip(self._scored, work.scored, strict=False))
+
+    def of_batch(self, batch: PackedBatch, counts: Tensor) -> float:
+        """Operations for one batch; counts: `HeadLosses.counts` of it."""
+        numbers = rows_and_pairs(batch, self.model.n_heads).tolist()
+        half = len(numbers) // 2
+        return self.of(Work(numbers[:half], numbers[half:], counts.tolist(), *frames_and_pairs(batch)))
+
+    def _speech_input(self) -> tuple[_Part, bool]:
+        """The encoder and its adapter, and whether gradients come out of them."""
+        part, speech = _Part(), self.model.speech_input
+        if speech is None:
+            return part, False
+        encoder = speech.encoder
+        for name, module in encoder.named_modules():
+            if isinstance(module, nn.Conv1d):
+                part.row += 2 * module.weight.numel()
+            elif isinstance(module, nn.Linear) and not name.startswith("ctc"):
+                part.row += 2 * module.weight.numel()
+        layers = encoder.config.layers + encoder.config.text_layers
+        part.pair = _QUERY_KEY_AND_VALUE * encoder.config.width * layers
+        norm, first, _, second = speech.audio_projection
+        trains = any(p.requires_grad for p in self.model.parameters())
+        flows = trains and _linear(part, second, _linear(part, first, _trains(norm)))
+        return part, flows
+
+
+def _layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
+    """Add a decoder layer; whether gradients come out of it where they flow into it."""
+    attention, mlp = layer.self_attn, layer.mlp
+    read = flows or _trains(layer.input_layernorm)
+    looked = any([_linear(part, module, read) for module in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    part.pair += _QUERY_KEY_AND_VALUE * attention.o_proj.in_features * (1 + 2 * looked)
+    flows = _linear(part, attention.o_proj, looked) or flows
+    read = flows or _trains(layer.post_attention_layernorm)
+    gated = any([_linear(part, module, read) for module in (mlp.gate_proj, mlp.up_proj)])
+    return _linear(part, mlp.down_proj, gated) or flows
+
+
+def _linear(part: _Part, module: nn.Module, flows: bool) -> bool:
+    """Add a linear layer, with its LoRA adapters; whether gradients come out of it."""
+    if not hasattr(module, "lora_A"):
+        part.row += 2 * module.in_features * module.out_features * (1 + flows + module.weight.requires_grad)
+        return flows or _trains(module)
+    out = _linear(part, module.get_base_layer(), flows)
+    for adapter in module.active_adapters:
+        out |= _linear(part, module.lora_B[adapter], _linear(part, module.lora_A[adapter], flows))
+    return out
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
