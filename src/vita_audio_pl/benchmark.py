@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.benchmark`: what a training step costs, and how fast answers come."""
+"""`python -m vita_audio_pl.benchmark`: what a training step costs, how fast answers come, how fast data is read."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from vita_audio_pl.config.entry import run_entry_point
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Measures decoding, or stage after stage of training, and shows tables."""
+    """Measures data, decoding, or stage after stage of training, and shows tables."""
     import torch
     from rich.console import Console
 
@@ -16,12 +16,21 @@ def benchmark(config: BenchmarkConfig) -> None:
     from vita_audio_pl.benchmarking.training import benchmark_training
     from vita_audio_pl.errors import UserError
 
-    if config.what not in ("training", "decoding"):
-        raise UserError(f"what={config.what} is no benchmark; it must be training or decoding")
+    if config.what not in ("training", "decoding", "data"):
+        raise UserError(f"what={config.what} is no benchmark; it must be training, decoding or data")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype is '{config.dtype}'; it must be float32 or bfloat16")
     torch.set_num_threads(config.threads)
     console = Console() if sys.stdout.isatty() else Console(width=150)
+    if config.what == "data":
+        from vita_audio_pl.benchmarking.data import benchmark_data
+        from vita_audio_pl.benchmarking.data_show import figures_table, write_figures
+
+        figures = benchmark_data(config.engine)
+        console.print(figures_table(figures))
+        if config.output is not None:
+            write_figures(figures, config.engine, config.output)
+        return
     if config.what == "decoding":
         from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
 

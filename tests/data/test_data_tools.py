@@ -100,6 +100,8 @@ def test_the_preview_shows_every_token_its_target_and_its_writer(corpus: Corpus)
     heads = batch.writers[used]
     assert page.count("written by head 9") == int((heads == 10).sum()) > 0
     assert page.count("written by the backbone") == int((heads == 0).sum())
+    feet = re.findall(r"<i[^>]*>(\w*)</i></div>", page)
+    assert feet == [{-1: "", 0: "B"}.get(writer, str(writer - 1)) for writer in heads.tolist()]
 
 
 def test_tables_show_every_source(corpus: Corpus) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vita_audio_pl.data.index import COLUMNS, ONE_ANSWER, OVERFLOW_ROWS, Index, IndexEntry, write_columns, write_index
+from vita_audio_pl.data.index import COLUMNS, ONE_ANSWER, OVERFLOW_ROWS, IndexEntry, write_columns, write_index
 from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
 from vita_audio_pl.data.samples import TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import shape_of
@@ -92,8 +92,8 @@ def write_source(folder: Path, task: str, n: int, tokenizer: TextTokenizer, seed
     _manifest(task, n, tokenizer, counts, tuple(shards), crc).save(folder)
 
 
-def write_index_only(path: Path, task: str, n: int, around: int, seed: int = 0) -> Index:
-    """An index of `n` samples without shards, for planning alone; `around` is the template of a user turn."""
+def write_index_only(path: Path, task: str, n: int, around: int, seed: int = 0) -> None:
+    """Writes an index of `n` samples without shards, for planning alone; `around` is the template of a user turn."""
     counts = counts_of(task, n, seed)
     zeros = np.zeros(n, np.int64)
     columns = {
@@ -105,7 +105,6 @@ def write_index_only(path: Path, task: str, n: int, around: int, seed: int = 0) 
         "answer_codes": counts.answer_codes,
     }
     write_columns(path, columns, np.empty(0, OVERFLOW_ROWS))
-    return Index(path)
 
 
 def _turn(role: str, text: np.ndarray, codes: np.ndarray) -> Turn:

@@ -131,25 +131,19 @@ class MelVQ:
         return self.decode_batch([codes])[0]
 
     def decode_batch(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Waves of several code sequences; each is what `decode` gives for it alone, up to rounding."""
-        checked = [self._checked(sequence) for sequence in codes]
-        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(checked)
-        by_length = sorted((i for i in range(len(checked)) if len(checked[i])), key=lambda i: len(checked[i]))
+        """Waves of several code sequences, each what `decode` gives for it."""
+        # One after another: the spectra of one utterance fit the processor's cache, those of a batch do not
+        return [self._decoded(self._checked(sequence)) for sequence in codes]
+
+    def _decoded(self, codes: Tensor) -> np.ndarray:
+        if not len(codes):
+            return np.zeros(0, np.float32)
         edge = (spectral.OVERLAP - 1) * self.config.hop // 2
         with _one_thread():
-            for start in range(0, len(by_length), 16):
-                group = by_length[start : start + 16]
-                longest = len(checked[group[-1]])
-                magnitudes = torch.zeros(len(group), longest * self.config.frames_per_code, self.config.bins)
-                for row, i in enumerate(group):
-                    spectra = self._spectra[checked[i]].flatten(0, 1)
-                    magnitudes[row, : len(spectra)] = spectra
-                phases = spectral.first_phases(*magnitudes.shape[1:]).expand_as(magnitudes)
-                decoded = spectral.griffin_lim(magnitudes, self.config.hop, self.config.griffin_lim_iterations, phases)
-                for row, i in enumerate(group):
-                    end = edge + len(checked[i]) * self.config.samples_per_code
-                    waves[i] = decoded[row, edge:end].clamp(-1, 1).numpy().copy()
-        return waves
+            magnitudes = self._spectra[codes].flatten(0, 1)[None]
+            phases = spectral.first_phases(*magnitudes.shape[1:])
+            decoded = spectral.griffin_lim(magnitudes, self.config.hop, self.config.griffin_lim_iterations, phases)[0]
+            return decoded[edge : edge + len(codes) * self.config.samples_per_code].clamp(-1, 1).numpy()
 
     def decode_stream(self) -> "MelVQStream":
         """A fresh stream decoder."""

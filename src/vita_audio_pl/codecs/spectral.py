@@ -95,11 +95,11 @@ def invert_mel(mel: Tensor, filters: Tensor, iterations: int = 60) -> Tensor:
 
 def overlap_add(spectra: Tensor, hop: int) -> Tensor:
     """Waves of complex spectra: `(batch, frames, bins)` to `(batch, (frames + 3) * hop)`."""
-    frames = torch.fft.irfft(spectra, n=OVERLAP * hop) * (hann(hop) / _WINDOWS_ADD_UP_TO)
+    frames = torch.fft.irfft(spectra, n=OVERLAP * hop).mul_(hann(hop) / _WINDOWS_ADD_UP_TO)
     batch, count, _ = frames.shape
     pieces = frames.view(batch, count, OVERLAP, hop)
-    wave = frames.new_zeros(batch, count + OVERLAP - 1, hop)
-    for k in range(OVERLAP):
+    wave = torch.nn.functional.pad(pieces[:, :, 0], (0, 0, 0, OVERLAP - 1))
+    for k in range(1, OVERLAP):
         wave[:, k : k + count] += pieces[:, :, k]
     return wave.view(batch, -1)
 
@@ -121,14 +121,18 @@ def griffin_lim(magnitudes: Tensor, hop: int, iterations: int, phases: Tensor, k
         `(batch, (frames + 3) * hop)`; 1.5 hops at either end lie outside the framed span.
     """
     momentum = 0.99
-    previous = torch.zeros_like(phases)
+    spectra = magnitudes * phases
+    previous = torch.zeros_like(spectra)
     for _ in range(iterations):
-        wave = _with_start(overlap_add(magnitudes * phases, hop), known)
-        rebuilt = analyse(wave, hop)
-        ahead = rebuilt + momentum * (rebuilt - previous)
-        phases = unit(ahead)
+        rebuilt = analyse(_with_start(overlap_add(spectra, hop), known), hop)
+        # Real and imaginary parts apart, because arithmetic on complex tensors takes several times as long
+        real = torch.lerp(previous.real, rebuilt.real, 1 + momentum)
+        imaginary = torch.lerp(previous.imag, rebuilt.imag, 1 + momentum)
+        lengths = torch.addcmul(real.square(), imaginary, imaginary)
+        scale = lengths.clamp_(min=1e-24).rsqrt_().mul_(magnitudes)
+        spectra = torch.complex(real.mul_(scale), imaginary.mul_(scale))
         previous = rebuilt
-    return _with_start(overlap_add(magnitudes * phases, hop), known)
+    return _with_start(overlap_add(spectra, hop), known)
 
 
 def _with_start(waves: Tensor, known: Tensor | None) -> Tensor:

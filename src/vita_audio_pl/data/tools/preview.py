@@ -21,6 +21,7 @@ class _Token:
     target: str
     kind: str
     colour: str
+    writer: str
     title: str
 
 
@@ -39,7 +40,7 @@ def preview_html(batch: PackedBatch, tokenizer: TextTokenizer, vocabulary: Vocab
         title=title,
         facts=facts,
         frames=vocabulary.continuous_input,
-        writers=[("backbone", _BACKBONE), *((f"head {k}", _colour(k + 1)) for k in range(heads))],
+        writers=[("backbone", _BACKBONE, "B"), *((f"head {k}", _colour(k + 1), k) for k in range(heads))],
         rows=[_row(batch, r, tokenizer, vocabulary) for r in range(len(batch.names))],
     )
 
@@ -75,6 +76,7 @@ def _row(batch: PackedBatch, r: int, tokenizer: TextTokenizer, vocabulary: Vocab
                     "" if label == IGNORE_INDEX else _shown(label, tokenizer, vocabulary),
                     _kind(id, vocabulary),
                     _colour(writer),
+                    {-1: "", 0: "B"}.get(writer, str(writer - 1)),
                     ", ".join(f"{key} {value}" for key, value in told.items()),
                 )
             )

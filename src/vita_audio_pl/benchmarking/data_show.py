@@ -1,0 +1,29 @@
+"""The data benchmark's figures as a table and as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from vita_audio_pl.benchmarking.data import Figure
+from vita_audio_pl.benchmarking.data_settings import DataBenchmark
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """One row for each figure, with what it has to reach."""
+    table = Table(title="data engine", title_justify="left")
+    for column in ("figure", "measured", "goal", "CPU s"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for figure in figures:
+        cpu = "" if figure.cpu_seconds is None else f"{figure.cpu_seconds:.2f}"
+        table.add_row(figure.name, f"{figure.value:,.2f} {figure.unit}", figure.goal, cpu)
+    return table
+
+
+def write_figures(figures: Sequence[Figure], options: DataBenchmark, path: Path | str) -> None:
+    """All figures as JSON, with the settings they were measured under."""
+    record = {"settings": asdict(options), "figures": [asdict(figure) for figure in figures]}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
