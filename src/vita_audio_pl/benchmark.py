@@ -50,6 +50,7 @@ def benchmark(config: BenchmarkConfig) -> None:
             config.benchmark_size,
             objectives=config.objectives,
             naive=config.naive,
+            liger=config.liger,
             repetitions=config.repetitions,
             attention=config.attention,
             device=config.device,

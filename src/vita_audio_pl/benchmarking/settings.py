@@ -18,9 +18,10 @@ class BenchmarkConfig:
     decoding: DecodingProtocol = field(default_factory=DecodingProtocol)
     engine: DataBenchmark = field(default_factory=DataBenchmark)  # of what=data
     what: str = "training"  # or decoding, data
-    stages: list[str] = field(default_factory=lambda: ["mtp10", "sft"])  # mtp10: frozen backbone; sft: all trains
+    stages: list[str] = field(default_factory=lambda: ["mtp10", "sft"])  # mtp1, mtp10: frozen backbone; sft: all trains
     objectives: list[str] = field(default_factory=lambda: ["served_slots"])  # besides every_head
     naive: bool = True  # also the plain step, which makes every logit
+    liger: bool = False  # also every_head with Liger's kernel; CUDA only
     repetitions: int = 3
     attention: str = "per_document"  # or sdpa; flex and flash on a GPU
     device: str = "cpu"

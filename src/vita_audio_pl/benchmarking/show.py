@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from vita_audio_pl.benchmarking.sizes import TrainingSize
-from vita_audio_pl.benchmarking.training import NAIVE, OURS, TrainingComparison
+from vita_audio_pl.benchmarking.training import LIGER, NAIVE, OURS, TrainingComparison
 
 
 def training_table(result: TrainingComparison, peak_tflops: float | None = None) -> Table:
@@ -36,7 +36,7 @@ def write_results(results: list[TrainingComparison], size: TrainingSize, path: P
 
 
 def _label(name: str) -> str:
-    return {NAIVE: "naive every_head", OURS: "every_head"}.get(name, name)
+    return {NAIVE: "naive every_head", OURS: "every_head", LIGER: "every_head, Liger"}.get(name, name)
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
-STAGES = ("mtp10", "sft")
-NAIVE, OURS = "naive", "every_head"
+STAGES = ("mtp1", "mtp10", "sft")
+NAIVE, OURS, LIGER = "naive", "every_head", "every_head_liger"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def benchmark_training(
     *,
     objectives: Sequence[str] = ("served_slots",),
     naive: bool = True,
+    liger: bool = False,
     repetitions: int = 3,
     attention: str = "per_document",
     device: str = "cpu",
@@ -84,9 +85,10 @@ def benchmark_training(
     The first round measures memory, the others time.
 
     Args:
-        stage: `mtp10` (the language model is frozen) or `sft` (everything trains).
+        stage: `mtp1` (one head, the language model is frozen), `mtp10` (all heads, frozen) or `sft` (everything trains).
         objectives: objectives of ours besides `every_head`, of those that need no vocabulary.
         naive: whether the plain step is measured too; at real sizes it does not fit.
+        liger: `every_head` with Liger's kernel, too; CUDA only.
         attention: kernel of ours; the naive step uses sdpa with a block-diagonal mask over the whole row.
 
     Raises:
@@ -97,11 +99,14 @@ def benchmark_training(
     if repetitions < 1:
         raise UserError(f"repetitions is {repetitions}; it must be at least 1")
     size, place = size or TrainingSize(), torch.device(device)
+    size = replace(size, heads=1) if stage == "mtp1" else size
     model, batch = make_model(size, attention, place, dtype, seed), make_batch(size, seed).to(place)
-    if stage == "mtp10":
+    if stage != "sft":
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
     chosen = {name: build_objective(name, chunk_rows=chunk_rows) for name in (OURS, *objectives)}
+    if liger:
+        chosen[LIGER] = build_objective(OURS, kernel="liger")
     steps: dict[str, Callable[[], Tensor]] = {NAIVE: lambda: naive_loss(model, batch)} if naive else {}
     for name, objective in chosen.items():
         steps[name] = lambda objective=objective: model(batch, objective).total
