@@ -19,7 +19,9 @@ def test_the_script_for_gpus_runs_in_its_smoke_form(tmp_path):
     environment = os.environ | {"SMOKE": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
     result = subprocess.run([tmp_path / "benchmarks/gpu.sh"], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert {"training_7b.json", "attention_sdpa.json", "decoding"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"training_7b.json", "attention_sdpa.json", "decoding"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
 
 
 def test_an_unknown_part_is_refused(tmp_path):
