@@ -213,8 +213,10 @@ def test_a_json_list_of_questions(tmp_path: Path) -> None:
     assert len(bad(reader)) == 1
 
 
-def test_lhotse_recipes_read_a_corpus_as_published(tmp_path: Path) -> None:
+def test_lhotse_recipes_read_a_corpus_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lhotse")
+    monkeypatch.chdir(tmp_path)
+    tmp_path = Path("corpora/LibriSpeech")
     folder = tmp_path / "train-clean-100/19/198"
     folder.mkdir(parents=True)
     soundfile.write(folder / "19-198-0000.flac", np.zeros(8000, np.float32), 16_000)
@@ -225,10 +227,39 @@ def test_lhotse_recipes_read_a_corpus_as_published(tmp_path: Path) -> None:
     samples = good(reader)
     assert sorted(contents(s)[1][1] for s in samples) == ["northanger abbey", "this little work"]
     assert samples[0].audios[0].path.is_file() and samples[0].audios[0].seconds is None
+    moved = tmp_path.rename("moved")
+    assert all(s.audios[0].path.is_file() for s in good(make_reader(moved, "asr", options, "test")))
+    moved.rename(tmp_path)
     with pytest.raises(UserError, match="no manifest 'other'"):
         make_reader(tmp_path, "asr", {**options, "manifests": ["other"]}, "test").parts()
     with pytest.raises(UserError, match="no recipe for 'nonsense'"):
         make_reader(tmp_path, "asr", {**options, "corpus": "nonsense"}, "test").parts()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("kaldi", {"lower": True}),
+        ("kaldi", {"join": True}),
+        ("webdataset", {"lower": True}),
+        ("webdataset", {"text": "json"}),
+        ("webdataset", {"audio": ["flac"]}),
+        ("table", {"join": True}),
+        ("table", {"columns": {"audio": "audio", "text": "other"}}),
+    ],
+)
+def test_shards_are_made_anew_where_a_recipe_reads_otherwise(tmp_path: Path, kind: str, change: dict) -> None:
+    (tmp_path / "wav.scp").write_text("a a.wav\n")
+    (tmp_path / "text").write_text("a HELLO THERE\n")
+    (tmp_path / "x.jsonl").write_text('{"audio": "a.wav", "text": "HELLO"}\n')
+    (tmp_path / "x.tar").write_bytes(bytes(1024))
+    options = {"kind": kind} | (
+        {"files": ["x.jsonl"], "columns": {"audio": "audio", "text": "text"}} if kind == "table" else {}
+    )
+    first, again, other = (
+        make_reader(tmp_path, "asr", o, "test").parts()[0].identity for o in (options, options, options | change)
+    )
+    assert first == again != other
 
 
 def test_patterns_cannot_lead_out_of_the_corpus(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class KaldiReader:
         for first in range(0, len(names), self.utterances_per_part):
             chosen = names[first : first + self.utterances_per_part]
             facts = [f"{n} {segments.get(n)} {scp.get(segments.get(n, n).split()[0])} {text.get(n)}" for n in chosen]
-            identity = hashlib.sha256("\n".join([*facts, self.task, str(self.speaker_prompt)]).encode()).hexdigest()
+            identity = hashlib.sha256("\n".join([*facts, repr(self._rules)]).encode()).hexdigest()
             parts.append(Part(f"{self.folder}:{chosen[0]}", identity, {"first": first, "count": len(chosen)}))
         return parts
 
@@ -64,8 +64,11 @@ class KaldiReader:
         first = int(part.where["first"])
         scp, _, segments, _ = self._tables
         names = list(segments or scp)[first : first + int(part.where["count"])]
-        rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
-        yield from rules.samples(self._utterance(name) for name in names)
+        yield from self._rules.samples(self._utterance(name) for name in names)
+
+    @property
+    def _rules(self) -> UtteranceRules:
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
 
     def _utterance(self, name: str) -> Utterance | Unreadable:
         scp, text, segments, speakers = self._tables

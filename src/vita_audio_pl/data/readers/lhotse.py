@@ -41,12 +41,14 @@ class LhotseReader:
     @cached_property
     def _utterances(self) -> list[dict[str, Any]]:
         """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, written the first time."""
-        wanted = json.dumps([self.corpus, self.manifests, self.settings, 1], default=list)
+        wanted = json.dumps([self.corpus, self.manifests, self.settings, 2], default=list)
         cache = self.root / ".vita_audio_pl"
         path = cache / f"{self.corpus}.{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.jsonl"
         with sole_user(cache):
             if not path.is_file():
-                _write_utterances(path, _prepared(self.corpus, self.root, cache, self.settings or {}), self.manifests)
+                root = self.root.resolve()  # lhotse's manifests repeat the root that it was given
+                prepared = _prepared(self.corpus, root, cache, self.settings or {})
+                _write_utterances(path, prepared, self.manifests, root)
         with open(path, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
@@ -95,8 +97,8 @@ def _prepared(corpus: str, root: Path, cache: Path, settings: Mapping[str, Any])
         ) from error
 
 
-def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[str, ...]) -> None:
-    """One line per supervision of the wanted manifests."""
+def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[str, ...], root: Path) -> None:
+    """One line per supervision of the wanted manifests; paths from `root` on, so that the corpus may be moved."""
     found = dict(_manifests(prepared))
     missing = [name for name in manifests if name not in found]
     if missing:
@@ -112,7 +114,7 @@ def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[
                 row = {
                     "id": supervision.id,
                     "kind": source.type if source else "missing recording",
-                    "path": str(source.source) if source and source.type == "file" else "",
+                    "path": _below(root, Path(source.source)) if source and source.type == "file" else "",
                     "start": supervision.start,
                     "seconds": None if whole else supervision.duration,
                     "text": supervision.text or "",
@@ -120,6 +122,10 @@ def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     partial.rename(path)
+
+
+def _below(root: Path, path: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _manifests(prepared: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

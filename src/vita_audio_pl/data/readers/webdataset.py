@@ -1,5 +1,6 @@
 """Plain WebDataset tars of audio: members of one sample share their name up to the first dot."""
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
@@ -39,18 +40,19 @@ class WebDatasetReader:
     join: bool = False
 
     def parts(self) -> list[Part]:
+        described = json.dumps([repr(self._rules), self.audio, self.text, self.text_key, self.speaker_key])
+        rules = hashlib.sha256(described.encode()).hexdigest()[:12]
         return [
-            Part(
-                str(path.relative_to(self.root)),
-                f"{file_identity(path)} {self.task} {self.speaker_prompt}",
-                {"path": str(path)},
-            )
+            Part(str(path.relative_to(self.root)), f"{file_identity(path)} {rules}", {"path": str(path)})
             for path in files_matching(self.root, self.files)
         ]
 
+    @property
+    def _rules(self) -> UtteranceRules:
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
+
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
-        yield from rules.samples(self._utterances(Path(str(part.where["path"]))))
+        yield from self._rules.samples(self._utterances(Path(str(part.where["path"]))))
 
     def _utterances(self, path: Path) -> Iterator[Utterance | Unreadable]:
         key, members = "", dict[str, bytes]()
