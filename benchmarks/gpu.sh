@@ -56,12 +56,15 @@ attention() {
 }
 
 engines() {
-  local settings=(trainer.devices=1)
-  if [ -n "${SMOKE:-}" ]; then settings+=(trainer.accelerator=cpu trainer.precision=32-true); fi
+  local settings=(trainer.devices=1) steps=20
+  if [ -n "${SMOKE:-}" ]; then
+    settings+=(trainer.accelerator=cpu trainer.precision=32-true)
+    steps=2
+  fi
   for trainer in fsdp2 deepspeed_zero2 deepspeed_zero3; do
     run "engine_$trainer" vita_audio_pl.train stage=chain data=spoken_world_smoke "trainer=$trainer" \
-      "${settings[@]}" per_stage.align.steps=20 per_stage.mtp1.steps=10 per_stage.mtp10.steps=10 \
-      per_stage.sft.steps=10 "run_name=gpu-$trainer" "paths.runs=$OUT/runs" force=true
+      "${settings[@]}" per_stage.{align,mtp1,mtp10,sft}.steps=$steps \
+      "run_name=gpu-$trainer" "paths.runs=$OUT/runs" force=true
   done
 }
 
