@@ -21,7 +21,7 @@ def generate(config: GenerateConfig) -> None:
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     loaded = load_speech_model(config.model_folder, device=config.device, dtype=dtype)
-    codec = codec_of(loaded)
+    codec = codec_of(loaded, config.device)
     with open_session(config, loaded, codec) as session:
         begun = time.perf_counter()
         if config.stream:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
@@ -22,7 +23,9 @@ from vita_audio_pl.data.readers import AudioBytes, AudioRef
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
 from vita_audio_pl.data.tokenize import BROKEN_AUDIO, TOO_LONG, AudioRules, SkipAudio, TokenizeJob
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
+from vita_audio_pl.models.released import ENCODER_FOLDER
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
 from vita_audio_pl.spoken_world import World, build_world
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
@@ -31,6 +34,9 @@ WORLD_SOURCES = ("world_asr", "world_tts", "world_sqa", "world_text")
 _WORLD_PREPARED = "prepared.json"
 _TEXT_ENTRIES = 2048  # more than the spoken world's words need: every word becomes one token
 _FIT_SECONDS = 3600.0  # audio that the codec is fitted to
+_STATISTICS_SECONDS = 300.0  # audio that mean and variance of the encoder's features are taken from
+_WORLD_SHARDS = ("shards", "shards_with_audio")  # without and with the audio that encoders hear
+_TINY_ENCODER = SenseVoiceConfig(width=128, heads=4, ffn_width=256, layers=3, text_layers=1)
 
 
 def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndarray:
@@ -75,6 +81,8 @@ def tokenize_job(
     batch_seconds: float = 120.0,
     decoders: int = 2,
     keep_audio: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> TokenizeJob:
     """The tasks of one split of a source.
 
@@ -88,13 +96,14 @@ def tokenize_job(
         batch_seconds: audio that the codec encodes at a time.
         decoders: threads that read audio beside the codec.
         keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
+        device, dtype: where the codec's networks run, and the type that they compute in.
     """
     return TokenizeJob(
         source=recipe.folder(split),
         task=recipe.task,
         reader=recipe.open(root, split),
         tokenizer=tokenizer,
-        make_codec=partial(load_codec, codec_folder) if codec_folder else None,
+        make_codec=partial(load_codec, codec_folder, device, dtype) if codec_folder else None,
         codec=codec_facts(load_codec(codec_folder)) if codec_folder else {},
         load_audio=load_audio,
         out=shards / recipe.folder(split),
@@ -121,6 +130,7 @@ def prepare_spoken_world(
     codebook_size: int = 512,
     workers: int = 2,
     console: Console | None = None,
+    keep_audio: bool = False,
 ) -> Path:
     """Everything that training on the spoken world needs, made on this machine; at once if it is there already.
 
@@ -133,6 +143,8 @@ def prepare_spoken_world(
         codebook_size: codes of the codec.
         workers: speech synthesis runs at a time.
         console: where progress is shown.
+        keep_audio: for the Plus variants: shards with the audio outside answers, in a folder of their own beside the
+            others', and `speech_input`, a tiny encoder with random weights.
 
     Returns:
         The folder of the shards.
@@ -150,7 +162,7 @@ def prepare_spoken_world(
     facts = {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
     marker = folder / _WORLD_PREPARED
     if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != facts:
-        for made in ("tokenizer", "codec", "shards"):
+        for made in ("tokenizer", "codec", ENCODER_FOLDER, *_WORLD_SHARDS):
             shutil.rmtree(folder / made, ignore_errors=True)
         write_json(marker, facts)
     if not (folder / "tokenizer").is_dir():
@@ -163,17 +175,36 @@ def prepare_spoken_world(
         aside = folder / ".codec.partial"
         shutil.rmtree(aside, ignore_errors=True)
         config = MelVQConfig(codebook_size=codebook_size)
-        MelVQ.fit(_training_waves(world, config.sample_rate, seed), config, seed).save(aside)
+        MelVQ.fit(_training_waves(world, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(aside)
         aside.rename(folder / "codec")
-    tokenizer = TextTokenizer.load(folder / "tokenizer")
+    if keep_audio and not (folder / ENCODER_FOLDER).is_dir():
+        aside = folder / f".{ENCODER_FOLDER}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
+        new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
+        aside.rename(folder / ENCODER_FOLDER)
+    tokenizer, shards = TextTokenizer.load(folder / "tokenizer"), folder / _WORLD_SHARDS[keep_audio]
     for name in WORLD_SOURCES:
         recipe = load_recipe(name)
         for split in recipe.all_splits:
             job = tokenize_job(
-                recipe, split, root=folder, shards=folder / "shards", tokenizer=tokenizer, codec_folder=folder / "codec"
+                recipe,
+                split,
+                root=folder,
+                shards=shards,
+                tokenizer=tokenizer,
+                codec_folder=folder / "codec",
+                keep_audio=keep_audio,
             )
             prepare_split(job, console=console)
-    return folder / "shards"
+    return shards
+
+
+def new_encoder(seed: int) -> SenseVoiceEncoder:
+    """The tiny SenseVoice-shaped encoder that the small spoken world is heard through, with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SenseVoiceEncoder(_TINY_ENCODER)
 
 
 def _training_conversations(world: World) -> Iterator[Conversation]:
@@ -192,14 +223,14 @@ def _training_texts(world: World) -> Iterator[str]:
             yield from message.content.split(AUDIO_PLACEHOLDER)
 
 
-def _training_waves(world: World, sample_rate: int, seed: int) -> list[np.ndarray]:
-    """A seeded choice of training audio, an hour at most."""
+def _training_waves(world: World, sample_rate: int, seed: int, most_seconds: float) -> list[np.ndarray]:
+    """A seeded choice of training audio."""
     paths = sorted({path for conversation in _training_conversations(world) for path in conversation.audios})
     waves: list[np.ndarray] = []
     seconds = 0.0
     for number in np.random.default_rng(seed).permutation(len(paths)).tolist():
         waves.append(read_audio(world.folder / paths[number], sample_rate))
         seconds += len(waves[-1]) / sample_rate
-        if seconds >= _FIT_SECONDS:
+        if seconds >= most_seconds:
             break
     return waves

@@ -21,7 +21,12 @@ def prepare(config: PrepareConfig) -> None:
     if config.source == "spoken_world":
         folder = Path(config.root or f"{config.paths.data}/spoken_world{'_smoke' if config.size == 'smoke' else ''}")
         shards = prepare_spoken_world(
-            folder, config.size, config.seed, workers=config.executor.workers, console=console
+            folder,
+            config.size,
+            config.seed,
+            workers=config.executor.workers,
+            console=console,
+            keep_audio=config.keep_audio,
         )
         print(f"the spoken world is ready: {shards}")
         return
@@ -41,6 +46,8 @@ def prepare(config: PrepareConfig) -> None:
         batch_seconds=config.batch_seconds,
         decoders=config.decoders,
         keep_audio=config.keep_audio,
+        device=config.device,
+        dtype=config.dtype,
     )
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts)

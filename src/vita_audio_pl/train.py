@@ -28,7 +28,13 @@ def train(config: TrainConfig) -> float | None:
     if config.data.spoken_world:
         world = Path(config.data.shards).parent
         with one_process_at_a_time(world):
-            prepare_spoken_world(world, config.data.spoken_world, codebook_size=config.codec.codebook_size)
+            shards = prepare_spoken_world(
+                world,
+                config.data.spoken_world,
+                codebook_size=config.codec.codebook_size,
+                keep_audio=config.variant.hears_by_encoder,
+            )
+        config.data.shards = str(shards)
     train_stage(config, prepared_data(config, n_heads))
     return stage_folder(config, config.stage.name).last_metric("val/loss")
 

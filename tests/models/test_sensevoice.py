@@ -184,3 +184,30 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, name, old, new, sentence)
     with pytest.raises(UserError, match=sentence):
         load_front_end(tmp_path)
         SenseVoiceEncoder.load(tmp_path)
+
+
+class _Touch:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_damaged_and_malicious_weights_are_refused_and_never_run(tmp_path):
+    for part in ("config.yaml", "am.mvn", "model.pt"):
+        (tmp_path / part).write_bytes((FOLDER / part).read_bytes())
+    path, proof = tmp_path / "model.pt", tmp_path / "executed"
+    whole = path.read_bytes()
+    for kept in (len(whole) - 100, 1000, 0):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match="model.pt.*(damaged|plain)"):
+            SenseVoiceEncoder.load(tmp_path)
+    torch.save({"embed.weight": _Touch(proof)}, path)
+    with pytest.raises(UserError, match="model.pt"):
+        SenseVoiceEncoder.load(tmp_path)
+    path.write_bytes(whole)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"evil: !apply:pathlib.Path.touch ['{proof}']\n" + config.read_text())
+    SenseVoiceEncoder.load(tmp_path)
+    assert not proof.exists()

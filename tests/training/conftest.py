@@ -16,7 +16,9 @@ def trained(tmp_path) -> Callable[..., StageFolder]:
     def train(stage: str, *overrides: str, **data) -> StageFolder:
         config = toy.toy_config(tmp_path / "runs", f"stage={stage}", "run_name=toy", *overrides)
         rows = config.stage.rows_per_step // (config.trainer.rows_per_device or config.stage.rows_per_step)
-        module = toy.ToyData(rows=config.stage.rows_per_step // rows, accumulate=rows)
+        module = toy.ToyData(
+            rows=config.stage.rows_per_step // rows, accumulate=rows, hears=config.variant.hears_by_encoder
+        )
         return StageFolder(train_stage(config, toy.toy_data(tmp_path / "world", module, **data)).parent)
 
     return train

@@ -1,5 +1,6 @@
 """A tiny world for training tests: random documents as a pure function of seed and step, and the settings to train on it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -11,15 +12,19 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.stage import StageData
 
 VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
+HEARING = replace(VOCABULARY, continuous_input=True)
 LENGTH, DOCUMENT = 32, 12
+FRAMES, PLACES = 2, 6  # of the clip that each row begins with for models that hear, and its tokens
 
 
-def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 0) -> PackedBatch:
+def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 0, hears: bool = False) -> PackedBatch:
     """Rows `rows` of global step `step`: two documents of 12 tokens and 8 of padding each; every label counts."""
     rng = np.random.default_rng([seed, step])
     ids = rng.integers(0, VOCABULARY.used, (rows_per_step, LENGTH))
@@ -28,6 +33,12 @@ def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 
     documents = np.where(place < 2 * DOCUMENT, place // DOCUMENT, -1)
     documents = np.broadcast_to(documents, ids.shape)
     labels = np.where((documents >= 0) & (place % DOCUMENT >= 2), ids, -100)
+    clips: tuple[torch.Tensor, ...] = ()
+    if hears:
+        ids[ids == HEARING.context_of_audio] = HEARING.end_of_audio
+        ids[:, :PLACES], labels[:, :PLACES] = HEARING.context_of_audio, -100
+        frames = rng.normal(size=(rows_per_step, FRAMES, SenseVoiceConfig().input_size)).astype(np.float32)
+        clips = tuple(torch.from_numpy(frames[rows]))
     writers = np.where(labels >= 0, (place % DOCUMENT) % 4, -1)
     tensor = torch.from_numpy
     return PackedBatch(
@@ -41,13 +52,14 @@ def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 
         sources=tensor(np.where(documents >= 0, 0, -1)[rows].astype(np.int16)),
         names=[["toy/a", "toy/b"]] * (rows.stop - rows.start),
         position={"row": row},
+        clips=clips,
     )
 
 
 class ToyBatches(torch.utils.data.IterableDataset):
-    def __init__(self, seed: int, rank: int, ranks: int, rows: int, accumulate: int, start: int) -> None:
-        self.seed, self.rank, self.ranks = seed, rank, ranks
-        self.rows, self.accumulate, self.start = rows, accumulate, start
+    def __init__(self, owner: "ToyData", rank: int, ranks: int) -> None:
+        self.seed, self.rank, self.ranks, self.hears = owner.seed, rank, ranks, owner.hears
+        self.rows, self.accumulate, self.start = owner.rows, owner.accumulate, owner.start
 
     def __iter__(self):
         total = self.rows * self.accumulate * self.ranks
@@ -56,12 +68,13 @@ class ToyBatches(torch.utils.data.IterableDataset):
             step, first = divmod(row, total)
             row += self.rows * self.ranks
             mine = first + self.rank * self.rows
-            yield toy_batch(self.seed, step, slice(mine, mine + self.rows), total, row)
+            yield toy_batch(self.seed, step, slice(mine, mine + self.rows), total, row, self.hears)
 
 
 class ToyData(L.LightningDataModule):
-    def __init__(self, seed: int = 0, rows: int = 4, accumulate: int = 1) -> None:
+    def __init__(self, seed: int = 0, rows: int = 4, accumulate: int = 1, hears: bool = False) -> None:
         super().__init__()
+        self.hears = hears
         self.seed, self.rows, self.accumulate, self.start = seed, rows, accumulate, 0
 
     def consumed(self, batch: PackedBatch) -> None:
@@ -75,11 +88,10 @@ class ToyData(L.LightningDataModule):
 
     def train_dataloader(self):
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
-        batches = ToyBatches(self.seed, rank, ranks, self.rows, self.accumulate, self.start)
-        return torch.utils.data.DataLoader(batches, batch_size=None)
+        return torch.utils.data.DataLoader(ToyBatches(self, rank, ranks), batch_size=None)
 
     def val_dataloader(self):
-        held_out = [toy_batch(self.seed + 1, step, slice(0, 4), 4) for step in range(2)]
+        held_out = [toy_batch(self.seed + 1, step, slice(0, 4), 4, hears=self.hears) for step in range(2)]
         return torch.utils.data.DataLoader(held_out, batch_size=None)
 
 
@@ -87,9 +99,10 @@ def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "code
     for name in ("tokenizer", "codec"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / f"{name}.json").write_text("{}")
+    datamodule = datamodule or ToyData()
     return StageData(
-        datamodule=datamodule or ToyData(),
-        vocabulary=VOCABULARY,
+        datamodule=datamodule,
+        vocabulary=HEARING if datamodule.hears else VOCABULARY,
         tokenizer_folder=folder / "tokenizer",
         tokenizer="tokenizer-a",
         codec_folder=folder / "codec",
@@ -98,7 +111,16 @@ def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "code
         source_names=("toy",),
         plan="toy",
         validates=True,
+        front_end=SenseVoiceFrontEnd() if datamodule.hears else None,
     )
+
+
+def toy_encoder(folder: Path) -> Path:
+    """A tiny encoder with random weights, in a folder of the public layout."""
+    torch.manual_seed(0)
+    sizes = SenseVoiceConfig(width=16, heads=2, ffn_width=24, layers=2, text_layers=1)
+    SenseVoiceEncoder(sizes).save(folder, SenseVoiceFrontEnd())
+    return folder
 
 
 def toy_config(runs: Path, *overrides: str) -> TrainConfig:

@@ -12,4 +12,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     config = toy.toy_config(folder / "runs", *sys.argv[2:])
     rows, accumulate = micro_batches(config)
-    train_stage(config, toy.toy_data(folder / "world", toy.ToyData(rows=rows, accumulate=accumulate)))
+    data = toy.ToyData(rows=rows, accumulate=accumulate, hears=config.variant.hears_by_encoder)
+    train_stage(config, toy.toy_data(folder / "world", data))

@@ -79,22 +79,40 @@ def register_codec(name: str, loader: Callable[[Path], Codec]) -> None:
     _LOADERS[name] = loader
 
 
-def load_codec(folder: str | Path) -> Codec:
+def load_codec(folder: str | Path, device: str = "cpu", dtype: str = "float32") -> Codec:
     """Loads the codec saved in `folder`.
 
+    Args:
+        device: where its networks run; a codec without the method `to(device, dtype)` stays on the CPU.
+        dtype: that they compute in: float32, bfloat16 or float16.
+
     Raises:
-        UserError: the folder is no codec folder, or names a codec that is not known here.
+        UserError: the folder is no codec folder, names a codec that is not known here, or there is no such device.
     """
     folder = Path(folder)
     name = read_codec_file(folder)["name"]
     if name in _BUILT_IN:
         module, cls = _BUILT_IN[name]
         codec: Codec = getattr(import_module(module), cls).load(folder)
-        return codec
-    if name in _LOADERS:
-        return _LOADERS[name](folder)
-    known = ", ".join(sorted(_BUILT_IN | _LOADERS))
-    raise UserError(f"{folder / CODEC_FILE} asks for the codec '{name}', which is not known (known: {known})")
+    elif name in _LOADERS:
+        codec = _LOADERS[name](folder)
+    else:
+        known = ", ".join(sorted(_BUILT_IN | _LOADERS))
+        raise UserError(f"{folder / CODEC_FILE} asks for the codec '{name}', which is not known (known: {known})")
+    if (device, dtype) != ("cpu", "float32") and hasattr(codec, "to"):
+        codec.to(*_checked_place(device, dtype))
+    return codec
+
+
+def _checked_place(device: str, dtype: str) -> tuple[str, Any]:
+    """The device and torch's type of that name."""
+    import torch  # only codecs with networks need it
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"the codec cannot compute in '{dtype}'; choose float32, bfloat16 or float16")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"the codec was to run on {device}, but there is no GPU here; use cpu")
+    return device, getattr(torch, dtype)
 
 
 def read_codec_file(folder: Path) -> dict[str, Any]:

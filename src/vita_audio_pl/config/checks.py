@@ -25,9 +25,9 @@ def check_train_config(config: TrainConfig) -> None:
     DecodePattern.of(config.decode_pattern)
     variant, stage = config.variant, config.stage.name
     require(
-        variant.speech_input == "codes",
-        f"variant={variant.name} hears through a continuous encoder, which this version does not have; choose "
-        "variant=vita_audio_boost or variant=vita_audio_balance",
+        variant.hears_by_encoder or config.encoder.folder is None,
+        f"encoder.folder={config.encoder.folder} is given, but variant={variant.name} hears codes and has no encoder; "
+        "choose variant=vita_audio_plus_boost or variant=vita_audio_plus_vanilla",
     )
     require(
         stage == CHAIN or stage in variant.stages or stage in variant.parents,

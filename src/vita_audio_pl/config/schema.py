@@ -45,6 +45,11 @@ class VariantConfig:
     parents: dict[str, list[str]] = MISSING  # stage -> stages that it may start from; [] = from a plain backbone
     speech_input: str = "codes"  # how the user's speech enters: `codes` (discrete) or `encoder` (continuous)
 
+    @property
+    def hears_by_encoder(self) -> bool:
+        """Whether audio outside answers is heard through an encoder (the Plus variants)."""
+        return self.speech_input == "encoder"
+
     def check(self) -> None:
         require(self.speech_input in ("codes", "encoder"), f"variant.speech_input: '{self.speech_input}' is neither "
                 "'codes' nor 'encoder'")  # fmt: skip
@@ -148,6 +153,14 @@ class CodecConfig:
 
     name: str = MISSING
     codebook_size: int = MISSING
+
+
+@dataclass
+class EncoderConfig:
+    """The audio encoder that the Plus variants hear through."""
+
+    folder: str | None = None  # laid out as SenseVoiceSmall; null = speech_input beside the shards
+    trains_in: list[str] = field(default_factory=list)  # stages; the published system trains it in none
 
 
 @dataclass
@@ -288,6 +301,7 @@ class TrainConfig:
     per_stage: dict[str, StageOverrides] = field(default_factory=dict)  # per_stage.mtp10.steps=..., for chains
     model: ModelConfig = field(default_factory=ModelConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: DataOptions = field(default_factory=DataOptions)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -99,6 +99,8 @@ class PrepareConfig:
     shards: str = MISSING  # folder that the sources' shards go to
     tokenizer_folder: str | None = None  # folder or tokenizer.json of the text tokenizer
     codec_folder: str | None = None  # of the codec; null for text
+    device: str = "cpu"  # where the codec's networks run, or cuda
+    dtype: str = "float32"  # that they compute in; bfloat16 and float16 are faster on a GPU
     size: str = "full"  # of the spoken world: full or smoke
     seed: int = 0  # of the spoken world
     batch_seconds: float = 120.0  # audio that the codec encodes at a time

@@ -1,7 +1,7 @@
 """The real toolbox: models that answer, codecs that turn codes into sound, judges that listen."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class ModelToolbox:
     ) -> None:
         self.device, self.count_unreadable, self.threads = device, count_unreadable, threads
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
-        self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(load_codec)
+        self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(partial(load_codec, device=device))
         self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
         self.similarity = cache(lambda: SpeakerSimilarity(speaker_model, device)) if speaker_model else None
         self.naturalness = cache(lambda: Naturalness(mos_model, device)) if mos_model else None

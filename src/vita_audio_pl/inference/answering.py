@@ -23,9 +23,9 @@ from vita_audio_pl.text.turns import AudioFrames
 SPOKEN_TASKS = ("sts", "tts")
 
 
-def codec_of(loaded: LoadedModel) -> Codec | None:
-    """The codec that a model folder carries; None where it carries none."""
-    return None if loaded.codec_dir is None else load_codec(loaded.codec_dir)
+def codec_of(loaded: LoadedModel, device: str = "cpu") -> Codec | None:
+    """The codec that a model folder carries, on a device; None where it carries none."""
+    return None if loaded.codec_dir is None else load_codec(loaded.codec_dir, device)
 
 
 def listen(conversation: Conversation, loaded: LoadedModel, codec: Codec | None) -> list[Any]:

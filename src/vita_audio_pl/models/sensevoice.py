@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign import Fields, load_strict, read_tagged_yaml, read_weights
-from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd, read_cmvn, write_cmvn
+from vita_audio_pl.models.sensevoice_frontend import CMVN, SAMPLE_RATE, SenseVoiceFrontEnd, read_cmvn, write_cmvn
 
 LANGUAGES = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12, "nospeech": 13}
 TEXT_FORMS = {"withitn": 14, "woitn": 15}
@@ -153,7 +153,7 @@ class SenseVoiceEncoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(self.config.as_yaml(), encoding="utf-8")
-        write_cmvn(folder / "am.mvn", front_end.shift, front_end.scale)
+        write_cmvn(folder / CMVN, front_end.shift, front_end.scale)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -183,7 +183,7 @@ def load_front_end(folder: str | Path, dither: float = 0.0) -> SenseVoiceFrontEn
     """The front end of a public folder: `config.yaml` and `am.mvn`."""
     folder = Path(folder)
     config = SenseVoiceConfig.read(folder / "config.yaml")
-    shift, scale = read_cmvn(folder / "am.mvn", config.input_size)
+    shift, scale = read_cmvn(folder / CMVN, config.input_size)
     return SenseVoiceFrontEnd(
         shift, scale, n_mels=config.n_mels, stack=config.stack, stride=config.stride, dither=dither
     )

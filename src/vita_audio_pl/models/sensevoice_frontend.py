@@ -12,6 +12,8 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz
+CMVN = "am.mvn"
+"""File with mean and variance of the features, in a public folder."""
 _WINDOW, _HOP = 400, 160  # samples
 _FULL_SCALE = 32_768.0
 _QUIETEST = 1.1920929e-07

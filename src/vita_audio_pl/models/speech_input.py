@@ -16,7 +16,7 @@ from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 
 RELEASED_PREFIX = "model."
 ENCODER = r"^speech_input\.audio_model\."
-"""Names of the encoder's parameters in a `SpeechLM`; they are frozen in every stage."""
+"""Names of the encoder's parameters in a `SpeechLM`; the published training freezes them in every stage."""
 
 
 class SpeechAdapter(nn.Sequential):

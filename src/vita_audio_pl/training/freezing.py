@@ -29,11 +29,11 @@ class Frozen:
     trained_parameters: int = 0
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
+def freeze(model: nn.Module, patterns: Sequence[str], *, train_encoder: bool = False) -> Frozen:
     """Freeze the parameters whose names a pattern matches (`re.search`) and let all others train.
 
-    A tied parameter is frozen where any of its names matches. Layers that have LoRA adapters train these alone,
-    and a speech encoder never trains.
+    A tied parameter is frozen where any of its names matches. Layers that have LoRA adapters train these alone, and a
+    speech encoder trains only where `train_encoder` says so.
 
     Raises:
         UserError: a pattern matches nothing, or nothing is left to train.
@@ -45,7 +45,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> Frozen:
             raise UserError(
                 f"stage.freeze: the pattern '{pattern}' matches no parameter; the model has {bunch(top_levels(names))}"
             )
-    patterns = [*patterns, ENCODER]
+    patterns = [*patterns, *([] if train_encoder else [ENCODER])]
     if any(".lora_" in name for name in names):
         patterns.append(BESIDE_ADAPTERS)
     for parameter in model.parameters():

@@ -33,8 +33,9 @@ class StageManifest:
         decode_pattern: who writes which token when decoding.
         n_heads: MCTP heads.
         steps: optimiser steps of the stage.
-        config: all settings of the run.
         frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that changed.
+        speech_input: how the user's speech enters: `codes`, or `encoder` in the Plus variants.
+        config: all settings of the run.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class StageManifest:
     steps: int
     frozen: int
     trained: int
+    speech_input: str = "codes"
     config: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -136,12 +138,14 @@ def check_parent(
 
 
 _MEANING = {
+    "speech_input": "way of hearing (variant.speech_input)",
     "vocabulary": "vocabulary (fingerprint)",
     "tokenizer": "text tokenizer (fingerprint)",
     "codec_fingerprint": "audio codec (fingerprint)",
     "text_audio_interval_ratio": "text_audio_interval_ratio",
 }
 _REMEDY = {
+    "speech_input": "choose a variant that hears the same way",
     "vocabulary": "use the data that it was trained on, or train the parent again",
     "tokenizer": "use the data that it was trained on, or train the parent again",
     "codec_fingerprint": "use the data that it was trained on, or train the parent again",

@@ -7,8 +7,12 @@ from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.models.released import ENCODER_FOLDER
+from vita_audio_pl.models.sensevoice import load_front_end
+from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.text import RenderOptions, TextTokenizer
-from vita_audio_pl.training.stage import StageData
+from vita_audio_pl.training.stage import StageData, find_parent
+from vita_audio_pl.training.starting_model import encoder_folder
 from vita_audio_pl.training.trainer import micro_batches
 
 
@@ -30,7 +34,8 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
             f"with {config.codec.codebook_size} codes is configured; choose the codec it was made with, or other data"
         )
     rows, accumulate = micro_batches(config)
-    vocabulary = tokenizer.vocabulary(codec.codebook_size)
+    front_end = stage_front_end(config)
+    vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=front_end is not None)
     datamodule = SpeechDataModule(
         config.data,
         vocabulary,
@@ -48,6 +53,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         row_length=config.stage.sequence_length,
         accumulate=accumulate,
         seed=config.seed,
+        front_end=front_end,
     )
     return StageData(
         datamodule=datamodule,
@@ -60,4 +66,24 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         source_names=datamodule.source_names,
         plan=datamodule.fingerprint,
         validates=bool(datamodule.validation_sources),
+        front_end=front_end,
     )
+
+
+def stage_front_end(config: TrainConfig) -> SenseVoiceFrontEnd | None:
+    """Makes the features that the stage's audio encoder hears: its parent's, or the encoder folder's; None for codes.
+
+    Raises:
+        UserError: the folder is incomplete, or the front end counts other frames than prepared data does.
+    """
+    if not config.variant.hears_by_encoder:
+        return None
+    parent = find_parent(config)
+    folder = encoder_folder(config) if parent is None else parent / ENCODER_FOLDER
+    front_end, usual = load_front_end(folder), SenseVoiceFrontEnd()
+    if front_end.stride != usual.stride:
+        raise UserError(
+            f"{folder} stacks every {front_end.stride}th frame, and the places of audio in prepared data are counted for "
+            f"every {usual.stride}th, as SenseVoiceSmall has it; use an encoder with lfr_n: {usual.stride}"
+        )
+    return front_end

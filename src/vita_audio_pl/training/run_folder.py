@@ -105,7 +105,8 @@ def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
 
 def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's settings that its weights follow from; engine, logging and paths are not among them."""
-    return {name: settings[name] for name in DECISIVE}
+    hears_by_encoder = settings["variant"]["speech_input"] == "encoder"
+    return {name: settings[name] for name in (*DECISIVE, *(["encoder"] if hears_by_encoder else []))}
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.objectives import EveryHead, build_objective
-from vita_audio_pl.models.released import save_released
+from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
+from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoints import CheckpointWriter, complete_checkpoints
 from vita_audio_pl.training.engines import build_engine
@@ -48,6 +49,7 @@ class StageData:
         source_names: sources by number.
         plan: fingerprint of what decides which rows come in which order.
         validates: whether there is held-out data.
+        front_end: of the audio encoder, in the Plus variants; it goes into the model folder.
     """
 
     datamodule: L.LightningDataModule
@@ -60,6 +62,7 @@ class StageData:
     source_names: tuple[str, ...]
     plan: str
     validates: bool
+    front_end: SenseVoiceFrontEnd | None = None
 
 
 def find_parent(config: TrainConfig) -> Path | None:
@@ -121,6 +124,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             allowed=config.variant.parents.get(config.stage.name, []),
             n_heads=config.stage.n_heads,
             facts={
+                "speech_input": config.variant.speech_input,
                 "vocabulary": data.vocabulary.fingerprint,
                 "tokenizer": data.tokenizer,
                 "codec_fingerprint": data.codec_fingerprint,
@@ -142,7 +146,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         torch.set_num_threads(config.trainer.threads)
     engine = build_engine(config.trainer)
     model = starting_model(config, data.vocabulary, parent_folder)
-    frozen = freeze(model, config.stage.freeze)
+    frozen = freeze(model, config.stage.freeze, train_encoder=config.stage.name in config.encoder.trains_in)
     module = SpeechLMModule(
         model,
         configured_objective(config, data.vocabulary),
@@ -235,7 +239,7 @@ def hand_over(
     parent: StageManifest | None,
     folder: StageFolder,
 ) -> None:
-    """Write the model folder aside and rename it: weights, tokenizer, codec, manifest.
+    """Write the model folder aside and rename it: weights, tokenizer, codec, the encoder's front end, manifest.
 
     Args:
         weights: whole values of the parameters that trained, by name; the others are the starting model's.
@@ -252,6 +256,8 @@ def hand_over(
     save_released(model, aside, decode_pattern=config.decode_pattern, first_code=data.vocabulary.first_code)
     shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
     shutil.copytree(data.codec_folder, aside / "codec")
+    if data.front_end is not None:
+        write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
     StageManifest(
         stage=config.stage.name,
         variant=config.variant.name,
@@ -270,6 +276,7 @@ def hand_over(
         steps=config.stage.steps,
         frozen=proof.frozen,
         trained=proof.trained,
+        speech_input=config.variant.speech_input,
         config=dataclasses.asdict(config),
     ).write(aside)
     os.replace(aside, folder.model)

@@ -9,9 +9,10 @@ from vita_audio_pl.config.schema import ModelConfig, TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.backbone import load_backbone
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
-from vita_audio_pl.models.initialise import add_heads, resize_vocabulary
+from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
 from vita_audio_pl.models.lora import add_lora
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
+from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.text.vocabulary import Vocabulary
 
@@ -24,7 +25,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
         parent: model folder of the parent stage; None starts from the plain backbone of `config.model`.
 
     Raises:
-        UserError: the weights do not fit, or the stage wants fewer heads than the parent has.
+        UserError: the weights do not fit, the stage wants fewer heads than the parent has, or there is no encoder.
     """
     generator = torch.Generator().manual_seed(config.seed)
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
@@ -38,6 +39,11 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
             torch.manual_seed(config.seed)
             backbone = backbone_config(config.model, vocabulary)
             model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.attention)).to(dtype)
+    if config.variant.hears_by_encoder and model.speech_input is None:
+        encoder = SenseVoiceEncoder.load(encoder_folder(config))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # of the adapter
+            add_speech_input(model, encoder, vocabulary.context_of_audio)
     if config.stage.n_heads is not None:
         add_heads(model, config.stage.n_heads, generator)
     model.config.detach_heads = config.objective.detach_heads
@@ -66,6 +72,21 @@ def backbone_config(model: ModelConfig, vocabulary: Vocabulary) -> Qwen2Config:
         bos_token_id=None,
         eos_token_id=vocabulary.im_end,
     )
+
+
+def encoder_folder(config: TrainConfig) -> Path:
+    """Folder of the audio encoder that a Plus variant starts from.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(config.encoder.folder or Path(config.data.shards).parent / ENCODER_FOLDER)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"variant={config.variant.name} hears through an audio encoder, and {folder} holds none (config.yaml, am.mvn, "
+            "model.pt or model.safetensors); download SenseVoiceSmall there, or give encoder.folder=DIR"
+        )
+    return folder
 
 
 def _folder(path: str) -> Path:

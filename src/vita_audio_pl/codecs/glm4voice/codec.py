@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -90,11 +90,16 @@ class GLM4VoiceCodec:
             raise UserError(f"{where}: 'tokenizer' and 'decoder' must be the paths of the GLM-4-Voice folders")
         if type(rate) is not int or not isinstance(fingerprint, str):
             raise UserError(f"{where}: 'sample_rate' must be a whole number and 'fingerprint' a text")
+        steps = header.get("flow_steps", 10)
+        if type(steps) is not int or steps < 1:
+            raise UserError(f"{where}: 'flow_steps' is {steps!r}; a whole number of at least 1 is wanted")
         return cls(
             folder / tokenizer,
             None if decoder is None else folder / decoder,
             sample_rate=rate,
             fingerprint=fingerprint,
+            stream_options=StreamOptions.read(header.get("stream", {}), str(where)),
+            flow_steps=steps,
         )
 
     def save(self, folder: str | Path) -> None:
@@ -107,6 +112,8 @@ class GLM4VoiceCodec:
             "decoder": None if self.decoder_folder is None else str(self.decoder_folder.resolve()),
             "sample_rate": self.sample_rate,
             "fingerprint": self.fingerprint,
+            "flow_steps": self.flow_steps,
+            "stream": asdict(self.stream_options),
         }
         aside = folder / f".{CODEC_FILE}.{os.getpid()}"
         aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")

@@ -49,7 +49,8 @@ class CodesToMel(nn.Module):
 
     def speaker(self, embedding: Tensor) -> Tensor:
         """Speaker condition `(items, n_mels)` of `embedding: (items, speaker_size)`; zeros stand for no speaker."""
-        return self.spk_embed_affine_layer(F.normalize(embedding.to(self.dtype), dim=1))
+        # in float32: half precision would round the smallest norm to 0, and no speaker would be 0 / 0
+        return self.spk_embed_affine_layer(F.normalize(embedding.float(), dim=1).to(self.dtype))
 
     def forward(
         self,

@@ -1,8 +1,9 @@
 """How speech is decoded while its codes still arrive."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, repeat
+from typing import Any
 
 from vita_audio_pl.errors import UserError
 
@@ -42,6 +43,24 @@ class StreamOptions:
                 raise UserError(f"streamed decoding: {name} is {numbers}; numbers of at least 1 are wanted")
         if min(self.overlap_frames, self.context_codes, self.fade_samples) < 0:
             raise UserError("streamed decoding: overlap_frames, context_codes and fade_samples must not be negative")
+
+    @classmethod
+    def read(cls, values: Any, where: str) -> "StreamOptions":
+        """Options from the JSON object `stream` of a codec file; what it leaves out keeps its default.
+
+        Raises:
+            UserError: it has a key that is no option, or a value of the wrong kind; `where` names the file.
+        """
+        defaults = asdict(cls())
+        if not isinstance(values, dict) or set(values) - set(defaults):
+            raise UserError(f"{where}: 'stream' is {values!r}; it takes {', '.join(defaults)}")
+        read = {}
+        for name, value in values.items():
+            numbers = isinstance(value, list) and all(type(number) is int for number in value)
+            if not (numbers if isinstance(defaults[name], tuple) else type(value) is type(defaults[name])):
+                raise UserError(f"{where}: 'stream': {name} is {value!r}; {defaults[name]!r} is its default")
+            read[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**read)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Codes and flow steps of one chunk after the other, without end."""
