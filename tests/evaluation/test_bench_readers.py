@@ -34,9 +34,11 @@ def lay_out(root, name):
         put(root / "test_net/text", "u1 你 好\nu2 再见\n")
         return "test_net", "asr", [("u1", root / "test_net/wav/u1.wav", "你 好"), ("u2", "/data/u2.wav", "再见")]
     if name == "aishell":
-        put(root / "transcript/aishell_transcript_v0.8.txt", "BAC1 甚至 出现\nBAC2 别 处\n")
-        put(root / "wav/test/S0764/BAC1.wav")
-        return "wav/test", "asr", [("BAC1", root / "wav/test/S0764/BAC1.wav", "甚至出现")]
+        lines = "BAC009S0764W0121 甚至 出现\nBAC009S0002W0122 别 处\n"  # the second one's speaker is in another split
+        put(root / "transcript/aishell_transcript_v0.8.txt", lines)
+        audio = root / "wav/test/S0764/BAC009S0764W0121.wav"
+        put(audio)
+        return "wav/test", "asr", [("BAC009S0764W0121", audio, "甚至出现")]
     if name == "fleurs":
         put(
             root / "test.tsv",
@@ -89,6 +91,7 @@ def test_voice_prompt_goes_into_the_system_turn(tmp_path):
         ("seed_tts", "meta.lst", "a|b\n", r"meta\.lst:1: expected id"),
         ("fleurs", "test.tsv", "a\tb\n", r"test\.tsv:1: expected tab-separated"),
         ("questions", "test.jsonl", '{"audio": "a.wav"}\n', "question 1 needs 'audio' and 'answers'"),
+        ("questions", "test.jsonl", '{"audio": "a.wav", \n', r"test\.jsonl:1: not JSON"),
         ("librispeech", "nothing", "", r"holds no \*/\*/\*\.trans\.txt; check bench\.root"),
     ],
 )
@@ -100,6 +103,28 @@ def test_broken_bench_is_named_in_one_sentence(tmp_path, name, file, text, sente
     place = tmp_path / file if name in ("seed_tts", "fleurs", "questions") else tmp_path
     with pytest.raises(UserError, match=sentence):
         list(READERS[name](place, "asr", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "sentence"),
+    [
+        ("kaldi", "test_net/wav.scp", "u1 u1.wav\nu2 u2.wav\nu3 u3.wav\n", "1 utterances have no transcript, .*'u3'"),
+        ("aishell", "wav/test/S0764/BAC009S0764W0122.wav", "", "1 utterances have no transcript, .*W0122'"),
+        ("librispeech", "test-clean/61/70968/61-70968-0002.flac", "", "1 utterances have no transcript, .*-0002'"),
+        ("libritts", "test-clean/61/70968/61_b.wav", "", r"1 utterances have no normalized\.txt, .*'61_b'"),
+        (
+            "aishell",
+            "transcript/aishell_transcript_v0.8.txt",
+            "BAC009S0764W0121 甚至\nBAC009S0764W0122 别\n",
+            "1 utterances have no recording, .*W0122'",
+        ),
+    ],
+)
+def test_utterances_that_would_be_missing_from_the_denominator_are_refused(tmp_path, name, file, text, sentence):
+    place, task, _ = lay_out(tmp_path, name)
+    put(tmp_path / file, text)
+    with pytest.raises(UserError, match=sentence):
+        list(READERS[name](tmp_path / place, task, tmp_path))
 
 
 @pytest.fixture(scope="module")

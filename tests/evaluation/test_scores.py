@@ -1,12 +1,19 @@
 """Hand-computed scores for every normaliser and metric."""
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.normalisers import get_normaliser
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.normalisers import get_normaliser, wetext_chinese
+from vita_audio_pl.evaluation.profiles import REFERENCE, STRICT
+from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.scores import contains_answer, contains_substring, count_errors, exact_match
+from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise
+from vita_audio_pl.text.conversation import Conversation, Message
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,24 @@ def test_whisper_spelling_map_is_read_from_a_checkpoint_file(tmp_path):
     assert get_normaliser("whisper_english", str(tmp_path / "normalizer.json"))("Colours") == ["colors"]
     with pytest.raises(UserError, match="does not exist"):
         get_normaliser("whisper_english", str(tmp_path / "nowhere.json"))
+
+
+def test_wetext_writes_numbers_out_before_characters_are_counted(monkeypatch):
+    class SpellsNumbers:
+        def normalize(self, text):
+            return text.replace("15", "十五")
+
+    normalizer = ModuleType("tn.chinese.normalizer")
+    normalizer.Normalizer = SpellsNumbers
+    for name in ("tn", "tn.chinese"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, normalizer.__name__, normalizer)
+    wetext_chinese.cache_clear()
+    assert get_normaliser("wetext_chinese")("买了15台 iPhone。") == ["买", "了", "十", "五", "台", "iphone"]
+    wetext_chinese.cache_clear()
+    monkeypatch.setitem(sys.modules, "tn.chinese.normalizer", None)
+    with pytest.raises(UserError, match="pip install WeTextProcessing"):
+        get_normaliser("wetext_chinese")
 
 
 def test_unknown_normaliser_is_refused_with_the_choices():
@@ -68,3 +93,52 @@ def test_answers_match_as_whole_words_only():
     assert contains_answer(nine, "she has 9 cups".split())
     assert not contains_answer([["red", "cow"]], "red big cow".split())
     assert exact_match(nine, ["nine"]) and not exact_match(nine, ["nine", "cups"]) and not exact_match(nine, [])
+
+
+def scored(task, references, said, profile, *, codes=(1,), heard="", failure="", unit="plain", answers="contains"):
+    """Summary of one utterance under a profile."""
+    item = Item(Conversation("u", (Message("user", "?"),), ()), tuple(references))
+    rules = Scoring(get_normaliser(unit), answers, profile)
+    answer = Answer("u", said, codes, failure=failure)
+    rows = score_utterances(task, [item], {"u": answer}, {"u": Heard("u", heard, 1.0)}, rules)
+    return summarise(task, rows)
+
+
+@pytest.mark.parametrize(
+    ("unit", "reference", "said", "strict", "published"),
+    [
+        # two words too many: 2 insertions over 3 words; cut after 3 words nothing is wrong
+        ("plain", "the red cow", "the red cow lives here", 2 / 3, 0),
+        # one word too few: cutting changes nothing
+        ("plain", "the red cow", "the cow", 1 / 3, 1 / 3),
+        # "a" put in front: 1 insertion; cut after 3 words it is an insertion and a deletion, so the quirk can hurt
+        ("plain", "the red cow", "a the red cow", 1 / 3, 2 / 3),
+        # characters for Chinese: two too many of four
+        ("mixed", "你好世界", "你好世界谢谢", 2 / 4, 0),
+    ],
+)
+def test_the_reference_profile_cuts_transcripts_at_the_length_of_their_reference(
+    unit, reference, said, strict, published
+):
+    for profile, expected in ((STRICT, strict), (REFERENCE, published)):
+        result = scored("asr", [reference], said, profile, unit=unit)
+        assert result["metrics"]["wer"]["value"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_reference_profile_drops_silent_answers_from_speech_figures_only():
+    strict, published = (scored("sqa", ["paris"], "it is paris", p, codes=()) for p in (STRICT, REFERENCE))
+    assert strict["metrics"]["speech_accuracy"] | {"value": 0, "utterances": 1} == strict["metrics"]["speech_accuracy"]
+    assert "speech_accuracy" not in published["metrics"] and published["metrics"]["text_accuracy"]["value"] == 1
+    assert strict["silent"] == published["silent"] == 1 and published["left_out"] == 1
+
+
+def test_the_reference_profile_skips_utterances_that_could_not_be_asked():
+    strict, published = (scored("asr", ["the cow"], "", p, failure="no such file") for p in (STRICT, REFERENCE))
+    assert strict["metrics"]["wer"]["value"] == 1 and strict["failed"] == 1
+    assert published["metrics"] == {} and published["failed"] == published["left_out"] == 1
+
+
+def test_the_reference_profile_accepts_an_answer_inside_another_word():
+    strict, published = (scored("sqa", ["nine"], "nineteen", p, heard="ninety") for p in (STRICT, REFERENCE))
+    for metric in ("text_accuracy", "speech_accuracy"):
+        assert strict["metrics"][metric]["value"] == 0 and published["metrics"][metric]["value"] == 1

@@ -4,9 +4,12 @@ import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item, asr_item, read_samples, read_text, sqa_item, tts_item
+
+_AISHELL_SPEAKER = len("BAC009S0764")  # of BAC009S0764W0121, speaker and utterance
 
 Reader = Callable[[Path, str, Path], Iterable[Item]]
 """`(place, task, root) -> items`; the place is the file or folder below root that the bench file names for a split."""
@@ -21,7 +24,8 @@ def read_transcribed(pairs: Iterable[tuple[str, Path, str]], task: str) -> Itera
 def librispeech(place: Path, task: str, root: Path) -> Iterable[Item]:
     """LibriSpeech: `<speaker>/<chapter>/<speaker>-<chapter>.trans.txt` with the FLAC files beside it."""
     files = _existing(sorted(place.glob("*/*/*.trans.txt")), place, "*/*/*.trans.txt")
-    pairs = ((id, file.with_name(f"{id}.flac"), text) for file in files for id, text in _named_lines(file))
+    pairs = [(id, file.with_name(f"{id}.flac"), text) for file in files for id, text in _named_lines(file)]
+    _refuse_without({path.stem for path in place.glob("*/*/*.flac")} - {id for id, _, _ in pairs}, "transcript", place)
     return read_transcribed(pairs, task)
 
 
@@ -29,6 +33,7 @@ def libritts(place: Path, task: str, root: Path) -> Iterable[Item]:
     """LibriTTS: `<speaker>/<chapter>/<id>.normalized.txt` with `<id>.wav` beside it."""
     files = _existing(sorted(place.glob("*/*/*.normalized.txt")), place, "*/*/*.normalized.txt")
     names = [file.name.removesuffix(".normalized.txt") for file in files]
+    _refuse_without({path.stem for path in place.glob("*/*/*.wav")} - set(names), "normalized.txt", place)
     pairs = ((id, file.with_name(f"{id}.wav"), read_text(file).strip()) for id, file in zip(names, files, strict=True))
     return read_transcribed(pairs, task)
 
@@ -46,6 +51,7 @@ def kaldi(place: Path, task: str, root: Path) -> Iterable[Item]:
         if id not in audio:
             raise UserError(f"{transcript}: '{id}' has a transcript but is not in wav.scp")
         pairs.append((id, audio[id], text))
+    _refuse_without(audio.keys() - {id for id, _, _ in pairs}, "transcript", transcript)
     return read_transcribed(pairs, task)
 
 
@@ -53,8 +59,12 @@ def aishell(place: Path, task: str, root: Path) -> Iterable[Item]:
     """AISHELL-1: `wav/<split>/**.wav` with one `transcript/*.txt` for all splits; the characters are set with blanks."""
     (transcript,) = _existing(sorted(root.glob("transcript/*.txt")), root, "transcript/*.txt")[:1]
     texts = dict(_named_lines(transcript))
-    recordings = _existing(sorted(place.rglob("*.wav")), place, "**.wav")
-    return read_transcribed(((r.stem, r, texts[r.stem].replace(" ", "")) for r in recordings if r.stem in texts), task)
+    recordings = {path.stem: path for path in _existing(sorted(place.rglob("*.wav")), place, "**.wav")}
+    speakers = {id[:_AISHELL_SPEAKER] for id in recordings}
+    _refuse_without(recordings.keys() - texts.keys(), "transcript", transcript)
+    _refuse_without({id for id in texts if id[:_AISHELL_SPEAKER] in speakers} - recordings.keys(), "recording", place)
+    pairs = ((id, path, texts[id].replace(" ", "")) for id, path in recordings.items())
+    return read_transcribed(pairs, task)
 
 
 def fleurs(place: Path, task: str, root: Path) -> Iterable[Item]:
@@ -86,7 +96,9 @@ def questions(place: Path, task: str, root: Path) -> Iterable[Item]:
     if place.suffix == ".csv":
         rows = list(csv.DictReader(read_text(place).splitlines()))
     else:
-        rows = [json.loads(line) for line in read_text(place).splitlines() if line.strip()]
+        rows = [
+            _object(line, f"{place}:{n}") for n, line in enumerate(read_text(place).splitlines(), 1) if line.strip()
+        ]
     for number, row in enumerate(rows, 1):
         answers = row.get("answers") or row.get("answer")
         if not row.get("audio") or not answers:
@@ -115,6 +127,26 @@ def _named_lines(path: Path) -> list[tuple[str, str]]:
     """Lines `id rest`."""
     pairs = (line.strip().split(maxsplit=1) for line in read_text(path).splitlines() if line.strip())
     return [(pair[0], pair[1] if len(pair) > 1 else "") for pair in pairs]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a question must be an object with 'audio' and 'answers'")
+    return row
+
+
+def _refuse_without(ids: Iterable[str], what: str, place: Path) -> None:
+    """Refuses utterances that would otherwise be missing from the denominator."""
+    found = sorted(ids)
+    if found:
+        raise UserError(
+            f"{place}: {len(found)} utterances have no {what}, the first is '{found[0]}'; "
+            "complete the bench, since figures over a part of it are not its figures"
+        )
 
 
 def _existing(found: list[Path], place: Path, pattern: str) -> list[Path]:
