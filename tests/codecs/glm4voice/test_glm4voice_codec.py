@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from vita_audio_pl.codecs import Codec, load_codec, read_audio
-from vita_audio_pl.codecs.glm4voice import GLM4VoiceCodec, StreamOptions
+from vita_audio_pl.codecs.glm4voice import GROWING_STEPS, GLM4VoiceCodec, StreamOptions
 from vita_audio_pl.codecs.glm4voice import codec as codec_module
 from vita_audio_pl.errors import UserError
 
@@ -26,6 +27,57 @@ def test_it_is_a_codec_and_comes_back_from_its_folder(codec, waves, tmp_path):
     assert again.fingerprint == codec.fingerprint
     codes = again.encode([waves["w7p3s"]])[0]
     assert codes.dtype == np.int32 and np.array_equal(codes, codec.encode([waves["w7p3s"]])[0])
+
+
+def test_growing_flow_steps_are_kept_in_the_codec_file_and_make_a_rougher_first_chunk(cases, tmp_path):
+    growing = StreamOptions(chunk_codes=(8, 16), flow_steps=GROWING_STEPS)
+    GLM4VoiceCodec(cases / "tokenizer", cases / "decoder", stream_options=growing, flow_steps=3).save(tmp_path)
+    codec = load_codec(tmp_path)
+    assert (codec.stream_options, codec.flow_steps) == (growing, 3)
+    steps, codes = [], np.arange(8 + 16 + 2)
+    flow, stream = codec.decoder.flow.decoder, codec.decode_stream()
+    solve = flow.solve
+    flow.solve = lambda *values: (steps.append(values[4]), solve(*values))[1]
+    first = stream.push(codes[:8])
+    rest = np.concatenate((stream.push(codes[8:]), stream.finish()))
+    assert steps == [1, 3, 5] and len(first) > 0
+    assert abs(len(first) + len(rest) - len(codec.decode(codes))) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_codec_loads_in_half_precision_and_keeps_what_must_be_exact_in_float32(codec, waves, tmp_path, dtype):
+    codec.save(tmp_path)
+    half = load_codec(tmp_path, "cpu", dtype)
+    assert half.tokenizer.encoder.conv1.weight.dtype == half.decoder.flow.dtype == getattr(torch, dtype)
+    assert half.decoder.vocoder.conv_pre.weight.dtype == torch.float32
+    codes, exact = half.encode([waves["w7p3s"]])[0], codec.encode([waves["w7p3s"]])[0]
+    assert (codes == exact).mean() > 0.8
+    assert np.isfinite(half.decode(exact[:6])).all()
+    with pytest.raises(UserError, match="cannot compute in 'int8'"):
+        load_codec(tmp_path, "cpu", "int8")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="there is no GPU here"):
+            load_codec(tmp_path, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gpu_hears_and_speaks_as_the_cpu_does(codec, waves, tmp_path, dtype):
+    codec.save(tmp_path)
+    there = load_codec(tmp_path, "cuda", dtype)
+    codes, exact = there.encode([waves["w7p3s"]])[0], codec.encode([waves["w7p3s"]])[0]
+    assert (codes == exact).mean() > (0.98 if dtype == "float32" else 0.8)
+    for decode in (lambda c: c.decode(exact), lambda c: streamed(c, exact)):
+        one, other = decode(there), decode(codec)
+        assert len(one) == len(other) and np.isfinite(one).all()
+        if dtype == "float32":
+            assert np.abs(one - other).max() < 5e-3
+
+
+def streamed(codec: Codec, codes: np.ndarray) -> np.ndarray:
+    stream = codec.decode_stream()
+    return np.concatenate([stream.push(codes), stream.finish()])
 
 
 def test_a_run_that_only_asks_for_sizes_reads_no_weights(cases, tmp_path, codec):
@@ -103,6 +155,10 @@ def test_without_a_decoder_it_still_encodes(cases, waves):
         ({"sample_rate": 1}, "cannot work at 1 Hz"),
         ({"sample_rate": "16k"}, "must be a whole number"),
         ({"fingerprint": None}, "'fingerprint' a text"),
+        ({"flow_steps": 0}, "'flow_steps' is 0"),
+        ({"stream": {"chunks": [8]}}, "'stream' is .* it takes join, chunk_codes, flow_steps"),
+        ({"stream": {"flow_steps": 3}}, r"flow_steps is 3; \(10,\) is its default"),
+        ({"stream": {"chunk_codes": [0]}}, "numbers of at least 1 are wanted"),
     ],
 )
 def test_a_wrong_codec_file_is_refused(codec, tmp_path, changes, sentence):
