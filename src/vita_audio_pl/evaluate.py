@@ -16,7 +16,9 @@ def evaluate(config: EvaluateConfig) -> None:
     from rich.console import Console
 
     from vita_audio_pl.evaluation.compare import compare_results
+    from vita_audio_pl.evaluation.plan import output_folder
     from vita_audio_pl.evaluation.session import run_session
+    from vita_audio_pl.reporting.result_page import write_result_pages
     from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
 
     console = Console() if sys.stdout.isatty() else Console(width=150)
@@ -25,8 +27,11 @@ def evaluate(config: EvaluateConfig) -> None:
             console.print(sentence)
         return
     results = run_session(config)
+    folders = {output_folder(config, Path(result["model"])) for result in results}
+    pages = [page for folder in sorted(folders) for page in write_result_pages(folder)]
     if config.suite is not None:
         print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")
+        print(f"{len(pages)} pages there (result.html) show every utterance, the worst first")
         print(f"python -m vita_audio_pl.report run_name={config.run_name} shows them")
         return
     for profile in dict.fromkeys(result["profile"] for result in results):
@@ -34,6 +39,8 @@ def evaluate(config: EvaluateConfig) -> None:
         console.print(terminal(results_table(shown), f"{config.bench.title}, profile {profile}"))
         for sentence in shown[0]["profile_differences"]:
             console.print(f"  {profile}: {sentence}")
+    for folder in sorted(folders):
+        console.print(f"every utterance, the worst first: {folder}/*/*/*/result.html")
 
 
 def main() -> None:

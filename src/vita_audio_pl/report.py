@@ -30,6 +30,7 @@ def main(config: ReportConfig) -> None:
     for sentence in headline(run, stage, config.split):
         console.print(sentence)
     console.print(f"page     {report.page.resolve()}")
+    console.print(f"beside published tables  {report.standing.resolve()}")
     console.print(f"figures  {', '.join(path.name for path in report.figures)} in {output}")
     if report.sounds:
         console.print(f"sounds   {len(report.sounds)} files in {report.sounds[0].parent}")

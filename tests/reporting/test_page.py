@@ -2,10 +2,14 @@
 
 import json
 import re
+from urllib.parse import unquote
 
+from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.reporting.page import run_page
 from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
+from vita_audio_pl.reporting.result_page import write_result_pages
 from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.reporting.standing import measured, published_figures, standing_table
 from vita_audio_pl.reporting.write import write_report
 
 PROBE = """
@@ -47,8 +51,8 @@ def test_page_works_in_a_browser_from_a_file(run, tmp_path, dump_dom):
     seen = json.loads(found.group(1))
     assert seen["ascending"][-2:] == ["5.2 %", "7.8 %"] and seen["descending"][:2] == ["7.8 %", "5.2 %"]
     assert seen["modes"] == sorted(seen["modes"]) and seen["sort"] == "ascending"
-    # 22 to compare the modes by, and the worst answer of each of 2 tasks in 3 modes
-    assert len(seen["durations"]) == 22 + 6 and all(0.25 < seconds < 0.35 for seconds in seen["durations"])
+    # 22 to compare the modes by; the worst answer of each of 2 tasks in 3 modes, and the questions of one of them
+    assert len(seen["durations"]) == 22 + 6 + 3 and all(0.25 < seconds < 0.35 for seconds in seen["durations"])
     assert len(seen["pictures"]) == 5 and all(width > 900 for width in seen["pictures"])
     assert seen["playing"]
     assert set(seen["resources"]) <= {"data:"}
@@ -93,3 +97,84 @@ def test_published_figures_stand_beside_ours_with_what_keeps_them_apart(run, pic
     html = run_page(again, "demo", pictures)
     assert "Beside published figures" in html and "the normaliser is not stated" in html
     assert "Beside published figures" not in run_page(run, "demo", pictures)
+
+
+def test_every_evaluation_has_a_page_with_its_worst_utterances_first_and_sounds_that_are_there(run):
+    bench = run.folder / "eval" / run.bench
+    for path in bench.glob("sft/test/sqa.boost/result.json"):
+        extra = {
+            "silent": 0,
+            "unfinished": 1,
+            "failed": 0,
+            "left_out": 0,
+            "profile_differences": [],
+            "limited_to": None,
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | extra))
+        page = path.with_suffix(".html")
+    for path in bench.glob("*/*/*/result.json"):
+        if not path.with_name("result.html").exists() and path.parent != page.parent:
+            path.unlink()
+    assert write_result_pages(bench) == [page]
+    html = page.read_text()
+    ids = re.findall(r'<span class="soft">(s\d)', html)
+    assert ids == [row["id"] for row in map(json.loads, (page.parent / "utterances.jsonl").read_text().splitlines())]
+    sounds = re.findall(r'<audio [^>]*src="([^"]+)"', html)
+    assert len(sounds) == 6 and all((page.parent / unquote(sound)).is_file() for sound in sounds)
+    assert "5 errors" not in html and "1 errors of 5" in html and "1 cut at the token limit" in html
+    assert "&lt;b&gt;the&lt;/b&gt; dog" in html and "<b>the</b>" not in html
+    before = page.read_bytes()
+    write_result_pages(bench)
+    assert page.read_bytes() == before
+
+
+def result_on(folder, bench, task, split, mode, stage, profile="strict", **facts):
+    """One result with a single figure of 5 %."""
+    metric = {"asr": "wer", "tts": "speech_wer"}.get(task, "text_accuracy")
+    figures = {
+        "bench": bench,
+        "task": task,
+        "split": split,
+        "mode": mode,
+        "stage": stage,
+        "profile": profile,
+        "judge": "",
+    }
+    figures["metrics"] = {metric: {"value": 0.05, "low": 0.04, "high": 0.06, "utterances": 9}}
+    suffix = "" if profile == "strict" else f".{profile}"
+    path = folder / "eval" / bench / stage / split / f"{task}.{mode}" / f"result{suffix}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures | facts))
+
+
+def test_a_run_stands_row_by_row_beside_the_published_tables(tmp_path):
+    for profile in ("strict", "reference"):
+        result_on(tmp_path, "seed_tts_en", "tts", "test", "turbo", "mtp10", profile, judge="whisper")
+    result_on(tmp_path, "librispeech", "asr", "test-clean", "vanilla", "sft", limited_to=100, constrained=True)
+    figures = published_figures()
+    rows = standing_table(measured(tmp_path), figures, "sft", plus=False).rows
+    assert (
+        len(rows)
+        == len(figures)
+        == sum(path.read_text().count("{system:") for path in (asset_dir("conf") / "bench").glob("*.yaml"))
+    )
+    shown = {tuple(cell.text for cell in row[:4]): row[4:] for row in rows}
+    speech = "error rate of the speech, as the judge hears it"
+    published, strict, reference, apart = shown["seed_tts_en", "test", speech, "VITA-Audio-Turbo stage 3"]
+    assert (published.text, strict.text, reference.text) == ("1.77 %", "5.0 %", "5.0 %")
+    assert apart.text.startswith("judged by whisper; ")
+    _, strict, reference, apart = shown["seed_tts_en", "test", speech, "VITA-Audio-Turbo stage 4"]
+    assert strict.text == reference.text == "–" and "model=runs/RUN/sft bench=seed_tts_en" in apart.text
+    heard = "error rate of the transcript"
+    *_, apart = shown["librispeech", "test-clean", heard, "VITA-Audio-Vanilla"]
+    assert apart.text.startswith("only scored by profile=strict") and "only the first 100 utterances" in apart.text
+    assert "masks nothing" in apart.text
+    *_, apart = shown["librispeech", "test-clean", heard, "VITA-Audio-Plus-Vanilla"]
+    assert apart.text.startswith("the published system hears through a continuous encoder")
+    *_, apart = shown["llama_questions", "test", "accepted answers, text", "GLM-4-Voice"]
+    assert apart.text == "another system, for orientation"
+    assert [row[3].text for row in rows[:3]] == [
+        "VITA-Audio-Vanilla",
+        "VITA-Audio-Plus-Vanilla",
+        "VITA-Audio-Turbo stage 3",
+    ]

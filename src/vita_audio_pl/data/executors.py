@@ -83,7 +83,10 @@ class RayExecutor:
             raise UserError("executor=ray needs Ray: pip install 'vita-audio-pl[ray]'") from error
         started = not ray.is_initialized()
         if started:
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            try:
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            except Exception as error:  # Ray raises plain ones
+                raise UserError(f"Ray did not start: {error}; give the command again, or executor=local") from error
         try:
             shared = ray.put(job)
             remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)

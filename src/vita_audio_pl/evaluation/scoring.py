@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.normalisers import Normaliser
@@ -191,14 +192,17 @@ def summarise(task: str, rows: Sequence[dict]) -> dict:
     }
 
 
-def worst_first(task: str, rows: Sequence[dict]) -> list[dict]:
-    """Rows ordered by the task's first metric, the worst on top; ties stay in file order."""
-    metric = METRICS[task][0]
+def worst_first(task: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by the task's metrics, the first one first, the worst on top; ties stay in file order."""
+    metrics = METRICS[task]
 
-    def badness(row: dict) -> float:
-        score = row["scores"].get(metric.name)
-        if score is None:
-            return float("inf")
-        return score["errors"] / score["of"] if metric.lower_is_better else 1 - score["hits"]
+    def badness(row: dict[str, Any]) -> tuple[float, ...]:
+        return tuple(_badness(metric, row["scores"].get(metric.name)) for metric in metrics)
 
     return sorted(rows, key=badness, reverse=True)
+
+
+def _badness(metric: Metric, score: dict[str, int] | None) -> float:
+    if score is None:
+        return float("inf")
+    return float(score["errors"] / score["of"] if metric.lower_is_better else 1 - score["hits"])

@@ -2,7 +2,7 @@
 
 import base64
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -11,7 +11,8 @@ from markupsafe import Markup
 from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
 from vita_audio_pl.reporting.listening import data_uri, utterances_to_hear
 from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
-from vita_audio_pl.reporting.run_files import Result, RunFiles, Stage
+from vita_audio_pl.reporting.result_page import is_wrong
+from vita_audio_pl.reporting.run_files import Result, RunFiles, Stage, asset
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table
 
 WORST = 8
@@ -41,7 +42,7 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
     other_splits = sorted({result.split for result in run.results} - {split})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["picture"] = _picture
-    template = environment.from_string(_asset("page.html.j2"))
+    template = environment.from_string(asset("page.html.j2"))
     return template.render(
         title=title,
         run=run,
@@ -60,8 +61,8 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         reasons=reasons_against_comparing(run.results),
         worst=_worst(run, last, split),
         durations=", ".join(f"{name} {seconds / 60:.1f} minutes" for name, seconds in run.durations.items()),
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("sort.js")),
+        style=Markup(asset("page.css")),
+        script=Markup(asset("sort.js")),
     )
 
 
@@ -69,10 +70,6 @@ def last_stage(run: RunFiles, split: str) -> str:
     """The last stage that was evaluated on a split, else the last that was trained."""
     evaluated = [stage for stage, _ in run.rows(split)]
     return evaluated[-1] if evaluated else (run.stages[-1].name if run.stages else "")
-
-
-def _asset(name: str) -> str:
-    return resources.files("vita_audio_pl.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _picture(picture: Picture) -> Markup:
@@ -109,12 +106,17 @@ def _stage_facts(stage: Stage) -> str:
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """One utterance that was not right; `heard` is None where nobody listened."""
+    """One utterance that was not right; `heard` is None where nobody listened.
+
+    Attributes:
+        asked, sound: what was asked and the answer as `data:` addresses, empty where there is no sound.
+    """
 
     id: str
     expected: str
     written: str
     heard: str | None
+    asked: str
     sound: str
 
 
@@ -124,9 +126,9 @@ def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[W
     for result in run.results:
         if (result.stage, result.split) != (stage, split):
             continue
-        wrong = [row for row in result.utterances if any(_is_wrong(score) for score in row["scores"].values())]
+        wrong = [row for row in result.utterances if any(is_wrong(score) for score in row["scores"].values())]
         shown = [
-            WrongAnswer(row["id"], row["reference"], row["text"], row.get("heard"), _sound(result, row, number))
+            WrongAnswer(row["id"], row["reference"], row["text"], row.get("heard"), *_sounds(result, row, number))
             for number, row in enumerate(wrong[:WORST])
         ]
         if shown:
@@ -134,10 +136,9 @@ def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[W
     return found
 
 
-def _sound(result: Result, row: dict[str, Any], place: int) -> str:
-    """The answer's audio for the very worst; a page that held more would load slowly."""
-    return data_uri(result.folder / row["audio"]) if "audio" in row and place < WORST_TO_HEAR else ""
-
-
-def _is_wrong(score: dict[str, int]) -> bool:
-    return score.get("errors", 0) > 0 or score.get("hits", 1) == 0
+def _sounds(result: Result, row: dict[str, Any], place: int) -> tuple[str, str]:
+    """Question and answer of the very worst as sound; a page that held more would load slowly."""
+    if place >= WORST_TO_HEAR:
+        return "", ""
+    asked = data_uri(Path(row["source"])) if "source" in row else ""
+    return asked, data_uri(result.folder / row["audio"]) if "audio" in row else ""

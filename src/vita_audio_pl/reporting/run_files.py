@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Result:
 
     folder: Path
     figures: dict[str, Any]
+    utterance_file: str = "utterances.jsonl"
 
     @property
     def stage(self) -> str:
@@ -63,8 +65,8 @@ class Result:
 
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:
-        """Rows of `utterances.jsonl`, worst first."""
-        text = (self.folder / "utterances.jsonl").read_text(encoding="utf-8")
+        """A row for each utterance, worst first."""
+        text = (self.folder / self.utterance_file).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
 
@@ -103,7 +105,7 @@ class RunFiles:
             bench = measured[0] if measured else ""
         stages = _in_order([_read_stage(path) for path in sorted(folder.glob("*/metrics.csv"))])
         place = folder / "eval" / bench
-        results = [_read_result(path) for path in sorted(place.glob("*/*/*/result.json"))]
+        results = [read_result(path) for path in sorted(place.glob("*/*/*/result.json"))]
         if not stages and not results:
             raise UserError(f"{folder} holds no metrics.csv of a stage and no results of bench '{bench}'")
         order = [stage.name for stage in stages]
@@ -162,8 +164,18 @@ def _in_order(stages: list[Stage]) -> list[Stage]:
     return sorted(stages, key=lambda stage: (depth(stage.name), stage.name))
 
 
-def _read_result(path: Path) -> Result:
-    return Result(path.parent, _read_json(path, {}))
+def read_result(path: Path) -> Result:
+    """The evaluation of a `result.json`, or of `result.reference.json` under the published protocol.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return Result(path.parent, _read_json(path, {}), f"utterances{path.stem.removeprefix('result')}.jsonl")
+
+
+def asset(name: str) -> str:
+    """Text of a file that the pages are made of."""
+    return resources.files("vita_audio_pl.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _read_json(path: Path, otherwise: Any) -> Any:

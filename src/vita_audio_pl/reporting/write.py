@@ -5,9 +5,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
 from vita_audio_pl.reporting.listening import Utterance, utterances_to_hear
 from vita_audio_pl.reporting.page import last_stage, run_page, run_pictures
-from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.reporting.run_files import RunFiles, asset
+from vita_audio_pl.reporting.standing import ELSEWHERE, measured, published_figures, standing_table
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
 
 
@@ -17,17 +21,22 @@ class Report:
 
     Attributes:
         page: the HTML page.
+        standing: the run beside the published tables.
         figures: PNG files.
         sounds: wav files, grouped by utterance in their names.
     """
 
     page: Path
+    standing: Path
     figures: tuple[Path, ...]
     sounds: tuple[Path, ...]
 
 
 def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -> Report:
-    """Write `index.html`, `tables.md`, `*.png` and `audio/` into `output`; what was there is replaced."""
+    """Write `index.html`, `published.html`, their tables as Markdown, `*.png` and `audio/` into `output`.
+
+    What was there is replaced.
+    """
     output.mkdir(parents=True, exist_ok=True)
     stage = last_stage(run, split)
     pictures = run_pictures(run, split)
@@ -44,7 +53,22 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     ]
     page = output / "index.html"
     _write(page, run_page(run, title, pictures, split).encode())
-    return Report(page, tuple(figures), tuple(sounds))
+    return Report(page, _write_standing(run, stage, output), tuple(figures), tuple(sounds))
+
+
+def _write_standing(run: RunFiles, last: str, output: Path) -> Path:
+    """The run beside the published tables, as `published.html` and `published.md`."""
+    plus = any(str(stage.manifest.get("variant", "")).startswith("vita_audio_plus") for stage in run.stages)
+    table = standing_table(measured(run.folder), published_figures(), last, plus)
+    title = f"{run.folder.name} beside the published tables"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style, script = Markup(asset("page.css")), Markup(asset("sort.js"))
+    template = environment.from_string(asset("standing.html.j2"))
+    page = output / "published.html"
+    _write(page, template.render(title=title, table=table, elsewhere=ELSEWHERE, style=style, script=script).encode())
+    notes = "".join(f"- {sentence}\n" for sentence in ELSEWHERE)
+    _write(output / "published.md", f"# {title}\n\n{markdown(table)}\n{notes}".encode())
+    return page
 
 
 def _sounds(utterance: Utterance, folder: Path) -> list[Path]:

@@ -1,0 +1,115 @@
+"""A page for each evaluation: its figures, and its utterances to be read and heard, the worst first."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from vita_audio_pl.reporting.run_files import Result, asset, read_result
+from vita_audio_pl.reporting.tables import METRIC_NAMES, Cell, Table, rate_cell
+
+MOST_SHOWN = 300  # utterances of a page; all are in utterances.jsonl
+
+
+@dataclass(frozen=True)
+class Player:
+    """Something to hear: what it is, and its file as seen from the page."""
+
+    name: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One utterance of a page."""
+
+    id: str
+    expected: str
+    written: str
+    heard: str | None
+    scores: tuple[str, ...]
+    players: tuple[Player, ...]
+    note: str
+    right: bool
+
+
+def write_result_pages(bench: Path) -> list[Path]:
+    """Writes `result.html` beside every `result.json` of a bench's results; doing it again changes nothing.
+
+    Recordings are linked, not copied, so a page plays them as long as they stay where they were.
+
+    Args:
+        bench: `runs/<run>/eval/<bench>`, or any folder with results three levels below it.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(asset("result.html.j2"))
+    pages = []
+    for path in sorted(bench.glob("*/*/*/result*.json")):
+        result = read_result(path)
+        page = path.with_suffix(".html")
+        text = template.render(
+            title=f"{result.figures['bench']} {result.split}: {result.task}, {result.stage}, {result.mode}",
+            figures=result.figures,
+            table=figures_table(result),
+            utterances=list(_shown(result)),
+            total=len(result.utterances),
+            names=METRIC_NAMES,
+            style=Markup(asset("page.css")),
+        )
+        aside = page.with_name(f".{page.name}.{os.getpid()}")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, page)
+        pages.append(page)
+    return pages
+
+
+def figures_table(result: Result) -> Table:
+    """Every figure of one evaluation with its 95 % interval, and over how many utterances."""
+    rows = [
+        (
+            Cell(METRIC_NAMES[name]),
+            rate_cell(f["value"], f["low"], f["high"]),
+            Cell(str(f["utterances"]), f["utterances"]),
+        )
+        for name, f in result.figures["metrics"].items()
+    ]
+    return Table(("Figure", "Value", "Utterances"), tuple(rows))
+
+
+def _shown(result: Result) -> Iterator[Shown]:
+    for row in result.utterances[:MOST_SHOWN]:
+        scores = tuple(_score(name, score) for name, score in row["scores"].items())
+        notes = [row.get("failure", ""), row.get("left_out", ""), "silent" if row.get("silent") else ""]
+        notes.append("" if row["stopped"] else "cut at the token limit")
+        yield Shown(
+            row["id"],
+            " / ".join([row["reference"], *row.get("other_references", [])]),
+            row["text"],
+            row.get("heard"),
+            scores,
+            tuple(_players(result.folder, row)),
+            ", ".join(note for note in notes if note),
+            not any(is_wrong(score) for score in row["scores"].values()) and bool(scores),
+        )
+
+
+def is_wrong(score: dict[str, int]) -> bool:
+    """Whether one score of an utterance is not perfect."""
+    return score.get("errors", 0) > 0 or score.get("hits", 1) == 0
+
+
+def _score(name: str, score: dict[str, int]) -> str:
+    said = f"{score['errors']} errors of {score['of']}" if "errors" in score else "right" if score["hits"] else "wrong"
+    return f"{METRIC_NAMES[name]}: {said}"
+
+
+def _players(folder: Path, row: dict[str, Any]) -> Iterator[Player]:
+    for name, key in (("asked", "source"), ("expected", "spoken_reference"), ("answer", "audio")):
+        if key in row:
+            file = Path(row[key]) if key != "audio" else folder / row[key]
+            yield Player(name, quote(os.path.relpath(file.resolve(), folder.resolve())))
