@@ -108,6 +108,7 @@ def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "code
         codec_folder=folder / "codec",
         codec="toy",
         codec_fingerprint=codec,
+        codes_per_second=12.5,
         source_names=("toy",),
         plan="toy",
         validates=True,

@@ -220,6 +220,7 @@ class TrainerConfig:
     rows_per_device: int | None = None  # packed rows in a forward pass; null = all of a step's share
     threads: int | None = None  # CPU threads of a process; null = torch's default
     zero_stage: int = 2  # DeepSpeed: 2 shards optimiser state and gradients, 3 parameters too
+    peak_tflops: float | None = None  # of a device, for MFU; null = the table's for a known GPU, measured on a CPU
     offload: bool = False  # DeepSpeed: optimiser state (and parameters at stage 3) in CPU memory
 
     def check(self) -> None:

@@ -136,8 +136,11 @@ class SpeechLM(nn.Module):
         def part(j: int) -> Scored:
             rows, tokens, targets = self._select(layout, objective, j, shift_across_documents)
             weights = layout.target_weights[tokens] * np.float32(objective.weight_of(j, self.n_heads) / divisor)
-            rows, targets, weights = (to_device(array, hidden[0].device) for array in (rows, targets, weights))
-            return Scored(j, hidden[j][0].index_select(0, rows), targets, weights, torch.from_numpy(tokens))
+            served = layout.target_writers[tokens] == j
+            arrays = (rows, targets, weights, served)
+            rows, targets, weights, served = (to_device(array, hidden[0].device) for array in arrays)
+            states = hidden[j][0].index_select(0, rows)
+            return Scored(j, states, targets, weights, torch.from_numpy(tokens), served)
 
         scored = [part(j) for j in range(0 if trains else 1, 1 + deepest)]
         if not scored:

@@ -29,6 +29,7 @@ class SpeechLMModule(L.LightningModule):
         optim: AdamW and its schedule.
         engine: that the model trains under.
         source_names: data sources by number, for the log.
+        codes: first id of an audio code and the id after the last; codes_per_second: of the codec; for the log.
     """
 
     def __init__(
@@ -39,13 +40,18 @@ class SpeechLMModule(L.LightningModule):
         optim: OptimConfig,
         engine: Engine,
         source_names: tuple[str, ...] = (),
+        codes: tuple[int, int] | None = None,
+        codes_per_second: float = 12.5,
     ) -> None:
         super().__init__()
         self.speech_lm = speech_lm
         self.objective = objective
         self.stage, self.optim = stage, optim
-        self.train_tally = Tally(speech_lm.n_heads, source_names)
+        self.train_tally = Tally(speech_lm.n_heads, source_names, codes, codes_per_second)
         self.val_tally = Tally(speech_lm.n_heads)
+        self.val_tallies = {
+            name: Tally(speech_lm.n_heads) for name in source_names
+        }  # each source has batches of its own
         self.grad_norm: Tensor | None = None
         self.last_loss: Tensor = torch.zeros(())
         self.verdict: Callable[[float], str | None] = lambda norm: None  # why a step of this gradient norm is left out
@@ -62,7 +68,11 @@ class SpeechLMModule(L.LightningModule):
         return losses.total * self.engine.averaging(accumulate)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        self.val_tally.add(self.speech_lm(batch, self.objective, score_frozen_backbone=True), batch)
+        losses = self.speech_lm(batch, self.objective, score_frozen_backbone=True)
+        self.val_tally.add(losses, batch)
+        source = int(batch.sources.max())
+        if source >= 0:
+            list(self.val_tallies.values())[source].add(losses, batch)
 
     def configure_model(self) -> None:
         if not self._sharded:  # Lightning calls this again for every fit or validation

@@ -9,20 +9,34 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vita_audio_pl.config.schema import TrainerConfig
+from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.speed import data_wait_of, memory_in_use, peak_flops
 
 
 class Monitor(Callback):
-    """Writes the figures of training every `log_every` optimiser steps, those of validation when it ends."""
+    """Writes the figures of training every `log_every` optimiser steps, those of validation when it ends.
 
-    def __init__(self, log_every: int) -> None:
-        self.log_every = log_every
+    Args:
+        log_every: optimiser steps between two lines.
+        flops: counts the operations of a step, for MFU.
+        settings: name the devices' peak, where it is not in the table.
+        guard: knows how many steps were left out.
+    """
+
+    def __init__(self, log_every: int, flops: StepFlops, settings: TrainerConfig, guard: StepGuard) -> None:
+        self.log_every, self.flops, self.settings, self.guard = log_every, flops, settings, guard
         self.latest: dict[str, float] = {}
         self.step = 0
+        self._peak: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._peak = peak_flops(self.settings, module.device)
         module.train_tally.restart()
+        self._waited(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
@@ -31,7 +45,10 @@ class Monitor(Callback):
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not ends_step or (step % self.log_every and step != trainer.max_steps):
             return
-        figures = module.train_tally.read("train", reduce=trainer.world_size > 1)
+        tally = module.train_tally
+        figures = tally.read("train", reduce=trainer.world_size > 1, device=module.device)
+        figures |= self._speed(trainer, module)
+        figures["skipped_steps"] = self.guard.skipped
         for group in trainer.optimizers[0].param_groups:
             figures[f"lr/{group['name']}"] = group["lr"]
         norm = module.engine.norm_of_last_step(module)
@@ -41,11 +58,34 @@ class Monitor(Callback):
         self._log(trainer, figures, step)
 
     def on_validation_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        module.val_tally.restart()
+        for tally in (module.val_tally, *module.val_tallies.values()):
+            tally.restart()
 
     def on_validation_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        self._log(trainer, module.val_tally.read("val", reduce=trainer.world_size > 1), trainer.global_step)
+        shared = trainer.world_size > 1
+        figures = module.val_tally.read("val", shared, module.device)
+        for name, tally in module.val_tallies.items():  # every rank in the same order: reading is collective
+            figures |= tally.read(f"val/{name}", shared, module.device)
+        self._log(trainer, figures, trainer.global_step)
         module.train_tally.restart()  # the time of validation is not the time of training
+        self._waited(trainer)
+
+    def _speed(self, trainer: L.Trainer, module: SpeechLMModule) -> dict[str, float]:
+        """Use of the devices between the last two readings."""
+        tally = module.train_tally
+        waited = self._waited(trainer) / tally.seconds
+        figures = {"data_wait_share": min(1.0, waited), "memory_gib": memory_in_use(module.device)}
+        if tally.work is not None:
+            rate = self.flops.of(tally.work) / tally.seconds / trainer.world_size
+            figures["tflops_per_device"] = rate / 1e12
+            if self._peak is not None:
+                figures["mfu"] = rate / self._peak
+        return figures
+
+    @staticmethod
+    def _waited(trainer: L.Trainer) -> float:
+        wait = data_wait_of(trainer)
+        return 0.0 if wait is None else wait.read()
 
     def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
         self.latest |= figures
@@ -101,6 +141,8 @@ class ProgressReport(Callback):
         latest = self.monitor.latest
         shown = {"loss": "train/loss", "accuracy": "train/accuracy_main", "head 0": "train/accuracy_head_0"}
         parts = [f"{name} {latest[key]:.3f}" for name, key in shown.items() if key in latest]
+        if "mfu" in latest:
+            parts.append(f"MFU {latest['mfu']:.0%}")
         if "tokens_per_second" in latest:
             parts.append(f"{latest['tokens_per_second']:,.0f} tokens/s")
         return "  ".join(parts)

@@ -63,6 +63,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         codec_folder=world / "codec",
         codec=codec.name,
         codec_fingerprint=codec.fingerprint,
+        codes_per_second=codec.codes_per_second,
         source_names=datamodule.source_names,
         plan=datamodule.fingerprint,
         validates=bool(datamodule.validation_sources),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
@@ -46,6 +47,7 @@ class StageData:
         vocabulary: of the rendered ids.
         tokenizer_folder: text tokenizer, copied into the model folder; `tokenizer` is its fingerprint.
         codec_folder: audio codec, copied likewise; `codec` is its name.
+        codes_per_second: of the codec.
         source_names: sources by number.
         plan: fingerprint of what decides which rows come in which order.
         validates: whether there is held-out data.
@@ -59,6 +61,7 @@ class StageData:
     codec_folder: Path
     codec: str
     codec_fingerprint: str
+    codes_per_second: float
     source_names: tuple[str, ...]
     plan: str
     validates: bool
@@ -154,9 +157,11 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         config.optim,
         engine,
         source_names=data.source_names,
+        codes=(data.vocabulary.first_code, data.vocabulary.used),
+        codes_per_second=data.codes_per_second,
     )
     settings = dataclasses.asdict(config)
-    monitor, proof = Monitor(config.callbacks.log_every), TrainingProof(engine)
+    proof = TrainingProof(engine)
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
 
     def write(weights: dict[str, Tensor]) -> None:
@@ -165,6 +170,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     writer = CheckpointWriter(folder.checkpoints, engine, config.callbacks.keep_last)
     guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
     module.verdict = guard.verdict
+    monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard)
     stateful = {"proof": proof, "guard": guard}
     checkpointing = Checkpointing(writer, stateful, save_every)
     preemption = Preemption(checkpointing, config.callbacks.requeue)

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vita_audio_pl.models.flops import Work, frames_and_pairs, rows_and_pairs
 from vita_audio_pl.models.losses import HeadLosses
 from vita_audio_pl.packed import PackedBatch
+
+ENCODER_STATE = 0.06
+"""Seconds of audio that a state of the speech encoder stands for."""
 
 
 class Tally:
@@ -16,61 +20,90 @@ class Tally:
     Args:
         n_heads: MCTP heads of the model.
         source_names: name of each data source, by its number in `PackedBatch.sources`.
+        codes: first id of an audio code and the id after the last, for hours of audio; None counts none.
+        codes_per_second: of the codec.
     """
 
-    def __init__(self, n_heads: int, source_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        n_heads: int,
+        source_names: Sequence[str] = (),
+        codes: tuple[int, int] | None = None,
+        codes_per_second: float = 12.5,
+    ) -> None:
         self.n_heads, self.source_names = n_heads, tuple(source_names)
+        self.codes, self.codes_per_second = codes, codes_per_second
         self._sums: Tensor | None = None
         self._steps = 0
         self._since = time.perf_counter()
+        self.work: Work | None = None
+        """What was done between the last two readings, by all ranks."""
+        self.seconds = 0.0
+        """Between the last two readings."""
 
     def add(self, losses: HeadLosses, batch: PackedBatch, *, ends_step: bool = True) -> None:
         """Count one batch; `ends_step` says that its optimiser step is complete."""
         tokens = batch.document_ids >= 0
         per_source = torch.bincount(batch.sources[tokens].to(torch.int64), minlength=len(self.source_names))
+        codes = 0 if self.codes is None else (batch.input_ids >= self.codes[0]) & (batch.input_ids < self.codes[1])
+        sizes = [batch.input_ids.numel(), sum(map(len, batch.names)), *frames_and_pairs(batch)]
         figures = torch.cat(
             [
                 losses.total.detach().reshape(1).double(),
                 losses.sums.double(),
                 losses.counts.double(),
                 losses.correct.double(),
+                losses.served.double(),
+                losses.served_correct.double(),
+                rows_and_pairs(batch, self.n_heads),
                 tokens.sum().reshape(1).double(),
-                torch.tensor(
-                    [batch.input_ids.numel(), sum(map(len, batch.names))], dtype=torch.float64, device=tokens.device
-                ),
+                torch.as_tensor(codes, device=tokens.device).sum().reshape(1).double(),
+                torch.tensor(sizes, dtype=torch.float64, device=tokens.device),
                 per_source[: len(self.source_names)].double(),
             ]
         )
         self._sums = figures if self._sums is None else self._sums + figures
         self._steps += ends_step
 
-    def read(self, prefix: str, reduce: bool) -> dict[str, float]:
-        """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`.
+    def read(self, prefix: str, reduce: bool, device: torch.device | str = "cpu") -> dict[str, float]:
+        """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`, and then all read.
 
         `<prefix>/loss` is the objective per step, divisor and weights included; `loss_main`, `loss_head_<k>` and the
-        accuracies are means over the labels that the predictor was scored on.
+        accuracies are means over the labels that the predictor was scored on, `served_accuracy_...` over those of them
+        that it writes under the decoding pattern.
         """
-        if self._sums is None:
-            return {}
+        predictors = 1 + self.n_heads
         sums = self._sums
         if reduce:
+            if sums is None:
+                sums = torch.zeros(1 + 7 * predictors + 6 + len(self.source_names), dtype=torch.float64, device=device)
             torch.distributed.all_reduce(sums)
-        predictors = 1 + self.n_heads
+        if sums is None or not sums.any():
+            return {}
         values = iter(sums.tolist())
+
+        def each() -> list[float]:
+            return [next(values) for _ in range(predictors)]
+
         total = next(values)
-        loss, counts, correct = ([next(values) for _ in range(predictors)] for _ in range(3))
-        tokens, slots, samples = next(values), next(values), next(values)
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        loss, counts, correct, served, served_correct, rows, pairs = (each() for _ in range(7))
+        tokens, codes, slots, samples, frames, frame_pairs = (next(values) for _ in range(6))
+        self.seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.work = Work(rows, pairs, counts, frames, frame_pairs)
         figures = {f"{prefix}/loss": total / max(1, self._steps)}
         for predictor in range(predictors):
+            name = "main" if predictor == 0 else f"head_{predictor - 1}"
             if counts[predictor]:
-                name = "main" if predictor == 0 else f"head_{predictor - 1}"
                 figures[f"{prefix}/loss_{name}"] = loss[predictor] / counts[predictor]
                 figures[f"{prefix}/accuracy_{name}"] = correct[predictor] / counts[predictor]
+            if served[predictor]:
+                figures[f"{prefix}/served_accuracy_{name}"] = served_correct[predictor] / served[predictor]
         if prefix == "train":
+            audio = codes / self.codes_per_second + frames * ENCODER_STATE
             figures |= {
-                "tokens_per_second": tokens / seconds,
-                "samples_per_second": samples / seconds,
+                "tokens_per_second": tokens / self.seconds,
+                "samples_per_second": samples / self.seconds,
+                "audio_hours_per_second": audio / 3600 / self.seconds,
                 "padding_share": 1 - tokens / max(1.0, slots),
             }
             for name, count in zip(self.source_names, values, strict=True):

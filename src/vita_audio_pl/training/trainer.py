@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines import Engine
+from vita_audio_pl.training.speed import DataWait
 
 
 def micro_batches(config: TrainConfig) -> tuple[int, int]:
@@ -67,4 +68,5 @@ def build_trainer(
         enable_model_summary=False,
         enable_checkpointing=False,
         use_distributed_sampler=False,
+        profiler=DataWait(),
     )
