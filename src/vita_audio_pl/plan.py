@@ -1,0 +1,55 @@
+"""`python -m vita_audio_pl.plan`: what a stage, or a chain of stages, will take."""
+
+import sys
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+
+from vita_audio_pl.config.checks import CHAIN, check_train_config, work_in_stage_settings
+from vita_audio_pl.config.entry import run_entry_point, to_dataclass
+from vita_audio_pl.planning.settings import PlanConfig
+
+
+def plan(config: PlanConfig) -> None:
+    """Plans each stage and shows tables; what does not fit is refused after they are shown."""
+    from rich.console import Console
+
+    from vita_audio_pl.planning.show import memory_table, parameters_table, time_table, write_plans
+    from vita_audio_pl.planning.stage_plan import check_memory, peak_tflops, plan_stage
+
+    check_train_config(config)
+    stages = config.variant.stages if config.stage.name == CHAIN else [config.stage.name]
+    settings = {stage: config if len(stages) == 1 else settings_of(stage) for stage in stages}
+    plans = [plan_stage(settings[stage], heads_of(settings[stage])) for stage in stages]
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    price = "" if config.price is None else f", {config.price:g} a GPU hour"
+    assumed = f"{config.mfu:.0%} of {peak_tflops(config):g} TFLOP/s a device{price}"
+    for table in (parameters_table(plans), memory_table(plans), time_table(plans, assumed)):
+        console.print(table)
+    if config.output is not None:
+        write_plans(plans, config.output)
+    for each in plans:
+        check_memory(each, settings[each.stage])
+
+
+def settings_of(stage: str) -> PlanConfig:
+    """The same command line with another stage."""
+    given = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith("stage=")]
+    config: PlanConfig = to_dataclass(compose("plan", [*given, f"stage={stage}"]), work_in_stage_settings)
+    return config
+
+
+def heads_of(config: PlanConfig) -> int:
+    """Heads of a stage's model: its own number, or that of the stage that it starts from."""
+    if config.stage.n_heads is not None:
+        return config.stage.n_heads
+    parents = config.variant.parents.get(config.stage.name)
+    return heads_of(settings_of(parents[0])) if parents else 0
+
+
+def main() -> None:
+    run_entry_point(plan, "plan", PlanConfig, work_in_stage_settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a training stage will take, before anything is queued."""

@@ -1,0 +1,82 @@
+"""Plans as tables and files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from vita_audio_pl.planning.stage_plan import GIB, StagePlan
+
+KINDS = ("weights", "gradients", "optimiser", "activations", "loss", "working")
+
+
+def parameters_table(plans: Sequence[StagePlan]) -> Table:
+    """Parameters by part; those that train are marked."""
+    table = _table("Parameters (millions); * trains", "stage")
+    names = list(dict.fromkeys(name for plan in plans for name in (*plan.trained, *plan.frozen)))
+    for name in (*names, "trained", "frozen"):
+        table.add_column(name, justify="right")
+    for plan in plans:
+        cells = []
+        for name in names:
+            trained, frozen = plan.trained.get(name, 0), plan.frozen.get(name, 0)
+            shown = [f"{trained / 1e6:,.2f}*"] * bool(trained) + [f"{frozen / 1e6:,.2f}"] * bool(frozen)
+            cells.append(" + ".join(shown) or "-")
+        totals = (sum(plan.trained.values()), sum(plan.frozen.values()))
+        table.add_row(plan.stage, *cells, *(f"{total / 1e6:,.2f}" for total in totals))
+    return table
+
+
+def memory_table(plans: Sequence[StagePlan]) -> Table:
+    """Memory of one device by kind."""
+    engines = ", ".join(dict.fromkeys(f"trainer={plan.engine}, {plan.devices} devices" for plan in plans))
+    table = _table(f"Memory of one device (GiB), {engines}", "stage")
+    for name in (*KINDS, "peak"):
+        table.add_column(name, justify="right")
+    hosts = any(plan.memory.host for plan in plans)
+    if hosts:
+        table.add_column("host", justify="right")
+    for plan in plans:
+        cells = [f"{getattr(plan.memory, kind) / GIB:.2f}" for kind in (*KINDS, "peak", *(["host"] if hosts else []))]
+        table.add_row(plan.stage, *cells)
+    table.caption = "kinds peak at different moments; the CUDA context and fragmentation (1 to 3 GiB) come on top"
+    return table
+
+
+def time_table(plans: Sequence[StagePlan], assumed: str) -> Table:
+    """Operations, tokens, hours, cost."""
+    table = _table(f"Work and time, {assumed}", "stage")
+    priced = all(plan.cost is not None for plan in plans)
+    columns = (
+        "steps",
+        "PFLOP a step",
+        "tokens (G)",
+        "audio hours",
+        "hours",
+        "GPU hours",
+        *(["cost"] if priced else []),
+    )
+    for name in columns:
+        table.add_column(name, justify="right")
+    for plan in plans:
+        cells = [f"{plan.steps:,}", f"{plan.flops / 1e15:,.3g}", f"{plan.tokens / 1e9:.3g}", f"{plan.audio_hours:,.0f}"]
+        cells += [f"{plan.hours:,.2f}", f"{plan.gpu_hours:,.1f}", *([f"{plan.cost:,.0f}"] if priced else [])]
+        table.add_row(plan.stage, *cells)
+    if len(plans) > 1:
+        sums = ["all", f"{sum(p.steps for p in plans):,}", "", f"{sum(p.tokens for p in plans) / 1e9:.3g}", ""]
+        sums += [f"{sum(p.hours for p in plans):,.2f}", f"{sum(p.gpu_hours for p in plans):,.1f}"]
+        table.add_row(*sums, *([f"{sum(p.cost or 0 for p in plans):,.0f}"] if priced else []), style="bold")
+    return table
+
+
+def write_plans(plans: Sequence[StagePlan], path: Path | str) -> None:
+    """All numbers as JSON."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps([plan.to_dict() for plan in plans], indent=2) + "\n", encoding="utf-8")
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    return table

@@ -1,0 +1,224 @@
+"""The plan of one stage: parameters, memory, operations, time and cost."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.models.blocks import checkpoint_activations
+from vita_audio_pl.models.flops import StepFlops, Work, frames_and_pairs, rows_and_pairs
+from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.layout import PackedLayout
+from vita_audio_pl.models.lora import add_lora
+from vita_audio_pl.models.objectives import build_objective
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.planning.memory import Memory, step_memory
+from vita_audio_pl.planning.rows import expected_row
+from vita_audio_pl.planning.settings import PlanConfig
+from vita_audio_pl.text import TextTokenizer
+from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.gpus import GPUS
+from vita_audio_pl.training.starting_model import backbone_config
+from vita_audio_pl.training.trainer import micro_batches
+
+GIB = 2.0**30
+QWEN2_5_ENTRIES = 151_665
+ROOM = 0.92
+"""Share of a GPU's memory that tensors may take: the rest is the CUDA context, workspaces and fragmentation."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes. Bytes and operations are those of one step.
+
+    Attributes:
+        trained, frozen: parameters by part of the model.
+        memory: of one device.
+        tokens: of the whole stage; audio_hours: of the codes among them.
+        hours: to the end; gpu_hours: of all devices; cost: at the price.
+    """
+
+    stage: str
+    engine: str
+    devices: int
+    steps: int
+    trained: dict[str, int]
+    frozen: dict[str, int]
+    memory: Memory
+    flops: float
+    tokens: int
+    audio_hours: float
+    hours: float
+    gpu_hours: float
+    cost: float | None
+
+    def to_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+def spread(config: PlanConfig) -> PlanConfig:
+    """The configuration with `devices` worked into nodes.
+
+    Raises:
+        UserError: the devices do not fill whole nodes.
+    """
+    trainer = config.trainer
+    if config.devices is None:
+        return config
+    on_node = min(trainer.devices, config.devices)
+    if config.devices % on_node:
+        raise UserError(
+            f"devices={config.devices} does not fill nodes of trainer.devices={on_node}; choose a multiple of {on_node}, "
+            "or other trainer.devices"
+        )
+    settings = dataclasses.replace(trainer, devices=on_node, num_nodes=config.devices // on_node)
+    settings.check()
+    return dataclasses.replace(config, trainer=settings)
+
+
+def plan_vocabulary(config: PlanConfig) -> Vocabulary:
+    """The vocabulary that the stage will have."""
+    continuous = config.variant.speech_input == "encoder"
+    prepared = Path(config.data.shards).parent / "tokenizer"
+    if config.text_entries is None and prepared.is_dir():
+        return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)
+    entries = config.text_entries or QWEN2_5_ENTRIES
+    return Vocabulary(entries, config.codec.codebook_size, continuous, im_start=0, im_end=0, pad=0)
+
+
+def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> SpeechLM:
+    """The stage's model without memory for its weights, frozen as the stage freezes it."""
+    backbone = backbone_config(config.model, vocabulary)
+    with torch.device("meta"):
+        model = SpeechLM(SpeechLMConfig(backbone, n_heads, config.model.attention, config.objective.detach_heads))
+        if vocabulary.continuous_input:
+            add_speech_input(model, SenseVoiceEncoder(SenseVoiceConfig()), vocabulary.context_of_audio)
+        lora = config.model.lora
+        if lora.rank:
+            add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
+    freeze(model, config.stage.freeze)
+    return model
+
+
+def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
+    """Plan of the configured stage.
+
+    Args:
+        n_heads: MCTP heads of the stage's model.
+
+    Raises:
+        UserError: devices that do not share the rows evenly, or a GPU that is not in the table.
+    """
+    config = spread(config)
+    rows, accumulate = micro_batches(config)
+    vocabulary = plan_vocabulary(config)
+    model = plan_model(config, vocabulary, n_heads)
+    options = {name: value for name, value in dataclasses.asdict(config.objective).items() if value is not None}
+    options = {name: value for name, value in options.items() if name not in ("name", "detach_heads")}
+    objective = build_objective(config.objective.name, vocabulary, **options)
+    IntervalRatio.of(config.text_audio_interval_ratio)
+    pattern = DecodePattern.of(config.decode_pattern)
+    batch = expected_row(
+        config.rows, config.stage.sequence_length, n_heads, pattern, vocabulary, vocabulary.continuous_input
+    )
+    layout = PackedLayout(batch)
+    tokens, pairs = rows_and_pairs(batch, n_heads).chunk(2)
+    own = [slice(None), *(layout.head(k).tokens for k in range(n_heads))]
+    scored = [float(objective.trains_on(layout, j)[each].sum()) for j, each in enumerate(own)]
+    if not model.train_backbone:
+        scored[0] = 0.0
+    if not objective.weight:
+        scored[1:] = [0.0] * n_heads
+
+    def work(times: int) -> Work:
+        of = lambda values: [times * float(value) for value in values]  # noqa: E731
+        return Work(of(tokens), of(pairs), of(scored), *of(frames_and_pairs(batch)))
+
+    flops = StepFlops(model, objective).of(work(config.stage.rows_per_step))
+    devices = config.trainer.world_size
+    seconds = flops * config.stage.steps / (devices * peak_tflops(config) * 1e12 * config.mfu)
+    codes = float(vocabulary.is_code(batch.input_ids.numpy()).sum()) / config.stage.sequence_length
+    tokens_in_all = config.stage.steps * config.stage.rows_per_step * config.stage.sequence_length
+    trained, frozen = parts(model)
+    gpu_hours = seconds / 3600 * devices
+    return StagePlan(
+        stage=config.stage.name,
+        engine=config.trainer.name,
+        devices=devices,
+        steps=config.stage.steps,
+        trained=trained,
+        frozen=frozen,
+        memory=step_memory(model, config, work(rows), accumulate),
+        flops=flops,
+        tokens=tokens_in_all,
+        audio_hours=tokens_in_all * codes / config.codes_per_second / 3600,
+        hours=seconds / 3600,
+        gpu_hours=gpu_hours,
+        cost=None if config.price is None else gpu_hours * config.price,
+    )
+
+
+def parts(model: SpeechLM) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters that train, and those that do not, by part of the model; a tied one counts once, as embeddings."""
+    names = {
+        "model.embed_tokens": "embeddings",
+        "model": "backbone",
+        "lm_head": "vocabulary layer",
+        "heads": "heads",
+        "speech_input": "speech input",
+    }
+    counts: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    for name, parameter in model.named_parameters():
+        part = next(label for start, label in names.items() if name.startswith(f"{start}."))
+        of = counts[parameter.requires_grad]
+        of[part] = of.get(part, 0) + parameter.numel()
+    return counts[True], counts[False]
+
+
+def peak_tflops(config: PlanConfig) -> float:
+    """Peak of one device.
+
+    Raises:
+        UserError: the GPU is not in the table, and no number is given.
+    """
+    return config.peak_tflops or _gpu(config).tflops
+
+
+def memory_of_device(config: PlanConfig) -> float:
+    """Bytes of one device."""
+    return (config.gpu_memory or _gpu(config).memory) * GIB
+
+
+def _gpu(config: PlanConfig):
+    if config.gpu not in GPUS:
+        raise UserError(
+            f"gpu={config.gpu} is not in the table ({', '.join(GPUS)}); choose one, or give peak_tflops and gpu_memory"
+        )
+    return GPUS[config.gpu]
+
+
+def check_memory(plan: StagePlan, config: PlanConfig) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        UserError: says how much is missing, and what to change.
+    """
+    room = memory_of_device(config) * ROOM
+    if config.trainer.accelerator == "cpu" or plan.memory.peak <= room:
+        return
+    largest = max(("weights", "gradients", "optimiser", "activations", "loss"), key=lambda k: getattr(plan.memory, k))
+    sharded = {"single": "fsdp2", "ddp": "fsdp2"}.get(config.trainer.engine, "deepspeed_zero3")
+    advice = {
+        "activations": "model.activation_checkpointing=all or a smaller trainer.rows_per_device",
+        "loss": "a smaller trainer.rows_per_device",
+    }.get(largest, f"more devices or trainer={sharded}")
+    raise UserError(
+        f"stage '{plan.stage}' takes {plan.memory.peak / GIB:.0f} GiB on each of {plan.devices} devices under "
+        f"trainer={plan.engine}, and {config.gpu} has room for {room / GIB:.0f} GiB; most are {largest}: choose {advice}"
+    )

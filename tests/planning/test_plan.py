@@ -1,0 +1,213 @@
+"""The plan's numbers are those of the model that is then built."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.benchmarking.rows import make_batch, make_model
+from vita_audio_pl.benchmarking.sizes import TrainingSize
+from vita_audio_pl.config.checks import work_in_stage_settings
+from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.flops import Work, rows_and_pairs
+from vita_audio_pl.models.objectives import build_objective
+from vita_audio_pl.planning.memory import Memory, step_memory
+from vita_audio_pl.planning.settings import PlanConfig
+from vita_audio_pl.planning.stage_plan import check_memory, plan_stage, plan_vocabulary
+from vita_audio_pl.training.freezing import freeze
+
+GIVEN = ("model=qwen2_5_7b", "trainer=deepspeed_zero2", "devices=16")
+TINY = (
+    "scale=small", "trainer=cpu", "text_entries=300", "codec.codebook_size=100", "model.hidden_size=32", "model.intermediate_size=48",
+    "model.num_hidden_layers=2", "model.num_attention_heads=4", "n_heads=3", "peak_tflops=0.1", "gpu_memory=4",
+)  # fmt: skip
+
+
+def settings(*overrides: str) -> PlanConfig:
+    register_schema("plan", PlanConfig)
+    with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
+        return to_dataclass(compose("plan", overrides=list(overrides)), work_in_stage_settings)
+
+
+def test_the_published_stage_has_the_published_model():
+    """10.3 thousand million parameters, of which the ten heads train (arXiv 2505.03739, tables 1 and 2)."""
+    plan = plan_stage(settings("stage=mtp10", *GIVEN), 10)
+    layer = 3584 * (3584 + 2 * 512) + 3584 + 2 * 512 + 3584 * 3584 + 3 * 3584 * 18944 + 2 * 3584
+    assert plan.trained == {"heads": 10 * (layer + 2 * 3584 * 3584 + 2 * 3584)}
+    assert plan.frozen == {
+        "embeddings": 168_072 * 3584,
+        "backbone": 28 * layer + 3584,
+        "vocabulary layer": 168_072 * 3584,
+    }
+    assert plan.devices == 16 and plan.tokens == 8000 * 256 * 8192
+    assert plan.gpu_hours == pytest.approx(plan.flops * 8000 / (989e12 * 0.4) / 3600)
+    assert plan.cost == pytest.approx(2.5 * plan.gpu_hours)
+
+
+@pytest.mark.parametrize(("stage", "heads"), [("align", 0), ("mtp1", 1), ("mtp10", 3), ("sft", 3)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
+    config = settings(f"stage={stage}", f"model.tie_word_embeddings={str(tied).lower()}", *TINY)
+    plan, vocabulary = plan_stage(config, heads), plan_vocabulary(config)
+    size = TrainingSize(32, 48, 2, 4, 2, vocabulary.size, heads)
+    model = make_model(size, "per_document", torch.device("cpu"), torch.float32, 0)
+    if tied:
+        model.config.backbone.tie_word_embeddings = True
+        model.apply_ties()
+    built = freeze(model, config.stage.freeze)
+    assert (sum(plan.trained.values()), sum(plan.frozen.values())) == (
+        built.trained_parameters,
+        built.frozen_parameters,
+    )
+
+
+@pytest.mark.parametrize(("stage", "heads"), [("align", 0), ("mtp1", 1), ("mtp10", 4), ("sft", 4)])
+@pytest.mark.parametrize("attention", ["per_document", "sdpa"])
+def test_activations_are_what_autograd_keeps(stage, heads, attention):
+    """Distinct tensors that a forward pass saves, without weights, attention's mask and the loss's own gradients."""
+    size = TrainingSize(64, 160, 3, 4, 2, 500, heads, length=256, documents=4)
+    model, batch = make_model(size, attention, torch.device("cpu"), torch.float32, 0), make_batch(size, 0)
+    config = settings(f"stage={stage}", *TINY, f"model.attention={attention}")
+    freeze(model, config.stage.freeze)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype != torch.bool and tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses = model(batch, build_objective("every_head"))
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    tokens, pairs = rows_and_pairs(batch, heads).chunk(2)
+    planned = step_memory(model, config, Work(tokens.tolist(), pairs.tolist(), losses.counts.tolist()), 1)
+    assert planned.activations == pytest.approx(kept, rel=0.05)
+
+
+def test_what_does_not_fit_is_one_sentence():
+    config = settings("stage=sft", "model=qwen2_5_7b", "trainer=ddp", "devices=8")
+    with pytest.raises(
+        UserError, match="takes .* GiB on each of 8 devices under trainer=ddp, and h100 has room for 74 GiB"
+    ):
+        check_memory(plan_stage(config, 10), config)
+    fits = settings("stage=sft", "model=qwen2_5_7b", "trainer=deepspeed_zero3", "devices=64")
+    check_memory(plan_stage(fits, 10), fits)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("devices=12",), "devices=12 does not fill nodes of trainer.devices=8"),
+        (("devices=24",), "rows_per_step=256 cannot be shared by 24 devices"),
+        (("gpu=abacus",), "gpu=abacus is not in the table"),
+        (("trainer=gpu", "devices=8"), "runs on one device"),
+    ],
+)
+def test_devices_that_cannot_be_are_one_sentence(wrong, says):
+    with pytest.raises(UserError, match=says):
+        config = settings("stage=align", "model=qwen2_5_7b", *wrong)
+        if config.trainer.engine == "single":
+            config.trainer.devices = 8
+            config.trainer.check()
+        plan_stage(config, 0)
+
+
+def test_encoders_and_adapters_are_in_the_plan():
+    plus = plan_stage(settings("stage=align", "variant=vita_audio_plus_vanilla", *GIVEN), 0)
+    assert plus.frozen["speech input"] > 200e6 and plus.trained["speech input"] == 512 * 3584 + 3584**2 + 2 * 512
+    pytest.importorskip("peft")
+    adapted = plan_stage(settings("stage=align", "model.lora.rank=16", *GIVEN), 0)
+    assert sum(adapted.trained.values()) < 2e9 < sum(adapted.frozen.values())
+
+
+def test_sharding_shrinks_what_it_shards():
+    def states(engine: str, devices: int) -> Memory:
+        given = (f"trainer={engine}", f"devices={devices}")
+        return plan_stage(settings("stage=sft", "model=qwen2_5_7b", *given), 10).memory
+
+    for engine in ("fsdp2", "deepspeed_zero3"):
+        small, large = states(engine, 8), states(engine, 64)
+        assert small.weights == pytest.approx(8 * large.weights) and small.optimiser == pytest.approx(
+            8 * large.optimiser
+        )
+    zero2 = states("deepspeed_zero2", 8)
+    assert zero2.weights == states("deepspeed_zero2", 64).weights > states("deepspeed_zero3", 8).weights
+    assert states("deepspeed_zero3_offload", 8).optimiser == 0 < states("deepspeed_zero3_offload", 8).host
+
+
+@pytest.mark.slow
+def test_the_command_plans_every_stage_of_a_variant(tmp_path):
+    command = [sys.executable, "-m", "vita_audio_pl.plan", "stage=chain", *GIVEN, f"output={tmp_path / 'plan.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
+    assert done.returncode in (0, 2), done.stderr
+    assert [each["stage"] for each in json.loads((tmp_path / "plan.json").read_text())] == [
+        "align",
+        "mtp1",
+        "mtp10",
+        "sft",
+    ]
+    assert "GPU hours" in done.stdout and "Traceback" not in done.stderr
+
+
+MEASURE = """
+import sys, json, torch, resource
+sys.path.insert(0, {here!r})
+from test_plan import *
+from vita_audio_pl.benchmarking.cost import measure
+stage, heads, tied, accumulate = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tied", int(sys.argv[4])
+size = TrainingSize(256, 1024, 6, 4, 2, 12000, heads, length=2048, documents=6)
+config = settings(f"stage={{stage}}", *TINY, f"model.tie_word_embeddings={{str(tied).lower()}}")
+torch.set_num_threads(1)
+batch, objective = make_batch(size, 0), build_objective("every_head")
+def warm():
+    small = dataclasses.replace(size, hidden_size=32, intermediate_size=64, vocabulary=500)
+    model = make_model(small, "per_document", torch.device("cpu"), torch.float32, 0)
+    model(make_batch(small, 0), objective).total.backward()
+warm()
+facts = {{}}
+def train():
+    model = make_model(size, "per_document", torch.device("cpu"), torch.float32, 0)
+    if tied:
+        model.config.backbone.tie_word_embeddings = True
+        model.apply_ties()
+    freeze(model, config.stage.freeze)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    for step in range(2):
+        optimiser.zero_grad()
+        for _ in range(accumulate):
+            losses = model(batch, objective)
+            losses.total.backward()
+        optimiser.step()
+    tokens, pairs = rows_and_pairs(batch, heads).chunk(2)
+    work = Work(tokens.tolist(), pairs.tolist(), losses.counts.tolist())
+    facts["planned"] = step_memory(model, config, work, accumulate).peak
+_, cost = measure(train, torch.device("cpu"), memory=True)
+print(json.dumps(facts | {{"measured": cost.peak_bytes}}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", ["align 0 untied 1", "align 0 tied 2", "mtp1 1 untied 1", "mtp10 6 untied 1", "mtp10 6 tied 2", "sft 6 tied 1", "sft 6 untied 2"]
+)  # fmt: skip
+def test_memory_is_within_fifteen_percent_of_a_process(case, tmp_path):
+    script = MEASURE.format(here=os.path.dirname(__file__))
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, *case.split()], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    print(case, facts["planned"] / facts["measured"])
+    assert facts["planned"] == pytest.approx(facts["measured"], rel=0.15)
