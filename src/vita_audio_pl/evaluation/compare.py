@@ -29,7 +29,7 @@ def compare_results(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
-def compare_rows(task: str, first: list[dict], second: list[dict]) -> dict[str, Any]:
+def compare_rows(task: str, first: list[dict[str, Any]], second: list[dict[str, Any]]) -> dict[str, Any]:
     """Paired differences of all metrics of a task, and the share of backbone passes, over common utterances."""
     metrics: dict[str, Any] = {}
     for metric in METRICS[task]:
@@ -53,7 +53,7 @@ def compare_rows(task: str, first: list[dict], second: list[dict]) -> dict[str, 
 _NAMES = ("stage", "mode", "verify", "split", "model")
 
 
-def _load(folder: Path) -> tuple[dict[str, Any], list[dict]]:
+def _load(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = (folder / "utterances.jsonl").read_text(encoding="utf-8").splitlines()

@@ -85,7 +85,7 @@ class Evaluation:
         size = self.decoding.batch_size
         return [self.items[start : start + size] for start in range(0, len(self.items), size)]
 
-    def key(self) -> dict:
+    def key(self) -> dict[str, Any]:
         """What the recorded answers depend on; another key means other records."""
         return {
             "model": model_fingerprint(self.model),

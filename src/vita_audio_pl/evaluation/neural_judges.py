@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ class WhisperJudge:
             raise UserError(f"{folder} is no Whisper checkpoint (it has no config.json); give judge_model=FOLDER")
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
-        self.processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
-        model = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self.processor: Any = WhisperProcessor.from_pretrained(folder, local_files_only=True)
+        model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=dtype)
         self.model = model.to(device).eval()
 
     @torch.inference_mode()

@@ -67,7 +67,7 @@ class RecordFile:
     folder: Path
     stem: str
     rank: int = 0
-    _records: dict[str, dict] = field(default_factory=dict)
+    _records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
@@ -93,7 +93,7 @@ class RecordFile:
             file.flush()
         self._records.update({row["id"]: row for row in rows})
 
-    def __getitem__(self, id: str) -> dict:
+    def __getitem__(self, id: str) -> dict[str, Any]:
         return self._records[id]
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
@@ -22,6 +22,8 @@ from vita_audio_pl.evaluation.jobs import Evaluation, players_of
 from vita_audio_pl.evaluation.records import Answer, Heard, RecordFile, claim_folder
 
 STEPS = ("generate", "listen")
+
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, what is done and what there is to do, in utterances."""
@@ -63,7 +65,7 @@ class Share:
                 return cls(int(os.environ[rank]), int(os.environ[ranks]))
         return cls()
 
-    def mine(self, batches: Sequence) -> list:
+    def mine(self, batches: Sequence[T]) -> list[T]:
         return [batch for index, batch in enumerate(batches) if index % self.ranks == self.rank]
 
 
@@ -79,8 +81,8 @@ class Records:
     @classmethod
     def open(cls, evaluation: Evaluation, share: Share) -> "Records":
         resumed = claim_folder(evaluation.folder, evaluation.key())
-        files = [RecordFile(evaluation.folder, stem, share.rank) for stem in ("answers", "heard")]
-        return cls(evaluation, *files, resumed=resumed and len(files[0]) > 0)
+        answers, heard = (RecordFile(evaluation.folder, stem, share.rank) for stem in ("answers", "heard"))
+        return cls(evaluation, answers, heard, resumed=resumed and len(answers) > 0)
 
     def complete(self) -> bool:
         """True where every item has an answer and, if answers are listened to, was heard."""
@@ -183,15 +185,15 @@ def _listen(records: Sequence[Records], share: Share, run: "Run", progress: Prog
         calls.append((record.evaluation.without_items(), list(fresh.values()), sorted(keep & fresh.keys()), voices))
 
     done, total = 0, sum(len(answers) for _, answers in units)
-    for (record, answers), (_, fresh, _, _), heard in zip(units, calls, run("listen", calls), strict=True):
-        known |= {record.sound_of(a): h for a, h in zip(fresh, heard, strict=True)}
+    for (record, answers), (_, sent, _, _), heard in zip(units, calls, run("listen", calls), strict=True):
+        known |= {record.sound_of(a): h for a, h in zip(sent, heard, strict=True)}
         said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Heard(a.id, "", 0.0) for a in answers]
         record.heard.append(said)
         done += len(answers)
         progress("listen", done, total)
 
 
-Run = Callable[[str, list[tuple]], Iterator[list]]
+Run = Callable[[str, list[Any]], Iterator[list[Any]]]
 """Calls a method of the toolbox once for each tuple of arguments; results come in that order."""
 
 _toolbox: Any  # set in every process of the pool
@@ -210,7 +212,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
     # Forked, so that each process has torch imported and the toolbox without pickling it
     with ProcessPoolExecutor(workers, get_context("fork"), _adopt, (toolbox, os.getpid())) as executor:
 
-        def run(method: str, calls: list[tuple]) -> Iterator[list]:
+        def run(method: str, calls: list[Any]) -> Iterator[list[Any]]:
             try:
                 yield from executor.map(_call, [method] * len(calls), calls)
             except BrokenProcessPool:
@@ -239,5 +241,6 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _call(method: str, arguments: tuple) -> list:
-    return getattr(_toolbox, method)(*arguments)
+def _call(method: str, arguments: tuple[Any, ...]) -> list[Any]:
+    result: list[Any] = getattr(_toolbox, method)(*arguments)
+    return result

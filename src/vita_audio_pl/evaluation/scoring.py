@@ -72,7 +72,7 @@ class Scoring:
 
 def score_utterances(
     task: str, items: Sequence[Item], answers: Mapping[str, Answer], heard: Mapping[str, Heard] | None, rules: Scoring
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """One row per item, in order; every item has a row, whatever became of it.
 
     A row's `scores` maps a metric's name to `{"errors" or "hits", "of"}`; a metric that the profile leaves out for
@@ -86,7 +86,7 @@ def score_utterances(
     for item in items:
         answer = answers[item.id]
         spoken = heard[item.id] if heard is not None else None
-        row = {
+        row: dict[str, Any] = {
             "id": item.id,
             "reference": item.references[0],
             "text": answer.text,
@@ -108,13 +108,13 @@ def score_utterances(
         if answer.failure:
             row["failure"] = answer.failure
         for metric in METRICS[task]:
-            if metric.of == "speech" and spoken is None:
+            said = answer.text if metric.of == "text" else spoken.text if spoken is not None else None
+            if said is None:
                 continue
             reason = _left_out(metric, answer, rules.profile)
             if reason:
                 row["left_out"] = reason
                 continue
-            said = answer.text if metric.of == "text" else spoken.text
             row["scores"][metric.name] = _score(metric, task, item, said, rules)
         rows.append(row)
     return rows
@@ -144,7 +144,7 @@ def _score(metric: Metric, task: str, item: Item, said: str, rules: Scoring) -> 
     }
 
 
-def per_utterance(rows: Sequence[dict], metric: str) -> dict[str, tuple[int, int]]:
+def per_utterance(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, tuple[int, int]]:
     """Id -> (errors or hits, units) of one metric, for the rows that have it."""
     found = {}
     for row in rows:
@@ -154,7 +154,7 @@ def per_utterance(rows: Sequence[dict], metric: str) -> dict[str, tuple[int, int
     return found
 
 
-def summarise(task: str, rows: Sequence[dict]) -> dict:
+def summarise(task: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Figures of a set: each metric with its 95 % interval, counts of what went wrong, cost per answer."""
     metrics = {}
     for metric in METRICS[task]:

@@ -4,7 +4,7 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -68,7 +68,8 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         compare_modes(folder)
         if config.wandb != "off":
             group = config.run_name or model.resolve().parent.parent.name
-            log_to_wandb(results, folder, group, config.wandb, config.wandb_project)
+            mode: Literal["offline", "online"] = "online" if config.wandb == "online" else "offline"
+            log_to_wandb(results, folder, group, mode, config.wandb_project)
     return results
 
 

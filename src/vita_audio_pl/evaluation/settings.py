@@ -94,7 +94,9 @@ class EvaluateConfig:
             raise UserError("which model? give model=FOLDER, for example model=runs/demo/sft/model")
         if self.suite is not None and self.run_name is None:
             raise UserError(f"suite={self.suite.name} evaluates the stages of a run: give run_name=...")
-        for entry in self.suite.evaluations if self.suite else []:
+        if self.suite is None:
+            return
+        for entry in self.suite.evaluations:
             for kind, given, known in (("task", entry.tasks, METRICS), ("mode", entry.modes, NAMED_PATTERNS)):
                 for name in given:
                     if name not in known:

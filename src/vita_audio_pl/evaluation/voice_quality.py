@@ -28,7 +28,8 @@ class SpeakerSimilarity:
             raise UserError(f"{folder} is no WavLM checkpoint (it has no config.json); give speaker_model=FOLDER")
         self.device = device
         self.features = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
-        self.model = WavLMForXVector.from_pretrained(folder, local_files_only=True).to(device).eval()
+        model: torch.nn.Module = WavLMForXVector.from_pretrained(folder, local_files_only=True)
+        self.model = model.to(device).eval()
 
     def compare(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray], sample_rate: int) -> list[float]:
         """Similarity in [-1, 1] of each pair of waves `(samples,) float32` at `sample_rate` Hz."""
@@ -57,7 +58,7 @@ class Naturalness:
         if not file.is_file():
             raise UserError(f"{file} does not exist; give the TorchScript file of UTMOS as mos_model=FILE")
         try:
-            self.model = torch.jit.load(file, map_location=device).eval()
+            self.model = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise UserError(f"{file} is no TorchScript model: {str(error).splitlines()[0]}") from None
         self.device = device

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
-def log_to_wandb(results: Sequence[dict[str, Any]], folder: Path, group: str, mode: str, project: str) -> None:
+def log_to_wandb(
+    results: Sequence[dict[str, Any]], folder: Path, group: str, mode: Literal["offline", "online"], project: str
+) -> None:
     """Log every figure under `<bench>/<split>/<task>/<metric>/<stage>/<mode>`, and all of them as one table.
 
     Args:
@@ -20,7 +22,7 @@ def log_to_wandb(results: Sequence[dict[str, Any]], folder: Path, group: str, mo
     folder.mkdir(parents=True, exist_ok=True)
     names = ("bench", "split", "task", "stage", "mode", "verify", "profile", "judge", "limited_to")
     costs = ("backbone_passes", "head_passes", "tokens", "silent", "unfinished", "failed")
-    columns = [*names, "metric", "value", "low", "high", "utterances", *costs]
+    columns: list[str | int] = [*names, "metric", "value", "low", "high", "utterances", *costs]
     rows, figures = [], {}
     for result in results:
         for metric, figure in result["metrics"].items():

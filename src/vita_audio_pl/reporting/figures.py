@@ -48,7 +48,8 @@ def draw(paint: Callable[[Figure, Theme], None], size: tuple[float, float], text
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         images.append(buffer.getvalue())
-    return Picture(*images, text=text)
+    light, dark = images
+    return Picture(light, dark, text)
 
 
 def loss_curves(stage: Stage) -> Picture:

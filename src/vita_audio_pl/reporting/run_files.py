@@ -31,7 +31,7 @@ class Stage:
 
     def head_curves(self, prefix: str) -> list[Curve]:
         """The curves `<prefix>0`, `<prefix>1`, ... in order."""
-        found = []
+        found: list[Curve] = []
         while f"{prefix}{len(found)}" in self.curves:
             found.append(self.curves[f"{prefix}{len(found)}"])
         return found
@@ -157,8 +157,10 @@ def _in_order(stages: list[Stage]) -> list[Stage]:
 
     def depth(name: str) -> int:
         seen = {name}
-        while (name := parents.get(name)) and name not in seen:
-            seen.add(name)
+        parent = parents.get(name)
+        while parent and parent not in seen:
+            seen.add(parent)
+            parent = parents.get(parent)
         return len(seen)
 
     return sorted(stages, key=lambda stage: (depth(stage.name), stage.name))

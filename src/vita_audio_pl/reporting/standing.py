@@ -85,7 +85,8 @@ def standing_table(results: Sequence[Result], figures: Sequence[PublishedFigure]
         last: the run's last stage, which stands beside systems that name none.
         plus: the run hears through a continuous encoder.
     """
-    measured_rows, other_rows = [], []
+    measured_rows: list[tuple[Cell, ...]] = []
+    other_rows: list[tuple[Cell, ...]] = []
     for figure in figures:
         found = {
             r.figures["profile"]: r

@@ -205,8 +205,14 @@ def markdown(table: Table) -> str:
 
 def terminal(table: Table, title: str) -> TerminalTable:
     """For rich's console; the interval stands dim under its figure."""
-    style = {"title_style": "bold", "header_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False}
-    shown = TerminalTable(title=title, title_justify="left", **style)
+    shown = TerminalTable(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column, header in enumerate(table.headers):
         shown.add_column(header, justify="left" if column < table.labels else "right")
     previous = None
