@@ -15,6 +15,7 @@ from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation import session
 from vita_audio_pl.evaluation.benches import BenchConfig
+from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.session import run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
 from vita_audio_pl.models.released import save_released
@@ -182,6 +183,13 @@ def test_a_recording_that_cannot_be_read_ends_the_run_or_counts_as_wrong(config,
         run_session(replace(config, task="asr"))
     (result,) = run_session(replace(config, task="asr", missing_audio="count"))
     assert result["failed"] == 1 and result["utterances"] == result["metrics"]["wer"]["utterances"] == 6
+
+
+def test_a_judge_that_is_not_there_is_refused_before_the_first_answer(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "judge_maker", judge_maker)
+    with pytest.raises(UserError, match="judge=whisper needs its checkpoint"):
+        run_session(replace(config, task="tts", judge="whisper"))
+    assert not list(tmp_path.rglob("answers.*.jsonl"))
 
 
 def test_figures_reach_wandb_without_a_network(config, tmp_path, monkeypatch):

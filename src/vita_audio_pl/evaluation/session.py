@@ -44,7 +44,11 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         mos_model=Path(config.mos_model) if config.mos_model else None,
     )
     steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
-    with worker_pool(toolbox, config.workers or _processes(device)) as run:
+    workers = config.workers or _processes(device)
+    if "listen" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
+        for judge in {evaluation.judge for evaluation in evaluations if evaluation.listens}:
+            toolbox.judge(judge)  # one that is not there is refused before the first answer
+    with worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
             records = run_evaluations(evaluations, run, share, progress, steps)
         if config.step == "generate":
