@@ -10,6 +10,7 @@ from toy_process import train_in_a_process
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.sensevoice import load_front_end
+from vita_audio_pl.training.prepared_data import stage_front_end
 from vita_audio_pl.training.run_folder import StageFolder
 
 ENCODER, ADAPTER = "model.audio_model.", "model.audio_projection."
@@ -51,6 +52,9 @@ def test_a_parent_that_hears_otherwise_and_a_missing_encoder_are_refused(plus, t
     align = trained("align", "run_name=discrete")
     with pytest.raises(UserError, match="its way of hearing .* is codes, and this run's is encoder; choose a variant"):
         plus("mtp1", f"init_from={align.model}")
+    start = ("stage=mtp1", "variant=vita_audio_plus_boost", f"init_from={align.model}")
+    with pytest.raises(UserError, match="hears through an encoder, but .* was trained to hear codes"):
+        stage_front_end(toy.toy_config(tmp_path / "runs", *start))
     with pytest.raises(UserError, match="hears through an audio encoder, and .*nowhere holds none .* SenseVoiceSmall"):
         plus("align", "run_name=deaf", f"encoder.folder={tmp_path / 'nowhere'}")
 

@@ -11,6 +11,7 @@ from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import load_front_end
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.text import RenderOptions, TextTokenizer
+from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.stage import StageData, find_parent
 from vita_audio_pl.training.starting_model import encoder_folder
 from vita_audio_pl.training.trainer import micro_batches
@@ -75,11 +76,17 @@ def stage_front_end(config: TrainConfig) -> SenseVoiceFrontEnd | None:
     """Makes the features that the stage's audio encoder hears: its parent's, or the encoder folder's; None for codes.
 
     Raises:
-        UserError: the folder is incomplete, or the front end counts other frames than prepared data does.
+        UserError: the parent hears codes, the folder is incomplete, or the front end counts other frames than prepared
+            data does.
     """
     if not config.variant.hears_by_encoder:
         return None
     parent = find_parent(config)
+    if parent is not None and StageManifest.read(parent).speech_input != config.variant.speech_input:
+        raise UserError(
+            f"variant={config.variant.name} hears through an encoder, but {parent} was trained to hear codes; give another "
+            "init_from, or choose a variant that hears codes"
+        )
     folder = encoder_folder(config) if parent is None else parent / ENCODER_FOLDER
     front_end, usual = load_front_end(folder), SenseVoiceFrontEnd()
     if front_end.stride != usual.stride:
