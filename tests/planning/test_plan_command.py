@@ -159,7 +159,7 @@ def test_the_command_plans_every_stage_of_a_variant(tmp_path):
 MEASURE = """
 import sys, json, torch, resource
 sys.path.insert(0, {here!r})
-from test_plan import *
+from test_plan_command import *
 from vita_audio_pl.benchmarking.cost import measure
 stage, heads, tied, accumulate = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tied", int(sys.argv[4])
 size = TrainingSize(256, 1024, 6, 4, 2, 12000, heads, length=2048, documents=6)

@@ -34,7 +34,7 @@ from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
 from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
 from vita_audio_pl.training.starting_model import starting_model
-from vita_audio_pl.training.trainer import build_trainer, micro_batches
+from vita_audio_pl.training.trainer import build_trainer, check_devices, micro_batches
 from vita_audio_pl.training.watchdog import Watchdog
 
 
@@ -115,6 +115,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     """
     _quiet()
     micro_batches(config)
+    check_devices(config.trainer)
     folder = stage_folder(config, config.stage.name)
     parent_folder = find_parent(config)
     parent = None if parent_folder is None else StageManifest.read(parent_folder)

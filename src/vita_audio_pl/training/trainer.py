@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.config.schema import TrainConfig, TrainerConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines import Engine
 from vita_audio_pl.training.speed import DataWait
@@ -32,6 +33,25 @@ def micro_batches(config: TrainConfig) -> tuple[int, int]:
             f"{per_device} does not divide; choose a divisor of {share}"
         )
     return per_device, share // per_device
+
+
+def check_devices(settings: TrainerConfig) -> None:
+    """Refuse a run that wants more GPUs than this machine has.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    if settings.accelerator == "cpu":
+        return
+    there = torch.cuda.device_count()
+    if there < settings.devices:
+        raise UserError(
+            f"trainer={settings.name} wants {settings.devices} GPUs on each machine and this one has {there}; give "
+            f"trainer.devices={there}, or choose trainer=cpu"
+            if there
+            else f"trainer={settings.name} wants {settings.devices} GPUs on each machine and this one has none; choose "
+            "trainer=cpu, or run it where GPUs are (nvidia-smi lists them)"
+        )
 
 
 def build_trainer(
