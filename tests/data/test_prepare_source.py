@@ -70,6 +70,30 @@ def test_a_changed_line_redoes_one_part_and_drops_the_old(raw: Path, tmp_path: P
     assert PreparedSource(job.out).read(60).id == "asr-new"
 
 
+@pytest.mark.parametrize("damage", ["shard deleted", "shard cut", "index deleted", "index of others", "manifest cut"])
+def test_what_is_lost_afterwards_is_made_anew_by_the_same_command(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer, damage: str
+) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    before = prepare_source(job)
+    assert before is not None
+    whole, shard = contents(job.out), job.out / before.shards[2].name
+    match damage:
+        case "shard deleted":
+            shard.unlink()
+        case "shard cut":
+            shard.write_bytes(shard.read_bytes()[:-512])
+        case "index deleted":
+            (job.out / "index.bin").unlink()
+        case "index of others":
+            shutil.copy(shard.with_suffix(".index"), job.out / "index.bin")
+        case "manifest cut":
+            (job.out / "manifest.json").write_text('{"format"')
+    times = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.tar") if path != shard}
+    assert prepare_source(job) == before and contents(job.out) == whole
+    assert {name: (job.out / name).stat().st_mtime_ns for name in times} == times
+
+
 def test_another_codec_or_tokenizer_makes_other_shards(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
     job = toy_job(raw, tmp_path, "asr", tokenizer)
     part = job.reader.parts()[0]

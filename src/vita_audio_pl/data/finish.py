@@ -27,7 +27,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     Raises:
         UserError: a part is not finished, or no sample at all could be used.
     """
-    missing = [part for part in parts if not job.done_file(part).is_file()]
+    missing = [part for part in parts if not job.finished(part)]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {missing[0].name}); "

@@ -1,13 +1,16 @@
 """Preparing one source from start to end: parts, tasks, manifest."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
 from vita_audio_pl.data.files import full_disk_is_told, sole_user
 from vita_audio_pl.data.finish import finish_source
-from vita_audio_pl.data.prepared import MANIFEST, Manifest
+from vita_audio_pl.data.index import Index
+from vita_audio_pl.data.prepared import INDEX, Manifest
+from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.errors import UserError
 
 Watch = Callable[[str, int], AbstractContextManager[Report]]
 """Source and number of parts to do, to something that is told of progress."""
@@ -24,6 +27,8 @@ def prepare_source(
 ) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
+    A part whose shard was deleted or cut is made anew.
+
     Args:
         job: the source, the codec, and where the shards go.
         executor: runs the tasks; None runs them in this process.
@@ -38,15 +43,22 @@ def prepare_source(
     """
     executor = executor or LocalExecutor()
     parts = job.reader.parts()[:most_parts]
-    missing = [part for part in executor.mine(parts) if not job.done_file(part).is_file()]
+    missing = [part for part in executor.mine(parts) if not job.finished(part)]
     if missing:
         with watch(job.source, len(missing)) as report:
             executor(job, missing, report)
-    if not all(job.done_file(part).is_file() for part in parts):
+    if not all(map(job.finished, parts)):
         return None
     with sole_user(job.out), full_disk_is_told(job.out, f"'{job.source}'"):
-        if (job.out / MANIFEST).is_file():
-            manifest = Manifest.load(job.out)
-            if [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]:
-                return manifest
-        return finish_source(job, parts)
+        known = None if missing else _manifest(job, parts)
+        return known or finish_source(job, parts)
+
+
+def _manifest(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
+    """The source's manifest, if it is of these parts and the index beside it is its own."""
+    try:
+        manifest, index = Manifest.load(job.out), Index(job.out / INDEX)
+    except UserError:
+        return None
+    same = [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]
+    return manifest if same and index.crc == manifest.index_crc else None

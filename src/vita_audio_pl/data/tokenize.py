@@ -127,13 +127,23 @@ class TokenizeJob:
         """Appears when the part is complete."""
         return self.out / f"{self.output_name(part)}.done.json"
 
+    def finished(self, part: Part) -> bool:
+        """Whether the part's report is there, and the files that it tells of, in their sizes."""
+        try:
+            report = json.loads(self.done_file(part).read_text(encoding="utf-8"))
+            shards = [report[kind] for kind in ("shard", "audio_shard") if kind in report]
+            whole = all((self.out / shard["name"]).stat().st_size == shard["bytes"] for shard in shards)
+            return whole and (self.out / f"{self.output_name(part)}.index").is_file()
+        except FileNotFoundError:
+            return False
+
     def run(self, part: Part, progress: Callable[[Progress], None] = lambda done: None) -> None:
         """Writes the shard, the index and the report of a part, unless they are there.
 
         Raises:
             UserError: the disk is full, or the codec cannot be made.
         """
-        if self.done_file(part).is_file():
+        if self.finished(part):
             return
         self.out.mkdir(parents=True, exist_ok=True)
         with full_disk_is_told(self.out, f"'{self.source}'"):

@@ -151,8 +151,8 @@ def quarantine(folder: Path, findings: Findings) -> None:
     ]
     if blocking:
         raise UserError(
-            f"'{findings.source}' cannot be used by leaving samples out ({', '.join(blocking)}): prepare it again; only "
-            "damaged parts are made anew once their files are deleted"
+            f"'{findings.source}' cannot be used by leaving samples out ({', '.join(blocking)}): delete the "
+            "files that are named above and prepare it again: only their parts are made anew"
         )
     if findings.broken:
         PreparedSource(folder).quarantine(findings.broken)
