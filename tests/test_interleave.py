@@ -168,7 +168,12 @@ def test_a_ratio_that_cannot_be_is_refused(value, sentence):
 
 @pytest.mark.parametrize(
     ("value", "sentence"),
-    [([0, 10], "backbone run below 1"), ([1, -1], "negative head run"), ([1], "has 1 numbers"), ("slow", "is no decode_pattern")],
+    [
+        ([0, 10], "backbone run below 1"),
+        ([1, -1], "negative head run"),
+        ([1], "has 1 numbers"),
+        ("slow", "is no decode_pattern"),
+    ],
 )
 def test_a_pattern_that_cannot_be_is_refused(value, sentence):
     with pytest.raises(UserError, match=sentence):
