@@ -1,10 +1,12 @@
 """`python -m vita_audio_pl.report`: one HTML page, tables and figures of a run."""
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.reporting.dashboard import DashboardConfig, write_dashboard
 from vita_audio_pl.reporting.page import last_stage
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.settings import ReportConfig
@@ -37,4 +39,8 @@ def main(config: ReportConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_entry_point(main, "report", ReportConfig)
+    if sys.argv[1:2] == ["dashboard"]:
+        del sys.argv[1]
+        run_entry_point(write_dashboard, "dashboard", DashboardConfig)
+    else:
+        run_entry_point(main, "report", ReportConfig)
