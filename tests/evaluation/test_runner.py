@@ -158,6 +158,15 @@ def test_pool_of_two_gives_what_one_process_gives(tmp_path):
     assert report(run(one, model=two / "model")) == report(run(two, workers=2))
 
 
+def test_a_pool_goes_on_after_a_caller_that_did_not_take_all_results(tmp_path):
+    with worker_pool(SpellingToolbox(tmp_path / "log"), 2) as run_pool:
+        items = [(evaluation(tmp_path).without_items(), [item]) for item in evaluation(tmp_path).items[:4]]
+        results = run_pool("answer", items)
+        next(results)
+        results.close()
+        assert len(list(run_pool("answer", items))) == 4
+
+
 def test_equal_speech_is_judged_once(tmp_path):
     both = [evaluation(tmp_path), replace(evaluation(tmp_path), stage="mtp1", folder=tmp_path / "again")]
     records = run_all(both, SpellingToolbox(tmp_path / "log"))

@@ -220,7 +220,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
                     "a process of the evaluation was killed, probably for lack of memory; give workers=1 or a smaller "
                     "batch_size, and the same command goes on where it stopped"
                 ) from None
-            except BaseException as error:
+            except (Exception, KeyboardInterrupt) as error:
                 # Ctrl-C leaves at once; else what is running ends first, or Python complains of its pipes when it exits
                 executor.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
                 raise
