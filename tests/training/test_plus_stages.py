@@ -74,8 +74,9 @@ def test_two_processes_train_what_one_does(engine, plus, tmp_path):
         )  # fmt: skip
         assert train_in_a_process(tmp_path / "two", *settings, *parent) == 0
         found = weights_of(StageFolder(tmp_path / "two" / "runs" / "toy" / stage))
+        # a bias of keys has rounding errors for a gradient, which Adam enlarges
         for name, value in weights_of(expected).items():
             torch.testing.assert_close(
-                found[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+                found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
             )
         parent = [f"init_from={expected.model}"]
