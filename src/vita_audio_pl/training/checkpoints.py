@@ -29,6 +29,7 @@ from vita_audio_pl.training.rng import restore_rng_state, rng_state
 STATE = "state.json"
 WEIGHT = "weight"
 ASIDE = ".tmp"
+BEST = "best.json"
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 _WAIT_FOR_RANKS = 1800.0
@@ -54,6 +55,12 @@ def step_of(checkpoint: Path) -> int:
     return int(match.group(1))
 
 
+def best_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """`step`, `metric` and `value` of the best checkpoint so far; None where none was chosen."""
+    path = folder / BEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 class CheckpointWriter:
     """Takes a copy of what trains and writes it in the background.
 
@@ -63,7 +70,7 @@ class CheckpointWriter:
     Args:
         folder: of the stage's checkpoints.
         engine: that the model trains under.
-        keep: checkpoints kept.
+        keep: last checkpoints kept, beside the best.
     """
 
     def __init__(self, folder: Path, engine: Engine, keep: int) -> None:
@@ -117,6 +124,12 @@ class CheckpointWriter:
                 f"a checkpoint could not be written to {self.folder}: {why}; {good}; make room and run again"
             )
 
+    def mark_best(self, step: int, metric: str, value: float) -> None:
+        """Keep the checkpoint of `step`, which is on disk, as the best by `metric`; rank 0 calls it."""
+        aside = self.folder / f"{BEST}.part"
+        aside.write_text(json.dumps({"step": step, "metric": metric, "value": value}) + "\n", encoding="utf-8")
+        os.replace(aside, self.folder / BEST)
+
     @property
     def failed(self) -> bool:
         """Whether the last write has failed, as far as is known without waiting."""
@@ -160,8 +173,10 @@ class CheckpointWriter:
         (aside / STATE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         _flush(aside / STATE)
         os.replace(aside, path)
+        best = best_checkpoint(self.folder)
         for old in complete_checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+            if best is None or step_of(old) != best["step"]:
+                shutil.rmtree(old)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

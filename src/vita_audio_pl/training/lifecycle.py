@@ -8,10 +8,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from vita_audio_pl.training.checkpoints import CheckpointWriter, latest_for_all, restore
+from vita_audio_pl.training.checkpoints import CheckpointWriter, best_checkpoint, latest_for_all, restore
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.metrics_csv import MetricsCsv
 from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.monitor import Monitor
 from vita_audio_pl.training.proof import TrainingProof
 
 
@@ -45,10 +46,22 @@ class Resume(Callback):
 
 
 class Checkpointing(Callback):
-    """Writes a checkpoint every `every` optimiser steps and at the end."""
+    """Writes a checkpoint every `every` optimiser steps and at the end; keeps the best by a figure of validation, too.
 
-    def __init__(self, writer: CheckpointWriter, stateful: Mapping[str, Stateful], every: int) -> None:
+    Args:
+        best_by: the figure, of `monitor`, of which less is better; None keeps the last alone.
+    """
+
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        stateful: Mapping[str, Stateful],
+        every: int,
+        monitor: Monitor,
+        best_by: str | None = None,
+    ) -> None:
         self.writer, self.stateful, self.every = writer, stateful, every
+        self.monitor, self.best_by = monitor, best_by
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         if trainer.is_global_zero:
@@ -61,6 +74,16 @@ class Checkpointing(Callback):
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ends_step and (trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps):
             self.save(trainer, module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        value = self.monitor.latest.get(self.best_by) if self.best_by else None
+        best = trainer.strategy.broadcast(best_checkpoint(self.writer.folder))
+        if value is None or (best is not None and best["value"] <= value):
+            return
+        self.save(trainer, module)
+        self.writer.finish()
+        if trainer.is_global_zero and self.best_by is not None:
+            self.writer.mark_best(trainer.global_step, self.best_by, value)
 
     def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         self.writer.finish()

@@ -173,7 +173,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     module.verdict = guard.verdict
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard)
     stateful = {"proof": proof, "guard": guard}
-    checkpointing = Checkpointing(writer, stateful, save_every)
+    checkpointing = Checkpointing(writer, stateful, save_every, monitor, config.callbacks.keep_best_by)
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
         Resume(folder.checkpoints, engine, stateful),
