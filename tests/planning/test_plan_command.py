@@ -157,7 +157,7 @@ def test_the_command_plans_every_stage_of_a_variant(tmp_path):
 
 
 MEASURE = """
-import sys, json, torch, resource
+import dataclasses, json, sys, torch
 sys.path.insert(0, {here!r})
 from test_plan_command import *
 from vita_audio_pl.benchmarking.cost import measure
