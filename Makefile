@@ -39,9 +39,9 @@ test: $(VENV)/.dev ## Run the test suite (no network; under 15 minutes on 2 core
 	@scripts/system-packages.sh espeak-ng
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: $(VENV)/.dev ## Run the tests that take minutes each
+test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." for some of them
 	@scripts/system-packages.sh espeak-ng chromium
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" $(SLOW)
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
