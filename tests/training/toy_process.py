@@ -17,7 +17,7 @@ def train_in_a_process(folder: Path, *overrides: str, kill_when: Callable[[], bo
     """Trains a toy stage in a process of its own; its exit status. SIGKILL as soon as `kill_when()` holds."""
     command = [sys.executable, str(HERE / "train_toy.py"), str(folder), "run_name=toy", *overrides]
     process = subprocess.Popen(command, env=ENVIRONMENT, cwd=HERE, start_new_session=True)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while process.poll() is None and time.monotonic() < deadline:
         if kill_when is not None and kill_when():
             process.kill()
