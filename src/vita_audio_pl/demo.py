@@ -72,5 +72,9 @@ def demo(config: DemoConfig) -> None:
     print(f"done in {sum(seconds.values()) / 60:.1f} minutes ({parts}); the largest process took {largest:.1f} GiB")
 
 
-if __name__ == "__main__":
+def main() -> None:
     run_entry_point(demo, "demo", DemoConfig)
+
+
+if __name__ == "__main__":
+    main()

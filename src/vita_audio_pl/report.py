@@ -1,27 +1,67 @@
-"""`python -m vita_audio_pl.report`: one HTML page, tables and figures of a run."""
+"""`python -m vita_audio_pl.report`: one HTML page, tables and figures of a run, or of an ablation."""
 
 import sys
 from pathlib import Path
 
+from omegaconf import DictConfig
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.reporting.dashboard import DashboardConfig, write_dashboard
+from vita_audio_pl.reporting.experiment_files import ExperimentFiles
+from vita_audio_pl.reporting.experiment_page import experiment_folder, write_experiment_report
+from vita_audio_pl.reporting.experiment_page import headline as headline_of_arms
+from vita_audio_pl.reporting.experiment_tables import cost_table, results_over_seeds, sharing_sentences
 from vita_audio_pl.reporting.page import last_stage
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.settings import ReportConfig
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, terminal
-from vita_audio_pl.reporting.write import write_report
+from vita_audio_pl.reporting.wandb_arms import fetch_arms
+from vita_audio_pl.reporting.write import Report, write_report
 
 
-def main(config: ReportConfig) -> None:
+def report(config: ReportConfig) -> None:
+    """Write the page of a run or of an ablation, and show its tables."""
+    # A terminal's width where there is one; wide enough for the tables where the output goes to a file
+    console = Console() if Console().is_terminal else Console(width=150)
+    written = _of_experiment(config, console) if config.experiment or config.runs else _of_run(config, console)
+    console.print(f"page     {written.page.resolve()}")
+    if written.standing is not None:
+        console.print(f"beside published tables  {written.standing.resolve()}")
+    console.print(f"figures  {', '.join(path.name for path in written.figures)} in {written.page.parent}")
+    if written.sounds:
+        console.print(f"sounds   {len(written.sounds)} files in {written.sounds[0].parent}")
+
+
+def _of_experiment(config: ReportConfig, console: Console) -> Report:
+    runs = Path(config.paths.runs)
+    if config.runs:
+        files = ExperimentFiles.of_runs([runs / name for name in config.runs], config.bench_name)
+        output = Path(config.output or runs / "-and-".join(config.runs) / "report")
+    else:
+        if config.wandb is not None:
+            fetch_arms(config.wandb, str(config.experiment), runs)
+        folder = experiment_folder(runs, str(config.experiment))
+        files = ExperimentFiles.read(folder, config.bench_name)
+        output = Path(config.output or folder / "report")
+    console.print(f"[bold]{files.question}[/bold]")
+    for title, table in (
+        ("Held-out results (small: 95 % interval over seeds)", results_over_seeds(files, config.split)),
+        ("Cost", cost_table(files)),
+    ):
+        if table.rows:
+            console.print(terminal(table, title))
+    for sentence in [*headline_of_arms(files, config.split), *sharing_sentences(files)]:
+        console.print(sentence)
+    return write_experiment_report(files, output, config.split, config.title or "")
+
+
+def _of_run(config: ReportConfig, console: Console) -> Report:
     folder = Path(config.paths.runs) / config.run_name
     run = RunFiles.read(folder, config.bench_name)
     output = Path(config.output) if config.output else folder / "report"
-    report = write_report(run, output, config.title or f"Vita-Audio-PL: {config.run_name}", config.split)
+    written = write_report(run, output, config.title or f"Vita-Audio-PL: {config.run_name}", config.split)
     stage = last_stage(run, config.split)
-    # A terminal's width where there is one; wide enough for the tables where the output goes to a file
-    console = Console() if Console().is_terminal else Console(width=150)
     for title, table in (
         ("Held-out results (WER: lower is better; small: 95 % interval)", main_table(run, config.split)),
         (f"Against Vanilla after {stage}, in percentage points", comparison_table(run, config.split, stage)),
@@ -31,16 +71,24 @@ def main(config: ReportConfig) -> None:
             console.print(terminal(table, title))
     for sentence in headline(run, stage, config.split):
         console.print(sentence)
-    console.print(f"page     {report.page.resolve()}")
-    console.print(f"beside published tables  {report.standing.resolve()}")
-    console.print(f"figures  {', '.join(path.name for path in report.figures)} in {output}")
-    if report.sounds:
-        console.print(f"sounds   {len(report.sounds)} files in {report.sounds[0].parent}")
+    return written
 
 
-if __name__ == "__main__":
+def main() -> None:
     if sys.argv[1:2] == ["dashboard"]:
         del sys.argv[1]
         run_entry_point(write_dashboard, "dashboard", DashboardConfig)
-    else:
-        run_entry_point(main, "report", ReportConfig)
+        return
+    # `experiment` is also a group of conf/ (of train's), so Hydra would take it for the choice of an option
+    names = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("experiment=")]
+    sys.argv = [argument for argument in sys.argv if not argument.startswith("experiment=")]
+
+    def set_experiment(config: DictConfig) -> None:
+        if names:
+            config.experiment = names[-1]
+
+    run_entry_point(report, "report", ReportConfig, set_experiment)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,33 +2,24 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.conftest import RUN
+from tests.end_to_end.doc_commands import ROOT, commands_of
 
-README = Path(__file__).parents[2] / "README.md"
-PREFIX = "python -m vita_audio_pl."
 FEW_STEPS = (
     "data=spoken_world_smoke", "data.workers=0", "stage.steps=2", "stage.rows_per_step=2", "n_heads=2",
     "decode_pattern=[1,2]", "data.validation_rows=2", "logger=csv",
 )  # fmt: skip
 
 
-def readme_commands() -> list[str]:
-    """Commands of the README's shell blocks, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(PREFIX)]
-
-
 def test_readme_names_its_commands():
-    assert len(readme_commands()) >= 10
+    assert len(commands_of(ROOT / "README.md")) >= 10
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("command", readme_commands())
+@pytest.mark.parametrize("command", commands_of(ROOT / "README.md"))
 def test_readme_command_runs(smoke_demo, command):
     words = shlex.split(command.removeprefix("python ").replace("demo-full-seed1", RUN))
     if "vita_audio_pl.train" in words:

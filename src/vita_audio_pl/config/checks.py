@@ -10,7 +10,9 @@ SHORTEST_ROW = 16
 
 
 def work_in_stage_settings(config: DictConfig) -> None:
-    """Merge `per_stage.<name>` of the chosen stage into `stage`, in place."""
+    """Merge an ablation's steps and `per_stage.<name>` of the chosen stage into `stage`, in place."""
+    if config.experiment.name and config.stage.name in config.experiment.steps:
+        config.stage.steps = config.experiment.steps[config.stage.name]
     overlay = config.per_stage.get(config.stage.name) or {}
     config.stage = OmegaConf.merge(config.stage, {name: value for name, value in overlay.items() if value is not None})
 

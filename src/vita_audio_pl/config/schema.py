@@ -278,10 +278,19 @@ class LoggerConfig:
 
 @dataclass
 class ExperimentConfig:
-    """What an ablation asks; set by the files in `experiments/`."""
+    """What an ablation asks, and how each of its arms is measured; set by the files in `experiments/`."""
 
-    name: str = ""
+    name: str = ""  # arms go to runs/<name>/<arm>; empty = no ablation
     question: str = ""
+    suite: str = ""  # evaluation of every arm, an option of conf/suite; empty = none
+    bench: str = "spoken_world"  # an option of conf/bench
+    steps: dict[str, int] = field(default_factory=dict)  # of stages that the arms train for another time than usual
+    evaluate: list[str] = field(default_factory=list)  # more settings for the evaluation command
+    metric: str = "val/loss"  # of the last stage's metrics.csv, held out; handed to sweepers that optimise
+
+    def check(self) -> None:
+        require(re.fullmatch(r"[\w-]*", self.name) is not None, f"experiment.name is '{self.name}': it names a folder, "
+                "so use letters, digits, - and _")  # fmt: skip
 
 
 @dataclass

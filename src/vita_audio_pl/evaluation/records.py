@@ -56,6 +56,28 @@ class Heard:
     naturalness: float | None = None
 
 
+@dataclass(frozen=True)
+class HeardFile:
+    """What the judge heard, by the hash of what it listened to; one append-only JSONL file for several runs."""
+
+    path: Path
+
+    def read(self) -> dict[str, Heard]:
+        if not self.path.is_file():
+            return {}
+        lines = map(json.loads, _complete_lines(self.path)[0])
+        return {line.pop("sound"): Heard(**line) for line in lines}
+
+    def append(self, heard: dict[str, Heard]) -> None:
+        """Add one batch with a single write, which other processes' batches do not mix with."""
+        text = "".join(
+            json.dumps({"sound": sound} | asdict(one), ensure_ascii=False) + "\n" for sound, one in heard.items()
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+
+
 @dataclass
 class RecordFile:
     """Records of one evaluation, written by one or several ranks, read as one mapping from id to record.

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.jobs import Evaluation, players_of
-from vita_audio_pl.evaluation.records import Answer, Heard, RecordFile, claim_folder
+from vita_audio_pl.evaluation.records import Answer, Heard, HeardFile, RecordFile, claim_folder
 
 STEPS = ("generate", "listen")
 
@@ -117,6 +117,7 @@ def run_evaluations(
     share: Share | None = None,
     progress: Progress = lambda step, done, total: None,
     steps: Sequence[str] = STEPS,
+    heard: HeardFile | None = None,
 ) -> list[Records]:
     """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
 
@@ -124,6 +125,7 @@ def run_evaluations(
         run: the processes that do it, from `worker_pool`.
         share: this process's part; by default the whole.
         steps: some of `STEPS`; `listen` alone takes answers that were generated before.
+        heard: what the judge heard in other runs.
 
     Raises:
         UserError: `listen` alone was asked for, and answers are missing.
@@ -140,7 +142,7 @@ def run_evaluations(
                 "generate them first (step=generate, with the same settings)"
             )
     if "listen" in steps:
-        _listen(records, share, run, progress)
+        _listen(records, share, run, progress, heard)
     return records
 
 
@@ -159,9 +161,11 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
         progress("generate", done, total)
 
 
-def _listen(records: Sequence[Records], share: Share, run: "Run", progress: Progress) -> None:
+def _listen(
+    records: Sequence[Records], share: Share, run: "Run", progress: Progress, elsewhere: HeardFile | None
+) -> None:
     """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
-    known: dict[str, Heard] = {}
+    known: dict[str, Heard] = {} if elsewhere is None else elsewhere.read()
     units: list[tuple[Records, list[Answer]]] = []
     for record in records:
         for batch in share.mine(record.evaluation.batches()) if record.evaluation.listens else []:
@@ -186,7 +190,10 @@ def _listen(records: Sequence[Records], share: Share, run: "Run", progress: Prog
 
     done, total = 0, sum(len(answers) for _, answers in units)
     for (record, answers), (_, sent, _, _), heard in zip(units, calls, run("listen", calls), strict=True):
-        known |= {record.sound_of(a): h for a, h in zip(sent, heard, strict=True)}
+        news = {record.sound_of(a): h for a, h in zip(sent, heard, strict=True)}
+        known |= news
+        if elsewhere is not None:
+            elsewhere.append(news)
         said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Heard(a.id, "", 0.0) for a in answers]
         record.heard.append(said)
         done += len(answers)

@@ -16,7 +16,7 @@ from vita_audio_pl.evaluation.controls import Recordings, measure_controls
 from vita_audio_pl.evaluation.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.plan import output_folder, plan_evaluations
-from vita_audio_pl.evaluation.records import write_atomically
+from vita_audio_pl.evaluation.records import HeardFile, write_atomically
 from vita_audio_pl.evaluation.results import score_record, write_results
 from vita_audio_pl.evaluation.runner import Records, Run, Share, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.settings import EvaluateConfig
@@ -50,7 +50,8 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             toolbox.judge(judge)  # one that is not there is refused before the first answer
     with worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
-            records = run_evaluations(evaluations, run, share, progress, steps)
+            heard = HeardFile(Path(config.heard)) if config.heard else None
+            records = run_evaluations(evaluations, run, share, progress, steps, heard)
         if config.step == "generate":
             return []
         complete = [record for record in records if record.complete()]

@@ -7,6 +7,10 @@ from vita_audio_pl.evaluation.benches import BenchConfig
 from vita_audio_pl.evaluation.scoring import METRICS
 from vita_audio_pl.interleave import NAMED_PATTERNS
 
+OWN = "own"
+MODES = (*NAMED_PATTERNS, OWN)
+VERIFY = ("none", "greedy")
+
 
 @dataclass
 class PathsConfig:
@@ -20,11 +24,12 @@ class PathsConfig:
 class SuiteEntry:
     """Some tasks, in some modes, with the model of one stage."""
 
-    stage: str = ""
+    stage: str = ""  # empty = the run's last
     modes: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     split: str = ""  # of the bench; empty = the setting `split`
     limit: int | None = None  # utterances per task; null = all
+    verify: str = ""  # none or greedy; empty = the setting `verify`
 
 
 @dataclass
@@ -46,7 +51,7 @@ class EvaluateConfig:
     run_name: str | None = None  # with a suite: the stages are in runs/<run_name>/<stage>/model
     model: str | None = None  # model folder of a single evaluation
     task: str = "asr"  # asr, tts, sqa, text or all (that the bench has)
-    mode: str = "vanilla"  # turbo, boost, balance, vanilla or all
+    mode: str = "vanilla"  # turbo, boost, balance, vanilla, own (the pattern that the model was trained for) or all
     verify: str = "none"  # greedy: the backbone checks what the heads drafted
     constrain_audio: bool = True  # inside an audio span only audio tokens may be written; false as published
     split: str = "test"
@@ -59,6 +64,7 @@ class EvaluateConfig:
     step: str = "all"  # or generate, score: the second needs no model
     compare: list[str] = field(default_factory=list)  # two result folders to compare; nothing else is done
     controls: int = 100  # recordings on which the judge itself is measured; 0 = none
+    heard: str | None = None  # file of what the judge heard, shared by runs: equal codes are listened to once
     missing_audio: str = "refuse"  # or count: an utterance without its recording is a wrong answer
     output: str | None = None  # folder; null = eval/ in the run of the model
     players: int = 6  # utterances per evaluation whose audio is kept: the first ones, and as many of the worst
@@ -71,8 +77,8 @@ class EvaluateConfig:
     def check(self) -> None:
         for name, value, choices in (
             ("task", self.task, [*METRICS, "all"]),
-            ("mode", self.mode, [*NAMED_PATTERNS, "all"]),
-            ("verify", self.verify, ["none", "greedy"]),
+            ("mode", self.mode, [*MODES, "all"]),
+            ("verify", self.verify, VERIFY),
             ("profile", self.profile, ["strict", "reference", "both"]),
             ("step", self.step, ["all", "generate", "score"]),
             ("wandb", self.wandb, ["off", "offline", "online"]),
@@ -97,7 +103,11 @@ class EvaluateConfig:
         if self.suite is None:
             return
         for entry in self.suite.evaluations:
-            for kind, given, known in (("task", entry.tasks, METRICS), ("mode", entry.modes, NAMED_PATTERNS)):
+            for kind, given, known in (("task", entry.tasks, METRICS), ("mode", entry.modes, MODES)):
                 for name in given:
                     if name not in known:
                         raise UserError(f"suite {self.suite.name}: '{name}' is no {kind}; choose {', '.join(known)}")
+            if entry.verify and entry.verify not in VERIFY:
+                raise UserError(
+                    f"suite {self.suite.name}: verify={entry.verify} is not known; choose {', '.join(VERIFY)}"
+                )

@@ -13,7 +13,7 @@ def log_to_wandb(
 
     Args:
         folder: gets the files of an offline run.
-        group: name of the evaluated run, which its training stages are grouped by too.
+        group: name of the evaluated run; its training stages are grouped by it, too, or by what stands before its `/`.
         mode: `offline` or `online`.
     """
     import wandb
@@ -32,6 +32,11 @@ def log_to_wandb(
             values = [figure[name] for name in ("value", "low", "high", "utterances")]
             rows.append([*(result[name] for name in names), metric, *values, *(result[name] for name in costs)])
     with wandb.init(
-        project=project, name=f"{group}/evaluation", group=group, job_type="evaluate", dir=folder, mode=mode
+        project=project,
+        name=f"{group}/evaluation",
+        group=group.partition("/")[0],
+        job_type="evaluate",
+        dir=folder,
+        mode=mode,
     ) as run:
         run.log(figures | {"evaluation": wandb.Table(columns, rows)})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
@@ -40,10 +40,8 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
     """
     last = last_stage(run, split)
     other_splits = sorted({result.split for result in run.results} - {split})
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["picture"] = _picture
-    template = environment.from_string(asset("page.html.j2"))
-    return template.render(
+    return render(
+        "page.html.j2",
         title=title,
         run=run,
         split=split,
@@ -61,9 +59,17 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         reasons=reasons_against_comparing(run.results),
         worst=_worst(run, last, split),
         durations=", ".join(f"{name} {seconds / 60:.1f} minutes" for name, seconds in run.durations.items()),
-        style=Markup(asset("page.css")),
-        script=Markup(asset("sort.js")),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this package, with its style and script inside it."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(asset)
+    )
+    environment.filters["picture"] = _picture
+    page = environment.get_template(template)
+    return page.render(**values, style=Markup(asset("page.css")), script=Markup(asset("sort.js")))
 
 
 def last_stage(run: RunFiles, split: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 
-MODE_ORDER = ("vanilla", "balance", "boost", "turbo")
+MODE_ORDER = ("vanilla", "own", "balance", "boost", "turbo")
 
 
 @dataclass(frozen=True)
