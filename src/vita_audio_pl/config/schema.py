@@ -220,7 +220,7 @@ class TrainerConfig:
     rows_per_device: int | None = None  # packed rows in a forward pass; null = all of a step's share
     threads: int | None = None  # CPU threads of a process; null = torch's default
     zero_stage: int = 2  # DeepSpeed: 2 shards optimiser state and gradients, 3 parameters too
-    peak_tflops: float | None = None  # of a device, for MFU; null = the table's for a known GPU, measured on a CPU
+    peak_tflops: float | None = None  # of a device, for MFU; null = the table's for a known GPU, else no MFU
     offload: bool = False  # DeepSpeed: optimiser state (and parameters at stage 3) in CPU memory
 
     def check(self) -> None:
@@ -256,7 +256,9 @@ class CallbacksConfig:
     validate_every: int | None = None  # null = at the end only
     save_every: int | None = None  # null = a twentieth of the stage
     keep_last: int = 2
-    keep_best_by: str | None = None  # figure of validation, such as val/loss: its best checkpoint is kept beside the last
+    keep_best_by: str | None = (
+        None  # figure of validation, such as val/loss: its best checkpoint is kept beside the last
+    )
     progress_bar: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)
     requeue: bool = True  # SLURM: put the job back into the queue after SIGTERM or SIGUSR1

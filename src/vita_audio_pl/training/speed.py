@@ -11,8 +11,6 @@ from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.training.gpus import gpu_named
 
 _FETCH = "train_dataloader_next"
-_PROBE = 1024  # rows and columns of the products that a CPU's peak is taken from
-_PROBES = 3
 
 
 class DataWait(Profiler):
@@ -41,22 +39,14 @@ class DataWait(Profiler):
 
 
 def peak_flops(settings: TrainerConfig, device: torch.device) -> float | None:
-    """Operations per second that a device can do at most; None for a GPU that is not in the table.
+    """Operations per second that a device can do at most; None for a CPU or GPU that is not in the table.
 
-    `trainer.peak_tflops` decides where it is given. A CPU's peak is that of a large product, measured here.
+    `trainer.peak_tflops` decides where it is given. A CPU's is not guessed: a trial product says what is left of a shared one.
     """
     if settings.peak_tflops is not None:
         return settings.peak_tflops * 1e12
-    if device.type == "cuda":
-        gpu = gpu_named(torch.cuda.get_device_name(device))
-        return None if gpu is None else gpu.tflops * 1e12
-    matrix = torch.ones(_PROBE, _PROBE)
-    best = float("inf")
-    for _ in range(_PROBES):
-        started = time.perf_counter()
-        torch.mm(matrix, matrix)
-        best = min(best, time.perf_counter() - started)
-    return 2 * _PROBE**3 / best
+    gpu = gpu_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if gpu is None else gpu.tflops * 1e12
 
 
 def memory_in_use(device: torch.device) -> float:
