@@ -9,10 +9,15 @@ from vita_audio_pl.config.schema import TrainConfig
 
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
-    from vita_audio_pl.training.chain import command_overrides, missing_parents, train_chain
-    from vita_audio_pl.training.run_folder import one_process_at_a_time, stage_folder
+    from vita_audio_pl.training.chain import Sweep, command_overrides, missing_parents, train_chain
+    from vita_audio_pl.training.run_folder import stage_folder
 
     check_train_config(config)
+    if config.stage.name == CHAIN and config.experiment.name:
+        from vita_audio_pl.training.ablation import train_arm
+
+        _prepare(config)
+        return train_arm(config, command_overrides(), Sweep.current())
     if config.stage.name == CHAIN:
         train_chain(config, config.variant.stages, command_overrides())
         return stage_folder(config, config.variant.stages[-1]).last_metric("val/loss")
@@ -20,11 +25,20 @@ def train(config: TrainConfig) -> float | None:
         train_chain(config, missing_parents(config), command_overrides())
 
     # torch is imported only now: the entry has set the environment that it reads, and mistakes are found quickly
-    from vita_audio_pl.preparation import prepare_spoken_world
     from vita_audio_pl.training.prepared_data import prepared_data
     from vita_audio_pl.training.stage import heads_of_stage, train_stage
 
     n_heads = heads_of_stage(config)
+    _prepare(config)
+    train_stage(config, prepared_data(config, n_heads))
+    return stage_folder(config, config.stage.name).last_metric("val/loss")
+
+
+def _prepare(config: TrainConfig) -> None:
+    """Make the data that can be made here."""
+    from vita_audio_pl.preparation import prepare_spoken_world
+    from vita_audio_pl.training.run_folder import one_process_at_a_time
+
     if config.data.spoken_world:
         world = Path(config.data.shards).parent
         with one_process_at_a_time(world):
@@ -35,8 +49,6 @@ def train(config: TrainConfig) -> float | None:
                 keep_audio=config.variant.hears_by_encoder,
             )
         config.data.shards = str(shards)
-    train_stage(config, prepared_data(config, n_heads))
-    return stage_folder(config, config.stage.name).last_metric("val/loss")
 
 
 def main() -> None:

@@ -5,12 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from vita_audio_pl.reporting.listening import Utterance, utterances_to_hear
-from vita_audio_pl.reporting.page import last_stage, run_page, run_pictures
-from vita_audio_pl.reporting.run_files import RunFiles, asset
+from vita_audio_pl.reporting.page import last_stage, render, run_page, run_pictures
+from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.standing import ELSEWHERE, measured, published_figures, standing_table
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
 
@@ -21,15 +18,15 @@ class Report:
 
     Attributes:
         page: the HTML page.
-        standing: the run beside the published tables.
         figures: PNG files.
         sounds: wav files, grouped by utterance in their names.
+        standing: the run beside the published tables; None for several runs.
     """
 
     page: Path
-    standing: Path
     figures: tuple[Path, ...]
     sounds: tuple[Path, ...]
+    standing: Path | None = None
 
 
 def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -> Report:
@@ -42,18 +39,21 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     pictures = run_pictures(run, split)
     figures = {output / f"{name}.png": picture for name, picture in pictures.items()}
     for path, picture in figures.items():
-        _write(path, picture.light)
+        write_file(path, picture.light)
     sections = {"Held-out results": main_table(run, split), f"Against Vanilla, {stage}": comparison_table(run, split, stage),
                 "The judge": controls_table(run)}  # fmt: skip
     tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
     sentences = "".join(f"{sentence}\n" for sentence in headline(run, stage, split))
-    _write(output / "tables.md", f"# {title}\n\n{sentences}\n{tables}".encode())
+    write_file(output / "tables.md", f"# {title}\n\n{sentences}\n{tables}".encode())
     sounds = [
-        path for utterance in utterances_to_hear(run, stage, split) for path in _sounds(utterance, output / "audio")
+        path
+        for utterance in utterances_to_hear(run, stage, split)
+        for path in write_sounds(utterance, output / "audio")
     ]
     page = output / "index.html"
-    _write(page, run_page(run, title, pictures, split).encode())
-    return Report(page, _write_standing(run, stage, output), tuple(figures), tuple(sounds))
+    write_file(page, run_page(run, title, pictures, split).encode())
+    standing = _write_standing(run, stage, output)
+    return Report(page, tuple(figures), tuple(sounds), standing)
 
 
 def _write_standing(run: RunFiles, last: str, output: Path) -> Path:
@@ -61,29 +61,31 @@ def _write_standing(run: RunFiles, last: str, output: Path) -> Path:
     plus = any(str(stage.manifest.get("variant", "")).startswith("vita_audio_plus") for stage in run.stages)
     table = standing_table(measured(run.folder), published_figures(), last, plus)
     title = f"{run.folder.name} beside the published tables"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    style, script = Markup(asset("page.css")), Markup(asset("sort.js"))
-    template = environment.from_string(asset("standing.html.j2"))
     page = output / "published.html"
-    _write(page, template.render(title=title, table=table, elsewhere=ELSEWHERE, style=style, script=script).encode())
+    write_file(page, render("standing.html.j2", title=title, table=table, elsewhere=ELSEWHERE).encode())
     notes = "".join(f"- {sentence}\n" for sentence in ELSEWHERE)
-    _write(output / "published.md", f"# {title}\n\n{markdown(table)}\n{notes}".encode())
+    write_file(output / "published.md", f"# {title}\n\n{markdown(table)}\n{notes}".encode())
     return page
 
 
-def _sounds(utterance: Utterance, folder: Path) -> list[Path]:
+def write_sounds(utterance: Utterance, folder: Path) -> list[Path]:
+    """The sounds of an utterance as files named after who speaks."""
     written = []
     for voice in utterance.voices:
         if voice.sound:
             kind, _, content = voice.sound.partition(";base64,")
-            name = f"{utterance.id}.{voice.name}".replace(",", "").replace(" ", "_").replace("/", "_")
+            name = "".join(
+                char if char.isalnum() or char in "._-" else "_"
+                for char in f"{utterance.id}.{voice.name}".replace(",", "")
+            )
             path = folder / f"{name}.{kind.rpartition('/')[2]}"
-            _write(path, base64.b64decode(content))
+            write_file(path, base64.b64decode(content))
             written.append(path)
     return written
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_bytes(content)

@@ -4,9 +4,11 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import to_dataclass
@@ -73,6 +75,19 @@ def command_overrides() -> list[str]:
     kept = [override for override in hydra_config.overrides.task if not override.lstrip("+").startswith(steering)]
     extra = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     return [*(f"--config-dir={path.removeprefix('file://')}" for path in extra), *kept]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that this process's job belongs to: the keys that it varies, and the number of the job."""
+
+    axes: tuple[str, ...] = ()
+    number: int = 0
+
+    @classmethod
+    def current(cls) -> "Sweep":
+        hydra_config = HydraConfig.get()
+        return cls(tuple(hydra_config.sweeper.get("params") or ()), int(OmegaConf.select(hydra_config, "job.num") or 0))
 
 
 def missing_parents(config: TrainConfig) -> list[str]:

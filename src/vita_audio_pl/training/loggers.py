@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.training.metrics_csv import MetricsCsv
+from vita_audio_pl.training.wandb_lineage import changed_settings, group_of, run_id
 
 
 def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
@@ -21,28 +22,33 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
         from lightning.pytorch.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-    mode = _wandb_mode(config.logger.wandb)
+    mode = wandb_mode(config.logger.wandb)
     if mode != "off":
         from lightning.pytorch.loggers import WandbLogger
 
-        # one run per stage, grouped by the chain; the id is fixed so that a resumed stage continues its curves
+        # one run per stage, grouped by the chain or the ablation; the id is fixed, so a resumed stage continues its curves
         os.environ.setdefault("WANDB_SILENT", "true")
         wandb_logger = WandbLogger(
             name=f"{config.run_name}/{config.stage.name}",
             project=config.logger.wandb_project,
-            id=f"{config.run_name}-{config.stage.name}",
-            group=config.run_name,
+            id=run_id(f"{config.run_name}-{config.stage.name}"),
+            group=group_of(config.run_name),
             job_type=config.stage.name,
             save_dir=folder,
             offline=mode == "offline",
-            tags=[tag for tag in (config.variant.name, config.scale.name, config.experiment.name) if tag],
+            tags=[
+                tag
+                for tag in (config.stage.name, config.variant.name, config.scale.name, config.experiment.name)
+                if tag
+            ],
+            notes=config.experiment.question or None,
         )
-        wandb_logger.log_hyperparams(settings)
+        wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
         loggers.append(wandb_logger)
     return loggers
 
 
-def _wandb_mode(wanted: str) -> str:
+def wandb_mode(wanted: str) -> str:
     """`online`, `offline` or `off`; `auto` asks whether a key is there."""
     if wanted != "auto":
         return wanted

@@ -5,6 +5,7 @@ from pathlib import Path
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.data.datamodule import SpeechDataModule
+from vita_audio_pl.data.prepared import MANIFEST
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER
@@ -68,6 +69,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         source_names=datamodule.source_names,
         plan=datamodule.fingerprint,
         validates=bool(datamodule.validation_sources),
+        manifests={source.name: source.folder / MANIFEST for source in datamodule.sources},
         front_end=front_end,
     )
 

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,8 +86,11 @@ class StageFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run of this stage left."""
-        if self.root.exists():
-            shutil.rmtree(self.root)
+        for path in self.root.iterdir() if self.root.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager
@@ -104,9 +108,19 @@ def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
 
 
 def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's settings that its weights follow from; engine, logging and paths are not among them."""
+    """The part of a run's settings that its weights follow from; engine, logging and paths are not among them.
+
+    What has no effect in the stage is left out, so that runs which differ in it alone share the stage: objectives
+    concern heads, and a frozen backbone gets no gradient from them anyway.
+    """
     hears_by_encoder = settings["variant"]["speech_input"] == "encoder"
-    return {name: settings[name] for name in (*DECISIVE, *(["encoder"] if hears_by_encoder else []))}
+    decisive = {name: settings[name] for name in (*DECISIVE, *(["encoder"] if hears_by_encoder else []))}
+    stage = settings["stage"]
+    if stage["n_heads"] == 0:
+        del decisive["objective"]
+    elif any(re.search(pattern, "model.layers.0.input_layernorm.weight") for pattern in stage["freeze"]):
+        decisive["objective"] = {name: v for name, v in settings["objective"].items() if name != "detach_heads"}
+    return decisive
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

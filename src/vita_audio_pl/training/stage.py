@@ -4,13 +4,14 @@ import dataclasses
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
 from vita_audio_pl.training.starting_model import starting_model
 from vita_audio_pl.training.trainer import build_trainer, check_devices, micro_batches
+from vita_audio_pl.training.wandb_lineage import log_lineage
 from vita_audio_pl.training.watchdog import Watchdog
 
 
@@ -52,6 +54,7 @@ class StageData:
         plan: fingerprint of what decides which rows come in which order.
         validates: whether there is held-out data.
         front_end: of the audio encoder, in the Plus variants; it goes into the model folder.
+        manifests: of the sources, by name; told to wandb.
     """
 
     datamodule: L.LightningDataModule
@@ -66,6 +69,7 @@ class StageData:
     plan: str
     validates: bool
     front_end: SenseVoiceFrontEnd | None = None
+    manifests: dict[str, Path] = field(default_factory=dict)
 
 
 def find_parent(config: TrainConfig) -> Path | None:
@@ -212,6 +216,9 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the same "
             "command again to go on"
         )
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            log_lineage(logger.experiment, folder.model, data.manifests)
     _say(f"stage '{config.stage.name}' is done: {folder.model}")
     return folder.model
 
@@ -269,7 +276,7 @@ def hand_over(
         stage=config.stage.name,
         variant=config.variant.name,
         run_name=config.run_name,
-        parent=None if parent_folder is None else os.path.relpath(parent_folder, folder.root),
+        parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
         parent_stage=None if parent is None else parent.stage,
         parent_weights=None if parent is None else parent.weights,
         weights=weights_hash(aside),
