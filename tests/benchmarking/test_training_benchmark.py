@@ -65,5 +65,5 @@ def test_the_command_shows_a_table_and_writes_the_numbers(tmp_path):
 
 
 def test_a_wrong_stage_is_one_sentence():
-    with pytest.raises(UserError, match="must be one of mtp10, sft"):
+    with pytest.raises(UserError, match="must be one of mtp1, mtp10, sft"):
         benchmark_training("align", SMALL)

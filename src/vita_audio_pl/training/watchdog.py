@@ -73,7 +73,6 @@ class Watchdog(Callback):
                 self._moved = seen = time.monotonic()  # the next alarm only after the same time again
 
     def _alarm(self) -> None:
-        self.alarms += 1
         stacks = self.folder / f"stacks.rank-{self._rank}.txt"
         with stacks.open("a", encoding="utf-8") as file:
             file.write(f"no progress for {self.patience:.0f} s, {time.ctime()}, {self._state}\n")
@@ -81,6 +80,7 @@ class Watchdog(Callback):
             faulthandler.dump_traceback(file, all_threads=True)
         if self._rank == 0:
             print(f"watchdog: {self.report()}; stacks are in {stacks.parent}", file=sys.stderr, flush=True)
+        self.alarms += 1
 
     def report(self) -> str:
         """One sentence on where every rank stands, those behind first."""
