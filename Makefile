@@ -36,7 +36,7 @@ demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure 
 	$(BIN)/python -m vita_audio_pl.demo size=$(SIZE) seed=$(SEED)
 
 test: $(VENV)/.dev ## Run the test suite (no network; under 15 minutes on 2 cores)
-	@scripts/system-packages.sh espeak-ng
+	@scripts/system-packages.sh espeak-ng chromium
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." for some of them

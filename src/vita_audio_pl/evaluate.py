@@ -4,8 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 
@@ -45,15 +43,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of the pool are what keeps the cores busy
-    # `model` is also a group of conf/ (of train's), so Hydra would take model=FOLDER for the choice of an option
-    folders = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("model=")]
-    sys.argv = [argument for argument in sys.argv if not argument.startswith("model=")]
-
-    def set_model(config: DictConfig) -> None:
-        if folders:
-            config.model = folders[-1]
-
-    run_entry_point(evaluate, "evaluate", EvaluateConfig, set_model)
+    run_entry_point(evaluate, "evaluate", EvaluateConfig, own=("model",))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`python -m vita_audio_pl.generate`: one answer of a trained model, text on the screen and sound on disk."""
 
-import re
 import sys
 import time
 
@@ -20,7 +19,7 @@ def generate(config: GenerateConfig) -> None:
 
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    loaded = load_speech_model(config.model_folder, device=config.device, dtype=dtype)
+    loaded = load_speech_model(config.model, device=config.device, dtype=dtype)
     codec = codec_of(loaded, config.device)
     with open_session(config, loaded, codec) as session:
         begun = time.perf_counter()
@@ -47,9 +46,7 @@ def generate(config: GenerateConfig) -> None:
 
 
 def main() -> None:
-    # Hydra would look for model=DIR in the group conf/model, which holds the sizes that training chooses from
-    sys.argv[1:] = [re.sub(r"^model=", "model_folder=", argument) for argument in sys.argv[1:]]
-    run_entry_point(generate, "generate", GenerateConfig)
+    run_entry_point(generate, "generate", GenerateConfig, own=("model",))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
@@ -79,15 +78,7 @@ def main() -> None:
         del sys.argv[1]
         run_entry_point(write_dashboard, "dashboard", DashboardConfig)
         return
-    # `experiment` is also a group of conf/ (of train's), so Hydra would take it for the choice of an option
-    names = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("experiment=")]
-    sys.argv = [argument for argument in sys.argv if not argument.startswith("experiment=")]
-
-    def set_experiment(config: DictConfig) -> None:
-        if names:
-            config.experiment = names[-1]
-
-    run_entry_point(report, "report", ReportConfig, set_experiment)
+    run_entry_point(report, "report", ReportConfig, own=("experiment",))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import time
 
+import jiwer
 import numpy as np
 import pytest
 import torch
@@ -26,8 +27,6 @@ def test_it_offers_what_the_protocol_asks(speech):
 
 
 def test_words_survive_the_codec(speech):
-    jiwer = pytest.importorskip("jiwer")
-    pytest.importorskip("pocketsphinx")
     from vita_audio_pl.evaluation.judges import PocketsphinxJudge
 
     judge = PocketsphinxJudge(speech.world.grammar)

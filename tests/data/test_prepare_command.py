@@ -72,7 +72,6 @@ def test_one_command_tries_a_recipe_and_then_prepares_it_all(tmp_path: Path, cor
 
 @pytest.mark.slow
 def test_a_slurm_array_through_hydras_launcher_prepares_a_source(tmp_path: Path, corpus_arguments: list[str]) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\n", "scancel": "#!/bin/sh\n"}.items():

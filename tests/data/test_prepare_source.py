@@ -110,7 +110,6 @@ def test_every_executor_writes_the_same_bytes(
     raw: Path, tmp_path: Path, tokenizer: TextTokenizer, executor: LocalExecutor | RayExecutor
 ) -> None:
     if isinstance(executor, RayExecutor):
-        pytest.importorskip("ray")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     here, there = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("here", "there"))
     prepare_source(here)

@@ -214,7 +214,6 @@ def test_a_json_list_of_questions(tmp_path: Path) -> None:
 
 
 def test_lhotse_recipes_read_a_corpus_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lhotse")
     monkeypatch.chdir(tmp_path)
     tmp_path = Path("corpora/LibriSpeech")
     folder = tmp_path / "train-clean-100/19/198"

@@ -37,7 +37,7 @@ class Place:
 def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """`make demo SIZE=smoke`, in a folder where nothing was before."""
     if shutil.which("espeak-ng") is None:
-        pytest.skip("the spoken world needs espeak-ng, which `make test` installs")
+        pytest.fail("the spoken world needs espeak-ng, which `make test` installs")
     place = Place(tmp_path_factory.mktemp("demo"))
     place.run("-m", "vita_audio_pl.demo", "size=smoke", timeout=900)
     return place

@@ -1,7 +1,6 @@
 """The commands of the README on the smallest spoken world: prepared, trained and handed over with nothing there before."""
 
 import os
-import shutil
 import subprocess
 import sys
 
@@ -16,7 +15,6 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the spoken world needs espeak-ng")
 @pytest.mark.timeout(600)
 def test_one_command_prepares_trains_and_hands_over_all_stages(tmp_path):
     def train(*arguments: str) -> str:

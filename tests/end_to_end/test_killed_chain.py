@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -65,7 +64,6 @@ def moments(stage: Path, rng: random.Random) -> list[Callable[[], bool]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the spoken world needs espeak-ng")
 def test_twenty_kills_in_a_chain_change_nothing(tmp_path):
     data = tmp_path / "data"
     assert train(tmp_path / "whole", data) == 0

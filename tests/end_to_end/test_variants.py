@@ -186,9 +186,7 @@ def test_a_variant_trains_every_stage_and_answers(variant, world, capsys):
     assert (models["sft"] / "speech_input" / "am.mvn").is_file() == hears
 
     answer, heard, voice = (str(world.folder / name) for name in (f"{variant}.wav", "2.wav", "1.wav"))
-    asked = GenerateConfig(
-        model_folder=str(models["align" if learns else "sft"].parent), max_new_tokens=40, output=answer
-    )
+    asked = GenerateConfig(model=str(models["align" if learns else "sft"].parent), max_new_tokens=40, output=answer)
     answers = []
     for config in (
         replace(asked, task="asr", audio=heard),

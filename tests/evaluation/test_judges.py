@@ -1,6 +1,5 @@
 """The judge hears what is said, whatever it heard before; what it cannot use is a sentence."""
 
-import shutil
 import subprocess
 
 import numpy as np
@@ -30,9 +29,7 @@ def test_words_of_a_grammar_are_found(grammar):
     assert grammar_words(grammar) == sorted("the red green cow lives in barn forest anna has two three cups".split())
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_judge_hears_speech_not_noise_and_keeps_no_memory(grammar, tmp_path):
-    pytest.importorskip("pocketsphinx")
     sentences = ["the red cow lives in the forest", "anna has three cups"]
     waves = []
     for number, text in enumerate(sentences):
@@ -48,7 +45,6 @@ def test_judge_hears_speech_not_noise_and_keeps_no_memory(grammar, tmp_path):
 
 
 def test_judge_that_cannot_be_used_says_why(tmp_path, grammar):
-    pytest.importorskip("pocketsphinx")
     with pytest.raises(UserError, match="there is no judge 'nobody'; choose one of"):
         judge_maker()("nobody")
     with pytest.raises(UserError, match="needs a grammar"):

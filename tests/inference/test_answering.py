@@ -140,7 +140,7 @@ def test_inputs_that_a_task_does_not_take_are_refused(inputs, says):
 
 
 def settings(folder, tmp_path, **changes):
-    values = {"model_folder": str(folder), "max_new_tokens": 60, "output": str(tmp_path / "answer.wav")} | changes
+    values = {"model": str(folder), "max_new_tokens": 60, "output": str(tmp_path / "answer.wav")} | changes
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GenerateConfig), values))
     config.check()
     return config

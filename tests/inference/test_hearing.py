@@ -93,7 +93,7 @@ def test_a_folder_with_an_encoder_answers_a_recording(tiny_model, tmp_path):
     soundfile.write(tmp_path / "question.wav", wave, 16000)
     loaded = load_speech_model(tmp_path)
     values = {
-        "model_folder": str(tmp_path),
+        "model": str(tmp_path),
         "task": "asr",
         "audio": str(tmp_path / "question.wav"),
         "max_new_tokens": 8,

@@ -87,7 +87,6 @@ def test_the_count_is_exactly_torchs_count_of_the_built_model(frozen, objective,
 
 
 def test_adapters_are_counted_exactly():
-    pytest.importorskip("peft")
     model, batch, objective = built(2), make_batch(SIZE, 0), build_objective("every_head")
     add_lora(model, 4)
     freeze(model, ())

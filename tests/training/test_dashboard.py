@@ -4,8 +4,6 @@ import csv
 import json
 import re
 
-import pytest
-
 from vita_audio_pl.reporting.dashboard import SECTIONS, DashboardConfig, write_dashboard
 
 
@@ -24,7 +22,6 @@ def test_every_plot_has_a_metric_that_training_logs(trained):
 
 
 def test_the_workspace_is_written_as_json(tmp_path):
-    pytest.importorskip("wandb_workspaces")
     write_dashboard(DashboardConfig(output=str(tmp_path / "new" / "dashboard.json")))
     workspace = json.loads((tmp_path / "new" / "dashboard.json").read_text())
     sections = workspace["spec"]["section"]["panelBankConfig"]["sections"]

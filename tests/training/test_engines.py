@@ -78,8 +78,6 @@ def start_from(checkpoint: Path, root: Path, stage: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("engine", "stage", "tied"), CASES)
 def test_two_processes_train_what_one_does_and_exchange_checkpoints(engine, stage, tied, one_process, tmp_path):
-    if engine.startswith("deepspeed"):
-        pytest.importorskip("deepspeed")
     expected = one_process(stage, tied)
     number = CHAIN.index(stage)
     common = settings(stage, tied, one_process(CHAIN[number - 1], tied) if number else None)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from deepspeed.runtime import lr_schedules
 
 from vita_audio_pl.training.schedule import learning_rate_factor
 
@@ -15,7 +16,6 @@ def test_linear_warm_up_reaches_the_peak_and_the_cosine_ends_at_its_share():
 
 
 def test_log_warm_up_is_deepspeeds():
-    lr_schedules = pytest.importorskip("deepspeed.runtime.lr_schedules")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = lr_schedules.WarmupCosineLR(optimizer, 200, warmup_num_steps=6, cos_min_ratio=0.1, warmup_type="log")
     ours = learning_rate_factor(200, 6, "log", 0.1)

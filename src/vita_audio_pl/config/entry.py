@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
@@ -27,6 +27,7 @@ def run_entry_point(
     config_name: str,
     schema: type,
     amend: Callable[[DictConfig], None] | None = None,
+    own: Sequence[str] = (),
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
 
@@ -40,10 +41,13 @@ def run_entry_point(
         config_name: name of the primary config in `conf/`.
         schema: dataclass of the whole configuration.
         amend: works settings into others, in place, before anything is resolved.
+        own: settings of `schema` that are named like a group of `conf/` that other commands choose from. Hydra would
+            take `name=value` for the choice of an option, so they are taken off the command line before it reads it.
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register_schema(config_name, schema)
+    given = _take(own)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with status 1
 
@@ -54,6 +58,8 @@ def run_entry_point(
     def typed_task(config: DictConfig) -> Any:
         restore()  # for processes that the task starts, and for how Hydra shows the task's own exceptions
         try:
+            for name, value in given.items():
+                config[name] = value
             return task(to_dataclass(config, amend))
         except UserError as error:
             # SystemExit, because Hydra wraps every other exception of a job in a banner of its own
@@ -68,6 +74,17 @@ def run_entry_point(
         raise SystemExit(_report(error, wants_traceback)) from None
     finally:
         restore()
+
+
+def _take(names: Sequence[str]) -> dict[str, str]:
+    """The settings `name=value` of these names, the last of each, off the command line."""
+    taken = {}
+    for argument in sys.argv[1:]:
+        name, equals, value = argument.partition("=")
+        if equals and name in names:
+            taken[name] = value
+            sys.argv.remove(argument)
+    return taken
 
 
 def register_schema(config_name: str, schema: type) -> None:

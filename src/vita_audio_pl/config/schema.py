@@ -256,9 +256,7 @@ class CallbacksConfig:
     validate_every: int | None = None  # null = at the end only
     save_every: int | None = None  # null = a twentieth of the stage
     keep_last: int = 2
-    keep_best_by: str | None = (
-        None  # figure of validation, such as val/loss: its best checkpoint is kept beside the last
-    )
+    keep_best_by: str | None = None  # figure of validation, as val/loss: its best checkpoint is kept beside the last
     progress_bar: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)
     requeue: bool = True  # SLURM: put the job back into the queue after SIGTERM or SIGUSR1

@@ -1,13 +1,11 @@
 """Readers of public benches as their publishers lay them out: a place on disk and a task -> items."""
 
 import csv
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.items import Item, asr_item, read_samples, read_text, sqa_item, tts_item
+from vita_audio_pl.evaluation.items import Item, asr_item, read_objects, read_samples, read_text, sqa_item, tts_item
 
 _AISHELL_SPEAKER = len("BAC009S0764")  # of BAC009S0764W0121, speaker and utterance
 
@@ -96,9 +94,7 @@ def questions(place: Path, task: str, root: Path) -> Iterable[Item]:
     if place.suffix == ".csv":
         rows = list(csv.DictReader(read_text(place).splitlines()))
     else:
-        rows = [
-            _object(line, f"{place}:{n}") for n, line in enumerate(read_text(place).splitlines(), 1) if line.strip()
-        ]
+        rows = [row for _, row in read_objects(place, "a question must be an object with 'audio' and 'answers'")]
     for number, row in enumerate(rows, 1):
         answers = row.get("answers") or row.get("answer")
         if not row.get("audio") or not answers:
@@ -127,16 +123,6 @@ def _named_lines(path: Path) -> list[tuple[str, str]]:
     """Lines `id rest`."""
     pairs = (line.strip().split(maxsplit=1) for line in read_text(path).splitlines() if line.strip())
     return [(pair[0], pair[1] if len(pair) > 1 else "") for pair in pairs]
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a question must be an object with 'audio' and 'answers'")
-    return row
 
 
 def _refuse_without(ids: Iterable[str], what: str, place: Path) -> None:

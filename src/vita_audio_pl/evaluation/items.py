@@ -1,7 +1,7 @@
 """Held-out utterances: what is asked, what is expected, where the audio is."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,27 @@ def read_samples(path: Path, task: str, root: Path) -> list[Item]:
     Raises:
         UserError: the file is missing, or a line cannot be used; the sentence names the line.
     """
-    items = []
+    lines = read_objects(path, "a sample must be an object with 'messages'")
+    return [sample_item(sample, task, where, root) for where, sample in lines]
+
+
+def read_objects(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`file:line` and object of each line of a JSONL file; empty lines are passed over.
+
+    Raises:
+        UserError: the file is missing, or a line is not JSON, or no object, for which `expected` says what it should be.
+    """
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                sample = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
-            if not isinstance(sample, dict):
-                raise UserError(f"{where}: a sample must be an object with 'messages'")
-            items.append(sample_item(sample, task, where, root))
-    return items
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: {expected}")
+        yield where, row
 
 
 def check_items(items: Iterable[Item], where: str) -> tuple[Item, ...]:

@@ -41,7 +41,7 @@ class GenerateConfig:
     """Everything that `python -m vita_audio_pl.generate` can be told."""
 
     paths: PathsConfig = field(default_factory=PathsConfig)
-    model_folder: str = MISSING  # a model folder, or the folder of the stage that made it; model=DIR for short
+    model: str = MISSING  # a model folder, or the folder of the stage that made it
     task: str = "sts"  # sts, asr, tts or text
     text: str | None = None  # what to speak (tts) or to answer (text)
     audio: str | None = None  # recording to answer (sts) or to transcribe (asr)

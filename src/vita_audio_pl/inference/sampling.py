@@ -82,9 +82,9 @@ class Sampler:
             smallest = logits.topk(settings.top_k).values[-1]
             logits = logits.masked_fill(logits < smallest, float("-inf"))
         if settings.top_p < 1:
-            ordered, order = logits.softmax(-1).sort(descending=True)
-            # a token stays while the tokens before it have not reached the sum, so the first always stays
-            dropped = order[ordered.cumsum(-1) - ordered >= settings.top_p]
+            # summed from the least likely up, as transformers does, so that borders fall on the same token
+            ordered, order = logits.sort()
+            dropped = order[:-1][ordered.softmax(-1).cumsum(-1)[:-1] <= 1 - settings.top_p]
             logits = logits.index_fill(0, dropped, float("-inf"))
         return logits.softmax(-1)
 

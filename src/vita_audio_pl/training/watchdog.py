@@ -32,7 +32,7 @@ class Watchdog(Callback):
         self.folder, self.patience = folder, patience
         self.alarms = 0
         self._state: dict[str, Any] = {}
-        self._moved = self._written = 0.0
+        self._moved = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,7 +67,9 @@ class Watchdog(Callback):
             beat = self.folder / f"heartbeat.rank-{self._rank}.json"
             if self._moved != seen:
                 seen = self._moved
-                beat.write_text(json.dumps(self._state), encoding="utf-8")
+                beside = beat.with_suffix(".new")  # rank 0 never reads half of it
+                beside.write_text(json.dumps(self._state), encoding="utf-8")
+                beside.replace(beat)
             elif time.monotonic() - seen > self.patience:
                 self._alarm()
                 self._moved = seen = time.monotonic()  # the next alarm only after the same time again
