@@ -14,12 +14,12 @@ from vita_audio_pl.benchmarking.decoding import (
     Setting,
     benchmark_decoding,
     constraint_of,
-    random_model,
     run_sessions,
     script,
 )
 from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Runtime(random_model(TINY, CPU, torch.float32, 400))
+    return Runtime(random_model(TINY, 400).eval().requires_grad_(False))
 
 
 @pytest.mark.parametrize("agreement", [1.0, 0.6])
@@ -100,7 +100,7 @@ def test_heads_and_batches_pay_in_the_published_proportions():
     """Ratios within one run, on the size that the published system was timed at; bounds are loose, for busy machines."""
     torch.set_num_threads(1)
     size = DecodingSize(hidden_size=256, intermediate_size=512, layers=28, vocabulary=20000, codes=2000)
-    runtime = Runtime(random_model(size, CPU, torch.float32, 256))
+    runtime = Runtime(random_model(size, 256).eval().requires_grad_(False))
     protocol = DecodingProtocol(
         new_tokens=112,
         modes=["vanilla", "boost", "turbo"],

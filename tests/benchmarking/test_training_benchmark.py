@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vita_audio_pl.benchmarking.flops import step_flops
-from vita_audio_pl.benchmarking.rows import make_batch, make_model
+from vita_audio_pl.benchmarking.random_model import random_model
+from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.benchmarking.training import benchmark_training, naive_loss
 from vita_audio_pl.errors import UserError
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_naive_step_is_the_same_function(frozen):
-    model, batch = make_model(SMALL, "per_document", CPU, torch.float32, 0), make_batch(SMALL, 0)
+    model, batch = random_model(SMALL, SMALL.length), make_batch(SMALL, 0)
     if frozen:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
@@ -48,7 +49,7 @@ def test_ours_takes_less_time_and_memory_for_the_same_loss(stage):
 def test_operations_are_counted_by_the_formula():
     size = TrainingSize(hidden_size=64, intermediate_size=128, layers=1, vocabulary=1000, heads=1, length=10,
                         documents=1, attention_heads=2, key_value_heads=2)  # fmt: skip
-    model, batch = make_model(size, "per_document", CPU, torch.float32, 0), make_batch(size, 0)
+    model, batch = random_model(size, size.length), make_batch(size, 0)
     layer = 4 * 64 * 64 + 3 * 64 * 128
     attention = [4 * 64 * n * (n + 1) // 2 for n in (10, 9)]
     backbone = 3 * (2 * layer * 10 + attention[0] + 2 * 64 * 1000 * 6)

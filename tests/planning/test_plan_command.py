@@ -10,7 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.benchmarking.rows import make_batch, make_model
+from vita_audio_pl.benchmarking.random_model import random_model
+from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
@@ -55,11 +56,8 @@ def test_the_published_stage_has_the_published_model():
 def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
     config = settings(f"stage={stage}", f"model.tie_word_embeddings={str(tied).lower()}", *TINY)
     plan, vocabulary = plan_stage(config, heads), plan_vocabulary(config)
-    size = TrainingSize(32, 48, 2, 4, 2, vocabulary.size, heads)
-    model = make_model(size, "per_document", torch.device("cpu"), torch.float32, 0)
-    if tied:
-        model.config.backbone.tie_word_embeddings = True
-        model.apply_ties()
+    size = TrainingSize(32, 48, 2, 4, 2, vocabulary.size, heads, tied)
+    model = random_model(size, size.length)
     built = freeze(model, config.stage.freeze)
     assert (sum(plan.trained.values()), sum(plan.frozen.values())) == (
         built.trained_parameters,
@@ -72,7 +70,7 @@ def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
 def test_activations_are_what_autograd_keeps(stage, heads, attention):
     """Distinct tensors that a forward pass saves, without weights, attention's mask and the loss's own gradients."""
     size = TrainingSize(64, 160, 3, 4, 2, 500, heads, length=256, documents=4)
-    model, batch = make_model(size, attention, torch.device("cpu"), torch.float32, 0), make_batch(size, 0)
+    model, batch = random_model(size, size.length, attention=attention), make_batch(size, 0)
     config = settings(f"stage={stage}", *TINY, f"model.attention={attention}")
     freeze(model, config.stage.freeze)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -161,21 +159,18 @@ sys.path.insert(0, {here!r})
 from test_plan_command import *
 from vita_audio_pl.benchmarking.cost import measure
 stage, heads, tied, accumulate = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tied", int(sys.argv[4])
-size = TrainingSize(256, 1024, 6, 4, 2, 12000, heads, length=2048, documents=6)
+size = TrainingSize(256, 1024, 6, 4, 2, 12000, heads, tied, length=2048, documents=6)
 config = settings(f"stage={{stage}}", *TINY, f"model.tie_word_embeddings={{str(tied).lower()}}")
 torch.set_num_threads(1)
 batch, objective = make_batch(size, 0), build_objective("every_head")
 def warm():
     small = dataclasses.replace(size, hidden_size=32, intermediate_size=64, vocabulary=500)
-    model = make_model(small, "per_document", torch.device("cpu"), torch.float32, 0)
+    model = random_model(small, small.length)
     model(make_batch(small, 0), objective).total.backward()
 warm()
 facts = {{}}
 def train():
-    model = make_model(size, "per_document", torch.device("cpu"), torch.float32, 0)
-    if tied:
-        model.config.backbone.tie_word_embeddings = True
-        model.apply_ties()
+    model = random_model(size, size.length)
     freeze(model, config.stage.freeze)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     for step in range(2):

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache, Qwen2ForCausalLM
 
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options, Sequence
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
-from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 CODES_PER_SECOND = 12.5
 TURN_END, BEGIN, END, FIRST_CODE_FROM_END = 0, 1, 2, 8
@@ -106,28 +106,6 @@ def clock_of(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return elapsed
-
-
-def random_model(size: DecodingSize, device: torch.device, dtype: torch.dtype, positions: int) -> SpeechLM:
-    """A model of that size with random weights, made on its device."""
-    backbone = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.attention_heads,
-        num_key_value_heads=size.key_value_heads,
-        max_position_embeddings=max(positions, 64),
-        tie_word_embeddings=size.tied,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return SpeechLM(SpeechLMConfig(backbone, size.heads)).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def constraint_of(size: DecodingSize) -> SpanConstraint:
@@ -324,7 +302,7 @@ def transformers_loop(
 ) -> Measurement:
     """Vanilla with transformers' Qwen2 and its growing cache, one session: the machine's own yardstick."""
     measured = Measurement(Setting("transformers"))
-    backbone = random_model(size, device, dtype, protocol.prompt_tokens + tokens).config.backbone
+    backbone = random_model(size, protocol.prompt_tokens + tokens, device, dtype).config.backbone
     backbone._attn_implementation = "sdpa"
     with device:
         model = Qwen2ForCausalLM(backbone).to(dtype).eval()

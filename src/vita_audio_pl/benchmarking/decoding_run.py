@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vita_audio_pl.benchmarking.decoding import Measurement, benchmark_decoding, random_model, transformers_loop
+from vita_audio_pl.benchmarking.decoding import Measurement, benchmark_decoding, transformers_loop
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.decoding_show import all_figures, decoding_table, write_decoding
 from vita_audio_pl.benchmarking.decoding_trained import benchmark_trained, read_questions
+from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
@@ -79,7 +80,8 @@ def _random(
 ) -> tuple[str, list[Measurement]]:
     codec = load_codec(protocol.codec) if protocol.codec else None
     positions = protocol.prompt_tokens + protocol.new_tokens
-    runtime = Runtime(random_model(size, where, dtype, positions), compile=protocol.compile)
+    model = random_model(size, positions, where, dtype).eval().requires_grad_(False)
+    runtime = Runtime(model, compile=protocol.compile)
     measured = benchmark_decoding(runtime, protocol, size, codec=codec, progress=progress)
     if protocol.transformers:
         progress("transformers' own loop")

@@ -2,24 +2,19 @@
 
 from dataclasses import dataclass, field
 
+from vita_audio_pl.benchmarking.sizes import ModelSize
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.sequence import VERIFY_MODES
 from vita_audio_pl.interleave import DecodePattern
 
 
 @dataclass
-class DecodingSize:
+class DecodingSize(ModelSize):
     """A model with random weights; `codes` of the vocabulary's rows are audio codes."""
 
-    hidden_size: int = 256
     intermediate_size: int = 512
     layers: int = 28
-    attention_heads: int = 4
-    key_value_heads: int = 2
-    vocabulary: int = 20000
     codes: int = 2000
-    heads: int = 10
-    tied: bool = False
 
 
 @dataclass

@@ -1,33 +1,10 @@
-"""Random models and packed rows of a size that is to be measured."""
+"""Packed rows of a size that is to be measured."""
 
 import torch
-from transformers import Qwen2Config
 
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
-
-
-def make_model(size: TrainingSize, attention: str, device: torch.device, dtype: torch.dtype, seed: int) -> SpeechLM:
-    """A randomly initialised model of that size, made on its device."""
-    backbone = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.attention_heads,
-        num_key_value_heads=size.key_value_heads,
-        max_position_embeddings=size.length,
-    )
-    torch.manual_seed(seed)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return SpeechLM(SpeechLMConfig(backbone, size.heads, attention)).train()
-    finally:
-        torch.set_default_dtype(before)
 
 
 def make_batch(size: TrainingSize, seed: int) -> PackedBatch:

@@ -4,14 +4,8 @@ from dataclasses import dataclass
 
 
 @dataclass
-class TrainingSize:
-    """A model and one row.
-
-    Attributes:
-        length: tokens of the row; documents: how many share it, of unequal length.
-        labelled: share of each document, its end, that is labelled.
-        pattern: decoding pattern that says which head writes which token.
-    """
+class ModelSize:
+    """A model."""
 
     hidden_size: int = 256
     intermediate_size: int = 1024
@@ -20,6 +14,19 @@ class TrainingSize:
     key_value_heads: int = 2
     vocabulary: int = 20000
     heads: int = 10
+    tied: bool = False
+
+
+@dataclass
+class TrainingSize(ModelSize):
+    """A model and one row.
+
+    Attributes:
+        length: tokens of the row; documents: how many share it, of unequal length.
+        labelled: share of each document, its end, that is labelled.
+        pattern: decoding pattern that says which head writes which token.
+    """
+
     length: int = 2048
     documents: int = 8
     labelled: float = 0.6

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vita_audio_pl.benchmarking.cost import Cost, measure
 from vita_audio_pl.benchmarking.flops import step_flops
-from vita_audio_pl.benchmarking.rows import make_batch, make_model
+from vita_audio_pl.benchmarking.random_model import random_model
+from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.layout import PackedLayout
@@ -100,7 +101,8 @@ def benchmark_training(
         raise UserError(f"repetitions is {repetitions}; it must be at least 1")
     size, place = size or TrainingSize(), torch.device(device)
     size = replace(size, heads=1) if stage == "mtp1" else size
-    model, batch = make_model(size, attention, place, dtype, seed), make_batch(size, seed).to(place)
+    model = random_model(size, size.length, place, dtype, attention=attention, seed=seed).train()
+    batch = make_batch(size, seed).to(place)
     if stage != "sft":
         model.requires_grad_(False)
         model.heads.requires_grad_(True)

@@ -124,18 +124,16 @@ class StepFlops:
         part, speech = _Part(), self.model.speech_input
         if speech is None:
             return part, False
-        encoder = speech.encoder
-        for name, module in encoder.named_modules():
-            if isinstance(module, nn.Conv1d):
-                part.row += 2 * module.weight.numel()
-            elif isinstance(module, nn.Linear) and not name.startswith("ctc"):
-                part.row += 2 * module.weight.numel()
-        layers = encoder.config.layers + encoder.config.text_layers
-        part.pair = _QUERY_KEY_AND_VALUE * encoder.config.width * layers
+        encoder, layers = speech.encoder, speech.encoder.encoder
+        flows = _trains(encoder.embed)
+        for layer in (*layers.encoders0, *layers.encoders):
+            flows = _encoder_layer(part, layer, flows)
+        flows |= _trains(layers.after_norm)
+        for layer in layers.tp_encoders:
+            flows = _encoder_layer(part, layer, flows)
         norm, first, _, second = speech.audio_projection
-        trains = any(p.requires_grad for p in self.model.parameters())
-        flows = trains and _linear(part, second, _linear(part, first, _trains(norm)))
-        return part, flows
+        read = flows or _trains(layers.tp_norm) or _trains(norm)
+        return part, _linear(part, second, _linear(part, first, read))
 
 
 def _layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
@@ -148,6 +146,19 @@ def _layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
     read = flows or _trains(layer.post_attention_layernorm)
     gated = any([_linear(part, module, read) for module in (mlp.gate_proj, mlp.up_proj)])
     return _linear(part, mlp.down_proj, gated) or flows
+
+
+def _encoder_layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
+    """Add a SAN-M layer; whether gradients come out of it where they flow into it."""
+    attention, feed_forward = layer.self_attn, layer.feed_forward
+    looked = _linear(part, attention.linear_q_k_v, flows or _trains(layer.norm1))
+    part.pair += _QUERY_KEY_AND_VALUE * attention.linear_out.in_features * (1 + 2 * looked)
+    memory = attention.fsmn_block.weight
+    part.row += 2 * memory.numel() * (1 + looked + memory.requires_grad)
+    mixed = any([_linear(part, attention.linear_out, looked), looked, memory.requires_grad])
+    flows = mixed or (flows and attention.linear_q_k_v.in_features == attention.linear_out.out_features)
+    read = flows or _trains(layer.norm2)
+    return _linear(part, feed_forward.w_2, _linear(part, feed_forward.w_1, read)) or flows
 
 
 def _linear(part: _Part, module: nn.Module, flows: bool) -> bool:

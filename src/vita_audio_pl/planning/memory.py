@@ -1,7 +1,8 @@
 """Memory of one device in a training step, kind by kind, from the model's shapes and the engine.
 
 What autograd keeps of a block is written out tensor by tensor; tests compare it with what autograd does keep, and the sum
-with the memory of a process. Not in it: the CUDA context, the libraries' workspaces, and fragmentation.
+with the memory of a process. Not in it: the CUDA context, the libraries' workspaces, fragmentation, and what a speech
+encoder that trains keeps.
 """
 
 from dataclasses import dataclass

@@ -83,7 +83,7 @@ def spread(config: PlanConfig) -> PlanConfig:
 
 def plan_vocabulary(config: PlanConfig) -> Vocabulary:
     """The vocabulary that the stage will have."""
-    continuous = config.variant.speech_input == "encoder"
+    continuous = config.variant.hears_by_encoder
     prepared = Path(config.data.shards).parent / "tokenizer"
     if config.text_entries is None and prepared.is_dir():
         return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)
@@ -102,7 +102,7 @@ def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> Spee
         if lora.rank:
             add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
-    freeze(model, config.stage.freeze)
+    freeze(model, config.stage.freeze, train_encoder=config.stage.name in config.encoder.trains_in)
     return model
 
 
