@@ -22,7 +22,7 @@ def log_of(folder: StageFolder) -> list[dict[str, str]]:
     with (folder.root / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     rates = ("tokens_per_second", "samples_per_second", "audio_hours_per_second", "tflops_per_device")
-    timing = (*rates, "mfu", "data_wait_share", "memory_gib")
+    timing = (*rates, "mfu", "data_wait_share", "checkpoint_wait_share", "memory_gib")
     return [{name: value for name, value in row.items() if name not in timing} for row in rows]
 
 

@@ -94,7 +94,7 @@ def test_metrics_have_stable_columns(trained):
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
     for column in ("train/loss", "train/loss_head_0", "train/accuracy_head_2", "lr/heads", "lr/heads_no_decay",
                    "grad_norm", "tokens_per_second", "samples_per_second", "padding_share", "source/toy", "audio_hours_per_second",
-                   "mfu", "memory_gib", "data_wait_share", "train/served_accuracy_head_0", "skipped_steps"):  # fmt: skip
+                   "mfu", "memory_gib", "data_wait_share", "checkpoint_wait_share", "train/served_accuracy_head_0", "skipped_steps"):  # fmt: skip
         assert all(row[column] for row in rows), column
     assert rows[-1]["val/loss"] and rows[-1]["val/accuracy_main"]
     assert rows[-1]["val/toy/loss_main"] == rows[-1]["val/loss_main"]  # each held-out source apart, and all together

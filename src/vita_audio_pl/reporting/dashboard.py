@@ -32,7 +32,7 @@ SECTIONS: dict[str, dict[str, str | list[str]]] = {
         "share of the devices' peak (MFU)": ["mfu"],
         "TFLOP/s of a device": ["tflops_per_device"],
         "memory (GiB)": ["memory_gib"],
-        "share of time that waits for data": ["data_wait_share"],
+        "share of time that waits for data and for checkpoints": ["data_wait_share", "checkpoint_wait_share"],
     },
     "Data": {"shares of sources": r"source/.*", "padding": ["padding_share"]},
 }

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.training.checkpoints import CheckpointWriter
 from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.speed import data_wait_of, memory_in_use, peak_flops
@@ -25,16 +26,21 @@ class Monitor(Callback):
         flops: counts the operations of a step, for MFU.
         settings: name the devices' peak, where it is not in the table.
         guard: knows how many steps were left out.
+        writer: knows how long training waited for checkpoints.
     """
 
-    def __init__(self, log_every: int, flops: StepFlops, settings: TrainerConfig, guard: StepGuard) -> None:
-        self.log_every, self.flops, self.settings, self.guard = log_every, flops, settings, guard
+    def __init__(
+        self, log_every: int, flops: StepFlops, settings: TrainerConfig, guard: StepGuard, writer: CheckpointWriter
+    ) -> None:
+        self.log_every, self.flops, self.settings, self.guard, self.writer = log_every, flops, settings, guard, writer
+        self._stalled = 0.0
         self.latest: dict[str, float] = {}
         self.step = 0
         self._peak: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         self._peak = peak_flops(self.settings, module.device)
+        self._stalled = self.writer.stalled
         module.train_tally.restart()
         self._waited(trainer)
 
@@ -75,6 +81,8 @@ class Monitor(Callback):
         tally = module.train_tally
         waited = self._waited(trainer) / tally.seconds
         figures = {"data_wait_share": min(1.0, waited), "memory_gib": memory_in_use(module.device)}
+        figures["checkpoint_wait_share"] = min(1.0, (self.writer.stalled - self._stalled) / tally.seconds)
+        self._stalled = self.writer.stalled
         if tally.work is not None:
             rate = self.flops.of(tally.work) / tally.seconds / trainer.world_size
             figures["tflops_per_device"] = rate / 1e12

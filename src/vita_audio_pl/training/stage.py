@@ -175,7 +175,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     writer = CheckpointWriter(folder.checkpoints, engine, config.callbacks.keep_last)
     guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
     module.verdict = guard.verdict
-    monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard)
+    monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
     stateful = {"proof": proof, "guard": guard}
     checkpointing = Checkpointing(writer, stateful, save_every, monitor, config.callbacks.keep_best_by)
     preemption = Preemption(checkpointing, config.callbacks.requeue)
