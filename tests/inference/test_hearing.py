@@ -1,15 +1,27 @@
 """Models that hear through an encoder (VITA-Audio-Plus): the backbone reads its states, the heads plain embeddings."""
 
-import pytest
-import torch
+import json
 
+import numpy as np
+import pytest
+import soundfile
+import torch
+from omegaconf import OmegaConf
+
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
+from vita_audio_pl.benchmarking.decoding_trained import benchmark_trained, read_questions
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference import Runtime, generate
+from vita_audio_pl.inference import Runtime, generate, load_speech_model
 from vita_audio_pl.inference import decoder as decoder_module
+from vita_audio_pl.inference.answering import open_session
+from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.text.tokenizer import TextTokenizer
 
 PLACE = 96
 
@@ -68,18 +80,9 @@ def test_recordings_that_do_not_fill_their_places_are_refused(plus, question, ru
         generate(runtime, [written], vanilla, max_new_tokens=4, clips=[clips])
 
 
-def test_a_folder_with_an_encoder_answers_a_recording(tiny_model, tmp_path):
-    import numpy as np
-    import soundfile
-    from omegaconf import OmegaConf
-
-    from vita_audio_pl.inference import load_speech_model
-    from vita_audio_pl.inference.answering import open_session
-    from vita_audio_pl.inference.options import GenerateConfig
-    from vita_audio_pl.models.released import save_released
-    from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
-    from vita_audio_pl.text.tokenizer import TextTokenizer
-
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A model folder with an encoder, and half a second of sound beside it, `question.wav`."""
     tokenizer = TextTokenizer.train(["the big red cow lives in the farm " * 30], 280)
     vocabulary = tokenizer.vocabulary(16, continuous_input=True)
     model = tiny_model(vocabulary=vocabulary.size)
@@ -87,22 +90,30 @@ def test_a_folder_with_an_encoder_answers_a_recording(tiny_model, tmp_path):
     add_speech_input(model, SenseVoiceEncoder(sizes), vocabulary.context_of_audio)
     save_released(model, tmp_path / "model", decode_pattern=[1, 10, 4, 10], first_code=vocabulary.first_code)
     tokenizer.save(tmp_path / "model" / "tokenizer")
-    front_end = SenseVoiceFrontEnd(n_mels=20, stack=3)
-    model.speech_input.encoder.save(tmp_path / "model" / "speech_input", front_end)
+    model.speech_input.encoder.save(tmp_path / "model" / "speech_input", SenseVoiceFrontEnd(n_mels=20, stack=3))
     wave = 0.3 * np.sin(np.arange(8000) / 7).astype(np.float32)
     soundfile.write(tmp_path / "question.wav", wave, 16000)
-    loaded = load_speech_model(tmp_path)
-    values = {
-        "model": str(tmp_path),
-        "task": "asr",
-        "audio": str(tmp_path / "question.wav"),
-        "max_new_tokens": 8,
-    }
+    return tmp_path
+
+
+def test_a_folder_with_an_encoder_answers_a_recording(folder):
+    loaded = load_speech_model(folder)
+    values = {"model": str(folder), "task": "asr", "audio": str(folder / "question.wav"), "max_new_tokens": 8}
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GenerateConfig), values))
     with open_session(config, loaded, None) as session:
         written = sum(session, [])
         prompt = session._sequence.ids[: session._sequence.n_prompt]
-    assert prompt.count(vocabulary.context_of_audio) == front_end.frames(8000) + 4
-    wave = soundfile.read(tmp_path / "question.wav", dtype="float32")[0]
-    clips = [front_end.features(wave)]
+    assert prompt.count(loaded.vocabulary.context_of_audio) == loaded.front_end.frames(8000) + 4
+    clips = [loaded.front_end.features(soundfile.read(folder / "question.wav", dtype="float32")[0])]
     assert written == recomputed(loaded.model, prompt, clips, DecodePattern.of("vanilla"), 8)
+
+
+def test_the_benchmark_lets_a_model_with_an_encoder_hear(folder):
+    asked = {"messages": [{"role": "user", "content": "<|audio|>"}], "audios": ["question.wav"]}
+    (folder / "asked.jsonl").write_text(json.dumps(asked) + "\n")
+    loaded = load_speech_model(folder)
+    questions = read_questions(folder / "asked.jsonl", 1, loaded, None)
+    assert questions[0].ids.count(loaded.vocabulary.context_of_audio) == loaded.front_end.frames(8000) + 4
+    protocol = DecodingProtocol(new_tokens=12, modes=["boost"], verify=["none"], sessions=[1], constrain=[False], repetitions=1)
+    [measured] = benchmark_trained(loaded, None, questions, protocol)
+    assert 0 < measured.written <= 12 and measured.parts["encode"] > 0

@@ -248,15 +248,18 @@ def run_sessions(
     sounds: Vocoder | None = None,
     first_chunk_only: bool = False,
     encode_seconds: float = 0.0,
+    clips: list[tuple[Tensor, ...]] | None = None,
 ) -> list[Sequence]:
     """Decodes all prompts at once and adds what it took to `into`; chunks end with the audio end marker.
 
     Args:
         encode_seconds: what reading the prompts' audio took, counted in the time to the first chunk.
+        clips: features of each prompt's audio, for models that hear through an encoder.
     """
     clock = clock_of(decoder.runtime.device)
     begun = clock() - encode_seconds
-    sequences = [decoder.open(prompt, options) for prompt in prompts]
+    heard = clips or [()] * len(prompts)
+    sequences = [decoder.open(prompt, options, clip) for prompt, clip in zip(prompts, heard, strict=True)]
     seen = [0] * len(sequences)
     last_chunk = [begun] * len(sequences)
     chunks = [0] * len(sequences)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, run_sessions, settings_of
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
-from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.answering import clips_of, listen, read_recordings
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.loading import LoadedModel
@@ -26,10 +27,11 @@ from vita_audio_pl.text.conversation import Conversation
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and how long the codec took to read its audio."""
+    """A prompt, how long reading its audio took, and the features that a model with an encoder hears."""
 
     ids: list[int]
     encode_seconds: float
+    clips: tuple[Tensor, ...] = ()
 
 
 def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | None) -> list[Question]:
@@ -49,15 +51,15 @@ def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | N
         sample = Conversation.from_json(line, f"{path}:{number}")
         messages = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
         n_audios = sum(message.n_audios for message in messages)
-        asked = Conversation(sample.id, messages, sample.audios[:n_audios])
-        if asked.audios and codec is None:
-            raise UserError(f"{path}:{number} has audio, and the model folder has no codec to read it with")
-        begun, codes = 0.0, []
-        if codec is not None and asked.audios:
-            waves = [read_audio(_found(audio, path), codec.sample_rate) for audio in asked.audios]
-            begun = clock()
-            codes = list(codec.encode(waves))
-        questions.append(Question(prompter.ids(asked, codes), clock() - begun if begun else 0.0))
+        asked = Conversation(sample.id, messages, tuple(str(_found(audio, path)) for audio in sample.audios[:n_audios]))
+        try:
+            waves = read_recordings(asked, loaded, codec)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+        begun = clock()
+        audios = listen(waves, loaded, codec)
+        seconds = clock() - begun if waves else 0.0
+        questions.append(Question(prompter.ids(asked, audios), seconds, tuple(clips_of(audios))))
     if not questions:
         raise UserError(f"the samples {path} are empty; give a JSONL file with one conversation a line")
     return questions
@@ -101,6 +103,7 @@ def benchmark_trained(
                     total,
                     sounds=None if codec is None else _vocoder(codec),
                     encode_seconds=sum(question.encode_seconds for question in batch),
+                    clips=[question.clips for question in batch],
                 )
             if repetition >= 0:
                 _add(kept, total)

@@ -15,7 +15,7 @@ from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
 from vita_audio_pl.inference import Generation, LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
-from vita_audio_pl.inference.answering import clips_of, listen
+from vita_audio_pl.inference.answering import clips_of, listen, read_recordings
 from vita_audio_pl.interleave import DecodePattern
 
 
@@ -56,7 +56,7 @@ class ModelToolbox:
         for item in items:
             try:
                 codec = self.codec(evaluation.model / "codec") if item.prompt.audios else None
-                audios = listen(item.prompt, loaded, codec)
+                audios = listen(read_recordings(item.prompt, loaded, codec), loaded, codec)
                 prompts[item.id], clips[item.id] = prompter.ids(item.prompt, audios), clips_of(audios)
             except UserError as error:
                 if not self.count_unreadable:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vita_audio_pl.codecs.audio import read_audio
@@ -28,20 +30,25 @@ def codec_of(loaded: LoadedModel, device: str = "cpu") -> Codec | None:
     return None if loaded.codec_dir is None else load_codec(loaded.codec_dir, device)
 
 
-def listen(conversation: Conversation, loaded: LoadedModel, codec: Codec | None) -> list[Any]:
-    """What the conversation's recordings become for the model: codes `(n,)` int32, or frames for its encoder.
+def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Codec | None) -> list[NDArray[np.float32]]:
+    """The conversation's recordings at the rate that the model hears them at: mono waves.
 
     Raises:
-        UserError: a file that cannot be read, or no codec to read it with.
+        UserError: a file that cannot be read, or no codec to hear it with.
     """
     if not conversation.audios:
         return []
-    if loaded.front_end is not None:
-        waves = [read_audio(path, SAMPLE_RATE) for path in conversation.audios]
-        return [AudioFrames(loaded.front_end.features(wave).numpy()) for wave in waves]
-    if codec is None:
+    if loaded.front_end is None and codec is None:
         raise UserError("the model folder has no codec, so recordings cannot be read; put one into its folder 'codec'")
-    return list(codec.encode([read_audio(path, codec.sample_rate) for path in conversation.audios]))
+    rate = SAMPLE_RATE if loaded.front_end is not None or codec is None else codec.sample_rate
+    return [read_audio(path, rate) for path in conversation.audios]
+
+
+def listen(waves: Sequence[NDArray[np.float32]], loaded: LoadedModel, codec: Codec | None) -> list[Any]:
+    """What recordings, as `read_recordings` gives them, become for the model: codes `(n,)` int32, or frames to encode."""
+    if loaded.front_end is not None:
+        return [AudioFrames(loaded.front_end.features(wave).numpy()) for wave in waves]
+    return [] if codec is None else list(codec.encode(waves))
 
 
 def clips_of(audios: Sequence[Any]) -> list[Tensor]:
@@ -64,7 +71,7 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
     """
     vocabulary = loaded.vocabulary
     conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)
-    audios = listen(conversation, loaded, codec)
+    audios = listen(read_recordings(conversation, loaded, codec), loaded, codec)
     prompt = Prompter(vocabulary, loaded.tokenizer).ids(conversation, audios)
     pattern = pattern_of(config.mode, config.task, loaded)
     options: dict[str, Any] = {
