@@ -16,8 +16,8 @@ def benchmark(config: BenchmarkConfig) -> None:
     from vita_audio_pl.benchmarking.training import benchmark_training
     from vita_audio_pl.errors import UserError
 
-    if config.what not in ("training", "decoding", "data"):
-        raise UserError(f"what={config.what} is no benchmark; it must be training, decoding or data")
+    if config.what not in ("training", "decoding", "data", "trainers"):
+        raise UserError(f"what={config.what} is no benchmark; it must be training, decoding, data or trainers")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype is '{config.dtype}'; it must be float32 or bfloat16")
     torch.set_num_threads(config.threads)
@@ -30,6 +30,14 @@ def benchmark(config: BenchmarkConfig) -> None:
         console.print(figures_table(figures))
         if config.output is not None:
             write_figures(figures, config.engine, config.output)
+        return
+    if config.what == "trainers":
+        from vita_audio_pl.benchmarking.trainers import benchmark_trainers, trainers_table, write_paces
+
+        paces = benchmark_trainers(config.trainers, config.paths.data, Path(config.paths.runs), console.print)
+        console.print(trainers_table(paces, config.trainers))
+        if config.output is not None:
+            write_paces(paces, config.trainers, config.output)
         return
     if config.what == "decoding":
         from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark

@@ -114,6 +114,8 @@ def test_the_benchmark_lets_a_model_with_an_encoder_hear(folder):
     loaded = load_speech_model(folder)
     questions = read_questions(folder / "asked.jsonl", 1, loaded, None)
     assert questions[0].ids.count(loaded.vocabulary.context_of_audio) == loaded.front_end.frames(8000) + 4
-    protocol = DecodingProtocol(new_tokens=12, modes=["boost"], verify=["none"], sessions=[1], constrain=[False], repetitions=1)
+    protocol = DecodingProtocol(
+        new_tokens=12, modes=["boost"], verify=["none"], sessions=[1], constrain=[False], repetitions=1
+    )
     [measured] = benchmark_trained(loaded, None, questions, protocol)
     assert 0 < measured.written <= 12 and measured.parts["encode"] > 0
