@@ -13,7 +13,7 @@ from vita_audio_pl.reporting.concepts import PICTURES, draw_concepts
 
 PAGES = sorted({page for page, _ in documented()})
 # What takes a cluster, a network or an hour; the others run on the smallest world
-NOT_RUN = re.compile(r"scale=published|submitit|hydra/|wandb=|/corpora/|DIR|what=(training|data)|vita_audio_pl\.(demo|prepare)\b| -m "
+NOT_RUN = re.compile(r"scale=published|submitit|hydra/|wandb=|/corpora/|DIR|what=(training|data|trainers)|vita_audio_pl\.(demo|prepare)\b| -m "
                      r"experiment|birds|plus_|plan\b")  # fmt: skip
 
 
