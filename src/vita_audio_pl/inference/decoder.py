@@ -19,7 +19,8 @@ from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.graphs import GraphedPasses
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import Heard, Runtime
-from vita_audio_pl.inference.scoring import NOT_FINITE, Scorer
+from vita_audio_pl.inference.scoring import Scorer
+from vita_audio_pl.inference.screening import NOT_FINITE
 from vita_audio_pl.inference.sequence import Options, Sequence
 from vita_audio_pl.inference.verify import agreeing, speculative
 

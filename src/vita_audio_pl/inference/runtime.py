@@ -17,6 +17,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.products import Product, product
 from vita_audio_pl.inference.rows import Rows, Span
+from vita_audio_pl.inference.screening import Largest
 from vita_audio_pl.models.speech_lm import SpeechLM
 
 
@@ -101,7 +102,8 @@ class Runtime:
     Args:
         model: on the device and in the type to decode in.
         n_heads: heads to prepare, all by default.
-        pack: copy weights into the CPU's fast layout (float32 on a CPU; elsewhere without effect).
+        pack: copy weights into the CPU's fast layout, and large vocabularies into 8 bits to find the largest logit with
+            (float32 on a CPU; elsewhere without effect).
         compile: let torch.compile fuse what lies between the products (pays on a GPU; needs a C++ or CUDA compiler).
 
     Raises:
@@ -145,6 +147,8 @@ class Runtime:
             ]
             self.vocabulary_weight = model.lm_head.weight.detach()
             self.vocabulary = product(self.vocabulary_weight, pack=pack)
+        self.largest = Largest(self.vocabulary_weight, self.vocabulary, screened=pack)
+        self._parts_of_vocabulary: dict[tuple[int, ...], tuple[int | None, Product, Largest]] = {}
         self._speech_input = model.speech_input
         self.place_of_audio = model.config.context_of_audio
         self._pack = pack
@@ -217,9 +221,17 @@ class Runtime:
         """`(rows, vocab_size)` logits of normed hidden states `(rows, hidden_size)`."""
         return self.vocabulary(hidden)
 
-    def part_of_vocabulary(self, ids: Tensor) -> Product:
-        """Logits of the tokens `ids` alone: `(rows, hidden_size) -> (rows, len(ids))`."""
-        return product(self.vocabulary_weight.index_select(0, ids.to(self.device)), pack=self._pack)
+    def part_of_vocabulary(self, ids: tuple[int, ...]) -> tuple[Product, Largest]:
+        """Logits of the tokens `ids` alone, `(rows, hidden_size) -> (rows, len(ids))`, and the column of the largest."""
+        weight = self.vocabulary_weight
+        version = None if weight.is_inference() else weight._version
+        part = self._parts_of_vocabulary.get(ids)
+        if part is None or part[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                rows = weight[torch.tensor(ids, device=self.device)]
+            logits = product(rows, pack=self._pack)
+            part = self._parts_of_vocabulary[ids] = version, logits, Largest(rows, logits, screened=self._pack)
+        return part[1:]
 
     def _layer(self, layer: Layer, number: int, hidden: Tensor, at: _Places, cache: Cache) -> Tensor:
         rows, cos, sin, places = at

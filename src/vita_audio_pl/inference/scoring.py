@@ -3,23 +3,25 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.products import Product
 from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.screening import NOT_FINITE, Largest
 from vita_audio_pl.inference.sequence import Sequence
-
-NOT_FINITE = -1
-"""Stands for a token where the logits were not numbers."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of the vocabulary matrix; `ids` are their tokens (None: all rows, row = token)."""
+    """Some rows of the vocabulary matrix; `ids` are their tokens (None: all rows, row = token).
+
+    Attributes:
+        logits: all logits; largest: the column of the largest, which is quicker to find.
+    """
 
     logits: Product
+    largest: Largest
     ids: tuple[int, ...] | None
     columns: dict[int, int] | None
 
@@ -43,7 +45,7 @@ class Scorer:
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._whole = Part(runtime.logits, None, None)
+        self._whole = Part(runtime.logits, runtime.largest, None, None)
         self._parts: dict[SpanConstraint, Part] = {}
 
     def part(self, restriction: SpanConstraint | None) -> Part:
@@ -52,8 +54,8 @@ class Scorer:
             return self._whole
         if restriction not in self._parts:
             allowed = restriction.allowed
-            product = self._runtime.part_of_vocabulary(torch.tensor(allowed))
-            self._parts[restriction] = Part(product, allowed, restriction.columns)
+            logits, largest = self._runtime.part_of_vocabulary(allowed)
+            self._parts[restriction] = Part(logits, largest, allowed, restriction.columns)
         return self._parts[restriction]
 
     def most_likely(self, hidden: Tensor, restrictions: list[SpanConstraint | None]) -> list[int]:
@@ -66,10 +68,8 @@ class Scorer:
             rows = [i for i, r in enumerate(restrictions) if r is restriction]
             chosen = hidden if len(rows) == len(restrictions) else hidden[rows]
             part = self.part(restriction)
-            best = part.logits(chosen).max(dim=-1)
-            # the largest logit of a row with a NaN is NaN, and NaN is not equal to itself
-            for row, value, column in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
-                tokens[row] = part.token(column) if value == value else NOT_FINITE
+            for row, column in zip(rows, part.largest(chosen), strict=True):
+                tokens[row] = column if column == NOT_FINITE else part.token(column)
         return tokens
 
     def distribution(self, hidden: Tensor, sequence: Sequence, position: int) -> tuple[Part, Tensor]:
