@@ -15,7 +15,8 @@ SMOKE = (
     "data=spoken_world_smoke", "model.num_hidden_layers=3", "per_stage.align.steps=360", "per_stage.mtp1.steps=20",
     "per_stage.mtp10.steps=90", "per_stage.sft.steps=20",
 )  # fmt: skip
-TRAIN = {"full": ("trainer=cpu_ddp",), "smoke": ("trainer=cpu_ddp", *SMOKE)}
+COMMON = ("trainer=cpu_ddp", "callbacks.samples.every_steps=null")
+TRAIN = {"full": COMMON, "smoke": (*COMMON, *SMOKE)}
 BENCH = {"full": "spoken_world", "smoke": "spoken_world_smoke"}
 SUITE = {"full": "demo", "smoke": "demo_smoke"}
 

@@ -10,6 +10,7 @@ import torch
 from toy_codec import N_CODES
 from toy_corpus import Corpus, boost, rows_of, take, toy_job, toy_tokenizer, write_corpus
 
+from vita_audio_pl.config.schema import SamplesConfig
 from vita_audio_pl.data.clips import at_rate
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.options import DataOptions
@@ -21,6 +22,7 @@ from vita_audio_pl.data.tools.lint import lint_source
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.preparation import encoder_placeholders
+from vita_audio_pl.training.sample_prompts import sample_prompts
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,24 @@ def test_clips_stand_where_their_placeholders_are(listening: Listening) -> None:
                 heard += 1
         assert next(clips, None) is None
     assert heard > 30
+
+
+def test_held_out_prompts_have_their_clips(listening: Listening, tmp_path: Path) -> None:
+    shutil.copytree(listening.shards, tmp_path / "shards")
+    for task in ("asr", "tts"):
+        (tmp_path / "shards" / task).rename(tmp_path / "shards" / f"{task}.dev")
+        shutil.copytree(listening.shards / task, tmp_path / "shards" / task)
+    module = replace(listening, shards=tmp_path / "shards").module()
+    settings = SamplesConfig(tasks=["tts", "asr"], per_task=3)
+    prompts = sample_prompts(settings, module, listening.tokenizer, longest=200)
+    assert [prompt.task for prompt in prompts] == ["tts"] * 3 + ["asr"] * 3
+    placeholder = listening.tokenizer.vocabulary(N_CODES, continuous_input=True).context_of_audio
+    for prompt in prompts:
+        assert sum(len(clip) + 4 for clip in prompt.clips) == prompt.ids.count(placeholder)
+        assert len(prompt.clips) == (prompt.task == "asr") and len(prompt.ids) <= 200
+        assert prompt.asked == (prompt.reference if prompt.task == "tts" else "")
+    short = sample_prompts(settings, module, listening.tokenizer, longest=min(len(p.ids) for p in prompts))
+    assert all(len(prompt.ids) <= min(len(p.ids) for p in prompts) for prompt in short)
 
 
 def test_kept_audio_is_the_corpus_audio_at_16_khz(listening: Listening) -> None:

@@ -13,6 +13,7 @@ import pytest
 from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
 from vita_audio_pl.data.files import write_json
+from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.shards import iterate_shard
@@ -170,6 +171,26 @@ def test_held_out_rows_are_fixed_and_numbered_like_training(corpus: Corpus, tmp_
     assert set(np.unique(two[0].sources)) <= {-1, 2}
     ranks = [list(held_out.module(ranks=2, rank=r, validation_rows=3).val_dataloader()) for r in range(2)]
     assert [len(batch.names) for batch in ranks[0]] == [len(batch.names) for batch in ranks[1]]
+
+
+def test_single_held_out_conversations_are_the_same_ones_each_time(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.shards, tmp_path / "shards")
+    for task in ("asr", "tts"):
+        shutil.copytree(corpus.shards / task, tmp_path / "shards" / f"{task}.dev")
+    PreparedSource(tmp_path / "shards" / "asr.dev").quarantine({0: "flipped"})
+    held_out = replace(corpus, shards=tmp_path / "shards")
+
+    def chosen(seed: int) -> list[HeldOut]:
+        module = held_out.module(seed=seed, render=boost(prompt_corruption=0.5))
+        return module.held_out(("asr", "tts", "text"), 2, lambda held: held.id != "tts.dev/tts-0")
+
+    half = {task: len(PreparedSource(corpus.shards / task)) // 2 for task in ("asr", "tts")}
+    names = ["asr.dev/asr-1", f"asr.dev/asr-{half['asr']}", "tts.dev/tts-1", f"tts.dev/tts-{half['tts']}"]
+    assert [held.id for held in chosen(0)] == [held.id for held in chosen(7)] == names
+    for held in chosen(0):
+        assert [turn.role for turn in held.asked] == ["user"] and held.answer.role == "assistant"
+        assert held.asked[0].counts().n_audios == (held.task == "asr")
+        assert held.answer.counts().n_audios == (held.task == "tts")
 
 
 def damaged(corpus: Corpus, folder: Path, source: str, share: float) -> tuple[Corpus, set[int]]:

@@ -30,3 +30,17 @@ def test_smoke_demo_ends_with_a_page_figures_and_audio(smoke_demo):
     report = smoke_demo.folder / "runs" / RUN / "report"
     assert "<audio" in (report / "index.html").read_text(encoding="utf-8")
     assert list(report.rglob("*.png")) and list(report.rglob("*.wav"))
+
+
+def test_smoke_demo_lets_every_stage_answer_prompts_while_it_trains(smoke_demo):
+    run = smoke_demo.folder / "runs" / RUN
+    for stage, tasks in (("align", {"asr", "tts", "sqa", "text"}), ("mtp10", {"tts", "sqa"})):
+        folders = sorted((run / stage / "samples").iterdir())
+        assert len(folders) == 5
+        rows = [json.loads(line) for line in (folders[-1] / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert {row["task"] for row in rows} == tasks and len(rows) == 2 * len(tasks)
+        spoken = [row for row in rows if row.get("audio")]
+        assert all((folders[-1] / row["audio"]).is_file() and row["heard"] is not None for row in spoken)
+    assert spoken, "no answer of the last stage's heads was spoken"
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "What it answered while it trained" in page

@@ -51,6 +51,8 @@ def write_run(folder: Path) -> Path:
             "parent_stage": STAGES[number - 1] if number else None, "config": {"seed": 1},
         }  # fmt: skip
         write_json(folder / stage / "model" / "manifest.json", manifest)
+    for step in (100, 200, 300):
+        write_samples(folder / "sft" / "samples" / f"step-{step:06d}", wer=1 - step / 300)
     place = folder / "eval" / "spoken_world"
     for stage in STAGES:
         for mode in RATES if stage == "sft" else ("vanilla",):
@@ -74,6 +76,20 @@ def write_run(folder: Path) -> Path:
         {"stage": "sft", "mode": "boost", "split": "test", "task": "tts", "metrics": {"speech_wer": difference}},
     ])  # fmt: skip
     return folder
+
+
+def write_samples(folder: Path, wer: float) -> None:
+    """What a model in training answered: two prompts spoken, one written."""
+    rows = []
+    for number, task in enumerate(("tts", "tts", "text")):
+        row = {"id": f"dev/{task}{number}", "task": task, "asked": "who", "reference": SENTENCES[number], "wer": None,
+               "text": SENTENCES[2], "scores": {"text_accuracy": {"hits": int(wer == 0), "of": 1}}}  # fmt: skip
+        if task == "tts":
+            row |= {"heard": "the <i>dog</i>", "wer": wer, "seconds": 0.3, "audio": f"audio/{number}.wav"}
+            write_tone(folder / row["audio"], 400)
+        rows.append(row)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_result(place: Path, stage: str, mode: str, task: str, split: str = "test") -> None:

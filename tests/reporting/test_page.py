@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
 from urllib.parse import unquote
+
+from made_up_run import write_samples
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.reporting.page import run_page
@@ -51,8 +54,9 @@ def test_page_works_in_a_browser_from_a_file(run, tmp_path, dump_dom):
     seen = json.loads(found.group(1))
     assert seen["ascending"][-2:] == ["5.2 %", "7.8 %"] and seen["descending"][:2] == ["7.8 %", "5.2 %"]
     assert seen["modes"] == sorted(seen["modes"]) and seen["sort"] == "ascending"
-    # 22 to compare the modes by; the worst answer of each of 2 tasks in 3 modes, and the questions of one of them
-    assert len(seen["durations"]) == 22 + 6 + 3 and all(0.25 < seconds < 0.35 for seconds in seen["durations"])
+    # 22 to compare the modes by; the worst answer of each of 2 tasks in 3 modes, and the questions of one of them; one
+    # prompt at 3 steps of training
+    assert len(seen["durations"]) == 22 + 6 + 3 + 3 and all(0.25 < seconds < 0.35 for seconds in seen["durations"])
     assert len(seen["pictures"]) == 5 and all(width > 900 for width in seen["pictures"])
     assert seen["playing"]
     assert set(seen["resources"]) <= {"data:"}
@@ -66,6 +70,21 @@ def test_page_holds_no_address_of_another_place(run, pictures):
 def test_text_of_a_model_is_not_markup(run, pictures):
     html = run_page(run, "demo", pictures)
     assert "<b>the</b>" not in html and "&lt;b&gt;the&lt;/b&gt; dog &amp; the" in html
+
+
+def test_what_was_answered_in_training_stands_side_by_side_over_the_steps(run, pictures, tmp_path):
+    html = run_page(run, "demo", pictures)
+    section = re.search(r'<section id="samples">(.*?)</section>', html, re.S).group(1)
+    assert "sft: 3 prompts at steps 100, 200, 300" in section and section.count("<audio") == 3
+    assert re.findall(r"WER (\d+) %", section) == ["67", "33", "0"] * 2
+    assert section.count(">wrong<") == 2 and section.count(">right<") == 1
+    assert "<i>dog</i>" not in section and "&lt;i&gt;dog&lt;/i&gt;" in section
+    for step in range(400, 1200, 100):
+        write_samples(run.folder / "sft" / "samples" / f"step-{step:06d}", 0.0)
+    assert "steps 100, 400, 800, 1100" in run_page(run, "demo", pictures)  # the first, the last, and some between
+    for folder in (run.folder / "sft" / "samples").iterdir():
+        shutil.rmtree(folder)
+    assert "samples" not in re.findall(r'<section id="(\w+)"', run_page(run, "demo", pictures))
 
 
 def test_both_colour_schemes_have_their_figures(pictures):

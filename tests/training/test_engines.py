@@ -1,6 +1,7 @@
 """Every engine, in two gloo processes on the CPU, trains what one process does, and goes on from its checkpoints."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -10,14 +11,21 @@ import toy
 from safetensors.torch import load_file
 from toy_process import train_in_a_process
 
+from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.optimiser import parameter_groups
 from vita_audio_pl.training.run_folder import StageFolder
-from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.stage import find_parent, train_stage
+from vita_audio_pl.training.starting_model import starting_model
 
 CHAIN = ("align", "mtp1", "mtp10", "sft")
 ENGINES = ("ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3")
-COMMON = ("run_name=toy", "callbacks.save_every=3", "callbacks.keep_last=9")
+COMMON = (
+    "run_name=toy", "callbacks.save_every=3", "callbacks.keep_last=9", "callbacks.samples.every_steps=3",
+    "callbacks.samples.max_new_tokens=12", "stage.weight_decay=10",
+)  # fmt: skip
+PADDING = 256  # elements that DeepSpeed adds to a group at most, so that ranks get equal shares
 QUICK = {
-    ("ddp", "sft", False),
+    ("ddp", "mtp10", False),
     ("fsdp2", "sft", True),
     ("deepspeed_zero2", "sft", False),
 }
@@ -34,7 +42,7 @@ def settings(stage: str, tied: bool, parent: StageFolder | None) -> list[str]:
 
 def train_here(root: Path, *overrides: str) -> StageFolder:
     config = toy.toy_config(root / "runs", *overrides)
-    return StageFolder(train_stage(config, toy.toy_data(root / "world")).parent)
+    return StageFolder(train_stage(config, toy.toy_data(root / "world", prompts=True)).parent)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,7 @@ def one_process(tmp_path_factory):
 
 def column(folder: StageFolder, name: str) -> list[float]:
     with (folder.root / "metrics.csv").open(newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
+        return [float(row[name]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
 def assert_same_training(found: StageFolder, expected: StageFolder, after: int = 0) -> None:
@@ -69,6 +77,37 @@ def assert_same_training(found: StageFolder, expected: StageFolder, after: int =
         torch.testing.assert_close(
             weights[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def assert_same_samples(found: StageFolder, expected: StageFolder) -> None:
+    """What the model answered after three steps and at the end, with the weights that it had then."""
+    for step in ("step-000003", "step-000006"):
+        rows = [
+            [json.loads(line) for line in (folder.samples / step / "samples.jsonl").read_text().splitlines()]
+            for folder in (found, expected)
+        ]
+        assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+def assert_only_what_trains_has_state(found: StageFolder, engine: str, overrides: list[str]) -> None:
+    """Groups with their rates and decay on every rank; moments for what trains and nothing else, shared by the ranks."""
+    config = toy.toy_config(found.root, *overrides)
+    model = starting_model(config, toy.VOCABULARY, find_parent(config))
+    trained = freeze(model, config.stage.freeze).trained_parameters
+    stage = config.stage
+    groups = parameter_groups(model, stage.learning_rate, stage.head_rate_factor, stage.weight_decay)
+    sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in groups}
+    assert {group["weight_decay"] for group in groups} == {0.0, 10.0} and sum(sizes.values()) == trained
+    ranks = [json.loads((found.root / f"probe.rank-{rank}.json").read_text()) for rank in range(2)]
+    for rank in ranks:
+        assert rank["frozen_with_gradient"] == []
+        assert rank["groups"] == {group["name"]: [group["peak_lr"], group["weight_decay"]] for group in groups}
+    padding = PADDING if engine.startswith("deepspeed") else 0
+    held = sum(rank["elements_with_moments"] for rank in ranks) / (2 if engine == "ddp" else 1)
+    assert trained <= held <= trained + padding * len(groups)
+    if engine == "deepspeed_zero2":
+        for name, size in sizes.items():
+            assert size <= sum(rank["elements"][name] for rank in ranks) <= size + PADDING
 
 
 def start_from(checkpoint: Path, root: Path, stage: str) -> None:
@@ -86,6 +125,8 @@ def test_two_processes_train_what_one_does_and_exchange_checkpoints(engine, stag
     assert train_in_a_process(tmp_path / "two", *common, *two) == 0  # 2 ranks x 1 row x 2 micro-batches = 1 x 4 rows
     found = StageFolder(tmp_path / "two" / "runs" / "toy" / stage)
     assert_same_training(found, expected)
+    assert_same_samples(found, expected)
+    assert_only_what_trains_has_state(found, engine, common)
 
     start_from(found.checkpoints / "step-00000003.ckpt", tmp_path / "back", stage)
     back = train_here(tmp_path / "back", *common)

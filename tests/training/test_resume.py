@@ -15,6 +15,8 @@ STAGE = (
     "callbacks.save_every=7",
     "trainer.rows_per_device=2",
     "callbacks.validate_every=20",
+    "callbacks.samples.every_steps=10",
+    "callbacks.samples.max_new_tokens=12",
 )
 
 
@@ -22,8 +24,12 @@ def log_of(folder: StageFolder) -> list[dict[str, str]]:
     with (folder.root / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     rates = ("tokens_per_second", "samples_per_second", "audio_hours_per_second", "tflops_per_device")
-    timing = (*rates, "mfu", "data_wait_share", "checkpoint_wait_share", "memory_gib")
+    timing = (*rates, "mfu", "data_wait_share", "checkpoint_wait_share", "memory_gib", "samples/seconds")
     return [{name: value for name, value in row.items() if name not in timing} for row in rows]
+
+
+def samples_of(folder: StageFolder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder.samples)): path.read_bytes() for path in folder.samples.rglob("*.*")}
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 7))])
@@ -42,4 +48,5 @@ def test_killed_and_resumed_run_gives_the_same_bits(tmp_path, seed):
     weights = [(folder.model / "model.safetensors").read_bytes() for folder in (whole, killed)]
     assert weights[0] == weights[1]
     assert log_of(whole) == log_of(killed)
+    assert samples_of(whole) == samples_of(killed) and len(list(whole.samples.iterdir())) == 6
     assert not list(killed.checkpoints.glob("*.tmp"))

@@ -1,5 +1,6 @@
 """A tiny world for training tests: random documents as a pure function of seed and step, and the settings to train on it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.codecs.protocol import register_codec
 from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.text import TextTokenizer, Vocabulary
+from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.stage import StageData
 
 VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
@@ -95,11 +98,42 @@ class ToyData(L.LightningDataModule):
         return torch.utils.data.DataLoader(held_out, batch_size=None)
 
 
-def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "codec-a") -> StageData:
+class ToneCodec:
+    """Each code is 80 ms of a tone, at a phase drawn from the global generators: decoding disturbs them."""
+
+    name, sample_rate, codes_per_second, codebook_size, fingerprint = "tone", 8000, 12.5, 16, "codec-a"
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        phase = np.random.random() + float(torch.rand(()))
+        pitch = np.repeat(200.0 + 50 * np.asarray(codes), 640)
+        return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 8000 + phase)).astype(np.float32)
+
+
+register_codec("tone", lambda folder: ToneCodec())
+
+
+def toy_prompts(hears: bool = False) -> tuple[SamplePrompt, ...]:
+    """A prompt of each task that stages of the toy world answer."""
+    rng = np.random.default_rng(5)
+    clips = (torch.from_numpy(rng.normal(size=(FRAMES, SenseVoiceConfig().input_size)).astype(np.float32)),)
+    prompts = []
+    for task in ("asr", "tts", "text"):
+        ids = rng.integers(3, VOCABULARY.n_text, 7).tolist()
+        heard = [HEARING.context_of_audio] * PLACES if hears and task == "asr" else []
+        prompts.append(SamplePrompt(f"toy/{task}", task, [*heard, *ids], clips if heard else (), "", "a tone"))
+    return tuple(prompts)
+
+
+def toy_data(
+    folder: Path, datamodule: ToyData | None = None, codec: str = "codec-a", prompts: bool = False
+) -> StageData:
     for name in ("tokenizer", "codec"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / f"{name}.json").write_text("{}")
+        (folder / name / f"{name}.json").write_text('{"name": "tone"}')
     datamodule = datamodule or ToyData()
+    if prompts:  # any tokenizer can say what the toy's tokens are
+        shutil.rmtree(folder / "tokenizer")
+        TextTokenizer.train(["a tone"], 260, folder / "tokenizer")
     return StageData(
         datamodule=datamodule,
         vocabulary=HEARING if datamodule.hears else VOCABULARY,
@@ -113,6 +147,7 @@ def toy_data(folder: Path, datamodule: ToyData | None = None, codec: str = "code
         plan="toy",
         validates=True,
         front_end=SenseVoiceFrontEnd() if datamodule.hears else None,
+        prompts=toy_prompts(datamodule.hears) if prompts else (),
     )
 
 

@@ -3,14 +3,17 @@
 import sys
 from pathlib import Path
 
+import probe
 import toy
 
 from vita_audio_pl.training.stage import train_stage
 from vita_audio_pl.training.trainer import micro_batches
 
 if __name__ == "__main__":
+    probe.install()
     folder = Path(sys.argv[1])
     config = toy.toy_config(folder / "runs", *sys.argv[2:])
     rows, accumulate = micro_batches(config)
     data = toy.ToyData(rows=rows, accumulate=accumulate, hears=config.variant.hears_by_encoder)
-    train_stage(config, toy.toy_data(folder / "world", data))
+    wants_samples = config.callbacks.samples.every_steps != 0
+    train_stage(config, toy.toy_data(folder / "world", data, prompts=wants_samples))

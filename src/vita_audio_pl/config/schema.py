@@ -248,6 +248,34 @@ class GuardConfig:
                 f"{self.spike_factor}: it must be above 1, or null")  # fmt: skip
 
 
+SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
+JUDGES = ("pocketsphinx", "whisper", "paraformer")
+
+
+@dataclass
+class SamplesConfig:
+    """Fixed held-out prompts that the model answers while it trains, to be heard and read; and at the stage's end."""
+
+    every_steps: int | None = None  # null = a fifth of the stage; 0 = never, not at the end either
+    per_task: int = 2  # prompts of each task
+    tasks: list[str] = field(default_factory=lambda: list(SAMPLE_TASKS))  # of those that the stage's data has
+    max_new_tokens: int = 256  # of an answer
+    judge: str | None = None  # who listens to spoken answers: pocketsphinx, whisper, paraformer; null = nobody
+    judge_model: str | None = None  # folder of a Whisper or Paraformer checkpoint
+    grammar: str | None = None  # JSGF file for pocketsphinx; null = grammar.jsgf beside the shards
+
+    def check(self) -> None:
+        name = "callbacks.samples"
+        require(self.every_steps is None or self.every_steps >= 0, f"{name}.every_steps is {self.every_steps}: it cannot "
+                "be negative; 0 is never, null a fifth of the stage")  # fmt: skip
+        require(self.per_task >= 1, f"{name}.per_task is {self.per_task}: it must be at least 1")
+        require(self.max_new_tokens >= 1, f"{name}.max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+        for task in self.tasks:
+            require(task in SAMPLE_TASKS, f"{name}.tasks: '{task}' is no task; choose from {', '.join(SAMPLE_TASKS)}")
+        require(self.judge is None or self.judge in JUDGES, f"{name}.judge is '{self.judge}': choose one of "
+                f"{', '.join(JUDGES)}, or null")  # fmt: skip
+
+
 @dataclass
 class CallbacksConfig:
     """How often the run is logged, checked and saved; steps are optimiser steps."""
@@ -256,9 +284,13 @@ class CallbacksConfig:
     validate_every: int | None = None  # null = at the end only
     save_every: int | None = None  # null = a twentieth of the stage
     keep_last: int = 2
+    local_checkpoints: str | None = (
+        None  # folder on a fast disk of each node: written there first, copied in the background
+    )
     keep_best_by: str | None = None  # figure of validation, as val/loss: its best checkpoint is kept beside the last
     progress_bar: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     requeue: bool = True  # SLURM: put the job back into the queue after SIGTERM or SIGUSR1
     watchdog_seconds: float = 1800.0  # without progress, then the ranks that hang are named
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from vita_audio_pl.data.held_out import HeldOut, choose_held_out
 from vita_audio_pl.data.mixture import Mixture, load_mixture
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
@@ -238,6 +239,11 @@ class SpeechDataModule(lightning.LightningDataModule):
         names = {n: f"{source.name}.{self.options.validation}" for n, source in enumerate(self.sources)}
         there = {n: name for n, name in names.items() if is_prepared(self.options.shards, name)}
         return dict(zip(there, self._open(list(there.values())), strict=True))
+
+    def held_out(self, tasks: Sequence[str], per_task: int, serves: Callable[[HeldOut], bool]) -> list[HeldOut]:
+        """Single held-out conversations, the same in every run; see `choose_held_out`."""
+        reader = RowBuilder(self.validation_sources, self.renderer, self.row_length, self.seed, self._front_end)
+        return choose_held_out(self.validation_sources, reader.read, tasks, per_task, serves)
 
     @cached_property
     def _validation(self) -> list[BatchRequest]:

@@ -199,7 +199,7 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         for number, sample in zip(row.source.tolist(), row.sample.tolist(), strict=True):
             reading.seen[number] = reading.seen.get(number, 0) + 1
             try:
-                read = self._read(number, sample)
+                read = self.read(number, sample)
                 name, length = read.id, self._render(read, line, at, rng)
                 clips += [s.features for turn in read.turns for s in turn.segments if isinstance(s, AudioFrames)]
             except (BrokenSample, UserError) as error:
@@ -218,7 +218,7 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
     def _count(self) -> np.ndarray:
         return np.arange(self._row_length)
 
-    def _read(self, source: int, sample: int) -> TokenizedSample:
+    def read(self, source: int, sample: int) -> TokenizedSample:
         """A sample; with continuous input, features stand in place of the codes outside its answers."""
         read = self.sources[source].read(sample)
         heard = [turn.role != "assistant" and turn.counts().n_audios > 0 for turn in read.turns]

@@ -107,17 +107,36 @@ def score_utterances(
             row |= {name: value for name in VOICE if (value := getattr(spoken, name)) is not None}
         if answer.failure:
             row["failure"] = answer.failure
-        for metric in METRICS[task]:
-            said = answer.text if metric.of == "text" else spoken.text if spoken is not None else None
-            if said is None:
-                continue
-            reason = _left_out(metric, answer, rules.profile)
-            if reason:
-                row["left_out"] = reason
-                continue
-            row["scores"][metric.name] = _score(metric, task, item, said, rules)
+        row["scores"], reason = score_answer(task, item.references, answer, spoken, rules)
+        if reason:
+            row["left_out"] = reason
         rows.append(row)
     return rows
+
+
+def score_answer(
+    task: str, references: Sequence[str], answer: Answer, heard: Heard | None, rules: Scoring
+) -> tuple[dict[str, dict[str, int]], str]:
+    """Scores of one answer by the name of the metric, and why a metric was left out, if one was.
+
+    Args:
+        references: accepted answers; error rates are counted against the first.
+        heard: what the judge understood; without it speech metrics are not computed.
+
+    Raises:
+        UserError: a reference has no units after normalisation.
+    """
+    scores, left_out = {}, ""
+    for metric in METRICS[task]:
+        said = answer.text if metric.of == "text" else heard.text if heard is not None else None
+        if said is None:
+            continue
+        reason = _left_out(metric, answer, rules.profile)
+        if reason:
+            left_out = reason
+        else:
+            scores[metric.name] = _score(metric, task, references, said, rules)
+    return scores, left_out
 
 
 def _left_out(metric: Metric, answer: Answer, profile: Profile) -> str:
@@ -128,8 +147,8 @@ def _left_out(metric: Metric, answer: Answer, profile: Profile) -> str:
     return ""
 
 
-def _score(metric: Metric, task: str, item: Item, said: str, rules: Scoring) -> dict[str, int]:
-    references, units = [rules.normalise(text) for text in item.references], rules.normalise(said)
+def _score(metric: Metric, task: str, texts: Sequence[str], said: str, rules: Scoring) -> dict[str, int]:
+    references, units = [rules.normalise(text) for text in texts], rules.normalise(said)
     if metric.kind == "match":
         return {"hits": int(rules.matches(references, units)), "of": 1}
     if task == "asr" and rules.profile.cut_asr_at_reference_length:

@@ -16,7 +16,22 @@ from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
 from vita_audio_pl.inference import Generation, LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, listen, read_recordings
+from vita_audio_pl.inference.prompts import answer_text
 from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.text import TextTokenizer, Vocabulary
+
+
+def as_answer(id: str, generation: Generation, vocabulary: Vocabulary, tokenizer: TextTokenizer) -> Answer:
+    """What a model generated, as it is recorded."""
+    return Answer(
+        id,
+        answer_text(generation, vocabulary, tokenizer),
+        tuple(generation.codes(vocabulary).tolist()),
+        len(generation.ids),
+        generation.backbone_passes,
+        generation.head_passes,
+        generation.stopped,
+    )
 
 
 class ModelToolbox:
@@ -64,15 +79,7 @@ class ModelToolbox:
                 answers[item.id] = Answer(item.id, failure=str(error))
         generations = self._generate(loaded, list(prompts.values()), list(clips.values()), evaluation.decoding)
         for id, generation in zip(prompts, generations, strict=True):
-            answers[id] = Answer(
-                id,
-                prompter.text(generation),
-                tuple(generation.codes(loaded.vocabulary).tolist()),
-                len(generation.ids),
-                generation.backbone_passes,
-                generation.head_passes,
-                generation.stopped,
-            )
+            answers[id] = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
         return [answers[item.id] for item in items]
 
     def listen(

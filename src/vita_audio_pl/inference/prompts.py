@@ -73,4 +73,9 @@ class Prompter:
 
     def text(self, generation: Generation) -> str:
         """What the answer says in text, outer blanks removed."""
-        return self.tokenizer.decode(generation.text_ids(self.vocabulary)).strip()
+        return answer_text(generation, self.vocabulary, self.tokenizer)
+
+
+def answer_text(generation: Generation, vocabulary: Vocabulary, tokenizer: TextTokenizer) -> str:
+    """What an answer says in text, outer blanks removed."""
+    return tokenizer.decode(generation.text_ids(vocabulary)).strip()

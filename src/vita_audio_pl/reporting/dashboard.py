@@ -34,9 +34,16 @@ SECTIONS: dict[str, dict[str, str | list[str]]] = {
         "memory (GiB)": ["memory_gib"],
         "share of time that waits for data and for checkpoints": ["data_wait_share", "checkpoint_wait_share"],
     },
+    "Samples": {
+        "WER of speech, as the judge hears it": r"samples/[^/]+/speech_wer",
+        "WER of transcripts": ["samples/asr/wer"],
+        "accepted answers": r"samples/[^/]+/(text|speech)_accuracy",
+    },
     "Data": {"shares of sources": r"source/.*", "padding": ["padding_share"]},
 }
 """Section -> title of a plot -> names of metrics, or a regular expression over them."""
+TABLES = {"Samples": ["samples/answers"]}
+"""Section -> names of logged tables, shown below its plots: what the model answered, with its audio."""
 
 
 @dataclass
@@ -63,7 +70,7 @@ def build_workspace(config: DashboardConfig) -> Any:
     """
     try:
         from wandb_workspaces import workspaces
-        from wandb_workspaces.reports.v2.interface import LinePlot
+        from wandb_workspaces.reports.v2.interface import LinePlot, WeavePanelSummaryTable
     except ImportError as error:
         raise UserError("the dashboard needs wandb-workspaces: pip install 'vita-audio-pl[dashboard]'") from error
 
@@ -77,7 +84,14 @@ def build_workspace(config: DashboardConfig) -> Any:
         project=config.project,
         name=config.name,
         sections=[
-            workspaces.Section(name=name, panels=[plot(*each) for each in plots.items()], is_open=True)
+            workspaces.Section(
+                name=name,
+                panels=[
+                    *(plot(*each) for each in plots.items()),
+                    *(WeavePanelSummaryTable(table_name=table) for table in TABLES.get(name, ())),
+                ],
+                is_open=True,
+            )
             for name, plots in SECTIONS.items()
         ],
         runset_settings=workspaces.RunsetSettings(groupby=[workspaces.Metric("Group")]),

@@ -13,6 +13,7 @@ from vita_audio_pl.reporting.listening import data_uri, utterances_to_hear
 from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
 from vita_audio_pl.reporting.result_page import is_wrong
 from vita_audio_pl.reporting.run_files import Result, RunFiles, Stage, asset
+from vita_audio_pl.reporting.samples import StageSamples, read_stage_samples
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table
 
 WORST = 8
@@ -54,6 +55,7 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         controls=controls_table(run),
         trade_off=pictures.get(TRADE_OFF),
         curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],
+        samples=[found for stage in run.stages if (found := _samples_of(stage)) is not None],
         utterances=utterances_to_hear(run, last, split),
         published=published_table(run.results),
         reasons=reasons_against_comparing(run.results),
@@ -96,6 +98,10 @@ def _facts(run: RunFiles) -> list[str]:
     facts.append(f"codec {manifest['codec']}")
     seed = manifest.get("config", {}).get("seed")
     return facts if seed is None else [*facts, f"seed {seed}"]
+
+
+def _samples_of(stage: Stage) -> StageSamples | None:
+    return None if stage.folder is None else read_stage_samples(stage.folder)
 
 
 def _stage_facts(stage: Stage) -> str:

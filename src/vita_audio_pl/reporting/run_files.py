@@ -23,11 +23,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Stage:
-    """One trained stage: its figures by name (`train/loss`, `val/loss_head_0`, ...) and its manifest."""
+    """One trained stage: its figures by name (`train/loss`, `val/loss_head_0`, ...), its manifest and its folder."""
 
     name: str
     curves: dict[str, Curve]
     manifest: dict[str, Any]
+    folder: Path | None = None
 
     def head_curves(self, prefix: str) -> list[Curve]:
         """The curves `<prefix>0`, `<prefix>1`, ... in order."""
@@ -148,6 +149,7 @@ def _read_stage(path: Path) -> Stage:
         path.parent.name,
         {name: Curve(*zip(*points, strict=True)) for name, points in curves.items()},
         _read_json(path.parent / "model" / "manifest.json", {}),
+        path.parent,
     )
 
 

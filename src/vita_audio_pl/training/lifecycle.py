@@ -1,7 +1,6 @@
 """Callbacks around a stage's training: resume and checkpoints before and during it, proof and hand-over at its end."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
@@ -29,11 +28,12 @@ class Stateful(Protocol):
 class Resume(Callback):
     """Goes on from the last complete checkpoint. Must stand first: the other callbacks start from what it restores."""
 
-    def __init__(self, folder: Path, engine: Engine, stateful: Mapping[str, Stateful]) -> None:
-        self.folder, self.engine, self.stateful = folder, engine, stateful
+    def __init__(self, writer: CheckpointWriter, engine: Engine, stateful: Mapping[str, Stateful]) -> None:
+        self.writer, self.engine, self.stateful = writer, engine, stateful
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        checkpoint = latest_for_all(trainer, self.folder)
+        self.writer.prepare(trainer)
+        checkpoint = latest_for_all(trainer, self.writer.folder)
         if checkpoint is None:
             return
         state = restore(checkpoint, trainer, module.speech_lm, self.engine)
@@ -63,11 +63,6 @@ class Checkpointing(Callback):
         self.writer, self.stateful, self.every = writer, stateful, every
         self.monitor, self.best_by = monitor, best_by
 
-    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        if trainer.is_global_zero:
-            self.writer.clean()
-        trainer.strategy.barrier("leftovers are gone")
-
     def on_train_batch_end(
         self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -86,7 +81,7 @@ class Checkpointing(Callback):
             self.writer.mark_best(trainer.global_step, self.best_by, value)
 
     def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        self.writer.finish()
+        self.writer.end(trainer)
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         """Write a checkpoint of the step just done; all ranks call it."""

@@ -1,6 +1,7 @@
 """The loggers of a run: metrics.csv always, TensorBoard and wandb by choice."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,29 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
         wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
         loggers.append(wandb_logger)
     return loggers
+
+
+def log_samples(
+    loggers: Sequence[Logger], rows: Sequence[dict[str, Any]], figures: dict[str, float], folder: Path, step: int
+) -> None:
+    """Figures of samples to every logger, and to wandb the samples themselves as the table `samples/answers`.
+
+    Args:
+        rows: lines of `samples.jsonl`; their sounds lie below `folder`.
+    """
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in loggers:
+        logger.log_metrics(figures, step)
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            columns = ["step", "task", "id", "asked", "reference", "text", "heard", "wer", "seconds"]
+            table = wandb.Table([*columns, "audio"])
+            for row in rows:
+                sound = wandb.Audio(str(folder / row["audio"])) if "audio" in row else None
+                table.add_data(step, *(row.get(name) for name in columns[1:]), sound)
+            logger.experiment.log({"samples/answers": table, "trainer/global_step": step})
 
 
 def wandb_mode(wanted: str) -> str:

@@ -13,6 +13,7 @@ from vita_audio_pl.models.sensevoice import load_front_end
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.text import RenderOptions, TextTokenizer
 from vita_audio_pl.training.manifest import StageManifest
+from vita_audio_pl.training.sample_prompts import sample_prompts
 from vita_audio_pl.training.stage import StageData, find_parent
 from vita_audio_pl.training.starting_model import encoder_folder
 from vita_audio_pl.training.trainer import micro_batches
@@ -57,6 +58,10 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         seed=config.seed,
         front_end=front_end,
     )
+    samples, room = (
+        config.callbacks.samples,
+        config.model.max_position_embeddings - config.callbacks.samples.max_new_tokens,
+    )
     return StageData(
         datamodule=datamodule,
         vocabulary=vocabulary,
@@ -71,6 +76,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         validates=bool(datamodule.validation_sources),
         manifests={source.name: source.folder / MANIFEST for source in datamodule.sources},
         front_end=front_end,
+        prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, room),
     )
 
 

@@ -1,6 +1,8 @@
 """State of the random generators, as plain lists of numbers."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,3 +30,13 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([torch.tensor(each, dtype=torch.uint8) for each in state["cuda"]])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """What runs inside may draw as it likes: training's own numbers are the same as without it."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng_state(state)

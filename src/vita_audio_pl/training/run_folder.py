@@ -32,7 +32,7 @@ DECISIVE = (
 
 @dataclass(frozen=True)
 class StageFolder:
-    """`runs/<run_name>/<stage>/` with `checkpoints/`, `model/`, `metrics.csv`, `config.yaml`."""
+    """`runs/<run_name>/<stage>/` with `checkpoints/`, `model/`, `samples/`, `metrics.csv`, `config.yaml`."""
 
     root: Path
 
@@ -44,6 +44,10 @@ class StageFolder:
     def model(self) -> Path:
         """The model folder that the stage hands over; it exists once the stage is finished."""
         return self.root / "model"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
 
     @property
     def finished(self) -> bool:
@@ -91,6 +95,11 @@ class StageFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def sample_folder(samples: Path, step: int) -> Path:
+    """Where the samples of a step lie, below a stage's `samples`."""
+    return samples / f"step-{step:06d}"
 
 
 @contextmanager

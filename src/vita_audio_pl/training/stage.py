@@ -6,7 +6,7 @@ import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -17,16 +17,18 @@ from torch import Tensor
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoints import CheckpointWriter, complete_checkpoints
-from vita_audio_pl.training.engines import build_engine
+from vita_audio_pl.training.engines import Engine, build_engine
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
+from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
 from vita_audio_pl.training.loggers import build_loggers
 from vita_audio_pl.training.manifest import StageManifest, check_parent, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
@@ -34,10 +36,15 @@ from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
 from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
+from vita_audio_pl.training.sample_prompts import SamplePrompt
+from vita_audio_pl.training.samples import Samples
 from vita_audio_pl.training.starting_model import starting_model
 from vita_audio_pl.training.trainer import build_trainer, check_devices, micro_batches
 from vita_audio_pl.training.wandb_lineage import log_lineage
 from vita_audio_pl.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from vita_audio_pl.training.sample_writer import SampleWriter
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class StageData:
         validates: whether there is held-out data.
         front_end: of the audio encoder, in the Plus variants; it goes into the model folder.
         manifests: of the sources, by name; told to wandb.
+        prompts: held-out ones that the model answers while it trains.
     """
 
     datamodule: L.LightningDataModule
@@ -70,6 +78,7 @@ class StageData:
     validates: bool
     front_end: SenseVoiceFrontEnd | None = None
     manifests: dict[str, Path] = field(default_factory=dict)
+    prompts: tuple[SamplePrompt, ...] = ()
 
 
 def find_parent(config: TrainConfig) -> Path | None:
@@ -172,7 +181,9 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     def write(weights: dict[str, Tensor]) -> None:
         hand_over(config, data, weights, proof, parent_folder, parent, folder)
 
-    writer = CheckpointWriter(folder.checkpoints, engine, config.callbacks.keep_last)
+    keep, local = config.callbacks.keep_last, config.callbacks.local_checkpoints
+    on_nodes = None if local is None else LocalCheckpoints(Path(local), folder.checkpoints, keep)
+    writer = CheckpointWriter(folder.checkpoints, engine, keep, on_nodes)
     guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
     module.verdict = guard.verdict
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
@@ -180,13 +191,14 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     checkpointing = Checkpointing(writer, stateful, save_every, monitor, config.callbacks.keep_best_by)
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
-        Resume(folder.checkpoints, engine, stateful),
+        Resume(writer, engine, stateful),
         guard,  # a bad step is undone before it can be logged or saved
         proof,
         monitor,
         checkpointing,
         preemption,
         Watchdog(folder.root / "ranks", config.callbacks.watchdog_seconds),
+        *_samples(config, data, engine, model.n_heads, folder),
         HandOver(engine, proof, write),
     ]
     if config.callbacks.progress_bar:
@@ -221,6 +233,30 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             log_lineage(logger.experiment, folder.model, data.manifests)
     _say(f"stage '{config.stage.name}' is done: {folder.model}")
     return folder.model
+
+
+def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int, folder: StageFolder) -> list[Samples]:
+    """The callback that lets the model answer `data.prompts`, where there are any and it is wanted."""
+    settings = config.callbacks.samples
+    if settings.every_steps == 0 or not data.prompts:
+        return []
+
+    def make_writer() -> "SampleWriter":
+        from vita_audio_pl.training.sample_writer import SampleWriter  # the packages of evaluation may be missing
+
+        return SampleWriter(
+            settings,
+            data.prompts,
+            vocabulary=data.vocabulary,
+            tokenizer_folder=data.tokenizer_folder,
+            codec_folder=data.codec_folder,
+            grammar=Path(settings.grammar or Path(config.data.shards).parent / "grammar.jsgf"),
+            pattern=DecodePattern.of(config.decode_pattern if n_heads else "vanilla"),
+            folder=folder.samples,
+        )
+
+    every = settings.every_steps or -(-config.stage.steps // 5)
+    return [Samples(every, engine, config.model.lora, folder.samples, make_writer)]
 
 
 def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHead:

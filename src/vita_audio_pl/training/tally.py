@@ -114,3 +114,7 @@ class Tally:
     def restart(self) -> None:
         """Forget everything counted and set the clock to now."""
         self._sums, self._steps, self._since = None, 0, time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Count time that was not spent on training as if it had not passed."""
+        self._since += seconds

@@ -1,0 +1,39 @@
+"""What a process of a training run can tell of its optimiser and its gradients, as `probe.rank-<r>.json`."""
+
+import json
+from typing import Any
+
+from torch.distributed.tensor import DTensor
+
+from vita_audio_pl.training.module import SpeechLMModule
+
+
+def install() -> None:
+    """Makes every training of this process leave the file beside its metrics."""
+    with_gradient: set[str] = set()
+
+    def on_after_backward(self: SpeechLMModule) -> None:
+        for name, parameter in self.speech_lm.named_parameters():
+            if not parameter.requires_grad and parameter.grad is not None:
+                with_gradient.add(name)
+
+    def on_train_end(self: SpeechLMModule) -> None:
+        optimizer: Any = self.trainer.optimizers[0]
+        inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's has ours inside
+        facts = {
+            "frozen_with_gradient": sorted(with_gradient),
+            "groups": {g["name"]: [g["peak_lr"], g["weight_decay"]] for g in optimizer.param_groups},
+            "elements_with_moments": sum(local(state["exp_avg"]).numel() for state in inner.state.values()),
+        }
+        if hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO-2
+            sizes = [partition.numel() for partition in optimizer.single_partition_of_fp32_groups]
+            facts["elements"] = dict(zip(facts["groups"], sizes, strict=True))
+        path = self.trainer.loggers[0].path.parent / f"probe.rank-{self.trainer.global_rank}.json"
+        path.write_text(json.dumps(facts))
+
+    SpeechLMModule.on_after_backward = on_after_backward
+    SpeechLMModule.on_train_end = on_train_end
+
+
+def local(value: Any) -> Any:
+    return value.to_local() if isinstance(value, DTensor) else value
