@@ -284,9 +284,7 @@ class CallbacksConfig:
     validate_every: int | None = None  # null = at the end only
     save_every: int | None = None  # null = a twentieth of the stage
     keep_last: int = 2
-    local_checkpoints: str | None = (
-        None  # folder on a fast disk of each node: written there first, copied in the background
-    )
+    local_checkpoints: str | None = None  # folder on a fast disk of each node: written there first, then copied
     keep_best_by: str | None = None  # figure of validation, as val/loss: its best checkpoint is kept beside the last
     progress_bar: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)

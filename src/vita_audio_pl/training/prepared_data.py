@@ -58,10 +58,8 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         seed=config.seed,
         front_end=front_end,
     )
-    samples, room = (
-        config.callbacks.samples,
-        config.model.max_position_embeddings - config.callbacks.samples.max_new_tokens,
-    )
+    samples = config.callbacks.samples
+    room = config.model.max_position_embeddings - samples.max_new_tokens
     return StageData(
         datamodule=datamodule,
         vocabulary=vocabulary,
