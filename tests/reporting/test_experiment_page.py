@@ -39,6 +39,12 @@ def written(files, tmp_path_factory):
     return found, time.process_time() - started
 
 
+def test_a_difference_of_one_seed_is_not_called_chance(tmp_path):
+    one = headline(ExperimentFiles.read(write_experiment(tmp_path, seeds=(1,))), "test")
+    assert any("against every_head, from one seed" in sentence for sentence in one)
+    assert not any("chance" in sentence for sentence in one)
+
+
 def row(table, *labels: str):
     return next(row for row in table.rows if tuple(cell.text for cell in row[: len(labels)]) == labels)
 

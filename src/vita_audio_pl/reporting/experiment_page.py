@@ -75,7 +75,8 @@ def headline(files: ExperimentFiles, split: str) -> list[str]:
                 sentence += f", {checked.mean:.2f} times with every token verified"
             apart = difference(files, choice, reference, metric(mode, "tts", "speech_wer", split))
             if choice != reference and apart is not None:
-                beyond = "beyond chance" if apart.excludes_zero else "within chance"
+                within = "from one seed" if apart.low is None else "within chance"
+                beyond = "beyond chance" if apart.excludes_zero else within
                 sentence += f"; {100 * apart.mean:+.1f} points against {reference}, {beyond}"
             sentences.append(sentence + ".")
     return sentences
