@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 import toy
+from hydra import initialize_config_dir
 from safetensors.torch import load_file
 
+from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.inference import SpanConstraint, generate
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.released import load_released
@@ -119,7 +121,12 @@ def test_what_goes_wrong_with_samples_is_said_once_and_stops_nothing(tmp_path, s
 
 
 def test_wandb_gets_a_table_with_the_sounds(tmp_path, judged, speaking):
-    folder = train(tmp_path, "align", "callbacks.samples.every_steps=6", WITH[1], "logger.wandb=offline")
+    settings = toy.toy_config(tmp_path / "runs", "stage=align", "run_name=toy", "callbacks.samples.every_steps=6",
+                              WITH[1], "logger.wandb=offline")  # fmt: skip
+    # wandb is told what differs from the usual settings, which Hydra composes where the train command has started it
+    with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
+        made = train_stage(settings, toy.toy_data(tmp_path / "world", toy.ToyData(), prompts=True))
+    folder = StageFolder(made.parent)
     (table,) = folder.root.glob("wandb/offline-run-*/files/media/table/samples/answers_*.table.json")
     content = json.loads(table.read_text())
     rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
