@@ -1,7 +1,6 @@
 """Answers of a model in training, decoded, heard and scored, as files: `samples/step-<n>/samples.jsonl` and `audio/`."""
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,8 +28,7 @@ from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.training.run_folder import sample_folder
 from vita_audio_pl.training.sample_prompts import SamplePrompt
-
-log = logging.getLogger(__name__)
+from vita_audio_pl.training.tell_once import TellOnce
 
 SAMPLES_FILE = "samples.jsonl"
 _RULES = Scoring(mixed)
@@ -93,7 +91,7 @@ class SampleWriter:
         self._make_codec = lambda device: load_codec(codec_folder, device)
         self._make_judge = lambda device: judge_maker(str(grammar), settings.judge_model, device)(settings.judge or "")
         self._kept: dict[str, Any] = {}
-        self._told: set[str] = set()
+        self._tell = TellOnce()
 
     def answer(self, model: SpeechLM, step: int, device: torch.device) -> AnsweredSamples:
         """Generate, decode, listen, score and write, under a name aside.
@@ -191,13 +189,6 @@ class SampleWriter:
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]
-
-    def _tell(self, what: str, why: Exception) -> None:
-        """Once for each sentence: the same happens again at every step."""
-        sentence = f"{what}: {' '.join(str(why).split()) or type(why).__name__}; training goes on"
-        if sentence not in self._told:
-            self._told.add(sentence)
-            log.warning(sentence)
 
 
 def _rate(score: dict[str, int] | None) -> float | None:

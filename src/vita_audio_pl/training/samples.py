@@ -1,6 +1,5 @@
 """Fixed held-out prompts that the model answers while it trains: what a curve cannot tell, to be heard and read."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +16,11 @@ from vita_audio_pl.training.loggers import log_samples
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.rng import random_state_kept
 from vita_audio_pl.training.run_folder import sample_folder
+from vita_audio_pl.training.tell_once import TellOnce
 from vita_audio_pl.training.whole_model import plain_model, whole_weights
 
 if TYPE_CHECKING:  # it needs the packages of evaluation, which training does without
     from vita_audio_pl.training.sample_writer import SampleWriter
-
-log = logging.getLogger(__name__)
 
 
 class Samples(Callback):
@@ -44,7 +42,7 @@ class Samples(Callback):
     ) -> None:
         self.every, self.engine, self.lora, self.folder, self.make_writer = every, engine, lora, folder, make_writer
         self._writer: SampleWriter | None = None
-        self._told: set[str] = set()
+        self._tell = TellOnce()
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         # killed after the checkpoint of this step and before its samples
@@ -93,7 +91,4 @@ class Samples(Callback):
         try:
             yield
         except Exception as error:
-            sentence = f"there are no samples: {' '.join(str(error).split()) or type(error).__name__}; training goes on"
-            if sentence not in self._told:
-                self._told.add(sentence)
-                log.warning(sentence)
+            self._tell("there are no samples", error)

@@ -1,0 +1,19 @@
+"""What goes wrong beside training is said once, and training goes on."""
+
+import logging
+
+log = logging.getLogger(__name__)
+
+
+class TellOnce:
+    """Warns of a failure the first time; the same often happens again at every step."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, what: str, why: Exception) -> None:
+        """Log `what: why; training goes on`, in one line."""
+        sentence = f"{what}: {' '.join(str(why).split()) or type(why).__name__}; training goes on"
+        if sentence not in self._told:
+            self._told.add(sentence)
+            log.warning(sentence)
