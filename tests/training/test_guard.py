@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vita_audio_pl.config.schema import GuardConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training import checkpoints
+from vita_audio_pl.training import checkpoint_writer
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.module import SpeechLMModule
@@ -79,7 +79,7 @@ def test_a_spike_is_told_from_noise():
 
 
 def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path):
-    save = checkpoints.save_file
+    save = checkpoint_writer.save_file
     written = []
 
     def full(tensors, path):
@@ -88,13 +88,13 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, m
         written.append(path)
         save(tensors, path)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoint_writer, "save_file", full)
     with pytest.raises(UserError, match="the disk is full; the last good one is .*step-00000002.ckpt"):
-        trained("align", "callbacks.save_every=1", "stage.steps=200")
+        trained("align", "callbacks.save_every=1", "stage.steps=20")
     folder = tmp_path / "runs" / "toy" / "align" / "checkpoints"
     assert [path.name for path in folder.iterdir()] == ["step-00000001.ckpt", "step-00000002.ckpt"]
     monkeypatch.undo()
-    assert trained("align", "callbacks.save_every=1", "stage.steps=200").finished
+    assert trained("align", "callbacks.save_every=1", "stage.steps=20").finished
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

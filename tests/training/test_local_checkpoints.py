@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from toy_process import train_in_a_process
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training import checkpoints
+from vita_audio_pl.training import checkpoint_writer
 from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.run_folder import StageFolder
@@ -75,7 +75,7 @@ def test_the_last_are_kept_on_both_sides_and_the_node_is_cleared_at_the_end(stag
 
 
 def test_a_kill_during_the_copy_loses_nothing(stage, monkeypatch, capsys):
-    copy, copying, forever = checkpoints.copy_open_file, threading.Event(), threading.Event()
+    copy, copying, forever = checkpoint_writer.copy_open_file, threading.Event(), threading.Event()
 
     def slow(source, target):
         if "step-00000003" in str(target):
@@ -84,7 +84,7 @@ def test_a_kill_during_the_copy_loses_nothing(stage, monkeypatch, capsys):
         copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "copy_open_file", slow)
+        patch.setattr(checkpoint_writer, "copy_open_file", slow)
         stop_after(patch, 3, lambda: copying.wait() and kill())
         with pytest.raises(Killed):
             stage()
@@ -134,7 +134,7 @@ def test_what_a_node_kept_of_a_run_that_was_started_over_or_is_cut_is_not_used(s
 
 
 def test_a_full_shared_disk_stops_cleanly_and_the_local_checkpoint_is_not_lost(stage, monkeypatch, capsys):
-    copy = checkpoints.copy_open_file
+    copy = checkpoint_writer.copy_open_file
 
     def full(source, target):
         if "step-00000003" in str(target):
@@ -142,7 +142,7 @@ def test_a_full_shared_disk_stops_cleanly_and_the_local_checkpoint_is_not_lost(s
         copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "copy_open_file", full)
+        patch.setattr(checkpoint_writer, "copy_open_file", full)
         with pytest.raises(
             UserError, match=r"nvme.* and then .*: the disk is full; the last good one is .*; make room"
         ):

@@ -181,7 +181,7 @@ class ObjectiveConfig:
     """What the predictors are trained on; see `vita_audio_pl.models.objectives`."""
 
     name: str = MISSING
-    weight: float = 1.0  # of the mean loss of the heads, beside the main loss
+    weight: float = 1.0  # of the mean loss of the heads, beside the main loss; 1 where the backbone is frozen
     kernel: str = "torch"  # or `liger`, on CUDA only
     chunk_rows: int = 512  # rows whose logits exist at a time
     kl_share: float | None = None  # `distil` only: share of KL beside total variation

@@ -12,7 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from vita_audio_pl.config.schema import GuardConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.training.checkpoints import CheckpointWriter, latest_for_all, restore_tensors, step_of
+from vita_audio_pl.training.checkpoint_restore import restore_tensors
+from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
+from vita_audio_pl.training.checkpoints import latest_for_all, step_of
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.freezing import bunch
 from vita_audio_pl.training.module import SpeechLMModule

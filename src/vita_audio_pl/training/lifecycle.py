@@ -7,7 +7,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from vita_audio_pl.training.checkpoints import CheckpointWriter, best_checkpoint, latest_for_all, restore
+from vita_audio_pl.training.checkpoint_restore import restore
+from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
+from vita_audio_pl.training.checkpoints import best_checkpoint, latest_for_all
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.metrics_csv import MetricsCsv
 from vita_audio_pl.training.module import SpeechLMModule

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,16 +120,22 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's settings that its weights follow from; engine, logging and paths are not among them.
 
     What has no effect in the stage is left out, so that runs which differ in it alone share the stage: objectives
-    concern heads, and a frozen backbone gets no gradient from them anyway.
+    concern heads, and a frozen backbone gets no gradient from them anyway and has no loss to weigh theirs against.
     """
     hears_by_encoder = settings["variant"]["speech_input"] == "encoder"
     decisive = {name: settings[name] for name in (*DECISIVE, *(["encoder"] if hears_by_encoder else []))}
     stage = settings["stage"]
     if stage["n_heads"] == 0:
         del decisive["objective"]
-    elif any(re.search(pattern, "model.layers.0.input_layernorm.weight") for pattern in stage["freeze"]):
-        decisive["objective"] = {name: v for name, v in settings["objective"].items() if name != "detach_heads"}
+    elif freezes_backbone(stage["freeze"]):
+        objective = {name: value for name, value in settings["objective"].items() if name != "detach_heads"}
+        decisive["objective"] = objective | {"weight": 1.0}
     return decisive
+
+
+def freezes_backbone(patterns: Sequence[str]) -> bool:
+    """Whether the patterns of a stage freeze the layers of the backbone."""
+    return any(re.search(pattern, "model.layers.0.input_layernorm.weight") for pattern in patterns)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

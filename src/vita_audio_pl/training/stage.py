@@ -23,7 +23,8 @@ from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.checkpoints import CheckpointWriter, complete_checkpoints
+from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
+from vita_audio_pl.training.checkpoints import complete_checkpoints
 from vita_audio_pl.training.engines import Engine, build_engine
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.guard import StepGuard
@@ -35,7 +36,7 @@ from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
 from vita_audio_pl.training.proof import TrainingProof
-from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, stage_folder
+from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, freezes_backbone, stage_folder
 from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.samples import Samples
 from vita_audio_pl.training.starting_model import starting_model
@@ -260,8 +261,13 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
 
 
 def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHead:
-    """The objective that the configuration names, with the options that were given."""
+    """The objective that the configuration names, with the options that were given.
+
+    Heads are weighed beside the backbone: where that is frozen, their weight is 1.
+    """
     options = dataclasses.asdict(config.objective)
+    if freezes_backbone(config.stage.freeze):
+        options["weight"] = 1.0
     name, _ = options.pop("name"), options.pop("detach_heads")
     if options["kl_share"] is None:
         del options["kl_share"]
