@@ -30,8 +30,11 @@ from vita_audio_pl.training.wandb_lineage import log_arm
 SHARED = "shared_stages"
 ARM = "arm.json"
 COST = "cost.json"
+LOSS = "val/loss"
+FULL_PRECISION = "32-true"
 NOT_OF_AN_ARM = re.compile(
-    r"(experiment(\..*)?|stage|seed|(trainer|callbacks|logger|paths)(\..*)?|data\.(workers|prefetch|cache))$"
+    r"(experiment(\.(?!steps\b).*)?|stage|seed|trainer(\.(?!precision$).*)?|(callbacks|logger|paths)(\..*)?"
+    r"|data\.(workers|prefetch|cache))$"
 )
 
 
@@ -127,6 +130,7 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
             raise UserError(
                 f"an ablation names its arms and finds finished stages itself, so {key} has no place: {remedy}"
             )
+    _check_sweep(config, sweep)
     arm = Arm.of(config, overrides, sweep)
     config.run_name = arm.run_name
     folder = Path(config.paths.runs) / arm.run_name
@@ -144,6 +148,23 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
     if mode != "off" and not earlier.get("finished"):
         log_arm(config, folder, mode)
     return stage_folder(config, config.variant.stages[-1]).last_metric(config.experiment.metric)
+
+
+def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
+    """Refuse axes along which all arms would be one, and a search for what arms do not mean alike."""
+    for axis in sweep.axes:
+        if axis != "seed" and NOT_OF_AN_ARM.match(axis):
+            raise UserError(
+                f"{axis} is an axis of this sweep, but what is learned does not follow from it, so its arms would be one; "
+                "take it off the axes and set it for all"
+            )
+    if sweep.optimises and config.experiment.metric == LOSS:
+        for axis in sweep.axes:
+            if axis == "objective" or axis.startswith("objective."):
+                raise UserError(
+                    f"{axis} is an axis of this search, and {LOSS} is the objective's own, so the search would find the "
+                    "smallest objective; experiment.metric=val/served_accuracy hydra.sweeper.direction=maximize compares them"
+                )
 
 
 def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str) -> dict[str, Any]:
@@ -179,10 +200,12 @@ def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str) -> dict[
 
 
 def content_hash(config: TrainConfig) -> str:
-    """Hash of all that the configured stage's weights follow from: settings, data, the parent's weights."""
+    """Hash of all that the configured stage's weights follow from: settings, data, the parent's weights, precision."""
     parent = find_parent(config)
     manifest = None if parent is None else StageManifest.read(parent)
     identity = run_identity(config, prepared_data(config, heads_of_stage(config)), manifest)
+    if config.trainer.precision != FULL_PRECISION:
+        identity["precision"] = config.trainer.precision
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

@@ -79,15 +79,24 @@ def command_overrides() -> list[str]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The sweep that this process's job belongs to: the keys that it varies, and the number of the job."""
+    """The sweep that this process's job belongs to.
+
+    Attributes:
+        axes: the keys that it varies.
+        number: of the job.
+        optimises: whether a sweeper chooses arms by what the arms before them reached.
+    """
 
     axes: tuple[str, ...] = ()
     number: int = 0
+    optimises: bool = False
 
     @classmethod
     def current(cls) -> "Sweep":
         hydra_config = HydraConfig.get()
-        return cls(tuple(hydra_config.sweeper.get("params") or ()), int(OmegaConf.select(hydra_config, "job.num") or 0))
+        sweeper = hydra_config.sweeper
+        number = int(OmegaConf.select(hydra_config, "job.num") or 0)
+        return cls(tuple(sweeper.get("params") or ()), number, optimises="direction" in sweeper)
 
 
 def missing_parents(config: TrainConfig) -> list[str]:

@@ -70,7 +70,7 @@ class Tally:
 
         `<prefix>/loss` is the objective per step, divisor and weights included; `loss_main`, `loss_head_<k>` and the
         accuracies are means over the labels that the predictor was scored on, `served_accuracy_...` over those of them
-        that it writes under the decoding pattern.
+        that it writes under the decoding pattern, and `served_accuracy` over what all heads write.
         """
         predictors = 1 + self.n_heads
         sums = self._sums
@@ -98,6 +98,8 @@ class Tally:
                 figures[f"{prefix}/accuracy_{name}"] = correct[predictor] / counts[predictor]
             if served[predictor]:
                 figures[f"{prefix}/served_accuracy_{name}"] = served_correct[predictor] / served[predictor]
+        if sum(served[1:]):
+            figures[f"{prefix}/served_accuracy"] = sum(served_correct[1:]) / sum(served[1:])
         if prefix == "train":
             audio = codes / self.codes_per_second + frames * ENCODER_STATE
             figures |= {

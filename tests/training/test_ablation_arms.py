@@ -1,0 +1,39 @@
+"""Arms that learn different things have different names, and axes that change nothing are refused."""
+
+import dataclasses
+
+import pytest
+
+from tests.config.test_conf import composed
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.ablation import Arm, train_arm
+from vita_audio_pl.training.chain import Sweep
+
+AXES = Sweep(axes=("seed", "objective"))
+
+
+def named(*overrides: str, sweep: Sweep = AXES) -> str:
+    return Arm.of(composed("experiment=objective", *overrides), ["experiment=objective", *overrides], sweep).run_name
+
+
+def test_what_changes_the_weights_changes_the_name_of_an_arm():
+    usual = named("objective=distil", "seed=2")
+    assert usual == "objective/distil-seed2"
+    for setting in ("experiment.steps.mtp10=7", "trainer.precision=bf16-mixed", "optim.clip_norm=0.5"):
+        assert named("objective=distil", "seed=2", setting) != usual
+    for setting in ("experiment.suite=demo", "trainer.threads=1", "callbacks.save_every=5", "logger=csv"):
+        assert named("objective=distil", "seed=2", setting) == usual
+    steps = [named(f"experiment.steps.mtp10={n}", sweep=Sweep(("experiment.steps.mtp10",))) for n in (7, 8)]
+    assert steps == ["objective/mtp10-7-seed0", "objective/mtp10-8-seed0"]
+
+
+@pytest.mark.parametrize("axis", ["callbacks.save_every", "experiment.suite", "trainer.threads", "logger"])
+def test_an_axis_that_changes_nothing_is_refused(axis):
+    with pytest.raises(UserError, match=f"{axis} is an axis.*would be one"):
+        train_arm(composed("experiment=objective"), [], Sweep((axis,)))
+
+
+def test_a_search_over_objectives_does_not_compare_their_own_losses():
+    search = dataclasses.replace(AXES, optimises=True)
+    with pytest.raises(UserError, match="smallest objective.*val/served_accuracy"):
+        train_arm(composed("experiment=objective"), [], search)
