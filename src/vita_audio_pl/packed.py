@@ -1,7 +1,6 @@
 """The batch that training moves around: packed rows of documents with labels, writers and their bookkeeping."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,9 @@ IGNORE_INDEX = -100
 class PackedBatch:
     """Rows of packed documents; every tensor is `(rows, length)`.
 
+    Tensors stay in host memory: where documents lie decides which rows are computed, and to read that back from a device
+    would make the host wait for it. The model sends what it needs to `device`.
+
     Attributes:
         input_ids: int64 token ids.
         labels: int64, `input_ids` where scored and -100 elsewhere; not shifted.
@@ -29,6 +31,7 @@ class PackedBatch:
         position: data position after this batch has been consumed; opaque.
         clips: features `(frames, size)` float32 of audio that is heard through an encoder, one for each span of
             `<|context_of_audio|>`, row by row in the order of the spans.
+        device: where the batch is worked on.
     """
 
     input_ids: Tensor
@@ -42,20 +45,13 @@ class PackedBatch:
     names: list[list[str]]
     position: dict[str, Any]
     clips: tuple[Tensor, ...] = ()
+    device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and value.shape != self.input_ids.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, input_ids {tuple(self.input_ids.shape)}")
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """The same batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "PackedBatch":
-        """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls it."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, move: Callable[[Tensor], Tensor]) -> "PackedBatch":
-        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **moved, clips=tuple(map(move, self.clips)))
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch, to be worked on by `device`."""
+        return dataclasses.replace(self, device=torch.device(device))

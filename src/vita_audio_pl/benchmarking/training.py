@@ -145,7 +145,7 @@ def naive_loss(model: SpeechLM, batch: PackedBatch, objective: EveryHead | None 
         logits = [logits.float() for logits in model.logits(batch)]
     finally:
         model.config.attention = kernel
-    total = torch.zeros((), device=batch.input_ids.device)
+    total = torch.zeros((), device=batch.device)
     for predictor, values in enumerate(logits):
         tokens = layout.head(predictor - 1).tokens if predictor else slice(None)
         targets = torch.from_numpy(layout.targets[tokens]).to(values.device)

@@ -38,7 +38,7 @@ class Work:
 
 
 def rows_and_pairs(batch: PackedBatch, n_heads: int) -> Tensor:
-    """`Work.tokens`, then `Work.pairs` of a batch: `(2 + 2 * n_heads,)` float64 on the batch's device, no waiting for it."""
+    """`Work.tokens`, then `Work.pairs` of a batch: `(2 + 2 * n_heads,)` float64."""
     seen = torch.where(batch.document_ids >= 0, batch.position_ids + 1, 0).reshape(1, -1)
     # head k starts at position k + 1 of a document and sees nothing before it
     left_out = torch.tensor([0, *range(1, 1 + n_heads)], device=seen.device)[:, None]

@@ -61,7 +61,7 @@ class PackedLayout:
     """
 
     def __init__(self, batch: PackedBatch):
-        document_ids = batch.document_ids.cpu().numpy()
+        document_ids = batch.document_ids.numpy()
         flat_documents = document_ids.reshape(-1)
         rows = np.repeat(np.arange(document_ids.shape[0]), document_ids.shape[1])
         self.flat = np.flatnonzero(flat_documents >= 0)
@@ -87,7 +87,7 @@ class PackedLayout:
         return len(self.flat)
 
     def _kept(self, values: Tensor) -> np.ndarray:
-        return values.cpu().numpy().reshape(-1)[self.flat]
+        return values.numpy().reshape(-1)[self.flat]
 
     def _next(self, values: np.ndarray, fill) -> np.ndarray:
         """`values` of the next token of the same document, `fill` at a document's end."""
@@ -117,6 +117,6 @@ class PackedLayout:
 
 
 def to_device(index: np.ndarray, device: torch.device) -> Tensor:
-    """Host index array to `device` without waiting for it."""
+    """Host array to `device` without waiting for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(index))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

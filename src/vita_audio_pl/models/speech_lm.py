@@ -167,10 +167,8 @@ class SpeechLM(nn.Module):
 
     def _predictors(self, batch: PackedBatch, layout: PackedLayout, deepest: int) -> list[Tensor]:
         """Normed hidden states of predictors 0..deepest, each (1, its rows, hidden)."""
-        device = batch.input_ids.device
-        flat = to_device(layout.flat, device)
-        ids = batch.input_ids.reshape(-1)[flat][None]
-        positions = batch.position_ids.reshape(-1)[flat][None]
+        device = batch.device
+        ids, positions = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]
         trains = self.train_backbone
         with nullcontext() if trains else torch.no_grad():
             embeds = self.model.embed_tokens(ids)
@@ -231,7 +229,7 @@ class SpeechLM(nn.Module):
         weight = self.speech_input.audio_projection[0].weight
         # without a clip the modules run all the same, since ranks that shard parameters have to agree on what they run
         heard = clips or [torch.zeros(1, self.config.encoder.input_size)]
-        states = self.speech_input([clip.to(weight) for clip in heard]).to(embeds.dtype)
+        states = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in heard]).to(embeds.dtype)
         if not len(clips):
             return embeds + 0.0 * states.sum()
         places = ids == self.config.context_of_audio

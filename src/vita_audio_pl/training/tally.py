@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vita_audio_pl.models.flops import Work, frames_and_pairs, rows_and_pairs
+from vita_audio_pl.models.layout import to_device
 from vita_audio_pl.models.losses import HeadLosses
 from vita_audio_pl.packed import PackedBatch
 
@@ -47,6 +48,11 @@ class Tally:
         per_source = torch.bincount(batch.sources[tokens].to(torch.int64), minlength=len(self.source_names))
         codes = 0 if self.codes is None else (batch.input_ids >= self.codes[0]) & (batch.input_ids < self.codes[1])
         sizes = [batch.input_ids.numel(), sum(map(len, batch.names)), *frames_and_pairs(batch)]
+        counted = [
+            rows_and_pairs(batch, self.n_heads),
+            torch.as_tensor([int(tokens.sum()), int(torch.as_tensor(codes).sum()), *sizes], dtype=torch.float64),
+            per_source[: len(self.source_names)].double(),
+        ]
         figures = torch.cat(
             [
                 losses.total.detach().reshape(1).double(),
@@ -55,11 +61,7 @@ class Tally:
                 losses.correct.double(),
                 losses.served.double(),
                 losses.served_correct.double(),
-                rows_and_pairs(batch, self.n_heads),
-                tokens.sum().reshape(1).double(),
-                torch.as_tensor(codes, device=tokens.device).sum().reshape(1).double(),
-                torch.tensor(sizes, dtype=torch.float64, device=tokens.device),
-                per_source[: len(self.source_names)].double(),
+                to_device(torch.cat(counted).numpy(), losses.sums.device),
             ]
         )
         self._sums = figures if self._sums is None else self._sums + figures
