@@ -1,9 +1,13 @@
 """Documents packed in one row never see each other: in no attention kernel, in no head, in no label."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.attention.varlen
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models import attention
 from vita_audio_pl.models.attention import DocumentAttention
 from vita_audio_pl.models.layout import Documents, PackedLayout
 from vita_audio_pl.models.objectives import EveryHead
@@ -50,6 +54,49 @@ def test_kernels_agree_with_documents_computed_alone(kernel, tiny, pack):
                 seen[predictor] = rows.stop
             start += n
     assert seen == [together[predictor].shape[1] for predictor in range(4)]
+
+
+def eager_flash(query, key, value, ends, _, longest, __, *, scale, window_size, enable_gqa=False):
+    """What `varlen_attn` promises, in plain torch: one type of 16 bits, causal inside each document."""
+    assert query.dtype == key.dtype == value.dtype and value.dtype in (torch.bfloat16, torch.float16)
+    assert window_size == (-1, 0) and (enable_gqa or query.shape[1] == key.shape[1])
+    pieces = []
+    for start, end in itertools.pairwise(ends.tolist()):
+        q, k, v = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa
+        )
+        pieces.append(out[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_under_autocast_every_kernel_gets_one_type(shares, tiny, pack, monkeypatch):
+    """Rotation leaves queries and keys in float32 beside 16-bit values, which neither flash nor flex would take."""
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", eager_flash)
+    monkeypatch.setattr(attention, "flash_shares_keys", lambda: shares)
+    batch, results = pack([[9, 5, 12], [11, 7]]), {}
+    for kernel in (*HERE[:2], "flash"):
+        model = tiny(attention=kernel)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(batch, EveryHead()).total
+        loss.backward()
+        results[kernel] = loss.detach(), model.model.layers[0].self_attn.k_proj.weight.grad
+    for kernel in ("sdpa", "flash"):
+        for one, other in zip(results["per_document"], results[kernel], strict=True):
+            torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-2)
+    model = tiny(attention="flex")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(batch, EveryHead()).total, results["sdpa"][0], atol=2e-3, rtol=2e-2)
+
+
+def test_flash_in_float32_is_one_sentence(tiny, pack):
+    with pytest.raises(UserError, match="'flash' computes in 16 bits, and this model in float32"):
+        tiny(attention="flash")(pack([[9, 5]]), EveryHead())
+
+
+def test_kernels_that_plan_every_new_shape_are_left_out():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_gradients_are_the_same_by_document_and_by_mask(tiny, pack):

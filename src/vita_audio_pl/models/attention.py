@@ -5,6 +5,7 @@ takes the documents of the packed row as the keyword `documents` and refuses to 
 plain sdpa with the mask it is given (what decoding with a cache needs).
 """
 
+import inspect
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -21,13 +22,17 @@ from vita_audio_pl.models.layout import Documents, to_device
 IMPLEMENTATION = "packed_documents"
 KERNELS = ("per_document", "sdpa", "flex", "flash")
 
+# first choice on an H100, but it plans each new shape anew (tens of ms on the host), and here nearly every shape is new
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 @dataclass(frozen=True)
 class DocumentAttention:
     """Causal attention inside each document of a packed row.
 
     kernel: `per_document` (sdpa's causal kernel, one call for each document, any device), `sdpa` (one call with a
-    block-diagonal mask: quadratic in the row), `flex` and `flash` (GPU; torch's flex and variable-length kernels).
+    block-diagonal mask: quadratic in the row), `flex` and `flash` (GPU; torch's flex and variable-length kernels, the
+    latter in 16 bits).
     """
 
     documents: Documents
@@ -35,8 +40,14 @@ class DocumentAttention:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """`query`: (1, heads, rows, size), `key` and `value`: (1, kv_heads, rows, size) -> (1, rows, heads, size)."""
-        return getattr(self, f"_{self.kernel}")(query, key, value, scale)
+        """`query`: (1, heads, rows, size), `key` and `value`: (1, kv_heads, rows, size) -> (1, rows, heads, size).
+
+        Queries and keys are taken in the type of the values: under autocast, rotation leaves them in float32.
+
+        Raises:
+            UserError: `flash` in another type than bfloat16 or float16.
+        """
+        return getattr(self, f"_{self.kernel}")(query.to(value.dtype), key.to(value.dtype), value, scale)
 
     def _per_document(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         lengths = self.documents.lengths
@@ -46,9 +57,9 @@ class DocumentAttention:
         return torch.cat([_causal(q, k, v, scale).transpose(1, 2) for q, k, v in pieces], dim=1)
 
     def _sdpa(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        gqa = query.shape[1] != key.shape[1]
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale, enable_gqa=gqa)
-        return out.transpose(1, 2)
+        # no fused kernel takes both a mask and shared keys
+        key, value = (_for_each_head(tensor, query.shape[1]) for tensor in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale).transpose(1, 2)
 
     def _flex(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         gqa = query.shape[1] != key.shape[1]
@@ -56,14 +67,21 @@ class DocumentAttention:
         return attend(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=gqa).transpose(1, 2)
 
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention import varlen
 
+        if value.dtype not in (torch.bfloat16, torch.float16):
+            raise UserError(
+                f"attention 'flash' computes in 16 bits, and this model in {str(value.dtype).removeprefix('torch.')}; "
+                "train with trainer.precision=bf16-mixed, or choose 'per_document'"
+            )
+        if flash_shares_keys():
+            shared = {"enable_gqa": query.shape[1] != key.shape[1]}
+        else:
+            shared, (key, value) = {}, (_for_each_head(tensor, query.shape[1]) for tensor in (key, value))
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        repeats = q.shape[1] // k.shape[1]
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         ends, longest = self.boundaries, self.documents.longest
-        return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))[None]
+        out = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), **shared)
+        return out[None]
 
     @cached_property
     def boundaries(self) -> Tensor:
@@ -89,6 +107,20 @@ class DocumentAttention:
             return (q >= kv) & (numbers[q] == numbers[kv])
 
         return create_block_mask(visible, None, None, rows, rows, device=self.device)
+
+
+@lru_cache(maxsize=1)
+def flash_shares_keys() -> bool:
+    """Whether torch's variable-length kernel lets query heads share keys (2.13) or wants them repeated."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _for_each_head(tensor: Tensor, heads: int) -> Tensor:
+    """Keys or values `(1, kv_heads, rows, size)`, repeated for the query heads that share them."""
+    repeats = heads // tensor.shape[1]
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=1)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
