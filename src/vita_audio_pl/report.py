@@ -7,10 +7,12 @@ from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.reporting.dashboard import DashboardConfig, write_dashboard
+from vita_audio_pl.reporting.experiment_cost import cost_sentences, cost_table
 from vita_audio_pl.reporting.experiment_files import ExperimentFiles
 from vita_audio_pl.reporting.experiment_page import experiment_folder, write_experiment_report
-from vita_audio_pl.reporting.experiment_page import headline as headline_of_arms
-from vita_audio_pl.reporting.experiment_tables import cost_table, results_over_seeds, sharing_sentences
+from vita_audio_pl.reporting.experiment_summary import cautions
+from vita_audio_pl.reporting.experiment_summary import headline as headline_of_arms
+from vita_audio_pl.reporting.experiment_tables import results_over_seeds
 from vita_audio_pl.reporting.page import last_stage
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.settings import ReportConfig
@@ -50,7 +52,7 @@ def _of_experiment(config: ReportConfig, console: Console) -> Report:
     ):
         if table.rows:
             console.print(terminal(table, title))
-    for sentence in [*headline_of_arms(files, config.split), *sharing_sentences(files)]:
+    for sentence in [*cautions(files), *headline_of_arms(files, config.split), *cost_sentences(files)]:
         console.print(sentence)
     return write_experiment_report(files, output, config.split, config.title or "")
 

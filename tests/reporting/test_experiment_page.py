@@ -1,7 +1,8 @@
-"""An ablation's page: means over seeds, what was shared, sounds side by side, and nothing from elsewhere."""
+"""An ablation's page: whole, with sounds side by side, what is missing said, and nothing from elsewhere."""
 
 import json
 import re
+import shutil
 import sys
 import time
 from html.parser import HTMLParser
@@ -13,16 +14,11 @@ from markupsafe import escape
 
 from vita_audio_pl import report
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.reporting.experiment_figures import experiment_pictures
 from vita_audio_pl.reporting.experiment_files import ExperimentFiles, choice_of, varied_keys
-from vita_audio_pl.reporting.experiment_page import experiment_folder, headline, write_experiment_report
-from vita_audio_pl.reporting.experiment_tables import (
-    cost_table,
-    differences_by_seed,
-    results_over_seeds,
-    sharing_sentences,
-    sweep_over_arm,
-)
-from vita_audio_pl.reporting.seeds import over_seeds
+from vita_audio_pl.reporting.experiment_page import experiment_folder, side_by_side, write_experiment_report
+from vita_audio_pl.reporting.experiment_summary import cautions, headline
+from vita_audio_pl.reporting.experiment_tables import results_over_seeds
 from vita_audio_pl.reporting.wandb_arms import fetch_arms
 
 
@@ -39,44 +35,6 @@ def written(files, tmp_path_factory):
     return found, time.process_time() - started
 
 
-def test_a_difference_of_one_seed_is_not_called_chance(tmp_path):
-    one = headline(ExperimentFiles.read(write_experiment(tmp_path, seeds=(1,))), "test")
-    assert any("against every_head, from one seed" in sentence for sentence in one)
-    assert not any("chance" in sentence for sentence in one)
-
-
-def row(table, *labels: str):
-    return next(row for row in table.rows if tuple(cell.text for cell in row[: len(labels)]) == labels)
-
-
-def test_interval_over_three_seeds_is_students_t():
-    found = over_seeds([0.10, 0.12, 0.14])
-    half = 4.303 * 0.02 / 3**0.5
-    assert (found.mean, found.low, found.high) == pytest.approx((0.12, 0.12 - half, 0.12 + half))
-    assert over_seeds([0.1]).low is None and over_seeds([]) is None
-
-
-def test_table_has_means_over_seeds_and_speed_with_the_published_cost_of_a_head(files):
-    table = results_over_seeds(files, "test")
-    own = dict(zip(table.headers, row(table, "every_head", "own"), strict=True))
-    assert own["TTS WER"].value == pytest.approx(0.12) and own["TTS WER"].detail == "9.5 to 14.5"
-    assert own["Speed-up"].value == pytest.approx(46 / (12 + 0.11 * 34))
-    assert len(table.rows) == 4 * len(CHOICES)
-
-
-def test_differences_are_paired_by_seed(files):
-    """All arms have the same spread over seeds, so their differences have none."""
-    cells = row(differences_by_seed(files, "test"), "distil", "own", "TTS WER")
-    assert cells[3].text == "-1.0" and cells[3].detail == "-1.0 to -1.0" and cells[4].text == "yes"
-
-
-def test_shared_stages_are_counted_once_and_named(files):
-    assert sweep_over_arm(files).mean == pytest.approx((300 + 4 * 102) / 402, rel=0.01)
-    text = " ".join(sharing_sentences(files))
-    assert "align made by objective/every_head-seed1 was reused by 3 arms" in text and "1.76 times" in text
-    assert row(cost_table(files), "distil")[2].value == pytest.approx(102)
-
-
 def test_a_ratio_is_shown_by_its_numbers_and_name():
     settings = [{"text_audio_interval_ratio": ratio, "n_heads": "2"} for ratio in ("[1,10,4,10]", "[4,10]")]
     assert [choice_of(one, varied_keys(settings)) for one in settings] == ["1 10 4 10 (boost)", "4 10"]
@@ -89,6 +47,51 @@ def test_unfinished_arms_are_left_out_and_said_to_be(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
     files = ExperimentFiles.read(folder)
     assert files.unfinished == ("distil-seed1",) and "distil" not in files.choices
+    assert cautions(files)[0] == "Not finished, and left out: distil-seed1."
+
+
+def test_unequal_seeds_are_told_wherever_a_mean_stands(tmp_path):
+    """distil has seed 3 alone, and the first arm not seed 1: nothing may pass for a comparison over three seeds."""
+    folder = write_experiment(tmp_path)
+    for arm in ("distil-seed1", "distil-seed2"):
+        shutil.rmtree(folder / arm)
+    path = folder / "every_head-seed1" / "arm.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
+    files = ExperimentFiles.read(folder)
+    left_out, missing, unequal = cautions(files)
+    assert missing == "Never started: distil with seed 1, distil with seed 2."
+    assert "(every_head: 2, served_slots: 3, audio_only: 3, distil: 1)" in unequal
+    told = headline(files, "test")
+    assert told[1].startswith("served_slots, mode own, 3 seeds: TTS WER 15.2 % (12.5 to 17.9), spoken QA in")
+    # 15.75 - 12.5 over seeds 2 and 3, not 15.2 - 12.5
+    assert told[2].startswith(
+        "served_slots against every_head, over the 2 common seeds: TTS WER +3.2 points (beyond chance)"
+    )
+    alone, beside = told[-2:]
+    assert alone.startswith("distil, mode own, one seed: TTS WER 12.0 %, spoken QA in")
+    assert beside.startswith(
+        "distil against every_head, over the one common seed, which leaves chance open: TTS WER -1.0"
+    )
+    assert "within chance" not in beside and "beyond chance" not in beside
+    assert {row[0].text: row[-1].text for row in results_over_seeds(files, "test").rows} == {
+        "every_head": "2 of 3", "served_slots": "3", "audio_only": "3", "distil": "1 of 3",
+    }  # fmt: skip
+    assert "Hollow: one seed" in experiment_pictures(files, "test")["wer_against_speed"].text
+    assert files.heard_seed == 3  # the only one of all four, though the first arm's first is 2
+    heard = {voice.name.partition(",")[0] for utterance in side_by_side(files, "test") for voice in utterance.voices}
+    assert heard == set(CHOICES)
+
+
+def test_arms_that_differ_in_training_steps_are_named(tmp_path):
+    folder = write_experiment(tmp_path, seeds=(1, 2))
+    assert not any("training steps" in one for one in cautions(ExperimentFiles.read(folder)))
+    path = folder / "distil-seed2" / "mtp10" / "model" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 500}))
+    (told,) = cautions(ExperimentFiles.read(folder))
+    assert told.startswith("Arms differ in training steps")
+    assert told.endswith(
+        "distil with seed 1: align 150 steps, mtp10 150 steps; distil with seed 2: align 150 steps, mtp10 500 steps."
+    )
 
 
 def test_page_is_whole_and_loads_nothing_from_elsewhere(files, written):

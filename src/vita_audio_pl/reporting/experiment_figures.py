@@ -1,122 +1,167 @@
-"""An ablation's figures: error rate over speed, learning curves, accuracy by head."""
+"""An ablation's figures: error rate over speed, learning curves, held-out accuracy by head."""
+
+from collections.abc import Callable
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vita_audio_pl.reporting.experiment_files import ExperimentFiles
-from vita_audio_pl.reporting.experiment_tables import estimate, metric, speed_up
+from vita_audio_pl.reporting.experiment_measures import accuracy_by_head, distinct_modes, estimate, metric, speed_up
 from vita_audio_pl.reporting.figures import Picture, Theme, draw
 from vita_audio_pl.reporting.run_files import Curve, Stage
+from vita_audio_pl.reporting.seeds import Estimate
 
 MARKS = {"vanilla": "s", "own": "o", "boost": "o", "balance": "D", "turbo": "^"}
+VERIFIED = "*"
 PARETO = "wer_against_speed"
+CURVES = "curves_"
 
 
 def experiment_pictures(files: ExperimentFiles, split: str) -> dict[str, Picture]:
     """Figures by name: `wer_against_speed`, `curves_<stage>` for stages in which the arms differ."""
-    pictures = {f"curves_{stage}": _curves(files, stage) for stage in _differing_stages(files)}
-    pareto = _pareto(files, split)
-    return pictures if pareto is None else {PARETO: pareto} | pictures
+    curves = {f"{CURVES}{stage}": _curves(files, stage) for stage in files.differing_stages()}
+    found = {PARETO: _pareto(files, split)} | curves
+    return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (speed-up, error rate) points that no other beats in one without losing in the other, slowest first."""
+    found: list[tuple[float, float]] = []
+    for speed, error in sorted(points, key=lambda point: (-point[0], point[1])):
+        if not found or error < found[-1][1]:
+            found.append((speed, error))
+    return found[::-1]
 
 
 def _pareto(files: ExperimentFiles, split: str) -> Picture | None:
     points = []
     for number, choice in enumerate(files.choices):
-        for mode in files.modes(split):
+        for mode in distinct_modes(files, split):
             x = estimate(files, choice, speed_up(mode, split))
             y = estimate(files, choice, metric(mode, "tts", "speech_wer", split))
             if x is not None and y is not None:
                 points.append((number, choice, mode, x, y))
     if not points:
         return None
+    one_seed = any(y.n == 1 for *_, y in points)
+    note = (
+        "Means over seeds, bars: 95 % intervals (Student's t). Line: the points that none beats in both."
+        + (" Hollow: one seed, no interval." if one_seed else "")
+    )  # fmt: skip
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        named: set[str] = set()
-        for number, choice, mode, x, y in points:
-            spread = None
-            if y.low is not None and y.high is not None:
-                seen = [
-                    v for arm in files.of(choice) if (v := metric(mode, "tts", "speech_wer", split)(arm)) is not None
-                ]
-                spread = [[100 * (y.mean - min(seen))], [100 * (max(seen) - y.mean)]]
-            checked = mode.endswith("+verify")
+        best = front([(x.mean, 100 * y.mean) for *_, x, y in points])
+        axes.plot(*zip(*best, strict=True), color=theme.ink, linewidth=0.8, linestyle=":", zorder=1)
+        for number, _, mode, x, y in points:
             colour = _colour(theme, number)
             axes.errorbar(
-                x.mean, 100 * y.mean, spread, fmt=MARKS.get(mode.removesuffix("+verify"), "o"), color=colour, markersize=6,
-                markerfacecolor=theme.ground if checked else colour, linewidth=1, capsize=2,
-                label=None if choice in named else choice,
+                x.mean, 100 * y.mean, _bar(y, 100), _bar(x), fmt=_mark(mode), color=colour, markersize=_size(mode),
+                markerfacecolor=theme.ground if y.n == 1 else colour, linewidth=1, capsize=2,
             )  # fmt: skip
-            named.add(choice)
+        for number, choice in dict.fromkeys((number, choice) for number, choice, *_ in points):
+            axes.plot([], [], color=_colour(theme, number), linewidth=4, label=choice)
         for mode in dict.fromkeys(mode for _, _, mode, _, _ in points):
-            checked = mode.endswith("+verify")
-            axes.plot(
-                [], [], MARKS.get(mode.removesuffix("+verify"), "o"), color=theme.ink, markersize=5, label=mode,
-                markerfacecolor=theme.ground if checked else theme.ink,
-            )  # fmt: skip
+            axes.plot([], [], _mark(mode), color=theme.ink, markersize=_size(mode) - 1, label=mode)
         axes.set_xlabel("speed-up over Vanilla (a head's pass counted as 11 % of the backbone's)")
         axes.set_ylabel("WER of read text, %")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, labelcolor=theme.ink, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.subplots_adjust(left=0.08, right=0.76, bottom=0.14, top=0.96)
+        figure.text(0.08, 0.02, note, color=theme.ink, fontsize=7)
+        figure.subplots_adjust(left=0.08, right=0.76, bottom=0.19, top=0.96)
 
-    return draw(paint, (8.0, 3.6), "word error rate of read text against speed-up, means over seeds; bars from the lowest to the "
-                "highest seed")  # fmt: skip
+    return draw(paint, (8.0, 3.8), f"word error rate of read text against speed-up. {note}")
 
 
-def _differing_stages(files: ExperimentFiles) -> list[str]:
-    """Stages that at least two choices trained apart and that left curves, in order."""
-    folders: dict[str, set[str]] = {}
-    for arm in files.arms:
-        for stage in arm.facts["stages"]:
-            folders.setdefault(stage["stage"], set()).add(stage["folder"])
-    seeds = len({arm.seed for arm in files.arms})
-    return [
-        stage
-        for stage, apart in folders.items()
-        if len(apart) > seeds and any(_stages(files, c, stage) for c in files.choices)
-    ]
+def _mark(mode: str) -> str:
+    return VERIFIED if mode.endswith("+verify") else MARKS.get(mode, "o")
+
+
+def _size(mode: str) -> int:
+    return 9 if mode.endswith("+verify") else 6
+
+
+def _bar(found: Estimate, factor: float = 1.0) -> list[list[float]] | None:
+    """Lengths of an error bar below and above the mean."""
+    if found.interval is None:
+        return None
+    low, high = found.interval
+    return [[factor * (found.mean - low)], [factor * (high - found.mean)]]
 
 
 def _stages(files: ExperimentFiles, choice: str, name: str) -> list[Stage]:
     return [stage for arm in files.of(choice) for stage in arm.run.stages if stage.name == name and stage.curves]
 
 
-def _curves(files: ExperimentFiles, name: str) -> Picture:
+def _curves(files: ExperimentFiles, name: str) -> Picture | None:
+    """Loss, the backbone's accuracy where it trains, and the heads' on held-out data, as far as they are on record."""
+    stages = {choice: _stages(files, choice, name) for choice in files.choices}
+    if not any(stages.values()):
+        return None
+    by_head = {
+        choice: [found for arm in files.of(choice) if (found := accuracy_by_head(arm, name))] for choice in stages
+    }
+    heads_over_steps = {choice: [_mean_of_heads(stage) for stage in found] for choice, found in stages.items()}
+    panels: list[tuple[str, str, Callable[[Axes, str, object], None]]] = []
+
+    def of_stages(curve: str) -> Callable[[Axes, str, object], None]:
+        def plot(axes: Axes, choice: str, colour: object) -> None:
+            for place, stage in enumerate(stages[choice]):
+                _plot(axes, stage.curves.get(curve), colour, choice if place == 0 else None)
+
+        return plot
+
+    def over_steps(axes: Axes, choice: str, colour: object) -> None:
+        for curve in heads_over_steps[choice]:
+            _plot(axes, curve, colour, None)
+
+    def at_the_end(axes: Axes, choice: str, colour: object) -> None:
+        for heads in by_head[choice]:
+            axes.plot(range(len(heads)), [100 * value for value in heads], ".", color=colour, markersize=4, alpha=0.6)
+        means = [sum(seeds) / len(seeds) for seeds in zip(*by_head[choice], strict=True)]
+        axes.plot(range(len(means)), [100 * mean for mean in means], color=colour, linewidth=1.2)
+
+    panels.append(("loss that each arm trains on", "optimiser step", of_stages("train/loss")))
+    if any("train/accuracy_main" in stage.curves for found in stages.values() for stage in found):
+        panels.append(("backbone's accuracy in training", "optimiser step", of_stages("train/accuracy_main")))
+    if any(curve is not None and len(curve.steps) > 1 for found in heads_over_steps.values() for curve in found):
+        panels.append(("held-out accuracy, mean of the heads", "optimiser step", over_steps))
+    if any(by_head.values()):
+        panels.append(("held-out accuracy at the end, % (dots: seeds)", "head", at_the_end))
+
     def paint(figure: Figure, theme: Theme) -> None:
-        loss, accuracy, by_head = figure.subplots(1, 3)
-        for number, choice in enumerate(files.choices):
-            colour = _colour(theme, number)
-            for place, stage in enumerate(_stages(files, choice, name)):
-                label = choice if place == 0 else None
-                _plot(loss, stage.curves.get("train/loss"), colour, label)
-                heads = stage.head_curves("train/accuracy_head_")
-                if not heads:
-                    _plot(accuracy, stage.curves.get("train/accuracy_main"), colour, label)
-                    continue
-                _plot(accuracy, heads[0], colour, label)
-                if len(heads) > 1:
-                    accuracy.plot(heads[-1].steps, heads[-1].values, color=colour, linewidth=1, linestyle="--")
-                ends = [sum(head.values[-3:]) / len(head.values[-3:]) for head in heads]
-                by_head.plot(range(len(ends)), ends, "o-", color=colour, linewidth=1, markersize=3, label=label)
-        loss.set_yscale("log")
-        for axes, title, below in (
-            (loss, "loss that is trained on", "optimiser step"),
-            (accuracy, "accuracy: first head, last head dashed", "optimiser step"),
-            (by_head, "accuracy at the end", "head"),
-        ):
+        drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, below, plot) in zip(drawn, panels, strict=True):
+            for number, choice in enumerate(files.choices):
+                plot(axes, choice, _colour(theme, number))
             axes.set_title(title)
             axes.set_xlabel(below)
-        if not by_head.lines:
-            by_head.set_visible(False)
-        loss.legend(frameon=False, labelcolor=theme.ink, fontsize=7)
-        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.16, top=0.91, wspace=0.2)
+        drawn[0].set_yscale("log")
+        handles, labels = drawn[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            frameon=False,
+            labelcolor=theme.ink,
+            fontsize=8,
+            loc="lower center",
+            ncols=min(6, len(labels)),
+        )
+        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.24, top=0.91, wspace=0.2)
 
-    return draw(
-        paint, (10.0, 3.0), f"loss and accuracy of the heads during stage {name}, one line for each arm and seed"
-    )
+    text = f"training of stage {name}: {'; '.join(title for title, _, _ in panels)}"
+    return draw(paint, (3.6 * max(2, len(panels)), 3.2), text)
+
+
+def _mean_of_heads(stage: Stage) -> Curve | None:
+    """Held-out accuracy over the steps, mean of the heads, each over the tokens that it writes."""
+    heads = stage.head_curves("val/served_accuracy_head_")
+    if not heads:
+        return None
+    means = (sum(at_step) / len(at_step) for at_step in zip(*(head.values for head in heads), strict=True))
+    return Curve(heads[0].steps, tuple(means))
 
 
 def _plot(axes: Axes, curve: Curve | None, colour: object, label: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,7 @@ class ExperimentFiles:
 
     Attributes:
         unfinished: arms that have no results yet, by name: they are left out, and said to be.
+        missing: choices and seeds that never met, though each of them was started with another.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class ExperimentFiles:
     question: str
     arms: tuple[ArmRun, ...]
     unfinished: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, bench: str | None = None) -> "ExperimentFiles":
@@ -80,14 +83,17 @@ class ExperimentFiles:
             raise UserError(
                 f"no arm in {folder} is finished; the command that started them goes on: {unfinished[0]}, ..."
             )
-        varied = varied_keys([arm["settings"] for arm in done.values()])
+        varied = varied_keys([arm["settings"] for arm in facts.values()])
+        started = sorted(facts.values(), key=lambda arm: int(arm["number"]))
+        cells = [(choice_of(arm["settings"], varied), int(arm["seed"])) for arm in started]
+        order = list(dict.fromkeys(choice for choice, _ in cells))
+        grid = [(choice, seed) for choice in order for seed in sorted({seed for _, seed in cells})]
+        missing = tuple(f"{choice} with seed {seed}" for choice, seed in grid if (choice, seed) not in cells)
         arms = [
             ArmRun(choice_of(arm["settings"], varied), arm, RunFiles.read(place, bench)) for place, arm in done.items()
         ]
-        arms.sort(key=lambda arm: arm.facts["number"])
-        order = list(dict.fromkeys(arm.choice for arm in arms))
         arms.sort(key=lambda arm: (order.index(arm.choice), arm.seed))
-        return cls(folder, folder.name, str(arms[0].facts["question"]), tuple(arms), unfinished)
+        return cls(folder, folder.name, str(arms[0].facts["question"]), tuple(arms), unfinished, missing)
 
     @classmethod
     def of_runs(cls, folders: Sequence[Path], bench: str | None = None) -> "ExperimentFiles":
@@ -112,6 +118,16 @@ class ExperimentFiles:
     def choices(self) -> list[str]:
         return list(dict.fromkeys(arm.choice for arm in self.arms))
 
+    @cached_property
+    def seeds(self) -> list[int]:
+        return sorted({arm.seed for arm in self.arms})
+
+    @cached_property
+    def heard_seed(self) -> int:
+        """The seed that most arms have, the lowest of several."""
+        arms = Counter(arm.seed for arm in self.arms)
+        return max(self.seeds, key=lambda seed: (arms[seed], -seed))
+
     def of(self, choice: str) -> list[ArmRun]:
         """The arms of a choice, by seed."""
         return [arm for arm in self.arms if arm.choice == choice]
@@ -120,6 +136,14 @@ class ExperimentFiles:
         """Modes in which the last stages were evaluated, in order."""
         found = (mode for arm in self.arms for stage, mode in arm.run.rows(split) if stage == arm.last.name)
         return list(dict.fromkeys(found))
+
+    def differing_stages(self) -> list[str]:
+        """Stages that two arms of one seed trained apart, in order."""
+        folders: dict[str, dict[int, set[str]]] = {}
+        for arm in self.arms:
+            for stage in arm.facts["stages"]:
+                folders.setdefault(stage["stage"], {}).setdefault(arm.seed, set()).add(stage["folder"])
+        return [stage for stage, by_seed in folders.items() if any(len(apart) > 1 for apart in by_seed.values())]
 
 
 def varied_keys(settings: Sequence[dict[str, str]]) -> list[str]:

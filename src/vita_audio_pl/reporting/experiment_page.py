@@ -4,26 +4,22 @@ import dataclasses
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.reporting.experiment_figures import PARETO, experiment_pictures
+from vita_audio_pl.reporting.experiment_cost import cost_sentences, cost_table
+from vita_audio_pl.reporting.experiment_figures import CURVES, PARETO, experiment_pictures
 from vita_audio_pl.reporting.experiment_files import ArmRun, ExperimentFiles
-from vita_audio_pl.reporting.experiment_tables import (
-    SPOKEN,
-    cost_table,
-    difference,
-    differences_by_seed,
-    estimate,
-    metric,
-    results_over_seeds,
-    sharing_sentences,
-    speed_up,
-)
+from vita_audio_pl.reporting.experiment_measures import SPOKEN
+from vita_audio_pl.reporting.experiment_summary import cautions, common_steps, headline, lead_in_sentence
+from vita_audio_pl.reporting.experiment_tables import differences_by_seed, heads_table, results_over_seeds
 from vita_audio_pl.reporting.listening import Utterance, Voice, utterances_to_hear
 from vita_audio_pl.reporting.page import render
-from vita_audio_pl.reporting.seeds import Estimate
 from vita_audio_pl.reporting.tables import Cell, Table, markdown
 from vita_audio_pl.reporting.write import Report, write_file, write_sounds
 
 PROMPTS = 3
+HEADS_NOTE = (
+    "Each head over the held-out tokens that it writes in the arm's pattern: the same tokens for all objectives, not for "
+    "arms whose patterns or numbers of heads differ."
+)
 
 
 def write_experiment_report(files: ExperimentFiles, output: Path, split: str = "test", title: str = "") -> Report:
@@ -38,18 +34,20 @@ def write_experiment_report(files: ExperimentFiles, output: Path, split: str = "
         "experiment.html.j2",
         title=title,
         files=files,
-        seeds=sorted({arm.seed for arm in files.arms}),
-        facts=_facts(files),
+        steps=common_steps(files),
+        cautions=cautions(files),
         headline=headline(files, split),
         results=results_over_seeds(files, split),
         asked=_asked(files, split),
+        lead_in=lead_in_sentence(files),
         pareto=pictures.get(PARETO),
         differences=differences_by_seed(files, split),
-        curves=[(name.removeprefix("curves_"), picture) for name, picture in pictures.items() if name != PARETO],
+        curves=[(name.removeprefix(CURVES), picture) for name, picture in pictures.items() if name != PARETO],
+        heads=heads_table(files),
+        heads_note=HEADS_NOTE,
         cost=cost_table(files),
-        sharing=sharing_sentences(files),
+        cost_sentences=cost_sentences(files),
         utterances=utterances,
-        heard_seed=files.arms[0].seed,
         settings=_settings(files),
     )
     write_file(output / "index.html", page.encode())
@@ -58,34 +56,9 @@ def write_experiment_report(files: ExperimentFiles, output: Path, split: str = "
     return Report(output / "index.html", tuple(paths), tuple(sounds))
 
 
-def headline(files: ExperimentFiles, split: str) -> list[str]:
-    """Each arm's speaking error rate and speed in a sentence."""
-    sentences = []
-    reference = files.choices[0]
-    modes = [mode for mode in files.modes(split) if mode != "vanilla" and "+" not in mode]
-    for mode in modes if len(files.choices) == 1 else modes[:1]:
-        for choice in files.choices:
-            wer = estimate(files, choice, metric(mode, "tts", "speech_wer", split))
-            speed = estimate(files, choice, speed_up(mode, split))
-            if wer is None or speed is None:
-                continue
-            sentence = f"{choice}, mode {mode}: TTS WER {_percent(wer)} at {speed.mean:.2f} times Vanilla's speed"
-            checked = estimate(files, choice, speed_up(f"{mode}+verify", split))
-            if checked is not None:
-                sentence += f", {checked.mean:.2f} times with every token verified"
-            apart = difference(files, choice, reference, metric(mode, "tts", "speech_wer", split))
-            if choice != reference and apart is not None:
-                within = "from one seed" if apart.low is None else "within chance"
-                beyond = "beyond chance" if apart.excludes_zero else within
-                sentence += f"; {100 * apart.mean:+.1f} points against {reference}, {beyond}"
-            sentences.append(sentence + ".")
-    return sentences
-
-
 def side_by_side(files: ExperimentFiles, split: str) -> list[Utterance]:
-    """The first prompts, answered by every arm of the first arm's seed: all modes of the first, one of the others."""
-    seed = files.arms[0].seed
-    arms = [arm for arm in files.arms if arm.seed == seed]
+    """The first prompts, answered by every arm of the seed that most arms have: all modes of the first, one of the others."""
+    arms = [arm for arm in files.arms if arm.seed == files.heard_seed]
     found: dict[str, Utterance] = {}
     for number, arm in enumerate(arms):
         for utterance in utterances_to_hear(arm.run, arm.last.name, split, PROMPTS):
@@ -111,13 +84,6 @@ def _named(voice: Voice, arm: ArmRun, is_answer: bool) -> Voice:
     return dataclasses.replace(voice, name=f"{arm.choice}, {voice.name}") if is_answer else voice
 
 
-def _facts(files: ExperimentFiles) -> list[str]:
-    """What all arms have in common."""
-    arm = files.arms[0]
-    steps = ", ".join(f"{stage.name} {stage.manifest['steps']} steps" for stage in arm.run.stages if stage.manifest)
-    return [steps] if steps else []
-
-
 def _asked(files: ExperimentFiles, split: str) -> str:
     counts = {len(arm.rows("vanilla", task, split)) for arm in files.arms for task in SPOKEN} - {0}
     return (
@@ -136,24 +102,18 @@ def _settings(files: ExperimentFiles) -> Table:
 
 
 def _markdown(files: ExperimentFiles, split: str, title: str, figures: list[str]) -> str:
-    sections = {
-        "Held-out results": results_over_seeds(files, split),
-        f"Against {files.choices[0]}, seed by seed, in percentage points": differences_by_seed(files, split),
-        "Cost": cost_table(files),
-    }
-    parts = [f"# {title}", files.question, *headline(files, split)]
-    if files.unfinished:
-        parts.append(f"Not finished, and left out: {', '.join(files.unfinished)}.")
-    for heading, table in sections.items():
+    sections: tuple[tuple[str, Table, list[str]], ...] = (
+        ("Held-out results", results_over_seeds(files, split), [_asked(files, split), lead_in_sentence(files)]),
+        (f"Against {files.choices[0]}, over common seeds (rates in percentage points)", differences_by_seed(files, split), []),
+        ("Held-out accuracy of the heads", heads_table(files), [HEADS_NOTE]),
+        ("Cost", cost_table(files), cost_sentences(files)),
+    )  # fmt: skip
+    parts = [f"# {title}", files.question, *cautions(files), *headline(files, split)]
+    for heading, table, sentences in sections:
         if table.rows:
-            parts += [f"## {heading}", markdown(table).rstrip()]
-    parts += [*sharing_sentences(files), *(f"![{name}]({name})" for name in figures)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _percent(found: Estimate) -> str:
-    spread = "" if found.low is None or found.high is None else f" ({100 * found.low:.1f} to {100 * found.high:.1f})"
-    return f"{100 * found.mean:.1f} %{spread}"
+            parts += [f"## {heading}", markdown(table).rstrip(), table.caption, *sentences]
+    parts += [f"![{name}]({name})" for name in figures]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def experiment_folder(runs: Path, name: str) -> Path:

@@ -1,185 +1,164 @@
-"""An ablation's tables: results over seeds, differences paired by seed, cost and what was shared."""
+"""An ablation's tables: results over seeds, differences paired by seed, held-out accuracy of the heads."""
 
-from collections.abc import Callable
-from typing import Any
-
-from vita_audio_pl.reporting.experiment_files import ArmRun, ExperimentFiles
+from vita_audio_pl.reporting.experiment_files import ExperimentFiles
+from vita_audio_pl.reporting.experiment_measures import (
+    RATES,
+    SPOKEN,
+    Measure,
+    accuracy_by_head,
+    distinct_modes,
+    estimate,
+    heads_accuracy,
+    metric,
+    paired,
+    passes,
+    repeated_modes,
+    speed_up,
+    values,
+)
+from vita_audio_pl.reporting.first_sound import first_sound
 from vita_audio_pl.reporting.seeds import Estimate, over_seeds
-from vita_audio_pl.reporting.tables import FIGURES, NOT_MEASURED, Cell, Table
-
-HEAD_COST = 0.11
-"""A head's pass over the backbone's, as published for the 7B model."""
-
-SPOKEN = ("tts", "sqa")
-Figure = Callable[[ArmRun], float | None]
-
-
-def metric(mode: str, task: str, name: str, split: str) -> Figure:
-    """Reads a rate of the last stage in a mode, over the utterances that it answered in all modes."""
-
-    def read(arm: ArmRun) -> float | None:
-        scores = [row["scores"][name] for row in arm.rows(mode, task, split) if name in row["scores"]]
-        of = sum(score["of"] for score in scores)
-        return sum(score.get("errors", score.get("hits", 0)) for score in scores) / of if of else None
-
-    return read
-
-
-def passes(mode: str, split: str) -> Figure:
-    """Backbone passes per spoken answer."""
-
-    def read(arm: ArmRun) -> float | None:
-        rows = [row for task in SPOKEN for row in arm.rows(mode, task, split)]
-        return sum(row["backbone_passes"] for row in rows) / len(rows) if rows else None
-
-    return read
-
-
-def speed_up(mode: str, split: str) -> Figure:
-    """Vanilla's passes over this mode's, a head's pass counted as `HEAD_COST` of the backbone's."""
-
-    def cost(arm: ArmRun, mode: str) -> float:
-        rows = (row for task in SPOKEN for row in arm.rows(mode, task, split))
-        return float(sum(row["backbone_passes"] + HEAD_COST * row["head_passes"] for row in rows))
-
-    return lambda arm: cost(arm, "vanilla") / cost(arm, mode) if cost(arm, "vanilla") and cost(arm, mode) else None
-
-
-def estimate(files: ExperimentFiles, choice: str, figure: Figure) -> Estimate | None:
-    """A figure of a choice over its seeds."""
-    return over_seeds([value for arm in files.of(choice) if (value := figure(arm)) is not None])
-
-
-def difference(files: ExperimentFiles, choice: str, reference: str, figure: Figure) -> Estimate | None:
-    """A figure of a choice minus the reference's, paired by seed."""
-    theirs = {arm.seed: figure(arm) for arm in files.of(reference)}
-    pairs = ((figure(arm), theirs.get(arm.seed)) for arm in files.of(choice))
-    return over_seeds([mine - other for mine, other in pairs if mine is not None and other is not None])
+from vita_audio_pl.reporting.tables import NOT_MEASURED, Cell, Table, estimate_cell
 
 
 def results_over_seeds(files: ExperimentFiles, split: str) -> Table:
     """One row for each choice and mode: means over seeds with 95 % intervals."""
+    modes = distinct_modes(files, split)
+    rates = [
+        (name, task, of)
+        for name, task, of in RATES
+        if any(values(files, metric(mode, task, of, split)) for mode in modes)
+    ]
     rows = []
     for choice in files.choices:
-        for mode in files.modes(split):
-            if not any(
-                arm.run.result(arm.last.name, mode, task, split) for arm in files.of(choice) for task in ("tts", "sqa")
-            ):
+        for mode in modes:
+            seeds = [arm.seed for arm in files.of(choice) if any(arm.rows(mode, task, split) for task in SPOKEN)]
+            if not seeds:
                 continue
             cells = [Cell(choice), Cell(mode)]
-            for _, task, name in FIGURES[:4]:
-                cells.append(_rate(estimate(files, choice, metric(mode, task, name, split))))
-            cells.append(_number(estimate(files, choice, passes(mode, split)), "{:.1f}"))
-            cells.append(_number(estimate(files, choice, speed_up(mode, split)), "{:.2f} x"))
-            n = len(files.of(choice))
-            rows.append((*cells, Cell(str(n), n)))
-    headers = ("Arm", "Mode", *(name for name, _, _ in FIGURES[:4]), "Backbone passes per answer", "Speed-up", "Seeds")
-    return Table(headers, tuple(rows), labels=2)
+            for _, task, name in rates:
+                cells.append(estimate_cell(estimate(files, choice, metric(mode, task, name, split)), "{:.1f} %", 100))
+            cells.append(estimate_cell(estimate(files, choice, passes(mode, split)), "{:.1f}"))
+            cells.append(estimate_cell(estimate(files, choice, speed_up(mode, split)), "{:.2f} x"))
+            cells.append(_first_sound(files, choice, mode, split))
+            n, of = len(seeds), len(files.seeds)
+            rows.append((*cells, Cell(str(n) if n == of else f"{n} of {of}", n)))
+    headers = ("Arm", "Mode", *(name for name, _, _ in rates), "Backbone passes per answer", "Speed-up",
+               "First sound after, passes", "Seeds")  # fmt: skip
+    repeats = [
+        f"{mode} is not shown: in every arm it gave {same}'s answers in the same passes."
+        for mode, same in repeated_modes(files, split).items()
+    ]
+    return Table(headers, tuple(rows), labels=2, caption=" ".join(repeats))
+
+
+def _first_sound(files: ExperimentFiles, choice: str, mode: str, split: str) -> Cell:
+    found = next((sound for arm in files.of(choice) if (sound := first_sound(arm, mode, split)) is not None), None)
+    if found is None:
+        return NOT_MEASURED
+    length = f"{found.codes} codes" if found.seconds is None else f"{found.seconds:.2f} s"
+    return Cell(f"{found.passes:.2f}", found.passes, length)
 
 
 def differences_by_seed(files: ExperimentFiles, split: str) -> Table:
-    """Every other choice against the first one, paired by seed, for the modes and figures that both have."""
-    rows = []
+    """Every other choice against the first one over the seeds that both have, for the modes and figures of both.
+
+    What is no comparison is left out, and named in the caption: figures that are equal in all arms of a seed, and
+    those with which a mode repeats another's in every arm and seed.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    equal: list[str] = []
+    repeated: list[str] = []
     reference = files.choices[0]
-    for choice in files.choices[1:]:
-        for mode in files.modes(split):
-            for name, task, of in FIGURES[:4]:
-                found = difference(files, choice, reference, metric(mode, task, of, split))
-                if found is not None:
+    of_modes: dict[str, dict[str, dict[tuple[str, int], float]]] = {}
+    for mode in distinct_modes(files, split):
+        for name, shown, factor, measure in _compared(mode, split):
+            found = values(files, measure)
+            pairs = {c: pair for c in files.choices[1:] if (pair := paired(found, c, reference)) is not None}
+            if not pairs:
+                continue
+            earlier = of_modes.setdefault(name, {})
+            same = next((other for other, theirs in earlier.items() if theirs == found), None)
+            if all(found.get((reference, seed), value) == value for (_, seed), value in found.items()):
+                equal.append(f"{name} in {mode}")
+            elif same is not None:
+                repeated.append(f"{name} in {mode} (as in {same})")
+            else:
+                for choice, pair in pairs.items():
                     rows.append(
                         (
                             Cell(choice),
                             Cell(mode),
                             Cell(name),
-                            _points(found),
-                            _sure(found),
-                            Cell(str(found.n), found.n),
+                            Cell(shown.format(factor * pair.mine), pair.mine),
+                            Cell(shown.format(factor * pair.theirs), pair.theirs),
+                            _apart(pair.apart, shown, factor),
+                            _sure(pair.apart),
+                            Cell(str(pair.apart.n), pair.apart.n),
                         )
                     )
-            found = difference(files, choice, reference, speed_up(mode, split)) if mode != "vanilla" else None
-            if found is not None:
-                rows.append((Cell(choice), Cell(mode), Cell("Speed-up"), _number(found, "{:+.2f} x"), _sure(found),
-                             Cell(str(found.n), found.n)))  # fmt: skip
-    headers = ("Arm", "Mode", "Figure", f"Against {reference}", "Beyond chance", "Seeds")
-    return Table(headers, tuple(rows), labels=3)
+            earlier.setdefault(mode, found)
+    headers = ("Arm", "Mode", "Figure", "Its mean", f"{reference}'s", "Difference", "Beyond chance", "Common seeds")
+    order = {choice: number for number, choice in enumerate(files.choices)}
+    rows.sort(key=lambda row: order[row[0].text])
+    intervals = sum(row[6].text in ("yes", "no") for row in rows)
+    return Table(headers, tuple(rows), labels=3, caption=_of_chance(rows, intervals, equal, repeated))
 
 
-def cost_table(files: ExperimentFiles) -> Table:
-    """What each choice cost: CPU seconds of a whole arm, of what was made for it alone, and of its evaluation."""
-    rows = []
-    for choice in files.choices:
-        arms = [arm for arm in files.of(choice) if arm.facts["stages"]]
-        if not arms:
-            continue
-        whole = over_seeds([training_cost(arm) for arm in arms])
-        made = over_seeds([sum(_cpu(stage) for stage in arm.facts["stages"] if not stage["reused"]) for arm in arms])
-        judged = over_seeds([_cpu(arm.facts["evaluation"]) for arm in arms])
-        head_time = over_seeds([_cpu(arm.facts["stages"][-1]) for arm in arms])
-        rows.append((Cell(choice), *(_number(one, "{:,.0f}") for one in (whole, made, head_time, judged))))
-    headers = ("Arm", "Training, CPU s, if alone", "of that made here", "its last stage", "Evaluation, CPU s")
-    return Table(headers, tuple(rows))
+def _compared(mode: str, split: str) -> list[tuple[str, str, float, Measure]]:
+    """What is compared of a mode: name, form, factor, figure."""
+    rates = [(name, "{:.1f} %", 100.0, metric(mode, task, of, split)) for name, task, of in RATES]
+    return rates if mode == "vanilla" else [*rates, ("Speed-up", "{:.2f} x", 1.0, speed_up(mode, split))]
 
 
-def sharing_sentences(files: ExperimentFiles) -> list[str]:
-    """What was reused from where, and what the sweep cost beside one arm."""
-    reused: dict[tuple[str, str], list[str]] = {}
-    for arm in files.arms:
-        for stage in arm.facts["stages"]:
-            if stage["reused"]:
-                reused.setdefault((stage["stage"], stage["made_by"]), []).append(arm.run.folder.name)
-    sentences = [
-        f"{stage} made by {made_by} was reused by {len(names)} arm{'s' if len(names) > 1 else ''} ({', '.join(names)})."
-        for (stage, made_by), names in reused.items()
-    ]
-    ratio = sweep_over_arm(files)
-    if ratio is not None:
+def _of_chance(rows: list[tuple[Cell, ...]], intervals: int, equal: list[str], repeated: list[str]) -> str:
+    sentences = []
+    if intervals:
+        beyond = sum(row[6].text == "yes" for row in rows)
         sentences.append(
-            f"Training the {len(files.choices)} arms of a seed cost {ratio.mean:.2f} times what one arm costs alone"
-            + (f" (95 % interval over seeds {ratio.low:.2f} to {ratio.high:.2f})." if ratio.low is not None else ".")
+            f"{beyond} of {intervals} intervals leave zero out; one in twenty, here {intervals / 20:.1f}, would by chance if "
+            "nothing differed."
         )
-    return sentences or (["Nothing was reused: no two arms agree on a stage."] if cost_table(files).rows else [])
+    if equal:
+        sentences.append(f"Left out, being equal in all arms of every seed: {', '.join(equal)}.")
+    if repeated:
+        sentences.append(f"Left out, being another mode's in every arm and seed: {', '.join(repeated)}.")
+    return " ".join(sentences)
 
 
-def sweep_over_arm(files: ExperimentFiles) -> Estimate | None:
-    """CPU seconds of all stages of a seed's arms, shared ones once, over those of the dearest arm alone.
-
-    Only seeds where all choices are there and every stage's cost is on record.
-    """
-    ratios = []
-    for seed in sorted({arm.seed for arm in files.arms}):
-        arms = [arm for arm in files.arms if arm.seed == seed]
-        stages = {stage["folder"]: _cpu(stage) for arm in arms for stage in arm.facts["stages"]}
-        if len(arms) == len(files.choices) > 1 and all(stages.values()):
-            ratios.append(sum(stages.values()) / max(training_cost(arm) for arm in arms))
-    return over_seeds(ratios)
-
-
-def training_cost(arm: ArmRun) -> float:
-    """CPU seconds of all stages of an arm, its own and those that it took over."""
-    return sum(_cpu(stage) for stage in arm.facts["stages"])
-
-
-def _cpu(part: dict[str, Any]) -> float:
-    return float(part.get("cpu_seconds", 0.0))
-
-
-def _rate(found: Estimate | None) -> Cell:
-    return _number(found, "{:.1f} %", 100)
-
-
-def _points(found: Estimate) -> Cell:
-    return _number(found, "{:+.1f}", 100)
+def heads_table(files: ExperimentFiles) -> Table:
+    """Held-out accuracy of the heads at the end of each stage that arms trained apart, and against the first choice."""
+    rows = []
+    reference = files.choices[0]
+    for stage in files.differing_stages():
+        found = values(files, heads_accuracy(stage))
+        for choice in files.choices:
+            heads = [by_head for arm in files.of(choice) if (by_head := accuracy_by_head(arm, stage))]
+            if not heads:
+                continue
+            pair = paired(found, choice, reference) if choice != reference else None
+            ends = ([by_head[0] for by_head in heads], [by_head[-1] for by_head in heads])
+            mean, first, last = (
+                estimate_cell(over_seeds(part, 0.0, 1.0), "{:.1f} %", 100)
+                for part in ([sum(by_head) / len(by_head) for by_head in heads], *ends)
+            )
+            apart = [NOT_MEASURED] * 3
+            if pair is not None:
+                apart = [
+                    _apart(pair.apart, "{:.1f} %", 100),
+                    _sure(pair.apart),
+                    Cell(str(pair.apart.n), pair.apart.n),
+                ]
+            rows.append((Cell(stage), Cell(choice), mean, first, last, Cell(str(len(heads)), len(heads)), *apart))
+    headers = ("Stage", "Arm", "Mean of the heads", "First head", "Last head", "Seeds", f"Against {reference}",
+               "Beyond chance", "Common seeds")  # fmt: skip
+    return Table(headers, tuple(rows), labels=2)
 
 
-def _number(found: Estimate | None, shown: str, factor: float = 1.0) -> Cell:
-    if found is None:
-        return NOT_MEASURED
-    detail = ""
-    if found.low is not None and found.high is not None:
-        bare = shown.replace(" %", "").replace(" x", "")
-        detail = f"{bare.format(factor * found.low)} to {bare.format(factor * found.high)}"
-    return Cell(shown.format(factor * found.mean), found.mean, detail)
+def _apart(found: Estimate, shown: str, factor: float) -> Cell:
+    """A difference with its sign; of rates in percentage points."""
+    return estimate_cell(found, shown.replace("{:", "{:+").replace(" %", ""), factor)
 
 
 def _sure(found: Estimate) -> Cell:
-    return Cell("yes" if found.excludes_zero else "one seed" if found.low is None else "no", float(found.excludes_zero))
+    return Cell(found.beyond_chance, float(found.beyond_chance == "yes"))

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table as TerminalTable
 
 from vita_audio_pl.reporting.run_files import Result, RunFiles
+from vita_audio_pl.reporting.seeds import Estimate
 
 SPEAKING_TASKS = ("tts", "sqa")
 
@@ -73,6 +74,23 @@ def metric_cell(result: Result | None, metric: str) -> Cell:
 def rate_cell(value: float, low: float, high: float) -> Cell:
     """A fraction shown in percent with its interval."""
     return Cell(f"{100 * value:.1f} %", value, f"{100 * low:.1f} to {100 * high:.1f}")
+
+
+def estimate_cell(found: Estimate | None, shown: str, factor: float = 1.0) -> Cell:
+    """A mean over seeds in a form such as `{:.1f} %`, with its 95 % interval where it has one."""
+    if found is None:
+        return NOT_MEASURED
+    detail = "no spread" if found.n > 1 else ""
+    if found.interval is not None:
+        bare = shown.replace(" %", "").replace(" x", "")
+        detail = " to ".join(signed(factor * end, bare) for end in found.interval)
+    return Cell(signed(factor * found.mean, shown), found.mean, detail)
+
+
+def signed(value: float, shown: str) -> str:
+    """A number in a form such as `{:+.1f}`; what rounds to nothing has no minus."""
+    text = shown.format(value)
+    return text if any(digit in text for digit in "123456789") else shown.format(0.0)
 
 
 def _passes(spoken: Sequence[Result]) -> Cell:
