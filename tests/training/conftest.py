@@ -17,7 +17,10 @@ def trained(tmp_path) -> Callable[..., StageFolder]:
         config = toy.toy_config(tmp_path / "runs", f"stage={stage}", "run_name=toy", *overrides)
         rows = config.stage.rows_per_step // (config.trainer.rows_per_device or config.stage.rows_per_step)
         module = toy.ToyData(
-            rows=config.stage.rows_per_step // rows, accumulate=rows, hears=config.variant.hears_by_encoder
+            rows=config.stage.rows_per_step // rows,
+            accumulate=rows,
+            hears=config.variant.hears_by_encoder,
+            text_weight=config.rendering.text_weight,
         )
         return StageFolder(train_stage(config, toy.toy_data(tmp_path / "world", module, **data)).parent)
 

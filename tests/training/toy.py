@@ -27,8 +27,13 @@ LENGTH, DOCUMENT = 32, 12
 FRAMES, PLACES = 2, 6  # of the clip that each row begins with for models that hear, and its tokens
 
 
-def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 0, hears: bool = False) -> PackedBatch:
-    """Rows `rows` of global step `step`: two documents of 12 tokens and 8 of padding each; every label counts."""
+def toy_batch(
+    seed: int, step: int, rows: slice, rows_per_step: int, row: int = 0, hears: bool = False, text_weight: float = 1.0
+) -> PackedBatch:
+    """Rows `rows` of global step `step`: two documents of 12 tokens and 8 of padding each; every label counts.
+
+    Labels of text count `text_weight` times.
+    """
     rng = np.random.default_rng([seed, step])
     ids = rng.integers(0, VOCABULARY.used, (rows_per_step, LENGTH))
     ids[:, 1::2] = (ids[:, ::2] * 7 + 3) % VOCABULARY.used  # half of the tokens can be learnt
@@ -44,14 +49,15 @@ def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 
         clips = tuple(torch.from_numpy(frames[rows]))
     writers = np.where(labels >= 0, (place % DOCUMENT) % 4, -1)
     tensor = torch.from_numpy
+    weights = np.where(labels < 0, 0, np.where(labels < VOCABULARY.n_text, text_weight, 1)).astype(np.float32)
     return PackedBatch(
         input_ids=tensor(ids[rows]),
         labels=tensor(labels[rows]),
         position_ids=tensor(np.broadcast_to(place % DOCUMENT, ids.shape)[rows].copy()),
         document_ids=tensor(documents[rows].astype(np.int32)),
         writers=tensor(writers[rows].astype(np.int8)),
-        loss_weights=None,
-        divisor=float((labels >= 0).sum()),
+        loss_weights=None if text_weight == 1 else tensor(weights[rows]),
+        divisor=float(weights.sum()),
         sources=tensor(np.where(documents >= 0, 0, -1)[rows].astype(np.int16)),
         names=[["toy/a", "toy/b"]] * (rows.stop - rows.start),
         position={"row": row},
@@ -62,6 +68,7 @@ def toy_batch(seed: int, step: int, rows: slice, rows_per_step: int, row: int = 
 class ToyBatches(torch.utils.data.IterableDataset):
     def __init__(self, owner: "ToyData", rank: int, ranks: int) -> None:
         self.seed, self.rank, self.ranks, self.hears = owner.seed, rank, ranks, owner.hears
+        self.text_weight = owner.text_weight
         self.rows, self.accumulate, self.start = owner.rows, owner.accumulate, owner.start
 
     def __iter__(self):
@@ -71,13 +78,15 @@ class ToyBatches(torch.utils.data.IterableDataset):
             step, first = divmod(row, total)
             row += self.rows * self.ranks
             mine = first + self.rank * self.rows
-            yield toy_batch(self.seed, step, slice(mine, mine + self.rows), total, row, self.hears)
+            yield toy_batch(self.seed, step, slice(mine, mine + self.rows), total, row, self.hears, self.text_weight)
 
 
 class ToyData(L.LightningDataModule):
-    def __init__(self, seed: int = 0, rows: int = 4, accumulate: int = 1, hears: bool = False) -> None:
+    def __init__(
+        self, seed: int = 0, rows: int = 4, accumulate: int = 1, hears: bool = False, text_weight: float = 1.0
+    ) -> None:
         super().__init__()
-        self.hears = hears
+        self.hears, self.text_weight = hears, text_weight
         self.seed, self.rows, self.accumulate, self.start = seed, rows, accumulate, 0
 
     def consumed(self, batch: PackedBatch) -> None:

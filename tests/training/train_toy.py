@@ -14,6 +14,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     config = toy.toy_config(folder / "runs", *sys.argv[2:])
     rows, accumulate = micro_batches(config)
-    data = toy.ToyData(rows=rows, accumulate=accumulate, hears=config.variant.hears_by_encoder)
+    hears, text_weight = config.variant.hears_by_encoder, config.rendering.text_weight
+    data = toy.ToyData(rows=rows, accumulate=accumulate, hears=hears, text_weight=text_weight)
     wants_samples = config.callbacks.samples.every_steps != 0
     train_stage(config, toy.toy_data(folder / "world", data, prompts=wants_samples))

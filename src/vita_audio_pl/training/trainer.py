@@ -72,7 +72,7 @@ def build_trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=engine.strategy(),
-        precision=engine.precision,  # type: ignore[arg-type]
+        plugins=[engine.precision()],
         max_steps=max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,

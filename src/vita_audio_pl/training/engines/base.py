@@ -2,11 +2,13 @@
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
 from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.training.engines.precision import check_precision, plain_precision
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter."""
@@ -18,10 +20,8 @@ class Engine:
     All methods that take a parameter are collective: every rank calls them, in the same order.
     """
 
-    can_skip = True
-    """Whether `drop_gradients` can still stop a step when its norm is known."""
-
     def __init__(self, settings: TrainerConfig) -> None:
+        check_precision(settings.precision)
         self.settings = settings
 
     @property
@@ -29,10 +29,9 @@ class Engine:
         """Process group: gloo on CPUs, NCCL on GPUs."""
         return "gloo" if self.settings.accelerator == "cpu" else "nccl"
 
-    @property
-    def precision(self) -> str:
-        """Lightning's precision; an engine that casts by itself says `32-true`."""
-        return self.settings.precision
+    def precision(self) -> Precision:
+        """Lightning's plugin; an engine that casts by itself takes the one that does nothing."""
+        return plain_precision(self.settings.precision, "cpu" if self.settings.accelerator == "cpu" else "cuda")
 
     def averaging(self, accumulate: int) -> int:
         """By what the engine divides a loss whose global value is a sum: the ranks, and the accumulated batches."""

@@ -1,8 +1,11 @@
 """FSDP2: every block is a group of its own, gathered when it runs; embeddings, vocabulary layer and final norm, which
 the backbone and every head use, are the root group."""
 
+from dataclasses import replace
+
 import lightning as L
 import torch
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -16,9 +19,8 @@ from vita_audio_pl.training.engines.base import Engine
 class FSDP2Engine(Engine):
     """Parameters, gradients and moments are sharded over all ranks; compute is in bfloat16 for `bf16-mixed`."""
 
-    @property
-    def precision(self) -> str:
-        return "32-true" if self.settings.precision == "bf16-mixed" else self.settings.precision
+    def precision(self) -> Precision:
+        return Precision() if self.settings.precision == "bf16-mixed" else super().precision()
 
     def strategy(self) -> Strategy:
         return _CPUModelParallelStrategy(
@@ -27,9 +29,11 @@ class FSDP2Engine(Engine):
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         mesh = module.device_mesh["data_parallel"]
-        policy = MixedPrecisionPolicy()
+        # inputs are not cast: hidden states have the embeddings' type, and the batch and its documents, dataclasses that
+        # the cast would copy for every block, stay as they are
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if self.settings.precision == "bf16-mixed":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            policy = replace(policy, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks(model):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)

@@ -8,11 +8,13 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
 from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.training.engines.base import MOMENTS, Engine
+from vita_audio_pl.training.engines.precision import DeepSpeedWeights
 
 
 class ZeroEngine(Engine):
@@ -33,6 +35,9 @@ class ZeroEngine(Engine):
             logging_level=logging.WARNING,
             logging_batch_size_per_gpu=settings.rows_per_device or 1,  # for DeepSpeed's own log only
         )
+
+    def precision(self) -> Precision:
+        return DeepSpeedWeights(self.settings.precision)  # type: ignore[arg-type]
 
     def averaging(self, accumulate: int) -> int:
         return super().averaging(accumulate) * accumulate  # Lightning and DeepSpeed both divide by it
