@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
@@ -18,6 +17,7 @@ from vita_audio_pl.models.linear_cross_entropy import RowLosses
 from vita_audio_pl.models.losses import HeadLosses, Scored
 from vita_audio_pl.models.mctp import MCTPStack
 from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.rotary import ExactRotaryEmbedding
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_input import SpeechInput
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
@@ -64,6 +64,7 @@ class SpeechLM(nn.Module):
         self.config = config
         config.backbone._attn_implementation = IMPLEMENTATION
         self.model = Qwen2Model(config.backbone)
+        self.model.rotary_emb = ExactRotaryEmbedding(config.backbone)
         self.lm_head = VocabularyHead(config.backbone.hidden_size, config.backbone.vocab_size, bias=False)
         self.heads = MCTPStack(config.backbone, config.n_heads)
         encoder = None if config.encoder is None else SenseVoiceEncoder(config.encoder)
@@ -89,7 +90,7 @@ class SpeechLM(nn.Module):
 
     def materialised(self, device: torch.device | str) -> "SpeechLM":
         """After every weight of a meta model was set: ties and the buffers that no file holds are made again."""
-        self.model.rotary_emb = Qwen2RotaryEmbedding(self.config.backbone).to(device)
+        self.model.rotary_emb = ExactRotaryEmbedding(self.config.backbone).to(device)
         self.apply_ties()
         return self
 

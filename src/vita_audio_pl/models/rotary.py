@@ -1,0 +1,24 @@
+"""Rotary position embedding that stays exact in a model of half precision."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+
+class ExactRotaryEmbedding(Qwen2RotaryEmbedding):
+    """transformers' embedding, whose frequencies keep their type whatever the model is converted to.
+
+    An angle is position times frequency: with frequencies in bfloat16 the cosines are wrong by about 1 from a thousand
+    positions on. Angles are computed in float32 and only the cosines and sines take the type of the hidden states.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExactRotaryEmbedding":
+        """What `to`, `bfloat16`, `cuda` and the like end in: moves the frequencies, and undoes a change of their type."""
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            moved = self._buffers[name]
+            if value is not None and moved is not None and moved.dtype != value.dtype:
+                self._buffers[name] = value.to(moved.device)
+        return self
