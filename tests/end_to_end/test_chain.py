@@ -39,3 +39,13 @@ def test_one_command_prepares_trains_and_hands_over_all_stages(tmp_path):
     ]
     assert load_released(run / "sft" / "model").n_heads == 2
     assert list((run / "mtp1").glob("wandb/offline-run-*")) and list((run / "mtp1" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_torchrun_takes_a_whole_chain(smoke_demo):
+    """torchrun's agent gives all processes one store, in which a second stage would find the first one's addresses."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    chain = ("stage=chain", "variant.stages=[align,mtp1]", "trainer=cpu_ddp", "logger=csv", "data.workers=0")
+    told = smoke_demo.run(*launcher, "-m", "vita_audio_pl.train", *SMALL, *chain, "run_name=torchrun", timeout=800)
+    assert "stage 'align' is done" in told and "stage 'mtp1' is done" in told

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import load_released
+from vita_audio_pl.training.checkpoints import complete_checkpoints
 from vita_audio_pl.training.manifest import StageManifest
 
 
@@ -49,6 +50,15 @@ def test_a_finished_stage_says_so_and_force_trains_it_again(trained, capsys):
     assert (first.model / "model.safetensors").stat().st_mtime_ns == before
     again = trained("align", "force=true")
     assert (again.model / "model.safetensors").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("count", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_job_that_is_started_again_goes_on_in_spite_of_force(count, trained, monkeypatch):
+    first = trained("align", "force=true")
+    made = (first.root / "metrics.csv").stat().st_ino, len(complete_checkpoints(first.checkpoints))
+    monkeypatch.setenv(count, "1")
+    again = trained("align", "force=true")
+    assert ((again.root / "metrics.csv").stat().st_ino, len(complete_checkpoints(again.checkpoints))) == made
 
 
 @pytest.mark.parametrize(

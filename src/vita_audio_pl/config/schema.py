@@ -133,7 +133,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32768
-    attention: str = "per_document"  # or sdpa; on a GPU also flex and flash
+    attention: str | None = None  # per_document, sdpa, flex, flash; null = flash on GPUs in 16 bits, else per_document
     activation_checkpointing: str = "none"  # blocks computed again in the backward pass: backbone, heads or all
     checkpoint_every: int = 1  # of these blocks, every n-th
     compile: str = "none"  # blocks compiled by torch.compile: backbone, heads or all
@@ -335,7 +335,7 @@ class TrainConfig:
     n_heads: int = 10  # of the finished model
     init_from: str | None = None  # model folder to start from, instead of the parent stage of this run
     with_parents: bool = False  # train missing parent stages first
-    force: bool = False  # train a finished stage again
+    force: bool = False  # train a finished stage again; a job that is started again goes on all the same
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     variant: VariantConfig = field(default_factory=VariantConfig)
     stage: StageConfig = field(default_factory=StageConfig)

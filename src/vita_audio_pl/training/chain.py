@@ -1,6 +1,7 @@
 """Stages one after another, each in a process of its own: a fresh process group, and a hand-over through disk."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from vita_audio_pl.config.entry import to_dataclass
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.manifest import StageManifest, is_model_folder
-from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, stage_folder
+from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, stage_folder, starts_over
 
 COMMAND = ("-m", "vita_audio_pl.train")
 
@@ -38,13 +39,26 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
         print(heading, flush=True)
         start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
         command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
-        status = subprocess.run(command, check=False).returncode
+        status = subprocess.run(command, env=_environment(number), check=False).returncode
         if status:
             done = ", ".join(stages[: number - 1]) or "none"
             raise UserError(
                 f"stage '{stage}' ended with status {status} (finished before it: {done}); see its message above, and give "
                 "the same command again to go on from there"
             )
+
+
+def _environment(number: int) -> dict[str, str]:
+    """What a stage's processes find in their environment.
+
+    torchrun's agent keeps one store for all that its processes start, in which a stage would read the addresses of the one
+    before it; each stage gets a store of its own, on a port of its own.
+    """
+    environment = dict(os.environ)
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        port = int(environment["MASTER_PORT"]) + number
+        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    return environment
 
 
 def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
@@ -59,7 +73,7 @@ def is_finished(folder: StageFolder, config: TrainConfig) -> bool:
 
     Decided from manifests alone, without the start of a process; in doubt the stage's own process looks closer.
     """
-    if config.force or not folder.finished:
+    if starts_over(config) or not folder.finished:
         return False
     manifest = StageManifest.read(folder.model)
     parent = folder.root / manifest.parent if manifest.parent else None

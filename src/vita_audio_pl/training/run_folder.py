@@ -116,6 +116,15 @@ def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
     return StageFolder(Path(config.paths.runs) / config.run_name / stage)
 
 
+def starts_over(config: TrainConfig) -> bool:
+    """Whether what the stage's folder holds is to be removed: `force`, at the first start of a job.
+
+    A job that its scheduler or torchrun starts again repeats the same command, and has to go on.
+    """
+    restarts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return config.force and not any(int(count or 0) for count in restarts)
+
+
 def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's settings that its weights follow from; engine, logging and paths are not among them.
 

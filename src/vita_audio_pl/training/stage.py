@@ -36,7 +36,14 @@ from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
 from vita_audio_pl.training.proof import TrainingProof
-from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, flatten, freezes_backbone, stage_folder
+from vita_audio_pl.training.run_folder import (
+    StageFolder,
+    decisive_settings,
+    flatten,
+    freezes_backbone,
+    stage_folder,
+    starts_over,
+)
 from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.samples import Samples
 from vita_audio_pl.training.starting_model import starting_model
@@ -149,11 +156,12 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
                 "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
             },
         )
-    if config.force and rank_zero_only.rank == 0:
+    anew = starts_over(config)
+    if anew and rank_zero_only.rank == 0:
         folder.clear()
     if rank_zero_only.rank == 0:
         folder.claim(run_identity(config, data, parent))
-    if folder.finished:
+    if not anew and folder.finished:  # what was there is none of the ranks' business where rank 0 removes it
         _say(
             f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} (force=true trains it again)"
         )
