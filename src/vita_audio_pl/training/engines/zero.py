@@ -36,6 +36,9 @@ class ZeroEngine(Engine):
             logging_batch_size_per_gpu=settings.rows_per_device or 1,  # for DeepSpeed's own log only
         )
 
+        if settings.offload:  # torch's fused AdamW runs on the host, too, and needs no compiler there
+            self._strategy.config["zero_force_ds_cpu_optimizer"] = False
+
     def precision(self) -> Precision:
         return DeepSpeedWeights(self.settings.precision)  # type: ignore[arg-type]
 
