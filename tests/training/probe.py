@@ -25,6 +25,8 @@ def install() -> None:
             "groups": {g["name"]: [g["peak_lr"], g["weight_decay"]] for g in optimizer.param_groups},
             "elements_with_moments": sum(local(state["exp_avg"]).numel() for state in inner.state.values()),
         }
+        if hasattr(optimizer, "gradient_accumulation_dtype"):  # DeepSpeed
+            facts["accumulates_in"] = str(optimizer.gradient_accumulation_dtype)
         if hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO-2
             sizes = [partition.numel() for partition in optimizer.single_partition_of_fp32_groups]
             facts["elements"] = dict(zip(facts["groups"], sizes, strict=True))

@@ -36,6 +36,8 @@ class ZeroEngine(Engine):
             logging_batch_size_per_gpu=settings.rows_per_device or 1,  # for DeepSpeed's own log only
         )
 
+        # micro-batches add up in float32, not in the model's bfloat16; ranks exchange bfloat16, at half the traffic
+        self._strategy.config["data_types"] = {"grad_accum_dtype": "fp32"}
         if settings.offload:  # torch's fused AdamW runs on the host, too, and needs no compiler there
             self._strategy.config["zero_force_ds_cpu_optimizer"] = False
 
