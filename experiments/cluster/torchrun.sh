@@ -1,5 +1,5 @@
 #!/bin/bash
-# One stage without a scheduler: the same command on every node, NODES of them, this one number NODE (from 0).
+# A stage, or stage=chain, without a scheduler: the same command on every node, NODES of them, this one number NODE (from 0).
 # NODES=2 NODE=0 MASTER=node0 GPUS=8 experiments/cluster/torchrun.sh stage=mtp10 [setting ...]
 set -euo pipefail
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}" OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
