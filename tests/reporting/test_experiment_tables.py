@@ -132,11 +132,11 @@ def test_stages_that_waited_for_others_are_named_with_their_cost(tmp_path):
     change(path, stages=stages)
     files = ExperimentFiles.read(folder)
     (told,) = [one for one in cost_sentences(files) if one.startswith("The machine was shared")]
-    assert "in mtp10 of objective/distil-seed1 3.0. " in told
+    assert "in mtp10 of objective/distil-seed1 (3.0). " in told
     assert row(cost_table(files), "distil")["Wall s per CPU s of a core, at most"].text == "3.0"
     manifest = folder / "distil-seed1" / "mtp10" / "model" / "manifest.json"
     change(manifest, config={"trainer": {"accelerator": "cpu", "devices": 2, "threads": 1}})  # each had half of them
-    assert "in mtp10 of objective/distil-seed1 6.0. " in " ".join(cost_sentences(ExperimentFiles.read(folder)))
+    assert "in mtp10 of objective/distil-seed1 (6.0). " in " ".join(cost_sentences(ExperimentFiles.read(folder)))
     change(manifest, config={"trainer": {"accelerator": "gpu"}})
     assert "The machine was shared" not in " ".join(cost_sentences(ExperimentFiles.read(folder)))
 

@@ -109,7 +109,7 @@ def _contention_sentences(files: ExperimentFiles) -> list[str]:
                 waited[stage["folder"]] = (found, f"{stage['stage']} of {stage['made_by']}")
     if not waited:
         return []
-    named = ", ".join(f"{name} {found:.1f}" for found, name in sorted(waited.values(), reverse=True))
+    named = ", ".join(f"{name} ({found:.1f})" for found, name in sorted(waited.values(), reverse=True))
     return [
         f"The machine was shared: wall seconds were over {SHARED_MACHINE} times the CPU seconds per core in {named}. "
         "Other work on the same cores also inflates CPU seconds, so costs are to be compared with care."

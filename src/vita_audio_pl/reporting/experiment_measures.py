@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from vita_audio_pl.reporting.experiment_files import ArmRun, ExperimentFiles
 from vita_audio_pl.reporting.seeds import Estimate, over_seeds
@@ -15,6 +15,10 @@ HEAD_COST = 0.11
 SPOKEN = ("tts", "sqa")
 RATES = (*FIGURES[:4], ("Spoken QA, WER of the speech", "sqa", "speech_wer"), FIGURES[4])
 """Rates of an arm in a mode: name, task, metric."""
+
+
+Values: TypeAlias = dict[tuple[str, int], float]
+"""A figure by choice and seed."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ def accuracy_by_head(arm: ArmRun, stage: str) -> list[float]:
     return [curve.values[-1] for curve in curves]
 
 
-def values(files: ExperimentFiles, measure: Measure) -> dict[tuple[str, int], float]:
-    """A figure by choice and seed, where it was measured."""
+def values(files: ExperimentFiles, measure: Measure) -> Values:
+    """A figure of all arms, where it was measured."""
     found = ((arm, measure.read(arm)) for arm in files.arms)
     return {(arm.choice, arm.seed): value for arm, value in found if value is not None}
 
@@ -102,7 +106,7 @@ def estimate(files: ExperimentFiles, choice: str, measure: Measure) -> Estimate 
     return over_seeds(found, 0.0, measure.most)
 
 
-def paired(found: dict[tuple[str, int], float], choice: str, reference: str) -> Paired | None:
+def paired(found: Values, choice: str, reference: str) -> Paired | None:
     """A choice beside the reference over their common seeds, of what `values` gives; None where they have none."""
     seeds = [seed for mine, seed in found if mine == choice and (reference, seed) in found]
     apart = over_seeds([found[choice, seed] - found[reference, seed] for seed in seeds])

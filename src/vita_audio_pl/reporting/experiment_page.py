@@ -86,11 +86,10 @@ def _named(voice: Voice, arm: ArmRun, is_answer: bool) -> Voice:
 
 def _asked(files: ExperimentFiles, split: str) -> str:
     counts = {len(arm.rows("vanilla", task, split)) for arm in files.arms for task in SPOKEN} - {0}
-    return (
-        f"Utterances of each task, arm and seed, the same in all modes: {min(counts)} to {max(counts)}."
-        if counts
-        else ""
-    )
+    if not counts:
+        return ""
+    shown = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return f"Utterances of each task, arm and seed, the same in all modes: {shown}."
 
 
 def _settings(files: ExperimentFiles) -> Table:

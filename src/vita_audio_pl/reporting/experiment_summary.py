@@ -4,7 +4,6 @@ from vita_audio_pl.reporting.experiment_files import ArmRun, ExperimentFiles
 from vita_audio_pl.reporting.experiment_measures import (
     RATES,
     Measure,
-    distinct_modes,
     estimate,
     metric,
     paired,
@@ -52,8 +51,7 @@ def _reached(files: ExperimentFiles, choice: str, mode: str, split: str) -> str:
         return ""
     rates = ", ".join(f"{IN_WORDS.get(name, name)} {_percent(rate)}" for name, rate in found)
     sentence = f"{choice}, mode {mode}, {_seeds(speed.n)}: {rates}; {speed.mean:.2f} times Vanilla's speed"
-    checked = next((other for other in distinct_modes(files, split) if other == f"{mode}+verify"), None)
-    verified = None if checked is None else estimate(files, choice, speed_up(checked, split))
+    verified = estimate(files, choice, speed_up(f"{mode}+verify", split))
     if verified is not None:
         sentence += f", {verified.mean:.2f} times with every token verified"
     sound = next((one for arm in files.of(choice) if (one := first_sound(arm, mode, split)) is not None), None)

@@ -5,6 +5,8 @@ from vita_audio_pl.reporting.experiment_measures import (
     RATES,
     SPOKEN,
     Measure,
+    Paired,
+    Values,
     accuracy_by_head,
     distinct_modes,
     estimate,
@@ -64,45 +66,55 @@ def differences_by_seed(files: ExperimentFiles, split: str) -> Table:
     """Every other choice against the first one over the seeds that both have, for the modes and figures of both.
 
     What is no comparison is left out, and named in the caption: figures that are equal in all arms of a seed, and
-    those with which a mode repeats another's in every arm and seed.
+    those of two choices that another mode has as well, seed by seed.
     """
     rows: list[tuple[Cell, ...]] = []
     equal: list[str] = []
-    repeated: list[str] = []
+    repeated: dict[tuple[str, str, str], list[str]] = {}
     reference = files.choices[0]
-    of_modes: dict[str, dict[str, dict[tuple[str, int], float]]] = {}
+    earlier: dict[str, dict[str, Values]] = {}
     for mode in distinct_modes(files, split):
         for name, shown, factor, measure in _compared(mode, split):
             found = values(files, measure)
             pairs = {c: pair for c in files.choices[1:] if (pair := paired(found, c, reference)) is not None}
             if not pairs:
                 continue
-            earlier = of_modes.setdefault(name, {})
-            same = next((other for other, theirs in earlier.items() if theirs == found), None)
             if all(found.get((reference, seed), value) == value for (_, seed), value in found.items()):
                 equal.append(f"{name} in {mode}")
-            elif same is not None:
-                repeated.append(f"{name} in {mode} (as in {same})")
-            else:
-                for choice, pair in pairs.items():
-                    rows.append(
-                        (
-                            Cell(choice),
-                            Cell(mode),
-                            Cell(name),
-                            Cell(shown.format(factor * pair.mine), pair.mine),
-                            Cell(shown.format(factor * pair.theirs), pair.theirs),
-                            _apart(pair.apart, shown, factor),
-                            _sure(pair.apart),
-                            Cell(str(pair.apart.n), pair.apart.n),
-                        )
-                    )
-            earlier.setdefault(mode, found)
+                pairs = {}
+            for choice, pair in pairs.items():
+                mine = _of(found, choice, reference)
+                modes = earlier.get(name, {})
+                same = next((other for other, theirs in modes.items() if _of(theirs, choice, reference) == mine), None)
+                if same is None:
+                    rows.append(_difference(choice, mode, name, pair, shown, factor))
+                else:
+                    repeated.setdefault((name, mode, same), []).append(choice)
+            earlier.setdefault(name, {})[mode] = found
     headers = ("Arm", "Mode", "Figure", "Its mean", f"{reference}'s", "Difference", "Beyond chance", "Common seeds")
-    order = {choice: number for number, choice in enumerate(files.choices)}
-    rows.sort(key=lambda row: order[row[0].text])
-    intervals = sum(row[6].text in ("yes", "no") for row in rows)
-    return Table(headers, tuple(rows), labels=3, caption=_of_chance(rows, intervals, equal, repeated))
+    rows.sort(key=lambda row: files.choices.index(row[0].text))
+    repeats = [
+        f"{name} in {mode} (as in {same}{'' if len(of) == len(files.choices) - 1 else ': ' + ', '.join(of)})"
+        for (name, mode, same), of in repeated.items()
+    ]
+    return Table(headers, tuple(rows), labels=3, caption=_of_chance(rows, equal, repeats))
+
+
+def _of(found: Values, *choices: str) -> Values:
+    return {cell: value for cell, value in found.items() if cell[0] in choices}
+
+
+def _difference(choice: str, mode: str, name: str, pair: Paired, shown: str, factor: float) -> tuple[Cell, ...]:
+    return (
+        Cell(choice),
+        Cell(mode),
+        Cell(name),
+        Cell(shown.format(factor * pair.mine), pair.mine),
+        Cell(shown.format(factor * pair.theirs), pair.theirs),
+        _apart(pair.apart, shown, factor),
+        _sure(pair.apart),
+        Cell(str(pair.apart.n), pair.apart.n),
+    )
 
 
 def _compared(mode: str, split: str) -> list[tuple[str, str, float, Measure]]:
@@ -111,18 +123,20 @@ def _compared(mode: str, split: str) -> list[tuple[str, str, float, Measure]]:
     return rates if mode == "vanilla" else [*rates, ("Speed-up", "{:.2f} x", 1.0, speed_up(mode, split))]
 
 
-def _of_chance(rows: list[tuple[Cell, ...]], intervals: int, equal: list[str], repeated: list[str]) -> str:
+def _of_chance(rows: list[tuple[Cell, ...]], equal: list[str], repeats: list[str]) -> str:
+    """How many intervals chance alone would make leave zero out, and what is not counted among them."""
     sentences = []
+    told = [row[6].text for row in rows]
+    intervals = told.count("yes") + told.count("no")
     if intervals:
-        beyond = sum(row[6].text == "yes" for row in rows)
         sentences.append(
-            f"{beyond} of {intervals} intervals leave zero out; one in twenty, here {intervals / 20:.1f}, would by chance if "
-            "nothing differed."
+            f"{told.count('yes')} of {intervals} intervals leave zero out; one in twenty, here {intervals / 20:.1f}, would "
+            "by chance if nothing differed."
         )
     if equal:
         sentences.append(f"Left out, being equal in all arms of every seed: {', '.join(equal)}.")
-    if repeated:
-        sentences.append(f"Left out, being another mode's in every arm and seed: {', '.join(repeated)}.")
+    if repeats:
+        sentences.append(f"Left out, being another mode's in every seed: {', '.join(repeats)}.")
     return " ".join(sentences)
 
 
