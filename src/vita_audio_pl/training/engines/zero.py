@@ -20,8 +20,6 @@ from vita_audio_pl.training.engines.precision import DeepSpeedWeights
 class ZeroEngine(Engine):
     """DeepSpeed with our AdamW and its groups; the engine clips by itself, between the backward pass and the step."""
 
-    can_skip = False
-
     def __init__(self, settings: TrainerConfig) -> None:
         super().__init__(settings)
         # an all-reduce through shared memory, compiled at the first start: gloo does without, and a compilation that is
@@ -84,6 +82,10 @@ class ZeroEngine(Engine):
 
     def norm_of_last_step(self, module: nn.Module) -> Tensor | float | None:
         return self._strategy.deepspeed_engine.get_global_grad_norm()
+
+    def left_out_last_step(self) -> bool:
+        """DeepSpeed leaves out what is not finite; it knows nothing of spikes."""
+        return not self._strategy.deepspeed_engine.was_step_applied()
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
