@@ -41,7 +41,8 @@ class Engine:
         """Lightning's strategy."""
         if self.settings.engine == "single":
             return "auto"
-        return DDPStrategy(process_group_backend=self.backend, gradient_as_bucket_view=True)
+        # the only buffers are the rotary frequencies, the same on all ranks
+        return DDPStrategy(process_group_backend=self.backend, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         """Spread `model` over the devices, in place, before it is moved to them."""
