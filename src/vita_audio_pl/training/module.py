@@ -83,7 +83,7 @@ class SpeechLMModule(L.LightningModule):
         groups = parameter_groups(
             self.speech_lm, self.stage.learning_rate, self.stage.head_rate_factor, self.stage.weight_decay
         )
-        return torch.optim.AdamW(groups, betas=tuple(self.optim.betas), eps=self.optim.eps)
+        return torch.optim.AdamW(groups, betas=tuple(self.optim.betas), eps=self.optim.eps, fused=self.engine.fused)
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         factor = self.rate_factor(self.trainer.global_step)

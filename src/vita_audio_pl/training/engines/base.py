@@ -33,6 +33,11 @@ class Engine:
         """Lightning's plugin; an engine that casts by itself takes the one that does nothing."""
         return plain_precision(self.settings.precision, "cpu" if self.settings.accelerator == "cpu" else "cuda")
 
+    @property
+    def fused(self) -> bool | None:
+        """AdamW as one kernel; on GPUs torch's own choice makes temporaries as large as what is updated."""
+        return True if self.settings.accelerator == "gpu" else None
+
     def averaging(self, accumulate: int) -> int:
         """By what the engine divides a loss whose global value is a sum: the ranks, and the accumulated batches."""
         return self.settings.world_size * accumulate
@@ -66,7 +71,7 @@ class Engine:
     ) -> None:
         """Overwrite a trained parameter's optimiser state with whole moments after `step` steps."""
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(step)),
+            "step": step_count(optimizer, parameter, step),
             **{name: value.to(parameter).clone() for name, value in values.items()},
         }
 
@@ -88,3 +93,8 @@ class Engine:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+
+def step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:
+    """AdamW's `step` of a parameter, where its kernel reads it: the fused one on the parameter's device."""
+    return torch.tensor(float(step), device=parameter.device if optimizer.defaults["fused"] else "cpu")

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
 from vita_audio_pl.config.schema import TrainerConfig
-from vita_audio_pl.training.engines.base import MOMENTS, Engine
+from vita_audio_pl.training.engines.base import MOMENTS, Engine, step_count
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights
 
 
@@ -72,7 +72,7 @@ class ZeroEngine(Engine):
             state = _inner(optimizer).state[flat]
             for name in MOMENTS:
                 state.setdefault(name, torch.zeros_like(flat))
-            state["step"] = torch.tensor(float(step))
+            state["step"] = step_count(_inner(optimizer), flat, step)
         _link(optimizer)
         for name, value in values.items():
             _set_whole(parameter, value, name)
