@@ -6,10 +6,9 @@ import shutil
 import sys
 import time
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pytest
-from made_up_experiment import CHOICES, write_arm, write_experiment
+from made_up_experiment import CHOICES, write_experiment
 from markupsafe import escape
 
 from vita_audio_pl import report
@@ -19,7 +18,6 @@ from vita_audio_pl.reporting.experiment_files import ExperimentFiles, choice_of,
 from vita_audio_pl.reporting.experiment_page import experiment_folder, side_by_side, write_experiment_report
 from vita_audio_pl.reporting.experiment_summary import cautions, headline
 from vita_audio_pl.reporting.experiment_tables import results_over_seeds
-from vita_audio_pl.reporting.wandb_arms import fetch_arms
 
 
 @pytest.fixture(scope="module")
@@ -148,23 +146,3 @@ def test_report_command_takes_the_name_of_an_ablation(tmp_path, monkeypatch, cap
     assert (tmp_path / "runs/objective/report/index.html").is_file() and "Held-out results" in capsys.readouterr().out
     with pytest.raises(UserError, match="no ablation 'objectiv' in .*there are objective"):
         experiment_folder(tmp_path / "runs", "objectiv")
-
-
-def test_arms_are_fetched_from_wandb_where_they_are_missing(tmp_path):
-    """A stand-in for wandb's API: each run hands out one artifact, whose download writes the arm's files."""
-    asked = []
-
-    def runs(project, filters):
-        asked.append((project, filters))
-        return [
-            SimpleNamespace(name=f"objective/{choice}-seed1", logged_artifacts=lambda c=choice: [artifact(c)])
-            for choice in ("distil", "every_head")
-        ]
-
-    def artifact(choice):
-        return SimpleNamespace(type="arm", download=lambda root: write_arm(tmp_path / "objective", choice, 1, 0))
-
-    write_arm(tmp_path / "objective", "distil", 1, 0)
-    folders = fetch_arms("lab/speech", "objective", tmp_path, SimpleNamespace(runs=runs))
-    assert folders == [tmp_path / "objective" / "every_head-seed1"]
-    assert asked == [("lab/speech", {"group": "objective", "jobType": "arm"})]

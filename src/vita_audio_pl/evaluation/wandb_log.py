@@ -1,15 +1,50 @@
 """Evaluation figures in wandb: one run per evaluated run, grouped with its training stages."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+EVALUATION_TABLE = "evaluation"
+
+
+@contextmanager
+def never_fatal(missing: str, remedy: str) -> Iterator[None]:
+    """Lets work that is finished stay finished whatever wandb meets: its failure becomes one sentence.
+
+    Args:
+        missing: what wandb does not have then.
+        remedy: what that means, or how to mend it.
+    """
+    try:
+        yield
+    except Exception as error:  # wandb raises its own, its service's and the transport's, which have no other base
+        print(f"wandb has no {missing} ({type(error).__name__}: {error}): {remedy}", file=sys.stderr, flush=True)
+
+
+def figures_by_key(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Every figure under `<bench>/<split>/<task>/<metric>/<stage>/<mode>`, and `/<profile>` where it is not strict.
+
+    Verified drafts are a mode of their own, `boost+verify`.
+    """
+    figures = {}
+    for result in results:
+        mode = result["mode"] if result["verify"] == "none" else f"{result['mode']}+verify"
+        for metric, figure in result["metrics"].items():
+            place = (result["bench"], result["split"], result["task"], metric, result["stage"], mode)
+            profile = "" if result["profile"] == "strict" else f"/{result['profile']}"
+            figures["/".join(place) + profile] = figure["value"]
+    return figures
 
 
 def log_to_wandb(
     results: Sequence[dict[str, Any]], folder: Path, group: str, mode: Literal["offline", "online"], project: str
 ) -> None:
-    """Log every figure under `<bench>/<split>/<task>/<metric>/<stage>/<mode>`, and all of them as one table.
+    """Log every figure under its key (`figures_by_key`), and all of them as one table.
+
+    Where wandb cannot be reached, the evaluation is finished nevertheless.
 
     Args:
         folder: gets the files of an offline run.
@@ -23,20 +58,21 @@ def log_to_wandb(
     names = ("bench", "split", "task", "stage", "mode", "verify", "profile", "judge", "limited_to")
     costs = ("backbone_passes", "head_passes", "tokens", "silent", "unfinished", "failed")
     columns: list[str | int] = [*names, "metric", "value", "low", "high", "utterances", *costs]
-    rows, figures = [], {}
+    rows = []
     for result in results:
         for metric, figure in result["metrics"].items():
-            place = (result["bench"], result["split"], result["task"], metric, result["stage"], result["mode"])
-            profile = "" if result["profile"] == "strict" else f"/{result['profile']}"
-            figures["/".join(place) + profile] = figure["value"]
             values = [figure[name] for name in ("value", "low", "high", "utterances")]
             rows.append([*(result[name] for name in names), metric, *values, *(result[name] for name in costs)])
-    with wandb.init(
-        project=project,
-        name=f"{group}/evaluation",
-        group=group.partition("/")[0],
-        job_type="evaluate",
-        dir=folder,
-        mode=mode,
-    ) as run:
-        run.log(figures | {"evaluation": wandb.Table(columns, rows)})
+    remedy = f"they are in {folder}; the same command sends them once wandb can be reached"
+    with (
+        never_fatal(f"figures of {group}", remedy),
+        wandb.init(
+            project=project,
+            name=f"{group}/evaluation",
+            group=group.partition("/")[0],
+            job_type="evaluate",
+            dir=folder,
+            mode=mode,
+        ) as run,
+    ):
+        run.log(figures_by_key(results) | {EVALUATION_TABLE: wandb.Table(columns, rows)})

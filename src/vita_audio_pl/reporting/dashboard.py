@@ -41,9 +41,27 @@ SECTIONS: dict[str, dict[str, str | list[str]]] = {
     },
     "Data": {"shares of sources": r"source/.*", "padding": ["padding_share"]},
 }
-"""Section -> title of a plot -> names of metrics, or a regular expression over them."""
-TABLES = {"Samples": ["samples/answers"]}
-"""Section -> names of logged tables, shown below its plots: what the model answered, with its audio."""
+"""Section -> title of a plot -> names of metrics, or a regular expression over them; x is the optimiser step."""
+EVALUATION = {
+    "WER of speech, as the judge hears it": r"[^/]+/[^/]+/[^/]+/speech_wer/.*",
+    "WER of transcripts": r"[^/]+/[^/]+/asr/wer/.*",
+    "WER of what is written beside speech": r"[^/]+/[^/]+/[^/]+/text_wer/.*",
+    "accepted answers": r"[^/]+/[^/]+/[^/]+/(text|speech)_accuracy/.*",
+}
+"""Title of a plot -> what evaluation logs once: `<bench>/<split>/<task>/<metric>/<stage>/<mode>`."""
+MODES = ("vanilla", "own", "own+verify", "turbo", "turbo+verify")
+ARMS = {
+    "TTS: WER of speech": [f"arm/tts/speech_wer/{mode}" for mode in MODES],
+    "TTS: backbone passes of an answer": [f"arm/tts/backbone_passes/{mode}" for mode in MODES],
+    "spoken questions: accepted answers, heard": [f"arm/sqa/speech_accuracy/{mode}" for mode in MODES],
+    "CPU seconds that the arm added": ["arm/cpu_seconds"],
+}
+"""Title of a bar chart -> figures in the summaries of an ablation's arms, of the test split."""
+TABLES = {"Samples": ["samples/answers"], "Evaluation": ["evaluation"]}
+"""Section -> logged tables, shown below its plots: answers with their audio; every figure with its interval."""
+STEP = "trainer/global_step"
+"""What Lightning logs beside every figure; wandb's own step counts calls that log."""
+MOST_RUNS = 100  # lines of a plot: wandb's usual 10 would leave out most of a sweep
 
 
 @dataclass
@@ -63,38 +81,40 @@ class DashboardConfig:
 
 
 def build_workspace(config: DashboardConfig) -> Any:
-    """The workspace, with the stages of a run grouped.
+    """The workspace: a line for each run, in a table of groups (ablation or run) and their stages.
+
+    Panels follow the table's grouping and draw the mean of a group, so the grouping goes down to the run's name.
 
     Raises:
         UserError: wandb-workspaces is not installed.
     """
     try:
         from wandb_workspaces import workspaces
-        from wandb_workspaces.reports.v2.interface import LinePlot, WeavePanelSummaryTable
+        from wandb_workspaces.reports.v2.interface import BarPlot, LinePlot, WeavePanelSummaryTable
     except ImportError as error:
         raise UserError("the dashboard needs wandb-workspaces: pip install 'vita-audio-pl[dashboard]'") from error
 
-    def plot(title: str, metrics: str | list[str]) -> LinePlot:
+    def plot(title: str, metrics: str | list[str]) -> Any:
         if isinstance(metrics, str):
-            return LinePlot(title=title, x="Step", metric_regex=metrics)
-        return LinePlot(title=title, x="Step", y=[*metrics])
+            return LinePlot(title=title, x=STEP, metric_regex=metrics)
+        return LinePlot(title=title, x=STEP, y=[*metrics])
 
+    panels = {name: [plot(*each) for each in plots.items()] for name, plots in SECTIONS.items()}
+    panels["Evaluation"] = [LinePlot(title=title, x="Step", metric_regex=regex) for title, regex in EVALUATION.items()]
+    panels["Arms of an ablation"] = [
+        BarPlot(title=title, metrics=[*names], max_runs_to_show=MOST_RUNS) for title, names in ARMS.items()
+    ]
+    for name, tables in TABLES.items():
+        panels[name] += [WeavePanelSummaryTable(table_name=table) for table in tables]
     return workspaces.Workspace(
         entity=config.entity,
         project=config.project,
         name=config.name,
-        sections=[
-            workspaces.Section(
-                name=name,
-                panels=[
-                    *(plot(*each) for each in plots.items()),
-                    *(WeavePanelSummaryTable(table_name=table) for table in TABLES.get(name, ())),
-                ],
-                is_open=True,
-            )
-            for name, plots in SECTIONS.items()
-        ],
-        runset_settings=workspaces.RunsetSettings(groupby=[workspaces.Metric("Group")]),
+        sections=[workspaces.Section(name=name, panels=these, is_open=True) for name, these in panels.items()],
+        settings=workspaces.WorkspaceSettings(x_axis=STEP, max_runs=MOST_RUNS),
+        runset_settings=workspaces.RunsetSettings(
+            groupby=[workspaces.Metric(by) for by in ("Group", "JobType", "Name")]
+        ),
     )
 
 

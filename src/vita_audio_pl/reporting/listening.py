@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.reporting.run_files import Result, RunFiles
+from vita_audio_pl.reporting.run_files import RECORDED, Result, RunFiles
 
+_TASKS = ("sqa", "tts")
+_PROMPTS = 4  # of each task
 _TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 
 
@@ -40,14 +42,26 @@ def data_uri(path: Path) -> str:
     return f"data:{_TYPES.get(path.suffix, 'audio/wav')};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def utterances_to_hear(run: RunFiles, stage: str, split: str, most: int = 4) -> list[Utterance]:
+def utterances_to_hear(run: RunFiles, stage: str, split: str, most: int = _PROMPTS) -> list[Utterance]:
     """The kept utterances of the speaking tasks, `most` of each task."""
     found = []
-    for task in ("sqa", "tts"):
+    for task in _TASKS:
         results = [r for r in run.results if (r.stage, r.task, r.split) == (stage, task, split)]
         kept = _kept_everywhere(results)[:most]
         found += [_utterance(run, task, id, results) for id in kept]
     return found
+
+
+def recordings_to_hear(run: RunFiles) -> list[str]:
+    """The files outside the run that its pages play: questions and expected answers of the kept utterances."""
+    found: dict[str, None] = {}
+    for stage, split in dict.fromkeys((result.stage, result.split) for result in run.results):
+        for task in _TASKS:
+            results = [r for r in run.results if (r.stage, r.task, r.split) == (stage, task, split)]
+            kept = _kept_everywhere(results)[:_PROMPTS]
+            rows = [row for result in results[:1] for row in result.utterances if row["id"] in kept]
+            found |= dict.fromkeys(row[name] for row in rows for name in RECORDED if name in row)
+    return list(found)
 
 
 def _kept_everywhere(results: Sequence[Result]) -> list[str]:

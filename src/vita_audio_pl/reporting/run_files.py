@@ -11,6 +11,10 @@ from typing import Any
 from vita_audio_pl.errors import UserError
 
 MODE_ORDER = ("vanilla", "own", "balance", "boost", "turbo")
+RECORDED = ("source", "spoken_reference")
+"""What a row of `utterances.jsonl` says of recordings: files of the machine that prepared the data."""
+RECORDINGS = "recordings.json"
+"""In a bench's folder that came from elsewhere: which file of that folder a recording is."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,14 @@ class Result:
 
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:
-        """A row for each utterance, worst first."""
+        """A row for each utterance, worst first; recordings that came with the results are played from there."""
         text = (self.folder / self.utterance_file).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        rows = [json.loads(line) for line in text.splitlines()]
+        bench = (self.folder / "../../..").resolve()
+        packed = _read_json(bench / RECORDINGS, {})
+        for row in rows:
+            row |= {name: str(bench / packed[row[name]]) for name in RECORDED if row.get(name) in packed}
+        return rows
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Fetches the arms of an ablation from wandb, where each left an artifact with all that a report reads."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ ARM_TYPE = "arm"
 
 
 def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> list[Path]:
-    """Download the arms of an ablation that are not in `runs/<experiment>` yet.
+    """Download the arms of an ablation that are not in `runs/<experiment>` yet, each whole or not at all.
 
     Args:
         project: `ENTITY/PROJECT`.
@@ -20,7 +22,7 @@ def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> li
         The folders that were made.
 
     Raises:
-        UserError: wandb cannot be reached, or the project has no arm of that ablation.
+        UserError: wandb cannot be reached, the project has no arm of that ablation, or a folder is in the way.
     """
     import wandb
 
@@ -32,11 +34,13 @@ def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> li
             folder = runs / experiment / run.name.rpartition("/")[2]
             if (folder / "arm.json").is_file():
                 continue
-            for artifact in run.logged_artifacts():
-                if artifact.type == ARM_TYPE:
-                    artifact.download(root=str(folder))
-                    folders.append(folder)
-    except (wandb.Error, ValueError) as error:
+            if folder.exists():
+                raise UserError(f"{folder} is in the way: it is not a whole arm; move it, and the arm is fetched")
+            logged = [artifact for artifact in run.logged_artifacts() if artifact.type == ARM_TYPE]
+            if logged:
+                _download(max(logged, key=lambda artifact: int(artifact.version.removeprefix("v"))), folder)
+                folders.append(folder)
+    except (wandb.Error, ValueError, OSError) as error:
         raise UserError(
             f"the arms of '{experiment}' could not be fetched from wandb project {project}: {error}"
         ) from error
@@ -45,3 +49,12 @@ def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> li
             f"wandb project {project} has no arms of '{experiment}': look for runs of job type '{ARM_TYPE}'"
         )
     return folders
+
+
+def _download(artifact: Any, folder: Path) -> None:
+    """Download into `folder`, which is there when all files are."""
+    aside = folder.parent / ".fetching" / folder.name  # a level too deep to be read as an arm
+    shutil.rmtree(aside, ignore_errors=True)  # of a download that was cut off
+    artifact.download(root=str(aside))
+    os.replace(aside, folder)
+    shutil.rmtree(aside.parent, ignore_errors=True)

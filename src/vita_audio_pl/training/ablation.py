@@ -19,6 +19,7 @@ from typing import Any
 
 from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.wandb_log import never_fatal
 from vita_audio_pl.training.chain import COMMAND, Sweep, settings_of_stage
 from vita_audio_pl.training.loggers import wandb_mode
 from vita_audio_pl.training.manifest import StageManifest
@@ -70,6 +71,7 @@ class Arm:
         evaluation: what was evaluated, and its cost; empty before it is done.
         number: of the arm in its sweep.
         finished: whether all of it is done.
+        logged: whether wandb has it, as it is.
     """
 
     experiment: str
@@ -81,6 +83,7 @@ class Arm:
     evaluation: dict[str, Any] = field(default_factory=dict)
     number: int = 0
     finished: bool = False
+    logged: bool = False
 
     @classmethod
     def of(cls, config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> "Arm":
@@ -143,10 +146,15 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
     if config.experiment.suite:
         arm.evaluation = _evaluate(config, arm, earlier.get("evaluation", {}))
     arm.finished = True
+    unchanged = earlier.get("stages") == arm.stages and earlier.get("evaluation") == arm.evaluation
+    arm.logged = unchanged and bool(earlier.get("logged"))
     arm.write(folder)
     mode = wandb_mode(config.logger.wandb)
-    if mode != "off" and not earlier.get("finished"):
-        log_arm(config, folder, mode)
+    if mode != "off" and not arm.logged:
+        with never_fatal(f"arm {arm.run_name}", "it is finished nevertheless; the same command sends it"):
+            log_arm(config, folder, mode)
+            arm.logged = True
+            arm.write(folder)
     return stage_folder(config, config.variant.stages[-1]).last_metric(config.experiment.metric)
 
 
@@ -230,9 +238,10 @@ def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[st
         print("  evaluation is finished", flush=True)
         return earlier
     places = [f"run_name={arm.run_name}", f"paths.data={paths.data}", f"paths.runs={paths.runs}"]
-    shared = [f"heard={Path(paths.runs) / SHARED / 'heard.jsonl'}", f"wandb={wandb_mode(config.logger.wandb)}"]
+    shared = [f"heard={Path(paths.runs) / SHARED / 'heard.jsonl'}"]
+    wandb = [f"wandb={wandb_mode(config.logger.wandb)}", f"wandb_project={config.logger.wandb_project}"]
     cost = Cost()
-    status = cost.run([sys.executable, "-m", "vita_audio_pl.evaluate", *places, *shared, *settings])
+    status = cost.run([sys.executable, "-m", "vita_audio_pl.evaluate", *places, *shared, *wandb, *settings])
     if status:
         raise UserError(
             f"the evaluation of {arm.run_name} ended with status {status}; see its message above, and give the same "
