@@ -5,12 +5,21 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 
+from vita_audio_pl.training import proof
 from vita_audio_pl.training.module import SpeechLMModule
 
 
 def install() -> None:
     """Makes every training of this process leave the file beside its metrics."""
     with_gradient: set[str] = set()
+    hashed: list[int] = []
+    fingerprint = proof.fingerprint
+
+    def counted(value: Any) -> str:
+        hashed.append(value.numel())
+        return fingerprint(value)
+
+    proof.fingerprint = counted
 
     def on_after_backward(self: SpeechLMModule) -> None:
         for name, parameter in self.speech_lm.named_parameters():
@@ -23,6 +32,7 @@ def install() -> None:
         facts = {
             "frozen_with_gradient": sorted(with_gradient),
             "groups": {g["name"]: [g["peak_lr"], g["weight_decay"]] for g in optimizer.param_groups},
+            "hashed": len(hashed),
             "elements_with_moments": sum(local(state["exp_avg"]).numel() for state in inner.state.values()),
         }
         if hasattr(optimizer, "gradient_accumulation_dtype"):  # DeepSpeed

@@ -1,8 +1,10 @@
 """Proof that what was frozen stayed as it was, and that what should train did."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.errors import UserError
@@ -80,7 +82,22 @@ class TrainingProof(Callback):
         self._at_start = dict(state)
 
     def _fingerprints(self, module: SpeechLMModule) -> dict[str, str]:
-        return {name: fingerprint(self.engine.weight(parameter)) for name, parameter in _parameters(module)}
+        """Hashes by name, on every rank. Each is made by one rank, while all gather the tensors after it."""
+        rank, ranks = module.trainer.global_rank, module.trainer.world_size
+        making: dict[str, Future[str]] = {}
+        latest: Future[str] | None = None
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            for number, (name, parameter) in enumerate(_parameters(module)):
+                whole = self.engine.weight(parameter)
+                if number % ranks == rank:
+                    if latest is not None:
+                        latest.result()  # a rank holds one whole tensor at a time
+                    making[name] = latest = pool.submit(fingerprint, whole.cpu())
+        shares = [{name: hashed.result() for name, hashed in making.items()}]
+        if ranks > 1:
+            own, shares = shares[0], [{}] * ranks
+            torch.distributed.all_gather_object(shares, own)
+        return {name: value for share in shares for name, value in share.items()}
 
 
 def _parameters(module: SpeechLMModule) -> list[tuple[str, Any]]:
