@@ -1,8 +1,12 @@
 """What a process of a training run can tell of its optimiser and its gradients, as `probe.rank-<r>.json`."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.loops import training_epoch_loop
 from torch.distributed.tensor import DTensor
 
 from vita_audio_pl.training import proof
@@ -20,6 +24,16 @@ def install() -> None:
         return fingerprint(value)
 
     proof.fingerprint = counted
+    asked: list[str] = []
+    broadcast = torch.distributed.broadcast
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        caller = Path(sys._getframe(1).f_code.co_filename).name
+        if caller == Path(training_epoch_loop.__file__).name:
+            asked.append(caller)
+        return broadcast(*args, **kwargs)
+
+    torch.distributed.broadcast = told
 
     def on_after_backward(self: SpeechLMModule) -> None:
         for name, parameter in self.speech_lm.named_parameters():
@@ -33,6 +47,7 @@ def install() -> None:
             "frozen_with_gradient": sorted(with_gradient),
             "groups": {g["name"]: [g["peak_lr"], g["weight_decay"]] for g in optimizer.param_groups},
             "hashed": len(hashed),
+            "asked_by_lightning": len(asked),
             "elements_with_moments": sum(local(state["exp_avg"]).numel() for state in inner.state.values()),
         }
         if hasattr(optimizer, "gradient_accumulation_dtype"):  # DeepSpeed

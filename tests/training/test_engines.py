@@ -101,6 +101,7 @@ def assert_only_what_trains_has_state(found: StageFolder, engine: str, overrides
     ranks = [json.loads((found.root / f"probe.rank-{rank}.json").read_text()) for rank in range(2)]
     for rank in ranks:
         assert rank["frozen_with_gradient"] == []
+        assert rank["asked_by_lightning"] == 0  # about signals, in every micro-batch: ours does
         assert rank["hashed"] <= 2 * -(-len(list(model.parameters())) // 2)  # its half, at the start and at the end
         assert rank["groups"] == {group["name"]: [group["peak_lr"], group["weight_decay"]] for group in groups}
     padding = PADDING if engine.startswith("deepspeed") else 0

@@ -35,6 +35,8 @@ class Preemption(Callback):
     def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         # after Lightning has set its own, whose SIGTERM handler runs a collective inside the signal handler
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # its loop would still ask all ranks before every micro-batch, and wait for the device, whether a signal came
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
