@@ -42,7 +42,8 @@ def settings(stage: str, tied: bool, parent: StageFolder | None) -> list[str]:
 
 def train_here(root: Path, *overrides: str) -> StageFolder:
     config = toy.toy_config(root / "runs", *overrides)
-    return StageFolder(train_stage(config, toy.toy_data(root / "world", prompts=True)).parent)
+    data = toy.ToyData(text_weight=config.rendering.text_weight)
+    return StageFolder(train_stage(config, toy.toy_data(root / "world", data, prompts=True)).parent)
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,20 @@ from safetensors.torch import load_file
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder import StageFolder
 
+PRECISION = "trainer.precision=bf16-mixed"
+
 
 def weights(folder: StageFolder) -> dict[str, torch.Tensor]:
     return load_file(folder.model / "model.safetensors")
 
 
 def test_the_fused_update_trains_the_same_and_goes_on_from_a_checkpoint(trained, monkeypatch, tmp_path):
-    expected = weights(trained("align", "run_name=plain"))
+    expected = weights(trained("align", "run_name=plain", PRECISION))
     monkeypatch.setattr(Engine, "fused", True)
-    whole = trained("align", "run_name=fused", "callbacks.save_every=3", "callbacks.keep_last=9")
+    whole = trained("align", "run_name=fused", PRECISION, "callbacks.save_every=3", "callbacks.keep_last=9")
     checkpoint = whole.checkpoints / "step-00000003.ckpt"
     shutil.copytree(checkpoint, tmp_path / "runs" / "resumed" / "align" / "checkpoints" / checkpoint.name)
-    resumed = weights(trained("align", "run_name=resumed"))
+    resumed = weights(trained("align", "run_name=resumed", PRECISION))
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
