@@ -49,6 +49,33 @@ def test_ratio_alone_sets_the_decoding_pattern_too():
     assert composed("variant=vita_audio_balance").text_audio_interval_ratio == [1, 4, 3, 8, 4, 10]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "kernel"),
+    [
+        ((), "per_document"),
+        (("trainer=gpu",), "flash"),
+        (("trainer=gpu", "trainer.precision=32-true"), "per_document"),
+        (("trainer=fsdp2", "trainer.accelerator=cpu"), "per_document"),
+        (("trainer=gpu", "model.attention=flex"), "flex"),
+        (("scale=published",), "flash"),
+    ],
+)
+def test_attention_left_open_fits_the_trainer(overrides, kernel):
+    assert composed(*overrides).model.attention == kernel
+
+
+@pytest.mark.parametrize("objective", sorted(path.stem for path in (CONF / "objective").glob("*.yaml")))
+def test_published_losses_take_large_chunks_under_every_objective(objective):
+    config = composed("scale=published", f"objective={objective}", "stage=sft")
+    assert config.objective.name == objective and config.objective.chunk_rows == 4096
+    assert composed(f"objective={objective}").objective.chunk_rows == 512
+
+
+def test_flash_is_refused_where_it_cannot_run():
+    with pytest.raises(UserError, match="model.attention=flash computes in 16 bits on GPUs, and trainer=cpu"):
+        check_train_config(composed("model.attention=flash"))
+
+
 def test_settings_of_one_stage_reach_that_stage_only():
     overrides = ("per_stage.mtp10.steps=7", "per_stage.mtp10.mixture=other")
     assert composed("stage=mtp10", *overrides).stage.steps == 7

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from transformers import Qwen2Config
 
 from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.models.attention import flash_shares_keys
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.flops import Work
 from vita_audio_pl.models.speech_lm import SpeechLM
 
 FLOAT, HALF, INDEX = 4, 2, 8
+_LOGIT_TABLES = {"distil": 8}  # of a chunk, at once: both distributions, what is made of them, and the last chunk's
 _ZERO_BUCKET = 200_000_000  # elements of DeepSpeed's buckets, as Lightning sets them
 _ZERO_LIVE = 1_000_000_000  # parameters that stage 3 keeps gathered at most
 
@@ -62,7 +64,8 @@ def block_bytes(backbone: Qwen2Config, kinds: Arithmetic, attention: str, rows: 
         norms = 2 * (hidden * FLOAT + hidden * HALF + FLOAT)
     # what q, k, v, o, gate and up read: casts are made for each of them apart
     read = (6 if kinds.autocast else 3) * hidden
-    keys = 2 * hidden if attention == "flash" else 2 * shared  # flash reads keys repeated for every head
+    repeated = attention == "sdpa" or attention == "flash" and not flash_shares_keys()  # keys, for every query head
+    keys = 2 * hidden if repeated else 2 * shared
     # documents' results before they are joined; sdpa keeps the mask of all pairs as numbers
     apart = {"per_document": hidden, "sdpa": rows}.get(attention, 0)
     gated = 4 * inner  # gate before and after its activation, up, and their product
@@ -141,7 +144,7 @@ def _states(
         model_bytes = HALF if half else FLOAT
         master = FLOAT * trained / ranks  # a float32 copy is kept for float32 models too
         optimiser, host = master + 2 * FLOAT * trained / ranks, 0.0
-        gradients = model_bytes * trained / ranks
+        gradients = FLOAT * trained / ranks
         bucket = model_bytes * float(min(_ZERO_BUCKET, trained))
         if trainer.zero_stage < 3:
             weights, working = model_bytes * float(total), 2 * bucket
@@ -203,17 +206,22 @@ def _loss(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work, a
     vocabulary = float(backbone.vocab_size)
     gradient = vocabulary * backbone.hidden_size * FLOAT if model.lm_head.weight.requires_grad else 0.0
     cast = vocabulary * backbone.hidden_size * HALF if kinds.autocast else 0.0
-    chunk = min(config.objective.chunk_rows, scored) * (vocabulary + 2 * backbone.hidden_size) * FLOAT
+    # on a GPU in 16 bits the logits' gradient is cast, and each chunk's part of the vocabulary's gradient stands beside it
+    in_16_bits = config.trainer.accelerator != "cpu" and kinds.products == HALF
+    logit = _LOGIT_TABLES.get(config.objective.name, 1) * FLOAT + (HALF if in_16_bits else 0)
+    chunk = min(config.objective.chunk_rows, scored) * (vocabulary * logit + 2 * backbone.hidden_size * FLOAT)
+    chunk += gradient if in_16_bits else 0.0
     waits = states * kinds.stream + gradient
     return waits + 2 * states * kinds.stream + chunk + cast, waits
 
 
 def _update(model: SpeechLM, trained: int, weights: float, ranks: int, config: TrainConfig, on_gpu: bool) -> float:
-    """AdamW's temporaries: of all parameters at once on a GPU, of one parameter after another on a CPU."""
+    """AdamW's temporaries: of one parameter after another on a CPU; on a GPU it is one kernel, for which DeepSpeed alone
+    makes a flat copy of the gradients."""
     if config.trainer.offload:
         return 0.0
     spread = ranks if config.trainer.engine in ("fsdp2", "deepspeed") else 1
     if on_gpu:
-        return FLOAT * trained / spread
+        return FLOAT * trained / spread if config.trainer.engine == "deepspeed" else 0.0
     largest = max(p.numel() for p in model.parameters() if p.requires_grad)
     return 2.0 * FLOAT * largest / spread
