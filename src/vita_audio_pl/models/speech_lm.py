@@ -230,7 +230,9 @@ class SpeechLM(nn.Module):
         weight = self.speech_input.audio_projection[0].weight
         # without a clip the modules run all the same, since ranks that shard parameters have to agree on what they run
         heard = clips or [torch.zeros(1, self.config.encoder.input_size)]
-        states = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in heard]).to(embeds.dtype)
+        states = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in heard]).to(
+            embeds.dtype
+        )
         if not len(clips):
             return embeds + 0.0 * states.sum()
         places = ids == self.config.context_of_audio
