@@ -2,21 +2,49 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference import Runtime, generate
+from vita_audio_pl.inference import Runtime, Sampling, generate, graphs
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.graphs import StaticRows
-from vita_audio_pl.inference.products import PackedProduct, PlainProduct, product
+from vita_audio_pl.inference.graphs import StaticRows, context_lengths
+from vita_audio_pl.inference.products import Float32Logits, PackedProduct, PlainProduct, product, vocabulary_product
 from vita_audio_pl.inference.rows import Span
+from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
+
+
+@pytest.fixture
+def imitated_graphs(monkeypatch):
+    """Replays work on the CPU as a graph would: results stay where they are; short contexts, so that they change."""
+
+    class Imitated:
+        captured = replays = 0
+
+        def __init__(self, device):
+            pass
+
+        def __call__(self, work):
+            Imitated.captured += 1
+            result = work()
+
+            class Replay:
+                def replay(self):
+                    Imitated.replays += 1
+                    result.copy_(work())
+
+            return Replay(), result
+
+    monkeypatch.setattr(graphs, "CudaCapture", Imitated)
+    monkeypatch.setattr(graphs, "SHORTEST_CONTEXT", 16)
+    return Imitated
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("spans", [[Span(0, 0, 9)], [Span(0, 4, 5), Span(1, 7, 8)], [Span(1, 3, 6), Span(2, 8, 11)]])
 def test_a_rounded_up_context_changes_nothing(runtime, prompts, spans):
     results = []
-    for wrap in (lambda rows, cache: rows, lambda rows, cache: StaticRows(rows, cache.capacity).fresh()):
+    for wrap in (lambda rows, cache: rows, lambda rows, cache: StaticRows(rows, 40).fresh()):
         cache = runtime.new_cache(slots=3, capacity=40, n_heads=3)
         for slot, ids in enumerate(prompts(20, 20, 20)):
             runtime.run(0, runtime.rows(0, [Span(slot, 0, 20)], ids), cache)
@@ -33,19 +61,61 @@ def test_cuda_graphs_are_refused_without_a_gpu(runtime):
             Decoder(runtime, capacity=16, graphs=True)
 
 
+@pytest.mark.parametrize("mode", ["vanilla", "boost", "balance", "turbo", [2, 1, 1, 5]])
+def test_every_pass_after_the_prompt_replays_a_graph(mode, tiny_model, prompts, imitated_graphs):
+    model, [prompt], pattern = Runtime(tiny_model(n_heads=6)), prompts(23), DecodePattern.of(mode)
+    [plain] = generate(model, [prompt], pattern, max_new_tokens=90)
+    [replayed] = generate(model, [prompt], pattern, max_new_tokens=90, graphs=True)
+    assert replayed == plain
+    reading_the_prompt = 1 + max(plain.writers)
+    assert imitated_graphs.replays == plain.backbone_passes + plain.head_passes - reading_the_prompt
+
+
+@pytest.mark.parametrize("sessions", [1, 3])
+@pytest.mark.parametrize("verify", ["greedy", "sample"])
+def test_graphs_write_the_same_tokens_under_verification(sessions, verify, agreeing_model, prompts, imitated_graphs):
+    runtime, batch = Runtime(agreeing_model()), prompts(5, 9, 12)[:sessions]
+    settings = {"max_new_tokens": 60, "verify": verify, "batch_size": sessions}
+    settings["sampling"] = Sampling(temperature=0.7 if verify == "sample" else 0.0)
+    plain = generate(runtime, batch, DecodePattern.of("turbo"), **settings)
+    assert generate(runtime, batch, DecodePattern.of("turbo"), **settings, graphs=True) == plain
+    passes = sum(answer.backbone_passes + answer.head_passes for answer in plain)
+    assert imitated_graphs.replays > (0.7 * passes if sessions == 1 else 0)
+
+
+def test_graphs_are_captured_when_a_pattern_is_first_opened_and_disturb_nobody(tiny_model, prompts, imitated_graphs):
+    runtime, batch = Runtime(tiny_model()), prompts(12, 12)
+    patterns = DecodePattern.of("boost"), DecodePattern.of("turbo")
+    alone = [generate(runtime, [p], q, max_new_tokens=60)[0].ids for p, q in zip(batch, patterns, strict=True)]
+    decoder, sequences = Decoder(runtime, slots=2, capacity=72, graphs=True), []
+    for prompt, pattern in zip(batch, patterns, strict=True):
+        captured = imitated_graphs.captured
+        sequences.append(decoder.open(prompt, Options(pattern, 60)))
+        assert imitated_graphs.captured > captured
+        captured = imitated_graphs.captured
+        for _ in range(3):
+            decoder.step()
+    while not all(sequence.finished for sequence in sequences):
+        decoder.step()
+    for sequence in sequences:
+        decoder.close(sequence)
+    decoder.open(batch[0], Options(patterns[0], 60))
+    assert [sequence.result().ids for sequence in sequences] == alone and imitated_graphs.captured == captured
+
+
+def test_contexts_double_up_to_the_capacity():
+    assert context_lengths(100) == [100] and context_lengths(1100) == [256, 512, 1100]
+    assert context_lengths(4128) == [256, 512, 1024, 2048, 4128]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["vanilla", "boost", "turbo"])
 def test_cuda_graphs_write_the_same_tokens(tiny_model, prompts, mode):
     runtime, pattern = Runtime(tiny_model().cuda()), DecodePattern.of(mode)
     [prompt] = prompts(12)
-    [plain] = generate(runtime, [prompt], pattern, max_new_tokens=60)
-    decoder = Decoder(runtime, capacity=72, graphs=True)
-    from vita_audio_pl.inference.sequence import Options
-
-    sequence = decoder.open(prompt, Options(pattern, 60))
-    while not sequence.finished:
-        decoder.step()
-    assert sequence.result().ids == plain.ids
+    [plain] = generate(runtime, [prompt], pattern, max_new_tokens=300, graphs=False)
+    [replayed] = generate(runtime, [prompt], pattern, max_new_tokens=300)
+    assert replayed.ids == plain.ids
 
 
 @pytest.mark.slow
@@ -68,6 +138,16 @@ def test_packed_products_are_products(rows, biased):
     assert packed(x).is_contiguous()
     with torch.inference_mode():
         assert packed(x).shape == (rows, 512)
+
+
+def test_16_bit_logits_on_a_gpu_are_float32():
+    """Neighbours near 20 are an eighth apart in bfloat16, so that ties would hide the larger one."""
+    with FakeTensorMode():
+        weight, x = (torch.empty(n, 64, dtype=torch.bfloat16, device="cuda") for n in (300, 3))
+        logits = vocabulary_product(weight)
+        assert isinstance(logits, Float32Logits) and logits(x).dtype == torch.float32 and logits(x).shape == (3, 300)
+        assert isinstance(vocabulary_product(weight.float()), PlainProduct)
+    assert isinstance(vocabulary_product(torch.empty(512, 256)), PackedProduct)
 
 
 def test_a_large_model_decodes_through_packed_weights_to_the_training_function(tiny_model, prompts):

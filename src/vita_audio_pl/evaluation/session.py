@@ -42,6 +42,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         count_unreadable=config.missing_audio == "count",
         speaker_model=Path(config.speaker_model) if config.speaker_model else None,
         mos_model=Path(config.mos_model) if config.mos_model else None,
+        graphs=config.graphs,
     )
     steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
     workers = config.workers or _processes(device)

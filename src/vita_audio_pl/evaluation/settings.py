@@ -71,6 +71,7 @@ class EvaluateConfig:
     batch_size: int = 64  # answers decoded together
     workers: int | None = None  # processes; null = one per core on a CPU (8 at most), one on a GPU
     device: str = "auto"  # cpu, cuda or auto
+    graphs: bool | None = None  # replay decoding passes as CUDA graphs; null = on a GPU
     wandb: str = "off"  # or offline, online: log the figures there, too
     wandb_project: str = "vita-audio-pl"
 

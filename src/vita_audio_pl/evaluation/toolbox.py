@@ -44,6 +44,7 @@ class ModelToolbox:
         threads: CPU threads of one process.
         speaker_model: WavLM checkpoint that compares answers with the voice that was asked for; None for no comparison.
         mos_model: UTMOS as TorchScript that rates how natural answers sound; None for no rating.
+        graphs: decode with CUDA graphs; None for on a GPU.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class ModelToolbox:
         threads: int = 1,
         speaker_model: Path | None = None,
         mos_model: Path | None = None,
+        graphs: bool | None = None,
     ) -> None:
-        self.device, self.count_unreadable, self.threads = device, count_unreadable, threads
+        self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
         self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(partial(load_codec, device=device))
         self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
@@ -161,4 +163,5 @@ class ModelToolbox:
             verify=decoding.verify,
             batch_size=decoding.batch_size,
             clips=clips,
+            graphs=self.graphs,
         )

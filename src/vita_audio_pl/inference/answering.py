@@ -84,5 +84,5 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
     }
     if config.first_chunk == "draft":
         options["first_chunk"] = (vocabulary.begin_of_audio, vocabulary.end_of_audio)
-    decoder = Decoder(loaded.runtime, capacity=len(prompt) + config.max_new_tokens)
+    decoder = Decoder(loaded.runtime, capacity=len(prompt) + config.max_new_tokens, graphs=config.graphs)
     return Session(decoder, prompt, pattern, **options)

@@ -28,6 +28,7 @@ def generate(
     verify: str = "none",
     batch_size: int = 8,
     clips: SequenceOf[SequenceOf[Tensor]] | None = None,
+    graphs: bool | None = None,
 ) -> list[Generation]:
     """Decodes every prompt; the answers come in the prompts' order.
 
@@ -45,6 +46,7 @@ def generate(
         verify: `none`, `greedy` or `sample`: see `Options`.
         batch_size: prompts at a time.
         clips: for each prompt, features of its audio, for models that hear through an encoder.
+        graphs: replay passes as CUDA graphs; by default on a GPU.
 
     Raises:
         UserError: a setting or a prompt that cannot be, or logits that are not numbers; with the prompt's number.
@@ -64,6 +66,7 @@ def generate(
         slots=min(batch_size, len(prompts)),
         capacity=max(len(prompt) for prompt in prompts) + max_new_tokens,
         n_heads=max(0, *pattern.writers(max_new_tokens, runtime.n_heads).tolist()),
+        graphs=graphs,
     )
     results: list[Generation | None] = [None] * len(prompts)
     waiting = list(enumerate(prompts))[::-1]

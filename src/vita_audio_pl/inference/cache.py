@@ -1,5 +1,8 @@
 """Memory of the sequences being decoded: keys and values of every layer, and hidden states that heads still need."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -69,6 +72,20 @@ class Cache:
     def clear(self, slot: int) -> None:
         """Zeroes what a slot holds."""
         self.memory[:, :, slot].zero_()
+
+    @contextmanager
+    def kept(self, start: int, stop: int) -> Iterator[None]:
+        """Puts rows `start <= p < stop` of every slot back afterwards."""
+        keys_and_values = self.memory[..., start:stop, :]
+        before = keys_and_values.clone()
+        places = torch.arange(start, stop, device=self.hidden.device) % self.window
+        hidden = self.hidden.unflatten(1, (self.slots, self.window))
+        hidden_before = hidden[:, :, places]
+        try:
+            yield
+        finally:
+            keys_and_values.copy_(before)
+            hidden[:, :, places] = hidden_before
 
     def keep_hidden(self, level: int, rows: Rows, hidden: Tensor) -> None:
         """Stores the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
-from vita_audio_pl.inference.graphs import GraphedPasses
+from vita_audio_pl.inference.graphs import GraphedPasses, recurring_shapes
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import Heard, Runtime
 from vita_audio_pl.inference.scoring import Scorer
@@ -38,7 +38,8 @@ class Decoder:
         slots: sequences at a time.
         capacity: tokens of a sequence, prompt included.
         n_heads: heads that any pattern will use; all by default.
-        graphs: replay passes as CUDA graphs (on a GPU only).
+        graphs: replay passes as CUDA graphs; by default on a GPU, where alone they can be. The first sequence of a pattern
+            that is opened waits a second or so for their capture, so that none does in the middle of an answer.
         clock: what `seconds` is measured with.
 
     Attributes:
@@ -57,7 +58,7 @@ class Decoder:
         slots: int = 1,
         capacity: int,
         n_heads: int | None = None,
-        graphs: bool = False,
+        graphs: bool | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         if slots < 1 or capacity < 2:
@@ -73,7 +74,8 @@ class Decoder:
             slots=slots, capacity=capacity, n_heads=self.n_heads, window=2 * PREFILL_CHUNK
         )
         self.scorer = Scorer(runtime)
-        self._passes: Runtime | GraphedPasses = GraphedPasses(runtime) if graphs else runtime
+        self._graphed = GraphedPasses(runtime, self.cache) if _chosen(graphs, runtime.device) else None
+        self._passes: Runtime | GraphedPasses = self._graphed or runtime
         self.seconds: dict[str, float] = defaultdict(float)
         self.errors: dict[Sequence, UserError] = {}
         self._sequences: list[Sequence | None] = [None] * slots
@@ -113,6 +115,8 @@ class Decoder:
                 f"the prompt has tokens from {min(prompt)} to {max(prompt)}, but the model's vocabulary has "
                 f"{vocabulary}; it was written with another tokenizer"
             )
+        if self._graphed is not None:
+            self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, options.verify != "none"))
         slot = self._sequences.index(None)
         sequence = Sequence(slot, prompt, options, self.n_heads, self._hear(prompt, clips))
         self._sequences[slot] = sequence
@@ -283,6 +287,10 @@ class Decoder:
         self.errors[sequence] = UserError(
             "the model's output was not a number, so this session was ended; check the weights, or decode in float32"
         )
+
+
+def _chosen(graphs: bool | None, device: torch.device) -> bool:
+    return device.type == "cuda" if graphs is None else graphs
 
 
 def _heard(sequences: list[Sequence], spans: list[Span]) -> Heard | None:

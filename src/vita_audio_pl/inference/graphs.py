@@ -1,40 +1,87 @@
 """CUDA graphs of decoding passes: on a GPU, launching some 600 small kernels costs more than running them.
 
-Written for one H100-class GPU and not yet run on one: the CPU tests cover the static rows that a graph is captured with,
-the capture itself needs a GPU (test marked `gpu`).
+Written for one H100-class GPU and not yet run on one: the CPU tests replay an imitated graph, the capture itself needs a
+GPU (test marked `gpu`).
 """
 
 import copy
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
-from vita_audio_pl.inference.rows import Rows
+from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import Heard, Runtime
+from vita_audio_pl.interleave import DecodePattern
 
-KEYS_PER_GRAPH = 256
-"""Lengths of context are rounded up to a multiple of this, so that one graph serves many of them."""
+SHORTEST_CONTEXT = 256
+"""Keys that the smallest graph reads."""
 MOST_ROWS = 128
-"""Larger passes (prompts) run without a graph; there the kernels are large enough."""
+"""Larger passes run without a graph; there the kernels are large enough."""
+
+
+class Shape(NamedTuple):
+    """A pass of predictor 0 (the backbone) or k + 1 (head k) over `width` rows of each sequence."""
+
+    predictor: int
+    width: int
+
+
+@lru_cache
+def recurring_shapes(pattern: DecodePattern, n_heads: int, verifies: bool) -> frozenset[Shape]:
+    """The passes that an answer consists of once its prompt is read.
+
+    Under verification the backbone reads its own token and every draft, and head k, which drafts k tokens after it, what
+    the last round committed or all that it drafted from: any width from k + 1 up. Rounds that end early are left out.
+    """
+    period = sum(pattern.runs)
+    writers = pattern.writers(3 * period, n_heads).tolist()
+    if verifies:
+        drafts = max(writers)
+        heads = {Shape(k, width) for k in range(1, drafts + 1) for width in range(k, drafts + 2)}
+        return frozenset(heads | {Shape(0, drafts + 1)})
+    shapes = set()
+    read: dict[int, int] = {}
+    for length, writer in enumerate(writers, 1):
+        if writer in read:
+            shapes.add(Shape(writer, length - read[writer]))
+        read[writer] = length
+    return frozenset(shapes)
+
+
+def context_lengths(capacity: int) -> list[int]:
+    """Keys that graphs are captured for: doubling, so that they are few, and at last the whole cache.
+
+    A pass reads at most about twice the keys that it needs. For 7B and 4096 tokens all keys are 2 % of the weights, which
+    every pass reads as well.
+    """
+    lengths = []
+    length = SHORTEST_CONTEXT
+    while 4 * length <= 3 * capacity:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, capacity]
 
 
 class StaticRows(Rows):
     """Rows whose tensors stay where they are while their contents change, and whose context is rounded up."""
 
-    def __init__(self, rows: Rows, capacity: int):
+    def __init__(self, rows: Rows, last_key: int):
         self.__dict__.update(
             {k: v for k, v in vars(rows).items() if k not in ("into_grid", "out_of_grid", "mask", "last")}
         )
-        self.last_key = min(-(-rows.last_key // KEYS_PER_GRAPH) * KEYS_PER_GRAPH, capacity)
+        self.last_key = last_key
         self.numbers = rows.numbers.clone()
         self.ids, self.slot_numbers, self.positions = self.numbers
 
     @property
     def sees_all(self) -> bool:
-        return False  # the rounded-up context always ends in places to be masked
+        return False  # the rounded-up context ends in places to be masked
 
     def fresh(self) -> "StaticRows":
         """The same tensors without what was derived from them, so that a capture records the deriving too."""
@@ -42,14 +89,42 @@ class StaticRows(Rows):
         other.__dict__.pop("mask", None)
         return other
 
-    def key(self, predictor: int) -> tuple[int, ...]:
-        """Passes with equal keys can be replayed from one graph."""
-        return (predictor, self.first_slot, self.slots, self.width, self.last_key)
+
+class Graph(Protocol):
+    """Work that was captured."""
+
+    def replay(self) -> None: ...
+
+
+class CudaCapture:
+    """Captures work as a CUDA graph; all graphs share the memory of what lies between input and result.
+
+    Raises:
+        UserError: the device is no GPU.
+    """
+
+    def __init__(self, device: torch.device):
+        if device.type != "cuda":
+            raise UserError(f"CUDA graphs need a GPU, and the model is on {device}; leave graphs off")
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
+        """The graph, and the tensor that every replay writes the result of `work` into."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # other threads (a vocoder, a loader of training data) may allocate meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = work()
+        return graph, result
 
 
 @dataclass
 class _Captured:
-    graph: "torch.cuda.CUDAGraph"
+    graph: Graph
     rows: StaticRows
     hidden: Tensor
     angles: tuple[
@@ -58,42 +133,53 @@ class _Captured:
 
 
 class GraphedPasses:
-    """Runs a runtime's passes as CUDA graphs, captured when their shape is first seen.
+    """Runs a runtime's passes as CUDA graphs where `prepare` captured them, and as they are elsewhere.
+
+    A graph serves one shape of pass in which every sequence of the cache takes part. Prompts, and rounds in which
+    sequences are out of step or have left, run without.
 
     Args:
         runtime: on a GPU.
+        cache: that all passes work on.
 
     Raises:
-        UserError: it is not on a GPU.
+        UserError: the runtime is not on a GPU.
     """
 
-    def __init__(self, runtime: Runtime):
-        if runtime.device.type != "cuda":
-            raise UserError(f"CUDA graphs need a GPU, and the model is on {runtime.device}; leave graphs off")
-        self._runtime = runtime
-        self._captured: dict[tuple[int, ...], _Captured] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, runtime: Runtime, cache: Cache):
+        self._runtime, self._cache = runtime, cache
+        self._capture = CudaCapture(runtime.device)
+        self._contexts = context_lengths(cache.capacity)
+        self._captured: dict[tuple[Shape, int], _Captured] = {}
+
+    @torch.inference_mode()
+    def prepare(self, shapes: Collection[Shape]) -> None:
+        """Captures passes at every length of context, so that no answer waits for it later.
+
+        What sequences hold in the cache is kept.
+        """
+        for shape in sorted(set(shapes)):
+            for context in self._contexts:
+                fits = shape.width * self._cache.slots <= MOST_ROWS and shape.predictor + shape.width <= context
+                if fits and (shape, context) not in self._captured:
+                    self._captured[shape, context] = self._captured_pass(shape, context)
 
     def run(self, predictor: int, rows: Rows, cache: Cache, heard: Heard | None = None) -> Tensor:
-        """As `Runtime.run`; the result is overwritten by the next pass of the same shape."""
-        if heard is not None or not rows.dense or rows.total > MOST_ROWS:
+        """As `Runtime.run`; the result of a captured pass is overwritten by the next one of the same shape."""
+        captured = None
+        if heard is None and rows.dense and rows.slots == cache.slots:
+            context = next(length for length in self._contexts if length >= rows.last_key)
+            captured = self._captured.get((Shape(predictor, rows.width), context))
+        if captured is None:
             return self._runtime.run(predictor, rows, cache, heard)
-        static = StaticRows(rows, cache.capacity)
-        key = static.key(predictor)
-        if key not in self._captured:
-            self._captured[key] = self._capture(predictor, static, cache)
-        captured = self._captured[key]
         captured.rows.numbers.copy_(rows.numbers)
         captured.graph.replay()
         return captured.hidden
 
-    def _capture(self, predictor: int, rows: StaticRows, cache: Cache) -> _Captured:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
-            self._runtime.run(predictor, rows.fresh(), cache)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            hidden = self._runtime.run(predictor, rows.fresh(), cache)
+    def _captured_pass(self, shape: Shape, context: int) -> _Captured:
+        predictor, width = shape
+        spans = [Span(slot, context - width, context) for slot in range(self._cache.slots)]
+        rows = StaticRows(self._runtime.rows(predictor, spans, [0] * (width * len(spans))), context)
+        with self._cache.kept(context - width, context):
+            graph, hidden = self._capture(lambda: self._runtime.run(predictor, rows.fresh(), self._cache))
         return _Captured(graph, rows, hidden, self._runtime.angles)

@@ -57,6 +57,7 @@ class GenerateConfig:
     device: str = "cpu"  # or cuda
     threads: int = 1  # of a CPU; more help large models only
     dtype: str | None = None  # float32, bfloat16; null = the file's
+    graphs: bool | None = None  # replay passes as CUDA graphs; null = on a GPU
 
     def check(self) -> None:
         if self.task not in TASKS:

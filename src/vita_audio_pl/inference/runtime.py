@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
-from vita_audio_pl.inference.products import Product, product
+from vita_audio_pl.inference.products import Product, product, vocabulary_product
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.screening import Largest
 from vita_audio_pl.models.speech_lm import SpeechLM
@@ -146,7 +146,7 @@ class Runtime:
                 for block in islice(model.heads, self.n_heads)
             ]
             self.vocabulary_weight = model.lm_head.weight.detach()
-            self.vocabulary = product(self.vocabulary_weight, pack=pack)
+            self.vocabulary = vocabulary_product(self.vocabulary_weight, pack=pack)
         self.largest = Largest(self.vocabulary_weight, self.vocabulary, screened=pack)
         self._parts_of_vocabulary: dict[tuple[int, ...], tuple[int | None, Product, Largest]] = {}
         self._speech_input = model.speech_input
@@ -229,7 +229,7 @@ class Runtime:
         if part is None or part[0] != version:
             with torch.inference_mode(False), torch.no_grad():
                 rows = weight[torch.tensor(ids, device=self.device)]
-            logits = product(rows, pack=self._pack)
+            logits = vocabulary_product(rows, pack=self._pack)
             part = self._parts_of_vocabulary[ids] = version, logits, Largest(rows, logits, screened=self._pack)
         return part[1:]
 
