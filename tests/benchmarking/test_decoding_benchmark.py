@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference import graphs
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
@@ -64,6 +66,26 @@ def test_every_combination_is_measured_and_vanilla_is_not_verified(runtime):
     assert all(m.tokens_per_second > 0 and len(m.first_chunk) >= 2 for m in measured)
     turbo = measured[1]
     assert turbo.tokens_per_pass == 8 and set(turbo.parts) >= {"prefill", "backbone", "heads"}
+
+
+def test_graphs_are_captured_in_the_warm_up_alone(runtime, monkeypatch):
+    captured, seen = [], {}
+
+    class Imitated:
+        def __init__(self, device):
+            pass
+
+        def __call__(self, work):
+            captured.append(work)
+            result = work()
+            return SimpleNamespace(replay=lambda: result.copy_(work())), result
+
+    monkeypatch.setattr(graphs, "CudaCapture", Imitated)
+    protocol = DecodingProtocol(
+        new_tokens=24, modes=["vanilla", "turbo"], constrain=[False], repetitions=2, first_chunks=2, graphs=True
+    )
+    benchmark_decoding(runtime, protocol, TINY, progress=lambda text: seen.setdefault(text, len(captured)))
+    assert 0 < seen["vanilla: repetition 1"] == seen["turbo verify=greedy x8: repetition 2"] == len(captured)
 
 
 def test_the_command_writes_its_figures(tmp_path):

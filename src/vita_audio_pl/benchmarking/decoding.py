@@ -129,7 +129,12 @@ class ScriptedDecoder(Decoder):
 
     def __init__(self, runtime: Runtime, scripts: dict[int, list[int]], agreement: float, **options: Any):
         super().__init__(runtime, **options)
-        self._scripts, self._agreement = scripts, agreement
+        self._agreement = agreement
+        self.follow(scripts)
+
+    def follow(self, scripts: dict[int, list[int]]) -> None:
+        """Writes other scripts from now on."""
+        self._scripts = scripts
         self._random = np.random.default_rng(0)
 
     def _most_likely(
@@ -156,22 +161,23 @@ def benchmark_decoding(
     codec: Codec | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Measurement]:
-    """Measures every setting of the protocol with random weights; repetitions take turns, so that noise is shared."""
-    settings = settings_of(protocol)
-    measured = {setting: Measurement(setting) for setting in settings}
+    """Measures every setting of the protocol with random weights; repetitions take turns, so that noise is shared.
+
+    What is done once (graphs captured, kernels chosen and compiled) is done in the warm-up, which is a repetition as long
+    as the others: settings with as many sessions and heads keep one decoder.
+    """
+    measured = {setting: Measurement(setting) for setting in settings_of(protocol)}
     constraint = constraint_of(size)
     sounds = random_vocoder(codec)
+    decoders: dict[tuple[int, int], ScriptedDecoder] = {}
     for repetition in range(-1, protocol.repetitions):
-        for setting in settings:
+        for setting, kept in measured.items():
             progress(f"{setting.label}: {'warm-up' if repetition < 0 else f'repetition {repetition + 1}'}")
-            into = Measurement(setting) if repetition < 0 else measured[setting]
-            new = min(protocol.new_tokens, 48) if repetition < 0 else protocol.new_tokens
-            _run_scripted(runtime, protocol, constraint, setting, new, into, sounds)
-    for setting in settings:
+            into = Measurement(setting) if repetition < 0 else kept
+            _run_scripted(runtime, protocol, constraint, setting, decoders, into, sounds)
+    for setting, kept in measured.items():
         for _ in range(protocol.first_chunks):
-            _run_scripted(
-                runtime, protocol, constraint, setting, protocol.new_tokens, measured[setting], sounds, first=True
-            )
+            _run_scripted(runtime, protocol, constraint, setting, decoders, kept, sounds, first=True)
     return list(measured.values())
 
 
@@ -210,25 +216,29 @@ def _run_scripted(
     protocol: DecodingProtocol,
     constraint: SpanConstraint,
     setting: Setting,
-    new_tokens: int,
+    decoders: dict[tuple[int, int], ScriptedDecoder],
     into: Measurement,
     sounds: Callable[[], Vocoder] | None,
     first: bool = False,
 ) -> None:
-    pattern = DecodePattern.of(setting.mode)
+    pattern, new_tokens, sessions = DecodePattern.of(setting.mode), protocol.new_tokens, setting.sessions
     random = np.random.default_rng(1)
-    prompts = random.integers(3, constraint.first_code, (setting.sessions, protocol.prompt_tokens)).tolist()
-    scripts = {slot: script(setting.mode, new_tokens, constraint, slot) for slot in range(setting.sessions)}
-    decoder = ScriptedDecoder(
-        runtime,
-        scripts,
-        protocol.agreement,
-        slots=setting.sessions,
-        capacity=protocol.prompt_tokens + new_tokens,
-        n_heads=int(pattern.writers(new_tokens, runtime.n_heads).max()),
-        graphs=protocol.graphs,
-        clock=clock_of(runtime.device),
-    )
+    prompts = random.integers(3, constraint.first_code, (sessions, protocol.prompt_tokens)).tolist()
+    scripts = {slot: script(setting.mode, new_tokens, constraint, slot) for slot in range(sessions)}
+    n_heads = int(pattern.writers(new_tokens, runtime.n_heads).max())
+    if (sessions, n_heads) not in decoders:
+        decoders[sessions, n_heads] = ScriptedDecoder(
+            runtime,
+            scripts,
+            protocol.agreement,
+            slots=sessions,
+            capacity=protocol.prompt_tokens + new_tokens,
+            n_heads=n_heads,
+            graphs=protocol.graphs,
+            clock=clock_of(runtime.device),
+        )
+    decoder = decoders[sessions, n_heads]
+    decoder.follow(scripts)
     options = Options(
         pattern,
         new_tokens,
@@ -252,11 +262,14 @@ def run_sessions(
 ) -> list[Sequence]:
     """Decodes all prompts at once and adds what it took to `into`; chunks end with the audio end marker.
 
+    The decoder is free before and after.
+
     Args:
         encode_seconds: what reading the prompts' audio took, counted in the time to the first chunk.
         clips: features of each prompt's audio, for models that hear through an encoder.
     """
     clock = clock_of(decoder.runtime.device)
+    decoder.seconds.clear()
     begun = clock() - encode_seconds
     heard = clips or [()] * len(prompts)
     sequences = [decoder.open(prompt, options, clip) for prompt, clip in zip(prompts, heard, strict=True)]
@@ -280,8 +293,13 @@ def run_sessions(
                 (into.between_chunks if chunks[i] else into.first_chunk).append(now - last_chunk[i])
                 last_chunk[i], chunks[i] = now, chunks[i] + 1
         if first_chunk_only and all(chunks):
-            return sequences
-    into.seconds.append(clock() - begun)
+            break
+    seconds = clock() - begun
+    for sequence in sequences:
+        decoder.close(sequence)
+    if first_chunk_only and all(chunks):
+        return sequences
+    into.seconds.append(seconds)
     into.tokens.append(sum(s.n_written for s in sequences))
     into.audio_seconds.append(codes / CODES_PER_SECOND)
     into.cache_bytes = decoder.cache.nbytes

@@ -30,7 +30,7 @@ class DecodingProtocol:
         transformers: also decode with transformers' own loop, as the published system does (Vanilla, one session).
         model_folder, samples: measure a trained model on the prompts of a JSONL file instead; `limit` of them.
         codec: codec folder for the vocoder's share; the trained model's own by default.
-        graphs: CUDA graphs; compile: fuse with torch.compile. Both for a GPU.
+        graphs: CUDA graphs, by default on a GPU; compile: fuse with torch.compile, for a GPU.
     """
 
     prompt_tokens: int = 32
@@ -47,7 +47,7 @@ class DecodingProtocol:
     samples: str | None = None
     limit: int = 20
     codec: str | None = None
-    graphs: bool = False
+    graphs: bool | None = None
     compile: bool = False
 
     def check(self) -> None:

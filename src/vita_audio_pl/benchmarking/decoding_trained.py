@@ -79,6 +79,10 @@ def benchmark_trained(
     markers = SpanConstraint.of(vocabulary)
     measured = {setting: Measurement(setting) for setting in settings_of(protocol)}
     capacity = max(len(question.ids) for question in questions) + protocol.new_tokens
+    clock = clock_of(runtime.device)
+    decoders = {
+        n: Decoder(runtime, slots=n, capacity=capacity, graphs=protocol.graphs, clock=clock) for n in protocol.sessions
+    }
     for repetition in range(-1, protocol.repetitions):
         for setting, kept in measured.items():
             progress(f"{setting.label}: {'warm-up' if repetition < 0 else f'repetition {repetition + 1}'}")
@@ -93,10 +97,8 @@ def benchmark_trained(
             )
             for start in range(0, len(asked), setting.sessions):
                 batch = asked[start : start + setting.sessions]
-                clock = clock_of(runtime.device)
-                decoder = Decoder(runtime, slots=len(batch), capacity=capacity, graphs=protocol.graphs, clock=clock)
                 run_sessions(
-                    decoder,
+                    decoders[setting.sessions],
                     [question.ids for question in batch],
                     options,
                     markers,
