@@ -25,7 +25,8 @@ class Options:
         stop_ids: tokens that end it.
         sampling: how tokens are drawn.
         constraint: restriction inside audio spans; None as in the published system.
-        verify: `none`, `greedy` (the backbone's own greedy tokens exactly) or `sample` (its own distribution exactly).
+        verify: `none`, `greedy` (the backbone's own greedy tokens) or `sample` (its own distribution); exactly so in float32,
+            but for near ties in 16 bits.
         first_chunk: `(begin, end)` markers of audio; a draft that opens the answer's first audio span is then kept
             without verification up to the span's end, so that it can be played at once. None verifies everything.
 
