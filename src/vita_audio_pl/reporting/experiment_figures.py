@@ -5,6 +5,7 @@ from collections.abc import Callable
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vita_audio_pl.reporting.experiment_files import ExperimentFiles
 from vita_audio_pl.reporting.experiment_measures import accuracy_by_head, distinct_modes, estimate, metric, speed_up
@@ -118,10 +119,14 @@ def _curves(files: ExperimentFiles, name: str) -> Picture | None:
             _plot(axes, curve, colour, None)
 
     def at_the_end(axes: Axes, choice: str, colour: object) -> None:
+        aside = 0.1 * (files.choices.index(choice) - (len(files.choices) - 1) / 2)  # arms beside each other, not on top
         for heads in by_head[choice]:
-            axes.plot(range(len(heads)), [100 * value for value in heads], ".", color=colour, markersize=4, alpha=0.6)
-        means = [sum(seeds) / len(seeds) for seeds in zip(*by_head[choice], strict=True)]
-        axes.plot(range(len(means)), [100 * mean for mean in means], color=colour, linewidth=1.2)
+            places = [head + aside for head in range(len(heads))]
+            axes.plot(places, [100 * value for value in heads], ".", color=colour, markersize=4, alpha=0.6)
+        means = [100 * sum(seeds) / len(seeds) for seeds in zip(*by_head[choice], strict=False)]
+        axes.plot([head + aside for head in range(len(means))], means, "_-", color=colour, linewidth=1.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(-0.5, max(map(len, sum(by_head.values(), []))) - 0.5)
 
     panels.append(("loss that each arm trains on", "optimiser step", of_stages("train/loss")))
     if any("train/accuracy_main" in stage.curves for found in stages.values() for stage in found):
@@ -131,6 +136,8 @@ def _curves(files: ExperimentFiles, name: str) -> Picture | None:
     if any(by_head.values()):
         panels.append(("held-out accuracy at the end, % (dots: seeds)", "head", at_the_end))
 
+    width = 3.6 * max(2, len(panels))
+
     def paint(figure: Figure, theme: Theme) -> None:
         drawn = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, below, plot) in zip(drawn, panels, strict=True):
@@ -139,6 +146,8 @@ def _curves(files: ExperimentFiles, name: str) -> Picture | None:
             axes.set_title(title)
             axes.set_xlabel(below)
         drawn[0].set_yscale("log")
+        drawn[0].yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+        drawn[0].yaxis.set_minor_formatter(FuncFormatter(lambda loss, _: f"{loss:g}" if f"{loss:e}"[0] in "25" else ""))
         handles, labels = drawn[0].get_legend_handles_labels()
         figure.legend(
             handles,
@@ -149,19 +158,20 @@ def _curves(files: ExperimentFiles, name: str) -> Picture | None:
             loc="lower center",
             ncols=min(6, len(labels)),
         )
-        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.24, top=0.91, wspace=0.2)
+        figure.subplots_adjust(left=0.5 / width, right=0.99, bottom=0.24, top=0.91, wspace=0.2)
 
     text = f"training of stage {name}: {'; '.join(title for title, _, _ in panels)}"
-    return draw(paint, (3.6 * max(2, len(panels)), 3.2), text)
+    return draw(paint, (width, 3.2), text)
 
 
 def _mean_of_heads(stage: Stage) -> Curve | None:
-    """Held-out accuracy over the steps, mean of the heads, each over the tokens that it writes."""
+    """Held-out accuracy over the steps at which all heads have one, their mean, each over the tokens that it writes."""
     heads = stage.head_curves("val/served_accuracy_head_")
     if not heads:
         return None
-    means = (sum(at_step) / len(at_step) for at_step in zip(*(head.values for head in heads), strict=True))
-    return Curve(heads[0].steps, tuple(means))
+    by_step = [dict(zip(head.steps, head.values, strict=True)) for head in heads]
+    steps = tuple(sorted(set.intersection(*(set(one) for one in by_step))))
+    return Curve(steps, tuple(sum(one[step] for one in by_step) / len(by_step) for step in steps))
 
 
 def _plot(axes: Axes, curve: Curve | None, colour: object, label: str | None) -> None:
