@@ -89,6 +89,17 @@ def test_activations_are_what_autograd_keeps(stage, heads, attention):
     assert planned.activations == pytest.approx(kept, rel=0.05)
 
 
+@pytest.mark.parametrize(("objective", "tables"), [("every_head", 1), ("distil", 8)])
+def test_larger_chunks_of_logits_are_counted(objective, tables):
+    """On a GPU in 16 bits: tables in float32, and the gradient's cast."""
+    small, large = (
+        plan_stage(settings("stage=mtp10", f"objective={objective}", f"objective.chunk_rows={rows}", *GIVEN), 10)
+        for rows in (512, 4096)
+    )
+    grown = large.memory.loss - small.memory.loss
+    assert grown == pytest.approx(3584 * 168_072 * (4 * tables + 2), rel=0.05)
+
+
 def test_what_does_not_fit_is_one_sentence():
     config = settings("stage=sft", "model=qwen2_5_7b", "trainer=ddp", "devices=8")
     with pytest.raises(
