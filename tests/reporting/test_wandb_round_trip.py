@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
+from hydra.core.hydra_config import HydraConfig
 from made_up_experiment import write_arm
 from made_up_run import write_json, write_tone
 
@@ -18,6 +19,12 @@ from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.wandb_arms import fetch_arms
 from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.wandb_lineage import log_arm, log_lineage
+
+
+@pytest.fixture(autouse=True)
+def outside_a_command(monkeypatch):
+    """Hydra remembers the command that an earlier test of this process imitated."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
 
 
 class Run:
