@@ -37,6 +37,7 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
             job_type=config.stage.name,
             save_dir=folder,
             offline=mode == "offline",
+            mode=mode,  # in so many words: wandb reads the environment, where Lightning leaves it, only once in a process
             tags=[
                 tag
                 for tag in (config.stage.name, config.variant.name, config.scale.name, config.experiment.name)
