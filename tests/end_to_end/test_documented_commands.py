@@ -26,7 +26,8 @@ SMALL_ARMS = ["experiment.suite=ablation_smoke", "experiment.bench=spoken_world_
 
 def small(command: str) -> list[str]:
     """The command as it is given here: the same program and choices, with the smallest world, model and budget."""
-    words = shlex.split(command.removeprefix("python ").replace("demo-full-seed1", RUN))
+    command = command.replace("demo-full-seed1", RUN).replace("data/spoken_world/", "data/spoken_world_smoke/")
+    words = shlex.split(command.removeprefix("python "))
     program, given = words[1].removeprefix("vita_audio_pl."), words[2:]
     if ONLY_COMPOSED.search(command):
         return [*words, "--cfg", "job"]
@@ -73,7 +74,7 @@ def make_birds(folder: Path) -> None:
 
 def make_calls(folder: Path) -> None:
     """Recordings of one's own in the project's format."""
-    world = folder / "data" / "spoken_world"
+    world = folder / "data" / "spoken_world_smoke"
     lines = (world / "samples" / "asr.test.jsonl").read_text("utf-8").splitlines()[:3]
     for line in lines:
         for audio in json.loads(line)["audios"]:
