@@ -8,7 +8,7 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.end_to_end.doc_commands import ROOT, commands_of, documented
+from tests.end_to_end.doc_commands import ROOT, commands_of, documented, write_yaml_of
 from vita_audio_pl.reporting.concepts import PICTURES, draw_concepts
 
 ONE_OF_MANY = re.compile(r"=(?:interval\()?([\w.]+),.*")
@@ -42,6 +42,7 @@ def test_pages_show_commands():
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_are_accepted(page, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
+    write_yaml_of("ablations", tmp_path, "experiments/clip.yaml")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # a refusal shows as the exception that says why
     for of, command in documented():
         if of == page:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import RUN, Place
-from tests.end_to_end.doc_commands import ROOT, documented
+from tests.end_to_end.doc_commands import documented, write_yaml_of
 from tests.end_to_end.test_readme import FEW_STEPS
 
 # A cluster's sizes, a published corpus, a network: composed and printed, not done
@@ -58,9 +58,7 @@ def small(command: str) -> list[str]:
 
 def make_birds(folder: Path) -> None:
     """The recordings and files that the page on corpora speaks of, its YAML as it stands there."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "add-a-corpus.md").read_text("utf-8"), flags=re.DOTALL)
-    for name, block in zip(("birds.yaml", "birds_mixture.yaml"), blocks[:2], strict=True):
-        (folder / name).write_text(block, encoding="utf-8")
+    write_yaml_of("add-a-corpus", folder, "birds.yaml", "birds_mixture.yaml")
     clips = folder / "birds" / "clips"
     clips.mkdir(parents=True)
     lines = []
@@ -90,6 +88,7 @@ def test_commands_of_a_page_run(page, smoke_demo, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     place = Place(tmp_path / "place")
     shutil.copytree(smoke_demo.folder, place.folder, symlinks=True)
+    write_yaml_of("ablations", place.folder, "experiments/clip.yaml")
     make_birds(place.folder)
     make_calls(place.folder)
     commands = [command for of, command in documented() if of == page]

@@ -171,7 +171,8 @@ def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
             if axis == "objective" or axis.startswith("objective."):
                 raise UserError(
                     f"{axis} is an axis of this search, and {LOSS} is the objective's own, so the search would find the "
-                    "smallest objective; experiment.metric=val/served_accuracy hydra.sweeper.direction=maximize compares them"
+                    "smallest objective; experiment.metric=val/served_accuracy hydra.sweeper.direction=maximize compares them, and "
+                    f"~hydra.sweeper.params.{axis} takes it off the axes"
                 )
 
 
