@@ -49,3 +49,9 @@ def test_heads_are_weighed_where_the_backbone_trains():
         return configured_objective(composed("objective.weight=0.3", f"stage={stage}"), vocabulary=None).weight
 
     assert (weight("mtp1"), weight("mtp10"), weight("sft")) == (1.0, 1.0, 0.3)
+
+
+def test_a_run_may_move_to_a_device_with_another_kernel_of_attention():
+    on_cpu, on_gpu = composed("trainer=cpu"), composed("trainer=gpu")
+    assert (on_cpu.model.attention, on_gpu.model.attention) == ("per_document", "flash")
+    assert decisive_settings(dataclasses.asdict(on_cpu)) == decisive_settings(dataclasses.asdict(on_gpu))

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import load_released
-from vita_audio_pl.training.checkpoints import complete_checkpoints
 from vita_audio_pl.training.manifest import StageManifest
 
 
@@ -53,12 +52,14 @@ def test_a_finished_stage_says_so_and_force_trains_it_again(trained, capsys):
 
 
 @pytest.mark.parametrize("count", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
-def test_a_job_that_is_started_again_goes_on_in_spite_of_force(count, trained, monkeypatch):
+def test_a_job_that_is_started_again_goes_on_in_spite_of_force(count, trained, monkeypatch, capsys):
     first = trained("align", "force=true")
-    made = (first.root / "metrics.csv").stat().st_ino, len(complete_checkpoints(first.checkpoints))
+    made = (first.model / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setenv(count, "1")
     again = trained("align", "force=true")
-    assert ((again.root / "metrics.csv").stat().st_ino, len(complete_checkpoints(again.checkpoints))) == made
+    assert (again.model / "model.safetensors").stat().st_mtime_ns == made and "is finished" in capsys.readouterr().out
+    monkeypatch.setenv(count, "0")
+    assert (trained("align", "force=true").model / "model.safetensors").stat().st_mtime_ns > made
 
 
 @pytest.mark.parametrize(

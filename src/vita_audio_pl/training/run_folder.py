@@ -129,10 +129,12 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's settings that its weights follow from; engine, logging and paths are not among them.
 
     What has no effect in the stage is left out, so that runs which differ in it alone share the stage: objectives
-    concern heads, and a frozen backbone gets no gradient from them anyway and has no loss to weigh theirs against.
+    concern heads, and a frozen backbone gets no gradient from them anyway and has no loss to weigh theirs against. Kernels
+    of attention compute the same, and are chosen for the device, which a run may change.
     """
     hears_by_encoder = settings["variant"]["speech_input"] == "encoder"
     decisive = {name: settings[name] for name in (*DECISIVE, *(["encoder"] if hears_by_encoder else []))}
+    decisive["model"] = {name: value for name, value in settings["model"].items() if name != "attention"}
     stage = settings["stage"]
     if stage["n_heads"] == 0:
         del decisive["objective"]

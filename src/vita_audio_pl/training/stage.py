@@ -161,7 +161,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         folder.clear()
     if rank_zero_only.rank == 0:
         folder.claim(run_identity(config, data, parent))
-    if not anew and folder.finished:  # what was there is none of the ranks' business where rank 0 removes it
+    if not anew and folder.finished:  # while rank 0 removes what was there, no rank looks
         _say(
             f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} (force=true trains it again)"
         )

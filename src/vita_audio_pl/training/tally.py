@@ -46,11 +46,12 @@ class Tally:
         """Count one batch; `ends_step` says that its optimiser step is complete."""
         tokens = batch.document_ids >= 0
         per_source = torch.bincount(batch.sources[tokens].to(torch.int64), minlength=len(self.source_names))
-        codes = 0 if self.codes is None else (batch.input_ids >= self.codes[0]) & (batch.input_ids < self.codes[1])
+        first, end = self.codes or (0, 0)
+        codes = (batch.input_ids >= first) & (batch.input_ids < end)
         sizes = [batch.input_ids.numel(), sum(map(len, batch.names)), *frames_and_pairs(batch)]
         counted = [
             rows_and_pairs(batch, self.n_heads),
-            torch.as_tensor([int(tokens.sum()), int(torch.as_tensor(codes).sum()), *sizes], dtype=torch.float64),
+            torch.as_tensor([int(tokens.sum()), int(codes.sum()), *sizes], dtype=torch.float64),
             per_source[: len(self.source_names)].double(),
         ]
         figures = torch.cat(
