@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor
-from vita_audio_pl.data.files import write_json
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
-from vita_audio_pl.data.files import write_json
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import PreparedSource

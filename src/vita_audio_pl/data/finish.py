@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX
-from vita_audio_pl.data.files import remove_abandoned, write_array, write_whole
+from vita_audio_pl.storage.files import remove_abandoned, write_array, write_whole
 from vita_audio_pl.data.index import merge_indexes
 from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part

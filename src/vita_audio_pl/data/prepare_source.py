@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
-from vita_audio_pl.data.files import full_disk_is_told, sole_user
+from vita_audio_pl.storage.files import full_disk_is_told, sole_user
 from vita_audio_pl.data.finish import finish_source
 from vita_audio_pl.data.index import Index
 from vita_audio_pl.data.prepared import INDEX, Manifest

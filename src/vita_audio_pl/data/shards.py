@@ -15,7 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from vita_audio_pl.data.files import partial_name
+from vita_audio_pl.storage.files import partial_name
 from vita_audio_pl.data.samples import TokenizedSample, checksum, unpack_sample
 
 MAGIC = b"VAPLBLK1"

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vita_audio_pl.data import clips
-from vita_audio_pl.data.files import full_disk_is_told, write_array, write_json
+from vita_audio_pl.storage.files import full_disk_is_told, write_array, write_json
 from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, write_index
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
 from vita_audio_pl.data.samples import TokenizedSample, pack_sample

@@ -1,0 +1,1 @@
+"""What every room does with files and folders: whole writes, ownership marks, leases, checksums."""
