@@ -1,0 +1,87 @@
+r"""Lines and fields of text files, whoever wrote them.
+
+Only `\n` ends a line and only blanks and tabs part fields. Python's own `str.splitlines` and `str.split` also cut at form
+feeds, U+0085, U+2028 and no-break spaces, which transcripts hold.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from vita_audio_pl.errors import UserError
+
+LONGEST_LINE = 64 << 20
+"""Bytes of a line; a longer one is not held in memory."""
+
+_FOREIGN = {
+    b"\x1f\x8b": "is compressed with gzip; unpack it first",
+    b"\xff\xfe": "is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16; save it as UTF-8",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file.
+
+    Attributes:
+        number: in the file, from 1.
+        text: without its end and without a byte-order mark; empty where it cannot be read.
+        problem: why it cannot be read, else empty.
+    """
+
+    number: int
+    text: str
+    problem: str = ""
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """All lines of a UTF-8 file, empty ones too, one at a time; a line that is not UTF-8 or too long has a `problem`.
+
+    Raises:
+        UserError: the file cannot be opened, or is compressed or UTF-16.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
+        start = file.read(2)
+        file.seek(0)
+        if start in _FOREIGN:
+            raise UserError(f"{path} {_FOREIGN[start]}")
+        yield from numbered_lines(file)
+
+
+def numbered_lines(file: BinaryIO, first: int = 1) -> Iterator[Line]:
+    """Lines from where `file` stands, numbered from `first`."""
+    number = first
+    while raw := file.readline(LONGEST_LINE + 1):
+        if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield Line(number, "", f"the line is longer than {LONGEST_LINE >> 20} MiB")
+        else:
+            try:
+                yield Line(number, decode_line(raw))
+            except UnicodeDecodeError as error:
+                yield Line(number, "", f"the line is not UTF-8 (byte {error.start + 1} is 0x{raw[error.start]:02x})")
+        number += 1
+
+
+def decode_line(raw: bytes) -> str:
+    r"""Text of a line, without `\n`, the `\r` before it (also `\r\r\n`), and a byte-order mark at its beginning.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    # Files that were joined have marks at the beginning of later lines, too
+    return raw.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff")
+
+
+def split_fields(line: str, most: int | None = None) -> list[str]:
+    """Fields of a line; the last of `most` keeps the blanks inside it. An empty line has none."""
+    bare = line.strip(" \t\r\n")
+    return re.split(r"[ \t]+", bare, maxsplit=0 if most is None else most - 1) if bare else []
