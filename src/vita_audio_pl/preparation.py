@@ -15,7 +15,6 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor
-from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
@@ -27,6 +26,7 @@ from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
 from vita_audio_pl.spoken_world import World, build_world
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 

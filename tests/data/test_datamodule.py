@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
-from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.shards import iterate_shard
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.text import TextTokenizer
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX
-from vita_audio_pl.storage.files import remove_abandoned, write_array, write_whole
 from vita_audio_pl.data.index import merge_indexes
 from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import remove_abandoned, write_array, write_whole
 
 SKIPPED = "skipped.jsonl"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vita_audio_pl.storage.files import partial_name, write_whole
 from vita_audio_pl.data.shape import ASSISTANT, SampleShape
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import partial_name, write_whole
 from vita_audio_pl.text import LengthRule, Lengths
 
 MAGIC = b"VAPLIDX1"

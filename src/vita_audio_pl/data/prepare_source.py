@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
-from vita_audio_pl.storage.files import full_disk_is_told, sole_user
 from vita_audio_pl.data.finish import finish_source
 from vita_audio_pl.data.index import Index
 from vita_audio_pl.data.prepared import INDEX, Manifest
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import full_disk_is_told, sole_user
 
 Watch = Callable[[str, int], AbstractContextManager[Report]]
 """Source and number of parts to do, to something that is told of progress."""

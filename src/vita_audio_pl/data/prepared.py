@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX, unpack_clips
-from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.data.index import OFFSET_UNIT, Index
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_json
 
 FORMAT = 1
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.bin", "quarantine.json"

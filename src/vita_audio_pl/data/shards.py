@@ -15,8 +15,8 @@ from types import TracebackType
 
 import numpy as np
 
-from vita_audio_pl.storage.files import partial_name
 from vita_audio_pl.data.samples import TokenizedSample, checksum, unpack_sample
+from vita_audio_pl.storage.files import partial_name
 
 MAGIC = b"VAPLBLK1"
 BLOCK_EXTENSION = "block"

@@ -14,9 +14,9 @@ from typing import Any
 
 import fsspec
 
-from vita_audio_pl.storage.files import full_disk_is_told, partial_name, sole_user, write_whole
 from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import full_disk_is_told, partial_name, sole_user, write_whole
 
 _COPIES_AT_A_TIME = 8
 _CHUNK = 1 << 20

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from vita_audio_pl.data import clips
-from vita_audio_pl.storage.files import full_disk_is_told, write_array, write_json
 from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, write_index
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
 from vita_audio_pl.data.samples import TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import full_disk_is_told, write_array, write_json
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
 
 LAYOUT = 1  # raised when the same input gives other shards

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.storage.files import sole_user
 from vita_audio_pl.data.readers.base import AudioFile, Part, RawSample, Unreadable
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import sole_user
 
 
 @dataclass(frozen=True)
