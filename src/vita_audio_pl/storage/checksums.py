@@ -1,0 +1,306 @@
+"""Checksums of stored files by block, so that a flipped bit is found where the bytes are used, and named.
+
+`checksums.json` in a folder lists files of it: their size and the XXH3-64 of each block of 16 MiB. Small files that we
+write are sealed: they hold the XXH3-64 of their own bytes.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.node import once_a_node
+
+CHECKSUMS = "checksums.json"
+FORMAT = 1
+BLOCK = 16 * 2**20  # bytes
+_PIECE = 2**20  # bytes read at a time: they are still in the processor's cache when they are hashed
+_MOST_THREADS = 8
+_SEAL = b'"seal": "'
+_NO_SEAL = b"0" * 16
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """What a file was when it was written.
+
+    Attributes:
+        bytes: its size.
+        blocks: XXH3-64 of each `BLOCK` bytes, 16 hex digits each.
+    """
+
+    bytes: int
+    blocks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bytes": self.bytes, "xxh3_64": " ".join(self.blocks)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "FileSum":
+        """Reads what `to_json` made.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            size, blocks = value["bytes"], tuple(value["xxh3_64"].split())
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not the checksums of a file: {value!r}") from error
+        if type(size) is not int or len(blocks) != -(-size // BLOCK):
+            raise ValueError(f"{size} bytes with {len(blocks)} checksums")
+        return cls(size, blocks)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what was written; `problem` goes on from its name."""
+
+    path: Path
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.problem}"
+
+
+class SummedFile:
+    """A binary file being written from start to end, whose checksums are made on the way."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._blocks: list[str] = []
+        self._hash, self._filled = xxhash.xxh3_64(), 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        rest = memoryview(data).cast("B")
+        written = len(rest)
+        self._file.write(rest)
+        while len(rest):
+            part = rest[: BLOCK - self._filled]
+            self._hash.update(part)
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == BLOCK:
+                self._blocks.append(self._hash.hexdigest())
+                self._hash, self._filled = xxhash.xxh3_64(), 0
+        return written
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @property
+    def sum(self) -> FileSum:
+        """Checksums of what was written so far."""
+        last = (self._hash.hexdigest(),) if self._filled else ()
+        return FileSum(len(self._blocks) * BLOCK + self._filled, (*self._blocks, *last))
+
+
+def sum_of_bytes(data: bytes) -> FileSum:
+    """Checksums of a file that holds `data`."""
+    view = memoryview(data)
+    starts = range(0, len(data), BLOCK)
+    return FileSum(len(data), tuple(xxhash.xxh3_64_hexdigest(view[at : at + BLOCK]) for at in starts))
+
+
+def sum_of_files(paths: Collection[Path]) -> dict[Path, FileSum]:
+    """Checksums of files as they are on the disk, read by several threads.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    sizes = {path: path.stat().st_size for path in paths}
+    work = [(path, start) for path, size in sizes.items() for start in range(0, size, BLOCK)]
+    with _threads() as pool:
+        digests = list(pool.map(_sum_block, *zip(*work, strict=True))) if work else []
+    blocks: dict[Path, list[str]] = {path: [] for path in paths}
+    for (path, _), digest in zip(work, digests, strict=True):
+        blocks[path].append(digest)
+    return {path: FileSum(sizes[path], tuple(blocks[path])) for path in paths}
+
+
+def files_of(folder: Path) -> list[str]:
+    """Files below a folder that `checksums.json` can list, by relative name, sorted: all but hidden and sealed ones."""
+    found = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not hidden and name.name != CHECKSUMS and not _is_sealed(path):
+            found.append(name.as_posix())
+    return sorted(found)
+
+
+def write_checksums(folder: Path, known: Mapping[str, FileSum] | None = None) -> dict[str, FileSum]:
+    """Writes `checksums.json` for the files of a folder.
+
+    Args:
+        known: checksums made while writing, by relative name; the files' own are read from the disk where this is None.
+    """
+    if known is None:
+        sums = sum_of_files([folder / name for name in files_of(folder)])
+        known = {path.relative_to(folder).as_posix(): found for path, found in sums.items()}
+    write_sealed(
+        folder / CHECKSUMS, {"format": FORMAT, "block": BLOCK, "files": {n: s.to_json() for n, s in known.items()}}
+    )
+    return dict(known)
+
+
+def read_checksums(folder: Path) -> dict[str, FileSum] | None:
+    """The contents of `checksums.json` by relative name; None where older versions wrote none.
+
+    Raises:
+        UserError: it is damaged, or of a later format.
+    """
+    path = folder / CHECKSUMS
+    try:
+        return parse_checksums(path, path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse_checksums(path: Path, data: bytes) -> dict[str, FileSum]:
+    """The contents `data` of `path`, a `checksums.json`.
+
+    Raises:
+        UserError: it is damaged, or of a later format.
+    """
+    values = unsealed(path, data)
+    if values.get("format") != FORMAT or values.get("block") != BLOCK:
+        raise UserError(
+            f"{path} has format {values.get('format')} with blocks of {values.get('block')} bytes; this version reads "
+            f"format {FORMAT} with blocks of {BLOCK}"
+        )
+    try:
+        return {str(name): FileSum.from_json(value) for name, value in values["files"].items()}
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+
+
+def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
+    """Compares files with their checksums, by several threads; what is missing or of another size is not read."""
+    whole: list[str] = []
+    for name, expected in sums.items():
+        damage = size_damage(folder / name, expected.bytes)
+        if damage is None:
+            whole.append(name)
+        else:
+            yield damage
+    work = [(folder / name, at) for name in whole for at in range(0, sums[name].bytes, BLOCK)]
+    wanted = [digest for name in whole for digest in sums[name].blocks]
+    with _threads() as pool:
+        for (path, start), digest, found in zip(
+            work, wanted, pool.map(_try_block, [path for path, _ in work], [at for _, at in work]), strict=True
+        ):
+            if found != digest:
+                end = min(start + BLOCK, sums[path.relative_to(folder).as_posix()].bytes)
+                problem = f"cannot be read there ({found})" if isinstance(found, OSError) else "is not what was written"
+                yield Damage(path, f"is damaged: bytes {start} to {end - 1}: it {problem}")
+
+
+def size_damage(path: Path, size: int) -> Damage | None:
+    """What is wrong with a file at a glance: it is missing, or has not `size` bytes."""
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        return Damage(path, "is missing")
+    except OSError as error:
+        return Damage(path, f"cannot be read ({error.strerror})")
+    return None if found == size else Damage(path, f"has {found} bytes where {size} were written")
+
+
+def verify(folder: Path, sums: Mapping[str, FileSum], remedy: str) -> None:
+    """Reads files and compares them with their checksums; processes of a node that ask at one time share the work.
+
+    Args:
+        sums: of the files to be read, by relative name.
+        remedy: what to do about damage, an imperative.
+
+    Raises:
+        UserError: names the first file that is damaged, and the bytes, and says the remedy.
+    """
+    if sums:
+        work = xxhash.xxh3_64_hexdigest(repr((folder.absolute(), sums)).encode())
+        once_a_node(work, lambda: refuse(find_damage(folder, sums), remedy))
+
+
+def refuse(damages: Iterable[Damage], remedy: str) -> None:
+    """Raises a `UserError` where there is any damage."""
+    found = list(damages)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(f"{found[0]}{more}; {remedy}")
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """A JSON object with the checksum of its own bytes, `seal`, as its last key; lines of UTF-8."""
+    data = json.dumps({**value, "seal": _NO_SEAL.decode()}, indent=1, ensure_ascii=False).encode() + b"\n"
+    return _with_seal(data, xxhash.xxh3_64_hexdigest(data).encode())
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a sealed JSON object, whole or not at all."""
+    write_whole(path, sealed(value))
+
+
+def unsealed(path: Path, data: bytes) -> dict[str, Any]:
+    """The object that `data`, the contents of `path`, holds, without its seal.
+
+    Raises:
+        UserError: the bytes are not those that were sealed.
+    """
+    at = data.rfind(_SEAL) + len(_SEAL)
+    digest = data[at : at + len(_NO_SEAL)]
+    if at < len(_SEAL) or xxhash.xxh3_64_hexdigest(_with_seal(data, _NO_SEAL)).encode() != digest:
+        raise UserError(f"{path} is damaged or was edited: its contents do not agree with its seal")
+    value: dict[str, Any] = json.loads(data)
+    del value["seal"]
+    return value
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote.
+
+    Raises:
+        UserError: the bytes are not those that were sealed.
+        OSError: the file is missing or cannot be read.
+    """
+    return unsealed(path, path.read_bytes())
+
+
+def _with_seal(data: bytes, digest: bytes) -> bytes:
+    at = data.rfind(_SEAL) + len(_SEAL)
+    return data[:at] + digest + data[at + len(_NO_SEAL) :]
+
+
+def _is_sealed(path: Path) -> bool:
+    return path.suffix == ".json" and _SEAL in path.read_bytes()[-64:]
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+
+
+def _sum_block(path: Path, start: int) -> str:
+    """XXH3-64 of the block of a file that begins at byte `start`."""
+    digest, piece = xxhash.xxh3_64(), memoryview(bytearray(_PIECE))
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        at, end = start, start + BLOCK
+        while n := os.preadv(descriptor, [piece[: end - at]], at):
+            digest.update(piece[:n])
+            at += n
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _try_block(path: Path, start: int) -> str | OSError:
+    try:
+        return _sum_block(path, start)
+    except OSError as error:
+        return error
