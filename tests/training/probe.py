@@ -2,19 +2,36 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loops import training_epoch_loop
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training import proof
 from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.sample_writer import AnsweredSamples, SampleWriter
+
+
+def keep_answering_weights(set_attribute: Callable[[Any, str, Any], None]) -> None:
+    """Makes every model that answers prompts leave its weights beside its metrics, as `answering-<step>.safetensors`."""
+    answer = SampleWriter.answer
+
+    def kept(self: SampleWriter, model: SpeechLM, step: int, device: torch.device) -> AnsweredSamples:
+        weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        save_file(weights, self.folder.parent / f"answering-{step:06d}.safetensors")
+        return answer(self, model, step, device)
+
+    set_attribute(SampleWriter, "answer", kept)
 
 
 def install() -> None:
-    """Makes every training of this process leave the file beside its metrics."""
+    """Makes every training of this process leave both files beside its metrics."""
+    keep_answering_weights(setattr)
     with_gradient: set[str] = set()
     hashed: list[int] = []
     fingerprint = proof.fingerprint
