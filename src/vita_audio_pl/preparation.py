@@ -27,6 +27,7 @@ from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
 from vita_audio_pl.spoken_world import World, build_world
 from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.owned import below
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
@@ -106,7 +107,7 @@ def tokenize_job(
         make_codec=partial(load_codec, codec_folder, device, dtype) if codec_folder else None,
         codec=codec_facts(load_codec(codec_folder)) if codec_folder else {},
         load_audio=load_audio,
-        out=shards / recipe.folder(split),
+        out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
         decoders=decoders,
         placeholders=encoder_placeholders if keep_audio else None,
@@ -118,9 +119,18 @@ def prepare_split(
     executor: Executor | None = None,
     console: Console | None = None,
     most_parts: int | None = None,
+    prune: bool = False,
 ) -> Manifest | None:
     """`prepare_source` with a progress bar."""
-    return prepare_source(job, executor, partial(PrepareProgress, console=console), most_parts)
+    console = console or Console(stderr=True)
+    return prepare_source(
+        job,
+        executor,
+        partial(PrepareProgress, console=console),
+        most_parts,
+        prune,
+        tell=partial(console.print, soft_wrap=True, highlight=False, markup=False),
+    )
 
 
 def prepare_spoken_world(

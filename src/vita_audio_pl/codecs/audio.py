@@ -4,7 +4,6 @@ import io
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import soxr
 
 from vita_audio_pl.codecs.whole import ReadAt, bytes_reader, cut_by_log, cut_short, file_reader
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.files import write_output
 
 LOWEST_RATE, HIGHEST_RATE = 2_000, 768_000  # Hz; below the first there is no speech to hear
 MOST_CHANNELS = 64
@@ -218,19 +218,12 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:
     """Writes `wave: (samples,) float` in [-1, 1] as 16-bit mono WAV, whole or not at all; folders are made.
 
     Raises:
+        UserError: what is there is not a regular file.
         ValueError: the wave is not one channel of finite numbers.
     """
     wave = np.asarray(wave, dtype=np.float32)
     if wave.ndim != 1 or not np.isfinite(wave).all():
         raise ValueError(f"a wave to write must be one channel of finite numbers, not an array of shape {wave.shape}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".wav")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            soundfile.write(file, np.clip(wave, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(wave, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
+    write_output(path, file.getvalue())
