@@ -8,7 +8,6 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.benchmarking.training import LIGER, NAIVE, OURS, TrainingComparison
-from vita_audio_pl.storage.files import write_output
 
 
 def training_table(result: TrainingComparison, peak_tflops: float | None = None) -> Table:
@@ -32,7 +31,8 @@ def training_table(result: TrainingComparison, peak_tflops: float | None = None)
 def write_results(results: list[TrainingComparison], size: TrainingSize, path: Path | str) -> None:
     """All numbers as JSON."""
     record = {"size": asdict(size), "results": [asdict(result) for result in results]}
-    write_output(path, (json.dumps(record, indent=2) + "\n").encode())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _label(name: str) -> str:
