@@ -1,4 +1,15 @@
-"""The one exception that is meant for a person."""
+"""The one exception that is meant for a person, and which exceptions are the machine's and no sample's or file's."""
+
+import errno
+
+_MACHINE_ERRNOS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS,  # nowhere to write
+        errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,  # nothing left to work with
+        errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNRESET,  # no storage
+    }
+)  # fmt: skip
+_MACHINE_ERRORS = frozenset({"OutOfMemoryError", "AcceleratorError", "CudaError"})
 
 
 class UserError(Exception):
@@ -6,3 +17,16 @@ class UserError(Exception):
 
     Entry points print the sentence and exit with status 2; library callers may catch it.
     """
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Whether the machine failed (memory, disk, file handles, network, GPU), not the sample or file being read.
+
+    Such an error says nothing about the data: work has to stop and can be taken up again, nothing may be left out for it.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _MACHINE_ERRNOS
+    if isinstance(error, MemoryError) or not isinstance(error, Exception):
+        return True
+    # torch's errors by name: workers that read text alone never import torch
+    return any(kind.__name__ in _MACHINE_ERRORS for kind in type(error).__mro__)

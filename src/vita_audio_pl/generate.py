@@ -15,8 +15,11 @@ def generate(config: GenerateConfig) -> None:
     from vita_audio_pl.inference.answering import codec_of, open_session
     from vita_audio_pl.inference.loading import load_speech_model
     from vita_audio_pl.inference.prompts import Prompter
-    from vita_audio_pl.inference.sinks import show_stream
+    from vita_audio_pl.inference.sinks import PIPE, show_stream
+    from vita_audio_pl.storage.files import output_file
 
+    if config.output != PIPE:
+        output_file(config.output)  # what cannot be written is said before the answer is made
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     loaded = load_speech_model(config.model, device=config.device, dtype=dtype)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor
-from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
+from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.readers import AudioBytes, AudioRef
@@ -26,9 +25,9 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
-from vita_audio_pl.spoken_world import World, build_world, find_world
+from vita_audio_pl.spoken_world import World, build_world
 from vita_audio_pl.storage.files import write_json
-from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.storage.owned import below
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
@@ -108,7 +107,7 @@ def tokenize_job(
         make_codec=partial(load_codec, codec_folder, device, dtype) if codec_folder else None,
         codec=codec_facts(load_codec(codec_folder)) if codec_folder else {},
         load_audio=load_audio,
-        out=shards / recipe.folder(split),
+        out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
         decoders=decoders,
         placeholders=encoder_placeholders if keep_audio else None,
@@ -120,9 +119,18 @@ def prepare_split(
     executor: Executor | None = None,
     console: Console | None = None,
     most_parts: int | None = None,
+    prune: bool = False,
 ) -> Manifest | None:
     """`prepare_source` with a progress bar."""
-    return prepare_source(job, executor, partial(PrepareProgress, console=console), most_parts)
+    console = console or Console(stderr=True)
+    return prepare_source(
+        job,
+        executor,
+        partial(PrepareProgress, console=console),
+        most_parts,
+        prune,
+        tell=partial(console.print, soft_wrap=True, highlight=False, markup=False),
+    )
 
 
 def prepare_spoken_world(
@@ -155,66 +163,18 @@ def prepare_spoken_world(
         UserError: espeak-ng is missing, the folder holds another world, or the disk is full.
     """
     folder, console = Path(folder), console or Console(stderr=True)
-    shards = folder / _WORLD_SHARDS[keep_audio]
-    if not _is_prepared(folder, size, seed, codebook_size, keep_audio):
-        with hold(folder, "build", "preparing the spoken world", wait=True):
-            _prepare_world(folder, size, seed, codebook_size, workers, console, keep_audio)
-    return shards
-
-
-def _is_prepared(folder: Path, size: str, seed: int, codebook_size: int, keep_audio: bool) -> bool:
-    """Whether nothing is left to be made; nothing is written, so that a world on read-only storage can be used."""
-    world = find_world(folder, size, seed)
-    made = ("tokenizer", "codec", *([ENCODER_FOLDER] if keep_audio else []))
-    return (
-        world is not None
-        and _has_facts(folder, world, codebook_size)
-        and all((folder / name).is_dir() for name in made)
-        and all(finished_manifest(job) is not None for job in _world_jobs(folder, keep_audio))
-    )
-
-
-def _has_facts(folder: Path, world: World, codebook_size: int) -> bool:
-    """Whether what was made of the world is of these settings."""
-    marker = folder / _WORLD_PREPARED
-    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == _facts(world, codebook_size)
-
-
-def _facts(world: World, codebook_size: int) -> dict[str, Any]:
-    return {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
-
-
-def _world_jobs(folder: Path, keep_audio: bool) -> Iterator[TokenizeJob]:
-    """The tasks of every split of the world's sources."""
-    tokenizer = TextTokenizer.load(folder / "tokenizer")
-    for name in WORLD_SOURCES:
-        recipe = load_recipe(name)
-        for split in recipe.all_splits:
-            yield tokenize_job(
-                recipe,
-                split,
-                root=folder,
-                shards=folder / _WORLD_SHARDS[keep_audio],
-                tokenizer=tokenizer,
-                codec_folder=folder / "codec",
-                keep_audio=keep_audio,
-            )
-
-
-def _prepare_world(
-    folder: Path, size: str, seed: int, codebook_size: int, workers: int, console: Console, keep_audio: bool
-) -> None:
-    """Makes what is missing; one process at a time."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         speaking = bars.add_task("spoken world", total=None)
         world = build_world(
             folder, size, seed, workers, lambda done, total: bars.update(speaking, completed=done, total=total)
         )
-    if not _has_facts(folder, world, codebook_size):
+    facts = {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
+    marker = folder / _WORLD_PREPARED
+    if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != facts:
         for made in ("tokenizer", "codec", ENCODER_FOLDER, *_WORLD_SHARDS):
             shutil.rmtree(folder / made, ignore_errors=True)
-        write_json(folder / _WORLD_PREPARED, _facts(world, codebook_size))
+        write_json(marker, facts)
     if not (folder / "tokenizer").is_dir():
         aside = folder / ".tokenizer.partial"
         shutil.rmtree(aside, ignore_errors=True)
@@ -233,8 +193,21 @@ def _prepare_world(
         waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
         new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
         aside.rename(folder / ENCODER_FOLDER)
-    for job in _world_jobs(folder, keep_audio):
-        prepare_split(job, console=console)
+    tokenizer, shards = TextTokenizer.load(folder / "tokenizer"), folder / _WORLD_SHARDS[keep_audio]
+    for name in WORLD_SOURCES:
+        recipe = load_recipe(name)
+        for split in recipe.all_splits:
+            job = tokenize_job(
+                recipe,
+                split,
+                root=folder,
+                shards=shards,
+                tokenizer=tokenizer,
+                codec_folder=folder / "codec",
+                keep_audio=keep_audio,
+            )
+            prepare_split(job, console=console)
+    return shards
 
 
 def new_encoder(seed: int) -> SenseVoiceEncoder:

@@ -50,7 +50,7 @@ def prepare(config: PrepareConfig) -> None:
         dtype=config.dtype,
     )
     for split in [config.split] if config.split else recipe.all_splits:
-        manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts)
+        manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts, config.prune)
         if manifest is not None:
             print(
                 f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "

@@ -21,10 +21,10 @@ from vita_audio_pl.data import shards as shards_module
 from vita_audio_pl.data.executors import LocalExecutor, RayExecutor
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
-from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.text import TextTokenizer
 
 
@@ -50,12 +50,14 @@ def test_doing_it_again_does_nothing(raw: Path, tmp_path: Path, tokenizer: TextT
     job = toy_job(raw, tmp_path, "asr", tokenizer)
     manifest = prepare_source(job)
     assert manifest is not None and manifest.samples == 260 and len(manifest.shards) == 6
-    times = {path: path.stat().st_mtime_ns for path in (job.out, *job.out.iterdir())}
+    times = {path.name: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"}
     assert prepare_source(job) == manifest
-    assert {path: path.stat().st_mtime_ns for path in (job.out, *job.out.iterdir())} == times  # no lease either
+    assert {path.name: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"} == times
 
 
-def test_a_changed_line_redoes_one_part_and_drops_the_old(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_a_changed_line_redoes_one_part_and_the_old_stays_until_it_is_pruned(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
     shutil.copytree(raw, tmp_path / "raw")
     job = toy_job(tmp_path / "raw", tmp_path / "shards", "asr", tokenizer)
     first = prepare_source(job)
@@ -63,12 +65,74 @@ def test_a_changed_line_redoes_one_part_and_drops_the_old(raw: Path, tmp_path: P
     lines = path.read_text().splitlines()
     lines[60] = lines[0].replace("asr-0", "asr-new")
     path.write_text("\n".join(lines) + "\n")
-    second = prepare_source(job)
+    precious = [job.out / name for name in ("notes.tar", "a" * 21 + ".tar", ".old.partial", "mine/index.bin")]
+    for file in precious:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("precious")
+    told: list[str] = []
+    second = prepare_source(job, tell=told.append)
     assert first is not None and second is not None
     changed = [one.name != other.name for one, other in zip(first.shards, second.shards, strict=True)]
     assert changed == [False, True, False, False, False, False]
-    assert {p.name for p in job.out.glob("*.tar")} == {shard.name for shard in second.shards}
+    old = first.shards[1].name
+    assert len(told) == 1 and f"{job.out}: 3 files, such as {old.removesuffix('.tar')}.done.json" in told[0]
+    assert "prune=true removes them" in told[0] and (job.out / old).is_file()
+    assert prepare_source(job, prune=True, tell=told.append) == second
+    assert not list(job.out.glob(f"{old.removesuffix('.tar')}.*")) and "were removed" in told[1]
+    assert {p.name for p in job.out.glob("*.tar")} - {p.name for p in precious} == {s.name for s in second.shards}
+    assert all(file.read_text() == "precious" for file in precious)
     assert PreparedSource(job.out).read(60).id == "asr-new"
+
+
+def test_trying_some_parts_takes_nothing_from_a_source_that_has_more(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    tried = prepare_source(job, most_parts=1)
+    assert tried is not None and len(tried.shards) == 1
+    assert len((prepare_source(job, most_parts=2) or tried).shards) == 2
+    whole = prepare_source(job)
+    before = contents(job.out)
+    assert prepare_source(job, most_parts=1) == whole and contents(job.out) == before
+    other = replace(job, codec={**job.codec, "fingerprint": "loudness-2"})
+    with pytest.raises(UserError, match="parts=1 would put a trial in its place: give another shards=DIR"):
+        prepare_source(other, most_parts=1)
+    assert contents(job.out) == before
+
+
+def test_a_folder_of_others_is_not_prepared_into(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    job.out.mkdir()
+    (job.out / "manifest.json").write_text("precious")
+    with pytest.raises(
+        UserError, match=f"{job.out} is not a prepared source .*nothing there is touched; give an empty"
+    ):
+        prepare_source(job)
+    assert [path.name for path in job.out.iterdir()] == ["manifest.json"]
+
+
+def test_a_file_that_was_copied_is_the_same_and_this_is_told(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    (tmp_path / "raw").mkdir()
+    rows = [json.dumps({"id": str(n), "q": "red cow", "a": f"blue duck {n}"}) for n in range(6)]
+    (tmp_path / "raw/chat.jsonl").write_text("\n".join(rows))
+
+    def job(root: str) -> TokenizeJob:
+        columns = {"id": "id", "user": "q", "assistant": "a"}
+        reader = TableReader(tmp_path / root, columns, files=("*.jsonl",), rows_per_part=3)
+        plain = toy_job(tmp_path, tmp_path / "shards", "text", tokenizer)
+        return replace(plain, reader=reader, make_codec=None, codec={})
+
+    told: list[str] = []
+    first = prepare_source(job("raw"), tell=told.append)
+    shutil.copytree(tmp_path / "raw", tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy/chat.jsonl", ns=(1, 1))
+    before = contents(job("copy").out)
+    assert not told and prepare_source(job("copy"), tell=told.append) == first and contents(job("copy").out) == before
+    assert len(told) == 1 and "the files of 2 parts" in told[0] and "taken for the same" in told[0]
+    path = tmp_path / "copy/chat.jsonl"
+    path.write_text(path.read_text().replace("blue duck 4", "blue frog 4"))
+    second = prepare_source(job("copy"), tell=told.append)
+    assert first is not None and second is not None and first.shards[1] != second.shards[1]
 
 
 @pytest.mark.parametrize("damage", ["shard deleted", "shard cut", "index deleted", "index of others", "manifest cut"])
@@ -124,16 +188,6 @@ def test_the_last_job_of_an_array_finishes_the_source(raw: Path, tmp_path: Path,
     results = [prepare_source(array, LocalExecutor(1, share, 4)) for share in (2, 0, 3, 1)]
     assert results[:3] == [None, None, None] and results[3] is not None
     assert contents(whole.out) == contents(array.out)
-
-
-def test_two_commands_that_prepare_one_source_do_not_work_side_by_side(
-    raw: Path, tmp_path: Path, tokenizer: TextTokenizer
-) -> None:
-    job = toy_job(raw, tmp_path, "asr", tokenizer)
-    with hold(job.out, "prepare", "preparing 'asr'"):
-        with pytest.raises(UserError, match="in use by preparing 'asr' .process .* wait until that ends"):
-            prepare_source(job, LocalExecutor(2))
-        assert prepare_source(job, LocalExecutor(1, 0, 4)) is None  # a share of an array is another's work
 
 
 class SlowCodec(LoudnessCodec):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import soundfile
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.readers import AudioBytes, AudioFile, RawSample, Reader, Unreadable, make_reader
+from vita_audio_pl.data.readers.base import file_identities
 from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
@@ -65,6 +67,22 @@ def test_a_changed_line_changes_only_its_part(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('{"line": 4}', '{"line": 44}'))
     after = [part.identity for part in reader.parts()]
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_a_large_file_is_known_by_its_ends_and_by_pieces_between(tmp_path: Path) -> None:
+    path, data = tmp_path / "a/large.tar", bytearray(np.random.default_rng(0).bytes(3 * 2**20))
+    path.parent.mkdir()
+    path.write_bytes(data)
+    [before] = file_identities([path], tmp_path)
+    os.utime(path, ns=(1, 1))
+    assert file_identities([path], tmp_path) == [before] and before.startswith(f"a/large.tar {len(data)} ")
+    for place in (0, 5, len(data) // 7 * 3 + 100, len(data) - 1):
+        changed = data.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert file_identities([path], tmp_path) != [before]
+    path.write_bytes(data + b"x")
+    assert file_identities([path], tmp_path) != [before] != file_identities([path], path.parent)
 
 
 def write_kaldi(folder: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_draft_played_first_is_kept_and_the_rest_is_verified_given_it(tiny_mod
 def test_a_draft_that_opens_no_span_is_verified_even_draft_first(tiny_model, prompts):
     model, [prompt] = tiny_model(), prompts(6)
     limits = {"max_new_tokens": 30, "verify": "greedy"}
-    session = Session(Decoder(Runtime(model), capacity=64), prompt, BOOST, first_chunk=(500, 501), **limits)
+    session = Session(Decoder(Runtime(model), capacity=64), prompt, BOOST, first_chunk=(95, 96), **limits)
     assert sum(session, []) == generate(model, [prompt], DecodePattern.of("vanilla"), max_new_tokens=30)[0].ids
 
 

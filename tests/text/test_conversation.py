@@ -32,8 +32,20 @@ def test_a_line_is_read_and_named_after_its_place_or_its_id():
         ('{"messages": []}', "there are no messages"),
         ('{"messages": "hi"}', "there are no messages"),
         ('{"messages": ["hi"]}', "message 1 must be an object"),
-        ('{"messages": [{"from": "human", "value": "hi"}]}', "message 1 has no 'role'"),
-        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "'content' that is not text"),
+        ('{"messages": [{"content": "hi"}]}', "message 1 has no 'role'"),
+        ('{"messages": [{"from": "human", "content": "hi"}]}', "message 1 has no 'value'"),
+        ('{"messages": [{"role": null, "content": "hi"}]}', "message 1 has the role None"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "part 1: its 'text' is null, not text"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "is of the type 'image_url'"),
+        ('{"messages": [{"role": "user", "content": NaN}]}', "its 'content' is the number nan, not text"),
+        ('{"messages": [{"role": "user", "content": ["a", ["b"]]}]}', "part 2 must be text or an object .* not a list"),
+        ('{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}', "calls a tool"),
+        ('{"conversations": [{"from": "human", "value": "<audio>"}]}', r"1 <\|audio\|> for 0 audio paths"),
+        ('{"messages": [1], "conversations": [1]}', "both 'messages' and 'conversations'"),
+        ('{"messages": [{"role": "user", "content": "a"}], "messages": []}', "the key 'messages' comes twice"),
+        ('{"messages": [{"role": "user", "content": [{"type": "audio", "audio": 3}]}]}', "a path or a data URI"),
+        (sample(("user", "hi"), id=True), "'id' must be a name"),
+        (sample(("user", "hi"), id=1.5), "'id' must be a name"),
         (sample(("user", "hi"), ("tool", "x")), "message 2 has the role 'tool'; use one of system, user, assistant"),
         (sample(("user", "hi"), ("assistant", " \n")), r"message 2 \(assistant\) is empty"),
         (sample(("user", "<|audio|><|audio|>"), audios=["a.wav"]), r"2 <\|audio\|> for 1 audio paths"),
@@ -51,6 +63,87 @@ def test_bad_lines_are_refused_by_name(line, sentence):
         Conversation.from_json(line, "qa.jsonl:3")
     assert str(failure.value).startswith("qa.jsonl:3: ")
     assert "\n" not in str(failure.value)
+
+
+HI, ANSWER = ("user", "hi <|audio|>"), ("assistant", "it sings")
+
+
+@pytest.mark.parametrize(
+    ("value", "messages", "audios"),
+    [
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "what is "}, {"type": "text", "text": "red"}]}
+                ]
+            },
+            [("user", "what is red")],
+            (),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "developer", "content": "be brief"},
+                    {"role": "user", "content": ["hi ", {"type": "audio", "audio": "a.wav"}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "it sings"}]},
+                ]
+            },
+            [("system", "be brief"), HI, ANSWER],
+            ("a.wav",),
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "input_audio", "input_audio": {"data": "UklG", "format": "mp3"}}],
+                    },
+                    {"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "b.wav"}}, "<|audio|>"]},
+                    {"role": "assistant", "content": [{"type": "audio"}, "it sings"]},
+                ],
+                "audios": ["c.wav", "d.wav"],
+            },
+            [("user", "<|audio|>"), ("user", "<|audio|><|audio|>"), ("assistant", "<|audio|>it sings")],
+            ("data:audio/mp3;base64,UklG", "b.wav", "c.wav", "d.wav"),
+        ),
+        (
+            {
+                "system": "be brief",
+                "conversations": [{"from": "human", "value": "hi <audio>"}, {"from": "gpt", "value": "it sings"}],
+                "audio": "a.wav",
+            },
+            [("system", "be brief"), HI, ANSWER],
+            ("a.wav",),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "hi <audio>"}], "audios": ["a.wav"]},
+            [HI],
+            ("a.wav",),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "what is <audio>?"}], "audios": None},
+            [("user", "what is <audio>?")],
+            (),
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": "hi <|audio|>"}, {"role": "assistant", "content": "<audio>"}],
+                "audio": ["a.wav"],
+            },
+            [HI, ("assistant", "<audio>")],
+            ("a.wav",),
+        ),
+        (
+            {"messages": [{"role": "system", "content": " "}, {"role": "user", "content": "a"}], "system": None},
+            [("user", "a")],
+            (),
+        ),
+    ],
+)
+def test_messages_of_other_styles_are_read_as_what_they_mean(value, messages, audios):
+    conversation = Conversation.from_json(json.dumps(value), "x.jsonl:1")
+    assert [(message.role, message.content) for message in conversation.messages] == messages
+    assert conversation.audios == audios
 
 
 def test_text_to_speech_becomes_an_answer_of_text_and_audio():

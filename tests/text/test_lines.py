@@ -1,12 +1,14 @@
 """Text files come as other tools write them: every row once, nothing cut where only Python sees an end."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import lines
-from vita_audio_pl.text.lines import Line, read_lines, split_fields
+from vita_audio_pl.text.lines import Line, line_blocks, load_json, read_lines, split_fields
 
 ROW = st.text(st.characters(exclude_characters="\n\r\ufeff", exclude_categories=["Cs"])) | st.sampled_from(
     ["red\u2028bird", "a\x0cb", "a\x85b", "a\x1cb\x0bc", "\u00a0", "\u3000x"]
@@ -50,3 +52,29 @@ def test_another_kind_of_file_is_one_sentence(tmp_path, start, said):
         list(read_lines(tmp_path / "t"))
     with pytest.raises(UserError, match="cannot be read: No such file"):
         list(read_lines(tmp_path / "none"))
+
+
+def test_blocks_of_lines_are_the_file_and_change_with_their_lines_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_PIECE", 7)
+    path = tmp_path / "t"
+    content = b"one\ntwo and more\r\n\nfour\r\r\n1234567\n12345678\nend of the file"
+    path.write_bytes(content)
+    for size in (1, 2, 3, 100):
+        blocks = list(line_blocks(path, size))
+        assert sum(block.lines for block in blocks) == 7 and [block.first for block in blocks] == list(
+            range(1, 8, size)
+        )
+        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+            part = content[block.offset : after.offset if after else None]
+            assert block.digest == hashlib.sha256(part).hexdigest() and part.count(b"\n") == block.lines - (
+                after is None
+            )
+
+
+def test_json_with_a_key_twice_or_without_end_is_refused():
+    assert load_json('{"a": {"b": [1, NaN]}, "b": 2}')["b"] == 2
+    with pytest.raises(ValueError, match="the key 'b' comes twice"):
+        load_json('[{"a": {"b": 1, "b": 2}}]')
+    for deep in ("[" * 100_000, '{"a":' * 100_000, "9" * 100_000):
+        with pytest.raises(ValueError):
+            load_json(deep)

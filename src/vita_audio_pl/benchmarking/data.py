@@ -37,6 +37,7 @@ from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.data.shards import decode_block
 from vita_audio_pl.data.survey import survey
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.storage.owned import Kind, Owned
 from vita_audio_pl.text import Rendered, Renderer, RenderOptions, TextTokenizer
 
 ROW_LENGTH = 8192
@@ -55,8 +56,13 @@ class Figure:
 
 
 def benchmark_data(options: DataBenchmark) -> list[Figure]:
-    """All figures, in the order in which a run meets them."""
+    """All figures, in the order in which a run meets them.
+
+    Raises:
+        UserError: `options.folder` holds something else.
+    """
     folder, tokenizer = Path(options.folder), made_up_tokenizer()
+    Owned.claim(folder, Kind("data benchmark", sign=("benchmark.yaml",)))
     shards = folder / f"shards_{options.samples}"
     for task, per_mille in PER_MILLE.items():
         if not (shards / task / MANIFEST).is_file():

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.data import Figure
 from vita_audio_pl.benchmarking.data_settings import DataBenchmark
+from vita_audio_pl.storage.files import write_output
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
@@ -25,5 +26,4 @@ def figures_table(figures: Sequence[Figure]) -> Table:
 def write_figures(figures: Sequence[Figure], options: DataBenchmark, path: Path | str) -> None:
     """All figures as JSON, with the settings they were measured under."""
     record = {"settings": asdict(options), "figures": [asdict(figure) for figure in figures]}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_output(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -18,6 +18,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.storage.owned import Kind, Owned
 
 
 def run_decoding_benchmark(
@@ -32,8 +33,10 @@ def run_decoding_benchmark(
     """Measures what the protocol says, shows a table and writes the figures into `folder`.
 
     Raises:
-        UserError: a model, a codec or samples that cannot be read, or a device that is not there.
+        UserError: a model, a codec or samples that cannot be read, a device that is not there, or a folder that holds
+            something else.
     """
+    Owned.claim(folder, Kind("decoding benchmark", sign=("decoding.json",)))
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")

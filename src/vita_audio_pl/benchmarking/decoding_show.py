@@ -1,5 +1,6 @@
 """The decoding benchmark's figures as a table, Markdown, JSON and a plot."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from vita_audio_pl.benchmarking.decoding import Measurement
+from vita_audio_pl.storage.files import write_output
 
 PARTS = ("encode", "prefill", "backbone", "heads", "vocoder")
 HEADERS = (
@@ -76,16 +78,16 @@ def decoding_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 def write_decoding(rows: Sequence[dict[str, Any]], about: dict[str, Any], folder: Path) -> None:
     """Writes `decoding.json`, `decoding.md` and `decoding.png` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"about": about, "results": list(rows)}
-    (folder / "decoding.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_output(folder / "decoding.json", (json.dumps(record, indent=2) + "\n").encode())
     lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    (folder / "decoding.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _plot(rows, folder / "decoding.png")
+    write_output(folder / "decoding.md", ("\n".join(lines) + "\n").encode())
+    write_output(folder / "decoding.png", _plot(rows))
 
 
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def _plot(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Speed and first chunks as a PNG."""
     labels = [row["label"] for row in rows]
     places = np.arange(len(rows))
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.6 + 0.34 * len(rows)), sharey=True, layout="constrained")
@@ -97,8 +99,10 @@ def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[1].set(title="first chunk, ms")
     axes[1].legend()
     axes[0].invert_yaxis()
-    figure.savefig(path, dpi=120)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120)
     plt.close(figure)
+    return file.getvalue()
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

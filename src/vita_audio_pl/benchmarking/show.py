@@ -8,6 +8,7 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.benchmarking.training import LIGER, NAIVE, OURS, TrainingComparison
+from vita_audio_pl.storage.files import write_output
 
 
 def training_table(result: TrainingComparison, peak_tflops: float | None = None) -> Table:
@@ -31,8 +32,7 @@ def training_table(result: TrainingComparison, peak_tflops: float | None = None)
 def write_results(results: list[TrainingComparison], size: TrainingSize, path: Path | str) -> None:
     """All numbers as JSON."""
     record = {"size": asdict(size), "results": [asdict(result) for result in results]}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_output(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _label(name: str) -> str:

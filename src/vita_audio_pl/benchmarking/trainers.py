@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.trainers_settings import TrainersBenchmark
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_output
 
 LOG_EVERY = 10
 
@@ -112,5 +113,4 @@ def trainers_table(paces: list[Pace], settings: TrainersBenchmark) -> Table:
 def write_paces(paces: list[Pace], settings: TrainersBenchmark, path: Path | str) -> None:
     """All readings as JSON, with the settings they were taken under."""
     record = {"settings": asdict(settings), "paces": [asdict(pace) for pace in paces]}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_output(path, (json.dumps(record, indent=2) + "\n").encode())

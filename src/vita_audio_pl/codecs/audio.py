@@ -1,17 +1,32 @@
 """Reading speech from files of any usual format, and writing it: 32-bit float mono in memory, 16-bit WAV on disk."""
 
+import io
+import math
 import os
-import tempfile
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.codecs.whole import ReadAt, bytes_reader, cut_by_log, cut_short, file_reader
+from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.files import write_output
 
-LOWEST_RATE = 2_000  # Hz; below it there is no speech to hear
+LOWEST_RATE, HIGHEST_RATE = 2_000, 768_000  # Hz; below the first there is no speech to hear
+MOST_CHANNELS = 64
+LOUDEST = 10.0  # times full scale; beyond it the samples are on another scale, such as that of 16-bit integers
+OVERSHOOT = 0.1  # seconds that a piece may end past the recording's end: ends are rounded
+_MP3_SLACK = 4 * 1152  # samples: without a Xing header the length is an estimate; `cut_short` has counted frames
+_LONGEST_NAME = 300  # characters in messages: a data URI holds megabytes
+_CANCELLED = 0.05  # a mix this much weaker than its strongest channel is made of channels that cancel each other
+_BLOCK = 1 << 20  # numbers decoded at a time
+_UNKNOWN = 1 << 62  # frames that libsndfile gives where a header does not tell
 
 
 class AudioTooLong(UserError):
@@ -25,11 +40,13 @@ def read_audio(
     *,
     start: float = 0.0,
     seconds: float | None = None,
+    channel: int | None = None,
     name: str | None = None,
 ) -> np.ndarray:
     """Reads an audio file, or a piece of it, as one channel at `sample_rate` Hz.
 
-    Channels are averaged, other rates resampled (soxr, high quality), samples beyond full scale clipped to it.
+    Channels are averaged unless one is chosen, other rates resampled (soxr, high quality), samples beyond full scale
+    clipped to it.
 
     Args:
         source: any file libsndfile reads (WAV of 8 to 64 bits, FLAC, Ogg, MP3, AIFF, ...), or an open binary one.
@@ -37,6 +54,7 @@ def read_audio(
         max_seconds: longest audio accepted, judged before it is decoded; None accepts any.
         start: seconds into the file where to begin.
         seconds: how much to read; None reads to the end.
+        channel: which channel to take, from 0; None averages all.
         name: what messages call the audio; the path by default.
 
     Returns:
@@ -44,71 +62,168 @@ def read_audio(
 
     Raises:
         AudioTooLong: longer than `max_seconds`.
-        UserError: the file is missing, empty, not audio, below 2 kHz, ends before `start`, or holds NaN or infinite
-            samples.
+        UserError: the file is missing, empty, not audio, cut short, below 2 kHz, ends before the piece does, holds NaN
+            or infinite samples or samples of another scale, has no such channel, or its channels cancel each other.
+        OSError: the machine failed, not the file (`errors.is_machine_fault`).
     """
-    if isinstance(source, str | Path):
-        source = Path(source)
-        name = name or str(source)
-        _check_file(source, name)
-    name = name or "the audio"
+    name = name or (str(source) if isinstance(source, str | Path) else "the audio")
+    name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+    if not (math.isfinite(start) and start >= 0 and (seconds is None or (math.isfinite(seconds) and seconds > 0))):
+        raise UserError(f"{name}: {start:g} s to {start + (seconds or 0):g} s is no piece of a recording")
     try:
-        with soundfile.SoundFile(source) as file:
-            rate = file.samplerate
-            if rate < LOWEST_RATE:
-                raise UserError(f"{name}: a sample rate of {rate} Hz is too low for speech (lowest: {LOWEST_RATE} Hz)")
-            first = round(start * rate)
-            frames = max(file.frames - first, 0) if seconds is None else round(seconds * rate)
-            if file.frames and first >= file.frames:
-                raise UserError(f"{name}: it is {file.frames / rate:.2f} s long and ends before {start:.2f} s")
-            if max_seconds is not None and frames > max_seconds * rate:
-                raise AudioTooLong(
-                    f"{name}: {frames / rate:.0f} s of audio, more than the {max_seconds:.0f} s allowed here; cut it first"
-                )
-            if first:
-                file.seek(first)
-            samples = file.read(frames, dtype="float32", always_2d=True)
+        with _opened(source, name) as raw:
+            why = cut_short(raw.read_at, raw.size, max_seconds) if seconds is None else None
+            if why is not None:
+                raise UserError(f"{name} is cut short: {why}")
+            with soundfile.SoundFile(raw.handle, closefd=False) as file:
+                wave, rate = _Piece(file, name, start, seconds, channel).read(max_seconds)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{name} is not audio that can be read: {error}") from None
-    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} is not audio that can be read: {' '.join(error.error_string.split())}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        if is_machine_fault(error):
+            raise
         raise UserError(f"{name} cannot be read: {error}") from None
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).sum())
-        raise UserError(f"{name}: {bad} samples are NaN or infinite; export the audio again")
-    wave = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if rate != sample_rate and len(wave):
+    if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate)
     if len(wave) == 0:
         raise UserError(f"{name}: the audio file holds no samples")
     return np.asarray(np.clip(wave, -1.0, 1.0), dtype=np.float32)
 
 
-def _check_file(path: Path, name: str) -> None:
-    if not path.exists():
-        raise UserError(f"{name}: there is no such audio file")
-    if path.is_dir():
+@dataclass(frozen=True)
+class _Raw:
+    """An open recording: what libsndfile takes, and its bytes."""
+
+    handle: Any
+    read_at: ReadAt
+    size: int
+
+
+@contextmanager
+def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[_Raw]:
+    if not isinstance(source, str | Path):
+        data = source.read()
+        if not data:
+            raise UserError(f"{name}: the audio file is empty (0 bytes)")
+        yield _Raw(io.BytesIO(data), bytes_reader(data), len(data))
+        return
+    try:
+        status = os.stat(source)
+    except (OSError, ValueError) as error:  # ValueError: names that no file can have
+        if is_machine_fault(error):
+            raise
+        raise UserError(f"{name}: there is no such audio file") from None
+    if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{name} is a folder, not an audio file")
-    if path.stat().st_size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{name} is a device or a pipe, not an audio file")
+    if status.st_size == 0:
         raise UserError(f"{name}: the audio file is empty (0 bytes)")
+    # opened here and not by libsndfile, which would call running out of file handles a bad file
+    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield _Raw(descriptor, file_reader(descriptor), status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+class _Piece:
+    """The piece of an open file that is wanted, decoded block by block so that many channels take no memory."""
+
+    def __init__(self, file: soundfile.SoundFile, name: str, start: float, seconds: float | None, channel: int | None):
+        self.file, self.name, self.channel, self.rate = file, name, channel, file.samplerate
+        if not LOWEST_RATE <= self.rate <= HIGHEST_RATE:
+            raise UserError(
+                f"{name}: a sample rate of {self.rate} Hz is not one of speech ({LOWEST_RATE} to {HIGHEST_RATE} Hz)"
+            )
+        if file.channels > MOST_CHANNELS:
+            raise UserError(f"{name}: {file.channels} channels are no recording of speech (most: {MOST_CHANNELS})")
+        if channel is not None and channel >= file.channels:
+            raise UserError(f"{name}: there is no channel {channel}; it has {file.channels}, counted from 0")
+        self.first = round(start * self.rate)
+        self.wanted = None if seconds is None else round(seconds * self.rate)
+        if file.frames >= _UNKNOWN:
+            raise UserError(
+                f"{name}: its header does not say how long it is (it was written to a pipe); encode it again"
+            )
+        if file.frames and self.first >= file.frames:
+            raise UserError(f"{name}: it is {file.frames / self.rate:.2f} s long and ends before {start:.2f} s")
+
+    def read(self, max_seconds: float | None) -> tuple[np.ndarray, int]:
+        """The piece as one channel and its rate."""
+        if self.wanted is None and (why := cut_by_log(self.file.format, self.file.extra_info)):
+            raise UserError(f"{self.name} is cut short: {why}")
+        expected = max(self.file.frames - self.first, 0) if self.wanted is None else self.wanted
+        if max_seconds is not None and expected > max_seconds * self.rate:
+            raise AudioTooLong(
+                f"{self.name}: {expected / self.rate:.0f} s of audio, more than the {max_seconds:.0f} s allowed here; "
+                "cut it first"
+            )
+        if self.first:
+            self.file.seek(self.first)
+        waves: list[np.ndarray] = []
+        powers = np.zeros(self.file.channels)
+        got = 0
+        for block in self._blocks(expected):
+            self._check(block)
+            got += len(block)
+            powers += np.square(block, dtype=np.float64).sum(axis=0)
+            waves.append(block[:, 0] if self.file.channels == 1 else self._one_channel(block))
+        self._check_length(got, expected)
+        wave = np.concatenate(waves) if waves else np.empty(0, np.float32)
+        power = float(np.square(wave, dtype=np.float64).sum())
+        if self.channel is None and power < _CANCELLED**2 * powers.max():
+            raise UserError(
+                f"{self.name}: its {self.file.channels} channels cancel each other out when mixed; "
+                "say in the recipe which one to take (channel: 0)"
+            )
+        return wave, self.rate
+
+    def _blocks(self, expected: int) -> Iterator[np.ndarray]:
+        """Blocks `(frames, channels) float32` up to `expected` frames or the end."""
+        at, size = 0, max(_BLOCK // self.file.channels, 1)
+        while at < expected:
+            block = self.file.read(min(size, expected - at), dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            at += len(block)
+            yield block
+
+    def _one_channel(self, block: np.ndarray) -> np.ndarray:
+        wave = block.mean(axis=1, dtype=np.float64) if self.channel is None else block[:, self.channel]
+        return wave.astype(np.float32)
+
+    def _check(self, block: np.ndarray) -> None:
+        finite = np.isfinite(block)
+        if not finite.all():
+            raise UserError(f"{self.name}: {int((~finite).sum())} samples are NaN or infinite; export the audio again")
+        peak = float(np.abs(block).max(initial=0.0))
+        if peak > LOUDEST:
+            raise UserError(
+                f"{self.name}: samples reach {peak:g}, where full scale is 1; scale them, or write them as 16-bit"
+            )
+
+    def _check_length(self, got: int, expected: int) -> None:
+        if self.wanted is not None:
+            if got < expected - OVERSHOOT * self.rate:
+                raise UserError(
+                    f"{self.name}: the recording ends at {(self.first + got) / self.rate:.2f} s, "
+                    f"before the piece that ends at {(self.first + expected) / self.rate:.2f} s"
+                )
+        elif got < expected - (_MP3_SLACK if self.file.format in ("MP3", "MPEG") else 0):
+            raise UserError(f"{self.name} is cut short: {got} of {expected} samples could be decoded")
 
 
 def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:
     """Writes `wave: (samples,) float` in [-1, 1] as 16-bit mono WAV, whole or not at all; folders are made.
 
     Raises:
+        UserError: what is there is not a regular file.
         ValueError: the wave is not one channel of finite numbers.
     """
     wave = np.asarray(wave, dtype=np.float32)
     if wave.ndim != 1 or not np.isfinite(wave).all():
         raise ValueError(f"a wave to write must be one channel of finite numbers, not an array of shape {wave.shape}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".wav")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            soundfile.write(file, np.clip(wave, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(wave, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
+    write_output(path, file.getvalue())

@@ -1,28 +1,26 @@
-"""The end of preparing a source: all parts' indexes joined, one manifest, one report, nothing else left behind."""
+"""The end of preparing a source: all parts' indexes joined, one manifest, one report; and what is left of other times."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.index import merge_indexes
-from vita_audio_pl.data.prepared import INDEX, Manifest, ShardFile
+from vita_audio_pl.data.prepared import INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import remove_abandoned, write_array, write_whole
-
-SKIPPED = "skipped.jsonl"
+from vita_audio_pl.storage.files import write_array, write_whole
+from vita_audio_pl.storage.owned import Owned
 
 
 def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     """Makes a prepared source of finished parts; doing it again changes nothing.
 
-    Every skipped sample is named in `skipped.jsonl`, with its reason. Shards of parts that are no longer asked for are
-    removed.
+    Every skipped sample is named in `skipped.jsonl`, with its reason. Files of parts that are not asked for stay.
 
     Raises:
         UserError: a part is not finished, or no sample at all could be used.
@@ -60,9 +58,37 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     if job.placeholders is not None:
         places = [np.load(job.out / f"{name}.audio.npy") for name in names]
         write_array(job.out / AUDIO_INDEX, np.concatenate(places))
-    for path in job.out.iterdir():
-        if path.name.endswith((".tar", ".index", ".audio.npy", ".done.json")) and path.name.split(".")[0] not in names:
-            path.unlink(missing_ok=True)
-    remove_abandoned(job.out)
+    Owned.claim(job.out, SOURCE).remove_abandoned()
     manifest.save(job.out)  # last: what a manifest stands beside is clean as well as whole
     return manifest
+
+
+def leftovers(job: TokenizeJob, claimed: Sequence[Part], prune: bool) -> Iterator[str]:
+    """What is to be said of a finished source's folder; with `prune`, what no part claims is removed from it.
+
+    Args:
+        claimed: all parts of the source.
+
+    Yields:
+        A sentence on files of other parts (of another recipe, corpus, codec or tokenizer), and one on parts whose file has
+        another time of change than when it was read, and was taken for the same.
+    """
+    names = {job.output_name(part) for part in claimed}
+    found = sorted(path.name for pattern in PART_FILES for path in job.out.glob(pattern))
+    if left := [name for name in found if name.split(".")[0] not in names]:
+        if prune:
+            Owned.open(job.out, SOURCE).remove(*left)
+        told = "were removed" if prune else "were left; prune=true removes them"
+        yield f"{job.out}: {len(left)} files, such as {left[0]}, are of no part of '{job.source}' any more and {told}"
+    retouched = [part for part in claimed if part.changed and _changed(job, part) not in (None, part.changed)]
+    if retouched:
+        yield (
+            f"'{job.source}': the files of {len(retouched)} parts, such as {retouched[0].name}, have another time of change "
+            "than when they were read, and were taken for the same by name, size and samples of their content, as after a "
+            f"copy; if you have edited them, delete their shards in {job.out} and give the same command again"
+        )
+
+
+def _changed(job: TokenizeJob, part: Part) -> int | None:
+    report: dict[str, Any] = json.loads(job.done_file(part).read_text(encoding="utf-8"))
+    return report.get("changed")

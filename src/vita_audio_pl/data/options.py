@@ -105,6 +105,18 @@ class PrepareConfig:
     seed: int = 0  # of the spoken world
     batch_seconds: float = 120.0  # audio that the codec encodes at a time
     decoders: int = 2  # threads of each worker that read audio beside the codec
-    parts: int | None = None  # only so many of the first parts, to try a recipe
+    parts: int | None = None  # only so many of the first parts, to try a recipe; never replaces a source that has more
+    prune: bool = False  # remove shards that no part of the recipe claims any more; without it they are listed
     keep_audio: bool = False  # keep the audio outside answers, for models that hear through an encoder
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
+
+    def check(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+            UserError: says which, and what is allowed.
+        """
+        if self.parts is not None and self.parts < 1:
+            raise UserError(f"parts is {self.parts}: it must be at least 1, or null for all of them")
+        if self.prune and self.parts is not None:
+            raise UserError("prune=true removes what the whole recipe does not claim, so it does not go with parts=N")

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
-from vita_audio_pl.data.finish import finish_source
+from vita_audio_pl.data.finish import finish_source, leftovers
 from vita_audio_pl.data.index import Index
-from vita_audio_pl.data.prepared import INDEX, Manifest
+from vita_audio_pl.data.prepared import INDEX, SOURCE, Manifest
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import full_disk_is_told
-from vita_audio_pl.storage.lease import hold, this_job
+from vita_audio_pl.storage.files import full_disk_is_told, sole_user
+from vita_audio_pl.storage.owned import Owned
 
 Watch = Callable[[str, int], AbstractContextManager[Report]]
 """Source and number of parts to do, to something that is told of progress."""
@@ -24,7 +24,12 @@ def unwatched(source: str, parts: int) -> Iterator[Report]:
 
 
 def prepare_source(
-    job: TokenizeJob, executor: Executor | None = None, watch: Watch = unwatched, most_parts: int | None = None
+    job: TokenizeJob,
+    executor: Executor | None = None,
+    watch: Watch = unwatched,
+    most_parts: int | None = None,
+    prune: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
@@ -34,39 +39,56 @@ def prepare_source(
         job: the source, the codec, and where the shards go.
         executor: runs the tasks; None runs them in this process.
         watch: shows progress.
-        most_parts: only so many of the first parts, to try a recipe; asking for all of them later goes on from there.
+        most_parts: only so many of the first parts, to try a recipe; asking for all of them later goes on from there, and
+            a source that has more of them already stays as it is.
+        prune: remove shards that no part of the source claims any more; without it they are named.
+        tell: gets a sentence on such shards, and on files that may have been edited.
 
     Returns:
         The manifest; None where other jobs of an array have parts left, the last of which finishes the source.
 
     Raises:
-        UserError: the corpus is not as its recipe says, nothing of it can be used, or the disk is full.
+        UserError: the corpus is not as its recipe says, nothing of it can be used, the disk is full, the folder holds
+            something else, or a trial would take the place of what is there.
     """
     executor = executor or LocalExecutor()
-    parts = job.reader.parts()[:most_parts]
-    if (manifest := finished_manifest(job, parts)) is not None:
+    claimed = job.reader.parts()
+    parts = claimed[:most_parts]
+    Owned.claim(job.out, SOURCE)
+    if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
+        return known
+    missing = [part for part in executor.mine(parts) if not job.finished(part)]
+    if missing:
+        with watch(job.source, len(missing)) as report:
+            executor(job, missing, report)
+    if not all(map(job.finished, parts)):
+        return None
+    with sole_user(job.out), full_disk_is_told(job.out, f"'{job.source}'"):
+        manifest = (None if missing else _manifest(job, parts)) or finish_source(job, parts)
+        for sentence in leftovers(job, claimed, prune):
+            tell(sentence)
         return manifest
-    work = f"preparing '{job.source}'"
-    with hold(job.out, executor.lease, work, launch=this_job()):
-        missing = [part for part in executor.mine(parts) if not job.finished(part)]
-        if missing:
-            with watch(job.source, len(missing)) as report:
-                executor(job, missing, report)
-    if not all(map(job.finished, parts)):
+
+
+def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
+    """The manifest that is there, if it has all of `parts` already; None where a trial of them takes nobody's place."""
+    try:
+        there = Manifest.load(job.out)
+    except UserError:
         return None
-    with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
-        known = None if missing else finished_manifest(job, parts)
-        return known or finish_source(job, parts)
+    names, wanted = {shard.name for shard in there.shards}, {f"{job.output_name(part)}.tar" for part in parts}
+    if wanted <= names:
+        return there
+    if not names <= wanted:
+        raise UserError(
+            f"'{job.source}' is prepared in {job.out} from other data, or with another codec or tokenizer, and parts="
+            f"{len(parts)} would put a trial in its place: give another shards=DIR, or leave parts out"
+        )
+    return None
 
 
-def finished_manifest(job: TokenizeJob, parts: Sequence[Part] | None = None) -> Manifest | None:
-    """The manifest of a source that is finished, of all parts or these; None where something is to be done.
-
-    Nothing is written, so that sources on read-only storage, or another person's, can be used.
-    """
-    parts = job.reader.parts() if parts is None else parts
-    if not all(map(job.finished, parts)):
-        return None
+def _manifest(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
+    """The source's manifest, if it is of these parts and the index beside it is its own."""
     try:
         manifest, index = Manifest.load(job.out), Index(job.out / INDEX)
     except UserError:

@@ -20,9 +20,16 @@ from vita_audio_pl.data.index import OFFSET_UNIT, Index
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.owned import Kind
 
 FORMAT = 1
-MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.bin", "quarantine.json"
+MANIFEST, INDEX, QUARANTINE, SKIPPED = "manifest.json", "index.bin", "quarantine.json", "skipped.jsonl"
+_HASH = "[0-9a-f]" * 20
+PART_FILES = tuple(f"{_HASH}.{kind}" for kind in ("tar", "index", "done.json", "audio.tar", "audio.npy"))
+"""What a part leaves, named by a hash of its content and of how it was tokenised."""
+SOURCE = Kind(
+    "prepared source", (MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, *PART_FILES), sign=("*.done.json",)
+)
 
 
 @cache

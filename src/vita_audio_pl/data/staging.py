@@ -16,8 +16,7 @@ import fsspec
 
 from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import full_disk_is_told, partial_name, write_whole
-from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.storage.files import full_disk_is_told, partial_name, sole_user, write_whole
 
 _COPIES_AT_A_TIME = 8
 _CHUNK = 1 << 20
@@ -59,33 +58,23 @@ def local_folder(shards: str, source: str, cache: str) -> Path:
     folder = Path(cache).expanduser() / hashlib.sha256(shards.encode()).hexdigest()[:16] / source
     files, base = fsspec.core.url_to_fs(shards)
     home = f"{base.rstrip('/')}/{source}"
-    with _said(f"{shards}/{source}"), full_disk_is_told(folder, f"the copy of '{source}'"):
+    with sole_user(folder), _said(f"{shards}/{source}"), full_disk_is_told(folder, f"the copy of '{source}'"):
         described = _contents(files, f"{home}/{MANIFEST}")
         if described is None:
             raise UserError(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
-        if not _holds(folder / MANIFEST, described):
-            with hold(folder, "copy", f"a copy of '{source}'", wait=True):
-                if not _holds(folder / MANIFEST, described):  # nobody else has copied it meanwhile
-                    _copy_source(files, home, folder, described)
+        if not (folder / MANIFEST).is_file() or (folder / MANIFEST).read_bytes() != described:
+            (folder / MANIFEST).unlink(missing_ok=True)  # what is there is of other shards until the copy is whole
+            write_whole(folder / f"{MANIFEST}.new", described)
+            manifest = Manifest.load(folder, f"{MANIFEST}.new")
+            _copy(files, f"{home}/{INDEX}", folder / INDEX)
+            with ThreadPoolExecutor(_COPIES_AT_A_TIME) as pool:
+                wanted = [shard for shard in manifest.shards if not _is_there(folder / shard.name, shard.bytes)]
+                list(pool.map(lambda shard: _copy(files, f"{home}/{shard.name}", folder / shard.name), wanted))
+            (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
         left_out = _contents(files, f"{home}/{QUARANTINE}")
-        if left_out is not None and not _holds(folder / QUARANTINE, left_out):
+        if left_out is not None:
             write_whole(folder / QUARANTINE, left_out)
     return folder
-
-
-def _copy_source(files: Any, home: str, folder: Path, described: bytes) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)  # what is there is of other shards until the copy is whole
-    write_whole(folder / f"{MANIFEST}.new", described)
-    manifest = Manifest.load(folder, f"{MANIFEST}.new")
-    _copy(files, f"{home}/{INDEX}", folder / INDEX)
-    with ThreadPoolExecutor(_COPIES_AT_A_TIME) as pool:
-        wanted = [shard for shard in manifest.shards if not _is_there(folder / shard.name, shard.bytes)]
-        list(pool.map(lambda shard: _copy(files, f"{home}/{shard.name}", folder / shard.name), wanted))
-    (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
 
 
 def _contents(files: Any, path: str) -> bytes | None:

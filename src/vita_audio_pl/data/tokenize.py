@@ -216,6 +216,7 @@ class _PartTask:
         write_index(base.with_suffix(".index"), entries)
         report: dict[str, Any] = {
             "part": self.part.name,
+            "changed": self.part.changed,
             "shard": {"name": shard.name, "bytes": size, "samples": len(entries)},
             "seconds": self.done.seconds,
             "text_tokens": self.text_tokens,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.checks import whole_number
 from vita_audio_pl.text.vocabulary import Vocabulary
 
 
@@ -12,6 +14,9 @@ class SpanConstraint:
 
     Inside a span only the allowed rows of the vocabulary matrix are computed. Text answers never open a span and are
     never restricted.
+
+    Raises:
+        UserError: an id is no whole number of 0 or more, there are no codes, or a marker lies among the codes.
     """
 
     begin: int
@@ -19,6 +24,22 @@ class SpanConstraint:
     turn_end: int
     first_code: int
     n_codes: int
+
+    def __post_init__(self) -> None:
+        for name in ("begin", "end", "turn_end", "first_code"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"constraint.{name}", least=0))
+        object.__setattr__(self, "n_codes", whole_number(self.n_codes, "constraint.n_codes", least=1))
+        codes = range(self.first_code, self.first_code + self.n_codes)
+        if self.begin in codes or self.end in codes or self.turn_end in codes:
+            raise UserError(
+                f"the constraint's codes {codes.start} to {codes.stop - 1} contain one of its markers ({self.begin}, "
+                f"{self.end}, {self.turn_end}); take them from the model's vocabulary (SpanConstraint.of)"
+            )
+
+    @property
+    def largest(self) -> int:
+        """The largest id that it names."""
+        return max(self.begin, self.end, self.turn_end, self.first_code + self.n_codes - 1)
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> "SpanConstraint":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
+from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.graphs import GraphedPasses, recurring_shapes
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import Heard, Runtime
@@ -93,8 +94,9 @@ class Decoder:
         clips: features of the prompt's audio, for models that hear through an encoder.
 
         Raises:
-            UserError: no free slot, an empty prompt, a token outside the vocabulary, more tokens than the cache holds, or
-                clips that do not fill the prompt's places for them.
+            UserError: no free slot, an empty prompt, something that is no token of the vocabulary in the prompt, the stop
+                ids or the constraint, more tokens than the cache holds, or clips that are no features or do not fill the
+                prompt's places for them. The sequences that are being decoded are not touched.
         """
         with self._lock:
             return self._open(prompt, options, clips)
@@ -103,17 +105,14 @@ class Decoder:
         if not self.free_slots:
             raise UserError(f"all {len(self._sequences)} sessions are taken; close one, or decode with more")
         capacity, vocabulary = self.cache.capacity, self.runtime.vocab_size
+        prompt = token_ids(prompt, "the prompt", vocabulary)
+        options.check_ids(vocabulary)
         if not prompt:
             raise UserError("the prompt is empty; give at least one token")
         if len(prompt) + options.max_new_tokens > capacity:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens and an answer of up to {options.max_new_tokens} do not fit into the "
                 f"cache of {capacity} tokens; shorten the prompt, lower max_new_tokens, or give a larger cache"
-            )
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise UserError(
-                f"the prompt has tokens from {min(prompt)} to {max(prompt)}, but the model's vocabulary has "
-                f"{vocabulary}; it was written with another tokenizer"
             )
         if self._graphed is not None:
             self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, options.verify != "none"))
@@ -126,19 +125,16 @@ class Decoder:
     def _hear(self, prompt: SequenceOf[int], clips: SequenceOf[Tensor]) -> dict[int, Tensor]:
         """What the backbone reads at the positions of the prompt that stand for audio."""
         places = [p for p, token in enumerate(prompt) if token == self.runtime.place_of_audio]
-        states = self.runtime.hear(clips) if clips else ()
-        if len(places) != len(states):
-            raise UserError(
-                f"the prompt has {len(places)} places for states of audio, and its recordings give {len(states)}; give the "
-                "features that the prompt was written for"
-            )
-        return dict(zip(places, states, strict=True))
+        self.runtime.check_clips(clips, len(places))
+        return dict(zip(places, self.runtime.hear(clips), strict=True)) if clips else {}
 
     def close(self, sequence: Sequence) -> None:
         """Takes a sequence out; its slot is free again."""
         with self._lock:
             if self._sequences[sequence.slot] is sequence:
                 self._sequences[sequence.slot] = None
+                if not sequence.finished:
+                    self.cache.clear(sequence.slot)  # whatever is there was not yet looked at; see `_fail`
             self.errors.pop(sequence, None)
 
     def step(self) -> None:
@@ -194,11 +190,11 @@ class Decoder:
         likely = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
         tokens = dict(zip(likely, self._most_likely(sequences, outputs, likely), strict=True))
         for i, sequence in enumerate(sequences):
-            token = tokens[i] if i in tokens else self._draw_draft(sequence, outputs[i])
+            token, proposal = (tokens[i], None) if i in tokens else self._draw_draft(sequence, outputs[i])
             if token == NOT_FINITE:
                 self._fail(sequence)
             else:
-                sequence.write_head(token)
+                sequence.write_head(token, proposal)
         self.seconds["heads"] += self._clock() - begun
 
     def _run(self, predictor: int, sequences: list[Sequence], stops: list[int]) -> tuple[Rows, Tensor]:
@@ -256,14 +252,13 @@ class Decoder:
             hidden = torch.cat([pieces[i] for i in likely])
         return self.scorer.most_likely(hidden, restrictions)
 
-    def _draw_draft(self, sequence: Sequence, hidden: Tensor) -> int:
+    def _draw_draft(self, sequence: Sequence, hidden: Tensor) -> tuple[int, Tensor | None]:
+        """A head's token and, under sampled verification, the distribution it was drawn from."""
         part, chances = self.scorer.distribution(hidden, sequence, len(sequence.ids) - 1)
         if not bool(chances.isfinite().all()):
-            return NOT_FINITE
-        column = sequence.sampler.draw(chances)
-        if sequence.options.verify == "sample":
-            sequence.proposals.append(chances)
-        return part.token(column)
+            return NOT_FINITE, None
+        token = part.token(sequence.sampler.draw(chances))
+        return token, chances if sequence.options.verify == "sample" else None
 
     def _draw_own(self, sequence: Sequence, hidden: Tensor) -> tuple[int, int]:
         """Drafts kept and the backbone's own token after them, both drawn; `hidden: (drafts + 1, hidden_size)`."""

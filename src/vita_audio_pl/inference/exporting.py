@@ -1,5 +1,6 @@
 """Model folders from one layout to the other: the published one, and a plain Qwen2 folder with the rest beside it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vita_audio_pl.inference.loading import load_speech_model, model_folder
 from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.weight_files import read_json
+from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
 LAYOUTS = {"released": save_released, "backbone": save_backbone}
@@ -40,28 +42,25 @@ def export_model(
     if layout not in LAYOUTS:
         raise UserError(f"format is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
     source, target = model_folder(source), Path(target)
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target} is there already; give a folder that is not, or move it away")
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    if read_json(source / "config.json").get("model_type") == "qwen2":
-        model, (pattern, first_code) = load_backbone(source, dtype=dtype), backbone_notes(source)
-        for name in _TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copy(source / name, aside / name)
-    else:
-        loaded = load_speech_model(source, dtype=dtype)
-        model, pattern, first_code = loaded.model, loaded.pattern.runs, loaded.vocabulary.first_code
-        loaded.tokenizer.save(aside)
-        spell_out(aside / "tokenizer.json", loaded.vocabulary)
-    LAYOUTS[layout](model, aside, decode_pattern=pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
-    for name in ("codec", "speech_input"):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, aside / name, dirs_exist_ok=True)
-    if (source / "manifest.json").is_file():
-        shutil.copy(source / "manifest.json", aside / "manifest.json")
-    aside.rename(target)
+    with whole_folder(target, "exported model", marked=False) as aside:
+        if read_json(source / "config.json").get("model_type") == "qwen2":
+            model, (pattern, first_code) = load_backbone(source, dtype=dtype), backbone_notes(source)
+            for name in _TOKENIZER_FILES:
+                if (source / name).is_file():
+                    shutil.copy(source / name, aside / name)
+        else:
+            loaded = load_speech_model(source, dtype=dtype)
+            model, pattern, first_code = loaded.model, loaded.pattern.runs, loaded.vocabulary.first_code
+            loaded.tokenizer.save(aside)
+            spell_out(aside / "tokenizer.json", loaded.vocabulary)
+        LAYOUTS[layout](model, aside, decode_pattern=pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
+        for name in ("codec", "speech_input"):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, aside / name, dirs_exist_ok=True)
+        if (source / "manifest.json").is_file():
+            shutil.copy(source / "manifest.json", aside / "manifest.json")
 
 
 def spell_out(path: Path, vocabulary: Vocabulary) -> None:

@@ -19,6 +19,7 @@ from vita_audio_pl.inference.products import Product, product, vocabulary_produc
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.screening import Largest
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.text.turns import EXTRA_FRAMES
 
 
 class Norm:
@@ -181,16 +182,35 @@ class Runtime:
     def hear(self, clips: Sequence[Tensor]) -> Tensor:
         """States `(frames + 4 for each clip, hidden_size)` that the backbone reads in place of the audio's tokens.
 
-        clips: features `(frames, size)` of each recording.
-
-        Raises:
-            UserError: the model has no encoder.
+        clips: features `(frames, size)` of each recording, as `check_clips` lets them pass.
         """
-        if self._speech_input is None:
-            raise UserError("this model reads audio as codes and has no encoder to hear it with")
         weight = self._speech_input.audio_projection[0].weight
         states: Tensor = self._speech_input([clip.to(weight) for clip in clips])
         return states.to(self.dtype)
+
+    def check_clips(self, clips: Sequence[Tensor], places: int) -> None:
+        """Checks that `clips` are features that the model can hear, and fill the prompt's `places` for their states.
+
+        Raises:
+            UserError: the model has no encoder, a clip is not of `(frames, size)` finite numbers, or it is another number.
+        """
+        if len(clips) and self._speech_input is None:
+            raise UserError("this model reads audio as codes and has no encoder to hear it with")
+        size = self._speech_input.encoder.config.input_size if len(clips) else 0
+        for number, clip in enumerate(clips, 1):
+            shape = tuple(clip.shape) if isinstance(clip, Tensor) else type(clip).__name__
+            if not isinstance(clip, Tensor) or clip.dim() != 2 or clip.shape[1] != size or not len(clip):
+                raise UserError(
+                    f"recording {number} came as {shape}; the encoder hears features of shape (frames, {size})"
+                )
+        if places != (found := sum(len(clip) + EXTRA_FRAMES for clip in clips)):
+            raise UserError(
+                f"the prompt has {places} places for states of audio, and its recordings give {found}; give the features "
+                "that the prompt was written for"
+            )
+        for number, clip in enumerate(clips, 1):
+            if not clip.is_floating_point() or not bool(clip.isfinite().all()):
+                raise UserError(f"the features of recording {number} are not finite numbers; read the recording again")
 
     def run(self, predictor: int, rows: Rows, cache: Cache, heard: Heard | None = None) -> Tensor:
         """Normed hidden states `(rows.total, hidden_size)` of predictor 0 (the backbone) or k + 1 (head k).

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.checks import finite_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Sampling:
         seed: of this session's draws; they depend on nothing that is decoded beside it.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value of another type or out of range.
     """
 
     temperature: float = 0.0
@@ -32,10 +33,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            object.__setattr__(self, name, finite_number(getattr(self, name), name))
+        for name in ("top_k", "seed"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, least=0))
         if not self.temperature >= 0:
             raise UserError(f"temperature={self.temperature} must be 0 (greedy) or more")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
         if not self.repetition_penalty > 0:

@@ -64,8 +64,10 @@ class Scorer:
         restrictions: one per row; rows under the same one are computed together.
         """
         tokens = [NOT_FINITE] * len(restrictions)
-        for restriction in dict.fromkeys(restrictions):
-            rows = [i for i, r in enumerate(restrictions) if r is restriction]
+        grouped: dict[SpanConstraint | None, list[int]] = {}
+        for row, restriction in enumerate(restrictions):
+            grouped.setdefault(restriction, []).append(row)
+        for restriction, rows in grouped.items():
             chosen = hidden if len(rows) == len(restrictions) else hidden[rows]
             part = self.part(restriction)
             for row, column in zip(rows, part.largest(chosen), strict=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.checks import token_ids, whole_number
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sampling import Greedy, Sampler, Sampling
@@ -31,7 +32,7 @@ class Options:
             without verification up to the span's end, so that it can be played at once. None verifies everything.
 
     Raises:
-        UserError: an unknown mode, or one that contradicts the sampling.
+        UserError: a value of another type, an unknown mode, or one that contradicts the sampling.
     """
 
     pattern: DecodePattern
@@ -43,15 +44,32 @@ class Options:
     first_chunk: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("pattern", DecodePattern), ("sampling", Sampling), ("constraint", SpanConstraint | None)):
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a {kind}")
         object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        object.__setattr__(self, "max_new_tokens", whole_number(self.max_new_tokens, "max_new_tokens", least=1))
         if self.verify not in VERIFY_MODES:
             raise UserError(f"verify={self.verify!r} is unknown; use one of {', '.join(VERIFY_MODES)}")
         if self.verify == "greedy" and not self.sampling.greedy:
             raise UserError(
                 f"verify=greedy gives the most likely tokens, but temperature={self.sampling.temperature}; "
                 "use verify=sample, or temperature 0"
+            )
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Checks that all ids that these settings name are tokens of a model with `vocabulary` rows.
+
+        Raises:
+            UserError: one is not.
+        """
+        token_ids(self.stop_ids, "stop_ids", vocabulary)
+        if self.first_chunk is not None and len(token_ids(self.first_chunk, "first_chunk", vocabulary)) != 2:
+            raise UserError(f"first_chunk is {self.first_chunk!r}; it must be the begin and the end marker of audio")
+        if self.constraint is not None and self.constraint.largest >= vocabulary:
+            raise UserError(
+                f"the constraint names token {self.constraint.largest}, but the model's vocabulary has {vocabulary}; "
+                "it was made for another model"
             )
 
 
@@ -128,8 +146,11 @@ class Sequence:
         self._push(token)
         self._commit(0)
 
-    def write_head(self, token: int) -> None:
-        """Takes the token of the head whose turn it is: committed, or a draft where it will be verified."""
+    def write_head(self, token: int, proposal: Tensor | None = None) -> None:
+        """Takes the token of the head whose turn it is: committed, or a draft where it will be verified.
+
+        proposal: under sampled verification, the distribution that the token was drawn from.
+        """
         self._push(token)
         self.run += 1
         if not self.verifies or self._trusted(token):
@@ -137,6 +158,8 @@ class Sequence:
         else:
             self.drafts += 1
             self.drafted[self.run - 1] += 1
+            if proposal is not None:
+                self.proposals.append(proposal)
 
     def settle(self, kept: int, token: int) -> None:
         """Commits the first `kept` drafts and then the backbone's own `token`, and forgets the other drafts."""

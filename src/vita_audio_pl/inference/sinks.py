@@ -1,5 +1,6 @@
 """Where a streamed answer goes: text to a terminal, sound to a growing WAV file or to a player's pipe."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece, stream
+from vita_audio_pl.storage.files import output_file, partial_name
 
 PIPE = "-"
 
@@ -68,7 +70,7 @@ class _RawSamples:
 
 
 class _GrowingWav:
-    """A WAV file that can be played at any moment; made with the first chunk, so a silent answer leaves none."""
+    """A new WAV file that can be played at any moment; made with the first chunk, so a silent answer leaves none."""
 
     def __init__(self, path: Path, sample_rate: int | None):
         self._path, self._rate = path, sample_rate
@@ -76,9 +78,11 @@ class _GrowingWav:
 
     def write(self, wave: NDArray[np.float32]) -> None:
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            path = output_file(self._path)
+            partial = partial_name(path)
             try:
-                self._file = soundfile.SoundFile(self._path, "w", self._rate, 1, format="WAV", subtype="PCM_16")
+                self._file = soundfile.SoundFile(partial, "w", self._rate, 1, format="WAV", subtype="PCM_16")
+                os.replace(partial, path)  # it grows under its own name, and what was there is never written into
             except soundfile.LibsndfileError as error:
                 raise UserError(f"{self._path} cannot be written: {error}; give another output=...") from None
         self._file.write(np.clip(wave, -1, 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from vita_audio_pl.planning.stage_plan import GIB, StagePlan
+from vita_audio_pl.storage.files import write_output
 
 KINDS = ("weights", "gradients", "optimiser", "activations", "loss", "working")
 
@@ -72,8 +73,7 @@ def time_table(plans: Sequence[StagePlan], assumed: str) -> Table:
 
 def write_plans(plans: Sequence[StagePlan], path: Path | str) -> None:
     """All numbers as JSON."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps([plan.to_dict() for plan in plans], indent=2) + "\n", encoding="utf-8")
+    write_output(path, (json.dumps([plan.to_dict() for plan in plans], indent=2) + "\n").encode())
 
 
 def _table(title: str, first: str) -> Table:

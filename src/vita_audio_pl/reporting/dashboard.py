@@ -7,6 +7,7 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.settings import PathsConfig
+from vita_audio_pl.storage.files import write_output
 
 SECTIONS: dict[str, dict[str, str | list[str]]] = {
     "Loss": {
@@ -122,9 +123,8 @@ def write_dashboard(config: DashboardConfig) -> None:
     """Write the workspace as JSON and, if asked, save it to wandb."""
     workspace = build_workspace(config)
     path = Path(config.output or f"{config.paths.runs}/dashboard.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     model = json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
-    path.write_text(json.dumps(model, indent=2) + "\n", encoding="utf-8")
+    write_output(path, (json.dumps(model, indent=2) + "\n").encode())
     print(f"workspace  {path.resolve()}")
     if config.upload:
         workspace.save()

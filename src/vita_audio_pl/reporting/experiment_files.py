@@ -71,7 +71,9 @@ class ExperimentFiles:
         Raises:
             UserError: there is no such folder, or no arm in it is finished.
         """
-        facts = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{ARM}"))}
+        facts = {
+            path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"[!.]*/{ARM}"))
+        }
         if not facts:
             raise UserError(
                 f"there is no ablation in {folder}; run one with 'python -m vita_audio_pl.train -m experiment=...', and "

@@ -13,7 +13,8 @@ from vita_audio_pl.reporting.experiment_tables import differences_by_seed, heads
 from vita_audio_pl.reporting.listening import Utterance, Voice, utterances_to_hear
 from vita_audio_pl.reporting.page import render
 from vita_audio_pl.reporting.tables import Cell, Table, markdown
-from vita_audio_pl.reporting.write import Report, write_file, write_sounds
+from vita_audio_pl.reporting.write import REPORT, Report, write_file, write_sounds
+from vita_audio_pl.storage.owned import Owned
 
 PROMPTS = 3
 HEADS_NOTE = (
@@ -23,7 +24,12 @@ HEADS_NOTE = (
 
 
 def write_experiment_report(files: ExperimentFiles, output: Path, split: str = "test", title: str = "") -> Report:
-    """Write `index.html`, `report.md` and `*.png` of an ablation into `output`; what was there is replaced."""
+    """Write `index.html`, `report.md` and `*.png` of an ablation into `output`; the report that was there is replaced.
+
+    Raises:
+        UserError: `output` holds something else.
+    """
+    Owned.claim(output, REPORT)
     pictures = experiment_pictures(files, split)
     paths = {output / f"{name}.png": picture for name, picture in pictures.items()}
     for path, picture in paths.items():

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from vita_audio_pl.reporting.run_files import Result, asset, read_result
 from vita_audio_pl.reporting.tables import METRIC_NAMES, Cell, Table, rate_cell
+from vita_audio_pl.storage.files import write_whole
 
 MOST_SHOWN = 300  # utterances of a page; all are in utterances.jsonl
 
@@ -61,9 +62,7 @@ def write_result_pages(bench: Path) -> list[Path]:
             names=METRIC_NAMES,
             style=Markup(asset("page.css")),
         )
-        aside = page.with_name(f".{page.name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, page)
+        write_whole(page, text.encode(), flush=False)
         pages.append(page)
     return pages
 

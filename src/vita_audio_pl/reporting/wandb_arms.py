@@ -1,11 +1,10 @@
 """Fetches the arms of an ablation from wandb, where each left an artifact with all that a report reads."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.owned import whole_folder
 
 ARM_TYPE = "arm"
 """Type of the artifacts, and job type of the runs that made them."""
@@ -53,8 +52,5 @@ def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> li
 
 def _download(artifact: Any, folder: Path) -> None:
     """Download into `folder`, which is there when all files are."""
-    aside = folder.parent / ".fetching" / folder.name  # a level too deep to be read as an arm
-    shutil.rmtree(aside, ignore_errors=True)  # of a download that was cut off
-    artifact.download(root=str(aside))
-    os.replace(aside, folder)
-    shutil.rmtree(aside.parent, ignore_errors=True)
+    with whole_folder(folder, "arm of an ablation", marked=False) as aside:
+        artifact.download(root=str(aside))

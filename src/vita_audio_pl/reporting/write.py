@@ -1,7 +1,6 @@
 """Writes the report of a run: the page, its tables as Markdown, its figures as PNG, its sounds as wav."""
 
 import base64
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,10 @@ from vita_audio_pl.reporting.page import last_stage, render, run_page, run_pictu
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.standing import ELSEWHERE, measured, published_figures, standing_table
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
+from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.owned import Kind, Owned
+
+REPORT = Kind("report", sign=("tables.md", "report.md"))
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,12 @@ class Report:
 def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -> Report:
     """Write `index.html`, `published.html`, their tables as Markdown, `*.png` and `audio/` into `output`.
 
-    What was there is replaced.
+    The report that was there is replaced.
+
+    Raises:
+        UserError: `output` holds something else.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    Owned.claim(output, REPORT)
     stage = last_stage(run, split)
     pictures = run_pictures(run, split)
     figures = {output / f"{name}.png": picture for name, picture in pictures.items()}
@@ -87,6 +93,4 @@ def write_sounds(utterance: Utterance, folder: Path) -> list[Path]:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    write_whole(path, content, flush=False)

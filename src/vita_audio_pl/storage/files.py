@@ -1,11 +1,11 @@
 """Files that appear whole or not at all."""
 
 import errno
+import fcntl
 import io
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from vita_audio_pl.errors import UserError
 
 _PARTIAL = ".partial"
-_ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write, for partial files of other machines
+ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write, for partial files of other machines
 
 
 def partial_name(path: Path) -> Path:
@@ -24,14 +24,15 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname().split('.')[0]}.{os.getpid()}{_PARTIAL}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes `data` aside, flushes it to the disk and renames it to `path`."""
+def write_whole(path: Path, data: bytes, flush: bool = True) -> None:
+    """Writes `data` aside, forces it onto the disk unless `flush` is false, and renames it to `path`."""
     partial = partial_name(path)
     try:
         with open(partial, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -48,6 +49,34 @@ def write_array(path: Path, array: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, array)
     write_whole(path, file.getvalue())
+
+
+def output_file(path: str | Path, setting: str = "output") -> Path:
+    """Where a file that a person named is written: a new file, or a regular one that it replaces; folders are made.
+
+    Links are followed, so that a link stays one.
+
+    Raises:
+        UserError: a folder, a device, a pipe or a socket is there, or a folder on the way cannot be made.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "a device, a pipe or a socket"
+        raise UserError(f"{setting} is {path}, which is {what}: give the name of a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{setting} is {path}, and {target.parent} cannot be made ({error.strerror})") from None
+    return target
+
+
+def write_output(path: str | Path, data: bytes, setting: str = "output") -> None:
+    """Writes a file that a person named, whole or not at all.
+
+    Raises:
+        UserError: as `output_file`.
+    """
+    write_whole(output_file(path, setting), data, flush=False)
 
 
 @contextmanager
@@ -68,14 +97,10 @@ def full_disk_is_told(folder: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Removes partial files that nobody is writing any more: of dead processes here, or a week old."""
-    here = socket.gethostname().split(".")[0]
-    for path in folder.glob(f".*{_PARTIAL}"):
-        host, pid = path.name.removesuffix(_PARTIAL).rsplit(".", 2)[-2:]
-        try:
-            gone = host == here and pid.isdigit() and not Path(f"/proc/{pid}").exists()
-            if gone or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # its writer has just finished
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Lets one process at a time work in `folder`; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

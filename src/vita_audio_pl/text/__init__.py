@@ -1,6 +1,7 @@
 """Text, audio codes and turns as token ids: vocabulary, chat template, labels."""
 
-from vita_audio_pl.text.conversation import ASR_INSTRUCTION, ROLES, TTS_INSTRUCTION, Conversation, Message
+from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation
+from vita_audio_pl.text.messages import ROLES, Message
 from vita_audio_pl.text.rendering import LengthRule, Lengths, Rendered, Renderer, RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.turns import AudioCodes, AudioFrames, Segment, TextIds, Turn, TurnCounts, conversation_to_turns

@@ -1,34 +1,17 @@
 """A conversation as people write it down: one JSON line of messages and audio paths."""
 
 import dataclasses
-import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.text.lines import load_json
+from vita_audio_pl.text.messages import ROLES, Message, parse_messages, text_of
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
-
-ROLES = ("system", "user", "assistant")
-"""Known roles; a role's place in this tuple is its number in indexes."""
 
 ASR_INSTRUCTION = "Convert the speech to text."
 TTS_INSTRUCTION = "Convert the text to speech."
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message; `<|audio|>` in its content stands for the next audio file of the conversation."""
-
-    role: str
-    content: str
-
-    @property
-    def n_audios(self) -> int:
-        """Number of audio files this message takes."""
-        return self.content.count(AUDIO_PLACEHOLDER)
 
 
 @dataclass(frozen=True)
@@ -60,8 +43,7 @@ class Conversation:
                 raise UserError(
                     f"{here} ({message.role}) is empty; give it text or {AUDIO_PLACEHOLDER}, or leave it out"
                 )
-            if not message.content.isascii() and _LONE_SURROGATE.search(message.content):
-                raise UserError(f"{here} ({message.role}) holds half a character; write the file as UTF-8 again")
+            text_of(message.content, f"{here} ({message.role})")
             if message.role == "assistant" and message.n_audios > 1:
                 raise UserError(
                     f"{here} is an answer with {message.n_audios} audios; an answer is interleaved with one audio, "
@@ -78,6 +60,9 @@ class Conversation:
     def from_json(cls, value: dict[str, Any] | str, where: str) -> "Conversation":
         """Reads `{"messages": [{"role", "content"}, ...], "audios": [path, ...], "id": name}`, written out or parsed.
 
+        Messages may also be in the styles of OpenAI and ShareGPT (`text/messages.py`); `conversations` and `audio` are
+        other names of `messages` and `audios`, and a `system` beside them is the first message.
+
         Args:
             value: one line of a JSONL file, or the object it holds. `audios` and `id` may be left out.
             where: `file:line`, for messages, and the id where there is none.
@@ -87,23 +72,22 @@ class Conversation:
         """
         if isinstance(value, str):
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from error
+                value = load_json(value)
+            except ValueError as error:
+                raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: a sample must be an object with 'messages', not a {type(value).__name__}")
-        messages = value.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise UserError(f"{where}: there are no messages; 'messages' must be a list of {{role, content}}")
-        audios = value.get("audios")
-        audios = [] if audios is None else audios
-        if not isinstance(audios, list) or not all(isinstance(path, str) and path for path in audios):
-            raise UserError(f"{where}: 'audios' must be a list of paths")
         id = value.get("id")
-        if id is not None and not isinstance(id, str | int):
+        if id is not None and (not isinstance(id, str | int) or isinstance(id, bool)):
             raise UserError(f"{where}: 'id' must be a name or a number, not a {type(id).__name__}")
-        parsed = tuple(_message(message, f"{where}: message {number}") for number, message in enumerate(messages, 1))
-        checked = cls(where, parsed, tuple(audios))
+        messages = _only(value, ("messages", "conversations"), where)
+        system = value.get("system")
+        if system is not None and isinstance(messages, list):
+            messages = [{"role": "system", "content": system}, *messages]
+        parsed, audios = parse_messages(messages, _audio_paths(value, where), where)
+        if not all(isinstance(path, str) and path for path in audios):
+            raise UserError(f"{where}: an audio must be given as a path or a data URI")
+        checked = cls(where, parsed, audios)
         return checked if id in (None, "") else dataclasses.replace(checked, id=str(id))
 
     def tts_rewrite(self) -> "Conversation":
@@ -123,11 +107,20 @@ class Conversation:
         return dataclasses.replace(self, messages=tuple(rewritten))
 
 
-def _message(value: Any, here: str) -> Message:
-    if not isinstance(value, dict):
-        raise UserError(f"{here} must be an object with 'role' and 'content', not a {type(value).__name__}")
-    for key in ("role", "content"):
-        if not isinstance(value.get(key), str):
-            problem = f"has no '{key}'" if key not in value else f"has a '{key}' that is not text"
-            raise UserError(f'{here} {problem}; give it as {{"role": ..., "content": ...}}')
-    return Message(value["role"], value["content"])
+def _only(value: dict[str, Any], names: tuple[str, str], where: str) -> Any:
+    """What stands under one of two names."""
+    found = [value[name] for name in names if value.get(name) is not None]
+    if len(found) > 1:
+        raise UserError(f"{where}: it has both '{names[0]}' and '{names[1]}'; leave one of them out")
+    return found[0] if found else None
+
+
+def _audio_paths(value: dict[str, Any], where: str) -> Sequence[str]:
+    audios = _only(value, ("audios", "audio"), where)
+    if isinstance(audios, str) and "audio" in value:
+        audios = [audios]
+    if audios is None:
+        return ()
+    if not isinstance(audios, list) or not all(isinstance(path, str) and path for path in audios):
+        raise UserError(f"{where}: 'audios' must be a list of paths")
+    return audios

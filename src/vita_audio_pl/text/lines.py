@@ -4,16 +4,18 @@ Only `\n` ends a line and only blanks and tabs part fields. Python's own `str.sp
 feeds, U+0085, U+2028 and no-break spaces, which transcripts hold.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 
-LONGEST_LINE = 64 << 20
-"""Bytes of a line; a longer one is not held in memory."""
+LONGEST_LINE = 16 << 20
+"""Bytes of a line; a longer one is not held in memory, where JSON may take twenty times its size."""
 
 _FOREIGN = {
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
@@ -43,16 +45,68 @@ def read_lines(path: Path) -> Iterator[Line]:
     Raises:
         UserError: the file cannot be opened, or is compressed or UTF-16.
     """
+    with open_text(path) as file:
+        yield from numbered_lines(file)
+
+
+def open_text(path: Path) -> BinaryIO:
+    """The file, open for `numbered_lines`.
+
+    Raises:
+        UserError: it cannot be opened, or is compressed or UTF-16.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
+        if is_machine_fault(error):
+            raise
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        start = file.read(2)
-        file.seek(0)
-        if start in _FOREIGN:
-            raise UserError(f"{path} {_FOREIGN[start]}")
-        yield from numbered_lines(file)
+    start = file.read(2)
+    file.seek(0)
+    if start in _FOREIGN:
+        file.close()
+        raise UserError(f"{path} {_FOREIGN[start]}")
+    return file
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of a file that follow one another.
+
+    Attributes:
+        offset: byte where they begin.
+        first: number of the first.
+        lines: how many.
+        digest: SHA-256 of their bytes.
+    """
+
+    offset: int
+    first: int
+    lines: int
+    digest: str
+
+
+def line_blocks(path: Path, lines: int) -> Iterator[Block]:
+    """Cuts a file into blocks of so many lines, the last with the rest.
+
+    Raises:
+        UserError: the file cannot be opened, or is compressed or UTF-16.
+    """
+    with open_text(path) as file:
+        offset, first, count, digest = 0, 1, 0, hashlib.sha256()
+        while piece := file.readline(_PIECE):
+            digest.update(piece)
+            if not piece.endswith(b"\n") and len(piece) == _PIECE and file.peek(1):  # type: ignore[attr-defined]
+                continue  # the line goes on
+            count += 1
+            if count == lines:
+                yield Block(offset, first, count, digest.hexdigest())
+                offset, first, count, digest = file.tell(), first + count, 0, hashlib.sha256()
+        if count:
+            yield Block(offset, first, count, digest.hexdigest())
+
+
+_PIECE = 1 << 20
 
 
 def numbered_lines(file: BinaryIO, first: int = 1) -> Iterator[Line]:
@@ -85,3 +139,24 @@ def split_fields(line: str, most: int | None = None) -> list[str]:
     """Fields of a line; the last of `most` keeps the blanks inside it. An empty line has none."""
     bare = line.strip(" \t\r\n")
     return re.split(r"[ \t]+", bare, maxsplit=0 if most is None else most - 1) if bare else []
+
+
+def load_json(text: str) -> Any:
+    """The value that a line of JSON holds.
+
+    Raises:
+        ValueError: it is no JSON, has a key twice in one object, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, content in pairs:
+        if key in value:
+            raise ValueError(f"the key {key!r:.100} comes twice in one object")
+        value[key] = content
+    return value

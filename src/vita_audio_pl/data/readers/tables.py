@@ -14,7 +14,7 @@ from vita_audio_pl.data.readers.base import (
     Part,
     RawSample,
     Unreadable,
-    file_identity,
+    file_identities,
     files_matching,
 )
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
@@ -79,11 +79,12 @@ class TableReader:
         described = json.dumps([dict(self.columns), self.task, self.speaker_prompt, self.lower, self.join])
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
         parts = []
-        for path in files_matching(self.root, self.files):
-            identity, name = f"{file_identity(path)} {rules}", str(path.relative_to(self.root))
+        paths = files_matching(self.root, self.files)
+        for path, content in zip(paths, file_identities(paths, self.root), strict=True):
+            identity, name, changed = f"{content} {rules}", str(path.relative_to(self.root)), path.stat().st_mtime_ns
             for first in range(0, max(_count(path), 1), self.rows_per_part):
                 where: dict[str, str | int] = {"path": str(path), "first": first}
-                parts.append(Part(f"{name}:{first}", f"{identity} {first} {self.rows_per_part}", where))
+                parts.append(Part(f"{name}:{first}", f"{identity} {first} {self.rows_per_part}", where, changed))
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:

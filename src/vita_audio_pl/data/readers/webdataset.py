@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vita_audio_pl.data.readers.base import AudioBytes, Part, RawSample, Unreadable, file_identity, files_matching
+from vita_audio_pl.data.readers.base import AudioBytes, Part, RawSample, Unreadable, file_identities, files_matching
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 
 _LARGEST = 256 * 2**20  # bytes of a member; more is no utterance
@@ -42,9 +42,10 @@ class WebDatasetReader:
     def parts(self) -> list[Part]:
         described = json.dumps([repr(self._rules), self.audio, self.text, self.text_key, self.speaker_key])
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
+        paths = files_matching(self.root, self.files)
         return [
-            Part(str(path.relative_to(self.root)), f"{file_identity(path)} {rules}", {"path": str(path)})
-            for path in files_matching(self.root, self.files)
+            Part(str(path.relative_to(self.root)), f"{content} {rules}", {"path": str(path)}, path.stat().st_mtime_ns)
+            for path, content in zip(paths, file_identities(paths, self.root), strict=True)
         ]
 
     @property

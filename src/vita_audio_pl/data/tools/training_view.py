@@ -11,6 +11,7 @@ from vita_audio_pl.data.tools import tables
 from vita_audio_pl.data.tools.preview import preview_html
 from vita_audio_pl.data.tools.settings import DataToolsConfig
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.storage.files import write_output
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
 
 
@@ -33,7 +34,7 @@ def show_preview(config: DataToolsConfig, console: Console, names: list[str]) ->
     batch = next(iter(module.train_dataloader()))
     title = f"{config.data.name}, mixture {module.mixture.name}, ratio {config.text_audio_interval_ratio}"
     page = preview_html(batch, *_tokenizer(config, module.sources[0].name), title)
-    Path(config.output).write_text(page, encoding="utf-8")
+    write_output(config.output, page.encode())
     console.print(f"a batch of {config.rows} rows is shown in {config.output}")
 
 

@@ -1,0 +1,176 @@
+"""Messages of a chat, in the styles that data sets come in, read as what they mean.
+
+Read are our own (`{role, content}` with `<|audio|>`), OpenAI's and transformers' (content as a list of parts, audio parts
+among them), and that of ShareGPT (`{from, value}` of human and gpt, with `<audio>`), as LLaMA-Factory and VITA-Audio take it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
+
+ROLES = ("system", "user", "assistant")
+"""Known roles; a role's place in this tuple is its number in indexes."""
+
+SHAREGPT_AUDIO = "<audio>"
+
+_ROLE_OF = {**{role: role for role in ROLES}, "developer": "system", "human": "user", "gpt": "assistant"}
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; `<|audio|>` in its content stands for the next audio file of the conversation."""
+
+    role: str
+    content: str
+
+    @property
+    def n_audios(self) -> int:
+        """Number of audio files this message takes."""
+        return self.content.count(AUDIO_PLACEHOLDER)
+
+
+def text_of(value: Any, what: str) -> str:
+    """`value` if it is text. What is no text (null, a number, a list, an object) is never turned into some.
+
+    Raises:
+        UserError: it is no text, or holds half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {_kind(value)}, not text")
+    if not value.isascii() and _LONE_SURROGATE.search(value):
+        raise UserError(f"{what} holds half a character; write the file as UTF-8 again")
+    return value
+
+
+def plain_text_of(value: Any, what: str) -> str:
+    """Text in which nothing stands for an audio.
+
+    Raises:
+        UserError: as `text_of`, or it holds `<|audio|>`.
+    """
+    text = text_of(value, what)
+    if AUDIO_PLACEHOLDER in text:
+        raise UserError(f"{what} holds {AUDIO_PLACEHOLDER}, which stands for an audio here and cannot be text")
+    return text
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return f"the number {value!r:.40}" if not isinstance(value, bool) else str(value).lower()
+    return {"list": "a list", "dict": "an object"}.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def parse_messages(value: Any, audios: Sequence[Any], where: str) -> tuple[tuple[Message, ...], tuple[Any, ...]]:
+    """Messages, and what their placeholders stand for, in order.
+
+    Empty system messages are left away. Text parts of one message are joined as they are.
+
+    Args:
+        value: a list of messages in any of the styles.
+        audios: audio files that are listed beside them.
+        where: for messages.
+
+    Returns:
+        The messages, and the audio files: those of `audios`, and those that audio parts hold themselves. There may be more
+        or fewer than placeholders; who makes a `Conversation` of them is told.
+
+    Raises:
+        UserError: something is no message, has an unknown role, or holds what cannot be read.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{where}: there are no messages; 'messages' must be a list of {{role, content}}")
+    parsed = [_message(message, f"{where}: message {number}") for number, message in enumerate(value, 1)]
+    texts = [piece for turn in parsed for piece in turn.pieces if isinstance(piece, str)]
+    own = any(AUDIO_PLACEHOLDER in text for text in texts)
+    # where no audio is listed, `<audio>` in a role/content chat is what it looks like: a tag of HTML
+    foreign = not own and (bool(audios) or any(turn.sharegpt for turn in parsed))
+    listed = iter(audios)
+    messages: list[Message] = []
+    sources: list[Any] = []
+    for turn in parsed:
+        content = ""
+        for piece in turn.pieces:
+            if not isinstance(piece, str):
+                content += AUDIO_PLACEHOLDER
+                sources += [piece.source] if piece.source is not None else [*_next(listed, 1)]
+                continue
+            text = piece.replace(SHAREGPT_AUDIO, AUDIO_PLACEHOLDER) if foreign else piece
+            content += text
+            sources += _next(listed, text.count(AUDIO_PLACEHOLDER))
+        if content.strip() or turn.role != "system":
+            messages.append(Message(turn.role, content))
+    return tuple(messages), (*sources, *listed)
+
+
+def _next(listed: Iterator[Any], count: int) -> list[Any]:
+    return [source for _, source in zip(range(count), listed, strict=False)]
+
+
+@dataclass(frozen=True)
+class _Audio:
+    """An audio part; None is the next of the listed audio files."""
+
+    source: Any
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A message before it is known what stands for an audio in it."""
+
+    role: str
+    pieces: tuple[str | _Audio, ...]
+    sharegpt: bool
+
+
+def _message(value: Any, here: str) -> _Turn:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{here} must be an object with 'role' and 'content', not {_kind(value)}")
+    sharegpt = "role" not in value and "from" in value
+    role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
+    for key in (role_key, content_key):
+        if key not in value:
+            raise UserError(f'{here} has no \'{key}\'; give it as {{"role": ..., "content": ...}}')
+    role = value[role_key]
+    if not isinstance(role, str) or role not in _ROLE_OF:
+        raise UserError(f"{here} has the role {role!r:.60}; use one of {', '.join(ROLES)}")
+    if value.get("tool_calls") or value.get("function_call"):
+        raise UserError(f"{here} calls a tool, which cannot be trained here")
+    content = value[content_key]
+    if isinstance(content, list | tuple):
+        pieces = tuple(_part(part, f"{here}: part {number}") for number, part in enumerate(content, 1))
+    else:
+        pieces = (text_of(content, f"{here}: its '{content_key}'"),)
+    return _Turn(_ROLE_OF[role], pieces, sharegpt)
+
+
+def _part(value: Any, here: str) -> str | _Audio:
+    if isinstance(value, str):
+        return text_of(value, here)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{here} must be text or an object with a 'type', not {_kind(value)}")
+    kind = value.get("type", "text")
+    if kind == "text":
+        return text_of(value.get("text"), f"{here}: its 'text'")
+    if kind in ("audio", "input_audio", "audio_url"):
+        return _Audio(_audio_source(value))
+    raise UserError(f"{here} is of the type {kind!r:.60}; text and audio are read")
+
+
+def _audio_source(part: Mapping[str, Any]) -> Any:
+    """Path, data URI or object of an audio part; None where it says only that there is one."""
+    for key in ("input_audio", "audio", "audio_url", "path", "url"):
+        value = part.get(key)
+        if isinstance(value, Mapping) and isinstance(value.get("data"), str):
+            return f"data:audio/{value.get('format') or 'wav'};base64,{value['data']}"
+        if isinstance(value, Mapping) and not value.get("bytes"):
+            value = value.get("url") or value.get("path")
+        if value is not None:
+            return value
+    return None
