@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
-from vita_audio_pl.data.executors import Executor
+from vita_audio_pl.data.executors import Executor, worker_number
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
@@ -56,14 +56,27 @@ def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndar
         raise SkipAudio(BROKEN_AUDIO, str(error)) from error
 
 
-def codec_facts(codec: Codec) -> dict[str, str | float | int]:
-    """What a manifest says of a codec."""
+def codec_facts(codec: Codec, dtype: str = "float32") -> dict[str, str | float | int]:
+    """What a manifest says of a codec: all that its codes follow from.
+
+    Args:
+        dtype: that its networks compute in; a codec without the method `to` has no choice.
+    """
     return {
         "name": codec.name,
         "fingerprint": codec.fingerprint,
         "codes_per_second": codec.codes_per_second,
         "codebook_size": codec.codebook_size,
+        "build": getattr(codec, "build", "1"),
+        "dtype": dtype if hasattr(codec, "to") else "float32",
     }
+
+
+def worker_codec(folder: Path, device: str, dtype: str) -> Codec:
+    """The codec of a worker process: `cuda` is one GPU for each of this machine's workers, turn and turn about."""
+    if device == "cuda" and torch.cuda.device_count() > 1:
+        device = f"cuda:{worker_number() % torch.cuda.device_count()}"
+    return load_codec(folder, device, dtype)
 
 
 def encoder_placeholders(samples: int) -> int:
@@ -104,8 +117,8 @@ def tokenize_job(
         task=recipe.task,
         reader=recipe.open(root, split),
         tokenizer=tokenizer,
-        make_codec=partial(load_codec, codec_folder, device, dtype) if codec_folder else None,
-        codec=codec_facts(load_codec(codec_folder)) if codec_folder else {},
+        make_codec=partial(worker_codec, codec_folder, device, dtype) if codec_folder else None,
+        codec=codec_facts(load_codec(codec_folder), dtype) if codec_folder else {},
         load_audio=load_audio,
         out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),

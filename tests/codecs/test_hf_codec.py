@@ -60,6 +60,16 @@ def test_it_is_a_codec_and_comes_back_from_its_folder(codec, wave, tmp_path):
     assert np.array_equal(again.encode([wave])[0], codec.encode([wave])[0])
 
 
+def test_it_computes_where_and_in_what_type_it_is_told(folder, wave, tmp_path):
+    TransformersCodec(folder, levels=2).save(tmp_path)
+    moved = load_codec(tmp_path, "cpu", "bfloat16")
+    assert {parameter.dtype for parameter in moved.model.parameters()} == {torch.bfloat16}
+    [codes] = moved.encode([wave])
+    assert codes.dtype == np.int32 and 0 <= codes.min() and codes.max() < moved.codebook_size
+    assert moved.decode(codes).dtype == np.float32
+    assert moved.build.startswith("transformers ")
+
+
 def test_frames_become_one_row_of_codes_level_by_level(codec, wave):
     codes = codec.encode([wave])[0]
     frames = -(-len(wave) // codec.samples_per_frame)

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from bit_flips import flip, some_bits
 from toy_corpus import Corpus, rows_of, take
 
+from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
 from vita_audio_pl.errors import UserError
 
@@ -88,6 +90,34 @@ def test_a_shard_missing_at_home_is_said_and_nothing_looks_whole(served: tuple[S
     with pytest.raises(UserError, match="a file that the manifest names is not there"):
         local_folder(server.url, "asr", str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("manifest.json")) and not list((tmp_path / "cache").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["a shard", "index.bin", "manifest.json", "checksums.json"])
+def test_a_copy_that_is_damaged_is_fetched_again_at_the_next_start(
+    served: tuple[Served, Path], tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, home = served
+    copy = local_folder(server.url, "asr", str(tmp_path / "cache"))
+    path = sorted(copy.glob("*.tar"))[1] if name == "a shard" else copy / name
+    for bit in some_bits(path, 8):
+        flip(path, bit)
+        caplog.clear()
+        local_folder(server.url, "asr", str(tmp_path / "cache"))
+        assert path.read_bytes() == (home / "asr" / path.name).read_bytes()
+        if name in ("a shard", "index.bin"):
+            assert any(str(path) in line and "copied again" in line for line in caplog.messages)
+    path.unlink()
+    local_folder(server.url, "asr", str(tmp_path / "cache"))
+    assert PreparedSource(copy).read(0).id == "asr-0"
+
+
+def test_what_is_damaged_at_home_is_never_used(served: tuple[Served, Path], tmp_path: Path) -> None:
+    server, home = served
+    shard = sorted((home / "asr").glob("*.tar"))[0]
+    flip(shard, 8 * 700)
+    with pytest.raises(UserError, match=f"{shard.name} is damaged: bytes 0 to .*damaged there or was on the way"):
+        local_folder(server.url, "asr", str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
 def test_what_is_not_there_or_cannot_be_reached_is_said(served: tuple[Served, Path], tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def write_source(folder: Path, task: str, n: int, tokenizer: TextTokenizer, seed
     rule = Renderer(tokenizer.vocabulary(N_CODES), tokenizer, RenderOptions(None)).length_rule
     rng = np.random.default_rng(seed)
     text, codes = rng.integers(0, _TEXT_IDS, 200_000), rng.integers(0, N_CODES, 200_000)
-    shards, entries = [], []
+    shards, entries, sums = [], [], {}
     for number, first in enumerate(range(0, n, _SAMPLES_PER_SHARD)):
         path = folder / f"{number:06d}.tar"
         shapes = []
@@ -85,11 +85,11 @@ def write_source(folder: Path, task: str, n: int, tokenizer: TextTokenizer, seed
                 )
                 writer.add(pack_sample(TokenizedSample(f"{task}-{i}", turns)))
                 shapes.append(shape_of(turns, rule))
-            size = writer.close()
+            sums[path.name] = writer.close()
         entries += [IndexEntry(number, p.offset, p.crc, s) for p, s in zip(writer.placed, shapes, strict=True)]
-        shards.append(ShardFile(path.name, size, len(shapes)))
+        shards.append(ShardFile(path.name, sums[path.name].bytes, len(shapes)))
     crc = write_index(folder / INDEX, entries)
-    _manifest(task, n, tokenizer, counts, tuple(shards), crc).save(folder)
+    _manifest(task, n, tokenizer, counts, tuple(shards), crc).save(folder, sums)
 
 
 def write_index_only(path: Path, task: str, n: int, around: int, seed: int = 0) -> None:

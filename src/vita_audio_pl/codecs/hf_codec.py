@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import DacModel, MimiModel, PreTrainedModel
@@ -54,6 +55,7 @@ class TransformersCodec:
         self._entries = config.codebook_size
         self.codebook_size = levels * self._entries
         self.fingerprint = _fingerprint(self.model, levels)
+        self.build = "transformers " + ".".join(transformers.__version__.split(".")[:2])
 
     @classmethod
     def load(cls, folder: str | Path) -> "TransformersCodec":
@@ -79,6 +81,11 @@ class TransformersCodec:
         }
         (folder / CODEC_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "TransformersCodec":
+        """Moves the model."""
+        self.model.to(device, dtype)
+        return self
+
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Codes `(frames * levels,) int32` of each wave `(samples,) float`, cut every 60 s.
 
@@ -93,15 +100,15 @@ class TransformersCodec:
         if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
             raise UserError(f"wave {number} of shape {wave.shape} is empty, not one channel, or not finite")
         frame = self.samples_per_frame
-        samples = torch.from_numpy(np.pad(wave, (0, -len(wave) % frame)))
-        levels = torch.arange(self.levels)[:, None] * self._entries
+        samples = torch.from_numpy(np.pad(wave, (0, -len(wave) % frame))).to(self.model.device, self.model.dtype)
+        levels = torch.arange(self.levels, device=self.model.device)[:, None] * self._entries
         piece = _PIECE_SECONDS * self.sample_rate // frame * frame
         quantisers = "num_quantizers" if self.model.config.model_type == "mimi" else "n_quantizers"
         rows = [
             self.model.encode(part[None, None], **{quantisers: self.levels}).audio_codes[0] + levels
             for part in samples.split(piece)
         ]
-        return torch.cat(rows, dim=1).T.flatten().to(torch.int32).numpy()
+        return torch.cat(rows, dim=1).T.flatten().to("cpu", torch.int32).numpy()
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Wave `(frames * samples_per_frame,) float32`; codes of an unfinished frame at the end are left out.
@@ -144,8 +151,8 @@ class TransformersCodec:
     @torch.inference_mode()
     def _decoded(self, frames: np.ndarray) -> np.ndarray:
         """Wave of `frames: (frames, levels)`, exactly `samples_per_frame` samples each."""
-        codes = torch.from_numpy(frames.T.astype(np.int64))[None]
-        wave: Tensor = self.model.decode(audio_codes=codes).audio_values.reshape(-1)
+        codes = torch.from_numpy(frames.T.astype(np.int64))[None].to(self.model.device)
+        wave: Tensor = self.model.decode(audio_codes=codes).audio_values.reshape(-1).to("cpu", torch.float32)
         wanted = len(frames) * self.samples_per_frame
         return torch.nn.functional.pad(wave[:wanted], (0, max(0, wanted - len(wave)))).clamp(-1, 1).numpy()
 

@@ -31,7 +31,12 @@ class DecodeStream(Protocol):
 
 @runtime_checkable
 class Codec(Protocol):
-    """A speech codec: mono waves in [-1, 1] at `sample_rate` Hz to integers in `[0, codebook_size)` and back."""
+    """A speech codec: mono waves in [-1, 1] at `sample_rate` Hz to integers in `[0, codebook_size)` and back.
+
+    `fingerprint` tells weights and settings apart. A codec may have a text `build` beside it, to be changed when its
+    program gives other codes for the same weights, and a method `to(device, dtype)`; both, and the type that it computes
+    in, keep codes of different origin out of one source.
+    """
 
     name: str
     sample_rate: int

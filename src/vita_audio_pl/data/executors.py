@@ -27,6 +27,19 @@ class Executor(Protocol):
         ...
 
 
+_number = 0
+
+
+def worker_number() -> int:
+    """Which of the workers that one machine was given this process is; 0 where there is no other."""
+    return _number
+
+
+def _take_number(numbers: Any) -> None:
+    global _number
+    _number = numbers.get()
+
+
 @dataclass(frozen=True)
 class LocalExecutor:
     """Processes of this machine; with one worker, this process. A part that fails stops all.
@@ -49,7 +62,10 @@ class LocalExecutor:
                 report(part, run_part(job, part, partial(_unfinished, report, part)), True)
             return
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+        numbers = context.SimpleQueue()
+        for number in range(self.workers):
+            numbers.put(number)
+        with ProcessPoolExecutor(self.workers, context, initializer=_take_number, initargs=(numbers,)) as pool:
             futures = {pool.submit(run_part, job, part): part for part in parts}
             try:
                 for future in as_completed(futures):

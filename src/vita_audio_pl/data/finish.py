@@ -13,6 +13,7 @@ from vita_audio_pl.data.prepared import INDEX, PART_FILES, SKIPPED, SOURCE, Mani
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import FileSum, read_sealed
 from vita_audio_pl.storage.files import write_array, write_whole
 from vita_audio_pl.storage.owned import Owned
 
@@ -31,7 +32,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
             f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {missing[0].name}); "
             "give the same prepare command again"
         )
-    reports: list[dict[str, Any]] = [json.loads(job.done_file(part).read_text(encoding="utf-8")) for part in parts]
+    reports: list[dict[str, Any]] = [read_sealed(job.done_file(part)) for part in parts]
     skipped: Counter[str] = Counter()
     for report in reports:
         skipped.update(report["skipped"])
@@ -59,7 +60,8 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         places = [np.load(job.out / f"{name}.audio.npy") for name in names]
         write_array(job.out / AUDIO_INDEX, np.concatenate(places))
     Owned.claim(job.out, SOURCE).remove_abandoned()
-    manifest.save(job.out)  # last: what a manifest stands beside is clean as well as whole
+    sums = {name: FileSum.from_json(value) for report in reports for name, value in report["sums"].items()}
+    manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole
     return manifest
 
 
@@ -90,5 +92,5 @@ def leftovers(job: TokenizeJob, claimed: Sequence[Part], prune: bool) -> Iterato
 
 
 def _changed(job: TokenizeJob, part: Part) -> int | None:
-    report: dict[str, Any] = json.loads(job.done_file(part).read_text(encoding="utf-8"))
-    return report.get("changed")
+    changed: int | None = read_sealed(job.done_file(part)).get("changed")
+    return changed

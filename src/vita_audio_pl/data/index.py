@@ -105,6 +105,11 @@ def merge_indexes(paths: Sequence[Path], out: Path) -> int:
     """
     if len(paths) > _U16:
         raise UserError(f"{out}: {len(paths)} shards are more than an index can number; make the parts larger")
+    for path in paths:
+        if not Index(path).intact():
+            raise UserError(
+                f"{path} is damaged: its contents do not agree with its checksum; delete it and prepare again"
+            )
     # each part is opened again for each column: thousands of maps at once would exhaust the file handles
     sizes = [(len(part), len(part.overflow)) for part in map(Index, paths)]
     samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()

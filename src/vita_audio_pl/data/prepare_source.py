@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, contextmanager
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
 from vita_audio_pl.data.finish import finish_source, leftovers
 from vita_audio_pl.data.index import Index
-from vita_audio_pl.data.prepared import INDEX, SOURCE, Manifest
+from vita_audio_pl.data.prepared import INDEX, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.storage.files import full_disk_is_told, sole_user
 from vita_audio_pl.storage.owned import Owned
 
@@ -88,9 +89,12 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
 
 
 def _manifest(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
-    """The source's manifest, if it is of these parts and the index beside it is its own."""
+    """The source's manifest, if it is of these parts, the index beside it is its own, and both are as they were written."""
     try:
         manifest, index = Manifest.load(job.out), Index(job.out / INDEX)
+        if not (job.out / CHECKSUMS).is_file():
+            return None
+        verify_source(job.out, manifest, with_audio=True)
     except UserError:
         return None
     same = [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]

@@ -1,46 +1,55 @@
 """A prepared source on disk: its manifest, its index and its shards, checked against one another and read at random.
 
-`<shards>/<source>/` holds `manifest.json`, `index.bin`, the shards (`*.tar`) and, where samples were found broken later,
-`quarantine.json`.
+`<shards>/<source>/` holds `manifest.json`, `index.bin`, the shards (`*.tar`), `checksums.json` of all these and, where
+samples were found broken later, `quarantine.json`. Manifest and index are verified when a source is opened, a sample's
+bytes when they are read.
 """
 
 import json
-import mmap
-import resource
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX, unpack_clips
-from vita_audio_pl.data.index import OFFSET_UNIT, Index
+from vita_audio_pl.data.index import COLUMNS, OFFSET_UNIT, Index
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.checksums import (
+    CHECKSUMS,
+    FileSum,
+    read_checksums,
+    size_damage,
+    sum_of_bytes,
+    sum_of_files,
+    unsealed,
+    verify,
+    write_checksums,
+    write_sealed,
+)
+from vita_audio_pl.storage.files import json_bytes, write_whole
+from vita_audio_pl.storage.open_files import OutOfFileHandles, open_files
 from vita_audio_pl.storage.owned import Kind
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+QUARANTINE_FORMAT = 2  # before it, the file held the samples alone and was not sealed
+_FIRST_BYTES = 4096  # of a sample, read at once: few are longer
 MANIFEST, INDEX, QUARANTINE, SKIPPED = "manifest.json", "index.bin", "quarantine.json", "skipped.jsonl"
 _HASH = "[0-9a-f]" * 20
 PART_FILES = tuple(f"{_HASH}.{kind}" for kind in ("tar", "index", "done.json", "audio.tar", "audio.npy"))
 """What a part leaves, named by a hash of its content and of how it was tokenised."""
 SOURCE = Kind(
-    "prepared source", (MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, *PART_FILES), sign=("*.done.json",)
+    "prepared source",
+    (MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, CHECKSUMS, *PART_FILES),
+    sign=("*.done.json",),
 )
-
-
-@cache
-def most_maps() -> int:
-    """Shards of a source that one process keeps open: a quarter of the file handles it may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return max(16, (65_536 if soft == resource.RLIM_INFINITY else soft) // 4)
 
 
 class BrokenSample(Exception):
@@ -84,9 +93,17 @@ class Manifest:
     audio_shards: tuple[ShardFile, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
-        """Writes `manifest.json`, the last file of a source to appear."""
-        write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
+    def save(self, folder: Path, shard_sums: Mapping[str, FileSum]) -> None:
+        """Writes `checksums.json`, then `manifest.json`, the last file of a source to appear.
+
+        Args:
+            shard_sums: of all shards, by name.
+        """
+        data = json_bytes({"format": FORMAT, **asdict(self)})
+        beside = sum_of_files([folder / INDEX, *([folder / AUDIO_INDEX] if self.audio_shards else [])])
+        sums = {**{path.name: found for path, found in beside.items()}, **shard_sums, MANIFEST: sum_of_bytes(data)}
+        write_checksums(folder, sums)
+        write_whole(folder / MANIFEST, data)
 
     @classmethod
     def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
@@ -116,6 +133,57 @@ class Manifest:
             raise UserError(f"{path} is damaged ({error}); prepare the source again") from error
 
 
+def no_checksums(folder: Path) -> str:
+    """What is said of a source that an older version has prepared."""
+    return (
+        f"'{folder.name}' was prepared by an older version, without checksums: check it with python -m vita_audio_pl.data "
+        f"lint source={folder.name}, then add them with python -m vita_audio_pl.checksums folder={folder} write=true"
+    )
+
+
+def verify_source(folder: Path, manifest: Manifest, with_audio: bool = False) -> None:
+    """Compares manifest and index, and the places of audio, with their checksums; tells where an older version left none.
+
+    Raises:
+        UserError: bytes are not what was written.
+    """
+    remedy = f"copy the source '{folder.name}' again, or give the command that prepared it again: shards that are whole are kept"
+    sums = read_checksums(folder)
+    if sums is None:
+        log.warning("%s", no_checksums(folder))
+        if not Index(folder / INDEX).intact():
+            raise UserError(f"{folder / INDEX} is damaged: its contents do not agree with its checksum; {remedy}")
+        return
+    read = [MANIFEST, INDEX, *([AUDIO_INDEX] if with_audio and manifest.audio_shards else [])]
+    verify(folder, {name: sums[name] for name in read if name in sums}, remedy)
+    unlisted = [name for name in (*read, *(shard.name for shard in manifest.shards)) if name not in sums]
+    if unlisted:
+        raise UserError(f"{folder / CHECKSUMS} does not list {unlisted[0]}: it is of other shards; {remedy}")
+
+
+def check_index(folder: Path, manifest: Manifest, index: Index) -> None:
+    """Refuses an index that is not of the manifest's shards, each with its number of samples.
+
+    Raises:
+        UserError: says what does not fit.
+    """
+    again = f"run python -m vita_audio_pl.data lint source={folder.name}, then prepare the source again"
+    if index.crc != manifest.index_crc or len(index) != manifest.samples:
+        raise UserError(f"{folder / INDEX} does not belong to the shards beside it: {again}")
+    names = {shard.name for shard in manifest.shards}
+    ends = np.searchsorted(index["shard"], np.arange(len(manifest.shards), dtype=COLUMNS["shard"]), "right")
+    expected = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
+    if ends.tolist() != expected.tolist() or len(index) != expected[-1:].sum() or len(names) != len(manifest.shards):
+        raise UserError(
+            f"{folder / MANIFEST} names {len(names)} shards with {expected[-1:].sum()} samples, but {INDEX} has {len(index)} "
+            f"samples that lie otherwise: {again}"
+        )
+    if manifest.audio_shards and len(manifest.audio_shards) != len(manifest.shards):
+        raise UserError(
+            f"{folder / MANIFEST} names {len(manifest.audio_shards)} shards of audio for {len(manifest.shards)} of codes: {again}"
+        )
+
+
 class PreparedSource:
     """Random access to the samples of a prepared source. Cheap to send to worker processes: files are opened there.
 
@@ -123,32 +191,34 @@ class PreparedSource:
         folder: the source's folder.
         with_audio: the audio outside answers is needed, too.
 
+    Attributes:
+        quarantined: samples found broken, and why.
+
     Raises:
-        UserError: not prepared, a shard missing or of another size, an index that is not of these shards, or audio that
-            was not kept.
+        UserError: not prepared, damaged, a shard missing or of another size, an index that is not of these shards, or
+            audio that was not kept.
     """
 
     def __init__(self, folder: Path, with_audio: bool = False):
         self.folder = folder
         self.manifest = Manifest.load(folder)
+        open_files.forget(folder)
+        verify_source(folder, self.manifest, with_audio)
         self.index = Index(folder / INDEX)
-        again = f"run python -m vita_audio_pl.data lint source={folder.name}, then prepare the source again"
-        if self.index.crc != self.manifest.index_crc or len(self.index) != self.manifest.samples:
-            raise UserError(f"{folder / INDEX} does not belong to the shards beside it: {again}")
+        check_index(folder, self.manifest, self.index)
         for shard in (*self.manifest.shards, *(self.manifest.audio_shards if with_audio else ())):
-            path = folder / shard.name
-            if not path.is_file():
-                raise UserError(f"the shard {path} is missing: {again}")
-            if path.stat().st_size != shard.bytes:
+            damage = size_damage(folder / shard.name, shard.bytes)
+            if damage is not None:
                 raise UserError(
-                    f"the shard {path} has {path.stat().st_size} bytes where the manifest says {shard.bytes}: {again}"
+                    f"the shard {damage}: copy it again, or run python -m vita_audio_pl.data lint source={folder.name} and "
+                    "prepare the source again"
                 )
         if with_audio and not self.manifest.audio_shards and self.index["prompt_codes"].any():
             raise UserError(
                 f"'{folder.name}' was prepared without the audio that continuous input hears; prepare it with "
                 "keep_audio=true"
             )
-        self._maps: dict[str, memoryview] = {}
+        self.quarantined = read_quarantine(folder, len(self.index))
 
     @property
     def name(self) -> str:
@@ -158,29 +228,18 @@ class PreparedSource:
         return len(self.index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "manifest": self.manifest}
+        return {"folder": self.folder, "manifest": self.manifest, "quarantined": self.quarantined}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.folder, self.manifest = state["folder"], state["manifest"]
+        self.folder, self.manifest, self.quarantined = state["folder"], state["manifest"], state["quarantined"]
         self.index = Index(self.folder / INDEX)
-        self._maps = {}
-
-    @cached_property
-    def quarantined(self) -> dict[int, str]:
-        """Samples found broken, and why."""
-        path = self.folder / QUARANTINE
-        try:
-            return {int(sample): str(reason) for sample, reason in json.loads(path.read_text("utf-8")).items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and run the lint command again") from error
 
     def quarantine(self, broken: dict[int, str]) -> None:
         """Adds samples to `quarantine.json`; they are never planned again."""
         merged = self.quarantined | broken
-        write_json(self.folder / QUARANTINE, {str(sample): merged[sample] for sample in sorted(merged)})
-        self.__dict__.pop("quarantined", None)
+        named = {str(sample): merged[sample] for sample in sorted(merged)}
+        write_sealed(self.folder / QUARANTINE, {"format": QUARANTINE_FORMAT, "samples": named})
+        self.quarantined = merged
 
     def read(self, number: int) -> TokenizedSample:
         """One sample, its checksum verified.
@@ -189,15 +248,14 @@ class PreparedSource:
             BrokenSample: its bytes are not what was written.
         """
         shard = self.manifest.shards[int(self.index["shard"][number])]
-        try:
-            data = self._map(shard.name)
+        with self._told(number, shard):
             start = int(self.index["offset"][number]) * OFFSET_UNIT
-            packed = data[start : start + sample_size(data[start : start + 4])]
+            first = self._bytes(shard, start, min(_FIRST_BYTES, shard.bytes - start))
+            size = sample_size(first)
+            packed = first[:size] if size <= len(first) else self._bytes(shard, start, size)
             if checksum(packed) != self.index["crc"][number]:
                 raise ValueError("its checksum does not agree")
             return unpack_sample(packed)
-        except (OSError, ValueError) as error:
-            raise BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}") from error
 
     def read_clips(self, number: int) -> list[np.ndarray]:
         """The audio outside the answers of a sample, `(samples,) float32` at 16 kHz each.
@@ -206,10 +264,26 @@ class PreparedSource:
             BrokenSample: it is not what was written.
         """
         shard = self.manifest.audio_shards[int(self.index["shard"][number])]
-        try:
+        with self._told(number, shard):
             offset, size = self._clip_places[number].tolist()
-            start = offset * OFFSET_UNIT
-            return unpack_clips(self._map(shard.name)[start : start + size])
+            return unpack_clips(self._bytes(shard, offset * OFFSET_UNIT, size))
+
+    def _bytes(self, shard: ShardFile, start: int, size: int) -> bytes:
+        """Bytes of a shard, just so many; a size that was read from damaged bytes never claims memory."""
+        if start + size > shard.bytes:
+            raise ValueError(f"it would end at byte {start + size} of {shard.bytes}")
+        data = open_files.read(self.folder / shard.name, start, size)
+        if len(data) < size:
+            raise ValueError(f"the file ends at byte {start + len(data)}, written were {shard.bytes}")
+        return data
+
+    @contextmanager
+    def _told(self, number: int, shard: ShardFile) -> Iterator[None]:
+        """Names the sample that cannot be read. A process without file handles says nothing about its files."""
+        try:
+            yield
+        except OutOfFileHandles:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}") from error
 
@@ -218,14 +292,39 @@ class PreparedSource:
         places: np.ndarray = np.load(self.folder / AUDIO_INDEX, mmap_mode="r")
         return places
 
-    def _map(self, name: str) -> memoryview:
-        found = self._maps.get(name)
-        if found is None:
-            if len(self._maps) >= most_maps():  # every map holds a file handle
-                self._maps.pop(next(iter(self._maps)))
-            with open(self.folder / name, "rb") as file:
-                found = self._maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return found
+
+def read_quarantine(folder: Path, samples: int) -> dict[int, str]:
+    """Samples of a source that were found broken, and why.
+
+    Args:
+        samples: how many the source has.
+
+    Raises:
+        UserError: the file is damaged or names samples that are not there.
+    """
+    path = folder / QUARANTINE
+    again = (
+        f"delete it, and run python -m vita_audio_pl.data lint source={folder.name} quarantine=true to write it anew"
+    )
+    try:
+        data = path.read_bytes()
+        values = json.loads(data)
+        if any(not key.isdigit() for key in values):
+            values = unsealed(path, data)
+            if values["format"] != QUARANTINE_FORMAT:
+                raise UserError(f"{path} has format {values['format']}, this version reads {QUARANTINE_FORMAT}")
+            values = values["samples"]
+        found = {int(sample): str(reason) for sample, reason in values.items()}
+    except FileNotFoundError:
+        return {}
+    except UserError as error:
+        raise UserError(f"{error}; {again}") from error
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {again}") from error
+    outside = [sample for sample in found if not 0 <= sample < samples]
+    if outside:
+        raise UserError(f"{path} names the sample {outside[0]}, but the source has {samples} samples; {again}")
+    return found
 
 
 def open_sources(

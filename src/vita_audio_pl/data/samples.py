@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import ROLES, AudioCodes, Segment, TextIds, Turn
 
 TEXT, CODES = 0, 1
@@ -14,6 +15,7 @@ _SIZE = struct.Struct("<I")
 _HEAD = struct.Struct("<IHHII")  # bytes in all, segments, bytes of the id, text tokens, codes
 _SEGMENT = np.dtype([("role", "u1"), ("kind", "u1"), ("turn", "<u2"), ("length", "<u4")])
 ALIGNMENT = 4
+MOST_CODES = 2**16  # entries of the largest codebook whose codes fit
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,11 @@ class TokenizedSample:
 
 
 def pack_sample(sample: TokenizedSample) -> bytes:
-    """Bytes of a sample, a multiple of four: head, segment table, text ids (u32), codes (u16), id (UTF-8)."""
+    """Bytes of a sample, a multiple of four: head, segment table, text ids (u32), codes (u16), id (UTF-8).
+
+    Raises:
+        UserError: a code does not fit into 16 bits.
+    """
     rows: list[tuple[int, int, int, int]] = []
     text: list[np.ndarray] = []
     codes: list[np.ndarray] = []
@@ -38,6 +44,12 @@ def pack_sample(sample: TokenizedSample) -> bytes:
         role = ROLES.index(turn.role)
         for segment in turn.segments:
             if isinstance(segment, AudioCodes):
+                least, most = int(segment.codes.min(initial=0)), int(segment.codes.max(initial=0))
+                if least < 0 or most >= MOST_CODES:
+                    raise UserError(
+                        f"{sample.id}: the code {least if least < 0 else most} cannot be stored; a shard holds codes of "
+                        f"0 to {MOST_CODES - 1}, so choose a codec with a smaller codebook"
+                    )
                 codes.append(segment.codes.astype("<u2"))
                 rows.append((role, CODES, number, segment.codes.size))
             elif isinstance(segment, TextIds):
@@ -84,6 +96,8 @@ def unpack_sample(data: memoryview | bytes) -> TokenizedSample:
         name = bytes(data[at : at + n_name]).decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"not a sample: {error}") from error
+    if table.size and int(table["role"].max()) >= len(ROLES):
+        raise ValueError(f"not a sample: it has a turn of role {int(table['role'].max())}")
     turns: list[Turn] = []
     segments: list[Segment] = []
     role, number, text_at, codes_at = 0, 0, 0, 0

@@ -1,14 +1,18 @@
 """Shards on remote storage, copied to this node once: whoever comes first copies, the others wait and find the work done.
 
+Every start compares the copy with the checksums at home, and copies anew what is damaged.
+
 All shards of a source are copied, since rows are put together from everywhere; text and codes of 200,000 hours are
 about 28 GB.
 """
 
 import hashlib
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,11 @@ import fsspec
 
 from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
 from vita_audio_pl.storage.files import full_disk_is_told, partial_name, sole_user, write_whole
+from vita_audio_pl.storage.node import once_a_node
+
+log = logging.getLogger(__name__)
 
 _COPIES_AT_A_TIME = 8
 _CHUNK = 1 << 20
@@ -56,25 +64,69 @@ def local_folder(shards: str, source: str, cache: str) -> Path:
     if not is_remote(shards):
         return _local(shards) / source
     folder = Path(cache).expanduser() / hashlib.sha256(shards.encode()).hexdigest()[:16] / source
+    once_a_node(
+        folder.parent.name + hashlib.sha256(source.encode()).hexdigest()[:16], partial(_stage, shards, source, folder)
+    )
+    return folder
+
+
+def _stage(shards: str, source: str, folder: Path) -> None:
+    """Makes `folder` what the source is at home: whatever is missing or damaged is copied."""
     files, base = fsspec.core.url_to_fs(shards)
     home = f"{base.rstrip('/')}/{source}"
     with sole_user(folder), _said(f"{shards}/{source}"), full_disk_is_told(folder, f"the copy of '{source}'"):
-        described = _contents(files, f"{home}/{MANIFEST}")
+        described, summed = (_contents(files, f"{home}/{name}") for name in (MANIFEST, CHECKSUMS))
         if described is None:
             raise UserError(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
-        if not (folder / MANIFEST).is_file() or (folder / MANIFEST).read_bytes() != described:
+        same = (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == described
+        if not same:
             (folder / MANIFEST).unlink(missing_ok=True)  # what is there is of other shards until the copy is whole
-            write_whole(folder / f"{MANIFEST}.new", described)
-            manifest = Manifest.load(folder, f"{MANIFEST}.new")
-            _copy(files, f"{home}/{INDEX}", folder / INDEX)
-            with ThreadPoolExecutor(_COPIES_AT_A_TIME) as pool:
-                wanted = [shard for shard in manifest.shards if not _is_there(folder / shard.name, shard.bytes)]
-                list(pool.map(lambda shard: _copy(files, f"{home}/{shard.name}", folder / shard.name), wanted))
-            (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
+        write_whole(folder / f"{MANIFEST}.new", described)
+        manifest = Manifest.load(folder, f"{MANIFEST}.new")
+        expected = _expected(f"{home}/{CHECKSUMS}", summed, manifest)
+        if summed is None:
+            (folder / CHECKSUMS).unlink(missing_ok=True)
+            if not same:
+                _copy(files, f"{home}/{INDEX}", folder / INDEX)
+        else:
+            write_whole(folder / CHECKSUMS, summed)
+        _repair(files, home, folder, expected, told=same)
+        (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
         left_out = _contents(files, f"{home}/{QUARANTINE}")
-        if left_out is not None:
+        if left_out is None:
+            (folder / QUARANTINE).unlink(missing_ok=True)
+        else:
             write_whole(folder / QUARANTINE, left_out)
-    return folder
+
+
+def _expected(where: str, summed: bytes | None, manifest: Manifest) -> dict[str, FileSum]:
+    """What the files of a copy must be, by name; older versions have left the sizes of the shards alone."""
+    if summed is None:
+        return {shard.name: FileSum(shard.bytes, ()) for shard in manifest.shards}
+    sums, names = parse_checksums(Path(where), summed), [INDEX, *(shard.name for shard in manifest.shards)]
+    unlisted = [name for name in names if name not in sums]
+    if unlisted:
+        raise UserError(f"{where} does not list {unlisted[0]}: it is of other shards; prepare the source again")
+    return {name: sums[name] for name in names}
+
+
+def _repair(files: Any, home: str, folder: Path, expected: Mapping[str, FileSum], told: bool) -> None:
+    """Copies the files that are not as they are expected to be; `told` says which were there and are damaged.
+
+    Raises:
+        UserError: a file is damaged after it was copied, too.
+    """
+    damaged = list(find_damage(folder, expected))
+    for damage in damaged if told else ():
+        log.warning("%s; it is copied again", damage)
+    names = sorted({damage.path.name for damage in damaged})
+    with ThreadPoolExecutor(_COPIES_AT_A_TIME) as pool:
+        list(pool.map(lambda name: _copy(files, f"{home}/{name}", folder / name), names))
+    refuse(
+        find_damage(folder, {name: expected[name] for name in names}),
+        f"it was copied from {home} just now, so it is damaged there or was on the way: check it there with "
+        "python -m vita_audio_pl.data lint",
+    )
 
 
 def _contents(files: Any, path: str) -> bytes | None:
@@ -89,18 +141,14 @@ def _local(shards: str) -> Path:
     return Path(shards.split("://", 1)[1] if "://" in shards else shards)
 
 
-def _is_there(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 def _copy(files: Any, origin: str, target: Path) -> None:
-    partial = partial_name(target)
+    aside = partial_name(target)
     try:
-        with files.open(origin, "rb") as source, open(partial, "wb") as copy:
+        with files.open(origin, "rb") as source, open(aside, "wb") as copy:
             shutil.copyfileobj(source, copy, _CHUNK)
-        partial.rename(target)
+        aside.rename(target)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 

@@ -61,7 +61,6 @@ def survey(
         tokens[part] = length
         weight[part] = text_labels * options.text_weight + audio_labels * options.audio_weight
     broken = np.fromiter(source.quarantined, np.int64, len(source.quarantined))
-    broken = broken[broken < len(index)]
     counts[OVERLONG] -= int((tokens[broken] == 0).sum())
     counts[QUARANTINED] = len(broken)
     tokens[broken] = 0

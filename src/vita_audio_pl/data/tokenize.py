@@ -19,14 +19,15 @@ import numpy as np
 from vita_audio_pl.data import clips
 from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, write_index
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
-from vita_audio_pl.data.samples import TokenizedSample, pack_sample
+from vita_audio_pl.data.samples import MOST_CODES, TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import full_disk_is_told, write_array, write_json
+from vita_audio_pl.storage.checksums import read_sealed, write_sealed
+from vita_audio_pl.storage.files import full_disk_is_told, write_array
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
 
-LAYOUT = 1  # raised when the same input gives other shards
+LAYOUT = 2  # raised when the same input gives other shards
 
 TOO_LONG, SILENT, BROKEN_AUDIO = "audio too long", "silent audio", "unreadable audio"
 
@@ -89,7 +90,8 @@ class TokenizeJob:
         reader: the corpus.
         tokenizer: text tokenizer.
         make_codec: makes the codec; None for a source without audio.
-        codec: name, fingerprint, codes_per_second and codebook_size of the codec; {} without one.
+        codec: what decides its codes, and belongs to a shard's name: name, fingerprint, codes_per_second, codebook_size,
+            and the build and dtype that encode; {} without one.
         load_audio: reads audio.
         out: folder of the source's shards.
         rules: which audio is taken.
@@ -110,31 +112,38 @@ class TokenizeJob:
     decoders: int = 2
     placeholders: Callable[[int], int] | None = None
 
+    def __post_init__(self) -> None:
+        if int(self.codec.get("codebook_size", 0)) > MOST_CODES:
+            raise UserError(
+                f"the codec {self.codec['name']} has {self.codec['codebook_size']} codes, and shards hold codes below "
+                f"{MOST_CODES}; choose a codec with a smaller codebook, or fewer levels of this one"
+            )
+
     def output_name(self, part: Part) -> str:
         """Name of a part's shard, without extension."""
         rules = (self.rules.max_seconds, self.rules.silence)
         facts = [
             LAYOUT,
             part.identity,
-            self.codec.get("fingerprint"),
+            self.codec,
             self.tokenizer.fingerprint,
             rules,
             self.placeholders is not None,
         ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
     def done_file(self, part: Part) -> Path:
         """Appears when the part is complete."""
         return self.out / f"{self.output_name(part)}.done.json"
 
     def finished(self, part: Part) -> bool:
-        """Whether the part's report is there, and the files that it tells of, in their sizes."""
+        """Whether the part's report is there and undamaged, and the files that it tells of, in their sizes."""
         try:
-            report = json.loads(self.done_file(part).read_text(encoding="utf-8"))
+            report = read_sealed(self.done_file(part))
             shards = [report[kind] for kind in ("shard", "audio_shard") if kind in report]
             whole = all((self.out / shard["name"]).stat().st_size == shard["bytes"] for shard in shards)
             return whole and (self.out / f"{self.output_name(part)}.index").is_file()
-        except FileNotFoundError:
+        except (FileNotFoundError, UserError):
             return False
 
     def run(self, part: Part, progress: Callable[[Progress], None] = lambda done: None) -> None:
@@ -150,21 +159,21 @@ class TokenizeJob:
             _PartTask(self, part, progress).run()
 
 
-_made: dict[str, SpeechCodec] = {}  # fingerprint -> codec; loading a large one for every part would take longer
+_made: dict[str, SpeechCodec] = {}  # facts -> codec; loading a large one for every part would take longer
 
 
 def _codec_of(job: TokenizeJob) -> SpeechCodec | None:
     """This process's codec."""
     if job.make_codec is None:
         return None
-    fingerprint = job.codec["fingerprint"]
-    if fingerprint not in _made:
+    facts = json.dumps(job.codec, sort_keys=True)
+    if facts not in _made:
         codec = job.make_codec()
-        if codec.fingerprint != fingerprint:
+        if codec.fingerprint != job.codec["fingerprint"]:
             raise UserError(f"the codec has changed while '{job.source}' was being prepared; give the command again")
         _made.clear()
-        _made[fingerprint] = codec
-    return _made[fingerprint]
+        _made[facts] = codec
+    return _made[facts]
 
 
 @dataclass
@@ -207,8 +216,8 @@ class _PartTask:
                         self.audio_bytes.append(len(packed))
                         audio.add(packed)
                 self.report_progress(self.done)
-            audio_size = audio.close() if audio is not None else 0
-            size = writer.close()
+            sums = {} if audio is None else {audio_shard.name: audio.close()}
+            sums[shard.name] = writer.close()
         entries = [
             IndexEntry(0, place.offset, place.crc, shape)
             for place, shape in zip(writer.placed, self.shapes, strict=True)
@@ -217,7 +226,8 @@ class _PartTask:
         report: dict[str, Any] = {
             "part": self.part.name,
             "changed": self.part.changed,
-            "shard": {"name": shard.name, "bytes": size, "samples": len(entries)},
+            "shard": {"name": shard.name, "bytes": sums[shard.name].bytes, "samples": len(entries)},
+            "sums": {name: written.to_json() for name, written in sums.items()},
             "seconds": self.done.seconds,
             "text_tokens": self.text_tokens,
             "codes": self.codes,
@@ -227,8 +237,9 @@ class _PartTask:
         if audio is not None:
             places = [(p.offset // OFFSET_UNIT, n) for p, n in zip(audio.placed, self.audio_bytes, strict=True)]
             write_array(base.with_suffix(".audio.npy"), np.array(places, clips.PLACES))
-            report["audio_shard"] = {"name": audio_shard.name, "bytes": audio_size, "samples": len(entries)}
-        write_json(self.job.done_file(self.part), report)
+            audio_bytes = sums[audio_shard.name].bytes
+            report["audio_shard"] = {"name": audio_shard.name, "bytes": audio_bytes, "samples": len(entries)}
+        write_sealed(self.job.done_file(self.part), report)
 
     def _skip(self, where: str, reason: str, problem: str) -> None:
         self.reasons[reason] += 1

@@ -4,19 +4,23 @@
 write are sealed: they hold the XXH3-64 of their own bytes.
 """
 
+import io
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_whole
 from vita_audio_pl.storage.node import once_a_node
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 CHECKSUMS = "checksums.json"
 FORMAT = 1
@@ -33,7 +37,7 @@ class FileSum:
 
     Attributes:
         bytes: its size.
-        blocks: XXH3-64 of each `BLOCK` bytes, 16 hex digits each.
+        blocks: XXH3-64 of each `BLOCK` bytes, 16 hex digits each; none where only the size is known.
     """
 
     bytes: int
@@ -69,15 +73,18 @@ class Damage:
         return f"{self.path} {self.problem}"
 
 
-class SummedFile:
-    """A binary file being written from start to end, whose checksums are made on the way."""
+class SummedFile(io.RawIOBase):
+    """A binary file being written from start to end, whose checksums are made on the way; `file` stays its owner's."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self._blocks: list[str] = []
         self._hash, self._filled = xxhash.xxh3_64(), 0
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "Buffer") -> int:
         rest = memoryview(data).cast("B")
         written = len(rest)
         self._file.write(rest)
@@ -176,9 +183,13 @@ def parse_checksums(path: Path, data: bytes) -> dict[str, FileSum]:
             f"format {FORMAT} with blocks of {BLOCK}"
         )
     try:
-        return {str(name): FileSum.from_json(value) for name, value in values["files"].items()}
+        sums = {str(name): FileSum.from_json(value) for name, value in values["files"].items()}
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error})") from error
+    for name in sums:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path} names the file {name!r}, which is outside its folder")
+    return sums
 
 
 def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
@@ -190,16 +201,18 @@ def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
             whole.append(name)
         else:
             yield damage
-    work = [(folder / name, at) for name in whole for at in range(0, sums[name].bytes, BLOCK)]
-    wanted = [digest for name in whole for digest in sums[name].blocks]
+    work = [
+        (folder / name, start, digest)
+        for name in whole
+        for start, digest in zip(range(0, sums[name].bytes, BLOCK), sums[name].blocks, strict=False)
+    ]
     with _threads() as pool:
-        for (path, start), digest, found in zip(
-            work, wanted, pool.map(_try_block, [path for path, _ in work], [at for _, at in work]), strict=True
-        ):
-            if found != digest:
-                end = min(start + BLOCK, sums[path.relative_to(folder).as_posix()].bytes)
-                problem = f"cannot be read there ({found})" if isinstance(found, OSError) else "is not what was written"
-                yield Damage(path, f"is damaged: bytes {start} to {end - 1}: it {problem}")
+        found = pool.map(_try_block, [path for path, _, _ in work], [start for _, start, _ in work])
+        for (path, start, digest), result in zip(work, found, strict=True):
+            if result != digest:
+                end = min(start + BLOCK, path.stat().st_size)
+                problem = f"cannot be read ({result})" if isinstance(result, OSError) else "are not what was written"
+                yield Damage(path, f"is damaged: bytes {start} to {end - 1} {problem}")
 
 
 def size_damage(path: Path, size: int) -> Damage | None:

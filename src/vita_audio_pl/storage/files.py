@@ -41,7 +41,12 @@ def write_whole(path: Path, data: bytes, flush: bool = True) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+    write_whole(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -1,19 +1,34 @@
 """Checking every byte of a prepared source: index, archives, checksums, contents."""
 
+import logging
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vita_audio_pl.data.clips import EXTENSION, clips_intact
+from vita_audio_pl.data.clips import AUDIO_INDEX, EXTENSION, clips_intact
 from vita_audio_pl.data.index import OFFSET_UNIT, Index
-from vita_audio_pl.data.prepared import INDEX, Manifest, PreparedSource
+from vita_audio_pl.data.prepared import (
+    INDEX,
+    MANIFEST,
+    Manifest,
+    PreparedSource,
+    check_index,
+    no_checksums,
+    read_quarantine,
+)
 from vita_audio_pl.data.samples import checksum, unpack_sample
 from vita_audio_pl.data.shards import iterate_shard
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import Damage, find_damage, read_checksums
 from vita_audio_pl.text import AudioCodes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,12 +69,19 @@ def lint_source(folder: Path) -> Findings:
     Raises:
         UserError: there is no manifest or no index to check against.
     """
-    manifest, index = Manifest.load(folder), Index(folder / INDEX)
-    found = Findings(folder.name)
-    if not index.intact():
+    found, manifest = Findings(folder.name), Manifest.load(folder)
+    damaged = _changed_bytes(folder, manifest, found)
+    index = Index(folder / INDEX)
+    if not index.intact() and not found.kinds["damaged index"]:
         found.file("damaged index", f"{index.path}: its checksum does not agree with its contents")
-    if index.crc != manifest.index_crc or len(index) != manifest.samples:
-        found.file("stale index", f"{index.path} is not the index of the shards that the manifest names")
+    for kind, check in (
+        ("stale index", partial(check_index, folder, manifest, index)),
+        ("damaged quarantine", partial(read_quarantine, folder, len(index))),
+    ):
+        try:
+            check()
+        except UserError as error:
+            found.file(kind, str(error))
     shard_of = np.asarray(index["shard"])
     for number, shard in enumerate(manifest.shards):
         mine = np.flatnonzero(shard_of == number)
@@ -71,11 +93,40 @@ def lint_source(folder: Path) -> Findings:
             continue
         if path.stat().st_size != shard.bytes:
             found.file("wrong size", f"{path} has {path.stat().st_size} bytes, written were {shard.bytes}")
-        _lint_shard(path, index, manifest, mine, found)
+        with _at_least(damaged.get(shard.name), found):
+            _lint_shard(path, index, manifest, mine, found)
     for number, shard in enumerate(manifest.audio_shards):
-        _lint_audio(folder / shard.name, np.flatnonzero(shard_of == number).tolist(), found)
+        with _at_least(damaged.get(shard.name), found):
+            _lint_audio(folder / shard.name, np.flatnonzero(shard_of == number).tolist(), found)
     found.samples = len(index)
     return found
+
+
+def _changed_bytes(folder: Path, manifest: Manifest, found: Findings) -> dict[str, Damage]:
+    """Compares all files with `checksums.json`; returns the shards that have changed, whose samples will tell."""
+    shards = {shard.name for shard in (*manifest.shards, *manifest.audio_shards)}
+    sums = read_checksums(folder)
+    if sums is None:
+        log.warning("%s", no_checksums(folder))
+        return {}
+    kinds = {MANIFEST: "damaged manifest", INDEX: "damaged index", AUDIO_INDEX: "damaged index of audio"}
+    there = {name: wanted for name, wanted in sums.items() if name in shards or name in kinds}
+    changed: dict[str, Damage] = {}
+    for damage in find_damage(folder, there):
+        if damage.path.name in shards:
+            changed[damage.path.name] = damage
+        else:
+            found.file(kinds[damage.path.name], str(damage))
+    return changed
+
+
+@contextmanager
+def _at_least(damage: Damage | None, found: Findings) -> Iterator[None]:
+    """Tells of a shard's damage where what is done inside finds nothing wrong with the samples."""
+    told = len(found.problems) + len(found.broken)
+    yield
+    if damage is not None and len(found.problems) + len(found.broken) == told:
+        found.file("changed shard", f"{damage}, but all of its samples are")
 
 
 def _lint_shard(path: Path, index: Index, manifest: Manifest, mine: np.ndarray, found: Findings) -> None:
@@ -147,7 +198,9 @@ def quarantine(folder: Path, findings: Findings) -> None:
         UserError: a file is damaged, too, so that the source has to be prepared again.
     """
     blocking = [
-        kind for kind in ("damaged index", "stale index", "missing shard", "wrong size") if findings.kinds[kind]
+        kind
+        for kind in ("damaged manifest", "damaged index", "stale index", "missing shard", "wrong size")
+        if findings.kinds[kind]
     ]
     if blocking:
         raise UserError(
