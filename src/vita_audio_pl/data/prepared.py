@@ -8,7 +8,6 @@ bytes when they are read.
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -248,7 +247,7 @@ class PreparedSource:
             BrokenSample: its bytes are not what was written.
         """
         shard = self.manifest.shards[int(self.index["shard"][number])]
-        with self._told(number, shard):
+        try:
             start = int(self.index["offset"][number]) * OFFSET_UNIT
             first = self._bytes(shard, start, min(_FIRST_BYTES, shard.bytes - start))
             size = sample_size(first)
@@ -256,6 +255,10 @@ class PreparedSource:
             if checksum(packed) != self.index["crc"][number]:
                 raise ValueError("its checksum does not agree")
             return unpack_sample(packed)
+        except OutOfFileHandles:
+            raise  # this says nothing about the file
+        except (OSError, ValueError) as error:
+            raise self._broken(number, shard, error) from error
 
     def read_clips(self, number: int) -> list[np.ndarray]:
         """The audio outside the answers of a sample, `(samples,) float32` at 16 kHz each.
@@ -264,28 +267,25 @@ class PreparedSource:
             BrokenSample: it is not what was written.
         """
         shard = self.manifest.audio_shards[int(self.index["shard"][number])]
-        with self._told(number, shard):
+        try:
             offset, size = self._clip_places[number].tolist()
             return unpack_clips(self._bytes(shard, offset * OFFSET_UNIT, size))
+        except OutOfFileHandles:
+            raise  # this says nothing about the file
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._broken(number, shard, error) from error
 
     def _bytes(self, shard: ShardFile, start: int, size: int) -> bytes:
         """Bytes of a shard, just so many; a size that was read from damaged bytes never claims memory."""
         if start + size > shard.bytes:
             raise ValueError(f"it would end at byte {start + size} of {shard.bytes}")
-        data = open_files.read(self.folder / shard.name, start, size)
+        data = open_files.read(f"{self.folder}/{shard.name}", start, size)
         if len(data) < size:
             raise ValueError(f"the file ends at byte {start + len(data)}, written were {shard.bytes}")
         return data
 
-    @contextmanager
-    def _told(self, number: int, shard: ShardFile) -> Iterator[None]:
-        """Names the sample that cannot be read. A process without file handles says nothing about its files."""
-        try:
-            yield
-        except OutOfFileHandles:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}") from error
+    def _broken(self, number: int, shard: ShardFile, error: Exception) -> BrokenSample:
+        return BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}")
 
     @cached_property
     def _clip_places(self) -> np.ndarray:

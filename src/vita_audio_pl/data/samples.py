@@ -96,12 +96,17 @@ def unpack_sample(data: memoryview | bytes) -> TokenizedSample:
         name = bytes(data[at : at + n_name]).decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"not a sample: {error}") from error
-    if table.size and int(table["role"].max()) >= len(ROLES):
-        raise ValueError(f"not a sample: it has a turn of role {int(table['role'].max())}")
+    try:
+        return TokenizedSample(name, _turns(table.tolist(), text, codes))
+    except IndexError as error:
+        raise ValueError("not a sample: it has a turn of an unknown role") from error
+
+
+def _turns(table: list[tuple[int, int, int, int]], text: np.ndarray, codes: np.ndarray) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     segments: list[Segment] = []
     role, number, text_at, codes_at = 0, 0, 0, 0
-    for segment_role, kind, turn, length in table.tolist():
+    for segment_role, kind, turn, length in table:
         if turn != number:
             turns.append(Turn(ROLES[role], tuple(segments)))
             segments, number = [], turn
@@ -113,7 +118,7 @@ def unpack_sample(data: memoryview | bytes) -> TokenizedSample:
             segments.append(TextIds(text[text_at : text_at + length]))
             text_at += length
     turns.append(Turn(ROLES[role], tuple(segments)))
-    return TokenizedSample(name, tuple(turns))
+    return tuple(turns)
 
 
 def checksum(data: memoryview | bytes) -> int:

@@ -31,7 +31,7 @@ class OpenFiles:
     def most(self) -> int:
         return self._most or _handles_of_process() // 4
 
-    def read(self, path: Path, start: int, size: int) -> bytes:
+    def read(self, path: Path | str, start: int, size: int) -> bytes:
         """At most `size` bytes from byte `start` on; fewer where the file ends.
 
         Raises:
