@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, SpanConstraint, generate
+from vita_audio_pl.inference import decoder as decoder_module
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.session import Session
+from vita_audio_pl.inference.verify import speculative
 from vita_audio_pl.interleave import DecodePattern
 
 SLOTS, CAPACITY, VOCABULARY = 3, 64, 97
@@ -169,19 +171,38 @@ def test_recordings_of_the_wrong_kind_are_refused_and_their_slot_stays_clean(tin
         assert len(sum(session, [])) == 8
 
 
-def test_the_first_chunk_is_played_unchecked_and_the_rest_drawn_given_it_in_sixty_runs(agreeing_model, prompts):
-    """Under sampled verification; where a draw has one outcome, the rest is what Vanilla writes after the first chunk."""
-    runtime = Runtime(agreeing_model(n_heads=3))
+def test_drafts_behind_an_unchecked_first_chunk_are_judged_by_what_they_were_drawn_from(
+    agreeing_model, prompts, monkeypatch
+):
+    """Sixty runs under sampled verification, with and without a constraint; where a draw has one outcome, the rest is
+    what Vanilla writes after the first chunk."""
+    runtime, judged = Runtime(agreeing_model(n_heads=6)), []
+
+    def checked(drafts, proposals, targets, sampler):
+        assert len(proposals) == len(drafts) == len(targets) - 1
+        assert all(
+            q.shape == p.shape and q[column] > 0 for column, q, p in zip(drafts, proposals, targets, strict=False)
+        )
+        judged.append(len(drafts))
+        return speculative(drafts, proposals, targets, sampler)
+
+    monkeypatch.setattr(decoder_module, "speculative", checked)
     for seed in range(60):
         [prompt] = prompts(6, seed=seed)
-        sampling = Sampling(temperature=0.7 * (seed % 2), seed=seed)
+        sampling = Sampling(temperature=0.7 * (seed % 2), top_k=3, repetition_penalty=1.01, seed=seed)
         [free] = generate(runtime, [prompt], MODES[1], max_new_tokens=3, sampling=sampling)
-        markers = (free.ids[1], free.ids[2] if seed % 3 else 96)  # as if the heads opened a span, and mostly closed it
-        limits = {"max_new_tokens": 24, "sampling": sampling, "verify": "sample", "first_chunk": markers}
-        session = Session(Decoder(runtime, capacity=CAPACITY), prompt, MODES[1], **limits)
+        begin, end = free.ids[1:]  # as if the heads opened a span and closed it at once
+        if begin == end or begin in prompt:
+            continue
+        code = next(c for c in range(0, 80, 16) if not {begin, end, 96} & set(range(c, c + 16)))
+        limits = {"max_new_tokens": 24, "sampling": sampling, "verify": "sample", "first_chunk": (begin, end)}
+        held = SpanConstraint(begin, end, 96, code, 16) if seed % 3 else None
+        session = Session(Decoder(runtime, capacity=CAPACITY), prompt, MODES[1], constraint=held, **limits)
         first = session.advance()
         written = first + sum(session, [])
-        assert first[:3] == free.ids and len(written) == 24 and session.result().writers[1] == 1
+        assert first[:2] == free.ids[:2] and len(written) == 24 and session.result().writers[1] == 1
         if sampling.greedy:
-            [rest] = generate(runtime, [prompt + first], MODES[3], max_new_tokens=24 - len(first))
+            limits = {"max_new_tokens": 24 - len(first), "sampling": sampling, "constraint": held}
+            [rest] = generate(runtime, [prompt + first], MODES[3], **limits)
             assert written == first + rest.ids
+    assert sum(map(bool, judged)) > 100
