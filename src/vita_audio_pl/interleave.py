@@ -66,6 +66,12 @@ class IntervalRatio:
         """Reads a name (`boost`, `turbo`, `balance`), a list, or a list written out (`1,10,4,10`)."""
         return cls(_runs_of(value, NAMED_RATIOS, "text_audio_interval_ratio"))
 
+    @classmethod
+    def behind(cls, pattern: "DecodePattern") -> "IntervalRatio":
+        """The ratio that models of a published decoding pattern were trained with; Boost's for every other pattern."""
+        known = (NAMED_RATIOS[name] for name in NAMED_RATIOS if NAMED_PATTERNS[name] == pattern.runs)
+        return cls(next(known, NAMED_RATIOS["boost"]))
+
     @cached_property
     def text_runs(self) -> tuple[int, ...]:
         """Text tokens per chunk; the last repeats."""

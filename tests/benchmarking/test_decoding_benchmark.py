@@ -56,6 +56,24 @@ def test_a_scripted_run_writes_its_script_and_times_its_chunks(runtime, mode, ve
         assert (kept <= tried).all() and ((kept == tried).all() == (agreement == 1.0))
 
 
+def test_a_chunk_counts_once_its_sound_is_there(runtime):
+    """A codec that holds the first ten codes back is heard with Boost's second span, not with its first."""
+    constraint, heard = constraint_of(TINY), []
+    decoder = ScriptedDecoder(runtime, {0: script("boost", 100, constraint, 0)}, 1.0, slots=1, capacity=150)
+
+    def sound(session, codes):
+        heard.append(sum(heard[-1:]) + len(codes))
+        return 0 if heard[-1] < 10 else 640
+
+    into = Measurement(Setting("boost"))
+    options = Options(DecodePattern.of("boost"), 100, constraint=constraint)
+    run_sessions(decoder, [[3] * 20], options, constraint, into, sounds=sound)
+    spans = len(heard)
+    assert heard[0] == 8 and len(into.first_chunk) == 1 and len(into.between_chunks) == spans - 2
+    run_sessions(decoder, [[3] * 20], options, constraint, into, sounds=lambda session, codes: 0)
+    assert len(into.first_chunk) == 1  # never heard
+
+
 def test_every_combination_is_measured_and_vanilla_is_not_verified(runtime):
     protocol = DecodingProtocol(
         new_tokens=24, modes=["vanilla", "turbo"], sessions=[1, 2], constrain=[True], repetitions=1, first_chunks=2

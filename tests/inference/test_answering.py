@@ -1,11 +1,15 @@
 """From a model folder and an input to text on the screen and sound on disk."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vita_audio_pl.codecs.protocol import register_codec
@@ -13,10 +17,16 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.generate import generate as answer
 from vita_audio_pl.generate import main
 from vita_audio_pl.inference import Prompter, load_speech_model, task_conversation
+from vita_audio_pl.inference.answering import prompt_ids
 from vita_audio_pl.inference.options import GenerateConfig
-from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import save_released
+from vita_audio_pl.text import RenderOptions
+from vita_audio_pl.text.conversation import Conversation, Message
+from vita_audio_pl.text.rendering import NO_LABEL, Renderer
 from vita_audio_pl.text.tokenizer import TextTokenizer
+from vita_audio_pl.text.turns import conversation_to_turns
+from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 RATE, PER_CODE = 1000, 80
 
@@ -32,6 +42,9 @@ class ToyCodec:
 
     def decode(self, codes):
         return np.repeat(np.asarray(codes, np.float32) / 16, PER_CODE)
+
+    def silence(self, n):
+        return np.full(n, 9, np.int32)
 
     def decode_stream(self):
         codec = self
@@ -71,6 +84,11 @@ def folder(tmp_path_factory, tiny_model):
     return stage
 
 
+@pytest.fixture(scope="module")
+def from_folder(folder):
+    return load_speech_model(folder)
+
+
 @pytest.fixture
 def recording(tmp_path):
     path = tmp_path / "question.wav"
@@ -87,16 +105,12 @@ def test_a_stage_folder_loads_with_everything_that_belongs_to_it(folder):
 
 
 def test_a_folder_without_a_manifest_is_read_by_its_numbers(folder, tmp_path):
-    import shutil
-
     copy = shutil.copytree(folder / "model", tmp_path / "imported")
     (copy / "manifest.json").unlink()
     assert load_speech_model(copy).vocabulary == load_speech_model(folder).vocabulary
 
 
 def test_a_folder_whose_parts_do_not_belong_together_is_refused(folder, tmp_path):
-    import shutil
-
     copy = shutil.copytree(folder / "model", tmp_path / "mixed")
     TextTokenizer.train(["something else entirely"], 262).save(copy / "tokenizer")
     with pytest.raises(UserError, match="the tokenizer belongs to another model"):
@@ -125,6 +139,48 @@ def test_prompts_follow_the_chat_template(folder):
     assert shown("tts", codes, text="a", voice="v.wav") == system + ask + "Convert the text to speech.\na" + end
 
 
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_a_prompt_of_several_turns_is_written_as_training_writes_it(from_folder, data):
+    """Whatever was said before, spoken or written, interleaved by the run's own ratio with its own lead-in."""
+    ratio, lead_in = (
+        data.draw(st.sampled_from([(1, 10, 4, 10), (1, 4, 3, 8, 4, 10), (2, 5)])),
+        data.draw(st.integers(0, 3)),
+    )
+    loaded = replace(from_folder, ratio=IntervalRatio(ratio), lead_in_codes=lead_in)
+    words = st.text("the big red cow", min_size=1, max_size=30).filter(str.strip)
+    messages, codes = [], []
+    for _ in range(data.draw(st.integers(1, 3))):
+        speech = "Convert the text to speech.\n"
+        asked = data.draw(st.sampled_from([AUDIO_PLACEHOLDER, speech + data.draw(words), data.draw(words)]))
+        answer = data.draw(st.sampled_from([AUDIO_PLACEHOLDER, data.draw(words) + AUDIO_PLACEHOLDER, data.draw(words)]))
+        messages += [("user", asked), ("assistant", answer)]
+    for _, content in messages:
+        codes += [np.asarray(data.draw(st.lists(st.integers(0, 15), min_size=1, max_size=40)))] * (
+            AUDIO_PLACEHOLDER in content
+        )
+    whole = Conversation("whole", tuple(Message(*message) for message in messages), ("a.wav",) * len(codes))
+    asked = Conversation("asked", whole.messages[:-1], ("a.wav",) * sum(m.n_audios for m in whole.messages[:-1]))
+    silence = tuple(ToyCodec().silence(lead_in).tolist())
+    trained_on = Renderer(loaded.vocabulary, loaded.tokenizer, RenderOptions(IntervalRatio(ratio), lead_in=silence))
+    row = trained_on.render(conversation_to_turns(whole, loaded.tokenizer, codes))
+    prompt = prompt_ids(asked, codes[: len(asked.audios)], loaded, ToyCodec())
+    assert prompt == row.ids[: len(prompt)].tolist()
+    assert row.labels[len(prompt) - 1] == NO_LABEL != row.labels[len(prompt)]  # up to where the last answer begins
+
+
+def test_the_ratio_and_lead_in_of_a_run_are_read_from_its_manifest(folder, tmp_path):
+    copy = shutil.copytree(folder / "model", tmp_path / "model")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert load_speech_model(copy).ratio == IntervalRatio.of(
+        "boost"
+    )  # the decoding pattern's, where nothing else is said
+    manifest |= {"text_audio_interval_ratio": [2, 7], "config": {"rendering": {"lead_in_codes": 3}}}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    loaded = load_speech_model(copy)
+    assert loaded.rendering(ToyCodec()) == RenderOptions(IntervalRatio((2, 7)), lead_in=(9, 9, 9))
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
@@ -139,7 +195,7 @@ def test_inputs_that_a_task_does_not_take_are_refused(inputs, says):
         task_conversation(**inputs)
 
 
-def settings(folder, tmp_path, **changes):
+def settings_of(folder, tmp_path, **changes):
     values = {"model": str(folder), "max_new_tokens": 60, "output": str(tmp_path / "answer.wav")} | changes
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GenerateConfig), values))
     config.check()
@@ -150,10 +206,10 @@ def settings(folder, tmp_path, **changes):
 def test_streamed_and_whole_answers_are_the_same(folder, tmp_path, recording, capsys, verify):
     common = {"task": "sts", "audio": str(recording), "verify": verify, "mode": [1, 10]}
     common["sampling"] = {"temperature": 2.0 if verify == "sample" else 0.0, "seed": 5}
-    answer(settings(folder, tmp_path, **common))
+    answer(settings_of(folder, tmp_path, **common))
     whole, _ = soundfile.read(tmp_path / "answer.wav") if (tmp_path / "answer.wav").exists() else (None, None)
     said = capsys.readouterr()
-    answer(settings(folder, tmp_path, stream=True, output=str(tmp_path / "streamed.wav"), **common))
+    answer(settings_of(folder, tmp_path, stream=True, output=str(tmp_path / "streamed.wav"), **common))
     streamed = soundfile.read(tmp_path / "streamed.wav")[0] if (tmp_path / "streamed.wav").exists() else None
     again = capsys.readouterr()
     assert again.out.strip() == said.out.strip()

@@ -13,7 +13,7 @@ from vita_audio_pl.benchmarking.decoding_trained import benchmark_trained, read_
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, generate, load_speech_model
 from vita_audio_pl.inference import decoder as decoder_module
-from vita_audio_pl.inference.answering import open_session
+from vita_audio_pl.inference.answering import listen, open_session, prompt_ids, read_recordings
 from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.initialise import add_speech_input
@@ -21,6 +21,8 @@ from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.text import AudioFrames
+from vita_audio_pl.text.conversation import Conversation, Message
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
 PLACE = 96
@@ -106,6 +108,25 @@ def test_a_folder_with_an_encoder_answers_a_recording(folder):
     assert prompt.count(loaded.vocabulary.context_of_audio) == loaded.front_end.frames(8000) + 4
     clips = [loaded.front_end.features(soundfile.read(folder / "question.wav", dtype="float32")[0])]
     assert written == recomputed(loaded.model, prompt, clips, DecodePattern.of("vanilla"), 8)
+
+
+def test_earlier_answers_are_codes_beside_questions_that_are_heard(folder):
+    class Codec:
+        sample_rate = 16000
+
+        def encode(self, waves):
+            return [np.arange(len(wave) // 1000) for wave in waves]
+
+    loaded, codec = load_speech_model(folder), Codec()
+    said = (("user", "<|audio|>"), ("assistant", "the cow<|audio|>"), ("user", "<|audio|>"))
+    asked = Conversation("asked", tuple(Message(*turn) for turn in said), (str(folder / "question.wav"),) * 3)
+    audios = listen(asked, read_recordings(asked, loaded, codec), loaded, codec)
+    ids = prompt_ids(asked, audios, loaded, codec)
+    assert [isinstance(audio, AudioFrames) for audio in audios] == [True, False, True]
+    assert loaded.vocabulary.codes_of(ids).tolist() == list(range(8))
+    assert ids.count(loaded.vocabulary.context_of_audio) == 2 * (loaded.front_end.frames(8000) + 4)
+    with pytest.raises(UserError, match="the model folder has no codec"):
+        read_recordings(asked, loaded, None)
 
 
 def test_the_benchmark_lets_a_model_with_an_encoder_hear(folder):

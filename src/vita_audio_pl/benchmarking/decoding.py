@@ -191,8 +191,8 @@ def settings_of(protocol: DecodingProtocol) -> list[Setting]:
     ]
 
 
-Vocoder = Callable[[int, NDArray[np.int32]], None]
-"""Makes the sound of new codes of the session with that number."""
+Vocoder = Callable[[int, NDArray[np.int32]], int]
+"""Makes the sound of new codes of the session with that number; returns how many samples can be played now."""
 
 
 def random_vocoder(codec: Codec | None) -> Callable[[], Vocoder] | None:
@@ -203,8 +203,8 @@ def random_vocoder(codec: Codec | None) -> Callable[[], Vocoder] | None:
     def start() -> Vocoder:
         streams = defaultdict(codec.decode_stream)
 
-        def sound(session: int, codes: NDArray[np.int32]) -> None:
-            streams[session].push(codes % codec.codebook_size)
+        def sound(session: int, codes: NDArray[np.int32]) -> int:
+            return len(streams[session].push(codes % codec.codebook_size))
 
         return sound
 
@@ -260,9 +260,10 @@ def run_sessions(
     encode_seconds: float = 0.0,
     clips: list[tuple[Tensor, ...]] | None = None,
 ) -> list[Sequence]:
-    """Decodes all prompts at once and adds what it took to `into`; chunks end with the audio end marker.
+    """Decodes all prompts at once and adds what it took to `into`.
 
-    The decoder is free before and after.
+    A chunk ends with the audio end marker, where `sounds` has given samples since the last one: a codec that holds short
+    chunks back has not been heard yet. The decoder is free before and after.
 
     Args:
         encode_seconds: what reading the prompts' audio took, counted in the time to the first chunk.
@@ -276,6 +277,7 @@ def run_sessions(
     seen = [0] * len(sequences)
     last_chunk = [begun] * len(sequences)
     chunks = [0] * len(sequences)
+    audible = [sounds is None] * len(sequences)
     codes = 0
     vocoder = 0.0
     while not all(s.finished for s in sequences):
@@ -287,9 +289,10 @@ def run_sessions(
             found = new[(new >= markers.first_code) & (new < markers.first_code + markers.n_codes)]
             codes += found.size
             if sounds is not None and found.size:
-                sounds(i, (found - markers.first_code).astype(np.int32))
+                audible[i] |= sounds(i, (found - markers.first_code).astype(np.int32)) > 0
                 vocoder, now = vocoder + clock() - now, clock()
-            if markers.end in new:
+            if markers.end in new and audible[i]:
+                audible[i] = sounds is None
                 (into.between_chunks if chunks[i] else into.first_chunk).append(now - last_chunk[i])
                 last_chunk[i], chunks[i] = now, chunks[i] + 1
         if first_chunk_only and all(chunks):

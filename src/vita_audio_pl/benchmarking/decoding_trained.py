@@ -14,11 +14,10 @@ from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, 
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.answering import clips_of, listen, read_recordings
+from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.loading import LoadedModel
-from vita_audio_pl.inference.prompts import Prompter
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
@@ -44,7 +43,6 @@ def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | N
         lines = path.read_text(encoding="utf-8").splitlines()[:limit]
     except OSError as error:
         raise UserError(f"the samples {path} cannot be read: {error}") from None
-    prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
     clock = clock_of(torch.device("cpu"))
     questions = []
     for number, line in enumerate(lines, 1):
@@ -57,9 +55,9 @@ def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | N
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from error
         begun = clock()
-        audios = listen(waves, loaded, codec)
+        audios = listen(asked, waves, loaded, codec)
         seconds = clock() - begun if waves else 0.0
-        questions.append(Question(prompter.ids(asked, audios), seconds, tuple(clips_of(audios))))
+        questions.append(Question(prompt_ids(asked, audios, loaded, codec), seconds, tuple(clips_of(audios))))
     if not questions:
         raise UserError(f"the samples {path} are empty; give a JSONL file with one conversation a line")
     return questions
@@ -134,8 +132,8 @@ def _add(kept: Measurement, total: Measurement) -> None:
 def _vocoder(codec: Codec) -> Vocoder:
     streams = defaultdict(codec.decode_stream)
 
-    def sound(session: int, codes: NDArray[np.int32]) -> None:
-        streams[session].push(codes)
+    def sound(session: int, codes: NDArray[np.int32]) -> int:
+        return len(streams[session].push(codes))
 
     return sound
 

@@ -14,8 +14,8 @@ from vita_audio_pl.evaluation.jobs import Decoding, Evaluation, audio_file
 from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
-from vita_audio_pl.inference import Generation, LoadedModel, Prompter, SpanConstraint, generate, load_speech_model
-from vita_audio_pl.inference.answering import clips_of, listen, read_recordings
+from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
+from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
 from vita_audio_pl.inference.prompts import answer_text
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.text import TextTokenizer, Vocabulary
@@ -68,13 +68,13 @@ class ModelToolbox:
         """See `runner.Toolbox`."""
         torch.set_num_threads(self.threads)
         loaded = self.model(evaluation.model)
-        prompter = Prompter(loaded.vocabulary, loaded.tokenizer)
         prompts, clips, answers = {}, {}, {}
         for item in items:
             try:
                 codec = self.codec(evaluation.model / "codec") if item.prompt.audios else None
-                audios = listen(read_recordings(item.prompt, loaded, codec), loaded, codec)
-                prompts[item.id], clips[item.id] = prompter.ids(item.prompt, audios), clips_of(audios)
+                audios = listen(item.prompt, read_recordings(item.prompt, loaded, codec), loaded, codec)
+                prompts[item.id] = prompt_ids(item.prompt, audios, loaded, codec)
+                clips[item.id] = clips_of(audios)
             except UserError as error:
                 if not self.count_unreadable:
                     raise UserError(f"utterance '{item.id}': {error}") from None

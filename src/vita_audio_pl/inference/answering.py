@@ -31,24 +31,48 @@ def codec_of(loaded: LoadedModel, device: str = "cpu") -> Codec | None:
 
 
 def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Codec | None) -> list[NDArray[np.float32]]:
-    """The conversation's recordings at the rate that the model hears them at: mono waves.
+    """The conversation's recordings at the rates that the model hears them at: mono waves.
 
     Raises:
         UserError: a file that cannot be read, or no codec to hear it with.
     """
-    if not conversation.audios:
-        return []
-    if loaded.front_end is None and codec is None:
+    through_codec = _through_codec(conversation, loaded)
+    if any(through_codec) and codec is None:
         raise UserError("the model folder has no codec, so recordings cannot be read; put one into its folder 'codec'")
-    rate = SAMPLE_RATE if loaded.front_end is not None or codec is None else codec.sample_rate
-    return [read_audio(path, rate) for path in conversation.audios]
+    return [
+        read_audio(path, codec.sample_rate if coded and codec is not None else SAMPLE_RATE)
+        for path, coded in zip(conversation.audios, through_codec, strict=True)
+    ]
 
 
-def listen(waves: Sequence[NDArray[np.float32]], loaded: LoadedModel, codec: Codec | None) -> list[Any]:
+def listen(
+    conversation: Conversation, waves: Sequence[NDArray[np.float32]], loaded: LoadedModel, codec: Codec | None
+) -> list[Any]:
     """What recordings, as `read_recordings` gives them, become for the model: codes `(n,)` int32, or frames to encode."""
-    if loaded.front_end is not None:
-        return [AudioFrames(loaded.front_end.features(wave).numpy()) for wave in waves]
-    return [] if codec is None else list(codec.encode(waves))
+    through_codec = _through_codec(conversation, loaded)
+    coded = [wave for wave, coded in zip(waves, through_codec, strict=True) if coded]
+    codes = iter(codec.encode(coded) if coded and codec is not None else ())
+    front_end = loaded.front_end
+    return [
+        next(codes) if coded or front_end is None else AudioFrames(front_end.features(wave).numpy())
+        for wave, coded in zip(waves, through_codec, strict=True)
+    ]
+
+
+def _through_codec(conversation: Conversation, loaded: LoadedModel) -> list[bool]:
+    """For each recording, whether it becomes codes: answers always, what is listened to unless there is an encoder."""
+    return [loaded.front_end is None or speaker == "assistant" for speaker in conversation.speakers]
+
+
+def prompt_ids(
+    conversation: Conversation, audios: Sequence[Any], loaded: LoadedModel, codec: Codec | None
+) -> list[int]:
+    """Token ids that ask for the next answer; earlier answers stand there as training writes them.
+
+    audios: from `listen`.
+    """
+    rendering = loaded.rendering(codec) if codec is not None and "assistant" in conversation.speakers else None
+    return Prompter(loaded.vocabulary, loaded.tokenizer, rendering).ids(conversation, audios)
 
 
 def clips_of(audios: Sequence[Any]) -> list[Tensor]:
@@ -71,8 +95,8 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
     """
     vocabulary = loaded.vocabulary
     conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)
-    audios = listen(read_recordings(conversation, loaded, codec), loaded, codec)
-    prompt = Prompter(vocabulary, loaded.tokenizer).ids(conversation, audios)
+    audios = listen(conversation, read_recordings(conversation, loaded, codec), loaded, codec)
+    prompt = prompt_ids(conversation, audios, loaded, codec)
     pattern = pattern_of(config.mode, config.task, loaded)
     options: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.runtime import Runtime
-from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
 from vita_audio_pl.models.sensevoice import load_front_end
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.text.rendering import RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
 
@@ -32,6 +34,8 @@ class LoadedModel:
         codec_dir: folder of the codec that made the codes (`codecs.load_codec` reads it); None where there is none.
         manifest: the stage's manifest; empty for weights that no stage of ours made.
         pattern: decoding pattern that the folder names; Vanilla without one.
+        ratio: interval ratio of the answers that the model was trained on; without a manifest, the pattern's.
+        lead_in_codes: codes of silence before the audio of those answers.
         speech_input_dir: folder with the public files of the model's audio encoder; None for models that read codes.
     """
 
@@ -41,12 +45,22 @@ class LoadedModel:
     codec_dir: Path | None
     manifest: dict[str, Any]
     pattern: DecodePattern
+    ratio: IntervalRatio
+    lead_in_codes: int = 0
     speech_input_dir: Path | None = None
 
     @cached_property
     def runtime(self) -> Runtime:
         """The model prepared for decoding, made once."""
         return Runtime(self.model)
+
+    def rendering(self, codec: Codec) -> RenderOptions:
+        """How the training data writes spoken answers.
+
+        codec: the model's own, whose silence the answers begin with.
+        """
+        silence = codec.silence(self.lead_in_codes) if self.lead_in_codes else ()
+        return RenderOptions(self.ratio, lead_in=tuple(int(code) for code in silence))
 
     @cached_property
     def front_end(self) -> SenseVoiceFrontEnd | None:
@@ -80,13 +94,18 @@ def load_speech_model(
     if vocabulary.continuous_input and model.config.context_of_audio is None:
         model.config.context_of_audio = vocabulary.context_of_audio
     runs = generation.get("mtp_inference_mode") or manifest.get("decode_pattern")
+    pattern = DecodePattern.of(runs) if runs else VANILLA
+    ratio = manifest.get("text_audio_interval_ratio")
+    rendering = manifest.get("config", {}).get("rendering", {})
     return LoadedModel(
         model,
         tokenizer,
         vocabulary,
         folder / "codec" if (folder / "codec").is_dir() else None,
         manifest,
-        DecodePattern.of(runs) if runs else VANILLA,
+        pattern,
+        IntervalRatio.of(ratio) if ratio else IntervalRatio.behind(pattern),
+        rendering.get("lead_in_codes", 0),
         folder / ENCODER_FOLDER if model.speech_input is not None else None,
     )
 

@@ -56,11 +56,13 @@ class Prompter:
     Args:
         vocabulary: of the model.
         tokenizer: of the model.
+        rendering: how the model's training data writes spoken answers (`LoadedModel.rendering`), for conversations that
+            hold earlier ones.
     """
 
-    def __init__(self, vocabulary: Vocabulary, tokenizer: TextTokenizer):
+    def __init__(self, vocabulary: Vocabulary, tokenizer: TextTokenizer, rendering: RenderOptions | None = None):
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
-        self._renderer = Renderer(vocabulary, tokenizer, RenderOptions(ratio=None))
+        self._renderer = Renderer(vocabulary, tokenizer, rendering or RenderOptions(ratio=None))
 
     def ids(self, conversation: Conversation, codes: Sequence[NDArray[Any] | AudioFrames] = ()) -> list[int]:
         """Token ids of the conversation, up to where the assistant's answer begins.

@@ -56,6 +56,11 @@ class Conversation:
                 "each placeholder needs one path and each path one placeholder"
             )
 
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The role that speaks each of `audios`."""
+        return tuple(message.role for message in self.messages for _ in range(message.n_audios))
+
     @classmethod
     def from_json(cls, value: dict[str, Any] | str, where: str) -> "Conversation":
         """Reads `{"messages": [{"role", "content"}, ...], "audios": [path, ...], "id": name}`, written out or parsed.

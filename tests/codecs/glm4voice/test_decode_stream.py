@@ -118,7 +118,7 @@ def seam_error(chunks: list[np.ndarray], seamless: np.ndarray) -> float:
 
 
 def test_a_long_stream_costs_the_same_per_chunk_and_forgets(decoder):
-    stream = CrossfadeStream(decoder, StreamOptions(flow_steps=(1,), context_codes=20))
+    stream = CrossfadeStream(decoder, StreamOptions(chunk_codes=(10,), flow_steps=(1,), context_codes=20))
     codes, lengths, frames = np.random.default_rng(1).integers(0, 256, 300), [], []
     flow = decoder.flow
     hook = flow.length_regulator.register_forward_hook(lambda module, given, out: frames.append(out.shape[-1]))

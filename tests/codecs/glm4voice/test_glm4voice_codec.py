@@ -12,6 +12,7 @@ from vita_audio_pl.codecs import Codec, load_codec, read_audio
 from vita_audio_pl.codecs.glm4voice import GROWING_STEPS, GLM4VoiceCodec, StreamOptions
 from vita_audio_pl.codecs.glm4voice import codec as codec_module
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import IntervalRatio
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,13 @@ def test_growing_flow_steps_are_kept_in_the_codec_file_and_make_a_rougher_first_
     rest = np.concatenate((stream.push(codes[8:]), stream.finish()))
     assert steps == [1, 3, 5] and len(first) > 0
     assert abs(len(first) + len(rest) - len(codec.decode(codes))) <= 1
+
+
+@pytest.mark.parametrize("mode", ["boost", "turbo"])
+def test_every_span_of_a_published_mode_gives_sound(codec, mode):
+    stream = codec.decode_stream()
+    spans = [stream.push(np.arange(n)) for n in (*IntervalRatio.of(mode).code_runs, 8)]
+    assert all(len(sound) > 0 for sound in spans)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

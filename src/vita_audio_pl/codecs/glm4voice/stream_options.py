@@ -6,8 +6,10 @@ from itertools import chain, repeat
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import IntervalRatio
 
 JOINS = ("crossfade", "published")
+_PUBLISHED_CHUNK = (10,)
 GROWING_STEPS = (1, 3, 5, 7, 9, 10)  # the first sound after one step of the flow, later chunks at full quality
 
 
@@ -17,7 +19,8 @@ class StreamOptions:
 
     Attributes:
         join: `crossfade`, seamless and as long as you like; `published`, as the GLM-4-Voice decoder does it.
-        chunk_codes: codes of the first, second, ... chunk; the last number holds for all that follow.
+        chunk_codes: codes of the first, second, ... chunk; the last number holds for all that follow. None: as many as
+            Boost writes in a span, so that each of its spans gives sound (crossfade), or ten (published).
         flow_steps: Euler steps of the first, second, ... chunk, likewise; `GROWING_STEPS` is what VITA-Audio uses.
         overlap_frames: mel frames at the end of a chunk that are held back and made anew with the next one.
         context_codes: codes before a chunk that the flow reads with it (crossfade; published reads all).
@@ -28,7 +31,7 @@ class StreamOptions:
     """
 
     join: str = "crossfade"
-    chunk_codes: tuple[int, ...] = (10,)
+    chunk_codes: tuple[int, ...] | None = None
     flow_steps: tuple[int, ...] = (10,)
     overlap_frames: int = 34
     context_codes: int = 50
@@ -37,6 +40,9 @@ class StreamOptions:
     def __post_init__(self) -> None:
         if self.join not in JOINS:
             raise UserError(f"streamed decoding: join is {self.join!r}; choose {' or '.join(JOINS)}")
+        if self.chunk_codes is None:
+            spans = IntervalRatio.of("boost").code_runs
+            object.__setattr__(self, "chunk_codes", spans if self.join == "crossfade" else _PUBLISHED_CHUNK)
         for name in ("chunk_codes", "flow_steps"):
             numbers = getattr(self, name)
             if not numbers or min(numbers) < 1:
@@ -64,6 +70,7 @@ class StreamOptions:
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Codes and flow steps of one chunk after the other, without end."""
+        assert self.chunk_codes is not None  # set above
         return zip(_held(self.chunk_codes), _held(self.flow_steps), strict=False)
 
 
