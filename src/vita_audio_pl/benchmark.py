@@ -14,13 +14,8 @@ def benchmark(config: BenchmarkConfig) -> None:
 
     from vita_audio_pl.benchmarking.show import training_table, write_results
     from vita_audio_pl.benchmarking.training import benchmark_training
-    from vita_audio_pl.errors import UserError
     from vita_audio_pl.storage.files import output_file
 
-    if config.what not in ("training", "decoding", "data", "trainers"):
-        raise UserError(f"what={config.what} is no benchmark; it must be training, decoding, data or trainers")
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype is '{config.dtype}'; it must be float32 or bfloat16")
     if config.output is not None and config.what != "decoding":
         output_file(config.output)  # what cannot be written is said before the measuring
     torch.set_num_threads(config.threads)

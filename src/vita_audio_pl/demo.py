@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 
 SMOKE = (
@@ -22,27 +24,17 @@ SUITE = {"full": "demo", "smoke": "demo_smoke"}
 
 
 @dataclass
-class PathsConfig:
-    """Folders, relative to the current directory unless absolute."""
-
-    data: str = "data"
-    runs: str = "runs"
-
-
-@dataclass
 class DemoConfig:
     """Everything that `python -m vita_audio_pl.demo` can be told."""
 
     paths: PathsConfig = field(default_factory=PathsConfig)
-    size: str = "full"  # or smoke: a smaller world and model, fewer steps
-    seed: int = 1  # of the training; the world stays the same
-    run_name: str = ""
-    train: list[str] = field(default_factory=list)  # more settings for the training command
-    evaluate: list[str] = field(default_factory=list)  # more settings for the evaluation command
-
-    def check(self) -> None:
-        if self.size not in TRAIN:
-            raise UserError(f"size={self.size} is not known; choose one of {', '.join(TRAIN)}")
+    size: str = setting(
+        "full", "or smoke: a smaller world and model, fewer steps", choices=("full", "smoke"), common=True
+    )
+    seed: int = setting(1, "of the training; the world stays the same", at_least=0, common=True)
+    run_name: str = setting("", "", common=True)
+    train: list[str] = setting([], "more settings for the training command", common=True)
+    evaluate: list[str] = setting([], "more settings for the evaluation command", common=True)
 
 
 def demo(config: DemoConfig) -> None:

@@ -5,9 +5,10 @@ import sys
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from vita_audio_pl.config.checks import CHAIN, check_train_config, work_in_stage_settings
 from vita_audio_pl.config.entry import run_entry_point, to_dataclass
 from vita_audio_pl.planning.settings import PlanConfig
+from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.settings import CHAIN, RENAMED
 
 
 def plan(config: PlanConfig) -> None:
@@ -34,8 +35,9 @@ def plan(config: PlanConfig) -> None:
 
 def settings_of(stage: str) -> PlanConfig:
     """The same command line with another stage."""
-    given = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith("stage=")]
-    config: PlanConfig = to_dataclass(compose("plan", [*given, f"stage={stage}"]), work_in_stage_settings)
+    others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith("stage=")]
+    given = [*others, f"stage={stage}"]
+    config: PlanConfig = to_dataclass(compose("plan", given), apply_stage_settings, given)
     return config
 
 
@@ -48,7 +50,7 @@ def heads_of(config: PlanConfig) -> int:
 
 
 def main() -> None:
-    run_entry_point(plan, "plan", PlanConfig, work_in_stage_settings)
+    run_entry_point(plan, "plan", PlanConfig, apply_stage_settings, renamed=RENAMED)
 
 
 if __name__ == "__main__":

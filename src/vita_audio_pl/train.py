@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vita_audio_pl.config.checks import CHAIN, check_train_config, work_in_stage_settings
 from vita_audio_pl.config.entry import run_entry_point
-from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 
 
 def train(config: TrainConfig) -> float | None:
@@ -52,7 +52,7 @@ def _prepare(config: TrainConfig) -> None:
 
 
 def main() -> None:
-    run_entry_point(train, "train", TrainConfig, work_in_stage_settings)
+    run_entry_point(train, "train", TrainConfig, apply_stage_settings, renamed=RENAMED)
 
 
 if __name__ == "__main__":

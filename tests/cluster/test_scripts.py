@@ -10,9 +10,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.config.checks import check_train_config, work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
-from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.settings import TrainConfig
 
 CLUSTER = asset_dir("experiments") / "cluster"
 CHAIN = ["align", "mtp1", "mtp10", "sft"]
@@ -45,7 +45,7 @@ def composed(call: str) -> TrainConfig:
     register_schema("train", TrainConfig)
     overrides = call.partition("vita_audio_pl.train ")[2].split()
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
-        config = to_dataclass(compose("train", overrides=overrides), work_in_stage_settings)
+        config = to_dataclass(compose("train", overrides=overrides), apply_stage_settings)
     check_train_config(config)
     return config
 

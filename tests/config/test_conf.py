@@ -6,10 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.config.checks import check_train_config, work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.settings import TrainConfig
 
 CONF = asset_dir("conf")
 
@@ -17,7 +17,7 @@ CONF = asset_dir("conf")
 def composed(*overrides: str) -> TrainConfig:
     register_schema("train", TrainConfig)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return to_dataclass(compose("train", overrides=list(overrides)), work_in_stage_settings)
+        return to_dataclass(compose("train", overrides=list(overrides)), apply_stage_settings)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import torch
 from toy_codec import N_CODES
 from toy_corpus import Corpus, boost, rows_of, take, toy_job, toy_tokenizer, write_corpus
 
-from vita_audio_pl.config.schema import SamplesConfig
 from vita_audio_pl.data.clips import at_rate
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.options import DataOptions
@@ -23,6 +22,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.preparation import encoder_placeholders
 from vita_audio_pl.training.sample_prompts import sample_prompts
+from vita_audio_pl.training.settings import SamplesConfig
 
 
 @dataclass(frozen=True)

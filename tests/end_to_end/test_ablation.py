@@ -92,7 +92,7 @@ def test_objective_ablation_runs_from_training_to_the_report(place):
     few = (
         "experiment.suite=ablation_smoke",
         "experiment.bench=spoken_world_smoke",
-        "experiment.steps.mtp10=2",
+        "per_stage.mtp10.steps=2",
         "seed=1",
     )
     place.run("-m", "vita_audio_pl.train", "-m", "experiment=objective", *TINY, *few, "logger=csv", timeout=1000)

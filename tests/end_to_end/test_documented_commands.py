@@ -21,7 +21,7 @@ SMALL_BENCHMARK = {
     "data": [f"engine.{small}" for small in ("samples=10000", "rows=20", "workers=1", "planned=0", "steady_rows=0", "codec_seconds=0")],
     "trainers": ["trainers.steps=30", "trainers.save_every=15", "trainers.rounds=1", "trainers.overrides=[data=spoken_world_smoke]"],
 }  # fmt: skip
-SMALL_ARMS = ["experiment.suite=ablation_smoke", "experiment.bench=spoken_world_smoke", "experiment.steps.mtp10=2"]
+SMALL_ARMS = ["experiment.suite=ablation_smoke", "experiment.bench=spoken_world_smoke", "per_stage.mtp10.steps=2"]
 
 
 def small(command: str) -> list[str]:

@@ -12,9 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
-from vita_audio_pl.config.checks import check_train_config, work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.data.recipe import parse_recipe
 from vita_audio_pl.evaluation.benches import BenchConfig
 from vita_audio_pl.evaluation.session import run_session
@@ -28,8 +26,10 @@ from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.preparation import prepare_split, tokenize_job
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.train import train
+from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.prepared_data import prepared_data
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.starting_model import backbone_config
 
 VARIANTS = ("vita_audio_boost", "vita_audio_balance", "vita_audio_plus_vanilla", "vita_audio_plus_boost")
@@ -40,7 +40,7 @@ RATE = 16_000
 def composed(*overrides: str) -> TrainConfig:
     register_schema("train", TrainConfig)
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
-        config: TrainConfig = to_dataclass(compose("train", overrides=list(overrides)), work_in_stage_settings)
+        config: TrainConfig = to_dataclass(compose("train", overrides=list(overrides)), apply_stage_settings)
     check_train_config(config)
     return config
 

@@ -13,7 +13,6 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
-from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.flops import Work, rows_and_pairs
@@ -21,6 +20,7 @@ from vita_audio_pl.models.objectives import build_objective
 from vita_audio_pl.planning.memory import Memory, step_memory
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.planning.stage_plan import check_memory, plan_stage, plan_vocabulary
+from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.freezing import freeze
 
 GIVEN = ("model=qwen2_5_7b", "trainer=deepspeed_zero2", "devices=16")
@@ -33,7 +33,7 @@ TINY = (
 def settings(*overrides: str) -> PlanConfig:
     register_schema("plan", PlanConfig)
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
-        return to_dataclass(compose("plan", overrides=list(overrides)), work_in_stage_settings)
+        return to_dataclass(compose("plan", overrides=list(overrides)), apply_stage_settings)
 
 
 def test_the_published_stage_has_the_published_model():

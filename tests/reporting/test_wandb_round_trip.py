@@ -85,7 +85,7 @@ def logged_arm(home, monkeypatch, known=()):
     config = SimpleNamespace(
         run_name="objective/distil-seed1", seed=1, experiment=SimpleNamespace(name="objective", question="Which?"),
         variant=SimpleNamespace(name="v", stages=["align", "mtp10"]), scale=SimpleNamespace(name="small"),
-        logger=SimpleNamespace(wandb_project="p"),
+        logger=SimpleNamespace(wandb_project="p", wandb_entity=None),
     )  # fmt: skip
     log_arm(config, arm, "online")
     return run

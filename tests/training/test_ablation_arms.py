@@ -19,12 +19,12 @@ def named(*overrides: str, sweep: Sweep = AXES) -> str:
 def test_what_changes_the_weights_changes_the_name_of_an_arm():
     usual = named("objective=distil", "seed=2")
     assert usual == "objective/distil-seed2"
-    for setting in ("experiment.steps.mtp10=7", "trainer.precision=bf16-mixed", "optim.clip_norm=0.5"):
+    for setting in ("per_stage.mtp10.steps=7", "trainer.precision=bf16-mixed", "optim.clip_norm=0.5"):
         assert named("objective=distil", "seed=2", setting) != usual
     for setting in ("experiment.suite=demo", "trainer.threads=1", "callbacks.save_every=5", "logger=csv"):
         assert named("objective=distil", "seed=2", setting) == usual
-    steps = [named(f"experiment.steps.mtp10={n}", sweep=Sweep(("experiment.steps.mtp10",))) for n in (7, 8)]
-    assert steps == ["objective/mtp10-7-seed0", "objective/mtp10-8-seed0"]
+    steps = [named(f"per_stage.mtp10.steps={n}", sweep=Sweep(("per_stage.mtp10.steps",))) for n in (7, 8)]
+    assert steps == ["objective/steps-7-seed0", "objective/steps-8-seed0"]
 
 
 @pytest.mark.parametrize("axis", ["callbacks.save_every", "experiment.suite", "trainer.threads", "logger"])

@@ -14,7 +14,6 @@ import toy
 from poison import poison
 from safetensors.torch import load_file
 
-from vita_audio_pl.config.schema import GuardConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training import checkpoint_writer
 from vita_audio_pl.training.engines.base import Engine
@@ -22,6 +21,7 @@ from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.preemption import Preemption
 from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.settings import GuardConfig
 from vita_audio_pl.training.watchdog import Watchdog
 
 

@@ -5,9 +5,9 @@ import builtins
 import pytest
 import toy
 
-from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines import build_engine
+from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.trainer import check_devices, micro_batches
 
 

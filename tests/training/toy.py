@@ -11,14 +11,14 @@ from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.codecs.protocol import register_codec
-from vita_audio_pl.config.checks import work_in_stage_settings
 from vita_audio_pl.config.entry import register_schema, to_dataclass
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.text import TextTokenizer, Vocabulary
+from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.sample_prompts import SamplePrompt
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage import StageData
 
 VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
@@ -178,4 +178,4 @@ def toy_config(runs: Path, *overrides: str) -> TrainConfig:
         "callbacks.progress_bar=false", "stage.learning_rate=1e-3", "stage.head_rate_factor=2.0",
     ]  # fmt: skip
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
-        return to_dataclass(compose("train", overrides=[*small, *overrides]), work_in_stage_settings)
+        return to_dataclass(compose("train", overrides=[*small, *overrides]), apply_stage_settings)

@@ -1,33 +1,40 @@
-"""How every command starts: Hydra composes, the schema checks, mistakes become one sentence and exit status 2."""
+"""How every command starts and ends: Hydra composes, the schema checks, mistakes become one sentence and an exit status."""
 
 import argparse
-import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.component import with_components
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
+from vita_audio_pl.config.fields import check_settings, described, did_you_mean, no_such_setting
+from vita_audio_pl.config.help import print_help, wants_help
 from vita_audio_pl.errors import UserError
 
 EXIT_STATUS_OF_USER_ERROR = 2
+
+Amend = Callable[[DictConfig, Sequence[str]], None]
+"""Fills in settings that follow from others, in place; gets the overrides of the command line, too."""
 
 
 def run_entry_point(
     task: Callable[[Any], Any],
     config_name: str,
     schema: type,
-    amend: Callable[[DictConfig], None] | None = None,
+    amend: Amend | None = None,
     own: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
 
@@ -40,14 +47,15 @@ def run_entry_point(
         task: receives an instance of `schema`.
         config_name: name of the primary config in `conf/`.
         schema: dataclass of the whole configuration.
-        amend: works settings into others, in place, before anything is resolved.
+        amend: fills in settings that follow from others, before anything is resolved.
         own: settings of `schema` that are named like a group of `conf/` that other commands choose from. Hydra would
             take `name=value` for the choice of an option, so they are taken off the command line before it reads it.
+        renamed: settings of earlier versions and their names today.
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register_schema(config_name, schema)
-    given = _take(own)
+    names = [setting.name for setting in described(schema)]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with status 1
 
@@ -60,18 +68,22 @@ def run_entry_point(
         try:
             for name, value in given.items():
                 config[name] = value
-            return task(to_dataclass(config, amend))
+            return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
         except UserError as error:
             # SystemExit, because Hydra wraps every other exception of a job in a banner of its own
             raise SystemExit(_report(error, wants_traceback)) from error
 
-    main = hydra.main(version_base="1.3", config_path=str(asset_dir("conf")), config_name=config_name)(typed_task)
     try:
-        main()
+        _refuse_renamed(sys.argv[1:], renamed or {})
+        given = _take(own)
+        if wants_help(sys.argv[1:]):
+            print_help(config_name, schema, sys.argv[1:])
+            raise SystemExit(0)
+        hydra.main(version_base="1.3", config_path=str(asset_dir("conf")), config_name=config_name)(typed_task)()
     except (UserError, HydraException, OmegaConfBaseException, argparse.ArgumentError, ValueError) as error:
         if isinstance(error, ValueError) and not _from_hydra(error):
             raise
-        raise SystemExit(_report(error, wants_traceback)) from None
+        raise SystemExit(_report(error, wants_traceback, names)) from None
     finally:
         restore()
 
@@ -87,46 +99,53 @@ def _take(names: Sequence[str]) -> dict[str, str]:
     return taken
 
 
+def _refuse_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("+~")
+        for old, new in renamed.items():
+            if name == old or name.startswith(f"{old}."):
+                raise UserError(f"the setting '{name}' is now '{new}{name.removeprefix(old)}'")
+
+
 def register_schema(config_name: str, schema: type) -> None:
-    """Make `<config_name>_schema` and the group `experiment` known to Hydra."""
+    """Make `<config_name>_schema`, the group `experiment` and the resolvers known to Hydra."""
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    # `steps: ${in_ablation:150,500}` is 150 in an arm of an ablation and 500 elsewhere
+    OmegaConf.register_new_resolver(
+        "in_ablation",
+        lambda there, elsewhere, _root_: there if OmegaConf.select(_root_, "experiment.name") else elsewhere,
+        replace=True,
+    )
     plugins = Plugins.instance()
     if ExperimentsSearchPath not in plugins.discover(ExperimentsSearchPath):
         plugins.register(ExperimentsSource)
         plugins.register(ExperimentsSearchPath)
 
 
-def to_dataclass(config: DictConfig, amend: Callable[[DictConfig], None] | None = None) -> Any:
-    """Instance of the schema from a composed config; interpolations resolved.
+def to_dataclass(
+    config: DictConfig, amend: Amend | None = None, given: Sequence[str] = (), names: Iterable[str] = ()
+) -> Any:
+    """Instance of the schema from a composed config; interpolations resolved, components typed.
+
+    Args:
+        given: the overrides that the config was composed with.
+        names: of all settings, to suggest the nearest one.
 
     Raises:
         UserError: a value is missing or has the wrong type, or the schema's own checks refuse it.
     """
     try:
         if amend is not None:
-            amend(config)
+            amend(config, given)
         settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(sentence_of(error)) from error
-    _check(settings)
-    return settings
+        raise UserError(sentence_of(error, names)) from error
+    check_settings(settings)
+    return with_components(settings)
 
 
-def _check(settings: Any, path: str = "") -> None:
-    """Refuse keys that the schema has not (`+key=value` adds them), then call every `check()`, inner ones first."""
-    if not dataclasses.is_dataclass(settings):
-        return
-    names = [field.name for field in dataclasses.fields(settings)]
-    for added in vars(settings).keys() - set(names):
-        raise UserError(_no_such_setting(f"{path}{added}"))
-    for name in names:
-        _check(getattr(settings, name), f"{path}{name}.")
-    if hasattr(settings, "check"):
-        settings.check()
-
-
-def sentence_of(error: BaseException) -> str:
-    """One line that says what Hydra or OmegaConf refused and where."""
+def sentence_of(error: BaseException, names: Iterable[str] = ()) -> str:
+    """One line that says what Hydra or OmegaConf refused and where; names: of all settings, to suggest the nearest."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     first_lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = first_lines[0].removeprefix("Error merging override ") if first_lines else type(error).__name__
@@ -136,15 +155,18 @@ def sentence_of(error: BaseException) -> str:
         return f"'{error.override}' cannot be read as a setting: write key=value, and quote what the shell would change"
     unknown = re.search(r"Key '([^']*)' (?:is )?not in '?(\w+)'?", details)
     if unknown:
-        return _no_such_setting(key or unknown.group(1))
+        return no_such_setting(key or unknown.group(1), names)
     if "Missing mandatory value" in details:
         return f"the setting '{key}' has no value: give {key}=... on the command line"
     missing_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing_option:
         group, option = missing_option.groups()
         listed = str(error).partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
-        options = ", ".join(line.strip() for line in listed if line.strip())
-        return f"there is no option '{option}' in group '{group}'" + (f"; choose one of: {options}" if options else "")
+        options = [line.strip() for line in listed if line.strip()]
+        near = did_you_mean(option, options)
+        return f"there is no option '{option}' in group '{group}'" + (
+            f"; choose one of: {', '.join(options)}{near}" if options else ""
+        )
     if cause is not error and details and details not in text:
         text = f"{text.rstrip('.')}: {details}"
     elif key and f"'{key}'" not in text and key not in text:
@@ -152,14 +174,10 @@ def sentence_of(error: BaseException) -> str:
     return text
 
 
-def _no_such_setting(key: str) -> str:
-    return f"there is no setting '{key}': check its spelling, --help lists all settings"
-
-
-def _report(error: BaseException, wants_traceback: bool) -> int:
+def _report(error: BaseException, wants_traceback: bool, names: Iterable[str] = ()) -> int:
     if wants_traceback:
         raise error
-    text = str(error) if isinstance(error, UserError) else sentence_of(error)
+    text = str(error) if isinstance(error, UserError) else sentence_of(error, names)
     print(f"error: {text}", file=sys.stderr, flush=True)
     return EXIT_STATUS_OF_USER_ERROR
 

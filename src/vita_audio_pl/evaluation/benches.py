@@ -1,16 +1,19 @@
 """Benches: which files a task and split mean, how they are scored, what was published on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.bench_readers import READERS
 from vita_audio_pl.evaluation.items import Item, check_audio, check_items
 from vita_audio_pl.evaluation.normalisers import get_normaliser
 from vita_audio_pl.evaluation.profiles import get_profile
 from vita_audio_pl.evaluation.scoring import METRICS, Scoring
+
+JUDGES = ("pocketsphinx", "whisper", "paraformer")
 
 
 @dataclass
@@ -30,27 +33,27 @@ class BenchConfig:
 
     name: str = ""
     title: str = ""
-    homepage: str = ""  # where it is had; nothing is downloaded
-    format: str = "samples"  # how the files are laid out, see evaluation/bench_readers.py
-    root: str = "."  # the folder that was unpacked
-    tasks: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> split -> place below root
-    unit: str = "word"  # what error rates count: word, or character for Chinese
+    homepage: str = setting("", "where it is had; nothing is downloaded")
+    format: str = setting(
+        "samples", "how the files are laid out, see evaluation/bench_readers.py", choices=tuple(READERS)
+    )
+    root: str = setting(".", "the folder that was unpacked", common=True)
+    tasks: dict[str, dict[str, str]] = setting({}, "task -> split -> place below root")
+    unit: str = setting("word", "what error rates count: word, or character for Chinese", choices=("word", "character"))
     normaliser: str = "plain"
-    spelling_file: str | None = None  # normalizer.json of a Whisper checkpoint, for whisper_english
-    answers: str = "exact"  # or contains: the answer only has to hold an accepted one
-    judge: str = ""  # who listens to spoken answers: pocketsphinx, whisper or paraformer
-    grammar: str | None = None  # JSGF file, for pocketsphinx
-    max_new_tokens: dict[str, int] = field(default_factory=dict)  # by task; 512 where not given
-    published: list[PublishedFigure] = field(default_factory=list)
-    incomparable: list[str] = field(default_factory=list)  # why figures here may differ from the published ones
+    spelling_file: str | None = setting(None, "normalizer.json of a Whisper checkpoint, for whisper_english")
+    answers: str = setting(
+        "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
+    )
+    judge: str = setting(
+        "", "who listens to spoken answers: pocketsphinx, whisper or paraformer", choices=("", *JUDGES)
+    )
+    grammar: str | None = setting(None, "JSGF file, for pocketsphinx")
+    max_new_tokens: dict[str, int] = setting({}, "by task; 512 where not given")
+    published: list[PublishedFigure] = setting([], "")
+    incomparable: list[str] = setting([], "why figures here may differ from the published ones")
 
     def check(self) -> None:
-        if self.format not in READERS:
-            raise UserError(f"bench.format is '{self.format}'; choose one of {', '.join(READERS)}")
-        if self.unit not in ("word", "character"):
-            raise UserError(f"bench.unit is '{self.unit}'; choose word or character")
-        if self.answers not in ("exact", "contains"):
-            raise UserError(f"bench.answers is '{self.answers}'; choose exact or contains")
         for task in self.tasks:
             if task not in METRICS:
                 raise UserError(f"bench.tasks: '{task}' is no task; choose from {', '.join(METRICS)}")

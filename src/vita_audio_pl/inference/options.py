@@ -5,31 +5,26 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.prompts import TASKS
 from vita_audio_pl.inference.sampling import Sampling
+from vita_audio_pl.inference.sequence import VERIFY_MODES
 from vita_audio_pl.interleave import DecodePattern
 
 FIRST_CHUNK = ("verified", "draft")
 
 
 @dataclass
-class PathsConfig:
-    """Where data and runs lie, relative to the current directory unless absolute."""
-
-    data: str = "data"
-    runs: str = "runs"
-
-
-@dataclass
 class SamplingConfig:
     """How tokens are drawn; see `inference.sampling.Sampling`."""
 
-    temperature: float = 0.0  # 0 takes the most likely token
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    temperature: float = setting(0.0, "0 takes the most likely token", at_least=0)
+    top_k: int = setting(0, "0 keeps all", at_least=0)
+    top_p: float = setting(1.0, "tokens of this much probability are kept", above=0, at_most=1)
+    repetition_penalty: float = setting(1.0, "above 1 repeats less", above=0)
+    seed: int = setting(0, "of the draws", at_least=0)
 
     def settings(self) -> Sampling:
         """The same, checked."""
@@ -41,37 +36,41 @@ class GenerateConfig:
     """Everything that `python -m vita_audio_pl.generate` can be told."""
 
     paths: PathsConfig = field(default_factory=PathsConfig)
-    model: str = MISSING  # a model folder, or the folder of the stage that made it
-    task: str = "sts"  # sts, asr, tts or text
-    text: str | None = None  # what to speak (tts) or to answer (text)
-    audio: str | None = None  # recording to answer (sts) or to transcribe (asr)
-    voice: str | None = None  # recording of a voice to answer in
-    mode: Any = None  # turbo, boost, balance, vanilla or a list; null = the model's own for speech, vanilla for text
-    verify: str = "none"  # greedy, sample: let the backbone check what the heads draft
-    first_chunk: str = "verified"  # under verification: or draft, played before it is checked
-    constrain: bool = False  # allow only codes and end markers inside audio spans
-    max_new_tokens: int = 1024
+    model: str = setting(MISSING, "a model folder, or the folder of the stage that made it", common=True)
+    task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
+    text: str | None = setting(None, "what to speak (tts) or to answer (text)", common=True)
+    audio: str | None = setting(None, "recording to answer (sts) or to transcribe (asr)", common=True)
+    voice: str | None = setting(None, "recording of a voice to answer in", common=True)
+    mode: Any = setting(
+        None,
+        "turbo, boost, balance, vanilla or a list; null = the model's own for speech, vanilla for text",
+        common=True,
+    )
+    verify: str = setting(
+        "none", "greedy, sample: let the backbone check what the heads draft", choices=VERIFY_MODES, common=True
+    )
+    first_chunk: str = setting(
+        "verified", "under verification: or draft, played before it is checked", choices=FIRST_CHUNK
+    )
+    constrain: bool = setting(False, "allow only codes and end markers inside audio spans")
+    max_new_tokens: int = setting(1024, "of an answer", at_least=1, common=True)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    output: str = "answer.wav"  # where the spoken answer goes; with stream=true, - is raw 16-bit samples on stdout
-    stream: bool = False  # show and write the answer while it is made
-    device: str = "cpu"  # or cuda
-    threads: int = 1  # of a CPU; more help large models only
-    dtype: str | None = None  # float32, bfloat16; null = the file's
-    graphs: bool | None = None  # replay passes as CUDA graphs; null = on a GPU
+    output: str = setting(
+        "answer.wav", "where the spoken answer goes; with stream=true, - is raw 16-bit samples on stdout", common=True
+    )
+    stream: bool = setting(False, "show and write the answer while it is made", common=True)
+    device: str = setting("cpu", "or cuda", choices=("cpu", "cuda"), common=True)
+    threads: int = setting(1, "of a CPU; more help large models only", at_least=1)
+    dtype: str | None = setting(
+        None, "float32, bfloat16; null = the file's", choices=("float32", "bfloat16", "float16")
+    )
+    graphs: bool | None = setting(None, "replay passes as CUDA graphs; null = on a GPU")
 
     def check(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"task={self.task!r} is unknown; use one of {', '.join(TASKS)}")
-        if self.first_chunk not in FIRST_CHUNK:
-            raise UserError(f"first_chunk={self.first_chunk!r} is unknown; use one of {', '.join(FIRST_CHUNK)}")
         if self.first_chunk == "draft" and self.verify == "none":
             raise UserError("first_chunk=draft means something only with verify=greedy or verify=sample")
         if self.output == "-" and not self.stream:
             raise UserError("output=- writes samples as they are made, so it needs stream=true")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise UserError(f"dtype={self.dtype!r} is unknown; use float32, bfloat16 or float16")
-        if self.threads < 1:
-            raise UserError(f"threads={self.threads} must be at least 1")
         self.sampling.settings()
         if self.mode is not None:
             DecodePattern.of(self.mode)

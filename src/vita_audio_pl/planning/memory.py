@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from transformers import Qwen2Config
 
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.models.attention import flash_shares_keys
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.flops import Work
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.training.settings import TrainConfig
 
 FLOAT, HALF, INDEX = 4, 2, 8
 _LOGIT_TABLES = {"distil": 8}  # of a chunk, at once: both distributions, what is made of them, and the last chunk's

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.reporting.settings import PathsConfig
 from vita_audio_pl.storage.files import write_output
 
 SECTIONS: dict[str, dict[str, str | list[str]]] = {
@@ -70,11 +71,11 @@ class DashboardConfig:
     """Everything that `python -m vita_audio_pl.report dashboard` can be told."""
 
     paths: PathsConfig = field(default_factory=PathsConfig)
-    entity: str = ""  # wandb user or team; needed to save it there
+    entity: str = setting("", "wandb user or team; needed to save it there")
     project: str = "vita-audio-pl"
     name: str = "Stages of a chain"
-    output: str | None = None  # the workspace as JSON, written offline too; null = runs/dashboard.json
-    upload: bool = False  # save it to wandb, which needs a key and the network
+    output: str | None = setting(None, "the workspace as JSON, written offline too; null = runs/dashboard.json")
+    upload: bool = setting(False, "save it to wandb, which needs a key and the network")
 
     def check(self) -> None:
         if self.upload and not self.entity:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.wandb_log import never_fatal
 from vita_audio_pl.training.chain import COMMAND, Sweep, settings_of_stage
@@ -25,6 +24,7 @@ from vita_audio_pl.training.loggers import wandb_mode
 from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.prepared_data import prepared_data
 from vita_audio_pl.training.run_folder import StageFolder, one_process_at_a_time, stage_folder
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage import find_parent, heads_of_stage, run_identity
 from vita_audio_pl.training.wandb_lineage import log_arm
 
@@ -34,7 +34,7 @@ COST = "cost.json"
 LOSS = "val/loss"
 FULL_PRECISION = "32-true"
 NOT_OF_AN_ARM = re.compile(
-    r"(experiment(\.(?!steps\b).*)?|stage|seed|trainer(\.(?!precision$).*)?|(callbacks|logger|paths)(\..*)?"
+    r"(experiment(\..*)?|stage|seed|trainer(\.(?!precision$).*)?|(callbacks|logger|paths)(\..*)?"
     r"|data\.(workers|prefetch|cache))$"
 )
 

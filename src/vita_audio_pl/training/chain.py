@@ -1,6 +1,5 @@
 """Stages one after another, each in a process of its own: a fresh process group, and a hand-over through disk."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -11,12 +10,13 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from vita_audio_pl.config.checks import work_in_stage_settings
+from vita_audio_pl.config.component import plain
 from vita_audio_pl.config.entry import to_dataclass
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.manifest import StageManifest, is_model_folder
 from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, stage_folder, starts_over
+from vita_audio_pl.training.settings import TrainConfig
 
 COMMAND = ("-m", "vita_audio_pl.train")
 
@@ -63,8 +63,8 @@ def _environment(number: int) -> dict[str, str]:
 
 def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
     """What the stage's own process would be told; must be called inside an entry point, whose search path it uses."""
-    settings = [override for override in overrides if not override.startswith("--")]
-    config: TrainConfig = to_dataclass(compose("train", [*settings, f"stage={stage}"]), work_in_stage_settings)
+    settings = [*(override for override in overrides if not override.startswith("--")), f"stage={stage}"]
+    config: TrainConfig = to_dataclass(compose("train", settings), apply_stage_settings, settings)
     return config
 
 
@@ -77,7 +77,7 @@ def is_finished(folder: StageFolder, config: TrainConfig) -> bool:
         return False
     manifest = StageManifest.read(folder.model)
     parent = folder.root / manifest.parent if manifest.parent else None
-    return decisive_settings(manifest.config) == decisive_settings(dataclasses.asdict(config)) and (
+    return decisive_settings(manifest.config) == decisive_settings(plain(config)) and (
         parent is None or (is_model_folder(parent) and StageManifest.read(parent).weights == manifest.parent_weights)
     )
 

@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.config.schema import GuardConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.checkpoint_restore import restore_tensors
@@ -18,6 +17,7 @@ from vita_audio_pl.training.checkpoints import latest_for_all, step_of
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.freezing import bunch
 from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.settings import GuardConfig
 
 _MEMORY = 0.99  # of the running mean of the logarithm of the gradient norm
 _WARM_UP = 20  # steps before a spike can be told from a start

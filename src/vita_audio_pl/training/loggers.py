@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.training.metrics_csv import MetricsCsv
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.wandb_lineage import changed_settings, group_of, run_id
 
 
@@ -17,6 +17,8 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
 
     Args:
         settings: the whole configuration as plain values, shown beside the curves.
+
+    `logger.extra` is built last; a class that takes `save_dir` gets the stage's folder.
     """
     loggers: list[Logger] = [MetricsCsv(folder)]
     if config.logger.tensorboard:
@@ -32,8 +34,9 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
         wandb_logger = WandbLogger(
             name=f"{config.run_name}/{config.stage.name}",
             project=config.logger.wandb_project,
+            entity=config.logger.wandb_entity,
             id=run_id(f"{config.run_name}-{config.stage.name}"),
-            group=group_of(config.run_name),
+            group=config.logger.wandb_group or group_of(config.run_name),
             job_type=config.stage.name,
             save_dir=folder,
             offline=mode == "offline",
@@ -42,12 +45,13 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
                 tag
                 for tag in (config.stage.name, config.variant.name, config.scale.name, config.experiment.name)
                 if tag
-            ],
+            ]
+            + config.logger.wandb_tags,
             notes=config.experiment.question or None,
         )
         wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
         loggers.append(wandb_logger)
-    return loggers
+    return [*loggers, *(logger.build(save_dir=folder) for logger in config.logger.extra.values())]
 
 
 def log_samples(

@@ -6,13 +6,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vita_audio_pl.config.schema import OptimConfig, StageConfig
 from vita_audio_pl.models.objectives import EveryHead
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.optimiser import PEAK, parameter_groups
-from vita_audio_pl.training.schedule import learning_rate_factor
+from vita_audio_pl.training.settings import OptimConfig, StageConfig
 from vita_audio_pl.training.tally import Tally
 
 
@@ -26,7 +25,7 @@ class SpeechLMModule(L.LightningModule):
         speech_lm: model with its parameters frozen as the stage wants them.
         objective: what the predictors are trained on.
         stage: rates, steps and weight decay.
-        optim: AdamW and its schedule.
+        optim: the optimiser and its schedule.
         engine: that the model trains under.
         source_names: data sources by number, for the log.
         codes: first id of an audio code and the id after the last; codes_per_second: of the codec; for the log.
@@ -56,8 +55,7 @@ class SpeechLMModule(L.LightningModule):
         self.last_loss: Tensor = torch.zeros(())
         self.verdict: Callable[[float], str | None] = lambda norm: None  # why a step of this gradient norm is left out
         self.engine, self._sharded = engine, False
-        warmup_steps = round(stage.steps * optim.warmup_share)
-        self.rate_factor = learning_rate_factor(stage.steps, warmup_steps, optim.warmup, optim.min_rate_share)
+        self.rate_factor = optim.schedule.build(stage.steps)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         losses = self.speech_lm(batch, self.objective)
@@ -83,7 +81,7 @@ class SpeechLMModule(L.LightningModule):
         groups = parameter_groups(
             self.speech_lm, self.stage.learning_rate, self.stage.head_rate_factor, self.stage.weight_decay
         )
-        return torch.optim.AdamW(groups, betas=tuple(self.optim.betas), eps=self.optim.eps, fused=self.engine.fused)
+        return self.optim.optimizer.build(groups, fused=self.engine.fused)
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         factor = self.rate_factor(self.trainer.global_step)

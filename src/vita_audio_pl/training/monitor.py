@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
 from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.speed import data_wait_of, memory_in_use, peak_flops
 
 

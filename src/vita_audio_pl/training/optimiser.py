@@ -1,16 +1,36 @@
-"""AdamW's parameter groups: heads at a rate of their own, no decay on norms and biases, nothing that is frozen."""
+"""The optimiser and its parameter groups: heads at a rate of their own, no decay on norms and biases, nothing frozen."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from vita_audio_pl.config.component import Component
+from vita_audio_pl.config.fields import setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 HEADS = "heads."
 PEAK = "peak_lr"
 """A group's rate before the schedule's factor."""
 
 
+@dataclass
+class AdamW(Component):
+    """`torch.optim.AdamW`; rates and weight decay come with the parameter groups."""
+
+    betas: list[float] = setting([0.9, 0.95], "decay of the first and second moment", at_least=0, below=1, length=2)
+    eps: float = setting(1e-8, "added to the root of the second moment", above=0)
+
+    def build(self, groups: list[dict[str, Any]], *, fused: bool | None = None) -> "torch.optim.Optimizer":
+        """The optimiser of `parameter_groups`; fused: one kernel for the whole update, None = torch's choice."""
+        import torch
+
+        return torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=fused)
+
+
 def parameter_groups(
-    model: nn.Module, learning_rate: float, head_rate_factor: float, weight_decay: float
+    model: "nn.Module", learning_rate: float, head_rate_factor: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Groups `backbone`, `backbone_no_decay`, `heads`, `heads_no_decay`, without the empty ones.
 
@@ -30,6 +50,6 @@ def parameter_groups(
     return described
 
 
-def _dimensions(parameter: nn.Parameter) -> int:
+def _dimensions(parameter: "nn.Parameter") -> int:
     """Dimensions of the whole parameter; ZeRO-3 leaves an empty one behind and keeps the shape aside."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from vita_audio_pl.codecs.protocol import load_codec
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.prepared import MANIFEST
 from vita_audio_pl.errors import UserError
@@ -14,6 +13,7 @@ from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.text import RenderOptions, TextTokenizer
 from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.sample_prompts import sample_prompts
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage import StageData, find_parent
 from vita_audio_pl.training.starting_model import encoder_folder
 from vita_audio_pl.training.trainer import micro_batches

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.schema import TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.manifest import is_model_folder
+from vita_audio_pl.training.settings import TrainConfig
 
 IDENTITY = "identity.json"
 METRICS = "metrics.csv"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vita_audio_pl.config.schema import SamplesConfig
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.text import AudioFrames, TextIds, TextTokenizer, Turn
 from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION
+from vita_audio_pl.training.settings import SamplesConfig
 
 
 @dataclass(frozen=True, eq=False)

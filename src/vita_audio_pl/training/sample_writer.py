@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from vita_audio_pl.codecs import Codec, load_codec, write_wav
-from vita_audio_pl.config.schema import SamplesConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.jobs import SPEAKING_TASKS, audio_file
 from vita_audio_pl.evaluation.judge_choice import judge_maker
@@ -28,6 +27,7 @@ from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.training.run_folder import sample_folder
 from vita_audio_pl.training.sample_prompts import SamplePrompt
+from vita_audio_pl.training.settings import SamplesConfig
 from vita_audio_pl.training.tell_once import TellOnce
 
 SAMPLES_FILE = "samples.jsonl"

@@ -10,12 +10,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.config.schema import LoraConfig
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.loggers import log_samples
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.rng import random_state_kept
 from vita_audio_pl.training.run_folder import sample_folder
+from vita_audio_pl.training.settings import LoraConfig
 from vita_audio_pl.training.tell_once import TellOnce
 from vita_audio_pl.training.whole_model import plain_model, whole_weights
 

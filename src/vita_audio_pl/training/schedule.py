@@ -2,6 +2,23 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from vita_audio_pl.config.component import Component
+from vita_audio_pl.config.fields import setting
+
+
+@dataclass
+class WarmupCosine(Component):
+    """Warm-up to the peak rate, then a cosine."""
+
+    warmup_share: float = setting(0.03, "of all steps", at_least=0, below=1)
+    warmup: str = setting("linear", "or log: DeepSpeed's logarithmic ramp", choices=("linear", "log"))
+    min_rate_share: float = setting(0.1, "of the peak, where the cosine ends", at_least=0, at_most=1)
+
+    def build(self, steps: int) -> Callable[[int], float]:
+        """Factor on the peak rate for optimiser step 0, 1, .. of `steps`."""
+        return learning_rate_factor(steps, round(steps * self.warmup_share), self.warmup, self.min_rate_share)
 
 
 def learning_rate_factor(

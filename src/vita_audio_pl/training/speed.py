@@ -7,8 +7,8 @@ import psutil
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.training.gpus import gpu_named
+from vita_audio_pl.training.settings import TrainerConfig
 
 _FETCH = "train_dataloader_next"
 

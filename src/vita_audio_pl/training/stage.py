@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.config.component import plain
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
@@ -46,6 +46,7 @@ from vita_audio_pl.training.run_folder import (
 )
 from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.samples import Samples
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.starting_model import starting_model
 from vita_audio_pl.training.trainer import build_trainer, check_devices, micro_batches
 from vita_audio_pl.training.wandb_lineage import log_lineage
@@ -183,7 +184,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         codes=(data.vocabulary.first_code, data.vocabulary.used),
         codes_per_second=data.codes_per_second,
     )
-    settings = dataclasses.asdict(config)
+    settings = plain(config)
     proof = TrainingProof(engine)
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
 
@@ -212,6 +213,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     ]
     if config.callbacks.progress_bar:
         callbacks.append(ProgressReport(monitor, config.stage.name))
+    callbacks += [callback.build() for callback in config.callbacks.extra.values()]
     trainer = build_trainer(
         config,
         engine,
@@ -285,7 +287,7 @@ def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHe
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
     """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
     decisive = {
-        **decisive_settings(dataclasses.asdict(config)),
+        **decisive_settings(plain(config)),
         "vocabulary": data.vocabulary.fingerprint,
         "codec": data.codec_fingerprint,
         "data": data.plan,
@@ -341,7 +343,7 @@ def hand_over(
         frozen=proof.frozen,
         trained=proof.trained,
         speech_input=config.variant.speech_input,
-        config=dataclasses.asdict(config),
+        config=plain(config),
     ).write(aside)
     os.replace(aside, folder.model)
 

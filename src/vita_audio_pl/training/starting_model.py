@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config
 
-from vita_audio_pl.config.schema import ModelConfig, TrainConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.backbone import load_backbone
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
@@ -15,6 +14,7 @@ from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.settings import ModelConfig, TrainConfig
 
 
 def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | None) -> SpeechLM:

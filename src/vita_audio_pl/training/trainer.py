@@ -1,16 +1,47 @@
 """The Lightning Trainer of a stage: devices, accumulation, validation."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from vita_audio_pl.config.schema import TrainConfig, TrainerConfig
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines import Engine
+from vita_audio_pl.training.settings import TrainConfig, TrainerConfig
 from vita_audio_pl.training.speed import DataWait
+
+OWNED = {
+    "accelerator": "give trainer.accelerator",
+    "devices": "give trainer.devices",
+    "num_nodes": "give trainer.num_nodes",
+    "strategy": "give trainer.engine",
+    "precision": "give trainer.precision",
+    "plugins": "trainer.engine and trainer.precision choose them",
+    "max_steps": "give stage.steps",
+    "max_epochs": "give stage.steps",
+    "min_steps": "give stage.steps",
+    "min_epochs": "give stage.steps",
+    "max_time": "a stage ends after its steps; schedulers' time limits are caught",
+    "accumulate_grad_batches": "give stage.rows_per_step and trainer.rows_per_device",
+    "gradient_clip_val": "give optim.clip_norm",
+    "gradient_clip_algorithm": "gradients are clipped by their norm: give optim.clip_norm",
+    "val_check_interval": "give callbacks.validate_every",
+    "check_val_every_n_epoch": "give callbacks.validate_every",
+    "limit_val_batches": "give data.validation_rows",
+    "logger": "give logger.extra",
+    "callbacks": "give callbacks.extra",
+    "log_every_n_steps": "give callbacks.log_every",
+    "default_root_dir": "give paths.runs and run_name",
+    "fast_dev_run": "give stage.steps=2",
+    "overfit_batches": "data come in the order of the plan",
+    "limit_train_batches": "give stage.steps",
+}
+"""Arguments of `lightning.Trainer` that settings of this package decide, and which."""
 
 
 def micro_batches(config: TrainConfig) -> tuple[int, int]:
@@ -67,26 +98,43 @@ def build_trainer(
     _, accumulate = micro_batches(config)
     every = min(config.callbacks.validate_every or max_steps, max_steps)
     settings = config.trainer
-    return L.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=engine.strategy(),
-        plugins=[engine.precision()],
-        max_steps=max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=config.optim.clip_norm,
-        val_check_interval=every * accumulate if validate else None,
-        check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if validate else 0,
-        num_sanity_val_steps=0,
-        logger=list(loggers),
-        callbacks=list(callbacks),
-        log_every_n_steps=config.callbacks.log_every,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        profiler=DataWait(),
-    )
+    ours = {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        "strategy": engine.strategy(),
+        "plugins": [engine.precision()],
+        "max_steps": max_steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": accumulate,
+        "gradient_clip_val": config.optim.clip_norm,
+        "val_check_interval": every * accumulate if validate else None,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": 1.0 if validate else 0,
+        "num_sanity_val_steps": 0,
+        "logger": list(loggers),
+        "callbacks": list(callbacks),
+        "log_every_n_steps": config.callbacks.log_every,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "profiler": DataWait(),
+    }
+    return L.Trainer(**ours, **checked_extra(settings.extra, ours))
+
+
+def checked_extra(extra: Mapping[str, Any], ours: Iterable[str]) -> dict[str, Any]:
+    """`trainer.extra`, arguments of `lightning.Trainer` that this package leaves to it.
+
+    Raises:
+        UserError: Lightning has no such argument, or it follows from other settings.
+    """
+    known = inspect.signature(L.Trainer.__init__).parameters.keys() - {"self"}
+    for name in extra:
+        if name not in known:
+            raise UserError(f"trainer.extra: lightning.Trainer takes no '{name}'{did_you_mean(name, known)}")
+        if name in (*ours, *OWNED):
+            way = OWNED.get(name, "it follows from other settings (--help-all)")
+            raise UserError(f"trainer.extra cannot set '{name}': {way}")
+    return dict(extra)

@@ -11,13 +11,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from vita_audio_pl.config.schema import TrainConfig
+from vita_audio_pl.config.component import plain
 from vita_audio_pl.evaluation.wandb_log import never_fatal
 from vita_audio_pl.reporting.listening import recordings_to_hear
 from vita_audio_pl.reporting.run_files import RECORDINGS, RunFiles
 from vita_audio_pl.training.chain import settings_of_stage
 from vita_audio_pl.training.manifest import MANIFEST, StageManifest
 from vita_audio_pl.training.run_folder import flatten
+from vita_audio_pl.training.settings import TrainConfig
 
 ARM_TYPE = "arm"
 _FORBIDDEN_IN_IDS = re.compile(r"[/\\#?%:]+")
@@ -40,7 +41,7 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     if not HydraConfig.initialized():
         return {}
     usual = settings_of_stage(config.stage.name, [f"variant={config.variant.name}", f"scale={config.scale.name}"])
-    mine, theirs = (flatten(dataclasses.asdict(one)) for one in (config, usual))
+    mine, theirs = (flatten(plain(one)) for one in (config, usual))
     return {name: value for name, value in mine.items() if theirs.get(name) != value}
 
 
@@ -119,6 +120,7 @@ def log_arm(config: TrainConfig, folder: Path, mode: str) -> None:
     _add_recordings(artifact, folder)
     with wandb.init(
         project=config.logger.wandb_project,
+        entity=config.logger.wandb_entity,
         name=config.run_name,
         id=run_id(config.run_name),
         group=group_of(config.run_name),

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vita_audio_pl.config.schema import LoraConfig
 from vita_audio_pl.models.lora import add_lora, merged_parameters
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.settings import LoraConfig
 
 
 def whole_weights(model: nn.Module, engine: Engine, keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from vita_audio_pl.data.options import DataOptions, PreparePaths
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.paths import PathsConfig
+from vita_audio_pl.data.options import DataOptions
 
 COMMANDS = ("info", "stats", "lint", "plan", "preview")
 
@@ -15,34 +16,25 @@ COMMANDS = ("info", "stats", "lint", "plan", "preview")
 class DataToolsConfig:
     """Everything that `python -m vita_audio_pl.data` can be told."""
 
-    paths: PreparePaths = field(default_factory=PreparePaths)
-    command: str = "info"  # info, stats, lint, plan or preview
-    source: str | None = None  # one prepared source; null = all in data.shards (plan, preview: those of the mixture)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    command: str = setting("info", "info, stats, lint, plan or preview", choices=COMMANDS, common=True)
+    source: str | None = setting(
+        None, "one prepared source; null = all in data.shards (plan, preview: those of the mixture)", common=True
+    )
     data: DataOptions = field(default_factory=DataOptions)
-    tokenizer: str | None = None  # folder of the tokenizer; null = `tokenizer` beside the shards
+    tokenizer: str | None = setting(None, "folder of the tokenizer; null = `tokenizer` beside the shards")
     text_audio_interval_ratio: list[int] = MISSING
     decode_pattern: list[int] = MISSING
-    n_heads: int = 10
-    lead_in: list[int] = field(default_factory=list)  # codes put before an answer's audio
-    text_weight: float = 1.0
-    audio_weight: float = 1.0
-    row_length: int = 256  # tokens in a row
-    rows: int = 8  # rows of a step, and of the preview
-    planned_rows: int = 1000  # rows whose shares `plan` counts
-    seed: int = 0
-    quarantine: bool = False  # lint: leave broken samples out of training from now on
-    output: str = "preview.html"
-
-    def check(self) -> None:
-        """Refuses values out of range.
-
-        Raises:
-            UserError: says which, and what is allowed.
-        """
-        if self.command not in COMMANDS:
-            raise UserError(f"there is no command '{self.command}'; choose one of {', '.join(COMMANDS)}")
-        if min(self.row_length, self.rows, self.planned_rows) < 1:
-            raise UserError("row_length, rows and planned_rows must be at least 1")
+    n_heads: int = setting(10, "", at_least=0)
+    lead_in: list[int] = setting([], "codes put before an answer's audio")
+    text_weight: float = setting(1.0, "", at_least=0)
+    audio_weight: float = setting(1.0, "", at_least=0)
+    row_length: int = setting(256, "tokens in a row", at_least=16, common=True)
+    rows: int = setting(8, "rows of a step, and of the preview", at_least=1, common=True)
+    planned_rows: int = setting(1000, "rows whose shares `plan` counts", at_least=1)
+    seed: int = setting(0, "", at_least=0)
+    quarantine: bool = setting(False, "lint: leave broken samples out of training from now on", common=True)
+    output: str = setting("preview.html", "", common=True)
 
     @property
     def tokenizer_folder(self) -> Path:

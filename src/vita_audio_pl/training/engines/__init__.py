@@ -2,9 +2,9 @@
 
 import os
 
-from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.settings import TrainerConfig
 
 
 def build_engine(settings: TrainerConfig) -> Engine:

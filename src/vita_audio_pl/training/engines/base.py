@@ -6,9 +6,9 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
-from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.precision import check_precision, plain_precision
+from vita_audio_pl.training.settings import TrainerConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter."""

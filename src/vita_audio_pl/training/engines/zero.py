@@ -12,9 +12,9 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
-from vita_audio_pl.config.schema import TrainerConfig
 from vita_audio_pl.training.engines.base import MOMENTS, Engine, step_count
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights
+from vita_audio_pl.training.settings import TrainerConfig
 
 
 class ZeroEngine(Engine):

@@ -1,25 +1,44 @@
 """Settings that do not go together, refused before anything is built."""
 
-from omegaconf import DictConfig, OmegaConf
+from collections.abc import Sequence
 
-from vita_audio_pl.config.schema import TrainConfig, require
+from omegaconf import DictConfig
+
+from vita_audio_pl.config.fields import require
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.training.settings import CHAIN, TrainConfig
 
-CHAIN = "chain"
 SHORTEST_ROW = 16
 
 
-def work_in_stage_settings(config: DictConfig) -> None:
-    """Merge an ablation's steps and `per_stage.<name>` of the chosen stage into `stage`, in place.
+def apply_stage_settings(config: DictConfig, given: Sequence[str] = ()) -> None:
+    """Fill in `config.stage` and what is left open, in place.
 
-    Attention is chosen, too, where it is left open: `flash` on GPUs in 16 bits, `per_document` elsewhere.
+    The numbers of a stage come, later ones winning, from `conf/numbers/<scale>/<stage>.yaml`, an experiment, and the
+    command line; `per_stage.<stage>` says them for one stage of a chain. `stage.<setting>` on the command line wins over
+    a `per_stage` that is not on it.
+
+    Args:
+        given: overrides of the command line, as `key=value`.
+
+    Raises:
+        UserError: the command line says two things of one setting.
     """
     if config.model.attention is None:
         config.model.attention = "flash" if _on_gpus_in_16_bits(config) else "per_document"
-    if config.experiment.name and config.stage.name in config.experiment.steps:
-        config.stage.steps = config.experiment.steps[config.stage.name]
-    overlay = config.per_stage.get(config.stage.name) or {}
-    config.stage = OmegaConf.merge(config.stage, {name: value for name, value in overlay.items() if value is not None})
+    on_command_line = {override.partition("=")[0].lstrip("+") for override in given}
+    name = config.stage.name
+    for key, value in (config.per_stage.get(name) or {}).items():
+        if value is None:
+            continue
+        if f"stage.{key}" not in on_command_line:
+            config.stage[key] = value
+        elif f"per_stage.{name}.{key}" in on_command_line and config.stage[key] != value:
+            raise UserError(
+                f"stage.{key}={config.stage[key]} and per_stage.{name}.{key}={value} say two things of one setting; give "
+                "one of them"
+            )
 
 
 def check_train_config(config: TrainConfig) -> None:

@@ -1,0 +1,134 @@
+"""What `--help` and `--help-all` print: usage, the settings that people change first, and where the rest is."""
+
+import dataclasses
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import MISSING, OmegaConf
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.component import TARGET, find_class
+from vita_audio_pl.config.fields import Described, Rules, described, rules_of
+
+SHORT, ALL = ("--help", "-h"), "--help-all"
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for help."""
+    return any(argument in (*SHORT, ALL) for argument in arguments)
+
+
+def print_help(config_name: str, schema: type, arguments: Sequence[str]) -> None:
+    """Print the help of a command; values are those of the choices on the command line."""
+    width = min(shutil.get_terminal_size((120, 24)).columns, 140)
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
+        config = compose(config_name, overrides, return_hydra_config=True)
+    print(str(OmegaConf.select(config, "hydra.help.header")).rstrip())
+    settings = [each for each in _flat(schema, config) if not each.name.endswith(".name")]  # names follow from choices
+    everything = ALL in arguments
+    shown = settings if everything else [setting for setting in settings if setting.rules.common]
+    groups = groups_of(config_name)
+    if groups:
+        print("\nChoices (group=option):")
+        for group, options in groups.items():
+            print(_wrapped(f"  {group}: ", ", ".join(options), width))
+    print(
+        f"\n{'Settings' if everything or len(shown) == len(settings) else 'Settings that people change first'} (name=value):"
+    )
+    for setting in shown:
+        print(_line(setting, _value(config, setting), width))
+    if len(shown) < len(settings):
+        print(f"\n--help-all lists all {len(settings)} settings.", end=" ")
+    else:
+        print()
+    print("--cfg job shows the composed configuration, --hydra-help Hydra's own options.")
+
+
+def _flat(schema: type, config: Any) -> Iterator[Described]:
+    """Every setting of the schema, those of the chosen components included."""
+    for each in described(schema):
+        node = OmegaConf.select(config, each.name) if each.type == "Any" else None
+        if OmegaConf.is_dict(node) and TARGET in node:
+            rules = {field.name: rules_of(field) for field in _fields(str(node[TARGET]))}
+            yield Described(f"{each.name}.{TARGET}", "str", MISSING, each.rules)
+            yield from (
+                Described(f"{each.name}.{key}", "", MISSING, rules.get(str(key), Rules()))
+                for key in node
+                if key != TARGET
+            )
+        else:
+            yield each
+
+
+def _fields(path: str) -> Sequence["dataclasses.Field[Any]"]:
+    kind = find_class(path, path)
+    return dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+
+
+def groups_of(config_name: str) -> dict[str, list[str]]:
+    """The groups that a command chooses from, with their options."""
+    defaults = yaml.safe_load((asset_dir("conf") / f"{config_name}.yaml").read_text(encoding="utf-8")).get(
+        "defaults", []
+    )
+    names = [str(name).split()[-1] for entry in defaults if isinstance(entry, dict) for name in entry]
+    groups = {}
+    for name in names:
+        folders = [asset_dir("conf") / name]
+        if name == "experiment":
+            folders = [asset_dir("experiments"), Path("experiments")]
+        options = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+        if options and name not in _NUMBERS:
+            groups[name] = options
+    return groups
+
+
+_NUMBERS = ("numbers",)
+"""Groups whose option follows from other choices."""
+
+
+def _value(config: Any, setting: Described) -> str:
+    """The composed value, as it would be given."""
+    try:
+        value = OmegaConf.select(config, setting.name, default=setting.default)
+    except Exception:  # an interpolation that only a full command line can resolve
+        value = setting.default
+    if value is None:
+        return "null"
+    if value == MISSING:
+        return "..."
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return (
+        re.sub(r"\s+", "", str(plain))
+        if isinstance(plain, (list, dict))
+        else str(plain).lower()
+        if isinstance(plain, bool)
+        else str(plain)
+    )
+
+
+def _line(setting: Described, value: str, width: int) -> str:
+    rules = setting.rules
+    told = rules.meaning
+    if rules.choices and not all(choice in told for choice in rules.choices if choice):
+        told += f" ({', '.join(choice for choice in rules.choices if choice)})"
+    return _wrapped(f"  {setting.name}={value}".ljust(44) + " ", told, width, 45)
+
+
+def _wrapped(label: str, text: str, width: int, indent: int | None = None) -> str:
+    if not text:
+        return label.rstrip()
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=label,
+        subsequent_indent=" " * (indent or len(label)),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,376 @@
+"""The schema of `conf/train.yaml`: every setting of a training run, with its type, range and meaning.
+
+Settings of several groups that do not go together are in `checks.py`. Nothing here imports torch, so that `--help` and
+mistakes on the command line are answered at once.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from vita_audio_pl.config.fields import require, setting
+from vita_audio_pl.config.paths import PathsConfig
+from vita_audio_pl.data.options import DataOptions
+from vita_audio_pl.errors import UserError
+
+ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
+CHAIN = "chain"
+RENAMED = {
+    "optim.betas": "optim.optimizer.betas",
+    "optim.eps": "optim.optimizer.eps",
+    "optim.warmup_share": "optim.schedule.warmup_share",
+    "optim.warmup": "optim.schedule.warmup",
+    "optim.min_rate_share": "optim.schedule.min_rate_share",
+    **{f"experiment.steps.{stage}": f"per_stage.{stage}.steps" for stage in ("align", "mtp1", "mtp10", "sft")},
+}
+"""Settings of earlier versions and what they are called today."""
+BLOCKS = ("none", "backbone", "heads", "all")
+
+
+@dataclass
+class ScaleConfig:
+    """A size of everything: `small` runs on a laptop, `published` is the paper's."""
+
+    name: str = MISSING
+
+
+@dataclass
+class VariantConfig:
+    """One published system: which stages it takes and which stage may follow which."""
+
+    name: str = MISSING
+    stages: list[str] = setting(MISSING, "the chain, in order")
+    parents: dict[str, list[str]] = setting(MISSING, "stage -> stages that it may start from; [] = a plain backbone")
+    speech_input: str = setting(
+        "codes",
+        "how the user's speech enters the model: as discrete codes, or through a continuous encoder (Plus)",
+        choices=("codes", "encoder"),
+    )
+
+    @property
+    def hears_by_encoder(self) -> bool:
+        """Whether audio outside answers is heard through an encoder (the Plus variants)."""
+        return self.speech_input == "encoder"
+
+    def check(self) -> None:
+        for stage in self.stages:
+            require(
+                stage in self.parents,
+                f"variant.parents says nothing of stage '{stage}' of variant '{self.name}': add the stages that it may "
+                "start from, [] for a plain backbone",
+            )
+
+
+@dataclass
+class StageConfig:
+    """One training stage; the rows of the paper's table."""
+
+    name: str = MISSING
+    n_heads: int | None = setting(None, "MCTP heads in this stage; null = the parent's", at_least=0)
+    freeze: list[str] = setting([], "regular expressions over parameter names; each must match")
+    learning_rate: float = setting(MISSING, "peak learning rate", above=0, common=True)
+    head_rate_factor: float = setting(1.0, "the heads' learning rate is this times learning_rate", above=0)
+    sequence_length: int = setting(MISSING, "tokens in a packed row", at_least=1, common=True)
+    rows_per_step: int = setting(
+        MISSING, "packed rows in an optimiser step, over all devices and accumulation", at_least=1, common=True
+    )
+    steps: int = setting(MISSING, "optimiser steps", at_least=1, common=True)
+    weight_decay: float = setting(0.0, "of AdamW; norms and biases are not decayed", at_least=0)
+    mixture: str = setting(MISSING, "file of data_recipes/mixtures without .yaml, or a path to a .yaml", common=True)
+
+    def check(self) -> None:
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"stage.freeze: '{pattern}' is not a regular expression: {error}") from error
+
+
+@dataclass
+class StageOverrides:
+    """Settings of `StageConfig` for one stage of a chain, by its name; null = the stage's own."""
+
+    n_heads: int | None = None
+    freeze: list[str] | None = None
+    learning_rate: float | None = None
+    head_rate_factor: float | None = None
+    sequence_length: int | None = None
+    rows_per_step: int | None = None
+    steps: int | None = None
+    weight_decay: float | None = None
+    mixture: str | None = None
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters on the backbone's layers; what they adapt is frozen, and they are merged at the hand-over."""
+
+    rank: int = setting(0, "of the adapters; 0 = none", at_least=0)
+    alpha: float | None = setting(None, "adapters are scaled by alpha / rank; null = 2 * rank", above=0)
+    dropout: float = setting(0.0, "of the adapters' inputs", at_least=0, below=1)
+    targets: list[str] = setting(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers that are adapted"
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The backbone: its dimensions, where its pretrained weights are, and how its layers and the heads are run."""
+
+    name: str = MISSING
+    pretrained: str | None = setting(
+        None, "folder of a Qwen2 checkpoint to start align from; null = random weights", common=True
+    )
+    hidden_size: int = setting(MISSING, at_least=1)
+    intermediate_size: int = setting(MISSING, at_least=1)
+    num_hidden_layers: int = setting(MISSING, at_least=1)
+    num_attention_heads: int = setting(MISSING, at_least=1)
+    num_key_value_heads: int = setting(MISSING, at_least=1)
+    rope_theta: float = setting(1e6, "base of the rotary frequencies", above=0)
+    rms_norm_eps: float = setting(1e-6, above=0)
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = setting(32768, at_least=1)
+    attention: str | None = setting(
+        None,
+        "kernel: per_document, sdpa, flex, flash; null = flash on GPUs in 16 bits, per_document elsewhere",
+        choices=("per_document", "sdpa", "flex", "flash"),
+    )
+    activation_checkpointing: str = setting("none", "blocks computed again in the backward pass", choices=BLOCKS)
+    checkpoint_every: int = setting(1, "of these blocks, every n-th", at_least=1)
+    compile: str = setting("none", "blocks compiled by torch.compile", choices=BLOCKS)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def check(self) -> None:
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads "
+            f"{self.num_attention_heads}",
+        )
+        require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"model.num_attention_heads {self.num_attention_heads} is not a multiple of model.num_key_value_heads "
+            f"{self.num_key_value_heads}",
+        )
+
+
+@dataclass
+class CodecConfig:
+    """Which audio codec made the codes."""
+
+    name: str = MISSING
+    codebook_size: int = setting(MISSING, "codes", at_least=1)
+
+
+@dataclass
+class EncoderConfig:
+    """The audio encoder that the Plus variants hear through."""
+
+    folder: str | None = setting(None, "laid out as SenseVoiceSmall; null = speech_input beside the shards")
+    trains_in: list[str] = setting([], "stages; the published system trains it in none")
+
+
+@dataclass
+class RenderingConfig:
+    """How conversations become training rows, beside the interval ratio."""
+
+    lead_in_codes: int = setting(
+        0, "codes of silence before an answer's audio, so that speech does not outrun its text", at_least=0
+    )
+    prompt_corruption: float = setting(
+        0.0, "share of the prompt's codes replaced by random ones", at_least=0, at_most=1
+    )
+    text_weight: float = setting(1.0, "loss weight of a text label", at_least=0)
+    audio_weight: float = setting(1.0, "loss weight of an audio label, markers included", at_least=0)
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the predictors are trained on; see `vita_audio_pl.models.objectives`."""
+
+    name: str = MISSING
+    weight: float = setting(
+        1.0, "of the mean loss of the heads, beside the main loss; 1 where the backbone is frozen", at_least=0
+    )
+    kernel: str = setting("torch", "of the cross entropy; liger on CUDA only", choices=("torch", "liger"))
+    chunk_rows: int = setting(512, "rows whose logits exist at a time", at_least=1)
+    kl_share: float | None = setting(
+        None, "distil only: share of KL beside total variation; null = 0.5", at_least=0, at_most=1
+    )
+    detach_heads: bool = setting(False, "the heads send no gradient into the backbone, even where it trains")
+
+
+@dataclass
+class OptimConfig:
+    """How the weights move: gradients are clipped, `optimizer` steps, `schedule` sets its rate."""
+
+    optimizer: Any = setting(MISSING, "component: settings of an optimiser, or a class of torch.optim's kind")
+    schedule: Any = setting(MISSING, "component: factor on the peak rate by step")
+    clip_norm: float = setting(1.0, "gradients are clipped to this norm over all parameters", above=0)
+
+
+@dataclass
+class TrainerConfig:
+    """Engine and devices."""
+
+    name: str = MISSING
+    engine: str = setting(MISSING, "how the model is spread over devices", choices=ENGINES)
+    accelerator: str = setting("cpu", "what a device is", choices=("cpu", "gpu"))
+    devices: int = setting(1, "of a node", at_least=1, common=True)
+    num_nodes: int = setting(1, "machines", at_least=1, common=True)
+    precision: str = setting(
+        "32-true", "of weights and arithmetic", choices=("32-true", "bf16-mixed", "bf16-true"), common=True
+    )
+    rows_per_device: int | None = setting(
+        None, "packed rows in a forward pass; null = all of a step's share", at_least=1, common=True
+    )
+    threads: int | None = setting(None, "CPU threads of a process; null = torch's default", at_least=1)
+    zero_stage: int = setting(
+        2, "DeepSpeed: 2 shards optimiser state and gradients, 3 parameters too", at_least=2, at_most=3
+    )
+    peak_tflops: float | None = setting(
+        None, "of a device, for MFU; null = the table's for a known GPU, else no MFU", above=0
+    )
+    offload: bool = setting(False, "DeepSpeed: optimiser state (and parameters at stage 3) in CPU memory")
+    extra: dict[str, Any] = setting({}, "further arguments of lightning.Trainer, by name")
+
+    def check(self) -> None:
+        require(
+            self.engine != "single" or self.world_size == 1,
+            f"trainer={self.name} runs on one device: choose trainer=ddp for more",
+        )
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+
+@dataclass
+class GuardConfig:
+    """What happens to steps whose gradient norm is not finite, or a spike: they are left out, and counted."""
+
+    bad_steps: int = setting(3, "in a row, then back to the last good checkpoint", at_least=1)
+    rollbacks: int = setting(2, "in a stage, then the run stops", at_least=0)
+    spike_factor: float | None = setting(
+        None, "times the usual gradient norm; null = only what is not finite is bad", above=1
+    )
+
+
+SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
+JUDGES = ("pocketsphinx", "whisper", "paraformer")
+
+
+@dataclass
+class SamplesConfig:
+    """Fixed held-out prompts that the model answers while it trains, to be heard and read; and at the stage's end."""
+
+    every_steps: int | None = setting(None, "null = a fifth of the stage; 0 = never, not at the end either", at_least=0)
+    per_task: int = setting(2, "prompts of each task", at_least=1)
+    tasks: list[str] = setting(list(SAMPLE_TASKS), "of those that the stage's data has", choices=SAMPLE_TASKS)
+    max_new_tokens: int = setting(256, "of an answer", at_least=1)
+    judge: str | None = setting(None, "who transcribes spoken answers; null = nobody", choices=JUDGES)
+    judge_model: str | None = setting(
+        None, "folder of a Whisper or Paraformer checkpoint; null where the judge needs none"
+    )
+    grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = grammar.jsgf beside the shards")
+
+
+@dataclass
+class CallbacksConfig:
+    """How often the run is logged, checked and saved; steps are optimiser steps."""
+
+    log_every: int = setting(10, "steps between two lines of metrics", at_least=1)
+    validate_every: int | None = setting(
+        None, "steps between two validations; null = at the end only", at_least=1, common=True
+    )
+    save_every: int | None = setting(
+        None, "steps between two checkpoints; null = a twentieth of the stage", at_least=1, common=True
+    )
+    keep_last: int = setting(2, "checkpoints that are kept; 0 = all", at_least=0)
+    local_checkpoints: str | None = setting(
+        None, "folder on a fast disk of each node: written there first, then copied; null = written in the run's folder"
+    )
+    keep_best_by: str | None = setting(
+        None, "metric of validation, as val/loss: its best checkpoint is kept beside the last; null = none is"
+    )
+    progress_bar: bool = True
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    requeue: bool = setting(True, "SLURM: put the job back into the queue after SIGTERM or SIGUSR1")
+    watchdog_seconds: float = setting(1800.0, "without progress, then the ranks that hang are named", above=0)
+    extra: dict[str, Any] = setting({}, "callbacks of your own: name -> _target_ and settings")
+
+
+@dataclass
+class LoggerConfig:
+    """Where the figures go; `metrics.csv` is always written."""
+
+    wandb: str = setting(
+        "auto",
+        "auto is online with a key and offline without",
+        choices=("auto", "online", "offline", "off"),
+        common=True,
+    )
+    wandb_project: str = setting("vita-audio-pl", "project of the runs")
+    wandb_entity: str | None = setting(None, "team or user that the runs belong to; null = the key's own")
+    wandb_group: str | None = setting(None, "groups the stages of a run; null = run_name")
+    wandb_tags: list[str] = setting([], "tags of the runs")
+    tensorboard: bool = setting(True, "write TensorBoard's files, too")
+    extra: dict[str, Any] = setting({}, "loggers of your own: name -> _target_ and settings")
+
+
+@dataclass
+class ExperimentConfig:
+    """What an ablation asks, and how each of its arms is measured; set by the files in `experiments/`."""
+
+    name: str = setting("", "arms go to runs/<name>/<arm>; empty = no ablation")
+    question: str = ""
+    suite: str = setting("", "evaluation of every arm, an option of conf/suite; empty = none")
+    bench: str = setting("spoken_world", "an option of conf/bench")
+    evaluate: list[str] = setting([], "more settings for the evaluation command")
+    metric: str = setting("val/loss", "of the last stage's metrics.csv, held out; handed to sweepers that optimise")
+
+    def check(self) -> None:
+        require(
+            re.fullmatch(r"[\w-]*", self.name) is not None,
+            f"experiment.name is '{self.name}': it names a folder, so use letters, digits, - and _",
+        )
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `python -m vita_audio_pl.train` can be told."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    run_name: str = setting(MISSING, "stages go to <paths.runs>/<run_name>/<stage>", common=True)
+    seed: int = setting(0, "of weights, order of data and dropout", at_least=0, at_most=2**32 - 1, common=True)
+    text_audio_interval_ratio: list[int] = setting(
+        MISSING, "[t1, a1, ..., tn, an]: runs of text and audio tokens in turn; each a counts both markers", common=True
+    )
+    decode_pattern: list[int] = setting(
+        MISSING, "[M, m, ...]: tokens written by the backbone and by the heads, in turn", common=True
+    )
+    n_heads: int = setting(10, "MCTP heads of the finished model", at_least=0, common=True)
+    init_from: str | None = setting(
+        None, "model folder to start from; null = the parent stage of this run", common=True
+    )
+    with_parents: bool = setting(False, "train missing parent stages first", common=True)
+    force: bool = setting(
+        False, "train a finished stage again; a job that is started again goes on all the same", common=True
+    )
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    variant: VariantConfig = field(default_factory=VariantConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    per_stage: dict[str, StageOverrides] = setting({}, "settings of one stage of a chain: per_stage.mtp10.steps=...")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    data: DataOptions = field(default_factory=DataOptions)
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
