@@ -5,12 +5,12 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 
 SMOKE = (
@@ -24,10 +24,9 @@ SUITE = {"full": "demo", "smoke": "demo_smoke"}
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.demo` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     size: str = setting(
         "full", "or smoke: a smaller world and model, fewer steps", choices=("full", "smoke"), common=True
     )

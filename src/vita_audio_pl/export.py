@@ -1,19 +1,18 @@
 """`python -m vita_audio_pl.export`: a model folder in the published layout, or as a plain Qwen2 folder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.export` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     source: str = setting(
         MISSING, "model folder, folder of its stage, published weights, or an exported backbone", common=True
     )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
+from test_conf import composed
 
-from tests.config.test_conf import composed
 from vita_audio_pl.config.component import Component, Custom, component, plain
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError

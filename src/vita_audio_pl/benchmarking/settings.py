@@ -6,15 +6,14 @@ from vita_audio_pl.benchmarking.data_settings import DataBenchmark
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.benchmarking.trainers_settings import TrainersBenchmark
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 
 
 @dataclass
-class BenchmarkConfig:
+class BenchmarkConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.benchmark` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     benchmark_size: TrainingSize = field(default_factory=TrainingSize)
     decoding_size: DecodingSize = field(default_factory=DecodingSize)
     decoding: DecodingProtocol = field(default_factory=DecodingProtocol)

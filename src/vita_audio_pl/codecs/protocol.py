@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.errors import UserError
 
 CODEC_FILE = "codec.json"
@@ -96,6 +97,8 @@ def load_codec(folder: str | Path, device: str = "cpu", dtype: str = "float32") 
     """
     folder = Path(folder)
     name = read_codec_file(folder)["name"]
+    if name not in (*_BUILT_IN, *_LOADERS):
+        load_inherited_plugins()
     if name in _BUILT_IN:
         module, cls = _BUILT_IN[name]
         codec: Codec = getattr(import_module(module), cls).load(folder)
@@ -103,7 +106,9 @@ def load_codec(folder: str | Path, device: str = "cpu", dtype: str = "float32") 
         codec = _LOADERS[name](folder)
     else:
         known = ", ".join(sorted(_BUILT_IN | _LOADERS))
-        raise UserError(f"{folder / CODEC_FILE} asks for the codec '{name}', which is not known (known: {known})")
+        raise UserError(
+            f"{folder / CODEC_FILE} asks for the codec '{name}', which is not known (known: {known}; plugins=[PACKAGE] registers yours)"
+        )
     if (device, dtype) != ("cpu", "float32") and hasattr(codec, "to"):
         codec.to(*_checked_place(device, dtype))
     return codec

@@ -20,6 +20,7 @@ from vita_audio_pl.config.component import with_components
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
 from vita_audio_pl.config.fields import check_settings, described, did_you_mean, no_such_setting
 from vita_audio_pl.config.help import print_help, wants_help
+from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.errors import UserError
 
 EXIT_STATUS_OF_USER_ERROR = 2
@@ -68,6 +69,7 @@ def run_entry_point(
         try:
             for name, value in given.items():
                 config[name] = value
+            load_plugins(config.plugins)
             return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
         except UserError as error:
             # SystemExit, because Hydra wraps every other exception of a job in a banner of its own

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 
 
@@ -64,10 +64,9 @@ class ExecutorOptions:
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.prepare` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     source: str = setting(
         "spoken_world", "a recipe of data_recipes/sources, a path to a .yaml, or `spoken_world`", common=True
     )

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.benches import JUDGES, BenchConfig
 from vita_audio_pl.evaluation.scoring import METRICS
@@ -36,10 +36,9 @@ class SuiteConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.evaluate` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     suite: SuiteConfig | None = setting(None, "a list of evaluations instead of one")
     run_name: str | None = setting(None, "with a suite: the stages are in runs/<run_name>/<stage>/model", common=True)

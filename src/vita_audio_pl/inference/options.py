@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.prompts import TASKS
 from vita_audio_pl.inference.sampling import Sampling
@@ -32,10 +32,9 @@ class SamplingConfig:
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.generate` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     model: str = setting(MISSING, "a model folder, or the folder of the stage that made it", common=True)
     task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
     text: str | None = setting(None, "what to speak (tts) or to answer (text)", common=True)

@@ -1,12 +1,12 @@
 """The project's wandb workspace as code: what a chain of stages shows, saved to wandb or as JSON."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_output
 
@@ -67,10 +67,9 @@ MOST_RUNS = 100  # lines of a plot: wandb's usual 10 would leave out most of a s
 
 
 @dataclass
-class DashboardConfig:
+class DashboardConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report dashboard` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     entity: str = setting("", "wandb user or team; needed to save it there")
     project: str = "vita-audio-pl"
     name: str = "Stages of a chain"

@@ -1,16 +1,15 @@
 """The schema of `conf/report.yaml`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     run_name: str = setting("demo", "the run in runs/<run_name>")
     experiment: str | None = setting(None, "instead of a run: the ablation in runs/<experiment>, all its arms")
     runs: list[str] = setting([], "instead of a run: runs of several seeds, as one table")

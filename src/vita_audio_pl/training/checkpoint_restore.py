@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.checkpoints import WEIGHT, read_state
-from vita_audio_pl.training.engines.base import MOMENTS, Engine
+from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.loop_progress import set_progress
 from vita_audio_pl.training.rng import restore_rng_state
 
@@ -41,9 +41,7 @@ def restore_tensors(checkpoint: Path, trainer: L.Trainer, model: torch.nn.Module
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 engine.load_weight(parameter, parts.get(f"{WEIGHT}/{name}", parameter))
-                moments = {
-                    kind: parts.get(f"{kind}/{name}", parameter) for kind in MOMENTS if f"{kind}/{name}" in parts
-                }
+                moments = {kind: parts.get(f"{kind}/{name}", parameter) for kind in parts.kinds(name) if kind != WEIGHT}
                 if moments:
                     engine.load_moments(optimizer, parameter, moments, step)
 
@@ -70,6 +68,10 @@ class _Parts:
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
+
+    def kinds(self, name: str) -> list[str]:
+        """What is stored of a parameter: its weight, and moments by the names that its optimiser gives them."""
+        return sorted(kind for kind, _, of in (key.partition("/") for key in self._where) if of == name)
 
     def get(self, name: str, like: Tensor) -> Tensor:
         """A tensor by name, refused where it is missing or of another shape than the whole of `like`."""

@@ -81,7 +81,9 @@ class SpeechLMModule(L.LightningModule):
         groups = parameter_groups(
             self.speech_lm, self.stage.learning_rate, self.stage.head_rate_factor, self.stage.weight_decay
         )
-        return self.optim.optimizer.build(groups, fused=self.engine.fused)
+        optimizer: torch.optim.Optimizer = self.optim.optimizer.build(groups, fused=self.engine.fused)
+        self.engine.check_optimizer(optimizer)
+        return optimizer
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         factor = self.rate_factor(self.trainer.global_step)

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import require, setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.errors import UserError
 
@@ -339,10 +339,9 @@ class ExperimentConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.train` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     run_name: str = setting(MISSING, "stages go to <paths.runs>/<run_name>/<stage>", common=True)
     seed: int = setting(0, "of weights, order of data and dropout", at_least=0, at_most=2**32 - 1, common=True)
     text_audio_interval_ratio: list[int] = setting(

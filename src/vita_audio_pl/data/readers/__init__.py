@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.data.readers.base import AudioBytes, AudioFile, AudioRef, Part, RawSample, Reader, Unreadable
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.kaldi import KaldiReader
@@ -13,7 +14,17 @@ from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.readers.webdataset import WebDatasetReader
 from vita_audio_pl.errors import UserError
 
-__all__ = ["AudioBytes", "AudioFile", "AudioRef", "Part", "RawSample", "Reader", "Unreadable", "make_reader"]
+__all__ = [
+    "AudioBytes",
+    "AudioFile",
+    "AudioRef",
+    "Part",
+    "RawSample",
+    "Reader",
+    "Unreadable",
+    "make_reader",
+    "register_reader",
+]
 
 _KINDS: dict[str, Any] = {
     "jsonl": JsonlReader,
@@ -22,6 +33,17 @@ _KINDS: dict[str, Any] = {
     "table": TableReader,
     "webdataset": WebDatasetReader,
 }
+
+
+def register_reader(kind: str, reader: Any) -> None:
+    """Make `kind` a reader that recipes can name: a dataclass with the field `root`, its options, and `Reader`'s methods.
+
+    Raises:
+        ValueError: another reader has that name.
+    """
+    if _KINDS.get(kind, reader) is not reader:
+        raise ValueError(f"a reader named '{kind}' is registered already")
+    _KINDS[kind] = reader
 
 
 def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str) -> Reader:
@@ -33,7 +55,11 @@ def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str) -
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     kind = settings.pop("kind")
     if kind not in _KINDS:
-        raise UserError(f"{where} asks for the reader '{kind}'; there are {', '.join(_KINDS)}")
+        load_inherited_plugins()
+    if kind not in _KINDS:
+        raise UserError(
+            f"{where} asks for the reader '{kind}'; there are {', '.join(_KINDS)}; plugins=[PACKAGE] registers yours"
+        )
     known = {field.name: field for field in fields(_KINDS[kind])}
     unknown = sorted(set(settings) - set(known) | set(settings) & {"root", "task"})
     if unknown:

@@ -5,18 +5,17 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.config.paths import PathsConfig
 from vita_audio_pl.data.options import DataOptions
 
 COMMANDS = ("info", "stats", "lint", "plan", "preview")
 
 
 @dataclass
-class DataToolsConfig:
+class DataToolsConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.data` can be told."""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)
     command: str = setting("info", "info, stats, lint, plan or preview", choices=COMMANDS, common=True)
     source: str | None = setting(
         None, "one prepared source; null = all in data.shards (plan, preview: those of the mixture)", common=True

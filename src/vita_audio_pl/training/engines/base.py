@@ -6,12 +6,10 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.precision import check_precision, plain_precision
 from vita_audio_pl.training.settings import TrainerConfig
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter."""
 
 
 class Engine:
@@ -57,9 +55,25 @@ class Engine:
         return parameter.detach()
 
     def moments(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Whole moments of a trained parameter, by name; empty before the first step."""
+        """Whole moments of a trained parameter, the tensors of its shape in the optimiser's state; none before step 1.
+
+        Raises:
+            UserError: the optimiser keeps tensors of another shape, which a checkpoint could not restore.
+        """
         state = optimizer.state.get(parameter, {})
-        return {name: state[name] for name in MOMENTS if name in state}
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.numel() > 1}
+        for name, value in tensors.items():
+            if value.shape != parameter.shape:
+                raise UserError(
+                    f"{type(optimizer).__name__} keeps '{name}' {tuple(value.shape)} for a parameter {tuple(parameter.shape)}; "
+                    "checkpoints hold state of the parameter's own shape only: choose another optim.optimizer"
+                )
+        return {
+            name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape
+        }
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimiser whose state this engine cannot save and restore."""
 
     def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Overwrite a parameter with a whole value."""
@@ -97,4 +111,4 @@ class Engine:
 
 def step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:
     """AdamW's `step` of a parameter, where its kernel reads it: the fused one on the parameter's device."""
-    return torch.tensor(float(step), device=parameter.device if optimizer.defaults["fused"] else "cpu")
+    return torch.tensor(float(step), device=parameter.device if optimizer.defaults.get("fused") else "cpu")

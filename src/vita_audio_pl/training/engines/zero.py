@@ -12,9 +12,13 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
-from vita_audio_pl.training.engines.base import MOMENTS, Engine, step_count
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.engines.base import Engine, step_count
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights
 from vita_audio_pl.training.settings import TrainerConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state of a parameter."""
 
 
 class ZeroEngine(Engine):
@@ -59,6 +63,13 @@ class ZeroEngine(Engine):
             return {}
         _link(optimizer)
         return {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+            raise UserError(
+                f"trainer={self.settings.name} keeps Adam's moments, and optim.optimizer is {type(optimizer).__name__}; choose "
+                "trainer=fsdp2, or optim=adamw"
+            )
 
     def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():  # what the forward pass reads

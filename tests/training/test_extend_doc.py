@@ -1,0 +1,76 @@
+"""The page on one's own optimiser, callback, logger, codec and reader works as it is printed."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy import ToyData, toy_config, toy_data
+
+from vita_audio_pl.codecs import load_codec, protocol
+from vita_audio_pl.config import plugins
+from vita_audio_pl.config.fields import check_settings
+from vita_audio_pl.data import readers
+from vita_audio_pl.data.recipe import SourceRecipe
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.trainer import checked_extra
+
+DOC = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
+EXTRAS = re.findall(r"'\+((?:callbacks|logger)\.extra[^']*)'", DOC)
+
+
+@pytest.fixture
+def my_lab(tmp_path, monkeypatch):
+    """The page's package, importable; what it registers is forgotten afterwards."""
+    (tmp_path / "my_lab.py").write_text(re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(protocol, "_LOADERS", dict(protocol._LOADERS))
+    monkeypatch.setattr(readers, "_KINDS", dict(readers._KINDS))
+    monkeypatch.delenv("VITA_AUDIO_PL_PLUGINS", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_lab", None)
+
+
+def test_a_stage_trains_with_an_optimiser_a_callback_and_a_logger_from_outside(my_lab):
+    node = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)[0])["optimizer"]
+    own = [f"+optim.optimizer.{key}={value}" for key, value in node.items()]
+    extras = [f"+{extra}" for extra in EXTRAS]
+    config = toy_config(my_lab / "runs", "optim.optimizer=null", *own, *extras, "+trainer.extra.detect_anomaly=true")
+    check_settings(config)
+    model = train_stage(config, toy_data(my_lab, ToyData()))
+    rows = [json.loads(line) for line in (model.parent / "figures.jsonl").read_text().splitlines()]
+    assert any("train/loss" in row for row in rows) and any("val/loss" in row for row in rows)
+    assert not torch.is_anomaly_enabled()
+    identity = json.loads((model.parent / "identity.json").read_text())
+    assert identity["optim.optimizer._target_"] == "my_lab.SignSGD"
+    assert not [key for key in identity if "extra" in key]
+
+
+def test_a_plugin_registers_a_codec_and_a_reader(my_lab):
+    (my_lab / "codec").mkdir()
+    (my_lab / "codec" / "codec.json").write_text('{"name": "beeps"}')
+    with pytest.raises(UserError, match=r"'beeps', which is not known .*plugins=\[PACKAGE\]"):
+        load_codec(my_lab / "codec")
+    plugins.load_plugins(["my_lab"])
+    assert load_codec(my_lab / "codec").encode([np.zeros(1600)])[0].tolist() == [0, 0]
+    (my_lab / "proverbs.txt").write_text("Haste makes waste.\nPractice makes perfect.\n")
+    recipe = SourceRecipe("proverbs", "text", "", ("en",), "", "", "", {"kind": "proverbs"})
+    reader = recipe.open(my_lab)
+    said = [sample.conversation.messages[1].content for part in reader.parts() for sample in reader.read(part)]
+    assert said == ["Haste makes waste.", "Practice makes perfect."]
+    with pytest.raises(UserError, match="plugins: 'my_labb' cannot be imported"):
+        plugins.load_plugins(["my_labb"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("max_stepz", "did you mean"), ("max_steps", "give stage.steps"), ("callbacks", "give callbacks.extra")],
+)
+def test_arguments_of_lightning_that_we_own_are_refused_by_name(name, says):
+    with pytest.raises(UserError, match=says):
+        checked_extra({name: 1}, ["max_steps"])
