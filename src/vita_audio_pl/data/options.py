@@ -85,7 +85,12 @@ class PrepareConfig(CommandConfig):
     seed: int = setting(0, "of the spoken world", at_least=0)
     batch_seconds: float = setting(120.0, "audio that the codec encodes at a time", above=0)
     decoders: int = setting(2, "threads of each worker that read audio beside the codec", at_least=1)
-    parts: int | None = setting(None, "only so many of the first parts, to try a recipe; never replaces a source that has more; null = all", at_least=1, common=True)
+    parts: int | None = setting(
+        None,
+        "only so many of the first parts, to try a recipe; never replaces a source that has more; null = all",
+        at_least=1,
+        common=True,
+    )
     prune: bool = setting(False, "remove shards that no part of the recipe claims any more; without it they are listed")
     keep_audio: bool = setting(False, "keep the audio outside answers, for models that hear through an encoder")
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
