@@ -31,7 +31,7 @@ class DemoConfig(CommandConfig):
         "full", "or smoke: a smaller world and model, fewer steps", choices=("full", "smoke"), common=True
     )
     seed: int = setting(1, "of the training; the world stays the same", at_least=0, common=True)
-    run_name: str = setting("", "", common=True)
+    run_name: str = setting("", "everything goes to <paths.runs>/<run_name>", common=True)
     train: list[str] = setting([], "more settings for the training command", common=True)
     evaluate: list[str] = setting([], "more settings for the evaluation command", common=True)
 

@@ -2,30 +2,23 @@
 
 from dataclasses import dataclass
 
+from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 
 
 @dataclass
 class DataBenchmark:
-    """What is measured of the data engine.
+    """What is measured of the data engine."""
 
-    Attributes:
-        folder: where the made-up shards go; they are used again if they are there.
-        samples: samples with shards.
-        rows: rows of 8192 tokens read in each throughput run.
-        workers: reading processes.
-        planned: samples of the large plan, of which only the indexes are made; 0 leaves it out.
-        steady_rows: rows over which memory must stay flat; 0 leaves it out.
-        codec_seconds: audio that `mel_vq` encodes; 0 leaves it out.
-    """
-
-    folder: str = "data/benchmark"
-    samples: int = 200_000
-    rows: int = 3000
-    workers: int = 2
-    planned: int = 72_000_000
-    steady_rows: int = 10_000
-    codec_seconds: int = 600
+    folder: str = setting("data/benchmark", "where the made-up shards go; they are used again if they are there")
+    samples: int = setting(200_000, "with shards", at_least=10_000)
+    rows: int = setting(3000, "of 8192 tokens read in each throughput run", at_least=1)
+    workers: int = setting(2, "reading processes", at_least=0)
+    planned: int = setting(
+        72_000_000, "samples of the large plan, of which only the indexes are made; 0 leaves it out", at_least=0
+    )
+    steady_rows: int = setting(10_000, "over which memory must stay flat; 0 leaves it out", at_least=0)
+    codec_seconds: int = setting(600, "audio that mel_vq encodes; 0 leaves it out", at_least=0)
 
     def check(self) -> None:
         """Refuses values out of range.
@@ -33,9 +26,5 @@ class DataBenchmark:
         Raises:
             UserError: says which, and what is allowed.
         """
-        if self.samples < 10_000:
-            raise UserError(f"engine.samples is {self.samples}: at least 10000 are needed to measure anything")
-        if self.rows < 1 or min(self.workers, self.planned, self.steady_rows, self.codec_seconds) < 0:
-            raise UserError("engine.rows must be at least 1; workers, planned, steady_rows, codec_seconds at least 0")
         if 0 < self.planned < 1000 or 0 < self.steady_rows < 1000:
             raise UserError("engine.planned and engine.steady_rows must be 0 (left out) or at least 1000")

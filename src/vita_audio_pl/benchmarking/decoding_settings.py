@@ -1,8 +1,9 @@
 """What the decoding benchmark measures: numbers only, so that a command shows its settings at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vita_audio_pl.benchmarking.sizes import ModelSize
+from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.sequence import VERIFY_MODES
 from vita_audio_pl.interleave import DecodePattern
@@ -12,53 +13,40 @@ from vita_audio_pl.interleave import DecodePattern
 class DecodingSize(ModelSize):
     """A model with random weights; `codes` of the vocabulary's rows are audio codes."""
 
-    intermediate_size: int = 512
-    layers: int = 28
-    codes: int = 2000
+    intermediate_size: int = setting(512, "width of the feed-forward layers", at_least=1)
+    layers: int = setting(28, "of the backbone", at_least=1)
+    codes: int = setting(2000, "rows of the vocabulary that are audio codes", at_least=1)
 
 
 @dataclass
 class DecodingProtocol:
-    """What is decoded, and how.
+    """What is decoded, and how."""
 
-    Attributes:
-        prompt_tokens, new_tokens: of each session, with random weights; what is written follows a made-up interleaved
-            answer, so that spans, chunks and drafts come as in life while all the arithmetic is done.
-        agreement: chance that a draft is what the backbone writes, with random weights.
-        modes, verify, sessions, constrain: every combination is measured; verification of Vanilla is left out.
-        first_chunks: times the first chunk alone is measured.
-        transformers: also decode with transformers' own loop, as the published system does (Vanilla, one session).
-        model_folder, samples: measure a trained model on the prompts of a JSONL file instead; `limit` of them.
-        codec: codec folder for the vocoder's share; the trained model's own by default.
-        graphs: CUDA graphs, by default on a GPU; compile: fuse with torch.compile, for a GPU.
-    """
-
-    prompt_tokens: int = 32
-    new_tokens: int = 256
-    agreement: float = 1.0
-    modes: list[str] = field(default_factory=lambda: ["vanilla", "balance", "boost", "turbo"])
-    verify: list[str] = field(default_factory=lambda: ["none", "greedy"])
-    sessions: list[int] = field(default_factory=lambda: [1, 8])
-    constrain: list[bool] = field(default_factory=lambda: [False, True])
-    repetitions: int = 3
-    first_chunks: int = 10
-    transformers: bool = True
-    model_folder: str | None = None
-    samples: str | None = None
-    limit: int = 20
-    codec: str | None = None
-    graphs: bool | None = None
-    compile: bool = False
+    prompt_tokens: int = setting(32, "of each session, with random weights", at_least=1)
+    new_tokens: int = setting(
+        256, "of each session; with random weights they follow a made-up interleaved answer", at_least=1
+    )
+    agreement: float = setting(
+        1.0, "chance that a draft is what the backbone writes, with random weights", at_least=0, at_most=1
+    )
+    modes: list[str] = setting(["vanilla", "balance", "boost", "turbo"], "that are measured, each with all below")
+    verify: list[str] = setting(["none", "greedy"], "verification of Vanilla is left out", choices=VERIFY_MODES)
+    sessions: list[int] = setting([1, 8], "decoded together", at_least=1)
+    constrain: list[bool] = setting([False, True], "whether spans may hold codes alone")
+    repetitions: int = setting(3, "of each measurement", at_least=1)
+    first_chunks: int = setting(10, "times the first chunk alone is measured", at_least=1)
+    transformers: bool = setting(
+        True, "also decode with transformers' own loop, as the published system does (Vanilla, one session)"
+    )
+    model_folder: str | None = setting(None, "measure a trained model; null = random weights")
+    samples: str | None = setting(None, "JSONL file whose prompts the trained model answers; null = made-up prompts")
+    limit: int = setting(20, "of its prompts", at_least=1)
+    codec: str | None = setting(None, "codec folder for the vocoder's share; null = the trained model's own")
+    graphs: bool | None = setting(None, "CUDA graphs; null = on a GPU")
+    compile: bool = setting(False, "fuse with torch.compile, for a GPU")
 
     def check(self) -> None:
         for mode in self.modes:
             DecodePattern.of(mode)
-        for verify in self.verify:
-            if verify not in VERIFY_MODES:
-                raise UserError(f"decoding.verify holds {verify!r}; use {', '.join(VERIFY_MODES)}")
-        if not 0 <= self.agreement <= 1:
-            raise UserError(f"decoding.agreement={self.agreement} is no chance; give 0 to 1")
-        if min([self.prompt_tokens, self.new_tokens, self.repetitions, self.first_chunks, *self.sessions]) < 1:
-            raise UserError("decoding: prompt_tokens, new_tokens, sessions, repetitions and first_chunks start at 1")
         if self.samples is not None and self.model_folder is None:
             raise UserError("decoding.samples needs decoding.model_folder, the trained model to measure on them")

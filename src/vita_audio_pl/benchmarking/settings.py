@@ -37,5 +37,9 @@ class BenchmarkConfig(CommandConfig):
     chunk_rows: int = setting(512, "rows whose logits exist at a time", at_least=1)
     threads: int = setting(1, "", at_least=1, common=True)
     seed: int = setting(0, "", at_least=0)
-    peak_tflops: float | None = setting(None, "of the device, for the share of it that is used", above=0)
-    output: str | None = setting(None, "JSON file for the numbers; for those of decoding, a folder", common=True)
+    peak_tflops: float | None = setting(
+        None, "of the device, for the share of it that is used; null = no share", above=0
+    )
+    output: str | None = setting(
+        None, "JSON file for the numbers; for those of decoding, a folder; null = none", common=True
+    )

@@ -4,7 +4,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -17,13 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.component import with_components
+from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
 from vita_audio_pl.config.fields import check_settings, described, did_you_mean, no_such_setting
 from vita_audio_pl.config.help import print_help, wants_help
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.errors import UserError
-
-EXIT_STATUS_OF_USER_ERROR = 2
 
 Amend = Callable[[DictConfig, Sequence[str]], None]
 """Fills in settings that follow from others, in place; gets the overrides of the command line, too."""
@@ -66,26 +66,32 @@ def run_entry_point(
 
     def typed_task(config: DictConfig) -> Any:
         restore()  # for processes that the task starts, and for how Hydra shows the task's own exceptions
-        try:
+        # here already, because Hydra wraps every exception of a job but SystemExit in a banner of its own
+        with one_sentence(str(OmegaConf.select(config, "paths.runs", default="runs"))):
             for name, value in given.items():
                 config[name] = value
             load_plugins(config.plugins)
             return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
-        except UserError as error:
-            # SystemExit, because Hydra wraps every other exception of a job in a banner of its own
-            raise SystemExit(_report(error, wants_traceback)) from error
 
-    try:
+    with one_sentence(), _hydras_mistakes(names, restore):
         _refuse_renamed(sys.argv[1:], renamed or {})
         given = _take(own)
         if wants_help(sys.argv[1:]):
             print_help(config_name, schema, sys.argv[1:])
             raise SystemExit(0)
         hydra.main(version_base="1.3", config_path=str(asset_dir("conf")), config_name=config_name)(typed_task)()
-    except (UserError, HydraException, OmegaConfBaseException, argparse.ArgumentError, ValueError) as error:
-        if isinstance(error, ValueError) and not _from_hydra(error):
+
+
+@contextmanager
+def _hydras_mistakes(names: Iterable[str], restore: Callable[[], None]) -> Iterator[None]:
+    """Makes what Hydra and OmegaConf refuse a `UserError`; `restore` undoes what they needed."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, argparse.ArgumentError, ValueError) as error:
+        restore()
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(error, ValueError) and not _from_hydra(error)):
             raise
-        raise SystemExit(_report(error, wants_traceback, names)) from None
+        raise UserError(sentence_of(error, names)) from error
     finally:
         restore()
 
@@ -174,14 +180,6 @@ def sentence_of(error: BaseException, names: Iterable[str] = ()) -> str:
     elif key and f"'{key}'" not in text and key not in text:
         text = f"{key}: {text}"
     return text
-
-
-def _report(error: BaseException, wants_traceback: bool, names: Iterable[str] = ()) -> int:
-    if wants_traceback:
-        raise error
-    text = str(error) if isinstance(error, UserError) else sentence_of(error, names)
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    return EXIT_STATUS_OF_USER_ERROR
 
 
 def _from_hydra(error: BaseException) -> bool:

@@ -70,10 +70,16 @@ class PrepareConfig(CommandConfig):
     source: str = setting(
         "spoken_world", "a recipe of data_recipes/sources, a path to a .yaml, or `spoken_world`", common=True
     )
-    root: str | None = setting(None, "folder of the corpus", common=True)
+    root: str | None = setting(
+        None, "folder of the corpus; null = the spoken world's own place, the only source that needs none", common=True
+    )
     split: str | None = setting(None, "one of the recipe's splits; null = all of them")
     shards: str = setting(MISSING, "folder that the sources' shards go to", common=True)
-    tokenizer_folder: str | None = setting(None, "folder or tokenizer.json of the text tokenizer", common=True)
+    tokenizer_folder: str | None = setting(
+        None,
+        "folder or tokenizer.json of the text tokenizer; null for the spoken world, which makes its own",
+        common=True,
+    )
     codec_folder: str | None = setting(None, "of the codec; null for text", common=True)
     device: str = setting("cpu", "where the codec's networks run, or cuda", choices=("cpu", "cuda"), common=True)
     dtype: str = setting(

@@ -40,15 +40,17 @@ class BenchConfig:
     root: str = setting(".", "the folder that was unpacked", common=True)
     tasks: dict[str, dict[str, str]] = setting({}, "task -> split -> place below root")
     unit: str = setting("word", "what error rates count: word, or character for Chinese", choices=("word", "character"))
-    normaliser: str = "plain"
-    spelling_file: str | None = setting(None, "normalizer.json of a Whisper checkpoint, for whisper_english")
+    normaliser: str = setting("plain", "of transcripts before they are compared, see evaluation/normalisers.py")
+    spelling_file: str | None = setting(
+        None, "normalizer.json of a Whisper checkpoint, for whisper_english; null = without its spellings"
+    )
     answers: str = setting(
         "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
     )
     judge: str = setting(
         "", "who listens to spoken answers: pocketsphinx, whisper or paraformer", choices=("", *JUDGES)
     )
-    grammar: str | None = setting(None, "JSGF file, for pocketsphinx")
+    grammar: str | None = setting(None, "JSGF file, for pocketsphinx; null where the judge needs none")
     max_new_tokens: dict[str, int] = setting({}, "by task; 512 where not given")
     published: list[PublishedFigure] = setting([], "")
     incomparable: list[str] = setting([], "why figures here may differ from the published ones")

@@ -41,8 +41,10 @@ class EvaluateConfig(CommandConfig):
 
     bench: BenchConfig = field(default_factory=BenchConfig)
     suite: SuiteConfig | None = setting(None, "a list of evaluations instead of one")
-    run_name: str | None = setting(None, "with a suite: the stages are in runs/<run_name>/<stage>/model", common=True)
-    model: str | None = setting(None, "model folder of a single evaluation", common=True)
+    run_name: str | None = setting(
+        None, "with a suite: the stages are in runs/<run_name>/<stage>/model; null without one", common=True
+    )
+    model: str | None = setting(None, "model folder of a single evaluation; null with a suite", common=True)
     task: str = setting(
         "asr", "asr, tts, sqa, text or all (that the bench has)", choices=(*METRICS, "all"), common=True
     )
@@ -63,15 +65,19 @@ class EvaluateConfig(CommandConfig):
         common=True,
     )
     judge: str | None = setting(None, "who listens to answers; null = the bench's own", choices=JUDGES, common=True)
-    judge_model: str | None = setting(None, "folder of a Whisper or Paraformer checkpoint", common=True)
-    speaker_model: str | None = setting(
-        None, "folder of a WavLM x-vector checkpoint: likeness to the voice in the prompt"
+    judge_model: str | None = setting(
+        None, "folder of a Whisper or Paraformer checkpoint; null = the one that the bench names, or none", common=True
     )
-    mos_model: str | None = setting(None, "UTMOS as a TorchScript file: how natural answers sound")
+    speaker_model: str | None = setting(
+        None, "folder of a WavLM x-vector checkpoint: likeness to the voice in the prompt; null = not measured"
+    )
+    mos_model: str | None = setting(None, "UTMOS as a TorchScript file: how natural answers sound; null = not measured")
     step: str = setting("all", "or generate, score: the second needs no model", choices=("all", "generate", "score"))
     compare: list[str] = setting([], "two result folders to compare; nothing else is done", common=True)
     controls: int = setting(100, "recordings on which the judge itself is measured; 0 = none", at_least=0)
-    heard: str | None = setting(None, "file of what the judge heard, shared by runs: equal codes are listened to once")
+    heard: str | None = setting(
+        None, "file of what the judge heard, shared by runs: identical outputs are transcribed once; null = none"
+    )
     missing_audio: str = setting(
         "refuse", "or count: an utterance without its recording is a wrong answer", choices=("refuse", "count")
     )
@@ -86,7 +92,7 @@ class EvaluateConfig(CommandConfig):
     device: str = setting("auto", "cpu, cuda or auto", choices=("auto", "cpu", "cuda"), common=True)
     graphs: bool | None = setting(None, "replay decoding passes as CUDA graphs; null = on a GPU")
     wandb: str = setting("off", "or offline, online: log the figures there, too", choices=("off", "offline", "online"))
-    wandb_project: str = "vita-audio-pl"
+    wandb_project: str = setting("vita-audio-pl", "project of the runs")
 
     def check(self) -> None:
         if self.compare and len(self.compare) != 2:

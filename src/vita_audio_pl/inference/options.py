@@ -37,9 +37,13 @@ class GenerateConfig(CommandConfig):
 
     model: str = setting(MISSING, "a model folder, or the folder of the stage that made it", common=True)
     task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
-    text: str | None = setting(None, "what to speak (tts) or to answer (text)", common=True)
-    audio: str | None = setting(None, "recording to answer (sts) or to transcribe (asr)", common=True)
-    voice: str | None = setting(None, "recording of a voice to answer in", common=True)
+    text: str | None = setting(None, "what to speak (tts) or to answer (text); null for other tasks", common=True)
+    audio: str | None = setting(
+        None, "recording to answer (sts) or to transcribe (asr); null for other tasks", common=True
+    )
+    voice: str | None = setting(
+        None, "recording of a voice to answer in; null = the voice that the model was trained to speak in", common=True
+    )
     mode: Any = setting(
         None,
         "turbo, boost, balance, vanilla or a list; null = the model's own for speech, vanilla for text",

@@ -32,4 +32,4 @@ class PlanConfig(TrainConfig):
         None, "of the text tokenizer; null = the prepared data's, else Qwen2.5's 151,665", at_least=1
     )
     rows: RowsConfig = field(default_factory=RowsConfig)
-    output: str | None = setting(None, "JSON file for the numbers", common=True)
+    output: str | None = setting(None, "JSON file for the numbers; null = none", common=True)

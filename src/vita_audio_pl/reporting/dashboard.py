@@ -71,7 +71,7 @@ class DashboardConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report dashboard` can be told."""
 
     entity: str = setting("", "wandb user or team; needed to save it there")
-    project: str = "vita-audio-pl"
+    project: str = setting("vita-audio-pl", "project of the runs")
     name: str = "Stages of a chain"
     output: str | None = setting(None, "the workspace as JSON, written offline too; null = runs/dashboard.json")
     upload: bool = setting(False, "save it to wandb, which needs a key and the network")

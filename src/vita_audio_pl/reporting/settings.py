@@ -11,9 +11,13 @@ class ReportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report` can be told."""
 
     run_name: str = setting("demo", "the run in runs/<run_name>")
-    experiment: str | None = setting(None, "instead of a run: the ablation in runs/<experiment>, all its arms")
+    experiment: str | None = setting(
+        None, "instead of a run: the ablation in runs/<experiment>, all its arms; null = a run"
+    )
     runs: list[str] = setting([], "instead of a run: runs of several seeds, as one table")
-    wandb: str | None = setting(None, "ENTITY/PROJECT to fetch the ablation's arms from, where they are not in runs/")
+    wandb: str | None = setting(
+        None, "ENTITY/PROJECT to fetch the ablation's arms from, where they are not in runs/; null = from runs/"
+    )
     bench_name: str | None = setting(None, "whose results; null = of the one bench that the run was measured on")
     split: str = setting("test", "of the main table; other splits follow it")
     title: str | None = setting(None, "of the page; null = the run's name, or the ablation's")

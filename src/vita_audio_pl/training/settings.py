@@ -345,10 +345,13 @@ class TrainConfig(CommandConfig):
     run_name: str = setting(MISSING, "stages go to <paths.runs>/<run_name>/<stage>", common=True)
     seed: int = setting(0, "of weights, order of data and dropout", at_least=0, at_most=2**32 - 1, common=True)
     text_audio_interval_ratio: list[int] = setting(
-        MISSING, "[t1, a1, ..., tn, an]: runs of text and audio tokens in turn; each a counts both markers", common=True
+        MISSING,
+        "[t1, a1, ..., tn, an]: runs of text and audio tokens in turn; each a counts both markers",
+        at_least=1,
+        common=True,
     )
     decode_pattern: list[int] = setting(
-        MISSING, "[M, m, ...]: tokens written by the backbone and by the heads, in turn", common=True
+        MISSING, "[M, m, ...]: tokens written by the backbone and by the heads, in turn", at_least=0, common=True
     )
     n_heads: int = setting(10, "MCTP heads of the finished model", at_least=0, common=True)
     init_from: str | None = setting(

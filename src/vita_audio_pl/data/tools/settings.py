@@ -22,10 +22,10 @@ class DataToolsConfig(CommandConfig):
     )
     data: DataOptions = field(default_factory=DataOptions)
     tokenizer: str | None = setting(None, "folder of the tokenizer; null = `tokenizer` beside the shards")
-    text_audio_interval_ratio: list[int] = MISSING
-    decode_pattern: list[int] = MISSING
+    text_audio_interval_ratio: list[int] = setting(MISSING, "as in training", at_least=1)
+    decode_pattern: list[int] = setting(MISSING, "as in training", at_least=0)
     n_heads: int = setting(10, "", at_least=0)
-    lead_in: list[int] = setting([], "codes put before an answer's audio")
+    lead_in: list[int] = setting([], "codes put before an answer's audio", at_least=0)
     text_weight: float = setting(1.0, "", at_least=0)
     audio_weight: float = setting(1.0, "", at_least=0)
     row_length: int = setting(256, "tokens in a row", at_least=16, common=True)
@@ -33,7 +33,7 @@ class DataToolsConfig(CommandConfig):
     planned_rows: int = setting(1000, "rows whose shares `plan` counts", at_least=1)
     seed: int = setting(0, "", at_least=0)
     quarantine: bool = setting(False, "lint: leave broken samples out of training from now on", common=True)
-    output: str = setting("preview.html", "", common=True)
+    output: str = setting("preview.html", "page that preview writes", common=True)
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -1,0 +1,105 @@
+"""How a command ends when something goes wrong: one sentence, an exit status, and a file with the traceback if it helps."""
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vita_audio_pl.errors import UserError
+
+STATUS_OF_FAILURE = 1
+STATUS_OF_USER_ERROR = 2
+STATUS_OF_INTERRUPT = 128 + signal.SIGINT
+STATUS_OF_CLOSED_PIPE = 128 + signal.SIGPIPE
+
+_AGAIN = "give the same command again to go on from what is finished"
+_SENTENCES = {
+    errno.ENOSPC: "no space is left for {file}: free some, then " + _AGAIN,
+    errno.EDQUOT: "the quota is used up, so {file} cannot be written: free some space, then " + _AGAIN,
+    errno.EACCES: "no permission for {file}: change its owner or mode, or choose another folder",
+    errno.EPERM: "no permission for {file}: change its owner or mode, or choose another folder",
+    errno.EROFS: "{file} is on a read-only file system: choose another folder",
+    errno.EMFILE: "this process may not open more files (at {file}): raise the limit with 'ulimit -n 65536', then "
+    + _AGAIN,
+    errno.ENFILE: "this machine cannot open more files (at {file}); " + _AGAIN + " once others have ended",
+    errno.ENAMETOOLONG: "the name of {file} is too long for this file system: choose a shorter one",
+    errno.EIO: "reading or writing {file} failed in the device below (I/O error): check the disk or the network share",
+    errno.ESTALE: "{file} has gone from its network share (stale file handle): check the mount, then " + _AGAIN,
+}
+
+
+@contextmanager
+def one_sentence(runs: str = "runs") -> Iterator[None]:
+    """Turn whatever leaves the block into a sentence on stderr and an exit status.
+
+    A `UserError` ends with status 2, Ctrl-C with 130, a closed pipe with 141 and silence, everything else with 1. What
+    nobody expected also leaves a file with its traceback. `HYDRA_FULL_ERROR=1` lets exceptions through as they are.
+
+    Args:
+        runs: folder of runs; tracebacks go to `errors/` in it, or to the temporary folder where it cannot be written.
+    """
+    try:
+        yield
+    except SystemExit:
+        raise
+    except KeyboardInterrupt:
+        _say(f"interrupted; {_AGAIN}")
+        raise SystemExit(STATUS_OF_INTERRUPT) from None
+    except BrokenPipeError:
+        # what is still buffered cannot be written; Python would complain about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(STATUS_OF_CLOSED_PIPE) from None
+    except BaseException as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if isinstance(error, UserError):
+            _say(f"error: {error}")
+            raise SystemExit(STATUS_OF_USER_ERROR) from None
+        _say(f"error: {_sentence(error, runs)}")
+        raise SystemExit(STATUS_OF_FAILURE) from None
+
+
+def _sentence(error: BaseException, runs: str) -> str:
+    if isinstance(error, OSError) and error.errno in _SENTENCES:
+        return _SENTENCES[error.errno].format(file=error.filename or "a file")
+    if isinstance(error, MemoryError):
+        return "this machine has no memory left for it: use fewer workers or smaller batches (--help-all)"
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the GPU has no memory left for it ({str(error).partition('.')[0]}): lower trainer.rows_per_device, or "
+            "set model.activation_checkpointing=all; python -m vita_audio_pl.plan tells what fits"
+        )
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(where[-1].filename).name}:{where[-1].lineno}" if where else ""
+    text = " ".join(str(error).split())
+    told = f"{type(error).__name__}{place}: {text[:300]}{'...' if len(text) > 300 else ''}".rstrip(": ")
+    return f"{told}; nobody expected this: please report it with {_written(error, runs)}, which has the traceback"
+
+
+def _written(error: BaseException, runs: str) -> Path:
+    """The file that holds the traceback of `error`."""
+    text = " ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error))
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in (Path(runs) / "errors", Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / name
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return path.absolute()
+    print(text, file=sys.stderr)
+    return Path("the lines above")
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # whoever read it has gone
+        pass

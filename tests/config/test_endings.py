@@ -1,0 +1,57 @@
+"""Whatever a command ends with is one sentence and a status; what nobody expected leaves a file with its traceback."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vita_audio_pl.config.ending import one_sentence
+from vita_audio_pl.errors import UserError
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (UserError("the corpus is not there"), 2, "error: the corpus is not there"),
+        (KeyboardInterrupt(), 130, "interrupted; give the same command again"),
+        (OSError(errno.ENOSPC, "No space left on device", "metrics.csv"), 1, "no space is left for metrics.csv"),
+        (PermissionError(errno.EACCES, "Permission denied", "data/x"), 1, "no permission for data/x"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/a"), 1, "runs/a is on a read-only file system"),
+        (OSError(errno.EMFILE, "Too many open files", "x.tar"), 1, "ulimit -n"),
+        (MemoryError(), 1, "no memory left"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "trainer.rows_per_device"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError in test_endings.py"),
+    ],
+)
+def test_an_exception_is_one_sentence_and_a_status(error, status, says, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end, one_sentence(str(tmp_path / "runs")):
+        raise error
+    told = capsys.readouterr().err
+    assert end.value.code == status
+    assert says in told and told.count("\n") == 1
+    files = list(tmp_path.glob("runs/errors/*.txt"))
+    assert len(files) == isinstance(error, ZeroDivisionError)
+    assert all("test_an_exception_is_one_sentence" in path.read_text() and str(path) in told for path in files)
+
+
+def test_a_traceback_goes_elsewhere_where_the_runs_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "runs").write_text("a file, no folder")
+    with pytest.raises(SystemExit), one_sentence(str(tmp_path / "runs")):
+        raise ValueError("odd")
+    assert os.path.isfile(capsys.readouterr().err.split("report it with ")[1].split(",")[0])
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = (
+        "from vita_audio_pl.config.ending import one_sentence\nwith one_sentence():\n    while True: print('x' * 999)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (141, b"")

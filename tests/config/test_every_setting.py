@@ -1,0 +1,117 @@
+"""Every setting of every command has a meaning and a range or a list, and refuses what lies outside in one sentence."""
+
+import copy
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.benchmarking.settings import BenchmarkConfig
+from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.config.fields import Described, described
+from vita_audio_pl.data.options import PrepareConfig
+from vita_audio_pl.data.tools.settings import DataToolsConfig
+from vita_audio_pl.demo import DemoConfig
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.settings import EvaluateConfig
+from vita_audio_pl.export import ExportConfig
+from vita_audio_pl.inference.options import GenerateConfig
+from vita_audio_pl.planning.settings import PlanConfig
+from vita_audio_pl.reporting.dashboard import DashboardConfig
+from vita_audio_pl.reporting.settings import ReportConfig
+from vita_audio_pl.training.checks import apply_stage_settings
+from vita_audio_pl.training.settings import TrainConfig
+
+COMMANDS = {
+    "train": TrainConfig,
+    "plan": PlanConfig,
+    "prepare": PrepareConfig,
+    "data_tools": DataToolsConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
+    "report": ReportConfig,
+    "dashboard": DashboardConfig,
+    "export": ExportConfig,
+    "demo": DemoConfig,
+}
+# what a command cannot do without
+NEEDED = {"generate": {"model": "m"}, "evaluate": {"model": "m"}, "export": {"source": "m", "target": "n"}}
+STAGED = ("train", "plan")
+NUMBER = re.compile(r"\b(int|float)\b")
+
+
+def composed(command: str):
+    register_schema(command, COMMANDS[command])
+    with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
+        config = compose(command)
+    for name, value in NEEDED.get(command, {}).items():
+        config[name] = value
+    return config
+
+
+def wrong_values(setting: Described) -> list:
+    """Values that the setting must not take."""
+    rules, kind = setting.rules, setting.type
+    items = []
+    if NUMBER.search(kind):
+        items += ["x", float("nan"), float("inf")]
+        items += [rules.at_least - 1] if rules.at_least is not None else []
+        items += [rules.above] if rules.above is not None else []
+        items += [rules.at_most + 1] if rules.at_most is not None else []
+        items += [rules.below] if rules.below is not None else []
+    elif "bool" in kind:
+        items += ["maybe"]
+    elif rules.choices:
+        items += [f"{rules.choices[-1]}x"]
+    if kind.startswith("list"):
+        items = [[item] for item in items] + ([[1] * (rules.length + 1)] if rules.length else [])
+    if "None" not in kind and kind != "Any":
+        items += [None]
+    return items
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_values_of_every_setting_are_refused_in_a_sentence(command):
+    config = composed(command)
+    amend = apply_stage_settings if command in STAGED else None
+    assert to_dataclass(copy.deepcopy(config), amend)
+    accepted = []
+    for setting in described(COMMANDS[command]):
+        parent = OmegaConf.select(config, setting.name.rpartition(".")[0]) if "." in setting.name else config
+        if parent is None:  # an optional group that is not chosen
+            continue
+        for value in wrong_values(setting):
+            changed = copy.deepcopy(config)
+            try:
+                with open_dict(changed):
+                    OmegaConf.update(changed, setting.name, value)
+                to_dataclass(changed, amend)
+            except UserError as error:
+                assert "\n" not in str(error) and setting.name.rpartition(".")[2] in str(error)
+                continue
+            except Exception as error:
+                # what OmegaConf refuses at once is what the command line's own handling turns into a sentence
+                assert type(error).__module__.startswith("omegaconf"), f"{setting.name}={value}: {error!r}"
+                continue
+            accepted.append(f"{setting.name}={value}")
+    assert not accepted
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_says_what_it_is(command):
+    lacking = []
+    for setting in described(COMMANDS[command]):
+        name, rules = setting.name, setting.rules
+        if name.rpartition(".")[2] in ("name", "title", "question", "homepage") or "dict" in setting.type:
+            continue
+        bounds = (rules.at_least, rules.above, rules.at_most, rules.below)
+        if NUMBER.search(setting.type) and all(bound is None for bound in bounds):
+            lacking.append(f"{name}: a range")
+        if "None" in setting.type and setting.default is None and "null" not in rules.meaning:
+            lacking.append(f"{name}: what null means")
+        if "str" in setting.type and not rules.choices and not rules.meaning:
+            lacking.append(f"{name}: choices or a meaning")
+    assert not lacking
