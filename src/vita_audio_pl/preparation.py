@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor, worker_number
-from vita_audio_pl.data.prepare_source import prepare_source
+from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.readers import AudioBytes, AudioRef
@@ -25,8 +26,9 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
-from vita_audio_pl.spoken_world import World, build_world
+from vita_audio_pl.spoken_world import World, build_world, find_world
 from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.owned import below
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
@@ -176,18 +178,66 @@ def prepare_spoken_world(
         UserError: espeak-ng is missing, the folder holds another world, or the disk is full.
     """
     folder, console = Path(folder), console or Console(stderr=True)
+    shards = folder / _WORLD_SHARDS[keep_audio]
+    if not _is_prepared(folder, size, seed, codebook_size, keep_audio):
+        with hold(folder, "build", "preparing the spoken world", wait=True):
+            _prepare_world(folder, size, seed, codebook_size, workers, console, keep_audio)
+    return shards
+
+
+def _is_prepared(folder: Path, size: str, seed: int, codebook_size: int, keep_audio: bool) -> bool:
+    """Whether nothing is left to be made; nothing is written, so that a world on read-only storage can be used."""
+    world = find_world(folder, size, seed)
+    made = ("tokenizer", "codec", *([ENCODER_FOLDER] if keep_audio else []))
+    return (
+        world is not None
+        and _has_facts(folder, world, codebook_size)
+        and all((folder / name).is_dir() for name in made)
+        and all(finished_manifest(job) is not None for job in _world_jobs(folder, keep_audio))
+    )
+
+
+def _has_facts(folder: Path, world: World, codebook_size: int) -> bool:
+    """Whether what was made of the world is of these settings."""
+    marker = folder / _WORLD_PREPARED
+    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == _facts(world, codebook_size)
+
+
+def _facts(world: World, codebook_size: int) -> dict[str, Any]:
+    return {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
+
+
+def _world_jobs(folder: Path, keep_audio: bool) -> Iterator[TokenizeJob]:
+    """The tasks of every split of the world's sources."""
+    tokenizer = TextTokenizer.load(folder / "tokenizer")
+    for name in WORLD_SOURCES:
+        recipe = load_recipe(name)
+        for split in recipe.all_splits:
+            yield tokenize_job(
+                recipe,
+                split,
+                root=folder,
+                shards=folder / _WORLD_SHARDS[keep_audio],
+                tokenizer=tokenizer,
+                codec_folder=folder / "codec",
+                keep_audio=keep_audio,
+            )
+
+
+def _prepare_world(
+    folder: Path, size: str, seed: int, codebook_size: int, workers: int, console: Console, keep_audio: bool
+) -> None:
+    """Makes what is missing; one process at a time."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         speaking = bars.add_task("spoken world", total=None)
         world = build_world(
             folder, size, seed, workers, lambda done, total: bars.update(speaking, completed=done, total=total)
         )
-    facts = {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
-    marker = folder / _WORLD_PREPARED
-    if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != facts:
+    if not _has_facts(folder, world, codebook_size):
         for made in ("tokenizer", "codec", ENCODER_FOLDER, *_WORLD_SHARDS):
             shutil.rmtree(folder / made, ignore_errors=True)
-        write_json(marker, facts)
+        write_json(folder / _WORLD_PREPARED, _facts(world, codebook_size))
     if not (folder / "tokenizer").is_dir():
         aside = folder / ".tokenizer.partial"
         shutil.rmtree(aside, ignore_errors=True)
@@ -206,21 +256,8 @@ def prepare_spoken_world(
         waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
         new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
         aside.rename(folder / ENCODER_FOLDER)
-    tokenizer, shards = TextTokenizer.load(folder / "tokenizer"), folder / _WORLD_SHARDS[keep_audio]
-    for name in WORLD_SOURCES:
-        recipe = load_recipe(name)
-        for split in recipe.all_splits:
-            job = tokenize_job(
-                recipe,
-                split,
-                root=folder,
-                shards=shards,
-                tokenizer=tokenizer,
-                codec_folder=folder / "codec",
-                keep_audio=keep_audio,
-            )
-            prepare_split(job, console=console)
-    return shards
+    for job in _world_jobs(folder, keep_audio):
+        prepare_split(job, console=console)
 
 
 def new_encoder(seed: int) -> SenseVoiceEncoder:

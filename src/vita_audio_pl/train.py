@@ -37,17 +37,14 @@ def train(config: TrainConfig) -> float | None:
 def _prepare(config: TrainConfig) -> None:
     """Make the data that can be made here."""
     from vita_audio_pl.preparation import prepare_spoken_world
-    from vita_audio_pl.training.run_folder import one_process_at_a_time
 
     if config.data.spoken_world:
-        world = Path(config.data.shards).parent
-        with one_process_at_a_time(world):
-            shards = prepare_spoken_world(
-                world,
-                config.data.spoken_world,
-                codebook_size=config.codec.codebook_size,
-                keep_audio=config.variant.hears_by_encoder,
-            )
+        shards = prepare_spoken_world(
+            Path(config.data.shards).parent,
+            config.data.spoken_world,
+            codebook_size=config.codec.codebook_size,
+            keep_audio=config.variant.hears_by_encoder,
+        )
         config.data.shards = str(shards)
 
 

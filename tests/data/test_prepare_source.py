@@ -25,6 +25,7 @@ from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
+from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.text import TextTokenizer
 
 
@@ -50,9 +51,9 @@ def test_doing_it_again_does_nothing(raw: Path, tmp_path: Path, tokenizer: TextT
     job = toy_job(raw, tmp_path, "asr", tokenizer)
     manifest = prepare_source(job)
     assert manifest is not None and manifest.samples == 260 and len(manifest.shards) == 6
-    times = {path.name: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"}
+    times = {path: path.stat().st_mtime_ns for path in (job.out, *job.out.iterdir())}
     assert prepare_source(job) == manifest
-    assert {path.name: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"} == times
+    assert {path: path.stat().st_mtime_ns for path in (job.out, *job.out.iterdir())} == times  # no lease either
 
 
 def test_a_changed_line_redoes_one_part_and_the_old_stays_until_it_is_pruned(
@@ -188,6 +189,16 @@ def test_the_last_job_of_an_array_finishes_the_source(raw: Path, tmp_path: Path,
     results = [prepare_source(array, LocalExecutor(1, share, 4)) for share in (2, 0, 3, 1)]
     assert results[:3] == [None, None, None] and results[3] is not None
     assert contents(whole.out) == contents(array.out)
+
+
+def test_two_commands_that_prepare_one_source_do_not_work_side_by_side(
+    raw: Path, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    job = toy_job(raw, tmp_path, "asr", tokenizer)
+    with hold(job.out, "prepare", "preparing 'asr'"):
+        with pytest.raises(UserError, match="in use by preparing 'asr' .process .* wait until that ends"):
+            prepare_source(job, LocalExecutor(2))
+        assert prepare_source(job, LocalExecutor(1, 0, 4)) is None  # a share of an array is another's work
 
 
 class SlowCodec(LoudnessCodec):

@@ -26,6 +26,11 @@ class Executor(Protocol):
         """The parts that this process sees to."""
         ...
 
+    @property
+    def lease(self) -> str:
+        """Kind of the lease under which those parts are made: jobs of an array work beside one another."""
+        ...
+
 
 _number = 0
 
@@ -55,6 +60,10 @@ class LocalExecutor:
 
     def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
         return parts[self.share :: self.shares]
+
+    @property
+    def lease(self) -> str:
+        return "prepare" if self.shares == 1 else f"prepare.{self.share}-of-{self.shares}"
 
     def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
         if self.workers == 1:
@@ -89,6 +98,10 @@ class RayExecutor:
 
     def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
         return parts
+
+    @property
+    def lease(self) -> str:
+        return "prepare"
 
     def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
         if not parts:

@@ -1,7 +1,7 @@
 """Preparing one source from start to end: parts, tasks, manifest."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
 from vita_audio_pl.data.finish import finish_source, leftovers
@@ -11,7 +11,8 @@ from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
-from vita_audio_pl.storage.files import full_disk_is_told, sole_user
+from vita_audio_pl.storage.files import full_disk_is_told
+from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.owned import Owned
 
 Watch = Callable[[str, int], AbstractContextManager[Report]]
@@ -55,20 +56,32 @@ def prepare_source(
     executor = executor or LocalExecutor()
     claimed = job.reader.parts()
     parts = claimed[:most_parts]
-    Owned.claim(job.out, SOURCE)
-    if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
-        return known
-    missing = [part for part in executor.mine(parts) if not job.finished(part)]
-    if missing:
-        with watch(job.source, len(missing)) as report:
-            executor(job, missing, report)
+    manifest = finished_manifest(job, parts)
+    if manifest is None:
+        Owned.claim(job.out, SOURCE)
+        if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
+            return known
+        manifest = _make(job, parts, executor, watch)
+    if manifest is not None:
+        with hold(job.out, "finish", f"pruning '{job.source}'", wait=True) if prune else nullcontext():
+            for sentence in leftovers(job, claimed, prune):
+                tell(sentence)
+    return manifest
+
+
+def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Watch) -> Manifest | None:
+    """Makes what is missing of `parts`; the manifest once all of them are there, whoever made them."""
+    work = f"preparing '{job.source}'"
+    with hold(job.out, executor.lease, work, launch=this_job()):
+        missing = [part for part in executor.mine(parts) if not job.finished(part)]
+        if missing:
+            with watch(job.source, len(missing)) as report:
+                executor(job, missing, report)
     if not all(map(job.finished, parts)):
         return None
-    with sole_user(job.out), full_disk_is_told(job.out, f"'{job.source}'"):
-        manifest = (None if missing else _manifest(job, parts)) or finish_source(job, parts)
-        for sentence in leftovers(job, claimed, prune):
-            tell(sentence)
-        return manifest
+    with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
+        known = None if missing else finished_manifest(job, parts)
+        return known or finish_source(job, parts)
 
 
 def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
@@ -88,8 +101,15 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
     return None
 
 
-def _manifest(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
-    """The source's manifest, if it is of these parts, the index beside it is its own, and both are as they were written."""
+def finished_manifest(job: TokenizeJob, parts: Sequence[Part] | None = None) -> Manifest | None:
+    """The manifest of a source that is finished, of all parts or these; None where something is to be done.
+
+    The index beside it must be its own, and both, and the shards, as they were written. Nothing is written, so that
+    sources on read-only storage, or another person's, can be used.
+    """
+    parts = job.reader.parts() if parts is None else parts
+    if not all(map(job.finished, parts)):
+        return None
     try:
         manifest, index = Manifest.load(job.out), Index(job.out / INDEX)
         if not (job.out / CHECKSUMS).is_file():

@@ -21,7 +21,8 @@ import fsspec
 from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
-from vita_audio_pl.storage.files import full_disk_is_told, partial_name, sole_user, write_whole
+from vita_audio_pl.storage.files import full_disk_is_told, partial_name, write_whole
+from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def _stage(shards: str, source: str, folder: Path) -> None:
     """Makes `folder` what the source is at home: whatever is missing or damaged is copied."""
     files, base = fsspec.core.url_to_fs(shards)
     home = f"{base.rstrip('/')}/{source}"
-    with sole_user(folder), _said(f"{shards}/{source}"), full_disk_is_told(folder, f"the copy of '{source}'"):
+    work = f"the copy of '{source}'"
+    with hold(folder, "copy", work, wait=True), _said(f"{shards}/{source}"), full_disk_is_told(folder, work):
         described, summed = (_contents(files, f"{home}/{name}") for name in (MANIFEST, CHECKSUMS))
         if described is None:
             raise UserError(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")

@@ -1,14 +1,12 @@
 """Builds the spoken world into a folder: audio, samples, grammar, and `world.json` last, which says that it is whole."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.spoken_world import plan, synthesis
 from vita_audio_pl.spoken_world.grammar import grammar
 from vita_audio_pl.spoken_world.sentences import LEXICONS, Lexicon, vocabulary
+from vita_audio_pl.storage.lease import hold
 
 MARKER = "world.json"
 LAYOUT = 2  # raised when the same size and seed give other sentences, voices or files
@@ -82,16 +81,11 @@ def build_world(
     folder = Path(folder)
     if size not in LEXICONS:
         raise UserError(f"the spoken world has no size '{size}'; choose one of {', '.join(LEXICONS)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _sole_builder(folder):
-        info = _read_marker(folder)
-        if info is not None:
-            found = {key: info.get(key) for key in ("size", "seed", "layout")}
-            wanted = {"size": size, "seed": seed, "layout": LAYOUT}
-            if found != wanted:
-                raise UserError(f"{folder} holds the world {found}, not {wanted}; delete it or choose another folder")
-            if _is_whole(folder, info):
-                return World(folder, info)
+    if (world := find_world(folder, size, seed)) is not None:
+        return world
+    with hold(folder, "world", "speaking the spoken world", wait=True):
+        if (world := find_world(folder, size, seed)) is not None:  # built while this process waited
+            return world
         version = synthesis.espeak_version()
         lexicon = LEXICONS[size]
         corpus = plan.plan_corpus(lexicon, seed)
@@ -125,6 +119,22 @@ def build_world(
         os.replace(marker, folder / MARKER)
         shutil.rmtree(aside)
     return World(folder, info)
+
+
+def find_world(folder: Path, size: str, seed: int) -> World | None:
+    """The finished world of this size and seed in `folder`, of which nothing is written; None where none is finished.
+
+    Raises:
+        UserError: the folder holds another world.
+    """
+    info = _read_marker(folder)
+    if info is None:
+        return None
+    found = {key: info.get(key) for key in ("size", "seed", "layout")}
+    wanted = {"size": size, "seed": seed, "layout": LAYOUT}
+    if found != wanted:
+        raise UserError(f"{folder} holds the world {found}, not {wanted}; delete it or choose another folder")
+    return World(folder, info) if _is_whole(folder, info) else None
 
 
 def _speak_all(
@@ -202,11 +212,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _sole_builder(folder: Path) -> Iterator[None]:
-    """Lets one process build at a time; the others wait and find the work done."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all."""
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -100,12 +99,3 @@ def full_disk_is_told(folder: Path, what: str) -> Iterator[None]:
             f"no space left in {folder} while writing {what}: free some and give the same command again; what is "
             "finished is kept and nothing half-written is left"
         ) from error
-
-
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Lets one process at a time work in `folder`; the others wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -20,10 +20,11 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import ABANDONED_AFTER, partial_name, write_json
+from vita_audio_pl.storage.lease import is_lease
 
 MARK = ".vita_audio_pl.json"
 FORMAT = 1
-_LOCK = ".lock"
+_LOCK = ".lock"  # which earlier versions left
 _REMOVED = ".removed"  # in the partial names of folders that are being removed
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
 
@@ -116,7 +117,9 @@ class Owned:
     def clear(self, first: Iterable[str] = (), keep: Iterable[str] = ()) -> None:
         """Removes all that is in it but the mark and `keep`, beginning with `first`; all or nothing, as `remove`."""
         stays = {MARK, _LOCK, *keep}
-        names = [name for name in dict.fromkeys([*first, *_names(self.root)]) if name not in stays]
+        names = [
+            name for name in dict.fromkeys([*first, *_names(self.root)]) if name not in stays and not is_lease(name)
+        ]
         self.remove(*names)
 
     def remove_abandoned(self) -> None:
@@ -140,6 +143,7 @@ class Owned:
                 yield relative
         elif (
             parts[-1] != _LOCK
+            and not is_lease(parts[-1])
             and not parts[-1].startswith(MARK)
             and not any(_matches(parts, pattern.split("/")) for pattern in self.kind.files)
         ):
@@ -260,7 +264,9 @@ def _names(folder: Path) -> list[str]:
 
 def _strangers(folder: Path) -> Iterator[str]:
     """Names in a folder that has no mark, but for what processes leave that are claiming it just now."""
-    yield from (name for name in _names(folder) if name != _LOCK and not name.lstrip(".").startswith(MARK.lstrip(".")))
+    for name in map(_name_when_whole, _names(folder)):
+        if name != _LOCK and not is_lease(name) and not name.startswith(MARK):
+            yield name
 
 
 def _files(folder: Path) -> Iterator[Path]:

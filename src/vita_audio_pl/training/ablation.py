@@ -19,11 +19,12 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.wandb_log import never_fatal
+from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.training.chain import COMMAND, Sweep, settings_of_stage
 from vita_audio_pl.training.loggers import wandb_mode
 from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.prepared_data import prepared_data
-from vita_audio_pl.training.run_folder import StageFolder, one_process_at_a_time, stage_folder
+from vita_audio_pl.training.run_folder import StageFolder, stage_folder
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage import find_parent, heads_of_stage, run_identity
 from vita_audio_pl.training.wandb_lineage import log_arm
@@ -183,7 +184,7 @@ def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str) -> dict[
     shared = StageFolder(Path(config.paths.runs) / SHARED / f"{stage}-{content_hash(config)}")
     shared.root.mkdir(parents=True, exist_ok=True)
     _link(stage_folder(config, stage).root, shared.root)
-    with one_process_at_a_time(shared.root):
+    with hold(shared.root, "arm", f"arm {arm.run_name}, which makes this stage", wait=True):
         known = _read(shared.root / COST)
         made_by = known.pop("made_by", arm.run_name)
         cost = Cost(**known)

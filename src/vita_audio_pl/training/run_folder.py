@@ -1,7 +1,6 @@
 """Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
 
 import csv
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.lease import hold, is_lease, this_job
 from vita_audio_pl.training.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -62,6 +62,16 @@ class StageFolder:
             values = [row[name] for row in csv.DictReader(file) if row.get(name)]
         return float(values[-1]) if values else None
 
+    @contextmanager
+    def held(self, what: str) -> Iterator[None]:
+        """Makes this process the only one that writes here; of a run's ranks the first holds the folder for all.
+
+        Raises:
+            UserError: another run works here; the sentence says who.
+        """
+        with hold(self.root, "run", what, launch=this_job(), advice="choose another run_name"):
+            yield
+
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's, or confirm that it is.
 
@@ -89,8 +99,10 @@ class StageFolder:
         os.replace(aside, path)
 
     def clear(self) -> None:
-        """Remove what an earlier run of this stage left."""
+        """Remove what an earlier run of this stage left; the leases of those who work in the folder stay."""
         for path in self.root.iterdir() if self.root.exists() else ():
+            if is_lease(path.name):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -100,15 +112,6 @@ class StageFolder:
 def sample_folder(samples: Path, step: int) -> Path:
     """Where the samples of a step lie, below a stage's `samples`."""
     return samples / f"step-{step:06d}"
-
-
-@contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets the processes of a launch (and of another run) into `folder` one after another."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def stage_folder(config: TrainConfig, stage: str) -> StageFolder:

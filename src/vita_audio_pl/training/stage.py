@@ -157,17 +157,26 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
                 "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
             },
         )
-    anew = starts_over(config)
-    if anew and rank_zero_only.rank == 0:
-        folder.clear()
-    if rank_zero_only.rank == 0:
-        folder.claim(run_identity(config, data, parent))
-    if not anew and folder.finished:  # while rank 0 removes what was there, no rank looks
+    if not starts_over(config) and folder.finished:
+        if rank_zero_only.rank == 0:
+            folder.claim(run_identity(config, data, parent))
         _say(
             f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} (force=true trains it again)"
         )
         return folder.model
+    if rank_zero_only.rank > 0:
+        return _train(config, data, folder, parent_folder, parent)
+    with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
+        if starts_over(config):
+            folder.clear()
+        folder.claim(run_identity(config, data, parent))
+        return _train(config, data, folder, parent_folder, parent)
 
+
+def _train(
+    config: TrainConfig, data: StageData, folder: StageFolder, parent_folder: Path | None, parent: StageManifest | None
+) -> Path:
+    """Train in the stage's folder, which is this run's; collective."""
     L.seed_everything(config.seed, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)

@@ -12,7 +12,7 @@ from typing import Any
 from vita_audio_pl.data.readers.base import AudioFile, Part, RawSample, Unreadable
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import sole_user
+from vita_audio_pl.storage.lease import hold
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class LhotseReader:
         wanted = json.dumps([self.corpus, self.manifests, self.settings, 2], default=list)
         cache = self.root / ".vita_audio_pl"
         path = cache / f"{self.corpus}.{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.jsonl"
-        with sole_user(cache):
-            if not path.is_file():
-                root = self.root.resolve()  # lhotse's manifests repeat the root that it was given
-                prepared = _prepared(self.corpus, root, cache, self.settings or {})
-                _write_utterances(path, prepared, self.manifests, root)
+        if not path.is_file():
+            with hold(cache, "manifests", f"making the manifests of '{self.corpus}'", wait=True):
+                if not path.is_file():
+                    root = self.root.resolve()  # lhotse's manifests repeat the root that it was given
+                    prepared = _prepared(self.corpus, root, cache, self.settings or {})
+                    _write_utterances(path, prepared, self.manifests, root)
         with open(path, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 

@@ -1,0 +1,271 @@
+"""One writer at a time in a folder: across processes and nodes, and on filesystems that have no locks between nodes.
+
+A lease is a small file in the folder, `.lease-<kind>-<number>`, which names its holder and whose modification time is the
+holder's heartbeat. It is created under a name that must not exist yet, which is atomic on shared filesystems too, with a
+number one above the stale lease that it follows: so of all who find the same stale lease, one succeeds. Then the holder
+looks again, and gives way if it finds a lease that it did not know. Nothing is locked, and reading needs no lease.
+"""
+
+import errno
+import json
+import os
+import random
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import partial_name
+
+PREFIX = ".lease-"
+BEAT = 15.0
+"""Seconds between two heartbeats."""
+SILENT = 300.0
+"""Seconds without a heartbeat after which the holder on another machine counts as dead."""
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_creating = threading.Lock()  # threads of a process would write the same file aside
+
+
+class InUse(UserError):
+    """Somebody else works in the folder."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works in a folder.
+
+    Attributes:
+        what: it does there.
+        host: name of its machine, for people.
+        machine: identity of the kernel and the process namespace, within which `pid` means something.
+        pid, born: the process, and when its machine says that it started; a number is used again.
+        launch: job that the process belongs to, of which there is one at a time; empty where that is not known.
+        since: when it took the lease, in seconds since 1970.
+    """
+
+    what: str
+    host: str
+    machine: str
+    pid: int
+    born: str
+    launch: str
+    since: float
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def here(cls, what: str, launch: str = "") -> "Holder":
+        """This process."""
+        return cls(what, socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()) or "", launch, time.time())
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        job = f", {self.launch}" if self.launch else ""
+        return f"{self.what} (process {self.pid} on {self.host}{job}, since {since})"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process can be looked for on this machine."""
+        return self.machine == _machine()
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process runs; only for those that are here."""
+        return _born(self.pid) in (self.born, None)
+
+
+_UNKNOWN = Holder("something that cannot be read", "an unknown machine", "", 0, "", "", 0.0, "")
+
+
+@contextmanager
+def hold(
+    folder: Path, kind: str, what: str, *, wait: bool = False, launch: str = "", advice: str = ""
+) -> Iterator[None]:
+    """Makes this process the only one that holds the lease `kind` of `folder`, which is made if it is not there.
+
+    The lease of a process that has died on this machine is taken over at once, that of another machine once it has been
+    silent for `SILENT` seconds. Not for nested use.
+
+    Args:
+        what: this process does there, for those who are refused.
+        wait: until the holder is done, instead of being refused.
+        launch: identity of this process's job where it is the only holder that the job can have: a lease that bears it
+            belongs to a process of this job that is dead, though it ran on another node.
+        advice: what else one who is refused may do.
+
+    Raises:
+        InUse: another process holds it; the sentence says which, where and since when.
+        UserError: the folder cannot be written.
+    """
+    me = Holder.here(what, launch)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = _take(folder, kind, me, wait, advice)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}), and {what} writes there: make room or let this user "
+            "write there, or choose another folder"
+        ) from error
+    done = threading.Event()
+    threading.Thread(target=_beat, args=(path, done), name="heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        if os.getpid() == me.pid:  # a forked process may come by here too
+            done.set()
+            with suppress(OSError):  # what is left is the lease of a dead process
+                path.unlink()
+
+
+def this_job() -> str:
+    """The job of a scheduler or of torchrun that this process belongs to; empty where there is none that has an identity."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job:
+        return f"SLURM job {job}.{step}" if step else f"SLURM job {job}"
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return "" if run == "none" else f"torchrun job {run}"
+
+
+def is_lease(name: str) -> bool:
+    """Whether a file is a lease, which whoever empties a folder leaves alone: it is that of the process that does so."""
+    return name.startswith(PREFIX)
+
+
+def _take(folder: Path, kind: str, me: Holder, wait: bool, advice: str) -> Path:
+    """The lease's file, once this process holds it."""
+    beats: dict[str, float] = {}  # the first heartbeat seen of each holder on another machine
+    told, pause = False, 0.05
+    while True:
+        found = _leases(folder, kind)
+        held = [holder for holder, beat in found.values() if not _is_stale(folder, holder, beat, me)]
+        if not held:
+            path = folder / f"{PREFIX}{kind}-{max(found, default=0) + 1:06d}"
+            if _create(path, me):
+                there = _leases(folder, kind)
+                there.pop(_number(path), None)
+                if there.items() <= found.items():  # the same holders, and they are still silent
+                    for number in found:
+                        with suppress(OSError):  # of another user, perhaps; it is stale and harms nobody
+                            path.with_name(f"{PREFIX}{kind}-{number:06d}").unlink()
+                    return path
+                path.unlink(missing_ok=True)
+                time.sleep(random.uniform(0.0, 0.1))
+            continue
+        holder = held[0]
+        beat = next(beat for one, beat in found.values() if one is holder)
+        if not wait and (holder.is_here or beats.setdefault(holder.token, beat) != beat):
+            raise InUse(
+                f"{folder} is in use by {holder}: wait until that ends, stop it"
+                + (f" with 'kill {holder.pid}'" if holder.is_here else "")
+                + (f", or {advice}" if advice else "")
+            )
+        if not told:
+            told = True
+            until = (
+                "" if wait else f" to see whether it still runs; it is taken for dead after {SILENT:.0f} s of silence"
+            )
+            print(f"{folder} is in use by {holder}: waiting{until}", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(1.0, 2 * pause)
+
+
+def _is_stale(folder: Path, holder: Holder, beat: float, me: Holder) -> bool:
+    if holder.is_here:
+        return not holder.lives
+    if me.launch and holder.launch == me.launch:
+        return True
+    with tempfile.NamedTemporaryFile(
+        prefix=f"{PREFIX}clock-", dir=folder
+    ) as clock:  # what time the filesystem says it is
+        return os.fstat(clock.fileno()).st_mtime - beat > SILENT
+
+
+def _leases(folder: Path, kind: str) -> dict[int, tuple[Holder, float]]:
+    """Number -> holder and last heartbeat, of all leases of a kind that lie in the folder."""
+    found = {}
+    for path in sorted(folder.glob(f"{PREFIX}{kind}-[0-9]*")):
+        try:
+            with open(path, encoding="utf-8") as file:  # opened, since network filesystems then ask how old it is
+                beat = os.fstat(file.fileno()).st_mtime
+                found[_number(path)] = Holder(**json.loads(file.read())), beat
+        except FileNotFoundError:
+            continue  # its holder has just finished
+        except (ValueError, TypeError):
+            found[_number(path)] = _UNKNOWN, beat  # just being written, or damaged: its heartbeat decides
+    return found
+
+
+def _number(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _create(path: Path, holder: Holder) -> bool:
+    """Whether this process was the one to create the file."""
+    content = json.dumps(asdict(holder), ensure_ascii=False).encode()
+    with _creating:
+        aside = partial_name(path)
+        try:
+            aside.write_bytes(content)
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                # a network filesystem that repeats a request whose answer was lost says so of its own success
+                return path.read_bytes() == content
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(path, "xb") as file:
+                    file.write(content)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+    return True
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            if not done.is_set():
+                print(
+                    f"error: the lease {path} is gone: another process took this one for dead, or the folder was removed; "
+                    "leaving at once, since only one may write there",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+        except OSError:
+            continue  # storage that does not answer may come back
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
+def _born(pid: int) -> str | None:
+    """When a process started, in its machine's own count; empty if it does not run, None if that is hidden from us."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if after_name[0] in "ZX" else after_name[19]
+    except OSError:
+        pass
+    try:
+        return str(round(psutil.Process(pid).create_time()))
+    except psutil.NoSuchProcess:
+        return None if psutil.pid_exists(pid) else ""
+    except psutil.AccessDenied:
+        return None
