@@ -71,7 +71,9 @@ class ReferenceModel(nn.Module):
         """h^0 .. h^K of one document: (N, H), then (N - k - 1, H) for head k, whose row i stands at p = k + 1 + i."""
         positions = torch.arange(len(ids))[None]
         embeddings = self.model.embed_tokens(ids)  # (N, H)
-        hidden = self.model(inputs_embeds=embeddings[None], position_ids=positions, use_cache=False).last_hidden_state[0]
+        hidden = self.model(inputs_embeds=embeddings[None], position_ids=positions, use_cache=False).last_hidden_state[
+            0
+        ]
         states = [hidden]
         if not self.train_backbone:  # stages 2 and 3: the heads send nothing back
             embeddings, hidden = embeddings.detach(), hidden.detach()

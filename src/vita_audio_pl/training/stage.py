@@ -19,7 +19,7 @@ from vita_audio_pl.config.component import plain
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
-from vita_audio_pl.models.objectives import EveryHead, build_objective
+from vita_audio_pl.models.objectives import Objective, build_objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
 from vita_audio_pl.text.vocabulary import Vocabulary
@@ -279,7 +279,7 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
     return [Samples(every, engine, config.model.lora, folder.samples, make_writer)]
 
 
-def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHead:
+def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
     """The objective that the configuration names, with the options that were given.
 
     Heads are weighed beside the backbone: where that is frozen, their weight is 1.
