@@ -58,7 +58,9 @@ class SpeechLMModule(L.LightningModule):
         self.rate_factor = optim.schedule.build(stage.steps)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        losses = self.speech_lm(batch, self.objective)  # total: () with gradient, divided by the labels of the whole step
+        losses = self.speech_lm(
+            batch, self.objective
+        )  # total: () with gradient, divided by the labels of the whole step
         accumulate = self.trainer.accumulate_grad_batches
         self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
         self.trainer.datamodule.consumed(batch)  # moves the data position that a checkpoint stores
