@@ -22,6 +22,7 @@ from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
 from vita_audio_pl.config.fields import check_settings, described, did_you_mean, no_such_setting
 from vita_audio_pl.config.help import print_help, wants_help
+from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.errors import UserError
 
@@ -74,6 +75,7 @@ def run_entry_point(
             return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
 
     with one_sentence(), _hydras_mistakes(names, restore):
+        sys.argv[1:] = arguments_with_homes(sys.argv[1:])
         _refuse_renamed(sys.argv[1:], renamed or {})
         given = _take(own)
         if wants_help(sys.argv[1:]):
@@ -124,6 +126,7 @@ def register_schema(config_name: str, schema: type) -> None:
         lambda there, elsewhere, _root_: there if OmegaConf.select(_root_, "experiment.name") else elsewhere,
         replace=True,
     )
+    OmegaConf.register_new_resolver("home", home_written_out, replace=True)  # for folders that Hydra itself makes
     plugins = Plugins.instance()
     if ExperimentsSearchPath not in plugins.discover(ExperimentsSearchPath):
         plugins.register(ExperimentsSource)
@@ -148,6 +151,7 @@ def to_dataclass(
         settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(sentence_of(error, names)) from error
+    write_out_homes(settings)
     check_settings(settings)
     return with_components(settings)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -84,7 +83,7 @@ def spread(config: PlanConfig) -> PlanConfig:
 def plan_vocabulary(config: PlanConfig) -> Vocabulary:
     """The vocabulary that the stage will have."""
     continuous = config.variant.hears_by_encoder
-    prepared = Path(config.data.shards).parent / "tokenizer"
+    prepared = config.data.beside("tokenizer")
     if config.text_entries is None and prepared.is_dir():
         return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)
     entries = config.text_entries or QWEN2_5_ENTRIES

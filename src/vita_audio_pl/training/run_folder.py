@@ -13,6 +13,7 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.lease import hold, is_lease, this_job
+from vita_audio_pl.storage.owned import below
 from vita_audio_pl.training.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -115,8 +116,12 @@ def sample_folder(samples: Path, step: int) -> Path:
 
 
 def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
-    """Folder of a stage of the configured run."""
-    return StageFolder(Path(config.paths.runs) / config.run_name / stage)
+    """Folder of a stage of the configured run.
+
+    Raises:
+        UserError: its name leads out of `paths.runs`.
+    """
+    return StageFolder(below(below(Path(config.paths.runs), config.run_name, "run_name"), stage, "stage.name"))
 
 
 def starts_over(config: TrainConfig) -> bool:

@@ -270,7 +270,7 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
             vocabulary=data.vocabulary,
             tokenizer_folder=data.tokenizer_folder,
             codec_folder=data.codec_folder,
-            grammar=Path(settings.grammar or Path(config.data.shards).parent / "grammar.jsgf"),
+            grammar=Path(settings.grammar or config.data.beside("grammar.jsgf")),
             pattern=DecodePattern.of(config.decode_pattern if n_heads else "vanilla"),
             folder=folder.samples,
         )
