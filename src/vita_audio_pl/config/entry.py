@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +27,8 @@ from vita_audio_pl.config.help import print_help, wants_help
 from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.secrets import keep_credentials_out_of_logs, without_credentials
 
 Amend = Callable[[DictConfig, Sequence[str]], None]
 """Fills in settings that follow from others, in place; gets the overrides of the command line, too."""
@@ -56,6 +60,7 @@ def run_entry_point(
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_credentials_out_of_logs()
     register_schema(config_name, schema)
     names = [setting.name for setting in described(schema)]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -67,6 +72,7 @@ def run_entry_point(
 
     def typed_task(config: DictConfig) -> Any:
         restore()  # for processes that the task starts, and for how Hydra shows the task's own exceptions
+        _clean_multirun()
         # here already, because Hydra wraps every exception of a job but SystemExit in a banner of its own
         with one_sentence(str(OmegaConf.select(config, "paths.runs", default="runs"))):
             for name, value in given.items():
@@ -96,6 +102,16 @@ def _hydras_mistakes(names: Iterable[str], restore: Callable[[], None]) -> Itera
         raise UserError(sentence_of(error, names)) from error
     finally:
         restore()
+
+
+def _clean_multirun() -> None:
+    """Takes credentials out of the `multirun.yaml` that Hydra's sweeper has just written."""
+    hydra_config = HydraConfig.get()
+    path = Path(hydra_config.sweep.dir) / "multirun.yaml"
+    if hydra_config.mode == RunMode.MULTIRUN and path.is_file():
+        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if (clean := without_credentials(written)) != written:
+            write_whole(path, OmegaConf.to_yaml(OmegaConf.create(clean)).encode())
 
 
 def _take(names: Sequence[str]) -> dict[str, str]:
