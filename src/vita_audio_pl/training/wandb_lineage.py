@@ -17,8 +17,8 @@ from vita_audio_pl.reporting.listening import recordings_to_hear
 from vita_audio_pl.reporting.run_files import RECORDINGS, RunFiles
 from vita_audio_pl.storage.secrets import command_line_without_credentials, without_credentials
 from vita_audio_pl.training.chain import settings_of_stage
+from vita_audio_pl.training.identity import flatten
 from vita_audio_pl.training.manifest import MANIFEST, StageManifest
-from vita_audio_pl.training.run_folder import flatten
 from vita_audio_pl.training.settings import TrainConfig
 
 ARM_TYPE = "arm"
