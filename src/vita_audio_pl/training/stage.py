@@ -21,6 +21,7 @@ from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
+from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
 from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
@@ -38,7 +39,7 @@ from vita_audio_pl.training.identity import (
 from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
 from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
 from vita_audio_pl.training.loggers import build_loggers
-from vita_audio_pl.training.manifest import StageManifest, check_parent, weights_hash
+from vita_audio_pl.training.manifest import MANIFEST, StageManifest, check_parent, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
@@ -336,14 +337,15 @@ def hand_over(
     shutil.copytree(data.codec_folder, aside / "codec")
     if data.front_end is not None:
         write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
-    StageManifest(
+    written = sum_of_folder(aside)
+    manifest = StageManifest(
         stage=config.stage.name,
         variant=config.variant.name,
         run_name=config.run_name,
         parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
         parent_stage=None if parent is None else parent.stage,
         parent_weights=None if parent is None else parent.weights,
-        weights=weights_hash(aside),
+        weights=weights_hash(written),
         vocabulary=data.vocabulary.fingerprint,
         tokenizer=data.tokenizer,
         codec=data.codec,
@@ -356,7 +358,8 @@ def hand_over(
         trained=proof.trained,
         speech_input=config.variant.speech_input,
         config=plain(config),
-    ).write(aside)
+    )
+    write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})
     os.replace(aside, folder.model)
 
 
