@@ -21,7 +21,7 @@ class ChecksumsConfig(CommandConfig):
     write: bool = setting(False, "take what is there now for right, and write its checksums", common=True)
 
 
-def check(config: ChecksumsConfig) -> None:
+def checksums(config: ChecksumsConfig) -> None:
     """Compares, or writes, and says so; ends with status 1 where something is damaged."""
     folder = Path(config.folder)
     if not folder.is_dir():
@@ -51,7 +51,7 @@ def check(config: ChecksumsConfig) -> None:
 
 
 def main() -> None:
-    run_entry_point(check, "checksums", ChecksumsConfig)
+    run_entry_point(checksums, "checksums", ChecksumsConfig)
 
 
 if __name__ == "__main__":

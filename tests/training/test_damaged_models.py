@@ -6,7 +6,7 @@ import logging
 import pytest
 from bit_flips import flip, flipped, some_bits
 
-from vita_audio_pl.checksums import ChecksumsConfig, check
+from vita_audio_pl.checksums import ChecksumsConfig, checksums
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import load_released, read_released_config
 from vita_audio_pl.models.weight_files import verify_model_files
@@ -33,9 +33,9 @@ def test_no_flipped_bit_of_a_parent_is_trained_from(trained, capsys):
     ):
         trained("mtp1")
     with flipped(weights, 12345), pytest.raises(SystemExit):
-        check(ChecksumsConfig(folder=str(parent)))
+        checksums(ChecksumsConfig(folder=str(parent)))
     assert f"{weights} is damaged: bytes 0 to" in capsys.readouterr().out
-    check(ChecksumsConfig(folder=str(parent)))
+    checksums(ChecksumsConfig(folder=str(parent)))
     assert "are what was written" in capsys.readouterr().out
 
 
@@ -45,7 +45,7 @@ def test_an_edited_number_of_steps_is_refused_until_its_editor_stands_by_it(trai
     manifest.write_text(manifest.read_text().replace('"steps": 6', '"steps": 7'))
     with pytest.raises(UserError, match=f"{manifest} is damaged.*vita_audio_pl.checksums folder={parent} write=true"):
         trained("mtp1")
-    check(ChecksumsConfig(folder=str(parent), write=True))
+    checksums(ChecksumsConfig(folder=str(parent), write=True))
     assert StageManifest.read(parent).steps == 7 and trained("mtp1").model.exists()
 
 
@@ -68,7 +68,7 @@ def test_a_folder_of_an_older_version_loads_with_one_line_that_says_how_to_add_c
             StageManifest.read(parent)
     [line] = [line for line in caplog.messages if "checksums" in line]
     assert str(parent) in line and "write=true adds them" in line
-    check(ChecksumsConfig(folder=str(parent), write=True))
+    checksums(ChecksumsConfig(folder=str(parent), write=True))
     flip(parent / "config.json", 100)
     with pytest.raises(UserError, match="config.json is damaged"):
         load_released(parent)
