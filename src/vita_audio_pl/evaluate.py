@@ -14,7 +14,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from rich.console import Console
 
     from vita_audio_pl.evaluation.compare import compare_results
-    from vita_audio_pl.evaluation.plan import output_folder
+    from vita_audio_pl.evaluation.jobs import bench_folder
     from vita_audio_pl.evaluation.session import run_session
     from vita_audio_pl.reporting.result_page import write_result_pages
     from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
@@ -25,7 +25,9 @@ def evaluate(config: EvaluateConfig) -> None:
             console.print(sentence)
         return
     results = run_session(config)
-    folders = {output_folder(config, Path(result["model"])) for result in results}
+    if not results:  # step=generate, or another rank writes them
+        return
+    folders = {bench_folder(config.output, Path(result["model"]), config.bench.name) for result in results}
     pages = [page for folder in sorted(folders) for page in write_result_pages(folder)]
     if config.suite is not None:
         print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")
@@ -37,8 +39,11 @@ def evaluate(config: EvaluateConfig) -> None:
         console.print(terminal(results_table(shown), f"{config.bench.title}, profile {profile}"))
         for sentence in shown[0]["profile_differences"]:
             console.print(f"  {profile}: {sentence}")
-    for folder in sorted(folders):
-        console.print(f"every utterance, the worst first: {folder}/*/*/*/result.html")
+    keys = {result["key"][:10] for result in results}
+    console.print("every utterance, the worst first:")
+    for page in pages:
+        if page.parent.name.rpartition("-")[2] in keys:
+            console.print(f"  {page}", soft_wrap=True)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
 
+from pathlib import Path
+
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
@@ -33,13 +35,13 @@ def train(config: TrainConfig) -> float | None:
 
 
 def _prepare(config: TrainConfig) -> None:
-    """Make the spoken world, unless shards are given: then nothing is made."""
+    """Make the data that can be made here."""
     from vita_audio_pl.preparation import prepare_spoken_world
 
-    if not config.data.shards:
+    if config.data.spoken_world:
         shards = prepare_spoken_world(
-            config.data.world_folder,
-            str(config.data.spoken_world),
+            Path(config.data.shards).parent,
+            config.data.spoken_world,
             codebook_size=config.codec.codebook_size,
             keep_audio=config.variant.hears_by_encoder,
         )

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 def figure(place, stage: str, task: str, mode: str, name: str) -> float:
     """A figure of an evaluation, as a share."""
-    (path,) = (place.folder / "runs" / RUN / "eval").glob(f"*/{stage}/*/{task}.{mode}/result.json")
+    (path,) = (place.folder / "runs" / RUN / "eval").glob(f"*/{stage}/*/{task}.{mode}.*/result.json")
     return json.loads(path.read_text(encoding="utf-8"))["metrics"][name]["value"]
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import Identity, content_of
 from vita_audio_pl.evaluation.items import sqa_item, tts_item
 from vita_audio_pl.evaluation.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.normalisers import plain
 from vita_audio_pl.evaluation.profiles import REFERENCE, STRICT
+from vita_audio_pl.evaluation.ranks import Share
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.runner import Share, run_evaluations, worker_pool
+from vita_audio_pl.evaluation.runner import run_evaluations, worker_pool
 from vita_audio_pl.evaluation.scoring import Scoring
 
 SENTENCES = [f"the {size} cow number {number}" for number in range(12) for size in ("red", "big")]
@@ -35,7 +37,7 @@ class SpellingToolbox:
         with self.log.open("a") as file:
             file.write("".join(f"{what} {id}\n" for id in ids))
 
-    def answer(self, evaluation, items):
+    def answer(self, model, decoding, batch_size, items):
         self._note("answer", [item.id for item in items])
         return [
             Answer(
@@ -44,27 +46,35 @@ class SpellingToolbox:
             for item in items
         ]
 
-    def listen(self, evaluation, answers, keep, voices):
+    def listen(self, model, judge, answers, voices):
         self._note("listen", [answer.id for answer in answers])
         return [Heard(a.id, bytes(a.codes).decode().replace("number 3", "number 7"), len(a.codes)) for a in answers]
 
 
-def evaluation(folder: Path, **changes) -> Evaluation:
-    items = tuple(tts_item(str(number), text) for number, text in enumerate(SENTENCES))
-    return replace(
-        Evaluation(
-            model=folder / "model",
-            stage="sft",
-            bench="toy",
-            split="test",
-            task="tts",
-            items=items,
-            decoding=Decoding("boost", (1, 10, 4, 10), batch_size=5),
-            judge="spelling",
-            folder=folder / "eval",
-        ),
-        **changes,
+def evaluation(
+    folder: Path, model="m", listening="spelling", task="tts", limit=None, items=None, **changes
+) -> Evaluation:
+    items = items or tuple(tts_item(str(number), text) for number, text in enumerate(SENTENCES))[:limit]
+    decoding = changes.get("decoding", Decoding("boost", (1, 10, 4, 10)))
+    contents = content_of(items, {Path(path): path for item in items for path in item.prompt.audios})
+    answering = {"pattern": list(decoding.pattern), "precision": "float32"}
+    deciding = Identity(
+        task, model, "", "codec", answering, "refuse", {"judge": listening}, {"normaliser": "plain"}, contents
     )
+    made = Evaluation(
+        Path("model"),
+        "sft",
+        "toy",
+        "test",
+        task,
+        items,
+        decoding,
+        "spelling",
+        deciding,
+        folder / "eval",
+        batch_size=5,
+    )
+    return replace(made, **changes)
 
 
 def run(folder: Path, log: Path | None = None, workers=1, share=None, **changes):
@@ -78,6 +88,7 @@ def run_all(evaluations, toolbox, workers=1, share=None):
 
 
 def report(record) -> dict[str, bytes]:
+    record.refresh()
     write_results(record, Scoring(plain), {})
     return {path.name: path.read_bytes() for path in record.evaluation.folder.glob("[ru]*") if path.suffix != ".wav"}
 
@@ -93,12 +104,13 @@ def test_silent_answers_stay_in_the_denominator(tmp_path):
     published = write_results(run(tmp_path), Scoring(plain, profile=REFERENCE), {})
     assert published["metrics"]["speech_wer"]["value"] == pytest.approx(2 / 100, abs=1e-5)
     assert published["left_out"] == 4
-    assert (tmp_path / "eval" / "result.reference.json").exists() and (tmp_path / "eval" / "result.json").exists()
+    (folder,) = (tmp_path / "eval").iterdir()
+    assert (folder / "result.reference.json").exists() and (folder / "result.json").exists()
 
 
 def test_worst_utterances_come_first(tmp_path):
-    report(run(tmp_path))
-    rows = [json.loads(line) for line in (tmp_path / "eval" / "utterances.jsonl").read_text().splitlines()]
+    utterances = report(run(tmp_path))["utterances.jsonl"]
+    rows = [json.loads(line) for line in utterances.split(b"\n") if line]
     assert [row["id"] for row in rows[:6]] == ["4", "9", "14", "19", "6", "7"]
     assert rows[0]["silent"] and rows[0]["heard"] == ""
 
@@ -117,8 +129,8 @@ run_all([evaluation(folder)], SpellingToolbox(folder / "log", pause=0.15), worke
 def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, workers, wanted):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
-    expected = report(run(whole, model=killed / "model"))
-
+    expected = report(run(whole))
+    answers = evaluation(killed).folder / "answers.0.jsonl"
     command = [sys.executable, "-c", KILLED_RUN, str(Path(__file__).parent), str(killed), str(workers)]
     process = subprocess.Popen(command)
     log = killed / "log"
@@ -129,10 +141,10 @@ def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, wor
     process.wait()
     if workers > 1:
         time.sleep(1.5)  # its orphaned processes notice within a second
-    with (killed / "eval" / "answers.0.jsonl").open("a") as file:
+    with answers.open("a") as file:
         file.write('{"id": "23", "text": "torn')  # a write that was cut short
 
-    recorded = {json.loads(line)["id"] for line in (killed / "eval" / "answers.0.jsonl").read_text().split("\n")[:-1]}
+    recorded = {json.loads(line)["id"] for line in answers.read_text().split("\n")[:-1]}
     assert recorded and (wanted.startswith("listen") or len(recorded) < 24)
     resumed = report(run(killed, log=killed / "second"))
     assert resumed == expected
@@ -143,24 +155,27 @@ def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, wor
 def test_ranks_share_the_work_and_results_do_not_depend_on_their_number(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir(), shared.mkdir()
-    expected = report(run(alone, model=shared / "model"))
+    expected = report(run(alone))
     first = run(shared, share=Share(0, 2))
     assert not first.complete()
     second = run(shared, share=Share(1, 2), log=shared / "log1")
     assert second.complete()
     assert report(second) == expected
+    first.refresh()
+    assert first.complete() and report(first) == expected
     assert "answer 5\n" not in (shared / "log").read_text() and "answer 5\n" in (shared / "log1").read_text()
 
 
 def test_pool_of_two_gives_what_one_process_gives(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
-    assert report(run(one, model=two / "model")) == report(run(two, workers=2))
+    assert report(run(one)) == report(run(two, workers=2))
 
 
 def test_a_pool_goes_on_after_a_caller_that_did_not_take_all_results(tmp_path):
     with worker_pool(SpellingToolbox(tmp_path / "log"), 2) as run_pool:
-        items = [(evaluation(tmp_path).without_items(), [item]) for item in evaluation(tmp_path).items[:4]]
+        job = evaluation(tmp_path)
+        items = [(job.model, job.decoding, 1, [item]) for item in job.items[:4]]
         results = run_pool("answer", items)
         next(results)
         results.close()
@@ -168,32 +183,58 @@ def test_a_pool_goes_on_after_a_caller_that_did_not_take_all_results(tmp_path):
 
 
 def test_equal_speech_is_judged_once(tmp_path):
-    both = [evaluation(tmp_path), replace(evaluation(tmp_path), stage="mtp1", folder=tmp_path / "again")]
+    both = [evaluation(tmp_path), replace(evaluation(tmp_path), stage="mtp1", place=tmp_path / "again")]
     records = run_all(both, SpellingToolbox(tmp_path / "log"))
     listened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("listen")]
     assert len(listened) == 20 and all(record.complete() for record in records)
     assert records[0].heard_of("6") == records[1].heard_of("6")
 
 
-def test_another_model_does_not_inherit_answers(tmp_path):
-    run(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    run(tmp_path, log=tmp_path / "second")
+def test_another_model_does_not_inherit_answers_and_the_first_ones_stay(tmp_path):
+    first = run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    other = run(tmp_path, log=tmp_path / "second", model="other")
     assert (tmp_path / "second").read_text().count("answer") == 24
+    assert other.evaluation.folder != first.evaluation.folder
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_look_stands_beside_the_whole_and_gives_it_its_answers(tmp_path):
+    look = run(tmp_path, limit=7)
+    whole = run(tmp_path, log=tmp_path / "second", batch_size=3)
+    done = (tmp_path / "second").read_text().split("\n")
+    assert "answer 6" not in done and "answer 7" in done and "listen 6" not in done
+    assert sorted(folder.name.rpartition("-")[0] for folder in (tmp_path / "eval").iterdir()) == [
+        "tts.boost.24", "tts.boost.7",
+    ]  # fmt: skip
+    look.refresh()
+    assert look.complete() and whole.complete() and len(look.answers) == 7
+    smaller = run(tmp_path, log=tmp_path / "third", limit=3)  # a look after the whole generates nothing
+    assert (
+        smaller.complete() and "answer" not in (tmp_path / "third").read_text()
+        if (tmp_path / "third").exists()
+        else True
+    )
+
+
+def test_another_judge_hears_the_same_answers_anew(tmp_path):
+    run(tmp_path)
+    run(tmp_path, log=tmp_path / "second", listening="another")
+    log = (tmp_path / "second").read_text()
+    assert "answer" not in log and log.count("listen") == 20
 
 
 def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol_is_asked_for(tmp_path):
     items = tuple(sqa_item(str(n), tmp_path / f"{n}.wav", ["in the barn"]) for n in range(4))
 
     class HalfDeaf(SpellingToolbox):
-        def answer(self, evaluation, items):
+        def answer(self, model, decoding, batch_size, items):
             return [
                 Answer(i.id, failure="no such file") if i.id == "2" else Answer(i.id, "in the barn", (1,))
                 for i in items
             ]
 
-        def listen(self, evaluation, answers, keep, voices):
+        def listen(self, model, judge, answers, voices):
             return [Heard(answer.id, "in the barn", 1.0) for answer in answers]
 
     job = evaluation(tmp_path, task="sqa", items=items)
@@ -210,9 +251,13 @@ def test_a_share_that_does_not_exist_is_refused():
         Share(2, 2)
 
 
-def test_a_folder_with_other_files_is_not_emptied(tmp_path):
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "precious.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="no evaluation of ours"):
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path):
+    folder = evaluation(tmp_path).folder
+    folder.mkdir(parents=True)
+    (folder / "precious.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds precious.jsonl, but no key.json of ours"):
         run(tmp_path)
-    assert (tmp_path / "eval" / "precious.jsonl").exists()
+    (folder / "key.json").write_text('{"key": "of another"}')
+    with pytest.raises(UserError, match="belongs to another evaluation"):
+        run(tmp_path)
+    assert (folder / "precious.jsonl").read_text() == "{}\n"

@@ -142,3 +142,24 @@ def test_the_reference_profile_accepts_an_answer_inside_another_word():
     strict, published = (scored("sqa", ["nine"], "nineteen", p, heard="ninety") for p in (STRICT, REFERENCE))
     for metric in ("text_accuracy", "speech_accuracy"):
         assert strict["metrics"][metric]["value"] == 0 and published["metrics"][metric]["value"] == 1
+
+
+def test_speech_that_only_has_to_contain_an_answer_is_counted_against_its_own_text():
+    long = "well i think that it is paris in france"
+    right = scored("sqa", ["paris"], long, STRICT, heard=long)
+    assert right["metrics"]["speech_wer"]["value"] == 0 and right["metrics"]["speech_accuracy"]["value"] == 1
+    half = scored("sqa", ["paris"], long, STRICT, heard="well i think that")
+    assert half["metrics"]["speech_wer"]["value"] == pytest.approx(5 / 9, abs=1e-5)
+    silent = scored("sqa", ["paris"], long, STRICT, codes=())
+    assert silent["metrics"]["speech_wer"]["value"] == 1
+    wordless = scored("sqa", ["paris"], "", STRICT, heard="paris")
+    assert "speech_wer" not in wordless["metrics"] and wordless["left_out"] == 1
+    exact = scored("sqa", ["paris"], long, STRICT, heard=long, answers="exact")
+    assert exact["metrics"]["speech_wer"]["value"] == 8
+    assert scored("tts", ["paris"], long, STRICT, heard=long)["metrics"]["speech_wer"]["value"] == 8
+
+
+def test_an_accepted_answer_that_normalises_to_nothing_is_never_right():
+    for answers in ("exact", "contains"):
+        result = scored("text", ["paris", "!"], "...", STRICT, answers=answers)
+        assert result["metrics"]["text_accuracy"]["value"] == 0

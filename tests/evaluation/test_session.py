@@ -1,9 +1,11 @@
 """From a model folder to result files: every task, two modes, the judge's controls, comparisons, wandb."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -91,6 +93,11 @@ def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if ".0.jsonl" not in path.name}
 
 
+def without_time(files):
+    """The controls' measurement states when it was made."""
+    return {name: content for name, content in files.items() if not name.endswith("controls.json")}
+
+
 def test_every_task_is_measured_and_a_repeated_run_changes_nothing(config, tmp_path):
     results = run_session(config)
     assert {result["task"] for result in results} == {"asr", "tts", "sqa", "text"}
@@ -98,11 +105,11 @@ def test_every_task_is_measured_and_a_repeated_run_changes_nothing(config, tmp_p
     assert all(result["tokens"] == result["backbone_passes"] for result in results)  # Vanilla: a pass per token
     place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"
     first = files_of(place)
-    assert "sft/test/tts.vanilla/result.md" in first
+    (tts,) = (name.rpartition("/")[0] for name in first if "/tts.vanilla.6-" in name and name.endswith("/result.md"))
     run_session(config)
     assert files_of(place) == first
     # the tts audio of the first two, and of the worst two, is kept where there is any
-    rows = [json.loads(line) for line in first["sft/test/tts.vanilla/utterances.jsonl"].splitlines()]
+    rows = [json.loads(line) for line in first[f"{tts}/utterances.jsonl"].splitlines()]
     assert all("audio" in row for row in rows if row["id"] in ("tts0", "tts1") and not row["silent"])
 
 
@@ -111,17 +118,18 @@ def test_two_processes_and_a_lost_batch_give_the_same_files(config, tmp_path):
     place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"
     whole = files_of(place)
     for name in ("answers.0.jsonl", "heard.0.jsonl"):
-        path = place / "sft" / "test" / "sqa.vanilla" / name
+        (path,) = place.glob(f"sft/test/sqa.vanilla.6-*/{name}")
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
-    (place / "controls.json").unlink()
+    (controls,) = place.glob("controls/*/controls.json")
+    controls.unlink()
     run_session(replace(config, workers=2))
-    assert files_of(place) == whole
+    assert without_time(files_of(place)) == without_time(whole) and controls.is_file()
 
 
 def test_modes_are_compared_with_vanilla_and_cost_less(config, tmp_path):
     run_session(replace(config, task="tts"))
     run_session(replace(config, task="tts", mode="boost"))
-    (comparison,) = json.loads((tmp_path / "w/runs/r/eval/tones/comparisons.json").read_text())
+    (comparison,) = json.loads((tmp_path / "w/runs/r/eval/tones/comparisons.json").read_text())["comparisons"]
     assert (comparison["task"], comparison["mode"], comparison["utterances"]) == ("tts", "boost", 6)
     assert comparison["backbone_passes_share"] < 0.8
     assert 0 < comparison["metrics"]["speech_wer"]["p_value"] <= 1
@@ -131,13 +139,14 @@ def test_verified_drafts_give_vanillas_answers(config, tmp_path):
     vanilla = run_session(replace(config, task="tts"))[0]
     checked = run_session(replace(config, task="tts", mode="boost", verify="greedy"))[0]
     assert checked["metrics"] == vanilla["metrics"]
-    assert (tmp_path / "w/runs/r/eval/tones/sft/test/tts.boost+verify/result.json").exists()
+    assert list((tmp_path / "w/runs/r/eval/tones/sft/test").glob("tts.boost+verify.6-*/result.json"))
 
 
 def test_controls_measure_the_judge_and_keep_the_codecs_sound(config, tmp_path):
     run_session(config)
     place = tmp_path / "w/runs/r/eval/tones"
-    controls = json.loads((place / "controls.json").read_text())
+    (path,) = place.glob("controls/*/controls.json")
+    controls = json.loads(path.read_text())
     conditions = [(row["recordings"], row["condition"]) for row in controls["rows"]]
     assert len(conditions) == 4 + 3 and all(row["utterances"] == 6 for row in controls["rows"])
     assert ("the assistant's voice", "noise of the same length and level") in conditions
@@ -146,11 +155,65 @@ def test_controls_measure_the_judge_and_keep_the_codecs_sound(config, tmp_path):
         assert rate == RATE and len(wave) > 3000
 
 
+def as_rank(rank, config, folder):
+    """What a process does that torchrun starts: evaluates its part, and notes what it was given."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": "29500"}
+    results = run_session(config)
+    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+
+
+def test_ranks_share_the_work_end_together_and_one_writes_the_results(config, tmp_path):
+    alone = run_session(replace(config, output=str(tmp_path / "alone")))
+    shared = replace(config, output=str(tmp_path / "shared"), batch_size=2)
+    ranks = [get_context("fork").Process(target=as_rank, args=(rank, shared, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)] == [
+        json.loads(json.dumps(alone)),
+        [],
+    ]
+    results = {
+        name: text for name, text in files_of(tmp_path / "alone").items() if "result" in name or "utterances" in name
+    }
+    assert len(results) == 4 * 3 and results.items() <= files_of(tmp_path / "shared").items()
+    for stem in ("answers", "heard"):
+        assert len(list((tmp_path / "shared").rglob(f"tts*/{stem}.[01].jsonl"))) == 2
+
+
+def test_a_smaller_look_and_another_batch_size_keep_all_that_was_done(config, tmp_path):
+    (whole,) = run_session(replace(config, task="tts"))
+    place = tmp_path / "w/runs/r/eval/tones"
+    before = files_of(place)
+    toolbox = session.ModelToolbox.answer
+    session.ModelToolbox.answer = None  # nothing is to be generated
+    try:
+        assert run_session(replace(config, task="tts", batch_size=1, workers=1)) == [whole]
+        (look,) = run_session(replace(config, task="tts", limit=2))
+    finally:
+        session.ModelToolbox.answer = toolbox
+    assert look["utterances"] == 2 and look["limited_to"] == 2 and look["key"] != whole["key"]
+    after = files_of(place)
+    changed = {name for name in before if after.get(name) != before[name]}
+    assert changed <= {"comparisons.json"}
+
+
+def test_a_run_whose_weights_were_replaced_is_another_result(config, tmp_path):
+    (one,) = run_session(replace(config, task="text"))
+    manifest = tmp_path / "w/runs/r/sft/model/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights": "v"}))
+    (two,) = run_session(replace(config, task="text"))
+    assert one["key"] != two["key"] and (one["weights"], two["weights"]) == ("w", "v")
+    assert len(list((tmp_path / "w/runs/r/eval/tones/sft/test").glob("text.vanilla.6-*/result.json"))) == 2
+
+
 def test_generating_and_scoring_are_separate_steps(config, tmp_path):
     with pytest.raises(UserError, match=r"6 answers of sft tts vanilla are missing .* generate them first"):
         run_session(replace(config, task="tts", step="score"))
     assert run_session(replace(config, task="tts", step="generate")) == []
-    place = tmp_path / "w/runs/r/eval/tones/sft/test/tts.vanilla"
+    (place,) = (tmp_path / "w/runs/r/eval/tones/sft/test").glob("tts.vanilla.6-*")
     assert not (place / "result.json").exists()
     before = (place / "answers.0.jsonl").read_bytes()
     (result,) = run_session(replace(config, task="tts", step="score"))

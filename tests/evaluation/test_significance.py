@@ -50,6 +50,15 @@ def test_p_value_is_the_exact_one_for_a_small_case():
     assert result.p_value == pytest.approx(1 / 16, abs=0.01)
 
 
+def test_rates_with_denominators_of_their_own_are_compared():
+    one, two = ([2, 0, 1], [4, 2, 4]), ([1, 1, 1], [8, 2, 2])
+    result = compare_paired(one[0], two[0], one[1], two[1])
+    assert result.value == pytest.approx(3 / 12 - 3 / 10)
+    assert compare_paired(one[0], two[0], one[1], one[1]) == compare_paired(one[0], two[0], one[1])
+    equal = compare_paired([2, 0, 1], [2, 0, 1], [4, 2, 4], [4, 2, 4])
+    assert (equal.value, equal.p_value) == (0, 1)
+
+
 def test_false_alarms_come_as_often_as_the_p_value_says():
     rng = np.random.default_rng(3)
     alarms = 0

@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.normalisers import plain
 from vita_audio_pl.evaluation.results import write_results
 from vita_audio_pl.evaluation.scoring import Scoring
-from vita_audio_pl.evaluation.toolbox import ModelToolbox
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
 
 
@@ -52,7 +50,7 @@ def test_a_voice_is_most_like_itself(wavlm):
 
 
 def test_naturalness_is_what_the_exported_model_says(utmos):
-    scores = Naturalness(utmos, trust_file=True).score([tone(0.1), 0.5 * tone(0.1)], 16000)
+    scores = Naturalness(utmos).score([tone(0.1), 0.5 * tone(0.1)], 16000)
     assert scores == pytest.approx([0.3, 0.15], abs=1e-3)
 
 
@@ -63,20 +61,7 @@ def test_missing_models_are_sentences(tmp_path):
         Naturalness(tmp_path / "none.jit")
     (tmp_path / "text.jit").write_text("hello")
     with pytest.raises(UserError, match="is no TorchScript model"):
-        Naturalness(tmp_path / "text.jit", trust_file=True)
-
-
-def test_files_that_can_run_code_are_loaded_only_where_they_are_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.jit, "load", lambda *args, **options: pytest.fail("it was loaded"))
-    file = tmp_path / "utmos.jit"
-    file.write_bytes(b"anything")
-    for make in (
-        lambda: Naturalness(file),
-        lambda: ModelToolbox(lambda name: None, mos_model=file),
-        lambda: judge_maker(model=str(tmp_path))("paraformer"),
-    ):
-        with pytest.raises(UserError, match="can run any code .* add trust_file=true"):
-            make()
+        Naturalness(tmp_path / "text.jit")
 
 
 def test_scores_reach_the_results_and_equal_codes_in_two_voices_are_heard_twice(tmp_path):
@@ -86,8 +71,8 @@ def test_scores_reach_the_results_and_equal_codes_in_two_voices_are_heard_twice(
     from vita_audio_pl.evaluation.records import Heard
 
     class Rating(SpellingToolbox):
-        def listen(self, evaluation, answers, keep, voices):
-            heard = super().listen(evaluation, answers, keep, voices)
+        def listen(self, model, judge, answers, voices):
+            heard = super().listen(model, judge, answers, voices)
             return [Heard(h.id, h.text, h.seconds, float(voices[h.id].stem) / 10, 3.5) for h in heard]
 
     items = tuple(tts_item(str(n), "the red cow", voice_prompt=tmp_path / f"{n}.wav") for n in (2, 6))
@@ -96,4 +81,4 @@ def test_scores_reach_the_results_and_equal_codes_in_two_voices_are_heard_twice(
     assert result["voice"] == {
         "similarity": {"mean": 0.4, "utterances": 2}, "naturalness": {"mean": 3.5, "utterances": 2},
     }  # fmt: skip
-    assert "likeness to the prompted voice" in (tmp_path / "eval" / "result.md").read_text()
+    assert "likeness to the prompted voice" in (record.evaluation.folder / "result.md").read_text()

@@ -75,6 +75,7 @@ def write_arm_result(place: Path, choice: str, seed: int, mode: str, task: str, 
     answers = [{"id": row["id"], "codes": [7, 7, 8, 9]} for row in rows]
     (folder / "answers.0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     write_json(folder / "result.json", {
+        "format": 2, "key": f"{choice}{seed}{mode}{task}",
         "stage": "mtp10", "mode": name, "verify": "greedy" if verified else "none", "task": task, "split": "test",
         "bench": "spoken_world", "pattern": PATTERNS[name], "utterances": 160, "metrics": metrics, "backbone_passes": passes, "head_passes": heads,
         "profile": "strict", "judge": "pocketsphinx",

@@ -71,10 +71,12 @@ def write_run(folder: Path) -> Path:
     ]
     write_json(place / "controls.json", {"rows": controls, "remark": "A remark.",
                                          "resynthesis": {"sqa.s0": "controls/sqa.s0.wav"}})  # fmt: skip
-    difference = {"value": 0.015, "low": 0.004, "high": 0.026, "p_value": 0.0004, "utterances": 320}
-    write_json(place / "comparisons.json", [
-        {"stage": "sft", "mode": "boost", "split": "test", "task": "tts", "metrics": {"speech_wer": difference}},
-    ])  # fmt: skip
+    difference = {"value": 0.015, "low": 0.004, "high": 0.026, "p_value": 0.0004, "utterances": 318, "first": 0.061,
+                  "second": 0.076}  # fmt: skip
+    write_json(place / "comparisons.json", {"format": 2, "comparisons": [
+        {"stage": "sft", "mode": "boost", "split": "test", "task": "tts", "metrics": {"speech_wer": difference},
+         "backbone_passes_share": 0.234, "second": {"key": "sft.test.tts.boost"}},
+    ]})  # fmt: skip
     return folder
 
 
@@ -114,7 +116,7 @@ def write_result(place: Path, stage: str, mode: str, task: str, split: str = "te
         if task == "sqa":
             row["source"] = str(place.parents[1] / "question.wav")
         rows.append(row)
-    result = {"stage": stage, "mode": mode, "verify": "none", "task": task, "split": split, "bench": "spoken_world",
+    result = {"format": 2, "key": f"{stage}.{split}.{task}.{mode}", "stage": stage, "mode": mode, "verify": "none", "task": task, "split": split, "bench": "spoken_world",
               "utterances": 320 if stage == "sft" else 100, "metrics": metrics, "backbone_passes": passes,
               "profile": "strict", "judge": "pocketsphinx"}  # fmt: skip
     write_json(folder / "result.json", result)

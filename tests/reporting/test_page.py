@@ -158,6 +158,7 @@ def result_on(folder, bench, task, split, mode, stage, profile="strict", **facts
         "stage": stage,
         "profile": profile,
         "judge": "",
+        "utterances": 9,
     }
     figures["metrics"] = {metric: {"value": 0.05, "low": 0.04, "high": 0.06, "utterances": 9}}
     suffix = "" if profile == "strict" else f".{profile}"

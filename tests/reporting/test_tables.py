@@ -48,7 +48,7 @@ def test_markdown_escapes_nothing_and_loses_nothing(run):
     assert lines[0] == "| Recordings | What the judge hears | WER | Utterances |" and lines[1] == "|---|---|---:|---:|"
     assert lines[2] == "| assistant's voice | the recording | 1.2 % (1.0 to 1.4) | 100 |"
     compared = markdown(comparison_table(run, "test", "sft"))
-    assert "| TTS WER | boost | +1.5 (+0.4 to +2.6) | < 0.001 | 320 |" in compared
+    assert "| TTS WER | boost | 6.1 % | 7.6 % | +1.5 (+0.4 to +2.6) | < 0.001 | 318 |" in compared
     assert not comparison_table(run, "test", "mtp1").rows
 
 
@@ -56,7 +56,8 @@ def test_headline_says_what_vanilla_reaches_and_what_speed_costs(run):
     vanilla, boost = headline(run, "sft", "test")
     assert vanilla.startswith("After sft, Vanilla reaches ASR WER 3.7 %, TTS WER 5.5 %, Spoken QA, text 80.0 %")
     assert boost == (
-        "Boost speaks with 23 % of the backbone passes at a TTS WER of 7.8 %, +1.5 points against Vanilla (+0.4 to +2.6)."
+        "Boost speaks with 23 % of the backbone passes at a TTS WER of 7.6 %, where Vanilla has 6.1 % over the same 318 "
+        "utterances: +1.5 points (+0.4 to +2.6)."
     )
 
 

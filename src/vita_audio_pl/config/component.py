@@ -22,7 +22,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.config.fields import check_settings, no_such_setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.secrets import without_credentials
 
 TARGET = "_target_"
 
@@ -104,10 +103,7 @@ def with_components(value: Any, where: str = "") -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Settings as dictionaries, lists and scalars, components with their `_target_`: what a file can hold.
-
-    Credentials in URLs are left out, since all of this is written somewhere.
-    """
+    """Settings as dictionaries, lists and scalars, components with their `_target_`: what a file can hold."""
     if isinstance(value, Custom):
         return {TARGET: value.path, **plain(value.settings)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -117,7 +113,7 @@ def plain(value: Any) -> Any:
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
-    return without_credentials(value)
+    return value
 
 
 def find_class(path: str, where: str) -> Any:

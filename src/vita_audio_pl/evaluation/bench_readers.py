@@ -3,11 +3,25 @@
 import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.items import Item, asr_item, read_objects, read_samples, read_text, sqa_item, tts_item
+from vita_audio_pl.evaluation.items import (
+    Item,
+    accepted_answers,
+    asr_item,
+    bench_lines,
+    read_objects,
+    read_samples,
+    recording,
+    sqa_item,
+    tts_item,
+)
+from vita_audio_pl.text.lines import split_fields
 
 _AISHELL_SPEAKER = len("BAC009S0764")  # of BAC009S0764W0121, speaker and utterance
+
+_QUESTION = "a question must be an object with 'audio' and 'answers'"
 
 Reader = Callable[[Path, str, Path], Iterable[Item]]
 """`(place, task, root) -> items`; the place is the file or folder below root that the bench file names for a split."""
@@ -21,18 +35,24 @@ def read_transcribed(pairs: Iterable[tuple[str, Path, str]], task: str) -> Itera
 
 def librispeech(place: Path, task: str, root: Path) -> Iterable[Item]:
     """LibriSpeech: `<speaker>/<chapter>/<speaker>-<chapter>.trans.txt` with the FLAC files beside it."""
-    files = _existing(sorted(place.glob("*/*/*.trans.txt")), place, "*/*/*.trans.txt")
-    pairs = [(id, file.with_name(f"{id}.flac"), text) for file in files for id, text in _named_lines(file)]
-    _refuse_without({path.stem for path in place.glob("*/*/*.flac")} - {id for id, _, _ in pairs}, "transcript", place)
+    files = _existing(place, "*/*/*.trans.txt")
+    lines = [(file, id, text) for file in files for id, text in _named_lines(file)]
+    _refuse_without(
+        {path.stem for path in _files(place, "*/*/*.flac")} - {id for _, id, _ in lines}, "transcript", place
+    )
+    pairs = [(id, recording(f"{id}.flac", str(file), file.parent), text) for file, id, text in lines]
     return read_transcribed(pairs, task)
 
 
 def libritts(place: Path, task: str, root: Path) -> Iterable[Item]:
     """LibriTTS: `<speaker>/<chapter>/<id>.normalized.txt` with `<id>.wav` beside it."""
-    files = _existing(sorted(place.glob("*/*/*.normalized.txt")), place, "*/*/*.normalized.txt")
+    files = _existing(place, "*/*/*.normalized.txt")
     names = [file.name.removesuffix(".normalized.txt") for file in files]
-    _refuse_without({path.stem for path in place.glob("*/*/*.wav")} - set(names), "normalized.txt", place)
-    pairs = ((id, file.with_name(f"{id}.wav"), read_text(file).strip()) for id, file in zip(names, files, strict=True))
+    _refuse_without({path.stem for path in _files(place, "*/*/*.wav")} - set(names), "normalized.txt", place)
+    pairs = (
+        (id, file.with_name(f"{id}.wav"), "\n".join(line.strip() for _, line in bench_lines(file)))
+        for id, file in zip(names, files, strict=True)
+    )
     return read_transcribed(pairs, task)
 
 
@@ -43,7 +63,7 @@ def kaldi(place: Path, task: str, root: Path) -> Iterable[Item]:
     for id, path in _named_lines(place / "wav.scp"):
         if "|" in path:
             raise UserError(f"{place / 'wav.scp'}: '{id}' is a command, not a file; write the audio to files first")
-        audio[id] = Path(path) if Path(path).is_absolute() else place / path
+        audio[id] = recording(path, f"{place / 'wav.scp'}: '{id}'", place)
     pairs = []
     for id, text in _named_lines(transcript):
         if id not in audio:
@@ -55,9 +75,9 @@ def kaldi(place: Path, task: str, root: Path) -> Iterable[Item]:
 
 def aishell(place: Path, task: str, root: Path) -> Iterable[Item]:
     """AISHELL-1: `wav/<split>/**.wav` with one `transcript/*.txt` for all splits; the characters are set with blanks."""
-    (transcript,) = _existing(sorted(root.glob("transcript/*.txt")), root, "transcript/*.txt")[:1]
+    transcript = _existing(root, "transcript/*.txt")[0]
     texts = dict(_named_lines(transcript))
-    recordings = {path.stem: path for path in _existing(sorted(place.rglob("*.wav")), place, "**.wav")}
+    recordings = {path.stem: path for path in _existing(place, "**/*.wav")}
     speakers = {id[:_AISHELL_SPEAKER] for id in recordings}
     _refuse_without(recordings.keys() - texts.keys(), "transcript", transcript)
     _refuse_without({id for id in texts if id[:_AISHELL_SPEAKER] in speakers} - recordings.keys(), "recording", place)
@@ -68,22 +88,23 @@ def aishell(place: Path, task: str, root: Path) -> Iterable[Item]:
 def fleurs(place: Path, task: str, root: Path) -> Iterable[Item]:
     """FLEURS: `<split>.tsv` (id, file, raw transcript, transcript, ...) with `audio/<split>/<file>` beside it."""
     pairs = []
-    for number, line in enumerate(read_text(place).splitlines(), 1):
+    for where, line in bench_lines(place):
         columns = line.split("\t")
         if len(columns) < 4:
-            raise UserError(f"{place}:{number}: expected tab-separated columns id, file, raw transcript, transcript")
+            raise UserError(f"{where}: expected tab-separated columns id, file, raw transcript, transcript")
         # The first column numbers sentences, which several people read
-        pairs.append((Path(columns[1]).stem, place.parent / "audio" / place.stem / columns[1], columns[3]))
+        audio = recording(columns[1], where, place.parent / "audio" / place.stem)
+        pairs.append((audio.stem, audio, columns[3]))
     return read_transcribed(pairs, task)
 
 
 def seed_tts(place: Path, task: str, root: Path) -> Iterable[Item]:
     """Seed-TTS-eval `meta.lst`: `id|prompt_text|prompt_wav|text`; the prompt recording gives the voice."""
-    for number, line in enumerate(read_text(place).splitlines(), 1):
+    for where, line in bench_lines(place):
         columns = line.split("|")
         if len(columns) < 4:
-            raise UserError(f"{place}:{number}: expected id|prompt_text|prompt_wav|text")
-        yield tts_item(columns[0], columns[3], voice_prompt=place.parent / columns[2])
+            raise UserError(f"{where}: expected id|prompt_text|prompt_wav|text")
+        yield tts_item(columns[0], columns[3], voice_prompt=recording(columns[2], where, place.parent))
 
 
 def questions(place: Path, task: str, root: Path) -> Iterable[Item]:
@@ -91,20 +112,18 @@ def questions(place: Path, task: str, root: Path) -> Iterable[Item]:
 
     `id` is optional; the recording's name stands in for it.
     """
-    if place.suffix == ".csv":
-        rows = list(csv.DictReader(read_text(place).splitlines()))
-    else:
-        rows = [row for _, row in read_objects(place, "a question must be an object with 'audio' and 'answers'")]
-    for number, row in enumerate(rows, 1):
+    rows = _csv_rows(place) if place.suffix == ".csv" else read_objects(place, _QUESTION)
+    for where, row in rows:
         answers = row.get("answers") or row.get("answer")
         if not row.get("audio") or not answers:
-            raise UserError(f"{place}: question {number} needs 'audio' and 'answers'")
+            raise UserError(f"{where}: a question needs 'audio' and 'answers'")
         if isinstance(answers, str):
             answers = [answer.strip() for answer in answers.split("|")]
-        audio = Path(row["audio"])
-        yield sqa_item(
-            str(row.get("id") or audio.stem), audio if audio.is_absolute() else place.parent / audio, answers
-        )
+        audio = recording(row["audio"], where, place.parent)
+        id = row.get("id") or audio.stem
+        if not isinstance(id, str | int):
+            raise UserError(f"{where}: 'id' must be a name or a number")
+        yield sqa_item(str(id), audio, accepted_answers(answers, where))
 
 
 READERS: dict[str, Reader] = {
@@ -119,10 +138,25 @@ READERS: dict[str, Reader] = {
 }
 
 
+def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """`file:line` and row of a CSV file with a line of names; a quoted field may hold ends of lines."""
+    rows = csv.DictReader((f"{line}\n" for _, line in bench_lines(path, blank=True)), strict=True)
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{path}: row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{path}: after row {rows.line_num - 1}: not CSV ({error})") from None
+
+
 def _named_lines(path: Path) -> list[tuple[str, str]]:
-    """Lines `id rest`."""
-    pairs = (line.strip().split(maxsplit=1) for line in read_text(path).splitlines() if line.strip())
-    return [(pair[0], pair[1] if len(pair) > 1 else "") for pair in pairs]
+    """Lines `id rest`; an id stands for one of them."""
+    found: dict[str, str] = {}
+    for where, line in bench_lines(path):
+        id, *rest = split_fields(line, 2)
+        if id in found:
+            raise UserError(f"{where}: '{id}' comes a second time; ids must be unique, or results would be lost")
+        found[id] = rest[0] if rest else ""
+    return list(found.items())
 
 
 def _refuse_without(ids: Iterable[str], what: str, place: Path) -> None:
@@ -135,7 +169,13 @@ def _refuse_without(ids: Iterable[str], what: str, place: Path) -> None:
         )
 
 
-def _existing(found: list[Path], place: Path, pattern: str) -> list[Path]:
+def _existing(place: Path, pattern: str) -> list[Path]:
+    found = _files(place, pattern)
     if not found:
         raise UserError(f"{place} holds no {pattern}; check bench.root, it must be the folder as published")
     return found
+
+
+def _files(place: Path, pattern: str) -> list[Path]:
+    """Files in order, without hidden ones: other operating systems put a `._name` beside each."""
+    return sorted(path for path in place.glob(pattern) if not path.name.startswith("."))

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.bench_readers import READERS
-from vita_audio_pl.evaluation.items import Item, check_audio, check_items
+from vita_audio_pl.evaluation.items import Item, check_items
 from vita_audio_pl.evaluation.normalisers import get_normaliser
 from vita_audio_pl.evaluation.profiles import get_profile
 from vita_audio_pl.evaluation.scoring import METRICS, Scoring
@@ -60,12 +60,11 @@ class BenchConfig:
             if task not in METRICS:
                 raise UserError(f"bench.tasks: '{task}' is no task; choose from {', '.join(METRICS)}")
 
-    def items(self, task: str, split: str, limit: int | None = None, missing_audio: str = "refuse") -> tuple[Item, ...]:
-        """The items of one split of one task, the first `limit` of them.
+    def items(self, task: str, split: str) -> tuple[Item, ...]:
+        """The items of one split of one task; recordings may be missing, see `check_audio`.
 
         Raises:
-            UserError: the bench has no such task or split, or its files cannot be used; missing recordings too,
-                unless `missing_audio` is `count`.
+            UserError: the bench has no such task or split, or its files cannot be used.
         """
         if task not in self.tasks:
             raise UserError(f"bench '{self.name}' has no task '{task}'; it has {', '.join(self.tasks)}")
@@ -73,10 +72,8 @@ class BenchConfig:
         if split not in splits:
             raise UserError(f"bench '{self.name}' has no split '{split}' for {task}; it has {', '.join(splits)}")
         place = Path(self.root) / splits[split]
-        items = check_items(READERS[self.format](place, task, Path(self.root)), str(place))[:limit]
-        if missing_audio == "refuse":
-            check_audio(items)
-        return items
+        normalise = get_normaliser(self.normaliser, self.spelling_file)
+        return check_items(READERS[self.format](place, task, Path(self.root)), str(place), normalise)
 
     def token_limit(self, task: str) -> int:
         return self.max_new_tokens.get(task, 512)

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.evaluation.identity import FORMAT, Identity, digest, file_digests
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.jobs import audio_file
 from vita_audio_pl.evaluation.normalisers import Normaliser
-from vita_audio_pl.evaluation.records import fingerprint, write_atomically
 from vita_audio_pl.evaluation.runner import Run
 from vita_audio_pl.evaluation.scores import count_errors
 from vita_audio_pl.evaluation.significance import bootstrap_ratio
+from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.names import safe_name
 
 _UNIT = 25  # recordings judged by one call
 REMARK = (
@@ -35,24 +37,29 @@ class Recordings:
     @classmethod
     def of_answers(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
         """The expected answers, spoken by the voice that the model learns."""
-        spoken = [(item.spoken_reference, item.references[0]) for item in items if item.spoken_reference is not None]
+        spoken = [(item.spoken_reference, item.references[0]) for item in items if _there(item.spoken_reference)]
         return cls(name, *_columns(spoken[:most]), treatments=("source", "codec", "noise"))
 
     @classmethod
     def of_questions(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
         """The recordings that the model is asked to transcribe."""
-        heard = [(item.source, item.references[0]) for item in items if item.source is not None]
+        heard = [(item.source, item.references[0]) for item in items if _there(item.source)]
         return cls(name, *_columns(heard[:most]), treatments=("source", "codec"))
 
 
-def _columns(pairs: Sequence[tuple[Path, str]]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    return tuple(audio for audio, _ in pairs), tuple(text for _, text in pairs)
+def _there(path: Path | None) -> bool:
+    return path is not None and path.is_file()
+
+
+def _columns(pairs: Sequence[tuple[Path | None, str]]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    return tuple(audio for audio, _ in pairs if audio is not None), tuple(text for _, text in pairs)
 
 
 def measure_controls(
     folder: Path,
     model: Path,
     judge: str,
+    identity: Identity,
     sets: Sequence[Recordings],
     resynthesise: Sequence[tuple[str, Path]],
     normalise: Normaliser,
@@ -61,17 +68,23 @@ def measure_controls(
     """WER of the judge on each set as recorded, after the codec, against wrong references, and in noise.
 
     Args:
-        folder: gets `controls.json` and `controls/`; if it holds the same measurement already, that is returned.
+        folder: gets `controls/<key>/` with `controls.json` and sounds; the same measurement is not made again.
         model: the model folder, for its codec.
+        identity: of an evaluation with this judge, codec and normaliser.
         resynthesise: `(name, recording)` of recordings that are written as they sound after the codec.
         run: the processes that do it.
     """
     codec = model / "codec"
-    key = fingerprint([judge, (codec / "codec.json").read_text(encoding="utf-8"), repr(sets), repr(resynthesise)])
-    path = folder / "controls.json"
+    audios = file_digests([path for one in sets for path in one.audios] + [path for _, path in resynthesise])
+    heard_sets = [[one.name, one.texts, one.treatments, [audios[path] for path in one.audios]] for one in sets]
+    sounds = [[name, audios[path]] for name, path in resynthesise]
+    judged = {"codec": identity.codec, "listening": dict(identity.listening), "scoring": dict(identity.scoring)}
+    key = digest([FORMAT, judged, heard_sets, sounds])
+    place = folder / "controls" / key[:10]
+    path = place / "controls.json"
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["key"] == key:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found.get("key") == key:
             return found
     calls, tasks = [], []
     for recordings in sets:
@@ -85,11 +98,13 @@ def measure_controls(
         rows.append(_row(recordings.name, treatment, recordings.texts, heard, normalise))
         if treatment == "source":
             rows.append(_row(recordings.name, "wrong reference", _others(recordings.texts), heard, normalise))
-    files = {name: f"controls/{audio_file(name).removeprefix('audio/')}" for name, _ in resynthesise}
+    files = {name: f"controls/{key[:10]}/{safe_name(name)}.wav" for name, _ in resynthesise}
     for _ in run("resynthesise", [(codec, [(audio, folder / files[name]) for name, audio in resynthesise])]):
         pass
-    controls = {"key": key, "judge": judge, "remark": REMARK, "rows": rows, "resynthesis": files}
-    write_atomically(path, json.dumps(controls, indent=2, ensure_ascii=False) + "\n")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    controls = {"format": FORMAT, "key": key, "created": created, "judge": judge, **judged, "remark": REMARK}
+    controls |= {"rows": rows, "resynthesis": files}
+    write_json(path, controls)
     return controls
 
 

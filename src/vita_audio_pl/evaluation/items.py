@@ -1,16 +1,23 @@
 """Held-out utterances: what is asked, what is expected, where the audio is."""
 
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation, Message
+from vita_audio_pl.storage.names import storable
+from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation
+from vita_audio_pl.text.lines import load_json, read_lines
+from vita_audio_pl.text.messages import Message
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 TASKS = ("asr", "tts", "sqa", "text")
+_SHOWN = 5  # names in a sentence
+_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LONGEST_NAME = 255  # bytes between two slashes of a path, on every common file system
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,11 @@ def sample_item(sample: dict[str, Any], task: str, where: str, root: Path) -> It
     if conversation.messages[-1].role != "assistant" or len(conversation.messages) < 2:
         raise UserError(f"{where}: the last turn must be the assistant's, it is what the answer is compared with")
     *asked, answer = conversation.messages
-    audios = tuple(str(_found(Path(path), root)) for path in conversation.audios)
+    audios = tuple(str(recording(path, where, root, or_here=True)) for path in conversation.audios)
     n_asked = sum(message.n_audios for message in asked)
     prompt = Conversation(conversation.id, tuple(asked), audios[:n_asked])
     if "answers" in sample:
-        references = sample["answers"]
-        if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-            raise UserError(f"{where}: 'answers' must be a list of texts")
+        references = accepted_answers(sample["answers"], where)
     elif task == "tts":
         references = [asked[-1].content.replace(TTS_INSTRUCTION, "").strip()]
     else:
@@ -108,12 +113,9 @@ def read_objects(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any
     Raises:
         UserError: the file is missing, or a line is not JSON, or no object, for which `expected` says what it should be.
     """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
+    for where, line in bench_lines(path):
         try:
-            row = json.loads(line)
+            row = load_json(line)
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
         if not isinstance(row, dict):
@@ -121,19 +123,89 @@ def read_objects(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any
         yield where, row
 
 
-def check_items(items: Iterable[Item], where: str) -> tuple[Item, ...]:
-    """The items, refused as a whole where results could be lost or could not be computed.
+def bench_lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """`file:line` and text of each line of a bench file, those with nothing but blanks only if `blank`.
 
     Raises:
-        UserError: no items, an id that occurs twice, or an empty reference.
+        UserError: the file is missing, or a line cannot be read: without it the bench is not the bench.
+    """
+    if not path.is_file():
+        raise UserError(f"the bench file {path} does not exist; check bench.root, or prepare the bench first")
+    for line in read_lines(path):
+        where = f"{path}:{line.number}"
+        if line.problem:
+            raise UserError(
+                f"{where}: {line.problem}; correct it, since figures over the other lines are not the bench's"
+            )
+        if blank or line.text.strip(" \t"):
+            yield where, line.text
+
+
+def accepted_answers(value: Any, where: str) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise UserError(f"{where}: 'answers' must be a list of texts")
+    return value
+
+
+def recording(name: Any, where: str, folder: Path, or_here: bool = False) -> Path:
+    """The file that a bench names; a relative name starts from `folder`.
+
+    Args:
+        where: for messages.
+        or_here: a file of that name below the current directory comes first.
+
+    Raises:
+        UserError: it names no file: an address, a name that no file system takes.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: a recording must be given as a path")
+    if _ADDRESS.match(name):
+        raise UserError(f"{where}: the recording is the address {name[:40]}...; write it to a file and give its path")
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        raise UserError(f"{where}: the recording's name {storable(name)[:40]!r}... is none that a file can have")
+    path = Path(name)
+    return path if path.is_absolute() or (or_here and path.exists()) else folder / path
+
+
+def check_items(
+    items: Iterable[Item], where: str, normalise: Callable[[str], Sequence[str]] = str.split
+) -> tuple[Item, ...]:
+    """The items, refused as a whole where results could be lost or could not be computed.
+
+    Ids get a form that can be stored.
+
+    Args:
+        normalise: what the bench's references are scored as.
+
+    Raises:
+        UserError: no items, an id that occurs twice, or references that nothing can be scored against.
     """
     seen: dict[str, Item] = {}
+    empty = []
     for item in items:
-        if not item.references or not all(reference.strip() for reference in item.references):
-            raise UserError(f"{where}: utterance '{item.id}' has an empty reference, so it cannot be scored; remove it")
-        if item.id in seen:
-            raise UserError(f"{where}: the id '{item.id}' occurs twice; ids must be unique, or results would be lost")
-        seen[item.id] = item
+        id = storable(item.id)
+        if id in seen:
+            raise UserError(f"{where}: the id '{id[:80]}' occurs twice; ids must be unique, or results would be lost")
+        if any(storable(text) != text for text in item.references):
+            raise UserError(f"{where}: utterance '{id[:80]}' expects half a character; write the file as UTF-8 again")
+        if not item.references or not normalise(item.references[0]):
+            empty.append(f"'{id[:80]}' ({item.references[0][:20]!r})" if item.references else f"'{id[:80]}'")
+        seen[id] = replace(item, prompt=replace(item.prompt, id=id))
+    if empty:
+        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        raise UserError(
+            f"{where}: nothing can be scored against an empty reference, and normalised {len(empty)} of {len(seen)} are: "
+            f"utterance {', '.join(empty[:_SHOWN])}{more}; remove them, or choose another bench.normaliser"
+        )
     if not seen:
         raise UserError(f"{where} holds no utterances")
     return tuple(seen.values())
@@ -151,17 +223,3 @@ def check_audio(items: Iterable[Item]) -> None:
             f"{len(missing)} recordings of the bench are missing, the first is {missing[0]}; "
             "fetch them, or give missing_audio=count to score them as empty answers"
         )
-
-
-def read_text(path: Path) -> str:
-    """Text of a bench file; a missing one is a sentence."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"the bench file {path} does not exist; check bench.root, or prepare the bench first") from None
-    except UnicodeDecodeError:
-        raise UserError(f"the bench file {path} is not UTF-8 text") from None
-
-
-def _found(path: Path, root: Path) -> Path:
-    return path if path.is_absolute() or path.exists() else root / path

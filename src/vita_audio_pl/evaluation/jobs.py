@@ -1,15 +1,16 @@
-"""What one evaluation is: a model, a mode, a task of a bench, and the folder its records go to."""
+"""What one evaluation is: a model, a mode, a task of a bench, what decides its result, and the folder that is named for it."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vita_audio_pl.evaluation.identity import Identity, read_manifest
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.records import fingerprint
+from vita_audio_pl.storage.names import safe_name
 
 SPEAKING_TASKS = ("tts", "sqa")
+GPU_PRECISION = "bfloat16"
+"""What models answer in on a GPU; on a CPU it is the precision of their files."""
+_SHOWN = 10  # digits of the key in a folder's name; all of them are in its key.json
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,6 @@ class Decoding:
         verify: `none` keeps what the heads drafted, `greedy` lets the backbone check it.
         constrained: inside an audio span only codes, its end marker and the end of the answer may be written.
         max_new_tokens: token limit of an answer.
-        batch_size: answers decoded together.
     """
 
     mode: str
@@ -30,7 +30,6 @@ class Decoding:
     verify: str = "none"
     constrained: bool = True
     max_new_tokens: int = 512
-    batch_size: int = 64
 
     @property
     def label(self) -> str:
@@ -46,8 +45,9 @@ class Evaluation:
         stage: the stage that made it, for tables.
         bench, split, task: where the items are from.
         judge: name of the recogniser that listens to answers; empty where nothing is listened to.
-        folder: where records and results go.
-        players: how many of the first items keep their audio as wav files.
+        identity: what decides the result; another identity has another folder.
+        place: folder that evaluations of this stage and split share.
+        batch_size: answers decoded together.
         limited: there are more items in the bench than are evaluated.
     """
 
@@ -59,9 +59,16 @@ class Evaluation:
     items: tuple[Item, ...]
     decoding: Decoding
     judge: str
-    folder: Path
-    players: int = 0
+    identity: Identity
+    place: Path
+    batch_size: int = 64
     limited: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where records and results go: task, mode and number of utterances for people, the key for all that decides."""
+        name = f"{self.task}.{self.decoding.label}.{len(self.identity.contents)}"
+        return self.place / f"{name}-{self.identity.key[:_SHOWN]}"
 
     @property
     def listens(self) -> bool:
@@ -71,58 +78,30 @@ class Evaluation:
     def name(self) -> str:
         return f"{self.stage} {self.task} {self.decoding.label}"
 
-    def without_items(self) -> "Evaluation":
-        """This evaluation as it is sent to a process that gets its items batch by batch."""
-        return replace(self, items=())
-
-    def codec_header(self) -> bytes:
-        """The bytes of the model's `codec.json`, which holds the codec's fingerprint; empty without a codec."""
-        path = self.model / "codec" / "codec.json"
-        return path.read_bytes() if path.is_file() else b""
-
     def batches(self) -> list[tuple[Item, ...]]:
-        """The units of work: the same ones whatever was done before and however many ranks share them."""
-        size = self.decoding.batch_size
-        return [self.items[start : start + size] for start in range(0, len(self.items), size)]
-
-    def key(self) -> dict[str, Any]:
-        """What the recorded answers depend on; another key means other records."""
-        return {
-            "model": model_fingerprint(self.model),
-            "bench": self.bench,
-            "split": self.split,
-            "task": self.task,
-            "judge": self.judge if self.listens else "",
-            "items": fingerprint([[asdict(item.prompt), item.references] for item in self.items]),
-            "decoding": asdict(self.decoding) | {"pattern": list(self.decoding.pattern)},
-        }
-
-
-def model_fingerprint(folder: Path) -> str:
-    """Identifies the weights of a model folder: their hash in its manifest, else names, sizes and times of its files."""
-    weights = _manifest(folder).get("weights")
-    if isinstance(weights, str):
-        return weights
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+        """How ranks share the work: the same batches whatever was done before and however many ranks there are."""
+        return [self.items[start : start + self.batch_size] for start in range(0, len(self.items), self.batch_size)]
 
 
 def stage_of(folder: Path) -> str:
     """Stage that made a model folder, from its manifest; the folder's name where it has none."""
-    stage = _manifest(folder).get("stage")
-    return stage if isinstance(stage, str) else folder.name
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stage = read_manifest(folder).get("stage")
+    return stage if isinstance(stage, str) and stage else folder.name
 
 
 def audio_file(id: str) -> str:
-    """Where an utterance's audio is kept, below the evaluation's folder: the id without what a path could trip over."""
-    return "audio/" + "".join(char if char.isalnum() or char in "-_." else "_" for char in id).lstrip(".") + ".wav"
+    """Where an utterance's audio is kept, below the evaluation's folder."""
+    return f"audio/{safe_name(id)}.wav"
 
 
-def players_of(evaluation: Evaluation) -> Sequence[str]:
-    """Ids of the items whose audio is kept."""
-    return [item.id for item in evaluation.items[: evaluation.players]]
+def bench_folder(output: str | None, model: Path, bench: str) -> Path:
+    """Where a bench's results go: `runs/<run>/eval/<bench>` beside the stage that `runs/<run>/<stage>/model` is of."""
+    if output is not None:
+        return Path(output)
+    run = model.parent.parent if model.name == "model" else model
+    return run / "eval" / safe_name(bench)
+
+
+def split_folder(bench: Path, stage: str, split: str) -> Path:
+    """Where evaluations of a stage on a split stand side by side."""
+    return bench / safe_name(stage) / safe_name(split)

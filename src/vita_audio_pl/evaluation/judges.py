@@ -78,6 +78,8 @@ def grammar_words(grammar: Path) -> list[str]:
         text = grammar.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"the grammar {grammar} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the grammar {grammar} is not UTF-8 text") from None
     if not text.startswith("#JSGF"):
         raise UserError(f"{grammar} is no JSGF grammar: its first line must begin with #JSGF")
     expansions = re.findall(r"=([^;]*);", re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.S))

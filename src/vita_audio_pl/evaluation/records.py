@@ -1,14 +1,18 @@
-"""Append-only JSONL files that survive a kill: finished batches are kept, a torn one is done again."""
+"""Records of an evaluation: JSONL files that are only ever appended to, so what is done stays done."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import Identity
+from vita_audio_pl.storage.files import full_disk_is_told, write_json
+
+KEY_FILE = "key.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Answer:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Answer":
-        return cls(**{**record, "codes": tuple(record["codes"])})
+        return cls(
+            **{name: value for name, value in record.items() if name != "question"} | {"codes": tuple(record["codes"])}
+        )
 
 
 @dataclass(frozen=True)
@@ -63,57 +69,54 @@ class HeardFile:
     path: Path
 
     def read(self) -> dict[str, Heard]:
-        if not self.path.is_file():
-            return {}
-        lines = map(json.loads, _complete_lines(self.path)[0])
-        return {line.pop("sound"): Heard(**line) for line in lines}
+        rows = _rows(self.path.read_bytes()) if self.path.is_file() else []
+        return {row.pop("sound"): Heard(**row) for row in rows if "sound" in row}
 
     def append(self, heard: dict[str, Heard]) -> None:
         """Add one batch with a single write, which other processes' batches do not mix with."""
-        text = "".join(
-            json.dumps({"sound": sound} | asdict(one), ensure_ascii=False) + "\n" for sound, one in heard.items()
-        )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:
-            file.write(text.encode())
+        append_rows(self.path, [{"sound": sound} | asdict(one) for sound, one in heard.items()])
 
 
 @dataclass
 class RecordFile:
     """Records of one evaluation, written by one or several ranks, read as one mapping from id to record.
 
-    Every rank appends to a file of its own, `<stem>.<rank>.jsonl`; all ranks read all files. A batch counts as done
-    when all its ids are there, so results never depend on where a run was cut.
+    Every rank appends to a file of its own, `<stem>.<rank>.jsonl`; all ranks read all files. Where two have an id, the
+    first counts, so a record never changes.
     """
 
     folder: Path
     stem: str
     rank: int = 0
     _records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _read: dict[Path, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
-            whole, torn = _complete_lines(path)
-            if torn and path == self._own():
-                write_atomically(path, "".join(line + "\n" for line in whole))
-            for line in whole:
-                record = json.loads(line)
-                self._records.setdefault(record["id"], record)
+        self.refresh()
 
-    def _own(self) -> Path:
-        return self.folder / f"{self.stem}.{self.rank}.jsonl"
+    def refresh(self) -> None:
+        """Read what was added since the last time, by other ranks too."""
+        for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(whole)
+            for record in _rows(whole):
+                if isinstance(record.get("id"), str):
+                    self._records.setdefault(record["id"], record)
 
     def done(self, ids: Iterable[str]) -> bool:
         return all(id in self._records for id in ids)
 
-    def append(self, records: Sequence[Answer] | Sequence[Heard]) -> None:
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add one batch with a single write."""
-        rows = [asdict(record) for record in records]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._own().open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            file.flush()
-        self._records.update({row["id"]: row for row in rows})
+        append_rows(self.folder / f"{self.stem}.{self.rank}.jsonl", rows)
+        for row in rows:
+            self._records.setdefault(row["id"], row)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._records
 
     def __getitem__(self, id: str) -> dict[str, Any]:
         return self._records[id]
@@ -122,47 +125,64 @@ class RecordFile:
         return len(self._records)
 
 
-def claim_folder(folder: Path, key: dict[str, Any]) -> bool:
-    """Make `folder` the place of the evaluation that `key` describes; True where earlier work on it can go on.
+def claim_folder(folder: Path, identity: Identity) -> None:
+    """Make `folder` the place of the evaluation that has this identity; what lies there is never touched.
 
-    Records of another evaluation (another model, another limit) that lie there are removed: they would be mixed up.
+    Raises:
+        UserError: the folder belongs to another evaluation, or to nobody.
     """
-    path = folder / "key.json"
-    text = json.dumps(key, indent=2, sort_keys=True, ensure_ascii=False)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return True
-    stale = path.is_file()
-    for old in sorted(folder.glob("*.jsonl")) + sorted(folder.glob("audio/*.wav")) + sorted(folder.glob("result*")):
-        if not stale:
-            raise UserError(f"{folder} holds {old.name}, but no evaluation of ours; give another folder as `output`")
-        old.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
-    return False
+    path = folder / KEY_FILE
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        found = None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); move {folder} away, the answers in it cannot be trusted"
+        ) from None
+    if found is None:
+        other = next((file.name for file in sorted(folder.glob("*")) if not file.name.startswith(".")), None)
+        if other is not None:
+            raise UserError(f"{folder} holds {other}, but no {KEY_FILE} of ours; give another folder as output=DIR")
+        folder.mkdir(parents=True, exist_ok=True)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, {"key": identity.key, "created": created, **identity.facts})
+    elif not isinstance(found, dict) or found.get("key") != identity.key:
+        raise UserError(f"{folder} belongs to another evaluation; give another folder as output=DIR")
 
 
-def fingerprint(value: Any) -> str:
-    """Short stable hash of anything JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+def answered_elsewhere(folder: Path, identity: Identity) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders beside `folder` whose answers equal questions share, with their `key.json`: another limit, judge or mode."""
+    for path in sorted(folder.parent.glob(f"*/{KEY_FILE}")):
+        if path.parent != folder:
+            try:
+                facts = json.loads(path.read_bytes())
+            except (OSError, ValueError):
+                continue
+            if isinstance(facts, dict) and facts.get("answers") == identity.answers:
+                yield path.parent, facts
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never half of it."""
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append JSON lines by one write; a line that a kill cut short is closed first, so it spoils no other."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with full_disk_is_told(path.parent, path.name), path.open("a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else b"\n" + text
+        while text:
+            text = text[file.write(text) :]
 
 
-def _complete_lines(path: Path) -> tuple[list[str], bool]:
-    """Lines that hold a whole record, and whether anything else was there (a write that a kill cut short)."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.split("\n")
-    whole = []
-    for line in lines[:-1]:
+def _rows(data: bytes) -> list[dict[str, Any]]:
+    """The objects of JSON lines; lines that hold none were cut short."""
+    found = []
+    for line in data.split(b"\n"):
         try:
-            json.loads(line)
-        except json.JSONDecodeError:
-            break
-        whole.append(line)
-    return whole, "".join(line + "\n" for line in whole) != text
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found

@@ -4,10 +4,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from vita_audio_pl.evaluation.jobs import Evaluation, audio_file, model_fingerprint
-from vita_audio_pl.evaluation.records import write_atomically
+from vita_audio_pl.evaluation.identity import FORMAT
+from vita_audio_pl.evaluation.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.runner import Records
 from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise, worst_first
+from vita_audio_pl.storage.files import write_whole
 
 METRIC_LABELS = {
     "wer": "WER of the transcript",
@@ -46,34 +47,51 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     evaluation = record.evaluation
     rows = score_record(record, rules)
     for row in rows:
+        row["content"] = record.content(row["id"]).whole
         kept = audio_file(row["id"])
         if (evaluation.folder / kept).is_file():
             row["audio"] = kept
     result = _header(evaluation, rules) | about | summarise(evaluation.task, rows)
     suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
     folder = evaluation.folder
-    write_atomically(folder / f"result{suffix}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / f"result{suffix}.md", markdown(result))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / f"utterances{suffix}.jsonl", "".join(lines))
+    # The result last: who finds it finds its utterances
+    write_whole(folder / f"utterances{suffix}.jsonl", "".join(lines).encode())
+    write_whole(folder / f"result{suffix}.md", markdown(result).encode())
+    write_whole(folder / f"result{suffix}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return result
 
 
 def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
+    identity = evaluation.identity
     return {
+        "format": FORMAT,
+        "key": identity.key,
         "stage": evaluation.stage,
         "bench": evaluation.bench,
         "split": evaluation.split,
         "task": evaluation.task,
         **asdict(evaluation.decoding),
+        "precision": identity.answering["precision"],
         "profile": rules.profile.name,
         "profile_differences": rules.profile.differences(),
         "answer_rule": rules.answers,
         "limited_to": len(evaluation.items) if evaluation.limited else None,
         "judge": evaluation.judge if evaluation.listens else "",
+        "listening": dict(identity.listening),
+        "scoring": dict(identity.scoring),
+        "unreadable": identity.unreadable,
         "model": str(evaluation.model),
-        "model_fingerprint": model_fingerprint(evaluation.model),
+        "model_digest": identity.model,
+        "weights": identity.weights,
+        "utterance_set": identity.utterances,
     }
+
+
+def metric_label(name: str, result: dict[str, Any]) -> str:
+    """What a figure of a result is called; for spoken answers that only have to contain an accepted one, see `Scoring`."""
+    own = name == "speech_wer" and result["task"] == "sqa" and result["answer_rule"] == "contains"
+    return METRIC_LABELS[name] + (", against the text written beside it" if own else "")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -87,7 +105,7 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---:|---:|",
     ]
     for name, metric in result["metrics"].items():
-        lines.append(f"| {METRIC_LABELS[name]} | {percent(metric['value'])} | {interval(metric)} |")
+        lines.append(f"| {metric_label(name, result)} | {percent(metric['value'])} | {interval(metric)} |")
     for name, figure in result["voice"].items():
         lines.append(f"| {VOICE_LABELS[name]} ({figure['utterances']} answers) | {figure['mean']:.3f} | |")
     lines += [

@@ -1,7 +1,5 @@
 """Runs evaluations batch by batch on a pool of processes; what is done stays done."""
 
-import hashlib
-import json
 import os
 import signal
 import threading
@@ -10,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import Content, digest
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.jobs import Evaluation, players_of
-from vita_audio_pl.evaluation.records import Answer, Heard, HeardFile, RecordFile, claim_folder
+from vita_audio_pl.evaluation.jobs import Decoding, Evaluation
+from vita_audio_pl.evaluation.ranks import Share
+from vita_audio_pl.evaluation.records import Answer, Heard, HeardFile, RecordFile, answered_elsewhere, claim_folder
 
 STEPS = ("generate", "listen")
 
@@ -32,41 +32,16 @@ Progress = Callable[[str, int, int], None]
 class Toolbox(Protocol):
     """What does the work of an evaluation; lives in every process of the pool."""
 
-    def answer(self, evaluation: Evaluation, items: Sequence[Item]) -> list[Answer]:
+    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
         """One answer for each item, in order."""
         ...
 
-    def listen(
-        self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str], voices: dict[str, Path]
-    ) -> list[Heard]:
-        """What the judge hears in each answer; answers whose id is in `keep` are also written as wav files.
+    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Heard]:
+        """What the judge hears in each answer.
 
         `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of the work that is this process's: batches `i` with `i % ranks == rank`."""
-
-    rank: int = 0
-    ranks: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.ranks:
-            raise UserError(f"shard {self.rank} of {self.ranks} does not exist; shards count from 0")
-
-    @classmethod
-    def of_environment(cls) -> "Share":
-        """From torchrun's or SLURM's variables; the whole work where there are none."""
-        for rank, ranks in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-            if rank in os.environ and ranks in os.environ:
-                return cls(int(os.environ[rank]), int(os.environ[ranks]))
-        return cls()
-
-    def mine(self, batches: Sequence[T]) -> list[T]:
-        return [batch for index, batch in enumerate(batches) if index % self.ranks == self.rank]
 
 
 @dataclass
@@ -76,36 +51,63 @@ class Records:
     evaluation: Evaluation
     answers: RecordFile
     heard: RecordFile
-    resumed: bool = False
 
     @classmethod
     def open(cls, evaluation: Evaluation, share: Share) -> "Records":
-        resumed = claim_folder(evaluation.folder, evaluation.key())
-        answers, heard = (RecordFile(evaluation.folder, stem, share.rank) for stem in ("answers", "heard"))
-        return cls(evaluation, answers, heard, resumed=resumed and len(answers) > 0)
+        """Claims the evaluation's folder, and copies what this process needs of equal answers in folders beside it."""
+        folder = evaluation.folder
+        claim_folder(folder, evaluation.identity)
+        records = cls(evaluation, RecordFile(folder, "answers", share.rank), RecordFile(folder, "heard", share.rank))
+        if records.missing(records.answers, share):
+            for beside, facts in answered_elsewhere(folder, evaluation.identity):
+                records._copy(beside, facts, share)
+        return records
+
+    def _copy(self, beside: Path, facts: dict[str, Any], share: Share) -> None:
+        answers, heard = RecordFile(beside, "answers"), RecordFile(beside, "heard")
+        ids = [
+            item.id
+            for item in self.missing(self.answers, share)
+            if item.id in answers
+            and answers[item.id].get("question") == self.content(item.id).question
+            and not answers[item.id].get("failure")
+        ]
+        self.answers.append([answers[id] for id in ids])
+        if self.evaluation.listens and facts.get("listening") == self.evaluation.identity.facts["listening"]:
+            self.heard.append([heard[id] for id in ids if id in heard and id not in self.heard])
+
+    def content(self, id: str) -> Content:
+        return self.evaluation.identity.contents[id]
+
+    def refresh(self) -> None:
+        """Read what other ranks added."""
+        self.answers.refresh()
+        self.heard.refresh()
+
+    def answered(self) -> bool:
+        return self.answers.done(item.id for item in self.evaluation.items)
 
     def complete(self) -> bool:
         """True where every item has an answer and, if answers are listened to, was heard."""
-        ids = [item.id for item in self.evaluation.items]
-        return self.answers.done(ids) and (not self.evaluation.listens or self.heard.done(ids))
+        heard = not self.evaluation.listens or self.heard.done(item.id for item in self.evaluation.items)
+        return heard and self.answered()
 
-    def missing_answers(self, share: Share) -> int:
-        """Items of this process's part without an answer."""
-        batches = share.mine(self.evaluation.batches())
-        return sum(not self.answers.done([item.id]) for batch in batches for item in batch)
+    def missing(self, file: RecordFile, share: Share) -> list[Item]:
+        """Items of this process's part without a record in `file`."""
+        return [item for batch in share.mine(self.evaluation.batches()) for item in batch if item.id not in file]
 
     def answer_of(self, id: str) -> Answer:
         return Answer.of(self.answers[id])
 
     def sound_of(self, answer: Answer) -> str:
-        """Hash of what an answer's `Heard` depends on: the judge, the codec, the codes, the voice that was asked for."""
-        facts = [self.evaluation.judge, answer.codes, self.voices.get(answer.id, "")]
-        return hashlib.sha256(self.evaluation.codec_header() + json.dumps(facts).encode()).hexdigest()
+        """Digest of what an answer's `Heard` depends on: the judge, the codec, the codes, the voice that was asked for."""
+        identity = self.evaluation.identity
+        return digest([identity.codec, dict(identity.listening), answer.codes, self.content(answer.id).voice])
 
     @cached_property
-    def voices(self) -> dict[str, str]:
+    def voices(self) -> dict[str, Path]:
         """The recordings of voices that answers were to be spoken in, by id."""
-        return {item.id: str(item.voice) for item in self.evaluation.items if item.voice is not None}
+        return {item.id: item.voice for item in self.evaluation.items if item.voice is not None}
 
     def heard_of(self, id: str) -> Heard:
         return Heard(**self.heard[id])
@@ -135,7 +137,7 @@ def run_evaluations(
     if "generate" in steps:
         _generate(records, share, run, progress)
     for record in records:
-        missing = record.missing_answers(share)
+        missing = len(record.missing(record.answers, share))
         if missing and "generate" not in steps:
             raise UserError(
                 f"{missing} answers of {record.evaluation.name} are missing in {record.evaluation.folder}; "
@@ -150,13 +152,16 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
     units = [
         (record, batch)
         for record in records
-        for batch in share.mine(record.evaluation.batches())
-        if not record.answers.done(item.id for item in batch)
+        for batch in _batches(record.missing(record.answers, share), record.evaluation.batch_size)
     ]
     done, total = 0, sum(len(batch) for _, batch in units)
-    results = run("answer", [(record.evaluation.without_items(), batch) for record, batch in units])
+    calls = []
+    for record, batch in units:
+        job = record.evaluation
+        calls.append((job.model, job.decoding, job.batch_size, batch))
+    results = run("answer", calls)
     for (record, batch), answers in zip(units, results, strict=True):
-        record.answers.append(answers)
+        record.answers.append([asdict(a) | {"question": record.content(a.id).question} for a in answers])
         done += len(batch)
         progress("generate", done, total)
 
@@ -167,37 +172,39 @@ def _listen(
     """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
     known: dict[str, Heard] = {} if elsewhere is None else elsewhere.read()
     units: list[tuple[Records, list[Answer]]] = []
-    for record in records:
-        for batch in share.mine(record.evaluation.batches()) if record.evaluation.listens else []:
-            answers = [record.answer_of(item.id) for item in batch]
-            if not record.heard.done(answer.id for answer in answers):
-                units.append((record, answers))
-                continue
-            for answer in answers:
-                known[record.sound_of(answer)] = record.heard_of(answer.id)
+    for record in (record for record in records if record.evaluation.listens):
+        missing = record.missing(record.heard, share)
+        for item in record.evaluation.items:
+            if item.id in record.heard and item.id in record.answers:
+                known.setdefault(record.sound_of(record.answer_of(item.id)), record.heard_of(item.id))
+        answers = [record.answer_of(item.id) for item in missing]
+        units += [(record, batch) for batch in _batches(answers, record.evaluation.batch_size)]
 
     planned, calls = set(known), []
     for record, answers in units:
-        keep = set(players_of(record.evaluation))
-        fresh = {}
+        fresh = []
         for answer in answers:
             sound = record.sound_of(answer)
-            if answer.codes and (sound not in planned or answer.id in keep):
-                fresh[answer.id] = answer
+            if answer.codes and sound not in planned:
+                fresh.append(answer)
                 planned.add(sound)
-        voices = {id: Path(record.voices[id]) for id in fresh if id in record.voices}
-        calls.append((record.evaluation.without_items(), list(fresh.values()), sorted(keep & fresh.keys()), voices))
+        voices = {answer.id: record.voices[answer.id] for answer in fresh if answer.id in record.voices}
+        calls.append((record.evaluation.model, record.evaluation.judge, fresh, voices))
 
     done, total = 0, sum(len(answers) for _, answers in units)
-    for (record, answers), (_, sent, _, _), heard in zip(units, calls, run("listen", calls), strict=True):
+    for (record, answers), (_, _, sent, _), heard in zip(units, calls, run("listen", calls), strict=True):
         news = {record.sound_of(a): h for a, h in zip(sent, heard, strict=True)}
         known |= news
-        if elsewhere is not None:
+        if elsewhere is not None and news:
             elsewhere.append(news)
         said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Heard(a.id, "", 0.0) for a in answers]
-        record.heard.append(said)
+        record.heard.append([asdict(one) for one in said])
         done += len(answers)
         progress("listen", done, total)
+
+
+def _batches(of: Sequence[T], size: int) -> list[list[T]]:
+    return [list(of[start : start + size]) for start in range(0, len(of), size)]
 
 
 Run = Callable[[str, list[Any]], Iterator[list[Any]]]

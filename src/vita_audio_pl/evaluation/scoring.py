@@ -63,6 +63,15 @@ class Scoring:
     answers: str = "exact"
     profile: Profile = STRICT
 
+    def expected(self, task: str, metric: Metric, references: Sequence[str], answer: Answer) -> list[list[str]]:
+        """What an answer is compared with, in units: the accepted answers, without those that normalise to nothing.
+
+        Where a spoken answer only has to contain an accepted one, errors of the speech are counted against the text that
+        the model wrote beside it: a whole sentence is right, but it is not the short answer.
+        """
+        own = task == "sqa" and self.answers == "contains" and metric.kind == "errors"
+        return [units for text in ([answer.text] if own else references) if (units := self.normalise(text))]
+
     def matches(self, references: Sequence[Sequence[str]], said: Sequence[str]) -> bool:
         if self.answers == "exact":
             return exact_match(references, said)
@@ -80,7 +89,6 @@ def score_utterances(
 
     Raises:
         KeyError: an item has no answer.
-        UserError: a reference has no units after normalisation.
     """
     rows = []
     for item in items:
@@ -120,22 +128,22 @@ def score_answer(
     """Scores of one answer by the name of the metric, and why a metric was left out, if one was.
 
     Args:
-        references: accepted answers; error rates are counted against the first.
+        references: accepted answers; error rates are counted against the first, but see `Scoring.expected`.
         heard: what the judge understood; without it speech metrics are not computed.
-
-    Raises:
-        UserError: a reference has no units after normalisation.
     """
     scores, left_out = {}, ""
     for metric in METRICS[task]:
         said = answer.text if metric.of == "text" else heard.text if heard is not None else None
         if said is None:
             continue
+        expected = rules.expected(task, metric, references, answer)
         reason = _left_out(metric, answer, rules.profile)
+        if not expected and metric.kind == "errors":
+            reason = "no text to count errors against"
         if reason:
             left_out = reason
         else:
-            scores[metric.name] = _score(metric, task, references, said, rules)
+            scores[metric.name] = _score(metric, task, expected, said, rules)
     return scores, left_out
 
 
@@ -147,8 +155,8 @@ def _left_out(metric: Metric, answer: Answer, profile: Profile) -> str:
     return ""
 
 
-def _score(metric: Metric, task: str, texts: Sequence[str], said: str, rules: Scoring) -> dict[str, int]:
-    references, units = [rules.normalise(text) for text in texts], rules.normalise(said)
+def _score(metric: Metric, task: str, references: Sequence[Sequence[str]], said: str, rules: Scoring) -> dict[str, int]:
+    units = rules.normalise(said)
     if metric.kind == "match":
         return {"hits": int(rules.matches(references, units)), "of": 1}
     if task == "asr" and rules.profile.cut_asr_at_reference_length:

@@ -1,8 +1,7 @@
-"""One call of the evaluation command: plan, run, measure the judge, score, compare."""
+"""One call of the evaluation command: plan, run, score, compare, measure the judge."""
 
-import json
 import os
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,38 +10,38 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.compare import compare_results
+from vita_audio_pl.evaluation.compare import compare_modes
 from vita_audio_pl.evaluation.controls import Recordings, measure_controls
-from vita_audio_pl.evaluation.jobs import Evaluation, audio_file
+from vita_audio_pl.evaluation.jobs import Evaluation, audio_file, bench_folder
 from vita_audio_pl.evaluation.judge_choice import judge_maker
-from vita_audio_pl.evaluation.plan import output_folder, plan_evaluations
-from vita_audio_pl.evaluation.records import HeardFile, write_atomically
+from vita_audio_pl.evaluation.plan import plan_evaluations
+from vita_audio_pl.evaluation.ranks import Meeting, Share
+from vita_audio_pl.evaluation.records import HeardFile
 from vita_audio_pl.evaluation.results import score_record, write_results
-from vita_audio_pl.evaluation.runner import Records, Run, Share, run_evaluations, worker_pool
+from vita_audio_pl.evaluation.runner import Records, Run, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.evaluation.toolbox import ModelToolbox
 from vita_audio_pl.evaluation.wandb_log import log_to_wandb
 
 
 def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
-    """Do what the settings ask for; results of all evaluations that are complete, under every asked profile.
+    """Do what the settings ask for; results of all evaluations under every asked profile.
 
-    With several ranks each does its share, and the rank that finds the records complete writes the results.
+    With several ranks each does its share, all end together, and rank 0 alone writes and returns results.
 
     Raises:
-        UserError: settings, a model, a bench or a judge that cannot be used.
+        UserError: settings, a model, a bench or a judge that cannot be used, or another rank that failed.
     """
     console = console or Console(stderr=True)
-    evaluations = plan_evaluations(config)
     share = Share.of_environment()
-    device = _device(config.device)
+    device = _device(config.device, share)
+    evaluations = plan_evaluations(config, device)
     toolbox = ModelToolbox(
-        judge_maker(config.bench.grammar, config.judge_model, device, config.trust_file),
+        judge_maker(config.bench.grammar, config.judge_model, device),
         device,
         count_unreadable=config.missing_audio == "count",
         speaker_model=Path(config.speaker_model) if config.speaker_model else None,
         mos_model=Path(config.mos_model) if config.mos_model else None,
-        trust_file=config.trust_file,
         graphs=config.graphs,
     )
     steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
@@ -50,76 +49,79 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     if "listen" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
         for judge in {evaluation.judge for evaluation in evaluations if evaluation.listens}:
             toolbox.judge(judge)  # one that is not there is refused before the first answer
-    with worker_pool(toolbox, workers) as run:
+    with Meeting(_folder(config, evaluations[0]), share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
             heard = HeardFile(Path(config.heard)) if config.heard else None
             records = run_evaluations(evaluations, run, share, progress, steps, heard)
-        if config.step == "generate":
+
+        def complete() -> bool:
+            unfinished = [record for record in records if not _finished(record, config)]
+            for record in unfinished:
+                record.refresh()
+            return all(_finished(record, config) for record in unfinished)
+
+        if share.rank:
+            meeting.wait_for_results(complete, "the results")
             return []
-        complete = [record for record in records if record.complete()]
-        if share.rank == 0:
-            _controls(config, evaluations, run)
-        _speak_worst(config, complete, run)
+        meeting.wait_for_all(complete, "the answers")
+        return [] if config.step == "generate" else _conclude(config, records, run)
+
+
+def _finished(record: Records, config: EvaluateConfig) -> bool:
+    return record.answered() if config.step == "generate" else record.complete()
+
+
+def _folder(config: EvaluateConfig, evaluation: Evaluation) -> Path:
+    return bench_folder(config.output, evaluation.model, config.bench.name)
+
+
+def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
+    """Everything that is made of complete records, by one process."""
+    _keep_audio(config, records, run)
     profiles = ["strict", "reference"] if config.profile == "both" else [config.profile]
     about = {"normaliser": config.bench.normaliser, "unit": config.bench.unit}
     results = []
-    for record in complete:
+    for record in records:
         published = config.bench.published_for(record.evaluation.task, record.evaluation.split)
         comparable = {"published": [vars(p) for p in published], "incomparable": list(config.bench.incomparable)}
         for profile in profiles:
             results.append(write_results(record, config.bench.scoring(profile), about | comparable))
-    if not complete:
-        return []
-    folders = {output_folder(config, evaluation.model): evaluation.model for evaluation in evaluations}
-    for folder, model in folders.items():
+    evaluations = [record.evaluation for record in records]
+    for folder, model in {_folder(config, evaluation): evaluation.model for evaluation in evaluations}.items():
         compare_modes(folder)
         if config.wandb != "off":
             group = config.run_name or model.resolve().parent.parent.name
             mode: Literal["offline", "online"] = "online" if config.wandb == "online" else "offline"
             log_to_wandb(results, folder, group, mode, config.wandb_project)
+    _measure_judge(config, evaluations, run)
     return results
 
 
-def compare_modes(folder: Path) -> list[dict[str, Any]]:
-    """Every mode against Vanilla, for each stage, split and task below a bench's folder; writes `comparisons.json`."""
-    by_place: dict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
-    for path in sorted(folder.glob("*/*/*/result.json")):
-        stage, split = path.parts[-4], path.parts[-3]
-        task, _, mode = path.parent.name.partition(".")
-        by_place[stage, split, task][mode] = path.parent
-    comparisons = [
-        {"stage": stage, "split": split, "task": task, "mode": mode} | compare_results(modes["vanilla"], modes[mode])
-        for (stage, split, task), modes in by_place.items()
-        for mode in modes
-        if "vanilla" in modes and mode != "vanilla"
-    ]
-    write_atomically(folder / "comparisons.json", json.dumps(comparisons, indent=2, ensure_ascii=False) + "\n")
-    return comparisons
-
-
-def _speak_worst(config: EvaluateConfig, complete: list[Records], run: Run) -> None:
-    """Keep the audio of the worst answers too: they are what a person wants to hear."""
+def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:
+    """Write the audio of the first answers, and of as many of the worst: they are what a person wants to hear."""
     calls = []
-    for record in complete:
+    for record in records:
         evaluation = record.evaluation
-        if evaluation.listens:
-            worst = score_record(record, config.bench.scoring("strict"))[: config.players]
-            answers = [record.answer_of(row["id"]) for row in worst]
-            there = [a for a in answers if not a.codes or (evaluation.folder / audio_file(a.id)).is_file()]
-            wanted = [answer for answer in answers if answer not in there]
-            if wanted:
-                calls.append((evaluation.without_items(), wanted))
+        if not evaluation.listens:
+            continue
+        ids = [item.id for item in evaluation.items[: config.players]]
+        ids += [row["id"] for row in score_record(record, config.bench.scoring("strict"))[: config.players]]
+        answers = [record.answer_of(id) for id in dict.fromkeys(ids)]
+        files = [(answer, evaluation.folder / audio_file(answer.id)) for answer in answers if answer.codes]
+        wanted = [(answer, file) for answer, file in files if not file.is_file()]
+        if wanted:
+            calls.append((evaluation.model, wanted))
     for _ in run("speak", calls):
         pass
 
 
-def _controls(config: EvaluateConfig, evaluations: list[Evaluation], run: Run) -> None:
+def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], run: Run) -> None:
     """Measure the judge on the bench's own recordings, once for each output folder."""
     most = config.suite.controls if config.suite else config.controls
     if not most:
         return
-    for folder in {output_folder(config, evaluation.model) for evaluation in evaluations}:
-        mine = [e for e in evaluations if output_folder(config, e.model) == folder]
+    for folder in dict.fromkeys(_folder(config, evaluation) for evaluation in evaluations):
+        mine = [e for e in evaluations if _folder(config, e) == folder]
         spoken = [e for e in mine if e.listens]
         if not spoken:
             continue
@@ -132,18 +134,21 @@ def _controls(config: EvaluateConfig, evaluations: list[Evaluation], run: Run) -
             (f"{task}.{item.id}", item.spoken_reference)
             for task in ("tts", "sqa")
             for item in items.get(task, ())[: config.players]
-            if item.spoken_reference is not None
+            if item.spoken_reference is not None and item.spoken_reference.is_file()
         ]
         normalise = config.bench.scoring("strict").normalise
         sets = [recordings for recordings in sets if recordings.audios]
-        measure_controls(folder, spoken[-1].model, spoken[-1].judge, sets, players, normalise, run)
+        last = spoken[-1]
+        measure_controls(folder, last.model, last.judge, last.identity, sets, players, normalise, run)
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+def _device(name: str, share: Share) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={name} was asked for, but there is no GPU here; use device=cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and share.ranks > 1:
+        return f"cuda:{share.local % torch.cuda.device_count()}"  # ranks of a node have a GPU each
     return name
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def compare_paired(
     first: Sequence[float],
     second: Sequence[float],
     denominators: Sequence[float],
+    second_denominators: Sequence[float] | None = None,
     confidence: float = 0.95,
     draws: int = 10000,
     seed: int = 0,
@@ -68,24 +70,34 @@ def compare_paired(
     The p-value is that of the paired randomisation test: under "no difference" each utterance's two results could as
     well be swapped. The interval is the paired bootstrap's.
 
+    Args:
+        denominators: of the first run's rates, and of the second's where it has no `second_denominators`.
+
     Raises:
         ValueError: lengths differ, no utterances, or denominators that sum to zero.
     """
-    one, bottom = _checked(first, denominators)
-    two, _ = _checked(second, denominators)
-    difference = two - one
-    observed = difference.sum()
+    one, below_one = _checked(first, denominators)
+    two, below_two = _checked(second, denominators if second_denominators is None else second_denominators)
+    if len(one) != len(two):
+        raise ValueError(f"expected the same utterances, got {len(one)} and {len(two)}")
+
+    def apart(top_one: Any, top_two: Any, bottom_one: Any, bottom_two: Any) -> Any:
+        return top_two / bottom_two - top_one / bottom_one
+
+    sums = [part.sum() for part in (one, two, below_one, below_two)]
+    observed = apart(*sums)
     rng = np.random.default_rng(seed)
     extreme = 0
-    for size in _chunk_sizes(len(difference), draws):
-        signs = rng.integers(0, 2, (size, len(difference)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ difference) >= abs(observed) - 1e-9).sum())
-    drawn = np.concatenate([difference[i].sum(1) / bottom[i].sum(1) for i in _resamples(len(one), draws, seed + 1)])
+    for size in _chunk_sizes(len(one), draws):
+        swapped = rng.integers(0, 2, (size, len(one)), dtype=np.int8)
+        moved, moved_below = swapped @ (two - one), swapped @ (below_two - below_one)
+        drawn = apart(sums[0] + moved, sums[1] - moved, sums[2] + moved_below, sums[3] - moved_below)
+        extreme += int((np.abs(drawn) >= abs(observed) - 1e-12).sum())
+    parts = (one, two, below_one, below_two)
+    drawn = np.concatenate([apart(*(part[i].sum(1) for part in parts)) for i in _resamples(len(one), draws, seed + 1)])
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return PairedDifference(
-        float(observed / bottom.sum()), float(low), float(high), p_value=(extreme + 1) / (draws + 1)
-    )
+    return PairedDifference(float(observed), float(low), float(high), p_value=(extreme + 1) / (draws + 1))
 
 
 def _checked(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

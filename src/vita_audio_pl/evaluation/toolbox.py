@@ -10,11 +10,10 @@ import torch
 from vita_audio_pl.codecs import Codec, load_codec, read_audio, write_wav
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.jobs import Decoding, Evaluation, audio_file
+from vita_audio_pl.evaluation.jobs import GPU_PRECISION, Decoding
 from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
-from vita_audio_pl.foreign import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
 from vita_audio_pl.inference.prompts import answer_text
@@ -45,7 +44,6 @@ class ModelToolbox:
         threads: CPU threads of one process.
         speaker_model: WavLM checkpoint that compares answers with the voice that was asked for; None for no comparison.
         mos_model: UTMOS as TorchScript that rates how natural answers sound; None for no rating.
-        trust_file: load `mos_model`, which can run any code.
         graphs: decode with CUDA graphs; None for on a GPU.
     """
 
@@ -57,7 +55,6 @@ class ModelToolbox:
         threads: int = 1,
         speaker_model: Path | None = None,
         mos_model: Path | None = None,
-        trust_file: bool = False,
         graphs: bool | None = None,
     ) -> None:
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
@@ -65,18 +62,16 @@ class ModelToolbox:
         self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(partial(load_codec, device=device))
         self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
         self.similarity = cache(lambda: SpeakerSimilarity(speaker_model, device)) if speaker_model else None
-        if mos_model:
-            require_trust(mos_model, "a TorchScript file", trust_file)  # before the first answer
-        self.naturalness = cache(lambda: Naturalness(mos_model, device, trust_file)) if mos_model else None
+        self.naturalness = cache(lambda: Naturalness(mos_model, device)) if mos_model else None
 
-    def answer(self, evaluation: Evaluation, items: Sequence[Item]) -> list[Answer]:
+    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
         """See `runner.Toolbox`."""
         torch.set_num_threads(self.threads)
-        loaded = self.model(evaluation.model)
+        loaded = self.model(model)
         prompts, clips, answers = {}, {}, {}
         for item in items:
             try:
-                codec = self.codec(evaluation.model / "codec") if item.prompt.audios else None
+                codec = self.codec(model / "codec") if item.prompt.audios else None
                 audios = listen(item.prompt, read_recordings(item.prompt, loaded, codec), loaded, codec)
                 prompts[item.id] = prompt_ids(item.prompt, audios, loaded, codec)
                 clips[item.id] = clips_of(audios)
@@ -84,24 +79,19 @@ class ModelToolbox:
                 if not self.count_unreadable:
                     raise UserError(f"utterance '{item.id}': {error}") from None
                 answers[item.id] = Answer(item.id, failure=str(error))
-        generations = self._generate(loaded, list(prompts.values()), list(clips.values()), evaluation.decoding)
+        generations = self._generate(loaded, list(prompts.values()), list(clips.values()), decoding, batch_size)
         for id, generation in zip(prompts, generations, strict=True):
             answers[id] = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
         return [answers[item.id] for item in items]
 
-    def listen(
-        self, evaluation: Evaluation, answers: Sequence[Answer], keep: Sequence[str], voices: dict[str, Path]
-    ) -> list[Heard]:
+    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Heard]:
         """See `runner.Toolbox`."""
         if not answers:
             return []
         torch.set_num_threads(self.threads)
-        codec = self.codec(evaluation.model / "codec")
+        codec = self.codec(model / "codec")
         waves = codec.decode_batch([np.asarray(answer.codes) for answer in answers])
-        for answer, wave in zip(answers, waves, strict=True):
-            if answer.id in keep:
-                write_wav(evaluation.folder / audio_file(answer.id), wave, codec.sample_rate)
-        texts = self.judge(evaluation.judge).transcribe(waves, codec.sample_rate)
+        texts = self.judge(judge).transcribe(waves, codec.sample_rate)
         likeness = dict(zip(voices, self._likeness(voices, answers, waves, codec.sample_rate), strict=True))
         scores = self.naturalness().score(waves, codec.sample_rate) if self.naturalness else [None] * len(waves)
         return [
@@ -119,15 +109,14 @@ class ModelToolbox:
         asked = [read_audio(path, rate) for path in voices.values()]
         return list(self.similarity().compare([spoken[id] for id in voices], asked, rate))
 
-    def speak(self, evaluation: Evaluation, answers: Sequence[Answer]) -> list[Path]:
-        """Write answers as wav files into the evaluation's folder."""
+    def speak(self, model: Path, files: Sequence[tuple[Answer, Path]]) -> list[Path]:
+        """Write answers as wav files; `files` are `(answer, wav to write)`."""
         torch.set_num_threads(self.threads)
-        codec = self.codec(evaluation.model / "codec")
-        paths = [evaluation.folder / audio_file(answer.id) for answer in answers]
-        waves = codec.decode_batch([np.asarray(answer.codes) for answer in answers])
-        for path, wave in zip(paths, waves, strict=True):
+        codec = self.codec(model / "codec")
+        waves = codec.decode_batch([np.asarray(answer.codes) for answer, _ in files])
+        for wave, (_, path) in zip(waves, files, strict=True):
             write_wav(path, wave, codec.sample_rate)
-        return paths
+        return [path for _, path in files]
 
     def recognise(self, codec_folder: Path, judge: str, recordings: Sequence[Path], treatment: str) -> list[str]:
         """What the judge hears in recordings as they are (`source`), after the codec, or in noise of the same length."""
@@ -151,11 +140,16 @@ class ModelToolbox:
         return [path for _, path in files]
 
     def _load_model(self, folder: Path) -> LoadedModel:
-        dtype = torch.bfloat16 if self.device.startswith("cuda") else None
+        dtype = getattr(torch, GPU_PRECISION) if self.device.startswith("cuda") else None
         return load_speech_model(folder, device=self.device, dtype=dtype)
 
     def _generate(
-        self, loaded: LoadedModel, prompts: list[list[int]], clips: list[list[torch.Tensor]], decoding: Decoding
+        self,
+        loaded: LoadedModel,
+        prompts: list[list[int]],
+        clips: list[list[torch.Tensor]],
+        decoding: Decoding,
+        batch_size: int,
     ) -> list[Generation]:
         vocabulary = loaded.vocabulary
         return generate(
@@ -166,7 +160,7 @@ class ModelToolbox:
             stop_ids=[vocabulary.im_end],
             constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
             verify=decoding.verify,
-            batch_size=decoding.batch_size,
+            batch_size=batch_size,
             clips=clips,
             graphs=self.graphs,
         )

@@ -102,6 +102,8 @@ def cautions(files: ExperimentFiles) -> list[str]:
             by_steps.setdefault(_steps(arm) or "not on record", []).append(arm)
         apart = "; ".join(f"{_named(files, arms)}: {steps}" for steps, arms in by_steps.items())
         sentences.append(f"Arms differ in training steps, so more than their settings sets them apart. {apart}.")
+    for arm in files.arms:
+        sentences += [f"{arm.run.folder.name}: {note}" for note in arm.run.notes]
     return sentences
 
 

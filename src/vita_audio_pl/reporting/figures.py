@@ -93,6 +93,8 @@ def quality_against_cost(run: RunFiles, stage: str, split: str) -> Picture | Non
             figure = result.figures["metrics"].get("speech_wer")
             if figure is not None:
                 points.append((result.task, result.mode, result.figures["backbone_passes"], figure))
+    # Points over other utterances are not to be compared, so their names say over how many they are
+    unequal = {task for task, _, _, f in points if len({g["utterances"] for of, _, _, g in points if of == task}) > 1}
     if not points:
         return None
 
@@ -109,7 +111,8 @@ def quality_against_cost(run: RunFiles, stage: str, split: str) -> Picture | Non
                 x, y, [below, above], fmt="o-", color=colour, linewidth=1, markersize=5, capsize=2, label=name
             )
             for passes, mode, f in mine:
-                axes.annotate(mode, (passes, 100 * f["value"]), xytext=(5, 6), textcoords="offset points",
+                name = f"{mode}, {f['utterances']} utterances" if task in unequal else mode
+                axes.annotate(name, (passes, 100 * f["value"]), xytext=(5, 6), textcoords="offset points",
                               color=colour, fontsize=8)  # fmt: skip
         axes.set_xlabel("backbone passes per answer")
         axes.set_ylabel("WER of the speech, %")

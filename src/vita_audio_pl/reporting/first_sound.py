@@ -1,12 +1,11 @@
 """When an answer's first sound can be played: passes until then, and how much sound it is."""
 
-import json
 from dataclasses import dataclass
 
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.reporting.experiment_files import ArmRun
 from vita_audio_pl.reporting.experiment_measures import HEAD_COST, SPOKEN
-from vita_audio_pl.reporting.run_files import Result
+from vita_audio_pl.reporting.result_files import Result, read_rows
 
 CODES_PER_CHUNK = 16
 """Codes after which a streamed answer is played even though their span goes on."""
@@ -60,8 +59,7 @@ def seconds_per_code(result: Result) -> float | None:
     """How long a code sounds, by the answers of an evaluation; None where their codes were not kept."""
     seconds = {row["id"]: row["seconds"] for row in result.utterances if row.get("seconds")}
     for path in sorted(result.folder.glob("answers.*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            answer = json.loads(line)
+        for answer in read_rows(path, torn=True):
             if answer["id"] in seconds and answer.get("codes"):
                 return float(seconds[answer["id"]]) / len(answer["codes"])
     return None

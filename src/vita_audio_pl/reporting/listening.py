@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.reporting.run_files import RECORDED, Result, RunFiles
+from vita_audio_pl.reporting.result_files import RECORDED, Result
+from vita_audio_pl.reporting.run_files import RunFiles
 
 _TASKS = ("sqa", "tts")
 _PROMPTS = 4  # of each task

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
 from vita_audio_pl.reporting.listening import data_uri, utterances_to_hear
 from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
+from vita_audio_pl.reporting.result_files import Result
 from vita_audio_pl.reporting.result_page import is_wrong
-from vita_audio_pl.reporting.run_files import Result, RunFiles, Stage, asset
+from vita_audio_pl.reporting.run_files import RunFiles, Stage, asset
 from vita_audio_pl.reporting.samples import StageSamples, read_stage_samples
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table
 

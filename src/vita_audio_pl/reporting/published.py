@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vita_audio_pl.reporting.run_files import Result
+from vita_audio_pl.reporting.result_files import Result
 from vita_audio_pl.reporting.tables import METRIC_NAMES, NOT_MEASURED, Cell, Table, rate_cell
 
 

@@ -10,8 +10,9 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from vita_audio_pl.reporting.run_files import Result, asset, read_result
-from vita_audio_pl.reporting.tables import METRIC_NAMES, Cell, Table, rate_cell
+from vita_audio_pl.reporting.result_files import Result, read_result
+from vita_audio_pl.reporting.run_files import asset
+from vita_audio_pl.reporting.tables import Cell, Table, metric_name, rate_cell
 from vita_audio_pl.storage.files import write_whole
 
 MOST_SHOWN = 300  # utterances of a page; all are in utterances.jsonl
@@ -42,6 +43,8 @@ class Shown:
 def write_result_pages(bench: Path) -> list[Path]:
     """Writes `result.html` beside every `result.json` of a bench's results; doing it again changes nothing.
 
+    Folders that an older version wrote are left as they are.
+
     Recordings are linked, not copied, so a page plays them as long as they stay where they were.
 
     Args:
@@ -52,6 +55,8 @@ def write_result_pages(bench: Path) -> list[Path]:
     pages = []
     for path in sorted(bench.glob("*/*/*/result*.json")):
         result = read_result(path)
+        if not result.key:
+            continue
         page = path.with_suffix(".html")
         text = template.render(
             title=f"{result.figures['bench']} {result.split}: {result.task}, {result.stage}, {result.mode}",
@@ -59,7 +64,6 @@ def write_result_pages(bench: Path) -> list[Path]:
             table=figures_table(result),
             utterances=list(_shown(result)),
             total=len(result.utterances),
-            names=METRIC_NAMES,
             style=Markup(asset("page.css")),
         )
         write_whole(page, text.encode(), flush=False)
@@ -71,7 +75,7 @@ def figures_table(result: Result) -> Table:
     """Every figure of one evaluation with its 95 % interval, and over how many utterances."""
     rows = [
         (
-            Cell(METRIC_NAMES[name]),
+            Cell(metric_name(name, result.figures)),
             rate_cell(f["value"], f["low"], f["high"]),
             Cell(str(f["utterances"]), f["utterances"]),
         )
@@ -82,7 +86,7 @@ def figures_table(result: Result) -> Table:
 
 def _shown(result: Result) -> Iterator[Shown]:
     for row in result.utterances[:MOST_SHOWN]:
-        scores = tuple(_score(name, score) for name, score in row["scores"].items())
+        scores = tuple(_score(metric_name(name, result.figures), score) for name, score in row["scores"].items())
         notes = [row.get("failure", ""), row.get("left_out", ""), "silent" if row.get("silent") else ""]
         notes.append("" if row["stopped"] else "cut at the token limit")
         yield Shown(
@@ -104,7 +108,7 @@ def is_wrong(score: dict[str, int]) -> bool:
 
 def _score(name: str, score: dict[str, int]) -> str:
     said = f"{score['errors']} errors of {score['of']}" if "errors" in score else "right" if score["hits"] else "wrong"
-    return f"{METRIC_NAMES[name]}: {said}"
+    return f"{name}: {said}"
 
 
 def _players(folder: Path, row: dict[str, Any]) -> Iterator[Player]:

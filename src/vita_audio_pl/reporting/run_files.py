@@ -1,20 +1,16 @@
 """Reads what a run left on disk: curves, manifests, evaluation results. Nothing here is computed anew."""
 
 import csv
-import json
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.reporting.result_files import Result, read_json, read_result
+from vita_audio_pl.reporting.shown import choose_controls, choose_results
 
 MODE_ORDER = ("vanilla", "own", "balance", "boost", "turbo")
-RECORDED = ("source", "spoken_reference")
-"""What a row of `utterances.jsonl` says of recordings: files of the machine that prepared the data."""
-RECORDINGS = "recordings.json"
-"""In a bench's folder that came from elsewhere: which file of that folder a recording is."""
 
 
 @dataclass(frozen=True)
@@ -43,52 +39,15 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One evaluation: its `result.json` and the folder that it is in."""
-
-    folder: Path
-    figures: dict[str, Any]
-    utterance_file: str = "utterances.jsonl"
-
-    @property
-    def stage(self) -> str:
-        return str(self.figures["stage"])
-
-    @property
-    def task(self) -> str:
-        return str(self.figures["task"])
-
-    @property
-    def split(self) -> str:
-        return str(self.figures["split"])
-
-    @property
-    def mode(self) -> str:
-        """Decoding mode as shown: `boost`, or `boost+verify` where drafts were checked."""
-        mode = str(self.figures["mode"])
-        return mode if self.figures.get("verify", "none") == "none" else f"{mode}+verify"
-
-    @cached_property
-    def utterances(self) -> list[dict[str, Any]]:
-        """A row for each utterance, worst first; recordings that came with the results are played from there."""
-        text = (self.folder / self.utterance_file).read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        bench = (self.folder / "../../..").resolve()
-        packed = _read_json(bench / RECORDINGS, {})
-        for row in rows:
-            row |= {name: str(bench / packed[row[name]]) for name in RECORDED if row.get(name) in packed}
-        return rows
-
-
-@dataclass(frozen=True)
 class RunFiles:
     """Everything that a report needs of one run, and of one bench in it.
 
     Attributes:
-        results: all evaluations, in the order of stages, then modes from slow to fast.
-        controls: how well the judge hears known recordings (`controls.json`), empty if it was not measured.
+        results: an evaluation for each stage, split, task and mode, in the order of stages, then modes from slow to fast.
+        controls: how well the judge hears known recordings, empty if it was not measured.
         comparisons: paired differences against Vanilla (`comparisons.json`), empty if there are none.
         durations: seconds of each step of the demo, empty where it was not the demo.
+        notes: sentences about results that are there and not shown, or not to be compared.
     """
 
     folder: Path
@@ -98,6 +57,7 @@ class RunFiles:
     controls: dict[str, Any]
     comparisons: tuple[dict[str, Any], ...]
     durations: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, bench: str | None = None) -> "RunFiles":
@@ -115,8 +75,10 @@ class RunFiles:
             bench = measured[0] if measured else ""
         stages = _in_order([_read_stage(path) for path in sorted(folder.glob("*/metrics.csv"))])
         place = folder / "eval" / bench
-        results = [read_result(path) for path in sorted(place.glob("*/*/*/result.json"))]
-        if not stages and not results:
+        weights = {stage.name: stage.manifest["weights"] for stage in stages if stage.manifest.get("weights")}
+        found = [read_result(path) for path in sorted(place.glob("*/*/*/result.json"))]
+        results, notes = choose_results(found, weights)
+        if not stages and not found:
             raise UserError(f"{folder} holds no metrics.csv of a stage and no results of bench '{bench}'")
         order = [stage.name for stage in stages]
 
@@ -125,15 +87,18 @@ class RunFiles:
             mode = str(result.figures["mode"])
             return known, result.stage, MODE_ORDER.index(mode) if mode in MODE_ORDER else len(MODE_ORDER), result.mode
 
-        comparisons = _read_json(place / "comparisons.json", [])
+        results.sort(key=rank)
+        comparisons = read_json(place / "comparisons.json", {})
+        controls = [read_json(path, {}) for path in sorted(place.glob("controls/*/controls.json"))]
         return cls(
             folder,
             bench,
             tuple(stages),
-            tuple(sorted(results, key=rank)),
-            _read_json(place / "controls.json", {}),
-            tuple(comparisons),
-            _read_json(folder / "durations.json", {}),
+            tuple(results),
+            choose_controls(controls, results) or read_json(place / "controls.json", {}),
+            tuple(comparisons["comparisons"]) if isinstance(comparisons, dict) and comparisons else (),
+            read_json(folder / "durations.json", {}),
+            tuple(notes),
         )
 
     def result(self, stage: str, mode: str, task: str, split: str = "test") -> Result | None:
@@ -157,7 +122,7 @@ def _read_stage(path: Path) -> Stage:
     return Stage(
         path.parent.name,
         {name: Curve(*zip(*points, strict=True)) for name, points in curves.items()},
-        _read_json(path.parent / "model" / "manifest.json", {}),
+        read_json(path.parent / "model" / "manifest.json", {}),
         path.parent,
     )
 
@@ -177,24 +142,6 @@ def _in_order(stages: list[Stage]) -> list[Stage]:
     return sorted(stages, key=lambda stage: (depth(stage.name), stage.name))
 
 
-def read_result(path: Path) -> Result:
-    """The evaluation of a `result.json`, or of `result.reference.json` under the published protocol.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return Result(path.parent, _read_json(path, {}), f"utterances{path.stem.removeprefix('result')}.jsonl")
-
-
 def asset(name: str) -> str:
     """Text of a file that the pages are made of."""
     return resources.files("vita_audio_pl.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _read_json(path: Path, otherwise: Any) -> Any:
-    if not path.is_file():
-        return otherwise
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and evaluate again") from None

@@ -1,12 +1,12 @@
 """What a stage's model answered while it trained, from `samples/step-<n>/samples.jsonl`, side by side over the steps."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.reporting.listening import data_uri
+from vita_audio_pl.reporting.result_files import read_rows
 
 _STEPS = 4  # shown of a stage, the first and the last among them
 SAMPLES_FILE = "samples.jsonl"
@@ -84,8 +84,7 @@ def _spread(folders: Sequence[Path], most: int) -> list[Path]:
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = (folder / SAMPLES_FILE).read_text(encoding="utf-8").splitlines()
-    return {row["id"]: row for row in map(json.loads, lines)}
+    return {row["id"]: row for row in read_rows(folder / SAMPLES_FILE)}
 
 
 def _answer(row: dict[str, Any], folder: Path | None) -> SampledAnswer:

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.reporting.run_files import Result, read_result
+from vita_audio_pl.reporting.result_files import Result, read_json, read_result
+from vita_audio_pl.reporting.shown import choose_results
 from vita_audio_pl.reporting.tables import METRIC_NAMES, NOT_MEASURED, Cell, Table, rate_cell
 
 STAGES = {"1": "align", "2": "mtp1", "3": "mtp10", "4": "sft"}
@@ -72,8 +73,10 @@ def published_figures(folder: Path | None = None) -> list[PublishedFigure]:
 
 
 def measured(run: Path) -> list[Result]:
-    """All results of a run, on every bench and under both profiles."""
-    return [read_result(path) for path in sorted(run.glob("eval/*/*/*/*/result*.json"))]
+    """A run's results on every bench and under both profiles, of several of one kind the one that pages show."""
+    manifests = {path.parents[1].name: read_json(path, {}) for path in run.glob("*/model/manifest.json")}
+    weights = {stage: manifest["weights"] for stage, manifest in manifests.items() if manifest.get("weights")}
+    return choose_results(map(read_result, sorted(run.glob("eval/*/*/*/*/result*.json"))), weights)[0]
 
 
 def standing_table(results: Sequence[Result], figures: Sequence[PublishedFigure], last: str, plus: bool) -> Table:

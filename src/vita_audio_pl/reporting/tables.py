@@ -1,13 +1,14 @@
 """Tables as data, and as Markdown or on the terminal; the HTML page draws the same ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.table import Table as TerminalTable
 
-from vita_audio_pl.reporting.run_files import Result, RunFiles
+from vita_audio_pl.reporting.result_files import Result
+from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.seeds import Estimate
 
 SPEAKING_TASKS = ("tts", "sqa")
@@ -106,12 +107,21 @@ def _share(run: RunFiles, spoken: Sequence[Result], stage: str, split: str) -> C
     mine = vanilla = 0
     for result in spoken:
         baseline = run.result(stage, "vanilla", result.task, split)
-        if baseline is not None:
+        if baseline is not None and baseline.figures.get("model_digest") == result.figures.get("model_digest"):
             theirs = {row["id"]: row["backbone_passes"] for row in baseline.utterances}
             common = [row for row in result.utterances if row["id"] in theirs]
             mine += sum(row["backbone_passes"] for row in common)
             vanilla += sum(theirs[row["id"]] for row in common)
     return Cell(f"{100 * mine / vanilla:.0f} %", mine / vanilla) if vanilla else NOT_MEASURED
+
+
+def metric_name(name: str, result: Mapping[str, Any]) -> str:
+    """What a figure of a result is called.
+
+    Speech of answers that only have to contain an accepted one is compared with the text beside it.
+    """
+    own = name == "speech_wer" and result["task"] == "sqa" and result.get("answer_rule") == "contains"
+    return METRIC_NAMES[name] + (", against the text beside it" if own else "")
 
 
 METRIC_NAMES = {
@@ -130,7 +140,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         for name, figure in result["metrics"].items():
             rows.append(
                 (Cell(f"{result['stage']} {result['mode']}"), Cell(f"{result['task']} {result['split']}"),
-                 Cell(METRIC_NAMES[name]), rate_cell(figure["value"], figure["low"], figure["high"]),
+                 Cell(metric_name(name, result)), rate_cell(figure["value"], figure["low"], figure["high"]),
                  Cell(f"{result['backbone_passes']:.1f}", result["backbone_passes"]),
                  Cell(str(figure["utterances"]), figure["utterances"]),
                  Cell(str(result["silent"]), result["silent"]), Cell(str(result["unfinished"]), result["unfinished"]))
@@ -141,11 +151,18 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
 
 def comparison_sentences(comparison: dict[str, Any]) -> list[str]:
     """What a paired comparison found, in words."""
-    first, second = (f"{comparison[key]['stage']} {comparison[key]['mode']}" for key in ("first", "second"))
-    sentences = [f"{second} against {first}, over {comparison['utterances']} common utterances:"]
+    one, two = comparison["first"], comparison["second"]
+    first, second = (f"{result['stage']} {result['mode']}" for result in (one, two))
+    sentences = [
+        f"{second} against {first}, over {comparison['utterances']} common utterances "
+        f"of {one['utterances']} and {two['utterances']}:"
+    ]
+    if comparison["differs"]:
+        sentences.append(f"  besides the answers differ {', '.join(comparison['differs'])}")
     for name, difference in comparison["metrics"].items():
         sentences.append(
-            f"  {METRIC_NAMES[name]}: {100 * difference['value']:+.2f} points (95 % interval "
+            f"  {METRIC_NAMES[name]}: {100 * difference['first']:.2f} % and {100 * difference['second']:.2f} %, "
+            f"{100 * difference['value']:+.2f} points (95 % interval "
             f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}, p = {difference['p_value']:.4f})"
         )
     return [*sentences, f"  backbone passes: {100 * comparison['backbone_passes_share']:.1f} % of the first's"]
@@ -162,12 +179,13 @@ def controls_table(run: RunFiles) -> Table:
 
 
 def comparison_table(run: RunFiles, split: str, stage: str) -> Table:
-    """Differences of a stage's modes to Vanilla over the same utterances of a split, with p-values."""
+    """A stage's modes beside Vanilla, both over the same utterances of a split, with the difference and its p-value."""
     rows = []
     for name, task, metric in FIGURES:
         for mode in (mode for of, mode in run.rows(split) if of == stage):
-            difference = _difference(run, split, stage, mode, task, metric)
-            if difference is None:
+            comparison = _comparison(run, split, stage, mode, task)
+            difference = {} if comparison is None else comparison["metrics"].get(metric, {})
+            if not difference:
                 continue
             points = Cell(
                 f"{100 * difference['value']:+.1f}",
@@ -176,40 +194,50 @@ def comparison_table(run: RunFiles, split: str, stage: str) -> Table:
             )
             p_value = difference["p_value"]
             shown = Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
+            rates = (Cell(f"{100 * difference[which]:.1f} %", difference[which]) for which in ("first", "second"))
             count = Cell(str(difference["utterances"]), difference["utterances"])
-            rows.append((Cell(name), Cell(mode), points, shown, count))
-    return Table(("Figure", "Mode", "Points against Vanilla", "p", "Utterances"), tuple(rows), labels=2)
+            rows.append((Cell(name), Cell(mode), *rates, points, shown, count))
+    headers = ("Figure", "Mode", "Vanilla", "This mode", "Points against Vanilla", "p", "Utterances, the same for both")
+    return Table(headers, tuple(rows), labels=2)
 
 
 def headline(run: RunFiles, stage: str, split: str) -> list[str]:
-    """The results of a stage in a few sentences: what Vanilla reaches, and what each faster mode costs."""
-    table = main_table(run, split)
-    rows = {row[1].text: dict(zip(table.headers, row, strict=True)) for row in table.rows if row[0].text == stage}
+    """The results of a stage in a few sentences: what Vanilla reaches, and what each faster mode costs.
+
+    A mode and the Vanilla that it stands beside have answered the same utterances.
+    """
     sentences = []
-    if "vanilla" in rows:
-        parts = [
-            f"{name} {rows['vanilla'][name].text}" for name, _, _ in FIGURES if rows["vanilla"][name].value is not None
-        ]
-        sentences.append(f"After {stage}, Vanilla reaches {', '.join(parts)}.")
-    for mode, row in rows.items():
-        difference = _difference(run, split, stage, mode, "tts", "speech_wer")
-        if mode != "vanilla" and difference is not None:
+    reached = [
+        (name, metric_cell(result, metric).text, result.figures["metrics"][metric]["utterances"])
+        for name, task, metric in FIGURES
+        if (result := run.result(stage, "vanilla", task, split)) is not None and metric in result.figures["metrics"]
+    ]
+    counts = {utterances for _, _, utterances in reached}
+    if len(counts) == 1:
+        rates = ", ".join(f"{name} {rate}" for name, rate, _ in reached)
+        sentences.append(f"After {stage}, Vanilla reaches {rates}, each over {counts.pop()} utterances.")
+    elif reached:
+        rates = ", ".join(f"{name} {rate} ({utterances} utterances)" for name, rate, utterances in reached)
+        sentences.append(f"After {stage}, Vanilla reaches {rates}.")
+    for mode in (mode for of, mode in run.rows(split) if of == stage and mode != "vanilla"):
+        comparison = _comparison(run, split, stage, mode, "tts")
+        difference = {} if comparison is None else comparison["metrics"].get("speech_wer", {})
+        if comparison is not None and difference:
             sentences.append(
-                f"{mode.capitalize()} speaks with {row[_SHARE].text} of the backbone passes at a TTS WER of "
-                f"{row['TTS WER'].text}, {100 * difference['value']:+.1f} points against Vanilla "
+                f"{mode.capitalize()} speaks with {100 * comparison['backbone_passes_share']:.0f} % of the backbone passes "
+                f"at a TTS WER of {100 * difference['second']:.1f} %, where Vanilla has {100 * difference['first']:.1f} % "
+                f"over the same {difference['utterances']} utterances: {100 * difference['value']:+.1f} points "
                 f"({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f})."
             )
     return sentences
 
 
-def _difference(run: RunFiles, split: str, stage: str, mode: str, task: str, metric: str) -> dict[str, Any] | None:
-    """The paired difference to Vanilla of one figure, or None where it was not measured."""
-    wanted = {"split": split, "stage": stage, "mode": mode, "task": task}
-    for comparison in run.comparisons:
-        if wanted.items() <= comparison.items():
-            found: dict[str, Any] | None = comparison["metrics"].get(metric)
-            return found
-    return None
+def _comparison(run: RunFiles, split: str, stage: str, mode: str, task: str) -> dict[str, Any] | None:
+    """The shown result of a mode beside Vanilla over the same utterances, or None where they were not compared."""
+    result = run.result(stage, mode, task, split)
+    if result is None or not result.key:
+        return None
+    return next((found for found in run.comparisons if found["second"]["key"] == result.key), None)
 
 
 def markdown(table: Table) -> str:

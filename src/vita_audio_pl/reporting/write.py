@@ -10,6 +10,7 @@ from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.standing import ELSEWHERE, measured, published_figures, standing_table
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
 from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.names import safe_name
 from vita_audio_pl.storage.owned import Kind, Owned
 
 REPORT = Kind("report", sign=("tables.md", "report.md"))
@@ -49,7 +50,7 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     sections = {"Held-out results": main_table(run, split), f"Against Vanilla, {stage}": comparison_table(run, split, stage),
                 "The judge": controls_table(run)}  # fmt: skip
     tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
-    sentences = "".join(f"{sentence}\n" for sentence in headline(run, stage, split))
+    sentences = "".join(f"{sentence}\n" for sentence in [*headline(run, stage, split), *run.notes])
     write_file(output / "tables.md", f"# {title}\n\n{sentences}\n{tables}".encode())
     sounds = [
         path
@@ -80,11 +81,8 @@ def write_sounds(utterance: Utterance, folder: Path) -> list[Path]:
     for voice in utterance.voices:
         if voice.sound:
             kind, _, content = voice.sound.partition(";base64,")
-            name = "".join(
-                char if char.isalnum() or char in "._-" else "_"
-                for char in f"{utterance.id}.{voice.name}".replace(",", "")
-            )
-            path = folder / f"{name}.{kind.rpartition('/')[2]}"
+            speaker = "".join(char if char.isalnum() or char in "._-" else "_" for char in voice.name.replace(",", ""))
+            path = folder / f"{safe_name(utterance.id)}.{speaker}.{kind.rpartition('/')[2]}"
             write_file(path, base64.b64decode(content))
             written.append(path)
     return written

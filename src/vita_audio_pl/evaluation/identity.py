@@ -1,0 +1,184 @@
+"""What decides a result. Two evaluations that agree in it are one; whatever else differs does not part them.
+
+Weights, recordings and the judge's files count by their contents, so a copy is the same and a changed file is another,
+whatever their names and times. Batch size, device, processes and the number of kept players do not count; the precision
+that goes with a device does.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, sum_of_files
+
+FORMAT = 2
+"""Of identities, records and results; raised where the same facts would give other answers or figures."""
+
+_NO_WEIGHTS = ("manifest.json", "generation_config.json", CHECKSUMS)  # the pattern counts where it is used
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")
+_MODEL_FOLDERS = ("tokenizer", "codec", "speech_input")
+_MANIFEST_FACTS = ("weights", "vocabulary", "tokenizer", "codec_fingerprint")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one utterance is.
+
+    Attributes:
+        question: digest of what the model gets: the words and the recordings of the prompt.
+        whole: digest of that and of what is expected.
+        voice: digest of the recording that gives the voice; empty without one.
+    """
+
+    question: str
+    whole: str
+    voice: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides a result.
+
+    Attributes:
+        task: which figures are computed.
+        model: digest of the model's files, tokenizer and codec included.
+        weights: the hash of the weights in its manifest; empty without one.
+        codec: digest of its codec's files.
+        answering: how answers are generated: pattern, verification, constraint, token limit, precision.
+        unreadable: what becomes of a recording that cannot be read: `refuse` or `count`.
+        listening: the judge and the models of voices with their files; empty where nothing is listened to.
+        scoring: how text becomes figures: normaliser, units, which answers are right.
+        contents: the utterances by id.
+    """
+
+    task: str
+    model: str
+    weights: str
+    codec: str
+    answering: Mapping[str, Any]
+    unreadable: str
+    listening: Mapping[str, Any]
+    scoring: Mapping[str, Any]
+    contents: Mapping[str, Content]
+
+    @cached_property
+    def utterances(self) -> str:
+        """Digest of the set of utterances, whatever their order."""
+        return digest(sorted((id, content.question, content.whole) for id, content in self.contents.items()))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON; `answers` is the same wherever equal questions have equal answers."""
+        facts = {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
+        facts["contents"] = {"utterances": len(self.contents), "digest": self.utterances}
+        return {"format": FORMAT, "answers": self.answers, **json.loads(json.dumps(facts))}
+
+    @cached_property
+    def answers(self) -> str:
+        return digest([FORMAT, self.model, dict(self.answering)])
+
+    @cached_property
+    def key(self) -> str:
+        """The one name of the result, 20 hexadecimal digits."""
+        return digest(self.facts)
+
+
+def digest(value: Any) -> str:
+    """Stable hash of anything JSON can hold, 20 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def content_of(items: Iterable[Item], recordings: Mapping[Path, str]) -> dict[str, Content]:
+    """The contents of items by id; `recordings` are the digests of all recordings of their prompts."""
+    found = {}
+    for item in items:
+        audios = [recordings[Path(path)] for path in item.prompt.audios]
+        question = digest([[asdict(message) for message in item.prompt.messages], audios])
+        voice = "" if item.voice is None else recordings[item.voice]
+        found[item.id] = Content(question, digest([question, item.references]), voice)
+    return found
+
+
+def model_facts(folder: Path) -> tuple[str, str]:
+    """`Identity.model` and `Identity.weights` of a model folder."""
+    manifest = read_manifest(folder)
+    facts = {name: manifest[name] for name in _MANIFEST_FACTS if name in manifest}
+    files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.name not in _NO_WEIGHTS}
+    files |= {path for name in _MODEL_FOLDERS for path in _all_files(folder / name)}
+    return digest([facts, _names_and_contents(folder, files)]), str(manifest.get("weights", ""))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`manifest.json` of a model folder; empty where there is none.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); the model folder is damaged") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} must hold an object; the model folder is damaged")
+    return manifest
+
+
+def path_digest(path: Path | str | None) -> str:
+    """Digest of a file's contents, or of all files below a folder; empty without a path, `missing` where nothing is."""
+    if path is None:
+        return ""
+    path = Path(path)
+    if path.is_dir():
+        return digest(_names_and_contents(path, _all_files(path)))
+    return file_digests([path])[path]
+
+
+def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Digests of the contents of files, each read once by a process; `missing` for what cannot be read."""
+    versions = {path: _version(path) for path in paths}
+    unread = [path for path, version in versions.items() if version is not None and version not in _known]
+    try:
+        sums = sum_of_files(unread)
+    except OSError:  # one cannot be read: the others can
+        sums = {path: found for path in unread if (found := _sum_of(path)) is not None}
+    _known.update({versions[path]: digest([found.bytes, found.blocks]) for path, found in sums.items()})
+    return {path: _known.get(version, "missing") for path, version in versions.items()}
+
+
+_Version = tuple[Path, int, int] | None
+
+_known: dict[_Version, str] = {}
+
+
+def _version(path: Path) -> _Version:
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):
+        return None
+    return (path.absolute(), facts.st_size, facts.st_mtime_ns) if path.is_file() else None
+
+
+def _sum_of(path: Path) -> FileSum | None:
+    try:
+        return sum_of_files([path])[path]
+    except OSError:
+        return None
+
+
+def _names_and_contents(folder: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
+    digests = file_digests(files)
+    return sorted((path.relative_to(folder).as_posix(), found) for path, found in digests.items())
+
+
+def _all_files(folder: Path) -> Sequence[Path]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

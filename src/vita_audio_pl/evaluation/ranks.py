@@ -1,0 +1,176 @@
+"""Several processes that share an evaluation: what each does, and how they end together."""
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.names import safe_name
+
+T = TypeVar("T")
+
+_EVERY = 2.0  # seconds between two looks at the others
+_SILENCE = 300.0  # seconds without a sign after which a process counts as dead
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that is this process's: batches `i` with `i % ranks == rank`.
+
+    Attributes:
+        local: number of this process on its node, which chooses its GPU.
+        launch: name of the launch, the same for its processes.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    local: int = 0
+    launch: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise UserError(f"shard {self.rank} of {self.ranks} does not exist; shards count from 0")
+
+    @classmethod
+    def of_environment(cls) -> "Share":
+        """From torchrun's or SLURM's variables; the whole work where there are none."""
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+            return cls(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"), _launch(*names))
+        # A batch script has the variables of the job, but it is one process; only srun's tasks have those of a step
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_JOB_ID" in os.environ else "SLURM_NTASKS"
+        if "SLURM_PROCID" in os.environ and tasks in os.environ:
+            launch = _launch("SLURM_JOB_ID", "SLURM_STEP_ID")
+            return cls(_number("SLURM_PROCID"), _number(tasks), _number("SLURM_LOCALID"), launch)
+        return cls()
+
+    def mine(self, batches: Sequence[T]) -> list[T]:
+        return [batch for index, batch in enumerate(batches) if index % self.ranks == self.rank]
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ.get(name, "0"))
+    except ValueError:
+        raise UserError(
+            f"the environment has {name}={os.environ[name]}, which is no number; unset it, or start by torchrun"
+        ) from None
+
+
+def _launch(*names: str) -> str:
+    return safe_name("-".join(os.environ.get(name, "") for name in names))
+
+
+class Meeting:
+    """Lets the processes of one launch end together, by small files in a folder that all of them see.
+
+    Each says every few seconds that it works, and in the end that it is done or why it failed. A process that gives no
+    sign for five minutes counts as dead: then the others end with a sentence, and the same command goes on.
+
+    Args:
+        folder: gets a file for each process; several launches have folders of their own in it.
+        share: this process; alone it writes nothing and waits for nobody.
+    """
+
+    def __init__(self, folder: Path, share: Share, every: float = _EVERY, silence: float = _SILENCE) -> None:
+        self.share, self.every, self.silence = share, every, silence
+        self.folder = folder / ".ranks" / (share.launch or "launch")
+        self._me = uuid.uuid4().hex
+        self._beats = 0
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._before: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> "Meeting":
+        if self.share.ranks > 1:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._before = {rank: self._sign_of(rank) for rank in range(self.share.ranks)}
+            self._say("working")
+            threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self.share.ranks > 1:
+            self._say("done" if error is None else f"failed: {str(error) or type(error).__name__}")
+
+    def wait_for_all(self, complete: Callable[[], bool], what: str) -> None:
+        """For rank 0: returns when `complete` says so.
+
+        Raises:
+            UserError: another process failed, or gives no sign; `what` says what is missing then.
+        """
+        self._wait([rank for rank in range(self.share.ranks) if rank != self.share.rank], complete, what)
+
+    def wait_for_results(self, there: Callable[[], bool], what: str) -> None:
+        """For the other ranks: returns when rank 0 is done.
+
+        Args:
+            there: whether results are there; asked where rank 0 was done before this process began, or an earlier
+                launch of the same name was.
+
+        Raises:
+            UserError: rank 0 failed, or gives no sign.
+        """
+        self._wait([0], lambda: self._sign_of(0).get("state") == "done" and (self._is_news(0) or there()), what)
+
+    def _wait(self, others: Sequence[int], over: Callable[[], bool], what: str) -> None:
+        seen: dict[int, tuple[dict[str, Any], float]] = {}
+        while not over():
+            now = time.monotonic()
+            for rank in others:
+                sign = self._sign_of(rank)
+                if str(sign.get("state")).startswith("failed") and self._is_news(rank):
+                    raise UserError(f"rank {rank} of {self.share.ranks} {sign['state']}; so {what} are not complete")
+                if rank not in seen or seen[rank][0] != sign:
+                    seen[rank] = sign, now
+            silent = [rank for rank in others if now - seen[rank][1] > self.silence]
+            done = [rank for rank in others if seen[rank][0].get("state") == "done"]
+            if silent and not set(others) - set(silent) - set(done):  # the others' work is not to be lost
+                self._refuse(next((rank for rank in silent if rank not in done), silent[0]), what)
+            time.sleep(self.every)
+
+    def _refuse(self, rank: int, what: str) -> None:
+        names = ", ".join(name for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS") if name in os.environ)
+        raise UserError(
+            f"this is rank {self.share.rank} of {self.share.ranks}, and rank {rank} has given no sign for "
+            f"{self.silence:.0f} s, so {what} are not complete; the same command goes on where it stopped, and a process "
+            f"that was started alone must not have {names} in its environment"
+        )
+
+    def _is_news(self, rank: int) -> bool:
+        """Whether a rank gave its sign since this process began; another may be from an earlier launch of the same name."""
+        return self._sign_of(rank) != self._before[rank]
+
+    def _sign_of(self, rank: int) -> dict[str, Any]:
+        try:
+            sign = json.loads((self.folder / f"{rank}.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return sign if isinstance(sign, dict) else {}
+
+    def _say(self, state: str) -> None:
+        with self._lock:
+            if state == "working" and self._ended.is_set():
+                return  # the last word is said
+            self._beats += 1
+            write_json(
+                self.folder / f"{self.share.rank}.json", {"process": self._me, "state": state, "beats": self._beats}
+            )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(2 * self.every):
+            try:
+                self._say("working")
+            except OSError:  # the next one may succeed; who is silent for long is missed
+                continue

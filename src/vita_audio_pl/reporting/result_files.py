@@ -1,0 +1,119 @@
+"""Reads results of evaluations: figures, utterances, where they are."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+
+RESULT_FORMAT = 2
+"""Of results that say what decided them."""
+_FIELDS = ("bench", "stage", "split", "task", "mode", "profile", "utterances", "metrics")
+RECORDED = ("source", "spoken_reference")
+"""What a row of `utterances.jsonl` says of recordings: files of the machine that prepared the data."""
+RECORDINGS = "recordings.json"
+"""In a bench's folder that came from elsewhere: which file of that folder a recording is."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation: its `result.json` and the folder that it is in."""
+
+    folder: Path
+    figures: dict[str, Any]
+    utterance_file: str = "utterances.jsonl"
+
+    @property
+    def key(self) -> str:
+        """The name of what decided it; empty where an older version did not record that."""
+        return str(self.figures.get("key", "")) if self.figures.get("format") == RESULT_FORMAT else ""
+
+    @property
+    def weights(self) -> str:
+        """Hash of the model's weights by its manifest; empty where it is not known."""
+        return str(self.figures.get("weights", ""))
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What a page calls it: bench, stage, split, task, mode, profile."""
+        return (
+            str(self.figures["bench"]), self.stage, self.split, self.task, self.mode, str(self.figures.get("profile")),
+        )  # fmt: skip
+
+    @cached_property
+    def created(self) -> str:
+        """When its evaluation began, as ISO 8601; empty where it is not known."""
+        return str(read_json(self.folder / "key.json", {}).get("created", ""))
+
+    @property
+    def stage(self) -> str:
+        return str(self.figures["stage"])
+
+    @property
+    def task(self) -> str:
+        return str(self.figures["task"])
+
+    @property
+    def split(self) -> str:
+        return str(self.figures["split"])
+
+    @property
+    def mode(self) -> str:
+        """Decoding mode as shown: `boost`, or `boost+verify` where drafts were checked."""
+        mode = str(self.figures["mode"])
+        return mode if self.figures.get("verify", "none") == "none" else f"{mode}+verify"
+
+    @cached_property
+    def utterances(self) -> list[dict[str, Any]]:
+        """A row for each utterance, worst first; recordings that came with the results are played from there."""
+        rows = read_rows(self.folder / self.utterance_file)
+        bench = (self.folder / "../../..").resolve()
+        packed = read_json(bench / RECORDINGS, {})
+        for row in rows:
+            row |= {name: str(bench / packed[row[name]]) for name in RECORDED if row.get(name) in packed}
+        return rows
+
+
+def read_result(path: Path) -> Result:
+    """The evaluation of a `result.json`, or of `result.reference.json` under the published protocol.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    figures = read_json(path, {})
+    missing = [name for name in _FIELDS if name not in figures] if isinstance(figures, dict) else list(_FIELDS)
+    if missing:
+        raise UserError(f"{path} is no result: it has no {missing[0]}; move it away and evaluate again")
+    return Result(path.parent, figures, f"utterances{path.stem.removeprefix('result')}.jsonl")
+
+
+def read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
+    r"""The objects of a JSONL file; only `\n` ends a line, since texts hold other ends of lines.
+
+    Args:
+        torn: pass over lines that a kill cut short, which records of an evaluation may have.
+    """
+    rows = []
+    for line in filter(None, path.read_bytes().split(b"\n")):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if not torn:
+                raise UserError(f"{path} is damaged ({error}); evaluate again") from None
+    return rows
+
+
+def read_json(path: Path, otherwise: Any) -> Any:
+    """What a JSON file holds, or `otherwise` where there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return otherwise
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); move it away and evaluate again") from None

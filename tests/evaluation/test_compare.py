@@ -1,0 +1,99 @@
+"""Results stand side by side only where model, bench and protocol allow it, over the utterances that both have."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from test_runner import SENTENCES, SpellingToolbox, evaluation, run_all
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.compare import compare_modes, compare_results
+from vita_audio_pl.evaluation.items import tts_item
+from vita_audio_pl.evaluation.jobs import Decoding
+from vita_audio_pl.evaluation.normalisers import plain
+from vita_audio_pl.evaluation.records import Heard
+from vita_audio_pl.evaluation.results import write_results
+from vita_audio_pl.evaluation.scoring import Scoring
+
+VANILLA = Decoding("vanilla", (8192, 0))
+
+
+class Stammering(SpellingToolbox):
+    """Is misheard once in the last six of the first half's answers, and in all of the second half."""
+
+    def listen(self, model, judge, answers, voices):
+        heard = super().listen(model, judge, answers, voices)
+        return [Heard(h.id, f"{h.text} what" if int(h.id) >= 6 else h.text, h.seconds) for h in heard]
+
+
+def made(folder, toolbox=SpellingToolbox, **settings):
+    """The folder of one result below `folder/bench`."""
+    job = replace(evaluation(folder, **settings), place=folder / "bench" / "sft" / "test")
+    (record,) = run_all([job], toolbox(folder / "log"))
+    write_results(record, Scoring(plain), {})
+    return job.folder
+
+
+def test_a_mode_is_compared_with_vanilla_over_the_utterances_that_both_have(tmp_path):
+    vanilla = made(tmp_path, Stammering, decoding=VANILLA)
+    boost = made(tmp_path, limit=12)
+    (found,) = compare_modes(tmp_path / "bench")
+    assert json.loads((tmp_path / "bench/comparisons.json").read_text())["comparisons"] == [found]
+    speech = found["metrics"]["speech_wer"]
+    # ids 4 and 9 are silent in both, ids 6 and 7 say a wrong number, ids 6, 7, 8, 10, 11 stammer in Vanilla
+    assert (speech["utterances"], speech["first"], speech["second"]) == (
+        12,
+        pytest.approx(17 / 60, abs=1e-5),
+        pytest.approx(0.2),
+    )
+    assert speech["value"] == pytest.approx(-5 / 60, abs=1e-5)
+    figures = [json.loads((folder / "result.json").read_text()) for folder in (vanilla, boost)]
+    assert (found["first"]["key"], found["second"]["key"]) == tuple(result["key"] for result in figures)
+    assert speech["second"] == figures[1]["metrics"]["speech_wer"]["value"]
+    assert speech["first"] != figures[0]["metrics"]["speech_wer"]["value"]  # which is over all 24
+
+
+def test_of_several_baselines_the_one_with_most_in_common_is_taken(tmp_path):
+    for limit in (3, 12, 7):
+        made(tmp_path, decoding=VANILLA, limit=limit)
+    made(tmp_path, limit=7)
+    (found,) = compare_modes(tmp_path / "bench")
+    assert found["utterances"] == 7 and found["first"]["utterances"] in (7, 12)
+
+
+@pytest.mark.parametrize(
+    "other", [{"model": "n"}, {"listening": "another"}, {"items": tuple(tts_item(str(n), "x") for n in range(24))}]
+)
+def test_modes_of_another_model_judge_or_bench_are_not_compared(tmp_path, other):
+    made(tmp_path, decoding=VANILLA)
+    made(tmp_path, **other)
+    assert compare_modes(tmp_path / "bench") == []
+
+
+def test_two_models_may_be_compared_and_the_difference_is_stated(tmp_path):
+    one, two = made(tmp_path), made(tmp_path, Stammering, model="n", limit=10)
+    found = compare_results(one, two)
+    assert found["utterances"] == 10 and "model_digest" in found["differs"]
+
+
+def test_what_cannot_be_compared_is_refused_with_what_differs(tmp_path):
+    one = made(tmp_path)
+    with pytest.raises(UserError, match='listening is {"judge": "spelling"} and {"judge": "another"}'):
+        compare_results(one, made(tmp_path, listening="another"))
+    changed = tuple(tts_item(str(n), text.replace("cow", "hen")) for n, text in enumerate(SENTENCES))
+    with pytest.raises(UserError, match="24 utterances of one id have other recordings, words or references"):
+        compare_results(one, made(tmp_path, items=changed))
+    with pytest.raises(UserError, match="no utterance in common"):
+        compare_results(one, made(tmp_path, items=(tts_item("99", "the cow"),)))
+    path = made(tmp_path, model="n") / "result.json"
+    figures = json.loads(path.read_text())
+    path.write_text(json.dumps({name: figures[name] for name in figures if name not in ("format", "key")}))
+    with pytest.raises(UserError, match="an older version wrote it"):
+        compare_results(one, path.parent)
+    assert compare_modes(tmp_path / "bench") == []  # passed over, not an error
+
+
+def test_texts_with_other_ends_of_lines_are_whole_rows(tmp_path):
+    odd = tuple(tts_item(str(n), f"the{end}cow") for n, end in enumerate("\u2028\x85\x0c\u2029\x1c"))
+    one, two = made(tmp_path, items=odd), made(tmp_path, items=odd, decoding=VANILLA)
+    assert compare_results(one, two)["utterances"] == 5
