@@ -12,6 +12,7 @@ from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.owned import below
 
 SMOKE = (
     "data=spoken_world_smoke", "model.num_hidden_layers=3", "per_stage.align.steps=360", "per_stage.mtp1.steps=20",
@@ -46,7 +47,7 @@ def demo(config: DemoConfig) -> None:
         "evaluate": ["evaluate", f"suite={SUITE[size]}", run, bench, *config.evaluate],
         "report": ["report", run],
     }
-    folder = Path(config.paths.runs) / config.run_name
+    folder = below(Path(config.paths.runs), config.run_name, "run_name")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "durations.json"
     seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

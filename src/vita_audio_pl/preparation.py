@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,10 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
-from vita_audio_pl.spoken_world import World, build_world, find_world
+from vita_audio_pl.spoken_world import WORLD, World, build_world, find_world
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold
-from vita_audio_pl.storage.owned import below
+from vita_audio_pl.storage.owned import Owned, below, whole_folder
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
@@ -162,7 +161,8 @@ def prepare_spoken_world(
     The tokenizer and the codec learn from training text and training audio only. Test sets stay samples and audio.
 
     Args:
-        folder: becomes the world (`audio`, `samples`), `tokenizer`, `codec` and `shards/<source>[.dev]`.
+        folder: not there, empty, or made by this before; becomes the world (`audio`, `samples`), `tokenizer`, `codec` and
+            `shards/<source>[.dev]`.
         size: `full` or `smoke`.
         seed: of the world and of the codec's fit.
         codebook_size: codes of the codec.
@@ -175,11 +175,12 @@ def prepare_spoken_world(
         The folder of the shards.
 
     Raises:
-        UserError: espeak-ng is missing, the folder holds another world, or the disk is full.
+        UserError: espeak-ng is missing, the folder holds another world or something else, or the disk is full.
     """
     folder, console = Path(folder), console or Console(stderr=True)
     shards = folder / _WORLD_SHARDS[keep_audio]
     if not _is_prepared(folder, size, seed, codebook_size, keep_audio):
+        Owned.claim(folder, WORLD)
         with hold(folder, "build", "preparing the spoken world", wait=True):
             _prepare_world(folder, size, seed, codebook_size, workers, console, keep_audio)
     return shards
@@ -234,28 +235,30 @@ def _prepare_world(
         world = build_world(
             folder, size, seed, workers, lambda done, total: bars.update(speaking, completed=done, total=total)
         )
-    if not _has_facts(folder, world, codebook_size):
-        for made in ("tokenizer", "codec", ENCODER_FOLDER, *_WORLD_SHARDS):
-            shutil.rmtree(folder / made, ignore_errors=True)
-        write_json(folder / _WORLD_PREPARED, _facts(world, codebook_size))
+    facts = _facts(world, codebook_size)
+    marker = folder / _WORLD_PREPARED
+    if not marker.is_file():
+        write_json(marker, facts)
+    elif (there := json.loads(marker.read_text(encoding="utf-8"))) != facts:
+        told = "; ".join(
+            f"{key} is {there.get(key)} there and {facts[key]} here" for key in facts if there.get(key) != facts[key]
+        )
+        raise UserError(
+            f"tokenizer, codec and shards in {folder} were made of another world or for other settings ({told}), and runs may "
+            "need them: delete the folder, or choose another one (data.world_folder=DIR; root=DIR of prepare)"
+        )
     if not (folder / "tokenizer").is_dir():
-        aside = folder / ".tokenizer.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
-        aside.rename(folder / "tokenizer")
+        with whole_folder(folder / "tokenizer", "tokenizer") as aside:
+            TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
     if not (folder / "codec").is_dir():
         console.print(f"fitting the codec mel_vq ({codebook_size} codes) to the training audio")
-        aside = folder / ".codec.partial"
-        shutil.rmtree(aside, ignore_errors=True)
         config = MelVQConfig(codebook_size=codebook_size)
-        MelVQ.fit(_training_waves(world, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(aside)
-        aside.rename(folder / "codec")
+        with whole_folder(folder / "codec", "codec") as aside:
+            MelVQ.fit(_training_waves(world, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(aside)
     if keep_audio and not (folder / ENCODER_FOLDER).is_dir():
-        aside = folder / f".{ENCODER_FOLDER}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
         waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
-        new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
-        aside.rename(folder / ENCODER_FOLDER)
+        with whole_folder(folder / ENCODER_FOLDER, "audio encoder") as aside:
+            new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
     for job in _world_jobs(folder, keep_audio):
         prepare_split(job, console=console)
 

@@ -19,6 +19,7 @@ from vita_audio_pl.reporting.settings import ReportConfig
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, terminal
 from vita_audio_pl.reporting.wandb_arms import fetch_arms
 from vita_audio_pl.reporting.write import Report, write_report
+from vita_audio_pl.storage.owned import below
 
 
 def report(config: ReportConfig) -> None:
@@ -37,8 +38,9 @@ def report(config: ReportConfig) -> None:
 def _of_experiment(config: ReportConfig, console: Console) -> Report:
     runs = Path(config.paths.runs)
     if config.runs:
-        files = ExperimentFiles.of_runs([runs / name for name in config.runs], config.bench_name)
-        output = Path(config.output or runs / "-and-".join(config.runs) / "report")
+        files = ExperimentFiles.of_runs([below(runs, name, "runs") for name in config.runs], config.bench_name)
+        joined = "-and-".join(name.replace("/", "-") for name in config.runs)
+        output = Path(config.output or runs / joined / "report")
     else:
         if config.wandb is not None:
             fetch_arms(config.wandb, str(config.experiment), runs)
@@ -58,7 +60,7 @@ def _of_experiment(config: ReportConfig, console: Console) -> Report:
 
 
 def _of_run(config: ReportConfig, console: Console) -> Report:
-    folder = Path(config.paths.runs) / config.run_name
+    folder = below(Path(config.paths.runs), config.run_name, "run_name")
     run = RunFiles.read(folder, config.bench_name)
     output = Path(config.output) if config.output else folder / "report"
     written = write_report(run, output, config.title or f"Vita-Audio-PL: {config.run_name}", config.split)

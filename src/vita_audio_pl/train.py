@@ -1,7 +1,5 @@
 """`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
 
-from pathlib import Path
-
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
@@ -35,13 +33,13 @@ def train(config: TrainConfig) -> float | None:
 
 
 def _prepare(config: TrainConfig) -> None:
-    """Make the data that can be made here."""
+    """Make the spoken world, unless shards are given: then nothing is made."""
     from vita_audio_pl.preparation import prepare_spoken_world
 
-    if config.data.spoken_world:
+    if not config.data.shards:
         shards = prepare_spoken_world(
-            Path(config.data.shards).parent,
-            config.data.spoken_world,
+            config.data.world_folder,
+            str(config.data.spoken_world),
             codebook_size=config.codec.codebook_size,
             keep_audio=config.variant.hears_by_encoder,
         )

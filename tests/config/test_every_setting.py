@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.benchmarking.settings import BenchmarkConfig
+from vita_audio_pl.checksums import ChecksumsConfig
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.config.fields import Described, described
 from vita_audio_pl.data.options import PrepareConfig
@@ -35,10 +36,16 @@ COMMANDS = {
     "report": ReportConfig,
     "dashboard": DashboardConfig,
     "export": ExportConfig,
+    "checksums": ChecksumsConfig,
     "demo": DemoConfig,
 }
 # what a command cannot do without
-NEEDED = {"generate": {"model": "m"}, "evaluate": {"model": "m"}, "export": {"source": "m", "target": "n"}}
+NEEDED = {
+    "generate": {"model": "m"},
+    "evaluate": {"model": "m"},
+    "export": {"source": "m", "target": "n"},
+    "checksums": {"folder": "m"},
+}
 STAGED = ("train", "plan")
 NUMBER = re.compile(r"\b(int|float)\b")
 

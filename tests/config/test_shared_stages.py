@@ -1,12 +1,13 @@
 """What the arms of the shipped experiments share, by the settings that a stage's weights follow from."""
 
-import dataclasses
+import functools
 import json
 
 import pytest
 
 from tests.config.test_conf import composed
-from vita_audio_pl.training.run_folder import decisive_settings
+from vita_audio_pl.config.component import plain
+from vita_audio_pl.training.identity import decisive_settings
 from vita_audio_pl.training.stage import configured_objective
 
 ARMS = {
@@ -33,9 +34,7 @@ def test_arms_share_the_stages_that_their_axis_does_not_reach(experiment, shared
     stages = composed(f"experiment={experiment}", arms[0]).variant.stages
     differ = {
         stage: {
-            json.dumps(
-                decisive_settings(dataclasses.asdict(composed(f"experiment={experiment}", arm, f"stage={stage}")))
-            )
+            json.dumps(decisive_settings(plain(composed(f"experiment={experiment}", arm, f"stage={stage}"))))
             for arm in arms
         }
         for stage in stages
@@ -54,4 +53,57 @@ def test_heads_are_weighed_where_the_backbone_trains():
 def test_a_run_may_move_to_a_device_with_another_kernel_of_attention():
     on_cpu, on_gpu = composed("trainer=cpu"), composed("trainer=gpu")
     assert (on_cpu.model.attention, on_gpu.model.attention) == ("per_document", "flash")
-    assert decisive_settings(dataclasses.asdict(on_cpu)) == decisive_settings(dataclasses.asdict(on_gpu))
+    assert decisive_settings(plain(on_cpu)) == decisive_settings(plain(on_gpu))
+
+
+SFT = ("stage=sft", "objective.weight=0.3")
+PART = r"stage.freeze=['^model\.layers\.0\.']"
+WHOLE = r"stage.freeze=['^(model|lm_head)\.']"
+
+
+@functools.lru_cache
+def decisive(*overrides: str) -> dict:
+    return decisive_settings(plain(composed(*overrides)))
+
+
+def test_freezing_a_part_of_the_backbone_leaves_the_heads_weight_and_detachment_what_they_are():
+    for overrides in ((*SFT, PART), SFT):
+        assert decisive(*overrides)["objective"]["weight"] == 0.3
+        assert configured_objective(composed(*overrides), vocabulary=None).weight == 0.3
+        assert decisive(*overrides) != decisive(*overrides, "objective.detach_heads=true")
+    assert decisive(*SFT, WHOLE)["objective"]["weight"] == 1.0
+    assert decisive(*SFT, WHOLE) == decisive("stage=sft", WHOLE, "objective.detach_heads=true")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.activation_checkpointing=all",
+        "model.checkpoint_every=2",
+        "model.compile=heads",
+        "model.attention=sdpa",
+        "model.pretrained=elsewhere",
+        "objective.chunk_rows=64",
+        "objective.kernel=liger",
+        "trainer.rows_per_device=1",
+        "callbacks.keep_last=5",
+        "paths.runs=elsewhere",
+    ],
+)
+def test_what_changes_no_more_than_rounding_makes_no_other_run(override):
+    assert decisive("stage=sft") == decisive("stage=sft", override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stage.steps=7",
+        "optim.optimizer.eps=1e-6",
+        "objective.weight=0.5",
+        "objective=distil",
+        "model.lora.rank=4",
+        "seed=5",
+    ],
+)
+def test_what_changes_the_mathematics_makes_another_run(override):
+    assert decisive("stage=sft") != decisive("stage=sft", override)

@@ -80,7 +80,7 @@ class World:
     def settings(self, variant: str, stage: str, *overrides: str) -> TrainConfig:
         return composed(
             f"variant={variant}", f"stage={stage}", f"run_name={variant}", f"paths.runs={self.folder / 'runs'}",
-            "data.spoken_world=''", f"data.shards={self.folder / 'shards'}", f"stage.mixture={self.folder / 'mix.yaml'}",
+            "data.spoken_world=null", f"data.shards={self.folder / 'shards'}", f"stage.mixture={self.folder / 'mix.yaml'}",
             "data.workers=0", "data.validation=''", "codec.codebook_size=8", "model.hidden_size=32",
             "model.intermediate_size=48", "model.num_hidden_layers=2", "stage.steps=3", "stage.rows_per_step=4",
             "stage.sequence_length=128", "logger=csv", "callbacks.progress_bar=false", "callbacks.log_every=1",

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.normalisers import plain
 from vita_audio_pl.evaluation.results import write_results
 from vita_audio_pl.evaluation.scoring import Scoring
+from vita_audio_pl.evaluation.toolbox import ModelToolbox
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
 
 
@@ -50,7 +52,7 @@ def test_a_voice_is_most_like_itself(wavlm):
 
 
 def test_naturalness_is_what_the_exported_model_says(utmos):
-    scores = Naturalness(utmos).score([tone(0.1), 0.5 * tone(0.1)], 16000)
+    scores = Naturalness(utmos, trust_file=True).score([tone(0.1), 0.5 * tone(0.1)], 16000)
     assert scores == pytest.approx([0.3, 0.15], abs=1e-3)
 
 
@@ -61,7 +63,20 @@ def test_missing_models_are_sentences(tmp_path):
         Naturalness(tmp_path / "none.jit")
     (tmp_path / "text.jit").write_text("hello")
     with pytest.raises(UserError, match="is no TorchScript model"):
-        Naturalness(tmp_path / "text.jit")
+        Naturalness(tmp_path / "text.jit", trust_file=True)
+
+
+def test_files_that_can_run_code_are_loaded_only_where_they_are_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **options: pytest.fail("it was loaded"))
+    file = tmp_path / "utmos.jit"
+    file.write_bytes(b"anything")
+    for make in (
+        lambda: Naturalness(file),
+        lambda: ModelToolbox(lambda name: None, mos_model=file),
+        lambda: judge_maker(model=str(tmp_path))("paraformer"),
+    ):
+        with pytest.raises(UserError, match="can run any code .* add trust_file=true"):
+            make()
 
 
 def test_scores_reach_the_results_and_equal_codes_in_two_voices_are_heard_twice(tmp_path):

@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import torch
+from bit_flips import flipped, some_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.exporting import export_model
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.models.released import save_released
+from vita_audio_pl.storage.checksums import read_checksums
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
 
@@ -39,6 +41,20 @@ def test_both_layouts_hold_the_same_model_and_the_way_back_is_exact(folder, tmp_
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert loaded.vocabulary == original.vocabulary and loaded.pattern == original.pattern
         assert (loaded.codec_dir / "codec.json").is_file()
+
+
+@pytest.mark.parametrize("layout", ["released", "backbone"])
+def test_no_flipped_bit_of_an_exported_model_is_loaded(folder, tmp_path, layout):
+    export_model(folder, tmp_path / "out", layout, max_shard_bytes=40_000)
+    load = {"released": load_speech_model, "backbone": lambda path: export_model(path, tmp_path / "back")}[layout]
+    listed = read_checksums(tmp_path / "out")
+    assert sum(name.startswith("model-") for name in listed) > 1
+    for name in listed:
+        path = tmp_path / "out" / name
+        for bit in some_bits(path, 4):
+            with flipped(path, bit), pytest.raises(UserError, match=f"{path} is damaged: bytes 0"):
+                load(tmp_path / "out")
+    load(tmp_path / "out")
 
 
 def test_transformers_reads_the_tokens_and_writes_the_answer_of_an_exported_backbone(folder, tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from vita_audio_pl.models.backbone import load_backbone
 from vita_audio_pl.models.initialise import add_heads
 from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.reference import Document, ReferenceModel
 from vita_audio_pl.models.released import load_released, released_keys
 from vita_audio_pl.packed import PackedBatch
 
@@ -37,19 +38,49 @@ def case(request, parity):
     return model, batch, tensors, said
 
 
-def test_losses_and_gradients_are_the_published_ones(case):
+def plainly(model, batch) -> tuple[ReferenceModel, list[Document]]:
+    """The reference with the model's weights, and the documents of the batch's one row."""
+    reference = ReferenceModel(model.config.backbone, model.n_heads)
+    reference.load_state_dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        reference.get_parameter(name).requires_grad_(parameter.requires_grad)
+    numbers = batch.document_ids[0].tolist()
+    spans = [(batch.document_ids[0] == number).nonzero().flatten() for number in sorted(set(numbers))]
+    return reference, [Document(batch.input_ids[0][span], batch.labels[0][span]) for span in spans]
+
+
+def test_losses_and_gradients_of_the_reference_are_the_published_ones(case):
     model, batch, tensors, said = case
-    objective = EveryHead(weight=said["mtp_loss_weight"])
-    losses = model(batch, objective, shift_across_documents=True, score_frozen_backbone=True)
-    assert losses.total.item() == pytest.approx(said["loss"], abs=1e-4)
-    assert (losses.sums / batch.divisor).tolist() == pytest.approx([said["main_loss"], *said["mtp_losses"]], abs=1e-4)
-    losses.total.backward()
+    reference, documents = plainly(model, batch)
+    sums, _ = reference.losses(documents, shift_across_documents=True)
+    assert (sums / batch.divisor).tolist() == pytest.approx([said["main_loss"], *said["mtp_losses"]], abs=1e-4)
+    loss = reference.loss(documents, batch.divisor, said["mtp_loss_weight"], shift_across_documents=True)
+    assert loss.item() == pytest.approx(said["loss"], abs=1e-4)
+    loss.backward()
     keys = released_keys(model)
     for key in (key for key in tensors if key.startswith("grad.")):
-        torch.testing.assert_close(model.get_parameter(keys[key[5:]]).grad, tensors[key], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(reference.get_parameter(keys[key[5:]]).grad, tensors[key], atol=1e-4, rtol=1e-4)
     if "params_with_grad" in said:
-        trained = sorted(key for key, name in keys.items() if model.get_parameter(name).grad is not None)
+        trained = sorted(key for key, name in keys.items() if reference.get_parameter(name).grad is not None)
         assert trained == said["params_with_grad"]
+
+
+def test_losses_and_gradients_of_a_step_are_those_of_the_reference(case):
+    model, batch, _, said = case
+    reference, documents = plainly(model, batch)
+    losses = model(batch, EveryHead(weight=said["mtp_loss_weight"]), score_frozen_backbone=True)
+    sums, counts = reference.losses(documents)
+    torch.testing.assert_close(losses.sums, sums, atol=1e-4, rtol=1e-5)
+    assert losses.counts.tolist() == counts.tolist()
+    losses.total.backward()
+    loss = reference.loss(documents, batch.divisor, said["mtp_loss_weight"])
+    loss.backward()
+    torch.testing.assert_close(losses.total, loss, atol=1e-6, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        expected = reference.get_parameter(name).grad
+        assert (parameter.grad is None) == (expected is None), name
+        if expected is not None:
+            torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_logits_and_hidden_states_are_the_published_ones(case):
@@ -63,14 +94,15 @@ def test_logits_and_hidden_states_are_the_published_ones(case):
 
 
 def test_a_head_is_never_trained_on_the_next_document(case):
-    """The published shift does it (the recorded losses above have it); without the switch those rows have no label."""
+    """The published shift does it (the recorded losses above have it); ours does not."""
     model, batch, _, said = case
+    reference, documents = plainly(model, batch)
     with torch.no_grad():
-        masked = model(batch, EveryHead())
-        published = model(batch, EveryHead(), shift_across_documents=True)
+        masked = model(batch, EveryHead()).counts
+        published = reference.losses(documents, shift_across_documents=True)[1]
     # the second of three packed documents has a prompt of 3: heads 2 and later stand over it and see its first label
     crossing = [1 if k >= 2 and batch.document_ids.max() else 0 for k in range(model.n_heads)]
-    assert (published.counts - masked.counts).tolist()[1:] == crossing
+    assert (published - masked).tolist()[1:] == crossing
 
 
 def digest(model) -> dict[str, str]:

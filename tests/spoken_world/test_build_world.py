@@ -14,9 +14,11 @@ import pytest
 import soundfile
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.preparation import prepare_spoken_world
 from vita_audio_pl.spoken_world import World, build_world, plan, synthesis
 from vita_audio_pl.spoken_world import build as building
 from vita_audio_pl.spoken_world.sentences import LEXICONS, SMOKE
+from vita_audio_pl.storage.owned import MARK, Owned
 
 TINY = dataclasses.replace(
     SMOKE, colours=("red",), animals=SMOKE.animals[:3], people=("girl",), counts=(2, 3), train_statements=2,
@@ -67,7 +69,7 @@ def test_what_is_written_is_what_the_samples_ask_for(tmp_path):
         wave, rate = soundfile.read(tmp_path / path)
         assert rate == 16_000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 5 and np.abs(wave).max() > 0.2
     assert files(tmp_path) - used - {f"samples/{name}.jsonl" for name in world.info["samples"]} == {
-        "world.json", "grammar.jsgf", "words.txt",
+        "world.json", "grammar.jsgf", "words.txt", MARK,
     }  # fmt: skip
 
 
@@ -82,7 +84,9 @@ def test_it_does_not_depend_on_workers_and_a_second_call_does_nothing(tmp_path, 
 
 @pytest.mark.parametrize("call", [0, 2, 4])
 def test_killed_at_any_renaming_it_is_not_taken_for_whole_and_ends_the_same(tmp_path, content, monkeypatch, call):
-    (tmp_path / "shards").mkdir()  # what others keep in the folder stays
+    Owned.claim(tmp_path, building.WORLD)
+    (tmp_path / "audio/mine").mkdir(parents=True)  # what others keep in the folder stays
+    (tmp_path / "audio/mine/precious.flac").write_text("precious")
     calls = 0
     replace = os.replace
 
@@ -100,7 +104,7 @@ def test_killed_at_any_renaming_it_is_not_taken_for_whole_and_ends_the_same(tmp_
         with pytest.raises(UserError, match="holds no finished spoken world"):
             World.load(tmp_path)
     assert build_world(tmp_path, "tiny").info["content"] == content
-    assert (tmp_path / "shards").is_dir() and not (tmp_path / ".building").exists()
+    assert (tmp_path / "audio/mine/precious.flac").exists() and not list(tmp_path.glob("*.partial"))
 
 
 def test_killed_while_speaking_it_starts_again(tmp_path, content):
@@ -111,19 +115,40 @@ def test_killed_while_speaking_it_starts_again(tmp_path, content):
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".building/audio/*/*.flac")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".building*/audio/*/*.flac")) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert build_world(tmp_path, "tiny").info["content"] == content
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_lost_files_are_made_again(tmp_path, content):
     build_world(tmp_path, "tiny")
-    next(tmp_path.glob("audio/*/*.flac")).unlink()
+    next(tmp_path.glob("audio/*/*.flac")).rename(tmp_path / "audio/other.flac")
     with pytest.raises(UserError, match="holds no finished spoken world"):
         World.load(tmp_path)
-    assert build_world(tmp_path, "tiny").info["content"] == content
+    assert build_world(tmp_path, "tiny").info["content"] == content and (tmp_path / "audio/other.flac").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    for name in ("audio/song.flac", "samples/a.jsonl", "shards/mine.tar", "words.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    before = files(tmp_path)
+    for prepare in (build_world, prepare_spoken_world):
+        with pytest.raises(UserError, match=f"{tmp_path} is not a spoken world that this program made .*give an empty"):
+            prepare(tmp_path, "tiny")
+    assert files(tmp_path) == before
+
+
+def test_what_was_made_for_other_settings_is_left_for_the_runs_that_need_it(tmp_path):
+    build_world(tmp_path, "tiny")
+    (tmp_path / "prepared.json").write_text('{"codebook_size": 16}')
+    (tmp_path / "codec").mkdir()
+    with pytest.raises(UserError, match=r"codebook_size is 16 there and 512 here.*data.world_folder=DIR"):
+        prepare_spoken_world(tmp_path, "tiny")
+    assert (tmp_path / "codec").is_dir()
 
 
 def test_another_world_in_the_folder_is_left_alone(tmp_path):

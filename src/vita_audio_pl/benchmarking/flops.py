@@ -4,12 +4,12 @@ import torch
 
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.layout import PackedLayout
-from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
 
 
-def step_flops(model: SpeechLM, batch: PackedBatch, objective: EveryHead) -> float:
+def step_flops(model: SpeechLM, batch: PackedBatch, objective: Objective) -> float:
     """Operations of forward and backward of `batch`, see `models.flops`."""
     layout = PackedLayout(batch)
     rows = [slice(None), *(layout.head(k).tokens for k in range(model.n_heads))]

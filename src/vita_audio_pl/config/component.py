@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.config.fields import check_settings, no_such_setting
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.secrets import without_credentials
 
 TARGET = "_target_"
 
@@ -103,7 +104,10 @@ def with_components(value: Any, where: str = "") -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Settings as dictionaries, lists and scalars, components with their `_target_`: what a file can hold."""
+    """Settings as dictionaries, lists and scalars, components with their `_target_`: what a file can hold.
+
+    Credentials in URLs are left out, since all of this is written somewhere.
+    """
     if isinstance(value, Custom):
         return {TARGET: value.path, **plain(value.settings)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -113,7 +117,7 @@ def plain(value: Any) -> Any:
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
-    return value
+    return without_credentials(value)
 
 
 def find_class(path: str, where: str) -> Any:

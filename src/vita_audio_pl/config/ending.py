@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.secrets import without_credentials
 
 STATUS_OF_FAILURE = 1
 STATUS_OF_USER_ERROR = 2
@@ -84,7 +85,7 @@ def _sentence(error: BaseException, runs: str) -> str:
 
 def _written(error: BaseException, runs: str) -> Path:
     """The file that holds the traceback of `error`."""
-    text = " ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error))
+    text = without_credentials(" ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error)))
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (Path(runs) / "errors", Path(tempfile.gettempdir())):
         try:
@@ -100,6 +101,6 @@ def _written(error: BaseException, runs: str) -> Path:
 
 def _say(text: str) -> None:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(without_credentials(text), file=sys.stderr, flush=True)
     except OSError:  # whoever read it has gone
         pass

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,8 +24,11 @@ from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
 from vita_audio_pl.config.fields import check_settings, described, did_you_mean, no_such_setting
 from vita_audio_pl.config.help import print_help, wants_help
+from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.secrets import keep_credentials_out_of_logs, without_credentials
 
 Amend = Callable[[DictConfig, Sequence[str]], None]
 """Fills in settings that follow from others, in place; gets the overrides of the command line, too."""
@@ -55,6 +60,7 @@ def run_entry_point(
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_credentials_out_of_logs()
     register_schema(config_name, schema)
     names = [setting.name for setting in described(schema)]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -66,6 +72,7 @@ def run_entry_point(
 
     def typed_task(config: DictConfig) -> Any:
         restore()  # for processes that the task starts, and for how Hydra shows the task's own exceptions
+        _clean_multirun()
         # here already, because Hydra wraps every exception of a job but SystemExit in a banner of its own
         with one_sentence(str(OmegaConf.select(config, "paths.runs", default="runs"))):
             for name, value in given.items():
@@ -74,6 +81,7 @@ def run_entry_point(
             return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
 
     with one_sentence(), _hydras_mistakes(names, restore):
+        sys.argv[1:] = arguments_with_homes(sys.argv[1:])
         _refuse_renamed(sys.argv[1:], renamed or {})
         given = _take(own)
         if wants_help(sys.argv[1:]):
@@ -94,6 +102,16 @@ def _hydras_mistakes(names: Iterable[str], restore: Callable[[], None]) -> Itera
         raise UserError(sentence_of(error, names)) from error
     finally:
         restore()
+
+
+def _clean_multirun() -> None:
+    """Takes credentials out of the `multirun.yaml` that Hydra's sweeper has just written."""
+    hydra_config = HydraConfig.get()
+    path = Path(hydra_config.sweep.dir) / "multirun.yaml"
+    if hydra_config.mode == RunMode.MULTIRUN and path.is_file():
+        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if (clean := without_credentials(written)) != written:
+            write_whole(path, OmegaConf.to_yaml(OmegaConf.create(clean)).encode())
 
 
 def _take(names: Sequence[str]) -> dict[str, str]:
@@ -124,6 +142,7 @@ def register_schema(config_name: str, schema: type) -> None:
         lambda there, elsewhere, _root_: there if OmegaConf.select(_root_, "experiment.name") else elsewhere,
         replace=True,
     )
+    OmegaConf.register_new_resolver("home", home_written_out, replace=True)  # for folders that Hydra itself makes
     plugins = Plugins.instance()
     if ExperimentsSearchPath not in plugins.discover(ExperimentsSearchPath):
         plugins.register(ExperimentsSource)
@@ -148,6 +167,7 @@ def to_dataclass(
         settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(sentence_of(error, names)) from error
+    write_out_homes(settings)
     check_settings(settings)
     return with_components(settings)
 

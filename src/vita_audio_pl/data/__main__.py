@@ -16,7 +16,7 @@ from vita_audio_pl.errors import UserError
 def look(config: DataToolsConfig) -> None:
     """Shows what the command asks for."""
     console = Console() if sys.stdout.isatty() else Console(width=220)
-    shards = Path(config.data.shards)
+    shards = Path(config.data.folder)
     names = [config.source] if config.source else list(prepared_names(shards))
     if not names:
         raise UserError(f"nothing is prepared in {shards}: run python -m vita_audio_pl.prepare, or set data.shards=DIR")
@@ -33,7 +33,7 @@ def look(config: DataToolsConfig) -> None:
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
     """Reads every byte of the sources; ends with status 1 if anything is wrong."""
-    folder = Path(config.data.shards)
+    folder = Path(config.data.folder)
     findings = [lint_source(folder / name) for name in names]
     console.print(tables.lint_table(findings))
     for found in findings:

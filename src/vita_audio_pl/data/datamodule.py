@@ -73,9 +73,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         options.check()
         if vocabulary.continuous_input != (front_end is not None):
             raise ValueError("a front end goes with a vocabulary for continuous input, and only with one")
-        if vocabulary.continuous_input and is_remote(options.shards):
+        if vocabulary.continuous_input and is_remote(options.folder):
             raise UserError(
-                f"data.shards is '{options.shards}': audio for continuous input is too much to be copied to each node; "
+                f"data.shards is '{options.folder}': audio for continuous input is too much to be copied to each node; "
                 "mount the storage and give the folder"
             )
         self._front_end = front_end
@@ -94,7 +94,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._seen: Counter[str] = Counter()
 
     def _open(self, names: Sequence[str]) -> list[PreparedSource]:
-        folders = [local_folder(self.options.shards, name, self.options.cache) for name in names]
+        folders = [local_folder(self.options.folder, name, self.options.cache) for name in names]
         return open_sources(
             folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, self._vocabulary.continuous_input
         )
@@ -237,7 +237,7 @@ class SpeechDataModule(lightning.LightningDataModule):
     def validation_sources(self) -> dict[int, PreparedSource]:
         """Number of a training source -> the held-out source beside it."""
         names = {n: f"{source.name}.{self.options.validation}" for n, source in enumerate(self.sources)}
-        there = {n: name for n, name in names.items() if is_prepared(self.options.shards, name)}
+        there = {n: name for n, name in names.items() if is_prepared(self.options.folder, name)}
         return dict(zip(there, self._open(list(there.values())), strict=True))
 
     def held_out(self, tasks: Sequence[str], per_task: int, serves: Callable[[HeldOut], bool]) -> list[HeldOut]:

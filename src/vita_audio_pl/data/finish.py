@@ -79,7 +79,7 @@ def leftovers(job: TokenizeJob, claimed: Sequence[Part], prune: bool) -> Iterato
     found = sorted(path.name for pattern in PART_FILES for path in job.out.glob(pattern))
     if left := [name for name in found if name.split(".")[0] not in names]:
         if prune:
-            Owned.open(job.out, SOURCE).remove(*left)
+            Owned.claim(job.out, SOURCE).remove(*left)
         told = "were removed" if prune else "were left; prune=true removes them"
         yield f"{job.out}: {len(left)} files, such as {left[0]}, are of no part of '{job.source}' any more and {told}"
     retouched = [part for part in claimed if part.changed and _changed(job, part) not in (None, part.changed)]

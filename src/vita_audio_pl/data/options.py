@@ -1,6 +1,7 @@
 """Settings of the training data: the `data` group of the configuration."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -14,11 +15,16 @@ class DataOptions:
     """Which prepared data a run reads, and how."""
 
     name: str = "spoken_world"
-    shards: str = setting("data/spoken_world/shards", "folder or URL with one folder per prepared source", common=True)
-    spoken_world: str = setting(
-        "",
-        "full or smoke: the spoken world that is made here where its shards are missing",
+    shards: str | None = setting(
+        None, "folder or URL with one folder per prepared source; null = the spoken world's, made here", common=True
+    )
+    spoken_world: str | None = setting(
+        None,
+        "without shards: full or smoke, the spoken world to make; null = shards are given",
         choices=("", "full", "smoke"),
+    )
+    world_folder: str = setting(
+        "data/spoken_world", "where the spoken world is made: not there yet, empty, or made before"
     )
     mixture: str = setting("small_1", "file of data_recipes/mixtures without .yaml, or a path to a .yaml", common=True)
     temperature: float | None = setting(None, "null = the mixture's; above 1 levels the sources' sizes", above=0)
@@ -39,6 +45,26 @@ class DataOptions:
     adopt_changes: bool = setting(False, "resume with another mixture than the checkpoint's, from the next window on")
     validation: str = setting("dev", "held-out sources are called `<source>.<this>`; '' = no validation")
     validation_rows: int = setting(16, "packed rows of each held-out source", at_least=1)
+
+    @property
+    def folder(self) -> str:
+        """Folder or URL of the shards that are read: those that are given, or the spoken world's."""
+        return self.shards or f"{self.world_folder}/shards"
+
+    def beside(self, name: str) -> Path:
+        """What lies beside the shards: `tokenizer`, `codec`, `speech_input`, `grammar.jsgf`."""
+        return Path(self.folder).parent / name
+
+    def check(self) -> None:
+        """Refuses to read nothing.
+
+        Raises:
+            UserError: neither shards nor a spoken world are named.
+        """
+        if not self.shards and not self.spoken_world:
+            raise UserError(
+                "data.spoken_world=null says that shards are given, and data.shards names none: give data.shards=DIR"
+            )
 
 
 @dataclass

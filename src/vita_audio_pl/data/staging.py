@@ -24,6 +24,7 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, par
 from vita_audio_pl.storage.files import full_disk_is_told, partial_name, write_whole
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
+from vita_audio_pl.storage.secrets import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def local_folder(shards: str, source: str, cache: str) -> Path:
     """
     if not is_remote(shards):
         return _local(shards) / source
-    folder = Path(cache).expanduser() / hashlib.sha256(shards.encode()).hexdigest()[:16] / source
+    named = without_credentials(shards)  # a URL that is signed anew names the same data
+    folder = Path(cache).expanduser() / hashlib.sha256(named.encode()).hexdigest()[:16] / source
     once_a_node(
         folder.parent.name + hashlib.sha256(source.encode()).hexdigest()[:16], partial(_stage, shards, source, folder)
     )

@@ -7,17 +7,21 @@ from pathlib import Path
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import path_digest
 from vita_audio_pl.evaluation.judges import Judge, PocketsphinxJudge
+from vita_audio_pl.foreign import require_trust
 
 JUDGES = ("pocketsphinx", "whisper", "paraformer")
 
 
-def judge_maker(grammar: str | None = None, model: str | None = None, device: str = "cpu") -> Callable[[str], Judge]:
+def judge_maker(
+    grammar: str | None = None, model: str | None = None, device: str = "cpu", trust_file: bool = False
+) -> Callable[[str], Judge]:
     """A function from a judge's name to the judge; packages are imported when it is called.
 
     Args:
         grammar: JSGF file, for pocketsphinx.
         model: folder of the checkpoint, for whisper and paraformer.
         device: where neural judges run.
+        trust_file: let FunASR load a Paraformer checkpoint, which can run any code.
     """
 
     def make(name: str) -> Judge:
@@ -31,7 +35,10 @@ def judge_maker(grammar: str | None = None, model: str | None = None, device: st
             raise UserError(f"judge={name} needs its checkpoint: give judge_model=FOLDER (nothing is downloaded)")
         from vita_audio_pl.evaluation.neural_judges import ParaformerJudge, WhisperJudge
 
-        return WhisperJudge(Path(model), device) if name == "whisper" else ParaformerJudge(Path(model), device)
+        if name == "whisper":
+            return WhisperJudge(Path(model), device)
+        require_trust(Path(model), "a FunASR checkpoint", trust_file)
+        return ParaformerJudge(Path(model), device)
 
     return make
 

@@ -37,11 +37,12 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     device = _device(config.device, share)
     evaluations = plan_evaluations(config, device)
     toolbox = ModelToolbox(
-        judge_maker(config.bench.grammar, config.judge_model, device),
+        judge_maker(config.bench.grammar, config.judge_model, device, config.trust_file),
         device,
         count_unreadable=config.missing_audio == "count",
         speaker_model=Path(config.speaker_model) if config.speaker_model else None,
         mos_model=Path(config.mos_model) if config.mos_model else None,
+        trust_file=config.trust_file,
         graphs=config.graphs,
     )
     steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]

@@ -71,7 +71,12 @@ class EvaluateConfig(CommandConfig):
     speaker_model: str | None = setting(
         None, "folder of a WavLM x-vector checkpoint: likeness to the voice in the prompt; null = not measured"
     )
-    mos_model: str | None = setting(None, "UTMOS as a TorchScript file: how natural answers sound; null = not measured")
+    mos_model: str | None = setting(
+        None, "UTMOS as a TorchScript file: how natural answers sound; needs trust_file=true; null = not measured"
+    )
+    trust_file: bool = setting(
+        False, "load mos_model, or the checkpoint of the judge paraformer, although such files can run any code"
+    )
     step: str = setting("all", "or generate, score: the second needs no model", choices=("all", "generate", "score"))
     compare: list[str] = setting([], "two result folders to compare; nothing else is done", common=True)
     controls: int = setting(100, "recordings on which the judge itself is measured; 0 = none", at_least=0)

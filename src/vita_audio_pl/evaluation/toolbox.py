@@ -14,6 +14,7 @@ from vita_audio_pl.evaluation.jobs import GPU_PRECISION, Decoding
 from vita_audio_pl.evaluation.judges import Judge
 from vita_audio_pl.evaluation.records import Answer, Heard
 from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
+from vita_audio_pl.foreign import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
 from vita_audio_pl.inference.prompts import answer_text
@@ -44,6 +45,7 @@ class ModelToolbox:
         threads: CPU threads of one process.
         speaker_model: WavLM checkpoint that compares answers with the voice that was asked for; None for no comparison.
         mos_model: UTMOS as TorchScript that rates how natural answers sound; None for no rating.
+        trust_file: load `mos_model`, which can run any code.
         graphs: decode with CUDA graphs; None for on a GPU.
     """
 
@@ -55,6 +57,7 @@ class ModelToolbox:
         threads: int = 1,
         speaker_model: Path | None = None,
         mos_model: Path | None = None,
+        trust_file: bool = False,
         graphs: bool | None = None,
     ) -> None:
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
@@ -62,7 +65,9 @@ class ModelToolbox:
         self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(partial(load_codec, device=device))
         self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
         self.similarity = cache(lambda: SpeakerSimilarity(speaker_model, device)) if speaker_model else None
-        self.naturalness = cache(lambda: Naturalness(mos_model, device)) if mos_model else None
+        if mos_model:
+            require_trust(mos_model, "a TorchScript file", trust_file)  # before the first answer
+        self.naturalness = cache(lambda: Naturalness(mos_model, device, trust_file)) if mos_model else None
 
     def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
         """See `runner.Toolbox`."""

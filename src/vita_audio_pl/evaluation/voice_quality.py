@@ -8,6 +8,7 @@ import torch
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges import RATE, at_rate
+from vita_audio_pl.foreign import require_trust
 
 
 class SpeakerSimilarity:
@@ -49,14 +50,16 @@ class Naturalness:
     Args:
         file: the exported model; called with `(1, samples)` at 16 kHz, it returns the score.
         device: where it runs.
+        trust_file: load it, although a TorchScript file can run code of its own, such as writing files.
 
     Raises:
-        UserError: the file is missing or no TorchScript.
+        UserError: the file is missing, not trusted, or no TorchScript.
     """
 
-    def __init__(self, file: Path, device: str = "cpu") -> None:
+    def __init__(self, file: Path, device: str = "cpu", trust_file: bool = False) -> None:
         if not file.is_file():
             raise UserError(f"{file} does not exist; give the TorchScript file of UTMOS as mos_model=FILE")
+        require_trust(file, "a TorchScript file", trust_file)
         try:
             self.model = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
         except RuntimeError as error:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from vita_audio_pl.storage.secrets import command_line_without_credentials
+
 EVALUATION_TABLE = "evaluation"
 
 
@@ -66,6 +68,7 @@ def log_to_wandb(
     remedy = f"they are in {folder}; the same command sends them once wandb can be reached"
     with (
         never_fatal(f"figures of {group}", remedy),
+        command_line_without_credentials(),
         wandb.init(
             project=project,
             name=f"{group}/evaluation",

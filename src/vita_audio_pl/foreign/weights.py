@@ -58,6 +58,19 @@ def _named_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
+def require_trust(path: Path, kind: str, trusted: bool) -> None:
+    """Refuses a file that is more than data, unless a person has said that it is trusted.
+
+    Raises:
+        UserError: it is not trusted.
+    """
+    if not trusted:
+        raise UserError(
+            f"{path} is {kind}, which can run any code on this machine when it is loaded; if you know where it comes from, "
+            "add trust_file=true"
+        )
+
+
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Gives `module` (which may live on the meta device) exactly the tensors of `state`.
 

@@ -11,7 +11,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import load_speech_model, model_folder
 from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
 from vita_audio_pl.models.released import save_released
-from vita_audio_pl.models.weight_files import read_json
+from vita_audio_pl.models.weight_files import read_json, verify_model_files
+from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
@@ -44,6 +45,7 @@ def export_model(
     source, target = model_folder(source), Path(target)
     if os.path.lexists(target):
         raise UserError(f"{target} is there already; give a folder that is not, or move it away")
+    verify_model_files(source)
     with whole_folder(target, "exported model", marked=False) as aside:
         if read_json(source / "config.json").get("model_type") == "qwen2":
             model, (pattern, first_code) = load_backbone(source, dtype=dtype), backbone_notes(source)
@@ -61,6 +63,7 @@ def export_model(
                 shutil.copytree(source / name, aside / name, dirs_exist_ok=True)
         if (source / "manifest.json").is_file():
             shutil.copy(source / "manifest.json", aside / "manifest.json")
+        write_checksums(aside, sum_of_folder(aside))
 
 
 def spell_out(path: Path, vocabulary: Vocabulary) -> None:

@@ -16,6 +16,7 @@ from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
 from vita_audio_pl.models.sensevoice import load_front_end
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.text.rendering import RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
@@ -82,9 +83,10 @@ def load_speech_model(
         dtype: converted to; None keeps the file's.
 
     Raises:
-        UserError: the folder is missing or incomplete, or its parts do not belong together.
+        UserError: the folder is missing, incomplete or damaged, or its parts do not belong together.
     """
     folder = model_folder(folder)
+    verify_model_files(folder)
     tokenizer = TextTokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
     config, manifest, generation = (
         _read_json(folder / name) for name in ("config.json", "manifest.json", "generation_config.json")

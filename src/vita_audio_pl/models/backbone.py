@@ -18,7 +18,14 @@ from vita_audio_pl.models.released import (
     type_name,
 )
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
+from vita_audio_pl.models.weight_files import (
+    WeightFolder,
+    load_strictly,
+    read_json,
+    save_weights,
+    verify_model_files,
+    write_json,
+)
 
 BESIDE = "beside_backbone.safetensors"
 """Heads and speech encoder, under our names."""
@@ -43,9 +50,10 @@ def load_backbone(
         device: where the weights go.
 
     Raises:
-        UserError: not a Qwen2 folder, or its weights do not fit its `config.json`.
+        UserError: not a Qwen2 folder, a file of it is damaged, or its weights do not fit its `config.json`.
     """
     folder = Path(folder)
+    verify_model_files(folder)
     path = folder / "config.json"
     fields = read_json(path)
     if fields.get("model_type") != "qwen2":

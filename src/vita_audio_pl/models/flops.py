@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.sensevoice import N_QUERIES
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
@@ -70,7 +70,7 @@ class StepFlops:
     """
 
     model: SpeechLM
-    objective: EveryHead
+    objective: Objective
     _predictors: list[_Part] = field(init=False)
     _scored: list[int] = field(init=False)
     _encoder: _Part = field(init=False)

@@ -75,8 +75,7 @@ class PackedLayout:
         # tokens from here to the document's end, this one included
         self._left = np.repeat(lengths, lengths) - self.positions
         self.ids = self._kept(batch.input_ids)
-        self._labels = self._kept(batch.labels)
-        self.targets = self._next(self._labels, IGNORE_INDEX)
+        self.targets = self._next(self._kept(batch.labels), IGNORE_INDEX)
         self.target_writers = self._next(self._kept(batch.writers), -1)
         weights = batch.loss_weights
         self.target_weights = (
@@ -107,13 +106,6 @@ class PackedLayout:
         previous = np.flatnonzero(self._left[earlier] > 1)
         lengths = tuple(n - k - 1 for n in self.documents.lengths if n > k + 1)
         return HeadRows(tokens, previous, Documents(lengths))
-
-    def row_shifted_targets(self, tokens: np.ndarray) -> np.ndarray:
-        """Labels of the following entries of `tokens`, document borders ignored: `(len(tokens),)` int64.
-
-        The published training code shifts labels so; kept for comparison with its numbers alone.
-        """
-        return np.append(self._labels[tokens[1:]], IGNORE_INDEX)
 
 
 def to_device(index: np.ndarray, device: torch.device) -> Tensor:

@@ -5,9 +5,10 @@ row weights. The backbone, where it trains, always has the cross entropy of ever
 heads has weight `w / K`. A head has the rows at positions `k + 1` and later of each document (VITA-Audio, section 3.3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +19,68 @@ from vita_audio_pl.models.distillation import distillation_loss
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.liger import liger_cross_entropy
 from vita_audio_pl.models.linear_cross_entropy import RowLosses, linear_cross_entropy
-from vita_audio_pl.models.losses import HeadLosses, RowLoss, Scored, collect
 from vita_audio_pl.packed import IGNORE_INDEX
 from vita_audio_pl.text.vocabulary import Vocabulary
 
+RowLoss = Callable[[Tensor, Tensor, Tensor, Tensor], RowLosses]
+"""`(hidden, weight, targets, row_weights) -> RowLosses`, as `linear_cross_entropy`."""
 
-class EveryHead:
-    """`CE_backbone + (w / K) * sum_k CE_k`: every label trains every predictor with its row (the published loss)."""
+
+class HeadLosses(NamedTuple):
+    """Losses of one step; entry 0 of each vector is the backbone, entry `k + 1` head `k`.
+
+    total: scalar with gradient, divisor and weights included: the global loss is the sum of all ranks' and
+    micro-batches' totals. sums: `(1 + K,)` float32, unweighted losses summed over scored labels; counts: `(1 + K,)`
+    int64, scored labels; correct: `(1 + K,)` int64, of these predicted right; served: `(1 + K,)` int64, of the scored
+    those that the predictor writes under the decoding pattern; served_correct: of these predicted right. The vectors are
+    detached.
+    """
+
+    total: Tensor
+    sums: Tensor
+    counts: Tensor
+    correct: Tensor
+    served: Tensor
+    served_correct: Tensor
+
+    def merge(self, other: "HeadLosses") -> "HeadLosses":
+        """Both together."""
+        return HeadLosses(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows of one predictor that are scored.
+
+    predictor: 0 the backbone, k + 1 head k; hidden: (rows, hidden), normed; targets: (rows,) int64; weights: (rows,)
+    float32, divisor included; tokens: (rows,) int64 on the CPU, ascending, the token each row stands at; served: (rows,)
+    bool, whether the predictor writes the target under the decoding pattern.
+    """
+
+    predictor: int
+    hidden: Tensor
+    targets: Tensor
+    weights: Tensor
+    tokens: Tensor
+    served: Tensor
+
+
+def collect(losses: RowLosses, scored: Sequence[Scored], n_heads: int) -> HeadLosses:
+    """Sums by predictor of the losses of the concatenated rows of `scored`."""
+    device = losses.each.device
+    counts = torch.zeros(1 + n_heads, dtype=torch.int64)
+    sums = torch.zeros(1 + n_heads, device=device)
+    correct, served, served_correct = torch.zeros(3, 1 + n_heads, dtype=torch.int64, device=device)
+    sizes = [len(part.targets) for part in scored]
+    for part, each, hits in zip(scored, losses.each.split(sizes), losses.correct.split(sizes), strict=True):
+        counts[part.predictor] = len(part.targets)
+        sums[part.predictor], correct[part.predictor] = each.sum(), hits.sum()
+        served[part.predictor], served_correct[part.predictor] = part.served.sum(), (hits & part.served).sum()
+    return HeadLosses(losses.total, sums, counts.to(device), correct, served, served_correct)
+
+
+class Objective:
+    """`CE_backbone + (w / K) * sum_k L_k`, where a subclass says which rows train head k and what `L_k` is."""
 
     def __init__(self, weight: float = 1.0, kernel: str = "torch", chunk_rows: int = 512):
         """weight: w; kernel: `torch` or `liger` (CUDA only); chunk_rows: rows whose logits exist at a time.
@@ -80,7 +136,11 @@ class EveryHead:
         return collect(lm_head(torch.cat([part.hidden for part in scored]), loss=loss), scored, n_heads)
 
 
-class AudioOnly(EveryHead):
+class EveryHead(Objective):
+    """`CE_backbone + (w / K) * sum_k CE_k`: every label trains every predictor with its row (the published loss)."""
+
+
+class AudioOnly(Objective):
     """`CE_backbone + (w / K) * sum_k CE'_k`, where heads learn audio spans only.
 
     A head's targets are codes, begin and end markers, and the `<|im_end|>` that follows an end marker; its softmax
@@ -110,10 +170,10 @@ class AudioOnly(EveryHead):
         others = [part for part in scored if not part.predictor]
         parts = [self.cross_entropy(lm_head, heads, n_heads, self._ids)] if heads else []
         parts += [self.cross_entropy(lm_head, others, n_heads)] if others else []
-        return parts[0] if len(parts) == 1 else parts[0].with_(parts[1])
+        return parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
 
 
-class ServedSlots(EveryHead):
+class ServedSlots(Objective):
     """`CE_backbone + (w / K) * sum_k CE''_k`, where head k learns the tokens it writes under the decoding pattern only.
 
     The backbone keeps every label, so decoding without heads and verification stay whole.
@@ -124,7 +184,7 @@ class ServedSlots(EveryHead):
         return labelled & (layout.target_writers == predictor) if predictor else labelled
 
 
-class Distil(EveryHead):
+class Distil(Objective):
     """`CE_backbone + (w / K) * sum_k D_k`, where `D_k` draws head k to the backbone's own distribution at the same row.
 
     `D = lambda KL(t || s) + (1 - lambda) TV(t, s)` over labelled rows, see `models.distillation`; the backbone's
@@ -154,7 +214,7 @@ class Distil(EveryHead):
         others = [part for part in scored if not part.predictor]
         parts = [self._distil(lm_head, heads, backbone, n_heads)] if heads else []
         parts += [self.cross_entropy(lm_head, others, n_heads)] if others else []
-        return parts[0] if len(parts) == 1 else parts[0].with_(parts[1])
+        return parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
 
     def _distil(self, lm_head, heads, backbone, n_heads) -> HeadLosses:
         tokens = torch.cat([part.tokens for part in heads])
@@ -174,7 +234,7 @@ class Distil(EveryHead):
         return collect(RowLosses(total, each[back], correct[back]), heads, n_heads)
 
 
-OBJECTIVES: dict[str, type[EveryHead]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "every_head": EveryHead,
     "audio_only": AudioOnly,
     "served_slots": ServedSlots,
@@ -182,7 +242,7 @@ OBJECTIVES: dict[str, type[EveryHead]] = {
 }
 
 
-def build_objective(name: str, vocabulary: Vocabulary | None = None, **options: Any) -> EveryHead:
+def build_objective(name: str, vocabulary: Vocabulary | None = None, **options: Any) -> Objective:
     """The objective `name` with its options; `audio_only` needs the vocabulary, `distil` alone takes `kl_share`.
 
     Raises:

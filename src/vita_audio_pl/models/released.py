@@ -20,7 +20,14 @@ from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.models.weight_files import WeightFolder, load_strictly, read_json, save_weights, write_json
+from vita_audio_pl.models.weight_files import (
+    WeightFolder,
+    load_strictly,
+    read_json,
+    save_weights,
+    verify_model_files,
+    write_json,
+)
 
 _PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
 _MODEL_TYPE = "qwen2_mtp"
@@ -195,8 +202,9 @@ def load_released(
         device: where the weights go.
 
     Raises:
-        UserError: a key is missing or extra, a shape differs, a file is cut short, a weight is not finite.
+        UserError: a key is missing or extra, a shape differs, a file is cut short or damaged, a weight is not finite.
     """
+    verify_model_files(Path(folder))
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
     config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)
     held = sum(key.startswith(f"{_PARTS['proj']}.") for key in weights.keys())

@@ -14,13 +14,12 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
 from vita_audio_pl.models.layout import Documents, PackedLayout, to_device
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
-from vita_audio_pl.models.losses import HeadLosses, Scored
 from vita_audio_pl.models.mctp import MCTPStack
-from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.objectives import HeadLosses, Objective, Scored
 from vita_audio_pl.models.rotary import ExactRotaryEmbedding
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_input import SpeechInput
-from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
+from vita_audio_pl.packed import PackedBatch
 
 
 @dataclass
@@ -113,90 +112,78 @@ class SpeechLM(nn.Module):
         heads = {id(parameter) for parameter in self.heads.parameters()}
         return any(p.requires_grad for p in self.parameters() if id(p) not in heads)
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        objective: EveryHead,
-        *,
-        score_frozen_backbone: bool = False,
-        shift_across_documents: bool = False,
-    ) -> HeadLosses:
+    # Shapes: T tokens of the batch end to end, without padding; R <= T rows of a predictor; S <= R of them scored;
+    # H hidden size. Predictor 0 is the backbone, predictor k + 1 head k.
+
+    def forward(self, batch: PackedBatch, objective: Objective, *, score_frozen_backbone: bool = False) -> HeadLosses:
         """Losses of `batch` under `objective`. Heads whose loss has no weight are not run.
 
-        score_frozen_backbone: also report the backbone's loss and accuracy where it is frozen (no gradient, for the
-        log). shift_across_documents: label a document's last row with the next document's first label, as the published
-        training code does; for comparison with its numbers only.
+        score_frozen_backbone: also report the backbone's loss and accuracy where it is frozen (no gradient, for the log).
         """
-        layout = PackedLayout(batch)
+        layout = PackedLayout(batch)  # where the documents lie; numpy on the host, so that no step waits for the device
         trains = self.train_backbone
-        # decided by configuration, never by data: sharded ranks have to run the same modules
+        # decided by configuration, never by data: ranks that shard parameters have to run the same modules
         deepest = self.n_heads if objective.weight else 0
-        hidden = self._predictors(batch, layout, deepest)
-        divisor = max(batch.divisor, 1e-12)
+        states = self._hidden_states(batch, layout, deepest)  # (1, R, H) each
+        divisor = max(batch.divisor, 1e-12)  # labels of the whole optimiser step, all ranks and micro-batches
 
-        def part(j: int) -> Scored:
-            rows, tokens, targets = self._select(layout, objective, j, shift_across_documents)
-            weights = layout.target_weights[tokens] * np.float32(objective.weight_of(j, self.n_heads) / divisor)
-            served = layout.target_writers[tokens] == j
-            arrays = (rows, targets, weights, served)
-            rows, targets, weights, served = (to_device(array, hidden[0].device) for array in arrays)
-            states = hidden[j][0].index_select(0, rows)
-            return Scored(j, states, targets, weights, torch.from_numpy(tokens), served)
+        def scored(predictor: int) -> Scored:
+            """The rows of a predictor that the objective trains, with targets and weights."""
+            tokens = np.arange(len(layout)) if predictor == 0 else layout.head(predictor - 1).tokens  # (R,)
+            rows = np.flatnonzero(objective.trains_on(layout, predictor)[tokens])  # (S,) among its own R rows
+            tokens = tokens[rows]
+            # the loss is divided here: by the labels of the whole step, so it does not depend on how a batch is cut
+            weights = layout.target_weights[tokens] * np.float32(objective.weight_of(predictor, self.n_heads) / divisor)
+            served = layout.target_writers[tokens] == predictor
+            device = states[0].device
+            rows, targets, weights, served = (
+                to_device(array, device) for array in (rows, layout.targets[tokens], weights, served)
+            )
+            hidden = states[predictor][0].index_select(0, rows)  # (S, H)
+            return Scored(predictor, hidden, targets, weights, torch.from_numpy(tokens), served)
 
-        scored = [part(j) for j in range(0 if trains else 1, 1 + deepest)]
-        if not scored:
+        parts = [scored(predictor) for predictor in range(0 if trains else 1, 1 + deepest)]
+        if not parts:
             raise UserError("nothing is left to train: the backbone is frozen and the heads are absent or weigh 0")
-        losses = objective.losses(self.lm_head, scored, hidden[0][0], self.n_heads)
+        losses = objective.losses(self.lm_head, parts, states[0][0], self.n_heads)
         if score_frozen_backbone and not trains:
             with torch.no_grad():
-                extra = objective.cross_entropy(self.lm_head, [part(0)], self.n_heads)
-            losses = losses.with_(extra._replace(total=torch.zeros_like(losses.total)))
+                extra = objective.cross_entropy(self.lm_head, [scored(0)], self.n_heads)
+            losses = losses.merge(extra._replace(total=torch.zeros_like(losses.total)))
         return losses
 
-    def _select(
-        self, layout: PackedLayout, objective: EveryHead, predictor: int, shift_across_documents: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scored rows of a predictor (numbered among its own rows), the tokens they stand at, and their targets."""
-        tokens = np.arange(len(layout)) if predictor == 0 else layout.head(predictor - 1).tokens
-        if shift_across_documents:
-            targets = layout.row_shifted_targets(tokens)
-            rows = np.flatnonzero(targets != IGNORE_INDEX)
-        else:
-            targets = layout.targets[tokens]
-            rows = np.flatnonzero(objective.trains_on(layout, predictor)[tokens])
-        return rows, tokens[rows], targets[rows]
-
-    def _predictors(self, batch: PackedBatch, layout: PackedLayout, deepest: int) -> list[Tensor]:
-        """Normed hidden states of predictors 0..deepest, each (1, its rows, hidden)."""
+    def _hidden_states(self, batch: PackedBatch, layout: PackedLayout, deepest: int) -> list[Tensor]:
+        """Normed hidden states of predictors 0..deepest, each (1, R, H)."""
         device = batch.device
-        ids, positions = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]
+        ids, positions = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]  # (1, T)
         trains = self.train_backbone
         with nullcontext() if trains else torch.no_grad():
-            embeds = self.model.embed_tokens(ids)
+            embeddings = self.model.embed_tokens(ids)  # (1, T, H)
             hidden = self.model(
-                inputs_embeds=self.heard(ids, embeds, batch.clips),
+                inputs_embeds=self.input_embeddings(ids, embeddings, batch.clips),
                 position_ids=positions,
                 attention_mask={"full_attention": None},
                 use_cache=False,
                 documents=DocumentAttention(layout.documents, self.config.attention, device),
-            ).last_hidden_state
-        outputs = [hidden]
+            ).last_hidden_state  # (1, T, H)
+        states = [hidden]
         if deepest == 0:
-            return outputs
+            return states
         if self.config.detach_heads:
-            embeds, hidden = embeds.detach(), hidden.detach()
-        cos, sin = self.model.rotary_emb(hidden, positions)
+            embeddings, hidden = embeddings.detach(), hidden.detach()
+        cos, sin = self.model.rotary_emb(hidden, positions)  # (1, T, head size)
         for k in range(deepest):
+            # head k reads token p and the previous predictor's state at p - 1, for p >= k + 1 of each document
             rows = layout.head(k)
-            tokens, previous = to_device(rows.tokens, device), to_device(rows.previous, device)
+            tokens, previous = to_device(rows.tokens, device), to_device(rows.previous, device)  # (R,)
             hidden = self._head(
                 k,
                 rows.documents,
-                (embeds.index_select(1, tokens), hidden.index_select(1, previous)),
+                (embeddings.index_select(1, tokens), hidden.index_select(1, previous)),
                 (cos.index_select(1, tokens), sin.index_select(1, tokens)),
             )
-            outputs.append(hidden)
-        return outputs
+            states.append(hidden)
+        return states
 
     def _head(self, k: int, documents: Documents, inputs: tuple[Tensor, ...], angles: tuple[Tensor, ...]) -> Tensor:
         """Normed output of head `k`; where no document reaches it, it runs over a row of zeros.
@@ -211,13 +198,13 @@ class SpeechLM(nn.Module):
         hidden = self.model.norm(self.heads[k](*inputs, angles, documents=attention))
         return hidden[:, missing:]
 
-    def heard(self, ids: Tensor, embeds: Tensor, clips: Sequence[Tensor]) -> Tensor:
+    def input_embeddings(self, ids: Tensor, embeddings: Tensor, clips: Sequence[Tensor]) -> Tensor:
         """Embeddings with the states of `clips` in the places of the context tokens (VITA-Audio-Plus).
 
         The backbone reads these; the heads read the plain embeddings.
 
         Args:
-            ids: (rows, length); embeds: (rows, length, hidden) of the ids.
+            ids: (rows, length); embeddings: (rows, length, hidden) of the ids.
             clips: features `(frames, input size)` of the audio, in the order of its places.
 
         Raises:
@@ -226,22 +213,22 @@ class SpeechLM(nn.Module):
         if self.speech_input is None:
             if len(clips):
                 raise UserError("the batch has audio for an encoder, but the model has none; use a Plus variant")
-            return embeds
+            return embeddings
         weight = self.speech_input.audio_projection[0].weight
         # without a clip the modules run all the same, since ranks that shard parameters have to agree on what they run
-        heard = clips or [torch.zeros(1, self.config.encoder.input_size)]
-        states = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in heard]).to(
-            embeds.dtype
+        features = clips or [torch.zeros(1, self.config.encoder.input_size)]
+        states = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in features]).to(
+            embeddings.dtype
         )
         if not len(clips):
-            return embeds + 0.0 * states.sum()
+            return embeddings + 0.0 * states.sum()
         places = ids == self.config.context_of_audio
         if int(places.sum()) != len(states):
             raise UserError(
                 f"the batch has {int(places.sum())} places for states of audio and the encoder made {len(states)}; "
                 "the data was prepared for another encoder"
             )
-        return embeds.masked_scatter(places[..., None], states)
+        return embeddings.masked_scatter(places[..., None], states)
 
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
         """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.
@@ -249,7 +236,7 @@ class SpeechLM(nn.Module):
         Rows are the tokens of the batch end to end without padding; head `k` has those at positions `k + 1` and later
         of their document, so its row for `x_p` predicts `x_{p+1}`.
         """
-        return self._predictors(batch, PackedLayout(batch), self.n_heads)
+        return self._hidden_states(batch, PackedLayout(batch), self.n_heads)
 
     def logits(self, batch: PackedBatch) -> list[Tensor]:
         """Full logits (1, rows, vocabulary) of the backbone and every head; for tests and small evaluations."""

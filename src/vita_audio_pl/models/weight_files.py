@@ -1,7 +1,9 @@
 """Safetensors folders: read strictly and one tensor at a time, written in shards."""
 
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,6 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import CHECKSUMS, read_checksums, verify
+
+log = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
@@ -22,17 +27,21 @@ class WeightFolder:
         single: another name of the file with all tensors.
 
     Raises:
-        UserError: the folder has no weights, a shard is missing, or a file is cut short or not safetensors.
+        UserError: the folder has no weights, a shard is missing, a file is cut short or not safetensors, or its bytes are
+            not those whose checksums were written beside it.
     """
 
     def __init__(self, folder: Path | str, single: str = SINGLE):
         self.folder = Path(folder)
         index = self.folder / INDEX
         if (self.folder / single).is_file():
+            verify_model_files(self.folder, [single])
             with self._open(single) as file:
                 self._files = dict.fromkeys(file.keys(), single)
         elif single == SINGLE and index.is_file():
+            verify_model_files(self.folder, [INDEX])
             self._files = self._listed(read_json(index).get("weight_map"))
+            verify_model_files(self.folder, sorted(set(self._files.values())))
         else:
             raise UserError(f"{self.folder} has neither {single} nor {INDEX}; give a folder with safetensors weights")
 
@@ -81,6 +90,45 @@ class WeightFolder:
                     if key not in held:
                         raise UserError(f"{self.folder / name} lacks the tensor '{key}' that {INDEX} places there")
                     yield key, file
+
+
+def verify_model_files(folder: Path, names: Collection[str] | None = None) -> None:
+    """Compares files of a model folder with the checksums that its writer left; folders from elsewhere have none.
+
+    Args:
+        names: which files; None is all but the weights, which are verified by whoever reads them.
+
+    Raises:
+        UserError: bytes are not what was written; names the file and them.
+    """
+    sums = read_checksums(folder)
+    if sums is None:
+        _tell_unchecked(folder.absolute())
+        return
+    remedy = (
+        "copy the model folder again, or delete it and give the command that made it again; if you have changed the file "
+        f"yourself, run python -m vita_audio_pl.checksums folder={folder} write=true"
+    )
+    for name in names or ():
+        if name not in sums and (folder / name).exists():
+            raise UserError(f"{folder / name} was not written with this folder: {CHECKSUMS} does not list it; {remedy}")
+    wanted = [name for name in sums if (name in names if names is not None else "/" in name or not is_weights(name))]
+    verify(folder, {name: sums[name] for name in wanted}, remedy)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a model folder holds its weights."""
+    return name.endswith(".safetensors")
+
+
+@cache
+def _tell_unchecked(folder: Path) -> None:
+    if (folder / "manifest.json").is_file():
+        log.warning(
+            "%s was written by an older version, without checksums; python -m vita_audio_pl.checksums folder=%s write=true "
+            "adds them",
+            *(folder, folder),
+        )
 
 
 def load_strictly(

@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from vita_audio_pl.config.component import plain
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.blocks import checkpoint_activations
@@ -13,7 +13,6 @@ from vita_audio_pl.models.flops import StepFlops, Work, frames_and_pairs, rows_a
 from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.lora import add_lora
-from vita_audio_pl.models.objectives import build_objective
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.planning.memory import Memory, step_memory
@@ -23,6 +22,7 @@ from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.gpus import GPUS
+from vita_audio_pl.training.identity import freezes_backbone
 from vita_audio_pl.training.starting_model import backbone_config
 from vita_audio_pl.training.trainer import micro_batches
 
@@ -84,7 +84,7 @@ def spread(config: PlanConfig) -> PlanConfig:
 def plan_vocabulary(config: PlanConfig) -> Vocabulary:
     """The vocabulary that the stage will have."""
     continuous = config.variant.hears_by_encoder
-    prepared = Path(config.data.shards).parent / "tokenizer"
+    prepared = config.data.beside("tokenizer")
     if config.text_entries is None and prepared.is_dir():
         return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)
     entries = config.text_entries or QWEN2_5_ENTRIES
@@ -119,9 +119,8 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     rows, accumulate = micro_batches(config)
     vocabulary = plan_vocabulary(config)
     model = plan_model(config, vocabulary, n_heads)
-    options = {name: value for name, value in dataclasses.asdict(config.objective).items() if value is not None}
-    options = {name: value for name, value in options.items() if name not in ("name", "detach_heads")}
-    objective = build_objective(config.objective.name, vocabulary, **options)
+    frozen = freezes_backbone(config.stage.freeze, plain(config))
+    objective = config.objective.build(vocabulary, weight=1.0 if frozen else config.objective.weight)
     IntervalRatio.of(config.text_audio_interval_ratio)
     pattern = DecodePattern.of(config.decode_pattern)
     batch = expected_row(

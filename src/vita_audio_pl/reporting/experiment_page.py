@@ -14,7 +14,7 @@ from vita_audio_pl.reporting.listening import Utterance, Voice, utterances_to_he
 from vita_audio_pl.reporting.page import render
 from vita_audio_pl.reporting.tables import Cell, Table, markdown
 from vita_audio_pl.reporting.write import REPORT, Report, write_file, write_sounds
-from vita_audio_pl.storage.owned import Owned
+from vita_audio_pl.storage.owned import Owned, below
 
 PROMPTS = 3
 HEADS_NOTE = (
@@ -127,7 +127,7 @@ def experiment_folder(runs: Path, name: str) -> Path:
     Raises:
         UserError: there is none of that name; the sentence lists those that are there.
     """
-    folder = runs / name
+    folder = below(runs, name, "experiment")
     if not folder.is_dir():
         there = sorted({path.parents[1].name for path in runs.glob("*/*/arm.json")})
         raise UserError(

@@ -18,10 +18,12 @@ from vita_audio_pl.spoken_world import plan, synthesis
 from vita_audio_pl.spoken_world.grammar import grammar
 from vita_audio_pl.spoken_world.sentences import LEXICONS, Lexicon, vocabulary
 from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.storage.owned import Kind, Owned, begin_whole
 
 MARKER = "world.json"
 LAYOUT = 2  # raised when the same size and seed give other sentences, voices or files
 _UTTERANCES_A_RUN = 64
+WORLD = Kind("spoken world", (MARKER,), sign=(MARKER,))
 _PARTS = ("audio", "samples", "grammar.jsgf", "words.txt")
 
 
@@ -68,29 +70,29 @@ def build_world(
     """Speaks and writes the world, or returns at once if the folder holds it already. Can be killed and run again.
 
     Args:
-        folder: becomes `audio/VOICE/*.flac`, `samples/TASK.SPLIT.jsonl`, `grammar.jsgf`, `words.txt`, `world.json`;
-            other files in it are left alone.
+        folder: not there, empty, or made by this before; becomes `audio/VOICE/*.flac`, `samples/TASK.SPLIT.jsonl`,
+            `grammar.jsgf`, `words.txt`, `world.json`. Other files in it are left alone.
         size: `full` or `smoke`.
         seed: draws the splits and the voices.
         workers: espeak-ng runs at a time; the result does not depend on it.
         progress: called with (utterances spoken, utterances in all).
 
     Raises:
-        UserError: espeak-ng is missing, the size is unknown, or the folder holds another world.
+        UserError: espeak-ng is missing, the size is unknown, or the folder holds another world or something else.
     """
     folder = Path(folder)
     if size not in LEXICONS:
         raise UserError(f"the spoken world has no size '{size}'; choose one of {', '.join(LEXICONS)}")
     if (world := find_world(folder, size, seed)) is not None:
         return world
+    mine = Owned.claim(folder, WORLD)
     with hold(folder, "world", "speaking the spoken world", wait=True):
         if (world := find_world(folder, size, seed)) is not None:  # built while this process waited
             return world
         version = synthesis.espeak_version()
         lexicon = LEXICONS[size]
         corpus = plan.plan_corpus(lexicon, seed)
-        aside = folder / ".building"
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = begin_whole(folder / "building", WORLD.name)
         audio = _speak_all(aside, corpus, workers, progress)
         _write_texts(aside, corpus, lexicon)
         info = {
@@ -110,10 +112,9 @@ def build_world(
             "audio": audio,
             "content": _content_hash(aside, corpus),
         }
-        (folder / MARKER).unlink(missing_ok=True)
+        mine.remove(MARKER)
         for part in _PARTS:
-            _remove(folder / part)
-            os.replace(aside / part, folder / part)
+            _put(aside / part, folder / part)
         marker = aside / MARKER
         marker.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         os.replace(marker, folder / MARKER)
@@ -202,13 +203,22 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(folder: Path, info: dict[str, Any]) -> bool:
-    samples = all((folder / "samples" / f"{name}.jsonl").is_file() for name in info["samples"])
-    audio = sum(1 for _ in (folder / "audio").glob("*/*.flac"))
-    return samples and audio == info["audio"]["files"] and all((folder / part).exists() for part in _PARTS)
+    """Whether all samples and the audio that they ask for are there."""
+    wanted: set[str] = set()
+    try:
+        for name in info["samples"]:
+            lines = (folder / "samples" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+            wanted.update(audio for line in lines if line for audio in json.loads(line)["audios"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    there = {str(path.relative_to(folder)) for path in (folder / "audio").glob("*/*.flac")}
+    return wanted <= there and all((folder / part).exists() for part in _PARTS)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+def _put(source: Path, target: Path) -> None:
+    """Moves a file or a folder's files to where they belong; nothing else that is there is touched."""
+    if source.is_dir() and target.exists():
+        for path in source.iterdir():
+            _put(path, target / path.name)
     else:
-        path.unlink(missing_ok=True)
+        os.replace(source, target)

@@ -131,30 +131,20 @@ def sum_of_files(paths: Collection[Path]) -> dict[Path, FileSum]:
     return {path: FileSum(sizes[path], tuple(blocks[path])) for path in paths}
 
 
-def files_of(folder: Path) -> list[str]:
-    """Files below a folder that `checksums.json` can list, by relative name, sorted: all but hidden and sealed ones."""
+def sum_of_folder(folder: Path) -> dict[str, FileSum]:
+    """Checksums of all files below a folder by relative name, but for hidden and sealed ones."""
     found = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and name.name != CHECKSUMS and not _is_sealed(path):
-            found.append(name.as_posix())
-    return sorted(found)
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.name != CHECKSUMS and not _is_sealed(path):
+            found.append(path)
+    return {path.relative_to(folder).as_posix(): made for path, made in sum_of_files(found).items()}
 
 
-def write_checksums(folder: Path, known: Mapping[str, FileSum] | None = None) -> dict[str, FileSum]:
-    """Writes `checksums.json` for the files of a folder.
-
-    Args:
-        known: checksums made while writing, by relative name; the files' own are read from the disk where this is None.
-    """
-    if known is None:
-        sums = sum_of_files([folder / name for name in files_of(folder)])
-        known = {path.relative_to(folder).as_posix(): found for path, found in sums.items()}
-    write_sealed(
-        folder / CHECKSUMS, {"format": FORMAT, "block": BLOCK, "files": {n: s.to_json() for n, s in known.items()}}
-    )
-    return dict(known)
+def write_checksums(folder: Path, sums: Mapping[str, FileSum]) -> None:
+    """Writes `checksums.json` for files of a folder, by relative name."""
+    files = {name: found.to_json() for name, found in sums.items()}
+    write_sealed(folder / CHECKSUMS, {"format": FORMAT, "block": BLOCK, "files": files})
 
 
 def read_checksums(folder: Path) -> dict[str, FileSum] | None:

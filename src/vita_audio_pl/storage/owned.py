@@ -105,7 +105,7 @@ class Owned:
         Raises:
             UserError: one of them holds what is not ours.
         """
-        if foreign := self.foreign(*names):
+        if names and (foreign := self.foreign(*names)):
             raise UserError(
                 f"{self.root} holds {foreign[0]}, which this program did not write, so nothing there was removed; move it "
                 "away and give the same command again"

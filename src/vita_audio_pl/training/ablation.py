@@ -20,6 +20,7 @@ from typing import Any
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.wandb_log import never_fatal
 from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.training.chain import COMMAND, Sweep, settings_of_stage
 from vita_audio_pl.training.loggers import wandb_mode
 from vita_audio_pl.training.manifest import StageManifest
@@ -89,7 +90,8 @@ class Arm:
     @classmethod
     def of(cls, config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> "Arm":
         """The arm that a configuration and the overrides that led to it describe; named after its place on the axes."""
-        pairs = (override.lstrip("+~").partition("=") for override in overrides if not override.startswith("--"))
+        shown = (without_credentials(override) for override in overrides if not override.startswith("--"))
+        pairs = (override.lstrip("+~").partition("=") for override in shown)
         settings = {key: value for key, _, value in pairs if not NOT_OF_AN_ARM.match(key)}
         words = [_word(key, value) for key, value in settings.items() if key in sweep.axes] or ["base"]
         others = {key: value for key, value in settings.items() if key not in sweep.axes}
@@ -97,7 +99,8 @@ class Arm:
             words.append(hashlib.blake2b(json.dumps(others).encode(), digest_size=2).hexdigest())
         experiment, seed = config.experiment, config.seed
         run_name = f"{experiment.name}/{'_'.join(words)}-seed{seed}"
-        return cls(experiment.name, experiment.question, run_name, settings, seed, number=sweep.number)
+        question = without_credentials(experiment.question)
+        return cls(experiment.name, question, run_name, settings, seed, number=sweep.number)
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +238,10 @@ def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[st
     """Evaluate the arm's last stage, unless that was done with these settings; what to say of it in `arm.json`."""
     experiment, paths = config.experiment, config.paths
     settings = [f"suite={experiment.suite}", f"bench={experiment.bench}", *experiment.evaluate]
-    of = {"weights": StageManifest.read(stage_folder(config, config.variant.stages[-1]).model).weights, "by": settings}
+    of = {
+        "weights": StageManifest.read(stage_folder(config, config.variant.stages[-1]).model).weights,
+        "by": without_credentials(settings),
+    }
     if earlier.get("of") == of:
         print("  evaluation is finished", flush=True)
         return earlier

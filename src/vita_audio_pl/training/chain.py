@@ -14,8 +14,9 @@ from vita_audio_pl.config.component import plain
 from vita_audio_pl.config.entry import to_dataclass
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.checks import apply_stage_settings
+from vita_audio_pl.training.identity import decisive_settings
 from vita_audio_pl.training.manifest import StageManifest, is_model_folder
-from vita_audio_pl.training.run_folder import StageFolder, decisive_settings, stage_folder, starts_over
+from vita_audio_pl.training.run_folder import StageFolder, stage_folder, starts_over
 from vita_audio_pl.training.settings import TrainConfig
 
 COMMAND = ("-m", "vita_audio_pl.train")
@@ -77,7 +78,9 @@ def is_finished(folder: StageFolder, config: TrainConfig) -> bool:
         return False
     manifest = StageManifest.read(folder.model)
     parent = folder.root / manifest.parent if manifest.parent else None
-    return decisive_settings(manifest.config) == decisive_settings(plain(config)) and (
+    same = decisive_settings(manifest.config) == decisive_settings(plain(config))
+    same = same and manifest.config["model"]["pretrained"] == config.model.pretrained
+    return same and (
         parent is None or (is_model_folder(parent) and StageManifest.read(parent).weights == manifest.parent_weights)
     )
 

@@ -1,12 +1,14 @@
 """Settings that do not go together, refused before anything is built."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from vita_audio_pl.config.fields import require
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.storage.owned import below
 from vita_audio_pl.training.settings import CHAIN, TrainConfig
 
 SHORTEST_ROW = 16
@@ -47,6 +49,7 @@ def check_train_config(config: TrainConfig) -> None:
     Raises:
         UserError: what does not go together, and what to change.
     """
+    below(below(Path(config.paths.runs), config.run_name, "run_name"), config.stage.name, "stage.name")
     IntervalRatio.of(config.text_audio_interval_ratio)
     DecodePattern.of(config.decode_pattern)
     require(

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from vita_audio_pl.storage.secrets import command_line_without_credentials, without_credentials
 from vita_audio_pl.training.metrics_csv import MetricsCsv
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.wandb_lineage import changed_settings, group_of, run_id
@@ -47,9 +48,10 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
                 if tag
             ]
             + config.logger.wandb_tags,
-            notes=config.experiment.question or None,
+            notes=without_credentials(config.experiment.question) or None,
         )
-        wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
+        with command_line_without_credentials():  # this starts wandb
+            wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
         loggers.append(wandb_logger)
     return [*loggers, *(logger.build(save_dir=folder) for logger in config.logger.extra.values())]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.weight_files import is_weights, verify_model_files
+from vita_audio_pl.storage.checksums import FileSum, sum_of_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -59,18 +61,21 @@ class StageManifest:
     config: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
-    def write(self, folder: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    def write(self, folder: Path) -> FileSum:
+        """Writes the manifest; returns its checksums."""
+        data = (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
+        (folder / MANIFEST).write_bytes(data)
+        return sum_of_bytes(data)
 
     @classmethod
     def read(cls, folder: Path) -> "StageManifest":
         """The manifest of a model folder.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none, it cannot be read, or it is not what was written.
         """
         path = folder / MANIFEST
+        verify_model_files(folder, [MANIFEST])
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**values)
@@ -85,15 +90,10 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def weights_hash(folder: Path) -> str:
-    """Hash of all safetensors files of a folder, by name and content (32 hex digits)."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
-    return digest.hexdigest()
+def weights_hash(written: Mapping[str, FileSum]) -> str:
+    """Hash of the weights among the files of a model folder, by name and content (32 hex digits)."""
+    weights = sorted((name, written[name].to_json()) for name in written if "/" not in name and is_weights(name))
+    return hashlib.blake2b(json.dumps(weights).encode(), digest_size=16).hexdigest()
 
 
 def check_parent(

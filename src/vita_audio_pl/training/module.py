@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vita_audio_pl.models.objectives import EveryHead
+from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.engines.base import Engine
@@ -34,7 +34,7 @@ class SpeechLMModule(L.LightningModule):
     def __init__(
         self,
         speech_lm: SpeechLM,
-        objective: EveryHead,
+        objective: Objective,
         stage: StageConfig,
         optim: OptimConfig,
         engine: Engine,
@@ -58,11 +58,14 @@ class SpeechLMModule(L.LightningModule):
         self.rate_factor = optim.schedule.build(stage.steps)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        losses = self.speech_lm(batch, self.objective)
+        losses = self.speech_lm(
+            batch, self.objective
+        )  # total: () with gradient, divided by the labels of the whole step
         accumulate = self.trainer.accumulate_grad_batches
         self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
-        self.trainer.datamodule.consumed(batch)
+        self.trainer.datamodule.consumed(batch)  # moves the data position that a checkpoint stores
         self.last_loss = losses.total.detach()
+        # ranks and micro-batches are averaged by engine and Lightning, while the step's loss is their sum
         return losses.total * self.engine.averaging(accumulate)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.prepared import MANIFEST
+from vita_audio_pl.data.staging import is_remote
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER
@@ -28,12 +29,21 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
     Raises:
         UserError: not prepared, or made by another codec than the configured one.
     """
-    world = Path(config.data.shards).parent
-    tokenizer = TextTokenizer.load(world / "tokenizer")
-    codec = load_codec(world / "codec")
+    shards, tokenizer_folder, codec_folder = (
+        config.data.folder,
+        config.data.beside("tokenizer"),
+        config.data.beside("codec"),
+    )
+    if not is_remote(shards) and not Path(shards).is_dir():
+        raise UserError(
+            f"there is no folder {shards}, whose shards data.shards asks for: prepare a corpus there, or leave data.shards out "
+            f"with data.spoken_world=full, and the small spoken world is made in {config.data.world_folder}"
+        )
+    tokenizer = TextTokenizer.load(tokenizer_folder)
+    codec = load_codec(codec_folder)
     if codec.name != config.codec.name or codec.codebook_size != config.codec.codebook_size:
         raise UserError(
-            f"{world} was prepared with the codec {codec.name} of {codec.codebook_size} codes, but codec={config.codec.name} "
+            f"{shards} was prepared with the codec {codec.name} of {codec.codebook_size} codes, but codec={config.codec.name} "
             f"with {config.codec.codebook_size} codes is configured; choose the codec it was made with, or other data"
         )
     rows, accumulate = micro_batches(config)
@@ -63,9 +73,9 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
     return StageData(
         datamodule=datamodule,
         vocabulary=vocabulary,
-        tokenizer_folder=world / "tokenizer",
+        tokenizer_folder=tokenizer_folder,
         tokenizer=tokenizer.fingerprint,
-        codec_folder=world / "codec",
+        codec_folder=codec_folder,
         codec=codec.name,
         codec_fingerprint=codec.fingerprint,
         codes_per_second=codec.codes_per_second,

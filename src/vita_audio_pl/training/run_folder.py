@@ -3,9 +3,8 @@
 import csv
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,12 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.lease import hold, is_lease, this_job
+from vita_audio_pl.storage.owned import below
 from vita_audio_pl.training.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
 IDENTITY = "identity.json"
 METRICS = "metrics.csv"
-DECISIVE = (
-    "stage",
-    "model",
-    "objective",
-    "optim",
-    "rendering",
-    "seed",
-    "text_audio_interval_ratio",
-    "decode_pattern",
-)
 
 
 @dataclass(frozen=True)
@@ -115,8 +105,12 @@ def sample_folder(samples: Path, step: int) -> Path:
 
 
 def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
-    """Folder of a stage of the configured run."""
-    return StageFolder(Path(config.paths.runs) / config.run_name / stage)
+    """Folder of a stage of the configured run.
+
+    Raises:
+        UserError: its name leads out of `paths.runs`.
+    """
+    return StageFolder(below(below(Path(config.paths.runs), config.run_name, "run_name"), stage, "stage.name"))
 
 
 def starts_over(config: TrainConfig) -> bool:
@@ -126,37 +120,3 @@ def starts_over(config: TrainConfig) -> bool:
     """
     restarts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return config.force and not any(int(count or 0) for count in restarts)
-
-
-def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's settings that its weights follow from; engine, logging and paths are not among them.
-
-    What has no effect in the stage is left out, so that runs which differ in it alone share the stage: objectives
-    concern heads, and a frozen backbone gets no gradient from them anyway and has no loss to weigh theirs against. Kernels
-    of attention compute the same, and are chosen for the device, which a run may change.
-    """
-    hears_by_encoder = settings["variant"]["speech_input"] == "encoder"
-    decisive = {name: settings[name] for name in (*DECISIVE, *(["encoder"] if hears_by_encoder else []))}
-    decisive["model"] = {name: value for name, value in settings["model"].items() if name != "attention"}
-    stage = settings["stage"]
-    if stage["n_heads"] == 0:
-        del decisive["objective"]
-    elif freezes_backbone(stage["freeze"]):
-        objective = {name: value for name, value in settings["objective"].items() if name != "detach_heads"}
-        decisive["objective"] = objective | {"weight": 1.0}
-    return decisive
-
-
-def freezes_backbone(patterns: Sequence[str]) -> bool:
-    """Whether the patterns of a stage freeze the layers of the backbone."""
-    return any(re.search(pattern, "model.layers.0.input_layernorm.weight") for pattern in patterns)
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one flat one with dotted keys."""
-    if not isinstance(values, Mapping):
-        return {prefix.rstrip("."): values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.")
-    return flat

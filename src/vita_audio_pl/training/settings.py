@@ -6,7 +6,7 @@ mistakes on the command line are answered at once.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -14,6 +14,10 @@ from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from vita_audio_pl.models.objectives import Objective
+    from vita_audio_pl.text.vocabulary import Vocabulary
 
 ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
 CHAIN = "chain"
@@ -199,6 +203,16 @@ class ObjectiveConfig:
         None, "distil only: share of KL beside total variation; null = 0.5", at_least=0, at_most=1
     )
     detach_heads: bool = setting(False, "the heads send no gradient into the backbone, even where it trains")
+
+    def build(self, vocabulary: "Vocabulary | None", *, weight: float | None = None) -> "Objective":
+        """The objective of this name; weight: in place of the configured one."""
+        from vita_audio_pl.models.objectives import build_objective
+
+        options = {} if self.kl_share is None else {"kl_share": self.kl_share}
+        weight = self.weight if weight is None else weight
+        return build_objective(
+            self.name, vocabulary, weight=weight, kernel=self.kernel, chunk_rows=self.chunk_rows, **options
+        )
 
 
 @dataclass

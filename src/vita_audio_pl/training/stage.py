@@ -1,6 +1,5 @@
 """One stage from start to hand-over."""
 
-import dataclasses
 import os
 import shutil
 import warnings
@@ -19,28 +18,34 @@ from vita_audio_pl.config.component import plain
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
-from vita_audio_pl.models.objectives import EveryHead, build_objective
+from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
+from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
-from vita_audio_pl.training.checkpoints import complete_checkpoints
+from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
 from vita_audio_pl.training.engines import Engine, build_engine
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.guard import StepGuard
+from vita_audio_pl.training.identity import (
+    CHANGES,
+    decisive_settings,
+    flatten,
+    freezes_backbone,
+    pretrained_identity,
+    record_changes,
+)
 from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
 from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
 from vita_audio_pl.training.loggers import build_loggers
-from vita_audio_pl.training.manifest import StageManifest, check_parent, weights_hash
+from vita_audio_pl.training.manifest import MANIFEST, StageManifest, check_parent, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
 from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import (
     StageFolder,
-    decisive_settings,
-    flatten,
-    freezes_backbone,
     stage_folder,
     starts_over,
 )
@@ -233,6 +238,8 @@ def _train(
     )
     resumed = complete_checkpoints(folder.checkpoints)[-1:]
     if rank_zero_only.rank == 0:
+        for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
+            _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
         (folder.root / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     _say(
         f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
@@ -270,7 +277,7 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
             vocabulary=data.vocabulary,
             tokenizer_folder=data.tokenizer_folder,
             codec_folder=data.codec_folder,
-            grammar=Path(settings.grammar or Path(config.data.shards).parent / "grammar.jsgf"),
+            grammar=Path(settings.grammar or config.data.beside("grammar.jsgf")),
             pattern=DecodePattern.of(config.decode_pattern if n_heads else "vanilla"),
             folder=folder.samples,
         )
@@ -279,28 +286,25 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
     return [Samples(every, engine, config.model.lora, folder.samples, make_writer)]
 
 
-def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> EveryHead:
+def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
     """The objective that the configuration names, with the options that were given.
 
     Heads are weighed beside the backbone: where that is frozen, their weight is 1.
     """
-    options = dataclasses.asdict(config.objective)
-    if freezes_backbone(config.stage.freeze):
-        options["weight"] = 1.0
-    name, _ = options.pop("name"), options.pop("detach_heads")
-    if options["kl_share"] is None:
-        del options["kl_share"]
-    return build_objective(name, vocabulary, **options)
+    frozen = freezes_backbone(config.stage.freeze, plain(config))
+    return config.objective.build(vocabulary, weight=1.0 if frozen else config.objective.weight)
 
 
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
     """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
     decisive = {
+        "format": 2,
         **decisive_settings(plain(config)),
         "vocabulary": data.vocabulary.fingerprint,
         "codec": data.codec_fingerprint,
         "data": data.plan,
         "parent_weights": None if parent is None else parent.weights,
+        "pretrained_weights": pretrained_identity(config.model.pretrained) if parent is None else None,
     }
     return flatten(decisive)
 
@@ -333,14 +337,15 @@ def hand_over(
     shutil.copytree(data.codec_folder, aside / "codec")
     if data.front_end is not None:
         write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
-    StageManifest(
+    written = sum_of_folder(aside)
+    manifest = StageManifest(
         stage=config.stage.name,
         variant=config.variant.name,
         run_name=config.run_name,
         parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
         parent_stage=None if parent is None else parent.stage,
         parent_weights=None if parent is None else parent.weights,
-        weights=weights_hash(aside),
+        weights=weights_hash(written),
         vocabulary=data.vocabulary.fingerprint,
         tokenizer=data.tokenizer,
         codec=data.codec,
@@ -353,7 +358,8 @@ def hand_over(
         trained=proof.trained,
         speech_input=config.variant.speech_input,
         config=plain(config),
-    ).write(aside)
+    )
+    write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})
     os.replace(aside, folder.model)
 
 

@@ -80,7 +80,7 @@ def encoder_folder(config: TrainConfig) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = Path(config.encoder.folder or Path(config.data.shards).parent / ENCODER_FOLDER)
+    folder = Path(config.encoder.folder or config.data.beside(ENCODER_FOLDER))
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"variant={config.variant.name} hears through an audio encoder, and {folder} holds none (config.yaml, am.mvn, "

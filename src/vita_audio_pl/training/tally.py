@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vita_audio_pl.models.flops import Work, frames_and_pairs, rows_and_pairs
 from vita_audio_pl.models.layout import to_device
-from vita_audio_pl.models.losses import HeadLosses
+from vita_audio_pl.models.objectives import HeadLosses
 from vita_audio_pl.packed import PackedBatch
 
 ENCODER_STATE = 0.06

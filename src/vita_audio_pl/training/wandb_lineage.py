@@ -16,9 +16,10 @@ from vita_audio_pl.evaluation.wandb_log import never_fatal
 from vita_audio_pl.reporting.listening import recordings_to_hear
 from vita_audio_pl.reporting.result_files import RECORDINGS
 from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.storage.secrets import command_line_without_credentials, without_credentials
 from vita_audio_pl.training.chain import settings_of_stage
+from vita_audio_pl.training.identity import flatten
 from vita_audio_pl.training.manifest import MANIFEST, StageManifest
-from vita_audio_pl.training.run_folder import flatten
 from vita_audio_pl.training.settings import TrainConfig
 
 ARM_TYPE = "arm"
@@ -119,26 +120,29 @@ def log_arm(config: TrainConfig, folder: Path, mode: str) -> None:
     for path in sorted(_files_of(folder, config.variant.stages)):
         artifact.add_file(str(path), name=str(path.relative_to(folder)))
     _add_recordings(artifact, folder)
-    with wandb.init(
-        project=config.logger.wandb_project,
-        entity=config.logger.wandb_entity,
-        name=config.run_name,
-        id=run_id(config.run_name),
-        group=group_of(config.run_name),
-        job_type=ARM_TYPE,
-        tags=[config.experiment.name, config.variant.name, config.scale.name],
-        notes=config.experiment.question,
-        config={
-            "changed": changed_settings(config),
-            "settings": arm["settings"],
-            "seed": config.seed,
-            "stages": stages,
-            "evaluation": arm["evaluation"],
-        },
-        dir=folder,
-        mode=mode,
-        resume="allow",
-    ) as run:
+    with (
+        command_line_without_credentials(),
+        wandb.init(
+            project=config.logger.wandb_project,
+            entity=config.logger.wandb_entity,
+            name=config.run_name,
+            id=run_id(config.run_name),
+            group=group_of(config.run_name),
+            job_type=ARM_TYPE,
+            tags=[config.experiment.name, config.variant.name, config.scale.name],
+            notes=without_credentials(config.experiment.question),
+            config={
+                "changed": changed_settings(config),
+                "settings": arm["settings"],
+                "seed": config.seed,
+                "stages": stages,
+                "evaluation": arm["evaluation"],
+            },
+            dir=folder,
+            mode=mode,
+            resume="allow",
+        ) as run,
+    ):
         run.summary.update(_figures_of(arm, folder))
         if not run.offline:
             for stage in stages.values():

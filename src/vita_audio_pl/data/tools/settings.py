@@ -38,4 +38,4 @@ class DataToolsConfig(CommandConfig):
     @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer is."""
-        return Path(self.tokenizer) if self.tokenizer else Path(self.data.shards).parent / "tokenizer"
+        return Path(self.tokenizer) if self.tokenizer else self.data.beside("tokenizer")

@@ -19,7 +19,7 @@ def show_stats(config: DataToolsConfig, console: Console, names: list[str]) -> N
     """Lengths and labels of sources."""
     tokenizer, vocabulary = _tokenizer(config, names[0])
     rule = Renderer(vocabulary, tokenizer, _render_options(config)).length_rule
-    sources = tables.prepared_in(Path(config.data.shards), names)
+    sources = tables.prepared_in(Path(config.data.folder), names)
     console.print(tables.stats_table(sources, rule, config.row_length, continuous=False))
 
 
@@ -55,7 +55,7 @@ def _module(config: DataToolsConfig) -> SpeechDataModule:
 def _tokenizer(config: DataToolsConfig, source: str) -> tuple[TextTokenizer, Vocabulary]:
     """The tokenizer, and the vocabulary with as many codes as a source's codec has."""
     tokenizer = TextTokenizer.load(config.tokenizer_folder)
-    codec = PreparedSource(Path(config.data.shards) / source).manifest.codec
+    codec = PreparedSource(Path(config.data.folder) / source).manifest.codec
     return tokenizer, tokenizer.vocabulary(int(codec.get("codebook_size", 1)))
 
 

@@ -1,0 +1,140 @@
+"""What makes a run another run: the settings that change the mathematics, and nothing else.
+
+Devices, engines, kernels, recomputation and paths may change when a run is resumed: they compute the same up to rounding.
+A change is recorded, since bits may differ from there on.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vita_audio_pl.storage.checksums import sum_of_files
+
+DECISIVE = (
+    "stage",
+    "model",
+    "objective",
+    "optim",
+    "rendering",
+    "seed",
+    "text_audio_interval_ratio",
+    "decode_pattern",
+)
+ROUNDING = {
+    "model": ("attention", "activation_checkpointing", "checkpoint_every", "compile"),
+    "objective": ("kernel", "chunk_rows"),
+    "trainer": (
+        "engine",
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "precision",
+        "rows_per_device",
+        "threads",
+        "zero_stage",
+    ),
+}
+"""Settings that compute the same up to rounding, by group."""
+CHANGES = "changes.jsonl"
+"""Lines of a stage's folder: which of `ROUNDING` changed at which step."""
+_PLACES = {"model": ("name", "pretrained"), "objective": (), "optim": ()}
+"""Names and paths; what lies at a path is part of the identity by its content."""
+_LAYER = (
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    *(f"self_attn.{name}_proj.{kind}" for name in "qkv" for kind in ("weight", "bias")),
+    "self_attn.o_proj.weight",
+    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+)
+
+
+def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's settings (`config.component.plain`) that a stage's weights follow from.
+
+    What has no effect in the stage is left out, so that runs which differ in it alone share the stage: without heads the
+    objective is not used; where the whole backbone is frozen there is no loss to weigh the heads' against and no gradient
+    to detach.
+    """
+    groups = [*DECISIVE, *(["encoder"] if settings["variant"]["speech_input"] == "encoder" else [])]
+    decisive = {name: settings[name] for name in groups}
+    for group in ("model", "objective"):
+        left_out = (*ROUNDING[group], *_PLACES[group])
+        decisive[group] = {name: value for name, value in settings[group].items() if name not in left_out}
+    if settings["stage"]["n_heads"] == 0:
+        del decisive["objective"]
+    elif freezes_backbone(settings["stage"]["freeze"], settings):
+        del decisive["objective"]["detach_heads"]
+        decisive["objective"]["weight"] = 1.0
+    return decisive
+
+
+def freezes_backbone(patterns: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Whether the patterns of a stage freeze everything but the heads; a part of the backbone is not enough."""
+    return all(any(re.search(pattern, name) for pattern in patterns) for name in _outside_heads(settings))
+
+
+def _outside_heads(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the parameters outside the heads, one of each kind where kinds differ by nothing but a number."""
+    model = settings["model"]
+    yield from ("model.embed_tokens.weight", "model.norm.weight")
+    if not model["tie_word_embeddings"]:
+        yield "lm_head.weight"
+    for layer in range(model["num_hidden_layers"]):
+        yield from (f"model.layers.{layer}.{name}" for name in _LAYER)
+    if model["lora"]["rank"]:
+        yield "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    if settings["variant"]["speech_input"] == "encoder":
+        yield "speech_input.audio_projection.0.weight"
+
+
+def pretrained_identity(folder: str | None) -> str | None:
+    """Fingerprint of the weights that a backbone starts from, wherever they lie; None for random ones."""
+    if folder is None:
+        return None
+    sums = sum_of_files(sorted(Path(folder).glob("*.safetensors")))
+    held = sorted(json.dumps(one.to_json(), sort_keys=True) for one in sums.values())
+    return hashlib.blake2b("".join(held).encode(), digest_size=8).hexdigest()
+
+
+def record_changes(folder: Path, settings: Mapping[str, Any], step: int) -> list[str]:
+    """Compare the settings of `ROUNDING` with those that the stage ran with before, and note what differs.
+
+    Args:
+        folder: of the stage; its `config.yaml` is still the earlier one.
+        settings: of the run that goes on.
+        step: that it goes on from.
+
+    Returns:
+        `name: old -> new` for each that changed.
+    """
+    path = folder / "config.yaml"
+    if not step or not path.is_file():
+        return []
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    changed = {
+        f"{group}.{name}": [before[group][name], settings[group][name]]
+        for group, names in ROUNDING.items()
+        for name in names
+        if name in before.get(group, {}) and before[group][name] != settings[group][name]
+    }
+    if changed:
+        line = {"format": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "step": step, "changed": changed}
+        with (folder / CHANGES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    return [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one flat one with dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix.rstrip("."): values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat
