@@ -8,13 +8,12 @@ import pytest
 from rich.console import Console
 from toy_corpus import N_CODES, Corpus, boost, take
 
-from vita_audio_pl.data.__main__ import look
+from vita_audio_pl.data.__main__ import DataToolsConfig, look
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.shards import iterate_shard
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.data.tools.preview import preview_html
-from vita_audio_pl.data.tools.settings import DataToolsConfig
 from vita_audio_pl.data.tools.tables import info_table, plan_table, stats_table
 from vita_audio_pl.errors import UserError
 

@@ -1,16 +1,46 @@
-"""`python -m vita_audio_pl.data info|stats|lint|plan|preview`: look at prepared data."""
+"""`python -m vita_audio_pl.data info|stats|lint|plan|preview`: look at prepared data.
+
+An entry point: what `stats`, `plan` and `preview` show is built by the functions that training uses, from its settings.
+"""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.config.fields import setting
 from vita_audio_pl.data.prepared import prepared_names
 from vita_audio_pl.data.tools import tables
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
-from vita_audio_pl.data.tools.settings import COMMANDS, DataToolsConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
+
+COMMANDS = ("info", "stats", "lint", "plan", "preview")
+RENAMED_HERE = {
+    "row_length": "stage.sequence_length",
+    "rows": "stage.rows_per_step",
+    "text_weight": "rendering.text_weight",
+    "audio_weight": "rendering.audio_weight",
+    "lead_in": "rendering.lead_in_codes",
+    "tokenizer": "data.shards, which it lies beside, not",
+}
+"""Settings of earlier versions of this command and what they are called today."""
+
+
+@dataclass
+class DataToolsConfig(TrainConfig):
+    """Everything that `python -m vita_audio_pl.data` can be told: training's settings, and these."""
+
+    command: str = setting("info", "what is shown", choices=COMMANDS, common=True)
+    source: str | None = setting(
+        None, "one prepared source; null = all in data.shards (plan, preview: those of the mixture)", common=True
+    )
+    planned_rows: int = setting(1000, "rows whose shares `plan` counts", at_least=1)
+    quarantine: bool = setting(False, "lint: leave broken samples out of training from now on", common=True)
+    output: str = setting("preview.html", "page that preview writes", common=True)
 
 
 def look(config: DataToolsConfig) -> None:
@@ -25,10 +55,7 @@ def look(config: DataToolsConfig) -> None:
     elif config.command == "lint":
         lint(config, console, names)
     else:
-        # these need torch, which takes seconds to import
-        from vita_audio_pl.data.tools.training_view import show_plan, show_preview, show_stats
-
-        {"stats": show_stats, "plan": show_plan, "preview": show_preview}[config.command](config, console, names)
+        show_as_trained(config, console, names)
 
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
@@ -46,10 +73,43 @@ def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
         raise SystemExit(1)
 
 
+def show_as_trained(config: DataToolsConfig, console: Console, names: list[str]) -> None:
+    """Lengths, plan or a batch of the data as the stage would train on them."""
+    # these need torch, which takes seconds to import
+    from vita_audio_pl.codecs.protocol import load_codec
+    from vita_audio_pl.data.tools.preview import preview_html
+    from vita_audio_pl.storage.files import write_output
+    from vita_audio_pl.text import Renderer, TextTokenizer
+    from vita_audio_pl.training.prepared_data import prepared_data, render_options
+
+    check_train_config(config)
+    if config.stage.name == CHAIN:
+        raise UserError("a chain has no rows of its own: give one of its stages, as stage=align")
+    heads = config.n_heads if config.stage.n_heads is None else config.stage.n_heads
+    if config.command == "stats":
+        codec, tokenizer = load_codec(config.data.beside("codec")), TextTokenizer.load(config.data.beside("tokenizer"))
+        hears = config.variant.hears_by_encoder
+        vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=hears)
+        rule = Renderer(vocabulary, tokenizer, render_options(config, codec, heads)).length_rule
+        sources = tables.prepared_in(Path(config.data.folder), names)
+        console.print(tables.stats_table(sources, rule, config.stage.sequence_length, continuous=hears))
+        return
+    config.callbacks.samples.every_steps = 0  # prompts are chosen for training alone
+    data = prepared_data(config, heads)
+    if config.command == "plan":
+        console.print(tables.plan_table(data.datamodule, config.planned_rows))
+        return
+    batch = next(iter(data.datamodule.train_dataloader()))
+    title = f"{config.data.name}, mixture {data.datamodule.mixture.name}, ratio {config.text_audio_interval_ratio}"
+    page = preview_html(batch, TextTokenizer.load(data.tokenizer_folder), data.vocabulary, title)
+    write_output(config.output, page.encode())
+    console.print(f"a batch of {len(batch.input_ids)} rows is shown in {config.output}")
+
+
 def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:  # `data lint` reads better than `data command=lint`
         sys.argv[1] = f"command={sys.argv[1]}"
-    run_entry_point(look, "data_tools", DataToolsConfig)
+    run_entry_point(look, "data_tools", DataToolsConfig, apply_stage_settings, renamed=RENAMED | RENAMED_HERE)
 
 
 if __name__ == "__main__":

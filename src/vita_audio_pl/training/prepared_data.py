@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vita_audio_pl.codecs.protocol import load_codec
+from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.prepared import MANIFEST
 from vita_audio_pl.data.staging import is_remote
@@ -53,15 +53,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         config.data,
         vocabulary,
         tokenizer,
-        RenderOptions(
-            ratio=IntervalRatio.of(config.text_audio_interval_ratio),
-            pattern=DecodePattern.of(config.decode_pattern),
-            n_heads=n_heads,
-            lead_in=tuple(int(code) for code in codec.silence(config.rendering.lead_in_codes)),
-            prompt_corruption=config.rendering.prompt_corruption,
-            text_weight=config.rendering.text_weight,
-            audio_weight=config.rendering.audio_weight,
-        ),
+        render_options(config, codec, n_heads),
         rows_per_batch=rows,
         row_length=config.stage.sequence_length,
         accumulate=accumulate,
@@ -85,6 +77,19 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         manifests={source.name: source.folder / MANIFEST for source in datamodule.sources},
         front_end=front_end,
         prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, room),
+    )
+
+
+def render_options(config: TrainConfig, codec: Codec, n_heads: int) -> RenderOptions:
+    """How conversations become rows under these settings."""
+    return RenderOptions(
+        ratio=IntervalRatio.of(config.text_audio_interval_ratio),
+        pattern=DecodePattern.of(config.decode_pattern),
+        n_heads=n_heads,
+        lead_in=tuple(int(code) for code in codec.silence(config.rendering.lead_in_codes)),
+        prompt_corruption=config.rendering.prompt_corruption,
+        text_weight=config.rendering.text_weight,
+        audio_weight=config.rendering.audio_weight,
     )
 
 
