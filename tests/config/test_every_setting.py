@@ -12,8 +12,8 @@ from vita_audio_pl.benchmarking.settings import BenchmarkConfig
 from vita_audio_pl.checksums import ChecksumsConfig
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.config.fields import Described, described
+from vita_audio_pl.data.__main__ import DataToolsConfig
 from vita_audio_pl.data.options import PrepareConfig
-from vita_audio_pl.data.tools.settings import DataToolsConfig
 from vita_audio_pl.demo import DemoConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.settings import EvaluateConfig
@@ -46,7 +46,7 @@ NEEDED = {
     "export": {"source": "m", "target": "n"},
     "checksums": {"folder": "m"},
 }
-STAGED = ("train", "plan")
+STAGED = ("train", "plan", "data_tools")
 NUMBER = re.compile(r"\b(int|float)\b")
 
 
