@@ -2,7 +2,6 @@
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.storage.owned import below
 
 SMOKE = (
@@ -55,11 +54,10 @@ def demo(config: DemoConfig) -> None:
         command = [sys.executable, "-m", f"vita_audio_pl.{module}", *place, *settings]
         print(f"\n[{number}/{len(steps)}] {name}: python {' '.join(command[1:])}", flush=True)
         started = time.perf_counter()
-        status = subprocess.run(command, check=False).returncode
+        status = run_command(command)
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
         path.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
-        if status:
-            raise UserError(f"'{name}' ended with status {status}; see its message above, then give the command again")
+        check_status(status, f"'{name}'")
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
     print(f"done in {sum(seconds.values()) / 60:.1f} minutes ({parts}); the largest process took {largest:.1f} GiB")

@@ -15,8 +15,15 @@ _MACHINE_ERRORS = frozenset({"OutOfMemoryError", "AcceleratorError", "CudaError"
 class UserError(Exception):
     """A mistake that a person can mend: one sentence that says what is wrong, where, and what to do.
 
-    Entry points print the sentence and exit with status 2; library callers may catch it.
+    Entry points print the sentence and exit with its status; library callers may catch it.
+
+    Args:
+        status: exit status of a command that ends by it.
     """
+
+    def __init__(self, sentence: str = "", status: int = 2) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 def is_machine_fault(error: BaseException) -> bool:

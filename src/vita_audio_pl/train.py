@@ -2,6 +2,7 @@
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.launch import rank_of_launch
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 
 
@@ -11,6 +12,7 @@ def train(config: TrainConfig) -> float | None:
     from vita_audio_pl.training.run_folder import stage_folder
 
     check_train_config(config)
+    rank_of_launch(config.trainer)  # a left-over rank is refused before anything is written
     if config.stage.name == CHAIN and config.experiment.name:
         from vita_audio_pl.training.ablation import train_arm
 

@@ -5,10 +5,13 @@ import pickle
 import shutil
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
@@ -273,3 +276,26 @@ def test_resume_is_exact_after_kill_at_random_steps(corpus: Corpus, tmp_path: Pa
         at = module.position.rows
         resumed = [row for batch in take(module, 100) for row in rows_of(batch)]
         assert resumed == expected[at : at + 200]
+
+
+def train_until_the_workers_wait(corpus: Corpus, ready: Connection) -> None:
+    """Takes one batch, and leaves the workers with full queues."""
+    batches = iter(corpus.module(workers=2, prefetch=200).train_dataloader())
+    next(batches)
+    ready.send(None)
+    time.sleep(100)
+
+
+def test_workers_end_with_a_killed_training(
+    corpus: Corpus, ended: Callable[[Sequence[psutil.Process], float], bool]
+) -> None:
+    ready, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=train_until_the_workers_wait, args=(corpus, there))
+    process.start()
+    ready.recv()
+    time.sleep(1.0)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 2
+    process.kill()
+    process.join()
+    assert ended(workers, 10)

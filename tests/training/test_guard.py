@@ -84,8 +84,8 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, m
     assert trained("align", "callbacks.save_every=1", "stage.steps=20").finished
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(trained, tmp_path, number, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(trained, tmp_path, number, status, monkeypatch):
     step = SpeechLMModule.training_step
 
     def signalled(self, batch, batch_idx):
@@ -97,7 +97,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(trained, t
         patch.setattr(SpeechLMModule, "training_step", signalled)
         with pytest.raises(SystemExit) as end:
             trained("align", "callbacks.save_every=100")
-    assert end.value.code == 75
+    assert end.value.code == status
     folder = StageFolder(tmp_path / "runs" / "toy" / "align")
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000004.ckpt"]
     assert trained("align", "callbacks.save_every=100").finished

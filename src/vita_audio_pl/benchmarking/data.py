@@ -5,11 +5,9 @@ import os
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,6 +35,7 @@ from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.data.shards import decode_block
 from vita_audio_pl.data.survey import survey
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.processes import attach_worker, worker_processes
 from vita_audio_pl.storage.owned import Kind, Owned
 from vita_audio_pl.text import Rendered, Renderer, RenderOptions, TextTokenizer
 
@@ -139,7 +138,7 @@ def _indexes(folder: Path, n: int, around: int, aside: bool) -> dict[str, Index]
     folder.mkdir(parents=True, exist_ok=True)
     calls = [(folder / f"{task}.bin", task, n * per_mille // 1000, around) for task, per_mille in PER_MILLE.items()]
     if aside:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with worker_processes(1, "spawn") as pool:
             for call in calls:
                 pool.submit(write_index_only, *call).result()
     else:
@@ -184,7 +183,11 @@ def _plain_webdataset(shards: Path, tokenizer: TextTokenizer, options: DataBench
         .compose(partial(_next_fit, renderer))
     )
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=options.workers, prefetch_factor=8 if options.workers else None
+        dataset,
+        batch_size=None,
+        num_workers=options.workers,
+        prefetch_factor=8 if options.workers else None,
+        worker_init_fn=partial(attach_worker, os.getpid()),
     )
     filled: list[float] = []
 

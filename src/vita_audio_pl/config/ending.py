@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import stopping_is_said
 from vita_audio_pl.storage.secrets import without_credentials
 
 STATUS_OF_FAILURE = 1
-STATUS_OF_USER_ERROR = 2
 STATUS_OF_INTERRUPT = 128 + signal.SIGINT
 STATUS_OF_CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -39,17 +39,19 @@ _SENTENCES = {
 def one_sentence(runs: str = "runs") -> Iterator[None]:
     """Turn whatever leaves the block into a sentence on stderr and an exit status.
 
-    A `UserError` ends with status 2, Ctrl-C with 130, a closed pipe with 141 and silence, everything else with 1. What
-    nobody expected also leaves a file with its traceback. `HYDRA_FULL_ERROR=1` lets exceptions through as they are.
+    A `UserError` ends with its status (2), Ctrl-C with 130, SIGTERM with 143, SIGUSR1 with 75, a closed pipe with 141 and
+    silence, everything else with 1. What nobody expected also leaves a file with its traceback. `HYDRA_FULL_ERROR=1` lets
+    exceptions through as they are.
 
     Args:
         runs: folder of runs; tracebacks go to `errors/` in it, or to the temporary folder where it cannot be written.
     """
     try:
-        yield
+        with stopping_is_said():
+            yield
     except SystemExit:
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # in a thread, where no handler has said so
         _say(f"interrupted; {_AGAIN}")
         raise SystemExit(STATUS_OF_INTERRUPT) from None
     except BrokenPipeError:
@@ -61,7 +63,7 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
             raise
         if isinstance(error, UserError):
             _say(f"error: {error}")
-            raise SystemExit(STATUS_OF_USER_ERROR) from None
+            raise SystemExit(error.status) from None
         _say(f"error: {_sentence(error, runs)}")
         raise SystemExit(STATUS_OF_FAILURE) from None
 

@@ -27,6 +27,7 @@ from vita_audio_pl.config.help import print_help, wants_help
 from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import end_with, end_with_launcher
 from vita_audio_pl.storage.files import write_whole
 from vita_audio_pl.storage.secrets import keep_credentials_out_of_logs, without_credentials
 
@@ -66,6 +67,8 @@ def run_entry_point(
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with status 1
 
+    started = os.getpid()
+
     def restore() -> None:
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -74,12 +77,15 @@ def run_entry_point(
         restore()  # for processes that the task starts, and for how Hydra shows the task's own exceptions
         _clean_multirun()
         # here already, because Hydra wraps every exception of a job but SystemExit in a banner of its own
+        if os.getpid() != started:  # a launcher of Hydra's runs jobs in processes of its own
+            end_with(started)
         with one_sentence(str(OmegaConf.select(config, "paths.runs", default="runs"))):
             for name, value in given.items():
                 config[name] = value
             load_plugins(config.plugins)
             return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
 
+    end_with_launcher()
     with one_sentence(), _hydras_mistakes(names, restore):
         sys.argv[1:] = arguments_with_homes(sys.argv[1:])
         _refuse_renamed(sys.argv[1:], renamed or {})

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import lightning
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data.held_out import HeldOut, choose_held_out
 from vita_audio_pl.data.mixture import Mixture, load_mixture
 from vita_audio_pl.data.options import DataOptions
@@ -25,6 +27,7 @@ from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.processes import attach_worker
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -70,7 +73,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         front_end: FrontEnd | None = None,
     ):
         super().__init__()
-        options.check()
+        check_settings(options, "data.")
         if vocabulary.continuous_input != (front_end is not None):
             raise ValueError("a front end goes with a vocabulary for continuous input, and only with one")
         if vocabulary.continuous_input and is_remote(options.folder):
@@ -274,6 +277,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             batch_size=None,
             sampler=Parcels(requests, batches),
             num_workers=workers,
+            worker_init_fn=partial(attach_worker, os.getpid()),
             prefetch_factor=self.options.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
         )

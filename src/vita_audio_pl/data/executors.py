@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -12,6 +12,7 @@ from vita_audio_pl.data.options import ExecutorOptions
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import Progress, TokenizeJob
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import worker_processes
 
 Report: TypeAlias = Callable[[Part, Progress, bool], None]
 """Called with a part, what its task has done so far, and whether it is finished."""
@@ -70,18 +71,13 @@ class LocalExecutor:
             for part in parts:
                 report(part, run_part(job, part, partial(_unfinished, report, part)), True)
             return
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        numbers = context.SimpleQueue()
+        numbers = multiprocessing.get_context("spawn").SimpleQueue()
         for number in range(self.workers):
             numbers.put(number)
-        with ProcessPoolExecutor(self.workers, context, initializer=_take_number, initargs=(numbers,)) as pool:
+        with worker_processes(self.workers, "spawn", _take_number, numbers) as pool:  # torch's threads survive no fork
             futures = {pool.submit(run_part, job, part): part for part in parts}
-            try:
-                for future in as_completed(futures):
-                    report(futures[future], future.result(), True)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            for future in as_completed(futures):
+                report(futures[future], future.result(), True)
 
 
 @dataclass(frozen=True)

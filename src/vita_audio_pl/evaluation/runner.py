@@ -1,16 +1,10 @@
 """Runs evaluations batch by batch on a pool of processes; what is done stays done."""
 
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +14,7 @@ from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.ranks import Share
 from vita_audio_pl.evaluation.records import Answer, Heard, HeardFile, RecordFile, answered_elsewhere, claim_folder
+from vita_audio_pl.processes import worker_processes
 
 STEPS = ("generate", "listen")
 
@@ -224,7 +219,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
         yield lambda method, calls: (getattr(toolbox, method)(*call) for call in calls)
         return
     # Forked, so that each process has torch imported and the toolbox without pickling it
-    with ProcessPoolExecutor(workers, get_context("fork"), _adopt, (toolbox, os.getpid())) as executor:
+    with worker_processes(workers, "fork", _adopt, toolbox) as executor:
 
         def run(method: str, calls: list[Any]) -> Iterator[list[Any]]:
             try:
@@ -234,26 +229,13 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
                     "a process of the evaluation was killed, probably for lack of memory; give workers=1 or a smaller "
                     "batch_size, and the same command goes on where it stopped"
                 ) from None
-            except (Exception, KeyboardInterrupt) as error:
-                # Ctrl-C leaves at once; else what is running ends first, or Python complains of its pipes when it exits
-                executor.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
-                raise
 
         yield run
 
 
-def _adopt(toolbox: Any, parent: int) -> None:
+def _adopt(toolbox: Any) -> None:
     global _toolbox
     _toolbox = toolbox
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """End this process when its parent was killed; it would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _call(method: str, arguments: tuple[Any, ...]) -> list[Any]:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.wandb_log import never_fatal
+from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.training.chain import COMMAND, Sweep, settings_of_stage
@@ -54,7 +54,7 @@ class Cost:
     def run(self, command: Sequence[str]) -> int:
         """Exit status of a command, whose cost is added."""
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        status = subprocess.run(command, check=False).returncode
+        status = run_command(command)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.cpu_seconds = round(self.cpu_seconds + spent, 2)
@@ -198,11 +198,7 @@ def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str) -> dict[
             made_by = arm.run_name
             status = cost.run([sys.executable, *COMMAND, *overrides, f"stage={stage}"])
             (shared.root / COST).write_text(json.dumps(asdict(cost) | {"made_by": made_by}) + "\n", encoding="utf-8")
-            if status:
-                raise UserError(
-                    f"stage '{stage}' of {arm.run_name} ended with status {status}; see its message above, and "
-                    "give the same command again to go on from there"
-                )
+            check_status(status, f"stage '{stage}' of {arm.run_name}")
     return {
         "stage": stage,
         "folder": str(shared.root),
@@ -250,11 +246,7 @@ def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[st
     wandb = [f"wandb={wandb_mode(config.logger.wandb)}", f"wandb_project={config.logger.wandb_project}"]
     cost = Cost()
     status = cost.run([sys.executable, "-m", "vita_audio_pl.evaluate", *places, *shared, *wandb, *settings])
-    if status:
-        raise UserError(
-            f"the evaluation of {arm.run_name} ended with status {status}; see its message above, and give the same "
-            "command again to go on from there"
-        )
+    check_status(status, f"the evaluation of {arm.run_name}")
     return {"of": of, **asdict(cost)}
 
 

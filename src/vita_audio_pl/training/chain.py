@@ -1,7 +1,6 @@
 """Stages one after another, each in a process of its own: a fresh process group, and a hand-over through disk."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from omegaconf import OmegaConf
 
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.config.entry import to_dataclass
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.identity import decisive_settings
 from vita_audio_pl.training.manifest import StageManifest, is_model_folder
@@ -40,13 +39,8 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
         print(heading, flush=True)
         start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
         command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
-        status = subprocess.run(command, env=_environment(number), check=False).returncode
-        if status:
-            done = ", ".join(stages[: number - 1]) or "none"
-            raise UserError(
-                f"stage '{stage}' ended with status {status} (finished before it: {done}); see its message above, and give "
-                "the same command again to go on from there"
-            )
+        status = run_command(command, _environment(number))
+        check_status(status, f"stage '{stage}'", f"finished before it: {', '.join(stages[: number - 1]) or 'none'}")
 
 
 def _environment(number: int) -> dict[str, str]:

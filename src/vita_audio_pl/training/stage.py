@@ -21,6 +21,7 @@ from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
+from vita_audio_pl.processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
@@ -36,13 +37,14 @@ from vita_audio_pl.training.identity import (
     pretrained_identity,
     record_changes,
 )
+from vita_audio_pl.training.launch import rank_of_launch
 from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
 from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
 from vita_audio_pl.training.loggers import build_loggers
 from vita_audio_pl.training.manifest import MANIFEST, StageManifest, check_parent, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
-from vita_audio_pl.training.preemption import EXIT_STATUS, Preemption
+from vita_audio_pl.training.preemption import Preemption
 from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import (
     StageFolder,
@@ -141,6 +143,8 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
     """
     _quiet()
+    end_with_launcher()
+    rank_zero_only.rank = rank_of_launch(config.trainer)
     micro_batches(config)
     check_devices(config.trainer)
     folder = stage_folder(config, config.stage.name)
@@ -247,9 +251,10 @@ def _train(
         f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
         + "".join(f"; going on from {checkpoint.name}" for checkpoint in resumed)
     )
+    os.environ[LAUNCHER] = str(os.getpid())  # ranks that Lightning starts end with this process
     trainer.fit(module, datamodule=data.datamodule)
     if preemption.left_at is not None:
-        raise SystemExit(EXIT_STATUS)
+        raise SystemExit(preemption.status)
     if trainer.global_step < config.stage.steps:
         raise UserError(
             f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the same "

@@ -1,0 +1,228 @@
+"""Processes that start others: signals to one reach the others, and none outlives the one that started it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+
+LAUNCHER = "VITA_AUDIO_LAUNCHER"
+"""Environment variable with the number of the process that started this one, and that it must not outlive."""
+TRY_AGAIN = 75
+"""`EX_TEMPFAIL`: the same command goes on from what is saved."""
+INTERRUPTED = 128 + signal.SIGINT
+_STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
+_LOOK = 0.5  # seconds between two looks whether the parent is there
+SAME_PRESS = 1.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
+
+
+@contextmanager
+def stopping_is_said() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGUSR1 say in one sentence where the command stops, unwind, and decide its exit status.
+
+    The sentence is written at once, by the signal's handler; one more signal ends the process there and then. Blocks may
+    be nested.
+
+    Raises:
+        SystemExit: after a signal, with 130, 143 or 75, whatever else left the block.
+    """
+    global _stopped_by
+    main = threading.current_thread() is threading.main_thread()
+    outermost = main and signal.getsignal(signal.SIGTERM) is not _stop
+    handlers = {number: signal.signal(number, _stop) for number in _STATUS} if outermost else {}
+    try:
+        yield
+    except BaseException:
+        if _stopped_by is None:
+            raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        stopped_by = _stopped_by
+        if outermost:
+            _stopped_by = None
+    if stopped_by is not None:
+        raise SystemExit(_STATUS[stopped_by[0]])
+
+
+_stopped_by: tuple[int, float] | None = None  # signal, and when it came
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _stopped_by
+    if _stopped_by is not None:
+        if time.monotonic() - _stopped_by[1] > SAME_PRESS:
+            os._exit(_STATUS[number])
+        return
+    _stopped_by = number, time.monotonic()
+    say_at_once(
+        f"{name_of(number)}: stopped in {_place(frame)}; what is finished is kept, and the same command goes on from there "
+        "(one more ends it at once)"
+    )
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(_STATUS[number])
+
+
+def name_of(number: int) -> str:
+    """What people call a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def say_at_once(sentence: str) -> None:
+    """Writes a line to stderr from a signal handler, which may have interrupted a write to it."""
+    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"\n{sentence}\n".encode())
+
+
+def _place(frame: FrameType | None) -> str:
+    """The innermost module of ours that a frame is in."""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.startswith("vita_audio_pl.") and name != __name__:
+            return name
+        frame = frame.f_back
+    return "its start"
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Runs a command to its end and returns its exit status, 128 + N where signal N killed it.
+
+    Ctrl-C, SIGTERM and SIGUSR1 are passed on to it, and it decides what they mean: this process goes on waiting. It ends
+    when this process is killed, if it is one of ours. A command that finishes in spite of a signal counts as stopped.
+    """
+    came: list[int] = []
+    child: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for process in child:
+            process.send_signal(number)
+
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, forward) for number in _STATUS}
+    try:
+        started = subprocess.Popen(command, env={**(environment or os.environ), LAUNCHER: str(os.getpid())})
+        child.append(started)
+        for number in came:
+            started.send_signal(number)
+        status = started.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if status == 0 and came:
+        return INTERRUPTED if came[0] == signal.SIGINT else TRY_AGAIN
+    return status if status >= 0 else 128 - status
+
+
+def check_status(status: int, what: str, where: str = "") -> None:
+    """Raises a `UserError` that carries `status` unless it is 0.
+
+    Args:
+        what: ended with it.
+        where: more to say of it, in brackets.
+    """
+    if status:
+        stopped = status in _STATUS.values()
+        ended = "was stopped" if stopped else f"ended with status {status}"
+        above = "" if stopped else "; see its message above"
+        raise UserError(
+            f"{what} {ended}{f' ({where})' if where else ''}{above}; give the same command again to go on from there",
+            status,
+        )
+
+
+def end_with_launcher() -> None:
+    """Ends this process when the one of ours that started it, or torchrun's agent, is killed."""
+    launcher = os.environ.get(LAUNCHER, "")
+    if launcher.isdigit():
+        end_with(int(launcher))
+    if {"TORCHELASTIC_RUN_ID", "LOCAL_RANK", "RANK"} <= os.environ.keys():
+        end_with(os.getppid())
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when `parent`, if it is that, is gone; may be called again."""
+    global _watching
+    if os.getppid() == parent and not _watching:
+        _watching = True
+        threading.Thread(target=_watch, args=(parent,), name="watch launcher", daemon=True).start()
+
+
+_watching = False
+
+
+def attach_worker(parent: int, *_: Any) -> None:
+    """First call of a worker process (DataLoader, pool): it ends with `parent`, and leaves the run's signals to it.
+
+    A signal that comes to all processes of a run, as a terminal's or SLURM's, would else kill the workers that the parent
+    needs until it has saved. SIGTERM is taken from the parent alone, which ends workers by it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_watch, args=(parent,), name="watch parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    """Ends this process when `parent` is gone, also where its main thread waits for ever.
+
+    The kernel could send a signal instead (PR_SET_PDEATHSIG), but does so already when the thread that started this
+    process ends.
+    """
+    watched = os.getppid()  # of a forkserver's children the server, which ends with `parent`
+    while os.getppid() == watched and _exists(parent):
+        if hasattr(signal, "sigtimedwait") and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+            told = signal.sigtimedwait({signal.SIGTERM}, _LOOK)
+            if told is not None and told.si_pid == parent:
+                os._exit(0)
+        else:
+            time.sleep(_LOOK)
+    os._exit(1)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def worker_processes(
+    workers: int, method: str, initializer: Callable[..., None] | None = None, *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that end with this one; after Ctrl-C at once, after another failure when their call is done.
+
+    Args:
+        method: `fork` or `spawn`.
+        initializer: called with `arguments` in every process.
+    """
+    begin = (os.getpid(), initializer, arguments)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _begin_worker, begin)
+    try:
+        yield pool
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _begin_worker(parent: int, initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    attach_worker(parent)
+    if initializer is not None:
+        initializer(*arguments)

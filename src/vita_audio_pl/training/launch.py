@@ -1,0 +1,73 @@
+"""Which rank this process is, and whether its launcher started the processes that the trainer is configured for."""
+
+import os
+from collections.abc import Mapping
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.settings import TrainerConfig
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a rank, in its order
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_STARTED = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning gives the ranks that it starts
+
+
+def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.environ) -> int:
+    """The rank of this process among all that train.
+
+    A launcher (torchrun, srun, Lightning itself) tells each process by environment variables which rank it is. Left over
+    in a shell or a container, they make a lone process one that writes nothing, or that waits for others for ever.
+
+    Raises:
+        UserError: variables are left over or incomplete, or tell of another number of processes.
+    """
+    size, trainer = settings.world_size, f"trainer={settings.name}"
+
+    def number(name: str, default: int) -> int:
+        value = environment.get(name) or str(default)
+        if not value.isdecimal():
+            raise UserError(f"{name}={value} is no number of a rank or of ranks; unset it, or start with the launcher")
+        return int(value)
+
+    if "TORCHELASTIC_RUN_ID" in environment:
+        launcher, needed, counted_by, rank = "torchrun", _TORCHRUN, "WORLD_SIZE", number("RANK", 0)
+    elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        launcher, needed, counted_by, rank = "SLURM", (), "SLURM_NTASKS", number("SLURM_PROCID", 0)
+    else:
+        node = number("NODE_RANK", number("GROUP_RANK", 0))
+        rank = node * settings.devices + number("LOCAL_RANK", 0)
+        needed = _STARTED if size > 1 and environment.get("LOCAL_RANK") else ()
+        launcher, counted_by = "a launcher", "WORLD_SIZE"
+    missing = [name for name in needed if not environment.get(name)]
+    if missing:
+        there = [f"{name}={environment[name]}" for name in (*needed, "TORCHELASTIC_RUN_ID") if environment.get(name)]
+        raise UserError(
+            f"{', '.join(there)} says that {launcher} started this process, but {', '.join(missing)} is not set: unset what "
+            "is left over from another launch, or start it with the launcher"
+        )
+    # a batch script has the variables of its job, and may run one process beside what it starts with srun
+    in_script = launcher == "SLURM" and size == 1 and number("SLURM_STEP_NUM_TASKS", 1) == 1
+    if number(counted_by, size) != size and not in_script:
+        raise UserError(
+            f"{counted_by}={environment[counted_by]} says that {launcher} started {environment[counted_by]} processes, and "
+            f"{trainer} is for {size} (trainer.devices x trainer.num_nodes): start that many, or unset {counted_by} if it "
+            "is left over from another launch"
+        )
+    name = next((name for name in _RANKS if environment.get(name)), "")
+    unknown = launcher == "a launcher"  # Lightning, or a person, who set LOCAL_RANK alone
+    if size == 1:
+        stray = number(name, 0) > 0
+    elif name == "RANK":
+        stray = unknown or number(name, 0) != rank
+    else:
+        stray = unknown and name == "SLURM_PROCID" and number(name, 0) > 0
+    if stray:
+        raise UserError(
+            f"{name}={environment[name]} makes this process one rank of a launch, of which the first alone writes, but "
+            + (
+                f"{trainer} is for one process"
+                if size == 1
+                else "what else a launcher sets is missing or says otherwise"
+            )
+            + f": unset {name} if it is left over from another launch, or start all ranks with the launcher"
+        )
+    return rank

@@ -1,0 +1,166 @@
+"""Signals reach the processes that a command started, stopping is one sentence, and no process outlives the command."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import check_status, run_command, worker_processes
+
+fork = multiprocessing.get_context("fork")
+
+STAGE = """
+import os, pathlib, signal, sys, time
+from vita_audio_pl.processes import end_with_launcher
+end_with_launcher()
+folder = pathlib.Path(sys.argv[1])
+def leave(number, frame):
+    (folder / "came").write_text(signal.Signals(number).name)
+    sys.exit({signal.SIGTERM: 75, signal.SIGUSR1: 0, signal.SIGINT: 3}[number])
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    signal.signal(number, leave)
+(folder / "aside").write_text(str(os.getpid()))
+(folder / "aside").rename(folder / "stage")
+time.sleep(100)
+"""
+
+
+def chain(folder: Path) -> None:
+    sys.exit(run_command([sys.executable, "-c", STAGE, str(folder)]))
+
+
+def started(folder: Path) -> tuple[multiprocessing.process.BaseProcess, psutil.Process]:
+    """A chain, and its stage when that is ready for signals."""
+    process = fork.Process(target=chain, args=(folder,))
+    process.start()
+    return process, psutil.Process(int(written(folder / "stage")))
+
+
+def written(path: Path) -> str:
+    """Contents of a file, once it is there."""
+    deadline = time.monotonic() + 100
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 75),
+        (signal.SIGINT, 3),
+        (signal.SIGUSR1, 75),  # the stage was done already: the chain stops nevertheless
+    ],
+)
+def test_a_signal_to_a_chain_reaches_its_stage_whose_status_is_the_chains(tmp_path, ended, number, status):
+    process, stage = started(tmp_path)
+    os.kill(process.pid, number)
+    process.join(100)
+    assert (tmp_path / "came").read_text() == number.name
+    assert process.exitcode == status and ended([stage], 0)
+
+
+def test_a_stage_ends_with_a_killed_chain_and_a_killed_stage_is_told(tmp_path, ended):
+    process, stage = started(tmp_path)
+    process.kill()
+    assert ended([stage], 10)
+    assert not (tmp_path / "came").exists()
+    assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 128 + 9
+
+
+def test_a_status_is_carried_on_with_a_sentence():
+    check_status(0, "stage 'align'")
+    with pytest.raises(
+        UserError, match=r"stage 'align' was stopped \(finished before it: none\); give the same"
+    ) as end:
+        check_status(75, "stage 'align'", "finished before it: none")
+    assert end.value.status == 75
+    with pytest.raises(UserError, match="ended with status 2; see its message above") as end:
+        check_status(2, "stage 'align'")
+    assert end.value.status == 2
+
+
+COMMAND = """
+import pathlib, sys, time
+from vita_audio_pl.config.ending import one_sentence
+with one_sentence():
+    try:
+        pathlib.Path(sys.argv[1], "ready").touch()
+        time.sleep(100)
+    finally:
+        pathlib.Path(sys.argv[1], "unwound").touch()
+        if len(sys.argv) > 2:
+            time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [("INT", 130), ("TERM", 143), ("USR1", 75), ("INT INT at once", 130), ("INT, then TERM", 143)],
+)
+def test_stopping_is_one_sentence_at_once_and_one_more_ends_it(tmp_path, signals, status):
+    hangs = ["hangs"] if "then" in signals else []
+    command = [sys.executable, "-c", COMMAND, str(tmp_path), *hangs]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    written(tmp_path / "ready")
+    for number in [signal.Signals[f"SIG{word}"] for word in signals.replace(",", "").split() if word.isupper()]:
+        process.send_signal(number)
+        if hangs:
+            written(tmp_path / "unwound")
+            time.sleep(1.1)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == status and (tmp_path / "unwound").exists()
+    [sentence] = error.split("\n")[1:-1]
+    name = "Ctrl-C" if signals.startswith("INT") else f"SIG{signals}"
+    assert sentence.startswith(f"{name}: stopped in ") and "the same command goes on from there" in sentence
+
+
+def work(folder: Path, method: str) -> None:
+    """Keeps a pool busy, whose processes leave their numbers."""
+    with worker_processes(2, method) as pool:
+        for place in [folder / "0", folder / "1"]:
+            pool.submit(stay, place)
+        written(folder / "0"), written(folder / "1")
+        (folder / "busy").touch()
+
+
+def stay(path: Path) -> None:
+    path.with_suffix(".aside").write_text(str(os.getpid()))
+    path.with_suffix(".aside").rename(path)
+    time.sleep(100)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_end_with_their_parent_and_leave_the_terminals_signals_to_it(tmp_path, ended, method):
+    process = fork.Process(target=work, args=(tmp_path, method))
+    process.start()
+    written(tmp_path / "busy")
+    workers = [psutil.Process(int((tmp_path / name).read_text())) for name in "01"]
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if method == "fork" else [])):
+            worker.send_signal(number)
+    time.sleep(1.0)  # SIGTERM is looked at within half a second
+    assert all(worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    process.kill()
+    process.join()
+    assert ended(workers, 10)
+
+
+def test_ctrl_c_does_not_wait_for_what_workers_are_doing(tmp_path):
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        with worker_processes(1, "fork") as pool:
+            future = pool.submit(stay, tmp_path / "0")
+            written(tmp_path / "0")
+            raise KeyboardInterrupt
+    assert time.monotonic() - before < 60
+    with pytest.raises(BrokenProcessPool):
+        future.result()

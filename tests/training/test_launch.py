@@ -1,0 +1,65 @@
+"""A left-over rank variable is named before anything is written; what launchers really set is understood."""
+
+import pytest
+
+from vita_audio_pl import train
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.launch import rank_of_launch
+from vita_audio_pl.training.settings import TrainerConfig
+
+ONE, TWO = TrainerConfig(name="cpu"), TrainerConfig(name="cpu_ddp", engine="ddp", devices=2)
+STARTED = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+TORCHRUN = STARTED | {"RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
+SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "environment", "rank"),
+    [
+        (ONE, {}, 0),
+        (ONE, {"RANK": "0", "LOCAL_RANK": "0"}, 0),
+        (ONE, TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, 0),
+        (ONE, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 0),  # in a batch script, beside what srun starts
+        (TWO, {}, 0),
+        (TWO, TORCHRUN, 1),
+        (TWO, STARTED | {"NODE_RANK": "0"}, 1),
+        (TWO, SRUN, 1),
+        (TWO, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, 0),
+        (TrainerConfig(engine="ddp", devices=2, num_nodes=2), STARTED | {"NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
+    ],
+)
+def test_launches_are_understood(trainer, environment, rank):
+    assert rank_of_launch(trainer, environment) == rank
+
+
+@pytest.mark.parametrize(
+    ("trainer", "environment", "says"),
+    [
+        (ONE, {"RANK": "1"}, "^RANK=1 makes .* trainer=cpu is for one process: unset RANK"),
+        (ONE, {"LOCAL_RANK": "2"}, "^LOCAL_RANK=2 makes"),
+        (ONE, {"SLURM_PROCID": "3"}, "^SLURM_PROCID=3 makes"),
+        (ONE, {"WORLD_SIZE": "2"}, "^WORLD_SIZE=2 says .* trainer=cpu is for 1 .* unset WORLD_SIZE"),
+        (ONE, {"RANK": "one"}, "^RANK=one is no number"),
+        (ONE, TORCHRUN, "torchrun started 2 processes, and trainer=cpu is for 1"),
+        (ONE, SRUN, "SLURM started 2 processes, and trainer=cpu is for 1"),
+        (TWO, {"RANK": "0"}, "^RANK=0 makes .* what else a launcher sets is missing"),
+        (TWO, {"SLURM_PROCID": "1"}, "^SLURM_PROCID=1 makes"),
+        (TWO, {"LOCAL_RANK": "0"}, "^LOCAL_RANK=0 says .* WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set"),
+        (TWO, {"TORCHELASTIC_RUN_ID": "none"}, "torchrun started this process, but RANK, .* is not set"),
+        (TWO, TORCHRUN | {"WORLD_SIZE": "3"}, "torchrun started 3 processes, and trainer=cpu_ddp is for 2"),
+        (TWO, SRUN | {"RANK": "0"}, "^RANK=0 makes .* says otherwise"),
+    ],
+)
+def test_what_is_left_over_or_incomplete_is_named(trainer, environment, says):
+    with pytest.raises(UserError, match=says):
+        rank_of_launch(trainer, environment)
+
+
+def test_the_command_refuses_before_it_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sys.argv", ["train", "stage=align"])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("error: RANK=1 makes this process")
+    assert not list(tmp_path.iterdir())
