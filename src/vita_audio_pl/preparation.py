@@ -18,9 +18,9 @@ from vita_audio_pl.data.executors import Executor, worker_number
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
-from vita_audio_pl.data.readers import AudioBytes, AudioRef
+from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
-from vita_audio_pl.data.tokenize import BROKEN_AUDIO, TOO_LONG, AudioRules, SkipAudio, TokenizeJob
+from vita_audio_pl.data.tokenize import BROKEN_AUDIO, TOO_LONG, AudioRules, TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
@@ -45,16 +45,20 @@ def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndar
     """Audio of a corpus as `(samples,) float32` at `sample_rate` Hz.
 
     Raises:
-        SkipAudio: it is longer than `max_seconds`, or cannot be read.
+        LeftOut: it is longer than `max_seconds`, or cannot be read.
+        OSError: the machine failed, not the audio.
     """
     try:
         if isinstance(audio, AudioBytes):
-            return read_audio(io.BytesIO(audio.data), sample_rate, max_seconds, name=audio.name)
-        return read_audio(audio.path, sample_rate, max_seconds, start=audio.start, seconds=audio.seconds)
+            memory = io.BytesIO(audio.data)
+            return read_audio(memory, sample_rate, max_seconds, channel=audio.channel, name=audio.name)
+        return read_audio(
+            audio.path, sample_rate, max_seconds, start=audio.start, seconds=audio.seconds, channel=audio.channel
+        )
     except AudioTooLong as error:
-        raise SkipAudio(TOO_LONG, str(error)) from error
+        raise LeftOut(TOO_LONG, str(error)) from error
     except UserError as error:
-        raise SkipAudio(BROKEN_AUDIO, str(error)) from error
+        raise LeftOut(BROKEN_AUDIO, str(error)) from error
 
 
 def codec_facts(codec: Codec, dtype: str = "float32") -> dict[str, str | float | int]:

@@ -104,7 +104,7 @@ def test_kaldi_directories_with_segments(tmp_path: Path) -> None:
     assert [problem.reason for problem in bad(reader)] == [
         "command in wav.scp",
         "no recording",
-        "not a sample",
+        "not a segment",
         "no transcript",
     ]
 
@@ -164,9 +164,9 @@ def test_webdataset_tars_are_read_in_memory_and_unsafe_names_refused(tmp_path: P
     assert [problem.reason for problem in bad(reader)] == [
         "unsafe member name",
         "unsafe member name",
+        "not text",
         "no transcript",
         "no audio",
-        "no transcript",
     ]
 
 

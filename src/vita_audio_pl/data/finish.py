@@ -1,7 +1,6 @@
 """The end of preparing a source: all parts' indexes joined, one manifest, one report; and what is left of other times."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.index import merge_indexes
+from vita_audio_pl.data.left_out import LeftOutCounts
 from vita_audio_pl.data.prepared import INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
@@ -24,7 +24,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     Every skipped sample is named in `skipped.jsonl`, with its reason. Files of parts that are not asked for stay.
 
     Raises:
-        UserError: a part is not finished, or no sample at all could be used.
+        UserError: a part is not finished, no sample at all could be used, or more were left out than may be.
     """
     missing = [part for part in parts if not job.finished(part)]
     if missing:
@@ -33,14 +33,11 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
             "give the same prepare command again"
         )
     reports: list[dict[str, Any]] = [read_sealed(job.done_file(part)) for part in parts]
-    skipped: Counter[str] = Counter()
-    for report in reports:
-        skipped.update(report["skipped"])
-    lines = [json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"]]
-    write_whole(job.out / SKIPPED, "".join(lines).encode())
-    if not any(report["shard"]["samples"] for report in reports):
-        told = "; ".join(f"{reason}: {count}" for reason, count in skipped.most_common()) or "the corpus is empty"
-        raise UserError(f"no sample of '{job.source}' could be used ({told}); see {job.out / SKIPPED}")
+    lines = (json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"])
+    write_whole(job.out / SKIPPED, "".join(lines).encode("utf-8", "backslashreplace"))
+    counts = LeftOutCounts.of(reports)
+    if counts.too_many(job.max_skipped):
+        raise UserError(counts.sentence(job.source, job.max_skipped, job.out / SKIPPED))
     names = [job.output_name(part) for part in parts]
     manifest = Manifest(
         source=job.source,
@@ -54,7 +51,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         shards=tuple(ShardFile(**report["shard"]) for report in reports),
         index_crc=merge_indexes([job.out / f"{name}.index" for name in names], job.out / INDEX),
         audio_shards=tuple(ShardFile(**report["audio_shard"]) for report in reports if "audio_shard" in report),
-        report={"skipped": dict(skipped), "parts": len(parts)},
+        report={"skipped": dict(counts.reasons), "unread": counts.unread, "parts": len(parts)},
     )
     if job.placeholders is not None:
         places = [np.load(job.out / f"{name}.audio.npy") for name in names]

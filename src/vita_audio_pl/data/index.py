@@ -62,29 +62,39 @@ def write_index(path: Path, entries: Sequence[IndexEntry]) -> int:
     columns = {name: np.zeros(len(entries), COLUMNS[name]) for name in COLUMNS.names or ()}
     overflow: list[tuple[int, int, int]] = []
     for i, entry in enumerate(entries):
-        shape = entry.shape
-        text, codes = shape.answers[0] if len(shape.answers) == 1 else (0, 0)
-        flags = ONE_ANSWER if shape.one_answer else 0
-        if len(shape.answers) > 1 or text > _U16 or codes > _U16:
-            flags |= OVERFLOW
-            text, codes = len(overflow) & _U16, len(overflow) >> 16
-            overflow += [(*answer, i) for answer in shape.answers]
-        values = (
-            entry.offset // OFFSET_UNIT,
-            entry.crc,
-            shape.prompt_text,
-            entry.shard,
-            flags,
-            shape.prompt_codes,
-            shape.prompt_frames,
-            text,
-            codes,
-        )
-        for name, value in zip(columns, values, strict=True):
-            if value > np.iinfo(COLUMNS[name]).max:
-                raise UserError(f"{path}: sample {i} has {name}={value}, more than the index can hold; cut it shorter")
+        values = check_entry(entry)
+        if values["flags"] & OVERFLOW:
+            values |= {"answer_text": len(overflow) & _U16, "answer_codes": len(overflow) >> 16}
+            overflow += [(*answer, i) for answer in entry.shape.answers]
+        for name, value in values.items():
             columns[name][i] = value
     return write_columns(path, columns, np.array(overflow, dtype=OVERFLOW_ROWS))
+
+
+def check_entry(entry: IndexEntry) -> dict[str, int]:
+    """What the index keeps of a sample, by column; with OVERFLOW its answers go elsewhere.
+
+    Raises:
+        UserError: it is too large for the index.
+    """
+    shape = entry.shape
+    text, codes = shape.answers[0] if len(shape.answers) == 1 else (0, 0)
+    overflows = len(shape.answers) > 1 or text > _U16 or codes > _U16
+    values = {
+        "offset": entry.offset // OFFSET_UNIT,
+        "crc": entry.crc,
+        "prompt_text": shape.prompt_text,
+        "shard": entry.shard,
+        "flags": (ONE_ANSWER if shape.one_answer else 0) | (OVERFLOW if overflows else 0),
+        "prompt_codes": shape.prompt_codes,
+        "prompt_frames": shape.prompt_frames,
+        "answer_text": 0 if overflows else text,
+        "answer_codes": 0 if overflows else codes,
+    }
+    for name, value in values.items():
+        if value > np.iinfo(COLUMNS[name]).max:
+            raise UserError(f"it has {name}={value}, more than the index can hold; cut it shorter")
+    return values
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray], overflow: np.ndarray) -> int:

@@ -1,18 +1,20 @@
 """Which sources a stage is trained on, and how much of each: `data_recipes/mixtures/*.yaml`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.data.yaml_file import read_yaml, shown
 from vita_audio_pl.errors import UserError
 
 _KEYS = {"description", "temperature", "sources"}
 _SHARE_KEYS = {"ratio", "num"}
+_MOST_PASSES = 1000  # over a source in an epoch
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,7 @@ def load_mixture(name: str, folder: Path | None = None) -> Mixture:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    value = read_yaml(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold 'sources: {{name: {{ratio: 1.0}}}}'")
     return value
@@ -88,7 +87,7 @@ def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
     Raises:
         UserError: an unknown key, no sources, a negative ratio, a `num` below 1, or a temperature that is not positive.
     """
-    unknown = set(value) - _KEYS
+    unknown = set(map(str, value)) - _KEYS
     if unknown:
         raise UserError(f"{where}: unknown key {_list(unknown)}; a mixture has {_list(_KEYS)}")
     sources = value.get("sources")
@@ -96,21 +95,28 @@ def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
         raise UserError(f"{where}: 'sources' must name at least one source, as in 'librispeech: {{ratio: 1.0}}'")
     shares = []
     for source, settings in sources.items():
-        settings = {"ratio": settings} if isinstance(settings, int | float) else settings or {}
+        source = str(source) if isinstance(source, int) else source
+        if not isinstance(source, str) or not re.fullmatch(r"[^./\\\0\n][^/\\\0\n]*", source):
+            raise UserError(f"{where}: {shown(source)} is no name of a source, which is a folder of the shards")
+        settings = {"ratio": settings} if isinstance(settings, int | float) else {} if settings is None else settings
         if not isinstance(settings, Mapping) or set(settings) - _SHARE_KEYS:
             raise UserError(f"{where}: source '{source}' takes only {_list(_SHARE_KEYS)}")
         ratio, num = settings.get("ratio", 1.0), settings.get("num")
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < float("inf"):
-            raise UserError(f"{where}: the ratio of source '{source}' must be a number of 0 or more, not {ratio!r}")
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= _MOST_PASSES:
+            raise UserError(
+                f"{where}: the ratio of source '{source}' must be a number from 0 to {_MOST_PASSES}, not {shown(ratio)}"
+            )
         if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
-            raise UserError(f"{where}: 'num' of source '{source}' must be a whole number of 1 or more, not {num!r}")
+            raise UserError(
+                f"{where}: 'num' of source '{source}' must be a whole number of 1 or more, not {shown(num)}"
+            )
         if ratio > 0:
-            shares.append(Share(str(source), float(ratio), num))
+            shares.append(Share(source, float(ratio), num))
     if not shares:
         raise UserError(f"{where}: every source has ratio 0, so there is nothing to train on")
     temperature = value.get("temperature", 1.0)
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-        raise UserError(f"{where}: the temperature must be a positive number, not {temperature!r}")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature <= 1e6:
+        raise UserError(f"{where}: the temperature must be a positive number up to 1e6, not {shown(temperature)}")
     return Mixture(name, tuple(shares), float(temperature))
 
 

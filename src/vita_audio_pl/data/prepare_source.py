@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
 from vita_audio_pl.data.finish import finish_source, leftovers
 from vita_audio_pl.data.index import Index
+from vita_audio_pl.data.left_out import LeftOutCounts
 from vita_audio_pl.data.prepared import INDEX, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.checksums import CHECKSUMS
+from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed
 from vita_audio_pl.storage.files import full_disk_is_told
 from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.owned import Owned
@@ -35,7 +36,8 @@ def prepare_source(
 ) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
-    A part whose shard was deleted or cut is made anew.
+    A part whose shard was deleted or cut is made anew, and, until the source is finished, one that lost too many samples:
+    what its recordings lacked may be there by now.
 
     Args:
         job: the source, the codec, and where the shards go.
@@ -73,7 +75,10 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
     """Makes what is missing of `parts`; the manifest once all of them are there, whoever made them."""
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
-        missing = [part for part in executor.mine(parts) if not job.finished(part)]
+        mine = executor.mine(parts)
+        if anew := [part for part in mine if _lost_too_much(job, part)]:
+            Owned.open(job.out, SOURCE).remove(*(job.done_file(part).name for part in anew))
+        missing = [part for part in mine if not job.finished(part)]
         if missing:
             with watch(job.source, len(missing)) as report:
                 executor(job, missing, report)
@@ -82,6 +87,11 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
     with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
         known = None if missing else finished_manifest(job, parts)
         return known or finish_source(job, parts)
+
+
+def _lost_too_much(job: TokenizeJob, part: Part) -> bool:
+    """Whether a part is done, and more of it was left out than may be of the whole source."""
+    return job.finished(part) and LeftOutCounts.of([read_sealed(job.done_file(part))]).too_many(job.max_skipped)
 
 
 def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:

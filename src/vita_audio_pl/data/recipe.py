@@ -1,18 +1,19 @@
 """A corpus described in ten lines of YAML: what it is, where it is had, how it is read. `data_recipes/sources/*.yaml`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.readers import Reader, make_reader
+from vita_audio_pl.data.yaml_file import read_yaml, shown
 from vita_audio_pl.errors import UserError
 
 TASKS = ("asr", "tts", "sqa", "text", "long_text")
 TRAIN = "train"
+MAX_SKIPPED = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SourceRecipe:
         hours: audio in it, about; None for text.
         samples: conversations in it, about.
         max_seconds: audio longer than this is left out with its sample.
+        max_skipped: share of samples that may be left out before preparing it ends with an error (of more than 20).
     """
 
     name: str
@@ -46,6 +48,7 @@ class SourceRecipe:
     hours: float | None = None
     samples: int | None = None
     max_seconds: float = 30.0
+    max_skipped: float = MAX_SKIPPED
 
     def folder(self, split: str = TRAIN) -> str:
         """Name of the folder of a split's shards: the source's, with `.split` where it is not the training split."""
@@ -83,11 +86,7 @@ def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise UserError(f"there is no source '{name}' ({path}); there are: {known}; a path to a .yaml works too")
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    return parse_recipe(path.stem, value, str(path))
+    return parse_recipe(path.stem, read_yaml(path), str(path))
 
 
 def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
@@ -99,9 +98,9 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
     if not isinstance(value, dict):
         raise UserError(f"{where} must hold keys and values, such as 'task: asr'")
     known = {f.name: f for f in fields(SourceRecipe) if f.name != "name"}
-    unknown = sorted(set(value) - set(known))
+    unknown = sorted(map(str, set(value) - set(known)))
     if unknown:
-        raise UserError(f"{where}: unknown key '{unknown[0]}'; a recipe has {', '.join(known)}")
+        raise UserError(f"{where}: unknown key '{unknown[0]:.100}'; a recipe has {', '.join(known)}")
     required = ("task", "description", "languages", "licence", "home", "layout", "reader")
     missing = [key for key in required if key not in value]
     if missing:
@@ -113,16 +112,23 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         "hours": (int, float, type(None)),
         "samples": (int, type(None)),
         "max_seconds": (int, float),
+        "max_skipped": (int, float),
     }
     for key, content in value.items():
         if not isinstance(content, kinds.get(key, (str,))) or isinstance(content, bool):
             raise UserError(
-                f"{where}: '{key}' is {content!r}, not {' or '.join(k.__name__ for k in kinds.get(key, (str,)))}"
+                f"{where}: '{key}' is {shown(content)}, not {' or '.join(k.__name__ for k in kinds.get(key, (str,)))}"
             )
     if value["task"] not in TASKS:
-        raise UserError(f"{where}: the task '{value['task']}' is none of {', '.join(TASKS)}")
+        raise UserError(f"{where}: the task '{value['task']:.100}' is none of {', '.join(TASKS)}")
+    for key, most in {"hours": 1e9, "samples": 1e15, "max_seconds": 1e6, "max_skipped": 1}.items():
+        number = value.get(key)
+        if number is not None and not 0 <= number <= most:
+            raise UserError(f"{where}: '{key}' is {shown(number)}; it must lie between 0 and {most:g}")
     if "kind" not in value["reader"]:
         raise UserError(f"{where}: 'reader' needs a 'kind', as in 'reader: {{kind: jsonl, files: [train.jsonl]}}'")
     if not all(isinstance(options, dict) for options in value.get("splits", {}).values()):
         raise UserError(f"{where}: each of 'splits' takes options of the reader, as in 'dev: {{files: [dev.jsonl]}}'")
+    if not all(isinstance(split, str) and re.fullmatch(r"[\w-]+", split) for split in value.get("splits", {})):
+        raise UserError(f"{where}: each of 'splits' is named by letters, digits, _ and -, as in 'dev: {{...}}'")
     return SourceRecipe(name=name, **{**value, "languages": tuple(map(str, value["languages"]))})

@@ -1,5 +1,6 @@
 """One tokenised conversation as bytes: what a shard holds of a sample, and back."""
 
+import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ _HEAD = struct.Struct("<IHHII")  # bytes in all, segments, bytes of the id, text
 _SEGMENT = np.dtype([("role", "u1"), ("kind", "u1"), ("turn", "<u2"), ("length", "<u4")])
 ALIGNMENT = 4
 MOST_CODES = 2**16  # entries of the largest codebook whose codes fit
+_LONGEST_NAME = 500  # bytes
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,22 @@ def pack_sample(sample: TokenizedSample) -> bytes:
                 raise TypeError("a shard holds codes; features of audio are made from it when it is read")
         if not turn.segments:
             rows.append((role, TEXT, number, 0))
-    name = sample.id.encode()
+    name = _stored(sample.id)
     n_text, n_codes = sum(map(len, text)), sum(map(len, codes))
     body = b"".join(
         [np.array(rows, dtype=_SEGMENT).tobytes(), *(t.tobytes() for t in text), *(c.tobytes() for c in codes)]
     )
     body += b"\0" * (-len(body) % ALIGNMENT) + name + b"\0" * (-len(name) % ALIGNMENT)
     return _HEAD.pack(_HEAD.size + len(body), len(rows), len(name), n_text, n_codes) + body
+
+
+def _stored(name: str) -> bytes:
+    """A name as UTF-8. Half a surrogate pair is written out; a long one is cut and ends in a hash of the whole."""
+    data = name.encode("utf-8", "backslashreplace")
+    if len(data) <= _LONGEST_NAME:
+        return data
+    mark = f"...{hashlib.sha256(data).hexdigest()[:12]}".encode()
+    return data[: _LONGEST_NAME - len(mark)].decode("utf-8", "ignore").encode() + mark
 
 
 def sample_size(data: memoryview | bytes) -> int:

@@ -17,12 +17,23 @@ from typing import Any, Protocol
 import numpy as np
 
 from vita_audio_pl.data import clips
-from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, write_index
-from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Reader, Unreadable
+from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, check_entry, write_index
+from vita_audio_pl.data.readers import (
+    AudioBytes,
+    AudioRef,
+    LeftOut,
+    Part,
+    RawSample,
+    Reader,
+    Unreadable,
+    read_part,
+    unreadable,
+)
+from vita_audio_pl.data.readers.base import LONGEST_NAME, LONGEST_PROBLEM
 from vita_audio_pl.data.samples import MOST_CODES, TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import read_sealed, write_sealed
 from vita_audio_pl.storage.files import full_disk_is_told, write_array
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
@@ -30,6 +41,10 @@ from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversat
 LAYOUT = 2  # raised when the same input gives other shards
 
 TOO_LONG, SILENT, BROKEN_AUDIO = "audio too long", "silent audio", "unreadable audio"
+TOO_MUCH_TEXT, NO_CODES, NO_CODEC, NOT_USABLE = "text too long", "no codes", "audio without a codec", "not usable"
+
+LONGEST_TEXT = 1 << 20
+"""Characters of a sample's messages: several times what the longest row holds."""
 
 
 class SpeechCodec(Protocol):
@@ -45,15 +60,7 @@ class SpeechCodec(Protocol):
 
 
 AudioLoader = Callable[[AudioRef, int, float], np.ndarray]
-"""Audio, a rate in Hz and the most seconds taken, to `(samples,) float32`; raises `SkipAudio`."""
-
-
-class SkipAudio(Exception):
-    """Audio that its sample is left out for; `reason` is what it is counted under."""
-
-    def __init__(self, reason: str, problem: str):
-        super().__init__(problem)
-        self.reason = reason
+"""Audio, a rate in Hz and the most seconds taken, to `(samples,) float32`; raises `LeftOut` where it is not fit."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class TokenizeJob:
         load_audio: reads audio.
         out: folder of the source's shards.
         rules: which audio is taken.
+        max_skipped: share of its samples that may be left out.
         decoders: threads that read audio beside the codec.
         placeholders: of a clip of so many samples at 16 kHz, the tokens that stand for it with continuous input. If
             given, audio outside answers is kept beside the codes, so that an encoder can hear it.
@@ -109,6 +117,7 @@ class TokenizeJob:
     load_audio: AudioLoader
     out: Path
     rules: AudioRules = AudioRules()
+    max_skipped: float = 0.05
     decoders: int = 2
     placeholders: Callable[[int], int] | None = None
 
@@ -183,6 +192,12 @@ class _Waiting:
     raw: RawSample
     waves: list["Future[np.ndarray]"]
 
+    @property
+    def bytes(self) -> int:
+        """What its audio takes in memory now: as it lies in an archive, and as it was read."""
+        stored = sum(len(audio.data) for audio in self.raw.audios if isinstance(audio, AudioBytes))
+        return stored + sum(wave.result().nbytes for wave in self.waves if wave.done() and wave.exception() is None)
+
 
 class _PartTask:
     """The state of one running task."""
@@ -196,6 +211,7 @@ class _PartTask:
         ).length_rule
         self.reasons: Counter[str] = Counter()
         self.culprits: list[dict[str, str]] = []
+        self.rest_lost = False  # something at its end could not be read, and nobody knows how much
         self.shapes: list[SampleShape] = []
         self.audio_bytes: list[int] = []
         self.text_tokens = self.codes = 0
@@ -209,12 +225,11 @@ class _PartTask:
             audio = stack.enter_context(ShardWriter(audio_shard, extension=clips.EXTENSION)) if keeps_audio else None
             pool = stack.enter_context(ThreadPoolExecutor(self.job.decoders))
             for batch in self._batches(pool):
-                for sample, heard in self._encoded(batch):
-                    writer.add(pack_sample(sample))
+                for ready in self._ready(batch):
+                    writer.add(ready.packed)
                     if audio is not None:
-                        packed = clips.pack_clips(heard, self.codec.sample_rate if self.codec else clips.RATE)
-                        self.audio_bytes.append(len(packed))
-                        audio.add(packed)
+                        self.audio_bytes.append(len(ready.clips))
+                        audio.add(ready.clips)
                 self.report_progress(self.done)
             sums = {} if audio is None else {audio_shard.name: audio.close()}
             sums[shard.name] = writer.close()
@@ -233,6 +248,7 @@ class _PartTask:
             "codes": self.codes,
             "skipped": dict(self.reasons),
             "culprits": self.culprits,
+            "rest_lost": self.rest_lost,
         }
         if audio is not None:
             places = [(p.offset // OFFSET_UNIT, n) for p, n in zip(audio.placed, self.audio_bytes, strict=True)]
@@ -241,9 +257,15 @@ class _PartTask:
             report["audio_shard"] = {"name": audio_shard.name, "bytes": audio_bytes, "samples": len(entries)}
         write_sealed(self.job.done_file(self.part), report)
 
-    def _skip(self, where: str, reason: str, problem: str) -> None:
-        self.reasons[reason] += 1
-        self.culprits.append({"where": where, "reason": reason, "problem": problem})
+    def _skip(self, left_out: Unreadable) -> None:
+        self.reasons[left_out.reason] += 1
+        culprit = {
+            "where": left_out.where[:LONGEST_NAME],
+            "reason": left_out.reason,
+            "problem": left_out.problem[:LONGEST_PROBLEM],
+        }
+        self.culprits.append(culprit | ({"trace": left_out.trace} if left_out.trace else {}))
+        self.rest_lost |= left_out.rest
         self.done.skipped += 1
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[list[tuple[RawSample, list[np.ndarray]]]]:
@@ -251,12 +273,17 @@ class _PartTask:
         waiting: deque[_Waiting] = deque()
         batch: list[tuple[RawSample, list[np.ndarray]]] = []
         seconds = 0.0
-        for raw in self.job.reader.read(self.part):
+        for raw in read_part(self.job.reader, self.part):
             if isinstance(raw, Unreadable):
-                self._skip(raw.where, raw.reason, raw.problem)
+                self._skip(raw)
+                continue
+            characters = sum(len(message.content) for message in raw.conversation.messages)
+            if characters > LONGEST_TEXT:
+                name = raw.conversation.id
+                self._skip(Unreadable(name, f"{name}: {characters} characters are no sample of a row", TOO_MUCH_TEXT))
                 continue
             waiting.append(_Waiting(raw, [pool.submit(self._load, audio) for audio in raw.audios]))
-            if len(waiting) > _READ_AHEAD:
+            while len(waiting) > _READ_AHEAD or sum(sample.bytes for sample in waiting) > _MOST_HELD:
                 seconds += self._take(waiting.popleft(), batch)
             if seconds >= self.job.rules.batch_seconds or len(batch) >= _MOST_IN_BATCH:
                 yield batch
@@ -271,65 +298,93 @@ class _PartTask:
 
     def _load(self, audio: AudioRef) -> np.ndarray:
         if self.codec is None:
-            raise UserError(
-                f"'{self.job.source}' has audio ({audio}): say with codec_folder=DIR which codec makes codes of it"
+            raise LeftOut(
+                NO_CODEC,
+                f"'{self.job.source}' has audio ({audio}): say with codec_folder=DIR which codec makes codes of it",
             )
-        return self.job.load_audio(audio, self.codec.sample_rate, self.job.rules.max_seconds)
+        wave = self.job.load_audio(audio, self.codec.sample_rate, self.job.rules.max_seconds)
+        if float(np.abs(wave).max(initial=0.0)) < self.job.rules.silence:
+            raise LeftOut(SILENT, f"{audio}: nothing but silence")
+        return wave
 
     def _take(self, waiting: _Waiting, batch: list[tuple[RawSample, list[np.ndarray]]]) -> float:
         """Moves a sample into the batch if all its audio is fit; returns its seconds."""
-        waves, name = [], waiting.raw.conversation.id
-        for future, audio in zip(waiting.waves, waiting.raw.audios, strict=True):
-            try:
-                wave = future.result()
-            except SkipAudio as error:
-                self._skip(name, error.reason, str(error))
-                return 0.0
-            if float(np.abs(wave).max(initial=0.0)) < self.job.rules.silence:
-                self._skip(name, SILENT, f"{audio}: nothing but silence")
-                return 0.0
-            waves.append(wave)
+        try:
+            waves = [future.result() for future in waiting.waves]
+        except Exception as error:
+            self._skip(unreadable(waiting.raw.conversation.id, error, BROKEN_AUDIO))
+            return 0.0
         batch.append((waiting.raw, waves))
         return sum(len(wave) for wave in waves) / self.codec.sample_rate if self.codec else 0.0
 
-    def _encoded(
-        self, batch: list[tuple[RawSample, list[np.ndarray]]]
-    ) -> Iterator[tuple[TokenizedSample, list[np.ndarray]]]:
-        """Tokenised samples of a batch, in order, and the waves outside their answers.
-
-        Waves go through the codec longest first.
-        """
-        waves = [wave for _, of_sample in batch for wave in of_sample]
-        codes: list[np.ndarray] = [np.empty(0, np.int32)] * len(waves)
-        if self.codec is not None and waves:
-            order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
-            for i, encoded in zip(order, self.codec.encode([waves[i] for i in order]), strict=True):
-                codes[i] = encoded
-        at = 0
-        for raw, of_sample in batch:
-            mine = codes[at : at + len(of_sample)]
-            at += len(of_sample)
+    def _ready(self, batch: list[tuple[RawSample, list[np.ndarray]]]) -> Iterator["_Ready"]:
+        """Samples of a batch as they are stored, in order."""
+        for (raw, waves), codes in zip(batch, self._codes([waves for _, waves in batch]), strict=True):
             name = raw.conversation.id
             try:
-                turns = conversation_to_turns(raw.conversation, self.job.tokenizer, mine)
-                heard = _outside_answers(raw, of_sample)
+                if isinstance(codes, Exception):
+                    raise codes
+                turns = conversation_to_turns(raw.conversation, self.job.tokenizer, codes)
+                heard = _outside_answers(raw, waves)
                 shape = shape_of(turns, self.rule, self._placeholders(heard))
-            except UserError as error:
-                self._skip(name, "not usable", f"{name}: {error}")
+                packed = pack_sample(TokenizedSample(name, tuple(turns)))
+                check_entry(IndexEntry(0, 0, 0, shape))
+                rate = self.codec.sample_rate if self.codec else clips.RATE
+                ready = _Ready(packed, clips.pack_clips(heard, rate) if self.job.placeholders is not None else b"")
+            except Exception as error:
+                self._skip(unreadable(name, error, NOT_USABLE))
                 continue
-            seconds = sum(map(len, of_sample)) / self.codec.sample_rate if self.codec else 0.0
             self.shapes.append(shape)
             self.text_tokens += sum(turn.counts()[0] for turn in turns)
-            self.codes += sum(map(len, mine))
+            self.codes += sum(map(len, codes))
             self.done.samples += 1
-            self.done.seconds += seconds
-            yield TokenizedSample(name, tuple(turns)), heard
+            self.done.seconds += sum(map(len, waves)) / self.codec.sample_rate if self.codec else 0.0
+            yield ready
+
+    def _codes(self, waves: list[list[np.ndarray]]) -> list[list[np.ndarray] | Exception]:
+        """The codes of each sample's waves; where the codec fails with all of them, of each by itself, or its error."""
+        flat = [wave for of_sample in waves for wave in of_sample]
+        if self.codec is None or not flat:
+            return [[] for _ in waves]
+        try:
+            encoded = iter(self._encode(flat))
+        except Exception as error:
+            if is_machine_fault(error):
+                raise
+            return [error] if len(waves) == 1 else [self._codes([of_sample])[0] for of_sample in waves]
+        found: list[list[np.ndarray] | Exception] = []
+        for of_sample in waves:
+            codes = [next(encoded) for _ in of_sample]
+            wrong = [wave for wave, made in zip(of_sample, codes, strict=True) if not self._are_codes(made)]
+            problem = f"{self.codec.name} makes no codes of its audio of {len(wrong[0])} samples" if wrong else ""
+            found.append(LeftOut(NO_CODES, problem) if problem else codes)
+        return found
+
+    def _encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        """What the codec makes of each wave; they go through it longest first."""
+        assert self.codec is not None
+        order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
+        codes: list[np.ndarray] = [np.empty(0, np.int32)] * len(waves)
+        for i, encoded in zip(order, self.codec.encode([waves[i] for i in order]), strict=True):
+            codes[i] = encoded
+        return codes
+
+    def _are_codes(self, codes: np.ndarray) -> bool:
+        return codes.size > 0 and codes.min() >= 0 and codes.max() < int(self.job.codec["codebook_size"])
 
     def _placeholders(self, waves: list[np.ndarray]) -> int:
         if self.job.placeholders is None or self.codec is None:
             return 0
         rate = self.codec.sample_rate
         return sum(self.job.placeholders(len(clips.at_rate(wave, rate))) for wave in waves)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A sample as it is stored, and the audio that is heard in it."""
+
+    packed: bytes
+    clips: bytes
 
 
 def _outside_answers(raw: RawSample, waves: list[np.ndarray]) -> list[np.ndarray]:
@@ -339,4 +394,5 @@ def _outside_answers(raw: RawSample, waves: list[np.ndarray]) -> list[np.ndarray
 
 
 _READ_AHEAD = 64  # samples whose audio is read while the codec works
+_MOST_HELD = 256 << 20  # bytes of their audio
 _MOST_IN_BATCH = 4096  # samples without audio are passed on in batches of this size

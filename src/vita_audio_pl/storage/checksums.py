@@ -241,7 +241,8 @@ def refuse(damages: Iterable[Damage], remedy: str) -> None:
 
 def sealed(value: Mapping[str, Any]) -> bytes:
     """A JSON object with the checksum of its own bytes, `seal`, as its last key; lines of UTF-8."""
-    data = json.dumps({**value, "seal": _NO_SEAL.decode()}, indent=1, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps({**value, "seal": _NO_SEAL.decode()}, indent=1, ensure_ascii=False)
+    data = text.encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate pair becomes the escape that JSON has
     return _with_seal(data, xxhash.xxh3_64_hexdigest(data).encode())
 
 

@@ -44,8 +44,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """What `write_json` writes."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    """What `write_json` writes. Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,6 +108,13 @@ def line_blocks(path: Path, lines: int) -> Iterator[Block]:
 
 
 _PIECE = 1 << 20
+
+
+def read_block(path: Path, offset: int, first: int, lines: int) -> Iterator[Line]:
+    """The lines of a block of `line_blocks`."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        yield from islice(numbered_lines(file, first), lines)
 
 
 def numbered_lines(file: BinaryIO, first: int = 1) -> Iterator[Line]:

@@ -6,10 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.config.plugins import load_inherited_plugins
-from vita_audio_pl.data.readers.base import AudioBytes, AudioFile, AudioRef, Part, RawSample, Reader, Unreadable
+from vita_audio_pl.data.readers.base import (
+    AudioBytes,
+    AudioFile,
+    AudioRef,
+    LeftOut,
+    Part,
+    RawSample,
+    Reader,
+    Unreadable,
+    attempt,
+    read_part,
+    unreadable,
+)
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.kaldi import KaldiReader
 from vita_audio_pl.data.readers.lhotse import LhotseReader
+from vita_audio_pl.data.readers.options import check_options
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.readers.webdataset import WebDatasetReader
 from vita_audio_pl.errors import UserError
@@ -18,12 +31,16 @@ __all__ = [
     "AudioBytes",
     "AudioFile",
     "AudioRef",
+    "LeftOut",
     "Part",
     "RawSample",
     "Reader",
     "Unreadable",
+    "attempt",
     "make_reader",
+    "read_part",
     "register_reader",
+    "unreadable",
 ]
 
 _KINDS: dict[str, Any] = {
@@ -33,6 +50,7 @@ _KINDS: dict[str, Any] = {
     "table": TableReader,
     "webdataset": WebDatasetReader,
 }
+_OURS = frozenset(_KINDS)
 
 
 def register_reader(kind: str, reader: Any) -> None:
@@ -50,21 +68,24 @@ def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str) -
     """The reader that `options["kind"]` names, over the corpus in `root`; `task` is told to readers that ask for it.
 
     Raises:
-        UserError: there is no such kind, or it has no such option.
+        UserError: there is no such kind, it has no such option, or an option is of the wrong type or out of range.
     """
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     kind = settings.pop("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         load_inherited_plugins()
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(
-            f"{where} asks for the reader '{kind}'; there are {', '.join(_KINDS)}; plugins=[PACKAGE] registers yours"
+            f"{where} asks for the reader '{kind!s:.100}'; there are {', '.join(_KINDS)}; "
+            "plugins=[PACKAGE] registers yours"
         )
     known = {field.name: field for field in fields(_KINDS[kind])}
-    unknown = sorted(set(settings) - set(known) | set(settings) & {"root", "task"})
+    unknown = sorted(map(str, set(settings) - set(known) | set(settings) & {"root", "task"}))
     if unknown:
         told = ", ".join(name for name in known if name not in ("root", "task"))
-        raise UserError(f"{where}: the reader '{kind}' has no option '{unknown[0]}'; it has {told}")
+        raise UserError(f"{where}: the reader '{kind}' has no option '{unknown[0]:.100}'; it has {told}")
+    if kind in _OURS:
+        check_options(f"{where}: the reader '{kind}'", _KINDS[kind], settings)
     if "task" in known:
         settings["task"] = task
     try:

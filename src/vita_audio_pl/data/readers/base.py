@@ -1,23 +1,44 @@
 """What every reader gives: parts that can be done in any order, and the raw samples of a part."""
 
+import base64
+import binascii
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.text import Conversation
+
+Made = TypeVar("Made")
+
+NO_SAMPLE, NO_TEXT, NO_TRANSCRIPT, NO_AUDIO = "not a sample", "not text", "no transcript", "no audio"
+DAMAGED_FILE = "damaged file"
+
+LONGEST_NAME, LONGEST_PROBLEM = 300, 1000
+"""Characters of names and of problems in reports; a row may hold megabytes in the place of either."""
+
+
+class LeftOut(UserError):
+    """Why a sample is left out, and the name under which that is counted."""
+
+    def __init__(self, reason: str, problem: str):
+        super().__init__(problem)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """Audio in a file, or `seconds` of it from `start` on (None: to its end)."""
+    """Audio in a file, or `seconds` of it from `start` on (None: to its end); `channel` None mixes all."""
 
     path: Path
     start: float = 0.0
     seconds: float | None = None
+    channel: int | None = None
 
     def __str__(self) -> str:
         cut = f" [{self.start:g} s, {self.seconds:g} s long]" if self.seconds is not None else ""
@@ -26,10 +47,11 @@ class AudioFile:
 
 @dataclass(frozen=True)
 class AudioBytes:
-    """Audio inside another file; `name` is for messages."""
+    """Audio inside another file; `name` is for messages; `channel` None mixes all."""
 
     name: str
     data: bytes = field(repr=False)
+    channel: int | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -48,11 +70,21 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A sample that the reader cannot make sense of: where it is, what is wrong, and under which name it is counted."""
+    """A sample that the reader cannot make sense of.
+
+    Attributes:
+        where: its place or its name.
+        problem: what is wrong, in a sentence.
+        reason: under which name it is counted.
+        trace: of an error that nobody foresaw, where it was raised.
+        rest: what follows in the same part could not be read either.
+    """
 
     where: str
     problem: str
-    reason: str = "not a sample"
+    reason: str = NO_SAMPLE
+    trace: str = ""
+    rest: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +94,7 @@ class Part:
     Attributes:
         name: for messages.
         identity: changes when the piece's content does; names the output, together with codec and tokenizer.
-        where: what the reader needs to find the piece again.
+        where: what the reader needs to find the piece again; `problem` says why it cannot be read.
         changed: time of the last change of its file (ns), where `identity` does not cover every byte of it.
     """
 
@@ -76,7 +108,10 @@ class Reader(Protocol):
     """A corpus on disk. Cheap to pickle: workers get a copy."""
 
     def parts(self) -> list[Part]:
-        """The corpus in pieces, always in the same order; raises UserError where it is not laid out as it should."""
+        """The corpus in pieces, always in the same order; raises UserError where it is not laid out as it should.
+
+        A file of it that cannot be read is a piece that says so.
+        """
         ...
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
@@ -84,20 +119,119 @@ class Reader(Protocol):
         ...
 
 
+def read_part(reader: Reader, part: Part) -> Iterator[RawSample | Unreadable]:
+    """The samples of a part; an error that ends the reading is named as the rest of the part.
+
+    Raises:
+        Exception: the machine failed, not the corpus (`errors.is_machine_fault`).
+    """
+    if problem := part.where.get("problem"):
+        yield Unreadable(part.name, str(problem), DAMAGED_FILE, rest=True)
+        return
+    try:
+        yield from reader.read(part)
+    except Exception as error:
+        yield unreadable(part.name, error, DAMAGED_FILE, rest=True)
+
+
+def attempt(where: str, make: Callable[[], Made]) -> Made | Unreadable:
+    """What `make` returns, or why there is none: the boundary around one row of a corpus.
+
+    Raises:
+        Exception: the machine failed, not the row (`errors.is_machine_fault`).
+    """
+    try:
+        return make()
+    except Exception as error:
+        return unreadable(where, error)
+
+
+def unreadable(where: str, error: Exception, reason: str = NO_SAMPLE, rest: bool = False) -> Unreadable:
+    """An error as what it means for the sample that it was raised for.
+
+    Raises:
+        Exception: `error` itself, where the machine failed (`errors.is_machine_fault`).
+    """
+    if is_machine_fault(error):
+        raise error
+    if isinstance(error, UserError):
+        problem = str(error)
+        problem = problem if problem.startswith(where) else f"{where}: {problem}"
+        return Unreadable(where, problem, getattr(error, "reason", reason), rest=rest)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    kind = type(error).__name__
+    trace = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {kind}: {error!s:.300}"
+    return Unreadable(where, f"{where}: {kind}: {error!s:.300}", f"unexpected {kind}", trace, rest)
+
+
+def broken_part(name: str, identity: str, error: UserError) -> Part:
+    """A part that stands for a file that cannot be read."""
+    return Part(name, f"{identity} {error}", {"problem": str(error)})
+
+
+_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def audio_ref(value: Any, root: Path, where: str, inside: bool = True, channel: int | None = None) -> AudioRef:
+    """Audio as a corpus gives it: a path, a data URI, or a Hugging Face `Audio` feature of `bytes` and `path`.
+
+    Args:
+        root: folder that relative paths start from.
+        where: name of audio that is no file.
+        inside: refuse paths that lead out of `root`.
+        channel: which channel of it to take; None mixes all.
+
+    Raises:
+        LeftOut: it is none of these, or lies somewhere else.
+    """
+    if isinstance(value, Mapping):
+        data = value.get("bytes")
+        if isinstance(data, bytes) and data:
+            return AudioBytes(where, data, channel)
+        value = value.get("path")
+    if not isinstance(value, str) or not value:
+        raise LeftOut(NO_AUDIO, f"{where}: there is no audio")
+    if head := _DATA_URI.match(value):
+        try:
+            return AudioBytes(where, base64.b64decode(value[head.end() :], validate=True), channel)
+        except (binascii.Error, ValueError) as error:
+            raise LeftOut("unreadable audio", f"{where}: its data URI cannot be decoded: {error}") from None
+    if value.startswith("data:") or _URL.match(value):
+        raise LeftOut("audio elsewhere", f"{where}: {value:.100} is not fetched; give files")
+    path = PurePosixPath(value)
+    if inside and (path.is_absolute() or ".." in path.parts):
+        raise LeftOut(NO_AUDIO, f"{where}: the path {value!r:.200} leads out of the corpus")
+    return AudioFile(root / path, channel=channel)
+
+
 def files_matching(root: Path, patterns: Sequence[str]) -> list[Path]:
     """Files below `root` that any of the globs finds, in the order of the globs and then by name, each once.
 
+    `._name` files, in which macOS keeps attributes on other file systems, are none of the corpus.
+
     Raises:
-        UserError: a glob leads out of `root`, or no file matches.
+        UserError: a glob leads out of `root` or is none, or no file matches.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         if ".." in Path(pattern).parts or Path(pattern).is_absolute():
             raise UserError(f"the pattern {pattern!r} leads out of {root}: give globs below root")
-        found |= dict.fromkeys(sorted(path for path in root.glob(pattern) if path.is_file()))
+        try:
+            matches = sorted(path for path in root.glob(pattern) if not is_apple_double(path.name) and path.is_file())
+        except (ValueError, NotImplementedError, re.error) as error:
+            raise UserError(f"the pattern {pattern!r} is no glob: {error}") from None
+        except OSError as error:
+            raise UserError(f"{root} cannot be looked through for {pattern!r}: {error}") from error
+        found |= dict.fromkeys(matches)
     if not found:
         raise UserError(f"no file matches {', '.join(patterns)} in {root}: check where the corpus is (root) and files")
     return list(found)
+
+
+def is_apple_double(name: str) -> bool:
+    """Whether a file of this name holds what macOS keeps beside another one."""
+    return name.startswith("._")
 
 
 _WHOLE = 2**20  # bytes of a file that is read from end to end to tell whether it is the same
@@ -116,12 +250,18 @@ def file_identities(paths: Sequence[Path], root: Path) -> list[str]:
 
 
 def _identity(path: Path, root: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with open(path, "rb") as file:
-        if size <= _WHOLE:
-            digest.update(file.read())
-        else:
-            for number in range(_PIECES):  # the first and the last bytes among them
-                file.seek((size - _PIECE) * number // (_PIECES - 1))
-                digest.update(file.read(_PIECE))
-    return f"{path.relative_to(root).as_posix()} {size} {digest.hexdigest()[:32]}"
+    digest, name = hashlib.sha256(), path.relative_to(root).as_posix()
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            if size <= _WHOLE:
+                digest.update(file.read())
+            else:
+                for number in range(_PIECES):  # the first and the last bytes among them
+                    file.seek((size - _PIECE) * number // (_PIECES - 1))
+                    digest.update(file.read(_PIECE))
+    except OSError as error:
+        if is_machine_fault(error):
+            raise
+        return f"{name} {error.strerror}"  # whoever reads it will tell
+    return f"{name} {size} {digest.hexdigest()[:32]}"

@@ -1,61 +1,65 @@
 """Our own format: JSONL files of `{"messages": [...], "audios": [path, ...], "id": name}`."""
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vita_audio_pl.data.readers.base import AudioFile, Part, RawSample, Unreadable, files_matching
+from vita_audio_pl.data.readers.base import (
+    Part,
+    RawSample,
+    Unreadable,
+    attempt,
+    audio_ref,
+    broken_part,
+    file_identity,
+    files_matching,
+)
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import Conversation
+from vita_audio_pl.text.lines import Line, line_blocks, read_block
 
 
 @dataclass(frozen=True)
 class JsonlReader:
-    """Conversations, one on a line.
+    """Conversations, one on a line; messages in the styles of OpenAI and ShareGPT are read, too.
 
     Attributes:
         root: folder that relative audio paths start from.
-        files: globs below `root`, or absolute paths.
+        files: globs below `root`.
         lines_per_part: lines that one task takes.
+        channel: which channel of audio to take; None mixes all.
     """
 
     root: Path
     files: tuple[str, ...] = ("*.jsonl",)
     lines_per_part: int = 2000
+    channel: int | None = None
 
     def parts(self) -> list[Part]:
         parts = []
+        rules = "" if self.channel is None else f" channel {self.channel}"
         for path in files_matching(self.root, self.files):
-            offset, first = 0, 1
-            with open(path, "rb") as file:
-                while lines := list(islice(file, self.lines_per_part)):
-                    content = hashlib.sha256(b"".join(lines)).hexdigest()
-                    where: dict[str, str | int] = {
-                        "path": str(path),
-                        "offset": offset,
-                        "line": first,
-                        "lines": len(lines),
-                    }
-                    parts.append(Part(f"{path.name}:{first}", content, where))
-                    offset, first = file.tell(), first + len(lines)
+            try:
+                for block in line_blocks(path, self.lines_per_part):
+                    where = {"path": str(path), "offset": block.offset, "line": block.first, "lines": block.lines}
+                    parts.append(Part(f"{path.name}:{block.first}", block.digest + rules, where))
+            except UserError as error:
+                parts.append(broken_part(path.name, file_identity(path), error))
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        path, first = Path(str(part.where["path"])), int(part.where["line"])
-        with open(path, "rb") as file:
-            file.seek(int(part.where["offset"]))
-            for number, line in enumerate(islice(file, int(part.where["lines"])), first):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    conversation = Conversation.from_json(line.decode("utf-8"), where)
-                except UserError as error:
-                    yield Unreadable(where, str(error))
-                    continue
-                except UnicodeDecodeError as error:
-                    yield Unreadable(where, f"{where}: not UTF-8 ({error})")
-                    continue
-                yield RawSample(conversation, tuple(AudioFile(self.root / name) for name in conversation.audios))
+        path = Path(str(part.where["path"]))
+        for line in read_block(path, int(part.where["offset"]), int(part.where["line"]), int(part.where["lines"])):
+            where = f"{path}:{line.number}"
+            if line.problem:
+                yield Unreadable(where, f"{where}: {line.problem}")
+            elif line.text.strip():
+                yield attempt(where, lambda line=line, where=where: self._sample(line, where))
+
+    def _sample(self, line: Line, where: str) -> RawSample:
+        conversation = Conversation.from_json(line.text, where)
+        audios = tuple(
+            audio_ref(value, self.root, f"{where} audio {number}", inside=False, channel=self.channel)
+            for number, value in enumerate(conversation.audios, 1)
+        )
+        return RawSample(replace(conversation, audios=tuple(map(str, audios))), audios)

@@ -5,13 +5,13 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.data.readers.base import AudioFile, Part, RawSample, Unreadable
+from vita_audio_pl.data.readers.base import AudioFile, LeftOut, Part, RawSample, Unreadable, attempt
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.lease import hold
 
 
@@ -22,7 +22,7 @@ class LhotseReader:
     Attributes:
         root: the corpus as its publishers lay it out.
         corpus: `librispeech` for `lhotse.recipes.prepare_librispeech`, and so on.
-        task, speaker_prompt, lower, join: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel: see `UtteranceRules`; the corpus gives channels by its supervisions.
         manifests: names of the manifests to read, such as `train-clean-100`; of languages, `en/train`.
         settings: further arguments of the recipe, such as `languages` or `dataset_parts`.
         utterances_per_part: utterances that one task takes.
@@ -36,12 +36,13 @@ class LhotseReader:
     speaker_prompt: bool = False
     lower: bool = False
     join: bool = False
+    channel: int | str | None = None
     utterances_per_part: int = 2000
 
-    @cached_property
+    @property
     def _utterances(self) -> list[dict[str, Any]]:
         """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, written the first time."""
-        wanted = json.dumps([self.corpus, self.manifests, self.settings, 2], default=list)
+        wanted = json.dumps([self.corpus, self.manifests, self.settings, 3], default=list)
         cache = self.root / ".vita_audio_pl"
         path = cache / f"{self.corpus}.{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.jsonl"
         if not path.is_file():
@@ -50,15 +51,14 @@ class LhotseReader:
                     root = self.root.resolve()  # lhotse's manifests repeat the root that it was given
                     prepared = _prepared(self.corpus, root, cache, self.settings or {})
                     _write_utterances(path, prepared, self.manifests, root)
-        with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        return _read_rows(path, path.stat().st_mtime_ns)
 
     def parts(self) -> list[Part]:
         rows = self._utterances
         parts = []
         for first in range(0, len(rows), self.utterances_per_part):
             chosen = rows[first : first + self.utterances_per_part]
-            content = json.dumps([chosen, self.task, self.speaker_prompt, self.lower, self.join])
+            content = json.dumps([chosen, repr(self._rules)])
             identity = hashlib.sha256(content.encode()).hexdigest()
             parts.append(Part(f"{self.corpus}:{chosen[0]['id']}", identity, {"first": first, "count": len(chosen)}))
         return parts
@@ -66,15 +66,25 @@ class LhotseReader:
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         first = int(part.where["first"])
         rows = self._utterances[first : first + int(part.where["count"])]
-        rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
-        yield from rules.samples(self._utterance(row) for row in rows)
+        yield from self._rules.samples(attempt(row["id"], lambda row=row: self._utterance(row)) for row in rows)
 
-    def _utterance(self, row: Mapping[str, Any]) -> Utterance | Unreadable:
+    @property
+    def _rules(self) -> UtteranceRules:
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
+
+    def _utterance(self, row: Mapping[str, Any]) -> Utterance:
         if row["kind"] != "file":
-            problem = f"{row['id']}: its audio is a {row['kind']}, not a file; nothing is fetched or run here"
-            return Unreadable(row["id"], problem, "audio is no file")
-        audio = AudioFile(self.root / row["path"], row["start"], row["seconds"])
+            raise LeftOut(
+                "audio is no file", f"its audio is {row['kind']}, not a file; nothing is fetched, joined or run here"
+            )
+        audio = AudioFile(self.root / row["path"], row["start"], row["seconds"], row["channel"])
         return Utterance(row["id"], audio, row["text"], row["speaker"])
+
+
+@lru_cache(maxsize=1)  # each part is read by itself
+def _read_rows(path: Path, changed: int) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _prepared(corpus: str, root: Path, cache: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +102,9 @@ def _prepared(corpus: str, root: Path, cache: Path, settings: Mapping[str, Any])
     arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     try:
         return dict(recipe(root, output_dir=cache, **arguments))
-    except (OSError, AssertionError, ValueError, KeyError) as error:
+    except Exception as error:  # lhotse's recipes raise whatever the files in their way made them
+        if is_machine_fault(error):
+            raise
         raise UserError(
             f"lhotse's recipe for '{corpus}' finds fault with {root}: {error!r}; the corpus must lie there as published"
         ) from error
@@ -110,19 +122,35 @@ def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[
             recordings = {recording.id: recording for recording in found[name]["recordings"]}
             for supervision in found[name]["supervisions"]:
                 recording = recordings.get(supervision.recording_id)
-                source = recording.sources[0] if recording is not None else None
+                kind, place, channel = _source(recording, supervision.channel)
                 whole = recording is not None and supervision.start == 0 and supervision.duration >= recording.duration
                 row = {
                     "id": supervision.id,
-                    "kind": source.type if source else "missing recording",
-                    "path": _below(root, Path(source.source)) if source and source.type == "file" else "",
+                    "kind": kind,
+                    "path": _below(root, Path(place)) if kind == "file" else "",
+                    "channel": channel,
                     "start": supervision.start,
                     "seconds": None if whole else supervision.duration,
-                    "text": supervision.text or "",
+                    "text": supervision.text,
                     "speaker": supervision.speaker or "",
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     partial.rename(path)
+
+
+def _source(recording: Any, channel: int | list[int] | None) -> tuple[str, str, int | None]:
+    """Kind and place of a supervision's audio, and the channel of it that is meant; None where it is all of them."""
+    if recording is None:
+        return "a missing recording", "", None
+    channels = channel if isinstance(channel, list) else [] if channel is None else [channel]
+    sources = list(recording.sources)
+    if len(sources) > 1:
+        sources = [source for source in sources if set(channels) & set(source.channels)]
+        if len(sources) != 1:
+            return "in several files", "", None
+    source = sources[0]
+    one = len(channels) == 1 and len(source.channels) > 1 and channels[0] in source.channels
+    return source.type, str(source.source), source.channels.index(channels[0]) if one else None
 
 
 def _below(root: Path, path: Path) -> str:

@@ -1,33 +1,35 @@
-"""Tables as Hugging Face data sets come: folders of parquet, JSONL or JSON files whose columns the recipe names."""
+"""Tables as Hugging Face data sets come: folders of parquet, JSONL, JSON, CSV or TSV files whose columns the recipe names."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from vita_audio_pl.data.readers.base import (
-    AudioBytes,
-    AudioFile,
+    NO_AUDIO,
+    NO_TEXT,
     AudioRef,
+    LeftOut,
     Part,
     RawSample,
     Unreadable,
+    attempt,
+    audio_ref,
+    broken_part,
     file_identities,
     files_matching,
 )
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
+from vita_audio_pl.data.readers.rows import Row, pieces, rows
+from vita_audio_pl.data.readers.utterances import EACH, Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
+from vita_audio_pl.text.messages import parse_messages, plain_text_of
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
 _COLUMNS = (
     "id",
     "audio",
@@ -40,6 +42,7 @@ _COLUMNS = (
     "user_audio",
     "assistant_audio",
 )
+_PAIR = {"human", "user", "assistant", "gpt", "system"}
 
 
 @dataclass(frozen=True)
@@ -47,25 +50,30 @@ class TableReader:
     """Rows as conversations.
 
     `columns` says what is where. For recordings with transcripts: `audio`, `text` and, if there is one, `speaker`. For
-    chats: `messages`, a list of `{role, content}`, `{from, value}`, `{human, assistant}` or plain texts in turn. For questions and answers: `user` and `assistant`
-    (several columns joined with +), `system`, `user_audio`, `assistant_audio`. Audio is a column of a Hugging Face
-    `Audio` feature, a column of paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`.
+    chats: `messages`, a list of `{role, content}`, `{from, value}`, `{human, assistant}` or plain texts in turn, and
+    `audio`, what their placeholders stand for. For questions and answers: `user` and `assistant` (several columns joined
+    with +), `system`, `user_audio`, `assistant_audio`. Audio is a column of a Hugging Face `Audio` feature, a column of
+    paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`.
 
     Attributes:
         root: the corpus.
         columns: what each column of `_COLUMNS` is called here.
-        task, speaker_prompt, lower, join: see `UtteranceRules`; for chats and questions only `task` is looked at.
-        files: globs below `root`, of .parquet, .jsonl or .json.
+        numbers: those of them whose numbers are text, too; elsewhere a number is no text.
+        task, speaker_prompt, lower, join, channel: see `UtteranceRules`; for chats and questions only `task` and a
+            numbered `channel` are looked at.
+        files: globs below `root`, of .parquet, .jsonl, .json, .csv or .tsv.
         rows_per_part: rows that one task takes.
     """
 
     root: Path
     columns: Mapping[str, str] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
     task: str = "text"
     files: tuple[str, ...] = ("**/*.parquet",)
     speaker_prompt: bool = False
     lower: bool = False
     join: bool = False
+    channel: int | str | None = None
     rows_per_part: int = 2000
 
     def __post_init__(self) -> None:
@@ -74,163 +82,156 @@ class TableReader:
             raise UserError(f"a table reader knows no column '{unknown[0]}'; it knows {', '.join(_COLUMNS)}")
         if not {"text", "messages", "assistant"} & set(self.columns):
             raise UserError("a table reader needs the column 'text', 'messages' or 'assistant': say what it is called")
+        if unknown := sorted(set(self.numbers) - set(self.columns)):
+            raise UserError(f"'numbers' names '{unknown[0]}', which is none of the columns {', '.join(self.columns)}")
+        if self.channel == EACH and "text" not in self.columns:
+            raise UserError("channel: each is for recordings with transcripts; give the number of a channel")
+        for name in self.columns.values():
+            _braces(name)
 
     def parts(self) -> list[Part]:
-        described = json.dumps([dict(self.columns), self.task, self.speaker_prompt, self.lower, self.join])
+        described = json.dumps(
+            [dict(self.columns), self.numbers, self.task, self.speaker_prompt, self.lower, self.join, self.channel]
+        )
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
         parts = []
         paths = files_matching(self.root, self.files)
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
             identity, name, changed = f"{content} {rules}", str(path.relative_to(self.root)), path.stat().st_mtime_ns
-            for first in range(0, max(_count(path), 1), self.rows_per_part):
-                where: dict[str, str | int] = {"path": str(path), "first": first}
-                parts.append(Part(f"{name}:{first}", f"{identity} {first} {self.rows_per_part}", where, changed))
+            try:
+                for first, place in pieces(path, self.rows_per_part):
+                    where = {"path": str(path), **place}
+                    parts.append(Part(f"{name}:{first}", f"{identity} {first} {self.rows_per_part}", where, changed))
+            except UserError as error:
+                parts.append(broken_part(name, identity, error))
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        path, first = Path(str(part.where["path"])), int(part.where["first"])
-        rows = _rows(path, first, self.rows_per_part)
+        found = rows(Path(str(part.where["path"])), dict(part.where), self._wanted())
         if "text" in self.columns:
-            rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
-            yield from rules.samples(self._utterance(where, row) for where, row in rows)
-            return
-        for where, row in rows:
-            if isinstance(row, Unreadable):
-                yield row
-                continue
-            try:
-                yield self._chat(where, row)
-            except (UserError, KeyError, TypeError, ValueError) as error:
-                yield Unreadable(where, f"{where}: {error if isinstance(error, UserError) else repr(error)}")
-
-    def _utterance(self, where: str, row: "dict[str, Any] | Unreadable") -> Utterance | Unreadable:
-        if isinstance(row, Unreadable):
-            return row
-        try:
-            audio = self._audio("audio", row, where)
-            speaker = str(row.get(self.columns.get("speaker", ""), "") or "")
-            return Utterance(self._name(row, where), audio, str(row[self.columns["text"]] or ""), speaker)
-        except (UserError, KeyError, TypeError) as error:
-            return Unreadable(where, f"{where}: {error if isinstance(error, UserError) else repr(error)}")
-
-    def _chat(self, where: str, row: dict[str, Any]) -> RawSample:
-        audios: list[AudioRef] = []
-        if "messages" in self.columns:
-            messages = _messages(row[self.columns["messages"]])
+            rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
+            yield from rules.samples(self._made(self._utterance, where, row) for where, row in found)
         else:
-            messages = []
+            for where, row in found:
+                yield self._made(self._chat, where, row)
+
+    def _made(self, make: Any, where: str, row: Row | Unreadable) -> Any:
+        return row if isinstance(row, Unreadable) else attempt(where, lambda: make(where, row))
+
+    def _wanted(self) -> list[str]:
+        """Columns of the files that are looked at."""
+        names: dict[str, None] = {}
+        for column, name in self.columns.items():
+            names |= dict.fromkeys(
+                _braces(name) or (name.split("+") if column in ("user", "assistant", "system") else [name])
+            )
+        return [name for name in names if name]
+
+    def _utterance(self, where: str, row: Row) -> Utterance:
+        name = self._name(row, where)
+        audio = self._audio("audio", row, where)
+        return Utterance(name, audio, self._text("text", self.columns["text"], row), self._speaker(row))
+
+    def _speaker(self, row: Row) -> str:
+        return speaker_of(row.get(self.columns["speaker"])) if "speaker" in self.columns else ""
+
+    def _chat(self, where: str, row: Row) -> RawSample:
+        audios: list[AudioRef] = []
+        messages: tuple[Message, ...]
+        channel = self.channel if isinstance(self.channel, int) else None
+        if "messages" in self.columns:
+            listed = row.get(self.columns["audio"]) if "audio" in self.columns else None
+            listed = [] if listed is None else listed if isinstance(listed, list | tuple) else [listed]
+            chat = _in_pairs(_cell(row, self.columns["messages"]))
+            messages, sources = parse_messages(chat, listed, where)
+            audios = [
+                audio_ref(source, self.root, f"{where} audio {number}", channel=channel)
+                for number, source in enumerate(sources, 1)
+            ]
+        else:
+            turns = []
             for role in ("system", "user", "assistant"):
                 content = self._joined(role, row)
                 if f"{role}_audio" in self.columns:
                     audios.append(self._audio(f"{role}_audio", row, where))
                     content = f"{content}\n{AUDIO_PLACEHOLDER}" if content else AUDIO_PLACEHOLDER
                 if content or role != "system":
-                    messages.append(Message(role, content))
-        conversation = Conversation(self._name(row, where), tuple(messages), tuple(map(str, audios)))
-        return RawSample(conversation, tuple(audios))
+                    turns.append(Message(role, content))
+            messages = tuple(turns)
+        return RawSample(Conversation(self._name(row, where), messages, tuple(map(str, audios))), tuple(audios))
 
-    def _joined(self, role: str, row: Mapping[str, Any]) -> str:
-        columns = [name for name in self.columns.get(role, "").split("+") if name]
-        texts = (str(row[name] or "").replace(AUDIO_PLACEHOLDER, "").strip() for name in columns)
+    def _joined(self, role: str, row: Row) -> str:
+        """The texts of a role's columns, without those that are empty or null."""
+        names = [name for name in self.columns.get(role, "").split("+") if name]
+        found = ((name, self._text(role, name, row)) for name in names)
+        texts = (plain_text_of(text, f"'{name}'").strip() for name, text in found if text is not None)
         return "\n".join(text for text in texts if text)
 
-    def _name(self, row: Mapping[str, Any], where: str) -> str:
-        return str(row[self.columns["id"]]) if "id" in self.columns else where
+    def _text(self, column: str, name: str, row: Row) -> Any:
+        """What a cell holds, None or text; a number as text where the recipe says that it is."""
+        value = _cell(row, name)
+        if column in self.numbers and isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise LeftOut(NO_TEXT, f"'{name}' is {value}")
+            return str(value)
+        return value
 
-    def _audio(self, column: str, row: Mapping[str, Any], where: str) -> AudioRef:
+    def _name(self, row: Row, where: str) -> str:
+        value = _cell(row, self.columns["id"]) if "id" in self.columns else None
+        if value is None or value == "":
+            return where
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise LeftOut("no name", f"'{self.columns['id']}' is {value!r:.60}, neither a name nor a number")
+        return str(value)
+
+    def _audio(self, column: str, row: Row, where: str) -> AudioRef:
         name = self.columns[column]
-        value = name.format_map(row) if "{" in name else row[name]
-        if isinstance(value, Mapping):
-            if value.get("bytes"):
-                return AudioBytes(f"{where}.{name}", value["bytes"])
-            value = value.get("path")
-        if not isinstance(value, str) or not value:
-            raise UserError(f"'{name}' holds no audio")
-        path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"'{name}' is the path {value!r}, which leads out of the corpus")
-        return AudioFile(self.root / path)
+        inside = _braces(name)
+        if inside:
+            values = {key: _cell(row, key) for key in inside}
+            if wrong := [key for key, value in values.items() if not isinstance(value, str | int)]:
+                raise LeftOut(NO_AUDIO, f"'{wrong[0]}' is no part of a file's name: {values[wrong[0]]!r:.60}")
+            value: Any = name.format_map(values)
+        else:
+            value = _cell(row, name)
+        channel = self.channel if isinstance(self.channel, int) else None
+        return audio_ref(value, self.root, f"{where}.{name}", channel=channel)
 
 
-def _messages(value: Sequence[Any]) -> list[Message]:
-    """Messages of a chat: `{role, content}`, `{from, value}`, `{human, assistant}` pairs, or plain texts in turn."""
-    messages: list[tuple[str, Any]] = []
+def _braces(name: str) -> list[str]:
+    """Names in braces, as in `answers/{index}.wav` or `{index:05d}.wav`.
+
+    Raises:
+        UserError: there is something else in them: a recipe may be a stranger's, and formats can do a lot.
+    """
+    try:
+        inside = [(key, spec, conversion) for _, key, spec, conversion in Formatter().parse(name) if key is not None]
+    except ValueError as error:
+        raise UserError(f"the column {name!r:.200} cannot be read: {error}") from None
+    for key, spec, conversion in inside:
+        if conversion or not re.fullmatch(r"\w+", key) or not re.fullmatch(r"(0?\d{1,2})?d?", spec or ""):
+            raise UserError(
+                f"the column {name!r:.200}: braces hold the name of a column, such as {{index}} or {{index:05d}}"
+            )
+    return [key for key, _, _ in inside]
+
+
+def _cell(row: Row, name: str) -> Any:
+    if name not in row:
+        raise LeftOut("no such column", f"it has no column {name!r:.100}, only {', '.join(map(str, row)):.300}")
+    return row[name]
+
+
+def _in_pairs(value: Any) -> Any:
+    """A chat of plain texts in turn, or of `{human, assistant}` pairs, as messages; any other as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    messages: list[Any] = []
     for number, message in enumerate(value):
         if isinstance(message, str):
-            messages.append((("user", "assistant")[number % 2], message))
-        elif set(message) <= set(_ROLES):
-            messages += message.items()
+            messages.append({"role": ("user", "assistant")[number % 2], "content": message})
+        elif isinstance(message, Mapping) and message and set(message) <= _PAIR:
+            messages += [{"role": role, "content": content} for role, content in message.items()]
         else:
-            content = message.get("content") if message.get("content") is not None else message.get("value")
-            messages.append((str(message.get("role") or message.get("from")), content))
-    unknown = next((role for role, _ in messages if role not in _ROLES), None)
-    if unknown is not None:
-        raise UserError(f"a message has the role {unknown!r}; known are {', '.join(_ROLES)}")
-    return [Message(_ROLES[role], str(content or "").replace(AUDIO_PLACEHOLDER, "")) for role, content in messages]
-
-
-def _count(path: Path) -> int:
-    if path.suffix == ".parquet":
-        return int(_parquet().ParquetFile(path).metadata.num_rows)
-    if path.suffix == ".json":
-        return len(_json_rows(path))
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
-
-
-def _rows(path: Path, first: int, count: int) -> Iterator[tuple[str, "dict[str, Any] | Unreadable"]]:
-    """Rows `first` to `first + count` of a file, each with its place for messages."""
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path, first, count)
-        return
-    if path.suffix == ".json":
-        rows = _json_rows(path)[first : first + count]
-        yield from ((f"{path}:{n}", row) for n, row in enumerate(rows, first + 1))
-        return
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            if number >= first + count:
-                return
-            if number >= first and line.strip():
-                where = f"{path}:{number + 1}"
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError("not an object")
-                except ValueError as error:
-                    row = Unreadable(where, f"{where}: not a JSON object ({error})")
-                yield where, row
-
-
-def _json_rows(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path} must hold a list of rows; give .jsonl files for one row a line")
-    return rows
-
-
-def _parquet_rows(path: Path, first: int, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    file = _parquet().ParquetFile(path)
-    start = 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if start < first + count and start + size > first:
-            begin, end = max(first - start, 0), min(first + count - start, size)
-            number = start
-            for batch in file.iter_batches(batch_size=64, row_groups=[group]):
-                for row in batch.to_pylist():
-                    if begin <= number - start < end:
-                        yield f"{path}:{number}", row
-                    number += 1
-        start += size
-
-
-def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError("reading parquet files needs pyarrow: pip install 'vita-audio-pl[corpora]'") from error
-    return parquet
+            messages.append(message)
+    return messages

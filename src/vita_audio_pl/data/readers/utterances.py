@@ -1,23 +1,48 @@
 """Utterances as conversations: what a corpus of recordings and transcripts becomes for recognition and for synthesis."""
 
+import io
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from vita_audio_pl.data.readers.base import AudioRef, RawSample, Unreadable
-from vita_audio_pl.errors import UserError
+import soundfile
+
+from vita_audio_pl.data.readers.base import (
+    NO_TEXT,
+    NO_TRANSCRIPT,
+    AudioBytes,
+    AudioRef,
+    LeftOut,
+    RawSample,
+    Unreadable,
+    attempt,
+)
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, TTS_INSTRUCTION, Conversation, Message
+from vita_audio_pl.text.messages import plain_text_of
 
 VOICE_PROMPT = f"Your Voice: {AUDIO_PLACEHOLDER}\n"
+
+_BLANKS = re.compile(r"[ \t\r\n]+")
+
+EACH = "each"
+"""The option `channel: each`: every channel of a recording is an utterance of its own."""
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A recording and what is said in it; `speaker` is "" where it is not known."""
+    """A recording and what stands where its transcript should; `speaker` is "" where it is not known."""
 
     id: str
     audio: AudioRef
-    text: str
+    text: Any
     speaker: str = ""
+
+
+def speaker_of(value: Any) -> str:
+    """A speaker's name or number; "" where there is none, so that the nameless are never taken for one speaker."""
+    return str(value) if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)) else ""
 
 
 @dataclass(frozen=True)
@@ -29,12 +54,15 @@ class UtteranceRules:
         speaker_prompt: for `tts`, another utterance of the speaker is given as the voice to speak in.
         lower: transcripts are lower-cased (for corpora that shout).
         join: blanks in transcripts are removed (for Chinese cut into words).
+        channel: which channel of the recordings to take, or `each`, which makes one sample of each; None takes the one
+            that the corpus gives for the utterance, and mixes all where it gives none.
     """
 
     task: str
     speaker_prompt: bool = False
     lower: bool = False
     join: bool = False
+    channel: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.task not in ("asr", "tts"):
@@ -44,8 +72,10 @@ class UtteranceRules:
 
     def samples(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[RawSample | Unreadable]:
         """Conversations of a part's utterances, in order; with speaker prompts, near it."""
+        utterances = self._with_channels(utterances)
         if not self.speaker_prompt:
-            yield from (u if isinstance(u, Unreadable) else self._sample(u, None) for u in utterances)
+            for u in utterances:
+                yield u if isinstance(u, Unreadable) else self._sample(u, None)
             return
         alone: dict[str, Utterance] = {}  # speakers heard once so far
         last: dict[str, Utterance] = {}
@@ -68,12 +98,37 @@ class UtteranceRules:
             problem = f"{utterance.id}: the only utterance of its speaker here, so none is left to show the voice"
             yield Unreadable(utterance.id, problem, "only utterance of its speaker")
 
+    def _with_channels(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[Utterance | Unreadable]:
+        """The utterances, each with the channel that the rules or the corpus give it."""
+        for utterance in utterances:
+            if isinstance(utterance, Unreadable) or self.channel is None:
+                yield utterance
+            elif isinstance(self.channel, int):
+                yield replace(utterance, audio=replace(utterance.audio, channel=self.channel))
+            else:
+                channels = 1 if utterance.audio.channel is not None else _channels(utterance.audio)
+                if channels == 1:
+                    yield utterance
+                    continue
+                for channel in range(channels):
+                    audio = replace(utterance.audio, channel=channel)
+                    yield replace(utterance, id=f"{utterance.id}/channel{channel}", audio=audio)
+
     def _sample(self, utterance: Utterance, voice: AudioRef | None) -> RawSample | Unreadable:
-        text = utterance.text.replace(AUDIO_PLACEHOLDER, "")
-        text = "".join(text.split()) if self.join else " ".join(text.split())
+        return attempt(utterance.id, lambda: self._conversation(utterance, voice))
+
+    def _conversation(self, utterance: Utterance, voice: AudioRef | None) -> RawSample:
+        if utterance.text is None or utterance.text == "":
+            raise LeftOut(NO_TRANSCRIPT, "it has no transcript")
+        try:
+            text = plain_text_of(utterance.text, "its transcript")
+        except UserError as error:
+            raise LeftOut(NO_TEXT, str(error)) from None
+        # other blanks, such as no-break spaces and form feeds, are characters of the text
+        text = "".join(text.split()) if self.join else _BLANKS.sub(" ", text).strip(" ")
+        if not text.strip():
+            raise LeftOut(NO_TRANSCRIPT, "its transcript is blank")
         text = text.lower() if self.lower else text
-        if not text:
-            return Unreadable(utterance.id, f"{utterance.id}: it has no transcript", "no transcript")
         if self.task == "asr":
             messages = [Message("user", f"{ASR_INSTRUCTION}\n{AUDIO_PLACEHOLDER}"), Message("assistant", text)]
         else:
@@ -83,3 +138,22 @@ class UtteranceRules:
             messages.insert(0, Message("system", VOICE_PROMPT))
             audios = (voice, *audios)
         return RawSample(Conversation(utterance.id, tuple(messages), tuple(map(str, audios))), audios)
+
+
+def _channels(audio: AudioRef) -> int:
+    """Channels of a recording; 1 where it cannot be opened, which decoding it will tell.
+
+    Raises:
+        OSError: the machine failed, not the file.
+    """
+    try:
+        if isinstance(audio, AudioBytes):
+            return int(soundfile.info(io.BytesIO(audio.data)).channels)
+        if not audio.path.is_file():
+            return 1
+        with open(audio.path, "rb") as file:  # not by libsndfile, which would call a lack of file handles a bad file
+            return int(soundfile.info(file).channels)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        if is_machine_fault(error):
+            raise
+        return 1

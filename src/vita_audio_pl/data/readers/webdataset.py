@@ -2,15 +2,31 @@
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from vita_audio_pl.data.readers.base import AudioBytes, Part, RawSample, Unreadable, file_identities, files_matching
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
+from vita_audio_pl.data.readers.archives import LARGEST_MEMBER, ArchiveError, members
+from vita_audio_pl.data.readers.base import (
+    NO_AUDIO,
+    NO_TEXT,
+    NO_TRANSCRIPT,
+    AudioBytes,
+    LeftOut,
+    Part,
+    RawSample,
+    Unreadable,
+    attempt,
+    file_identities,
+    files_matching,
+    is_apple_double,
+)
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.text.lines import load_json
 
-_LARGEST = 256 * 2**20  # bytes of a member; more is no utterance
+DAMAGED, UNSAFE, TOO_LARGE = "damaged archive", "unsafe member name", "member too large"
+REPEATED, APART = "member repeated", "members apart"
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class WebDatasetReader:
 
     Attributes:
         root: the corpus.
-        task, speaker_prompt, lower, join: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel: see `UtteranceRules`.
         files: globs below `root`.
         audio: extensions of audio members.
         text: extension of the member that holds the transcript, as text or JSON.
@@ -38,6 +54,7 @@ class WebDatasetReader:
     speaker_prompt: bool = False
     lower: bool = False
     join: bool = False
+    channel: int | str | None = None
 
     def parts(self) -> list[Part]:
         described = json.dumps([repr(self._rules), self.audio, self.text, self.text_key, self.speaker_key])
@@ -50,55 +67,129 @@ class WebDatasetReader:
 
     @property
     def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join)
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(Path(str(part.where["path"]))))
 
     def _utterances(self, path: Path) -> Iterator[Utterance | Unreadable]:
-        key, members = "", dict[str, bytes]()
+        groups = _Groups(path, self.audio, self.text)
         try:
-            with tarfile.open(path, "r|*") as tar:
-                for member in tar:
-                    name = PurePosixPath(member.name)
-                    if not member.isfile():
-                        continue
-                    if name.is_absolute() or ".." in name.parts:
-                        where = f"{path}:{member.name!r}"
-                        yield Unreadable(where, f"{where}: a member name must not lead anywhere", "unsafe member name")
-                        continue
-                    if member.size > _LARGEST:
-                        where = f"{path}:{member.name}"
-                        yield Unreadable(where, f"{where}: {member.size} bytes are no utterance", "member too large")
-                        continue
-                    stem, _, extension = name.name.partition(".")
-                    at = str(name.with_name(stem))
-                    if at != key and members:
-                        yield self._utterance(path, key, members)
-                        members = {}
-                    key = at
-                    file = tar.extractfile(member)
-                    members[extension.lower()] = file.read() if file else b""
-        except (tarfile.TarError, EOFError, OSError) as error:
-            rest = f"{path}: the archive is damaged after '{key}' ({error}); what follows could not be read"
-            yield Unreadable(str(path), rest, "damaged archive")
-            return
-        if members:
-            yield self._utterance(path, key, members)
+            for member in members(path):
+                name = PurePosixPath(member.name)
+                where = f"{path}:{member.name}"
+                if is_apple_double(name.name):
+                    continue
+                if name.is_absolute() or ".." in name.parts:
+                    yield Unreadable(where, f"{where}: a member name must not lead anywhere", UNSAFE)
+                    continue
+                stem, _, extension = name.name.partition(".")
+                if member.data is None and groups.wants(extension.lower()):
+                    yield Unreadable(where, f"{where}: {member.problem}", TOO_LARGE)
+                yield from self._made(groups.add(str(name.with_name(stem)), extension.lower(), member.data))
+            yield from self._made(groups.close())
+        except ArchiveError as error:
+            yield from self._made(groups.close(cut=True))
+            rest = f"{path}: the archive is damaged after '{groups.key}': {error}; what follows could not be read"
+            yield Unreadable(str(path), rest, DAMAGED, rest=True)
+        yield from groups.lacking.values()
 
-    def _utterance(self, path: Path, key: str, members: dict[str, bytes]) -> Utterance | Unreadable:
-        where = f"{path}:{key}"
-        audio = next((extension for extension in self.audio if extension in members), None)
-        if audio is None:
-            return Unreadable(where, f"{where}: it has no audio, only {', '.join(members)}", "no audio")
-        if self.text not in members:
-            return Unreadable(where, f"{where}: it has no member .{self.text}", "no transcript")
-        speaker = ""
+    def _made(self, group: "_Group | Unreadable | None") -> Iterator[Utterance | Unreadable]:
+        if isinstance(group, Unreadable):
+            yield group
+        elif group is not None:
+            yield attempt(group.where, lambda: self._utterance(group))
+
+    def _utterance(self, group: "_Group") -> Utterance:
+        text, speaker = self._text(group.text)
+        return Utterance(group.id, AudioBytes(f"{group.where}.{group.extension}", group.audio), text, speaker)
+
+    def _text(self, data: bytes) -> tuple[Any, str]:
         try:
-            text = members[self.text].decode("utf-8")
-            if self.text.endswith("json"):
-                values = json.loads(text)
-                text, speaker = str(values[self.text_key]), str(values.get(self.speaker_key, ""))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return Unreadable(where, f"{where}: its .{self.text} cannot be read ({error!r})", "no transcript")
-        return Utterance(f"{path.stem}/{key}", AudioBytes(f"{where}.{audio}", members[audio]), text, speaker)
+            text = data.decode("utf-8-sig")
+            if not self.text.endswith("json"):
+                return text, ""
+            values = load_json(text)
+        except ValueError as error:
+            raise LeftOut(NO_TEXT, f"its .{self.text} cannot be read ({error})") from None
+        if not isinstance(values, dict):
+            raise LeftOut(NO_TEXT, f"its .{self.text} holds no object")
+        if self.text_key not in values:
+            raise LeftOut(NO_TRANSCRIPT, f"its .{self.text} has no '{self.text_key}'")
+        return values[self.text_key], speaker_of(values.get(self.speaker_key))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Audio and transcript of one key."""
+
+    where: str
+    id: str
+    extension: str
+    audio: bytes
+    text: bytes
+
+
+class _Groups:
+    """The members that follow one another under one key, and the keys that came before.
+
+    Attributes:
+        key: of the group that is being read.
+        lacking: keys without audio or transcript, each with what is to be said. They are told at the end, since their
+            other members may stand apart.
+    """
+
+    def __init__(self, path: Path, audio: tuple[str, ...], text: str):
+        self.path, self._audio, self._text = path, audio, text
+        self.key = ""
+        self.lacking: dict[str, Unreadable] = {}
+        self._members: dict[str, list[bytes | None]] = {}
+        self._bytes, self._told = 0, False
+        self._seen: set[str] = set()
+        self._apart: set[str] = set()
+
+    def wants(self, extension: str) -> bool:
+        """Whether samples are made of members of this extension."""
+        return extension in self._audio or extension == self._text
+
+    def add(self, key: str, extension: str, data: bytes | None) -> _Group | Unreadable | None:
+        """Takes a member (None: one that is not read, which has been told); returns the group that it ends."""
+        ended = self.close() if key != self.key else None
+        self.key = key
+        self._told |= data is None
+        self._bytes += len(data or b"")
+        kept = data if self.wants(extension) and self._bytes <= LARGEST_MEMBER else None
+        self._members.setdefault(extension, []).append(kept)
+        return ended
+
+    def close(self, cut: bool = False) -> _Group | Unreadable | None:
+        """The group at hand; None if there is none, if it lacks a member, or if it has been told what is wrong with it."""
+        key, found, told = self.key, self._members, self._told
+        self._members, self._bytes, self._told = {}, 0, False
+        where = f"{self.path}:{key}"
+        if not found:
+            return None
+        if key in self._seen:
+            self.lacking.pop(key, None)
+            if key in self._apart:
+                return None
+            self._apart.add(key)
+            problem = f"{where}: members of this key stand apart in the archive; make it with sorted names"
+            return Unreadable(where, problem, APART)
+        self._seen.add(key)
+        twice = next((extension for extension, data in found.items() if len(data) > 1), None)
+        if twice is not None:
+            return Unreadable(where, f"{where}: its member .{twice} comes twice", REPEATED)
+        audio = next((extension for extension in self._audio if extension in found), None)
+        lacks = (NO_AUDIO, "audio") if audio is None else (NO_TRANSCRIPT, f"member .{self._text}")
+        if audio is None or self._text not in found:
+            if not cut:
+                dots = "; a key ends at the first dot of a name" if any("." in extension for extension in found) else ""
+                problem = f"{where}: it has no {lacks[1]}, only {', '.join(found)}{dots}"
+                self.lacking[key] = Unreadable(where, problem, lacks[0])
+            return None
+        sound, text = found[audio][0], found[self._text][0]
+        if sound is None or text is None:
+            problem = f"{where}: its members together are larger than {LARGEST_MEMBER >> 20} MiB"
+            return None if told else Unreadable(where, problem, TOO_LARGE)
+        return _Group(where, f"{self.path.stem}/{key}", audio, sound, text)

@@ -1,0 +1,90 @@
+"""What was left out of a source: how much may be, and how it is told."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FEW = 20
+"""Samples that may be left out however small the source is."""
+
+_SHOWN = 200  # characters of an example
+
+
+@dataclass(frozen=True)
+class LeftOutCounts:
+    """Counts over the reports of a source's parts.
+
+    Attributes:
+        used: samples in the shards.
+        reasons: samples left out, by reason.
+        examples: of each reason, what was wrong with the first.
+        unread: samples that the unreadable rests of parts may have held, going by the size of whole parts.
+    """
+
+    used: int
+    reasons: Counter[str]
+    examples: Mapping[str, str]
+    unread: int
+
+    @classmethod
+    def of(cls, reports: Sequence[Mapping[str, Any]]) -> "LeftOutCounts":
+        """Counts what the parts' reports tell."""
+        reasons: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for report in reports:
+            reasons.update(report["skipped"])
+            for culprit in report["culprits"]:
+                examples.setdefault(culprit["reason"], culprit["problem"])
+        rows = [report["shard"]["samples"] + sum(report["skipped"].values()) for report in reports]
+        whole = [n for n, report in zip(rows, reports, strict=True) if not report.get("rest_lost")]
+        usual = round(sum(whole) / len(whole)) if whole else 0
+        lost = [max(usual - n, 0) for n, report in zip(rows, reports, strict=True) if report.get("rest_lost")]
+        return cls(sum(report["shard"]["samples"] for report in reports), reasons, examples, sum(lost))
+
+    @property
+    def left_out(self) -> int:
+        """Samples that were left out, and those that could not even be counted."""
+        return self.reasons.total() + self.unread
+
+    def too_many(self, max_skipped: float) -> bool:
+        """Whether more than this share was left out, and more than a few, or all of it."""
+        total = self.used + self.left_out
+        return not self.used or (self.left_out > FEW and self.left_out > max_skipped * total)
+
+    def sentence(self, source: str, max_skipped: float, named_in: Path) -> str:
+        """Why the source cannot be finished, with a table by reason."""
+        total = self.used + self.left_out
+        if not self.used and not self.left_out:
+            return f"no sample of '{source}' could be used: the corpus is empty"
+        table = [f"{count:>10,}  {reason}, such as: {_short(self.examples[reason])}" for reason, count in self.reasons.most_common()]
+        if self.unread:
+            table.append(f"{self.unread:>10,}  about as many in what could not be read of damaged files and archives")
+        if not self.used:
+            head, more = f"no sample of '{source}' could be used", ""
+        else:
+            share = self.left_out / total
+            head = (
+                f"{self.left_out:,} of {total:,} samples of '{source}' ({share:.1%}) could not be used, more than "
+                f"max_skipped={max_skipped:g} allows"
+            )
+            more = f"; or take what is left with max_skipped={min(math.ceil(share * 100 + 1) / 100, 1):g}"
+        return "\n".join(
+            [
+                f"{head}:",
+                *table,
+                f"Each is named in {named_in}. Mend the corpus, or its recipe, and give the same command again, which makes "
+                f"the parts concerned anew{more}.",
+            ]
+        )
+
+    def __str__(self) -> str:
+        told = [f"{reason} {count:,}" for reason, count in self.reasons.most_common()]
+        return f"{self.reasons.total():,} left out" + (f" ({', '.join(told)})" if told else "")
+
+
+def _short(problem: str) -> str:
+    text = " ".join(problem.split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,258 @@
+"""Rows of tables in files: parquet, JSON, JSONL, CSV and TSV, cut into pieces and read row by row."""
+
+import csv
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from vita_audio_pl.data.readers.base import LeftOut, Unreadable, attempt
+from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.text.lines import LONGEST_LINE, Line, line_blocks, load_json, numbered_lines, open_text, read_block
+
+Row: TypeAlias = Mapping[str, Any]
+Place: TypeAlias = dict[str, str | int]
+"""Where a piece of a file is."""
+
+_MOST_LINES, _LONGEST_RECORD = 200, 1 << 20  # of a CSV record; more means that a quote was not closed
+
+csv.field_size_limit(LONGEST_LINE)
+
+
+def pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
+    """The file in pieces of so many rows: number of the first row of each, from 0, and where it is.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if path.suffix == ".csv":
+        yield from _csv_pieces(path, rows)
+    elif path.suffix in (".parquet", ".json"):
+        count = _parquet_rows_in(path) if path.suffix == ".parquet" else len(_json_rows(path, path.stat().st_mtime_ns))
+        for first in range(0, max(count, 1), rows):
+            yield first, {"first": first, "count": rows}
+    else:
+        for block in line_blocks(path, rows):
+            yield block.first - 1, {"offset": block.offset, "line": block.first, "lines": block.lines}
+
+
+def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[str, Row | Unreadable]]:
+    """The rows of a piece, each with its place for messages; of parquet only these columns are read.
+
+    Raises:
+        UserError: the file is damaged from here on.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path, int(place["first"]), int(place["count"]), columns)
+    elif path.suffix == ".json":
+        first = int(place["first"])
+        chosen = _json_rows(path, path.stat().st_mtime_ns)[first : first + int(place["count"])]
+        for number, row in enumerate(chosen, first + 1):
+            where = f"{path}:{number}"
+            yield where, attempt(where, lambda row=row: _object(row))
+    elif path.suffix == ".csv":
+        yield from _csv_rows(path, place)
+    else:
+        names = _header(path) if path.suffix == ".tsv" else None
+        for line in read_block(path, int(place["offset"]), int(place["line"]), int(place["lines"])):
+            where = f"{path}:{line.number}"
+            if line.problem:
+                yield where, Unreadable(where, f"{where}: {line.problem}")
+            elif names is not None and line.number > 1 and line.text:
+                yield where, attempt(where, lambda line=line: _named(names, _tsv_cells(line.text)))
+            elif names is None and line.text.strip():
+                yield where, attempt(where, lambda line=line: _parsed(line.text))
+
+
+def _object(row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"a row must be an object, not a {type(row).__name__}")
+    return row
+
+
+def _parsed(text: str) -> Row:
+    try:
+        return _object(load_json(text))
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})") from None
+
+
+@lru_cache(maxsize=1)  # a file is read in many pieces, and JSON only as a whole
+def _json_rows(path: Path, changed: int) -> list[Any]:
+    with open_text(path) as file:
+        data = file.read()
+    try:
+        value = load_json(data.decode("utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, list):
+        raise UserError(f"{path} must hold a list of rows; give .jsonl files for one row a line")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------ CSV and TSV
+
+
+def _named(names: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(names):
+        raise UserError(f"it has {len(cells)} cells for {len(names)} columns")
+    return dict(zip(names, cells, strict=True))
+
+
+def _tsv_cells(text: str) -> list[str]:
+    """Cells between tabs. Quotes are characters, except around a cell that would not need them otherwise."""
+    cells = text.split("\t")
+    for number, cell in enumerate(cells):
+        inner = cell[1:-1]
+        if len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+            cells[number] = inner.replace('""', '"')
+    return cells
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A CSV record: number of its first line, its cells or what is wrong, and the byte after it."""
+
+    number: int
+    cells: list[str]
+    problem: str
+    end: int
+
+
+def _records(file: BinaryIO, first: int = 1) -> Iterator[_Record]:
+    """Records from where `file` stands. After one that cannot be read, the next line begins another."""
+    ahead: deque[tuple[Line, int]] = deque()
+    lines = ((line, file.tell()) for line in numbered_lines(file, first))
+    while head := ahead.popleft() if ahead else next(lines, None):
+        line, end = head
+        text, taken = line.text, 0
+        cells, problem = ([], line.problem) if line.problem else _csv_cells(text)
+        while problem == _OPEN_QUOTE and taken < _MOST_LINES and len(text) < _LONGEST_RECORD:
+            if taken == len(ahead):
+                if (more := next(lines, None)) is None:
+                    break
+                ahead.append(more)
+            if ahead[taken][0].problem:
+                break
+            text = f"{text}\n{ahead[taken][0].text}"
+            taken += 1
+            cells, problem = _csv_cells(text)
+        if problem:
+            yield _Record(line.number, [], problem, end)
+            continue
+        for _ in range(taken):
+            end = ahead.popleft()[1]
+        yield _Record(line.number, cells, "", end)
+
+
+_OPEN_QUOTE = "a quote in it is never closed"
+
+
+def _csv_cells(text: str) -> tuple[list[str], str]:
+    """Cells of a record, and what is wrong with it."""
+    try:
+        return next(csv.reader([text], strict=True), []), ""
+    except csv.Error as error:
+        return [], _OPEN_QUOTE if "unexpected end of data" in str(error) else f"not CSV ({error})"
+
+
+@lru_cache(maxsize=16)
+def _header(path: Path) -> list[str]:
+    """Names of the columns of a CSV or TSV file.
+
+    Raises:
+        UserError: there are none, or one comes twice.
+    """
+    with open_text(path) as file:
+        if path.suffix == ".csv":
+            record = next(_records(file), _Record(1, [], "it is empty", 0))
+            names, problem = record.cells, record.problem
+        else:
+            line = next(numbered_lines(file), Line(1, "", "it is empty"))
+            names, problem = _tsv_cells(line.text), line.problem
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if problem or not names or twice is not None:
+        problem = problem or (f"the column {twice!r:.100} comes twice" if twice else "its first line names no columns")
+        raise UserError(f"{path} cannot be read as a table: {problem}")
+    return names
+
+
+def _csv_pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
+    _header(path)
+    with open_text(path) as file:
+        records = _records(file)
+        head = next(records)
+        offset, line, first, count = head.end, None, 0, 0
+        for record in records:
+            line = line or record.number
+            count += 1
+            if count == rows:
+                yield first, {"offset": offset, "line": line, "end": record.end}
+                offset, line, first, count = record.end, None, first + count, 0
+            end = record.end
+        if count and line is not None:
+            yield first, {"offset": offset, "line": line, "end": end}
+
+
+def _csv_rows(path: Path, place: Place) -> Iterator[tuple[str, Row | Unreadable]]:
+    names = _header(path)
+    with open(path, "rb") as file:
+        file.seek(int(place["offset"]))
+        for record in _records(file, int(place["line"])):
+            where = f"{path}:{record.number}"
+            if record.problem:
+                yield where, Unreadable(where, f"{where}: {record.problem}")
+            elif record.cells:
+                yield where, attempt(where, lambda record=record: _named(names, record.cells))
+            if record.end >= int(place["end"]):
+                return
+
+
+# ---------------------------------------------------------------------------------------------------------- parquet
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The open file; an error while it is read says that it is damaged."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("reading parquet files needs pyarrow: pip install 'vita-audio-pl[corpora]'") from error
+    try:
+        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if is_machine_fault(error):
+            raise
+        raise UserError(f"{path} cannot be read as parquet: {' '.join(str(error).split())[:300]}") from None
+
+
+def _parquet_rows_in(path: Path) -> int:
+    with _parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _parquet_rows(
+    path: Path, first: int, count: int, columns: Collection[str]
+) -> Iterator[tuple[str, Row | Unreadable]]:
+    with _parquet(path) as file:
+        known = set(file.schema_arrow.names)
+        wanted = [name for name in columns if name in known]
+        if not wanted:
+            raise LeftOut("no such column", f"{path} has none of the columns {', '.join(columns)}")
+        start = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if start < first + count and start + size > first:
+                begin, end = max(first - start, 0), min(first + count - start, size)
+                number = start
+                for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=wanted):
+                    for row in batch.to_pylist():
+                        if begin <= number - start < end:
+                            yield f"{path}:{number}", row
+                        number += 1
+            start += size

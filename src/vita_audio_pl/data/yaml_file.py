@@ -1,0 +1,68 @@
+"""Recipes and mixtures as they lie on disk: small YAML files, perhaps a stranger's."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vita_audio_pl.errors import UserError, is_machine_fault
+
+_LARGEST = 64 << 10  # bytes; a recipe has ten lines
+_DEEPEST = 20
+_SHOWN = 120
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases, which let a few lines stand for billions of values, and with every key once."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read here; write the values out")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f"the key '{key.value:.100}' comes twice (line {key.start_mark.line + 1})")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a small YAML file holds.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, is too large or nested too deeply, has aliases, or a key twice.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise UserError(f"{path} is larger than {_LARGEST >> 10} KiB; a recipe or a mixture is a few lines")
+        return yaml.load(
+            data.decode("utf-8-sig"), Loader=_Loader
+        )  # a SafeLoader: lists, mappings, text and numbers only
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8") from None
+    except OSError as error:
+        if is_machine_fault(error):
+            raise
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # besides YAMLError, PyYAML lets through what its dates, numbers and tables stumble over
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence shows it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
