@@ -102,6 +102,7 @@ def tokenize_job(
     keep_audio: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
+    max_skipped: float | None = None,
 ) -> TokenizeJob:
     """The tasks of one split of a source.
 
@@ -116,6 +117,7 @@ def tokenize_job(
         decoders: threads that read audio beside the codec.
         keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
         device, dtype: where the codec's networks run, and the type that they compute in.
+        max_skipped: share of the samples that may be left out; None takes the recipe's.
     """
     return TokenizeJob(
         source=recipe.folder(split),
@@ -127,6 +129,7 @@ def tokenize_job(
         load_audio=load_audio,
         out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
+        max_skipped=recipe.max_skipped if max_skipped is None else max_skipped,
         decoders=decoders,
         placeholders=encoder_placeholders if keep_audio else None,
     )

@@ -13,6 +13,7 @@ def prepare(config: PrepareConfig) -> None:
     from rich.console import Console
 
     from vita_audio_pl.data.executors import executor_of
+    from vita_audio_pl.data.left_out import told
     from vita_audio_pl.data.recipe import load_recipe
     from vita_audio_pl.preparation import prepare_split, prepare_spoken_world, tokenize_job
     from vita_audio_pl.text import TextTokenizer
@@ -48,13 +49,14 @@ def prepare(config: PrepareConfig) -> None:
         keep_audio=config.keep_audio,
         device=config.device,
         dtype=config.dtype,
+        max_skipped=config.max_skipped,
     )
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts, config.prune)
         if manifest is not None:
             print(
                 f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
-                f"{sum(manifest.report['skipped'].values())} left out; in {Path(config.shards) / manifest.source}"
+                f"{told(manifest.report)}; in {Path(config.shards) / manifest.source}"
             )
 
 

@@ -315,15 +315,18 @@ def test_a_source_that_is_broken_throughout_is_refused_with_its_counts(
     for path in (tmp_path / "audio").iterdir():
         path.write_bytes(b"")
     job = replace(toy_job(tmp_path, tmp_path / "shards", "asr", tokenizer), load_audio=load_audio)
-    with pytest.raises(UserError, match="no sample of 'asr' could be used .unreadable audio: 30.; see .*skipped.jsonl"):
+    with pytest.raises(
+        UserError, match=r"no sample of 'asr' could be used:\n +30  unreadable audio, such as: asr-0"
+    ) as error:
         prepare_source(job)
+    assert str(job.out / "skipped.jsonl") in str(error.value)
     assert len((job.out / "skipped.jsonl").read_text().splitlines()) == 30
     assert not (job.out / "manifest.json").exists()
 
 
 def test_a_source_with_audio_needs_a_codec(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
     job = replace(toy_job(raw, tmp_path, "asr", tokenizer), make_codec=None, codec={})
-    with pytest.raises(UserError, match="'asr' has audio .* codec_folder=DIR"):
+    with pytest.raises(UserError, match="audio without a codec, such as: .*'asr' has audio .* codec_folder=DIR"):
         prepare_source(job)
 
 

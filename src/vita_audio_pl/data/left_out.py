@@ -59,7 +59,10 @@ class LeftOutCounts:
         total = self.used + self.left_out
         if not self.used and not self.left_out:
             return f"no sample of '{source}' could be used: the corpus is empty"
-        table = [f"{count:>10,}  {reason}, such as: {_short(self.examples[reason])}" for reason, count in self.reasons.most_common()]
+        table = [
+            f"{count:>10,}  {reason}, such as: {_short(self.examples[reason])}"
+            for reason, count in self.reasons.most_common()
+        ]
         if self.unread:
             table.append(f"{self.unread:>10,}  about as many in what could not be read of damaged files and archives")
         if not self.used:
@@ -80,9 +83,15 @@ class LeftOutCounts:
             ]
         )
 
-    def __str__(self) -> str:
-        told = [f"{reason} {count:,}" for reason, count in self.reasons.most_common()]
-        return f"{self.reasons.total():,} left out" + (f" ({', '.join(told)})" if told else "")
+
+def told(report: Mapping[str, Any]) -> str:
+    """What a manifest's report says of samples that were left out."""
+    reasons = Counter(report["skipped"]).most_common()
+    named = f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons)})" if reasons else ""
+    unread = report.get("unread", 0)
+    return f"{sum(count for _, count in reasons):,} left out{named}" + (
+        f", and about {unread:,} in what could not be read" if unread else ""
+    )
 
 
 def _short(problem: str) -> str:

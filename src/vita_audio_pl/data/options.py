@@ -123,6 +123,13 @@ class PrepareConfig(CommandConfig):
         at_least=1,
         common=True,
     )
+    max_skipped: float | None = setting(
+        None,
+        "share of a source's samples that may be left out, of more than 20; null = the recipe's, or 0.05",
+        at_least=0,
+        at_most=1,
+        common=True,
+    )
     prune: bool = setting(False, "remove shards that no part of the recipe claims any more; without it they are listed")
     keep_audio: bool = setting(False, "keep the audio outside answers, for models that hear through an encoder")
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)

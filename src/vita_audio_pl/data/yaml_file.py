@@ -12,7 +12,7 @@ _DEEPEST = 20
 _SHOWN = 120
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """SafeLoader without aliases, which let a few lines stand for billions of values, and with every key once."""
 
     _depth = 0
@@ -34,7 +34,8 @@ class _Loader(yaml.SafeLoader):
                 if key.value in seen:
                     raise yaml.YAMLError(f"the key '{key.value:.100}' comes twice (line {key.start_mark.line + 1})")
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def read_yaml(path: Path) -> Any:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import MARKERS_PER_CHUNK, DecodePattern, IntArray, IntervalRatio
-from vita_audio_pl.text.conversation import ROLES
+from vita_audio_pl.text.messages import ROLES
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.turns import AudioCodes, AudioFrames, TextIds, Turn
 from vita_audio_pl.text.vocabulary import Vocabulary

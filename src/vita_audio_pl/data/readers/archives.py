@@ -66,9 +66,9 @@ def _unpacked(raw: BinaryIO) -> BinaryIO:
     if start[:2] == b"\x1f\x8b":
         return gzip.open(raw)  # type: ignore[return-value]
     if start[:3] == b"BZh":
-        return bz2.open(raw)
+        return bz2.open(raw)  # type: ignore[return-value]
     if start == b"\xfd7zXZ\x00":
-        return lzma.open(raw)
+        return lzma.open(raw)  # type: ignore[return-value]
     return raw
 
 

@@ -134,14 +134,14 @@ def read_part(reader: Reader, part: Part) -> Iterator[RawSample | Unreadable]:
         yield unreadable(part.name, error, DAMAGED_FILE, rest=True)
 
 
-def attempt(where: str, make: Callable[[], Made]) -> Made | Unreadable:
-    """What `make` returns, or why there is none: the boundary around one row of a corpus.
+def attempt(where: str, make: Callable[..., Made], *arguments: Any) -> Made | Unreadable:
+    """What `make(*arguments)` returns, or why there is none: the boundary around one row of a corpus.
 
     Raises:
         Exception: the machine failed, not the row (`errors.is_machine_fault`).
     """
     try:
-        return make()
+        return make(*arguments)
     except Exception as error:
         return unreadable(where, error)
 

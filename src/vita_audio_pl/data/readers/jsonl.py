@@ -11,7 +11,7 @@ from vita_audio_pl.data.readers.base import (
     attempt,
     audio_ref,
     broken_part,
-    file_identity,
+    file_identities,
     files_matching,
 )
 from vita_audio_pl.errors import UserError
@@ -41,20 +41,25 @@ class JsonlReader:
         for path in files_matching(self.root, self.files):
             try:
                 for block in line_blocks(path, self.lines_per_part):
-                    where = {"path": str(path), "offset": block.offset, "line": block.first, "lines": block.lines}
+                    where: dict[str, str | int] = {
+                        "path": str(path),
+                        "offset": block.offset,
+                        "line": block.first,
+                        "lines": block.lines,
+                    }
                     parts.append(Part(f"{path.name}:{block.first}", block.digest + rules, where))
             except UserError as error:
-                parts.append(broken_part(path.name, file_identity(path), error))
+                parts.append(broken_part(path.name, file_identities([path], self.root)[0], error))
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         path = Path(str(part.where["path"]))
         for line in read_block(path, int(part.where["offset"]), int(part.where["line"]), int(part.where["lines"])):
-            where = f"{path}:{line.number}"
+            here = f"{path}:{line.number}"
             if line.problem:
-                yield Unreadable(where, f"{where}: {line.problem}")
+                yield Unreadable(here, f"{here}: {line.problem}")
             elif line.text.strip():
-                yield attempt(where, lambda line=line, where=where: self._sample(line, where))
+                yield attempt(here, self._sample, line, here)
 
     def _sample(self, line: Line, where: str) -> RawSample:
         conversation = Conversation.from_json(line.text, where)

@@ -77,7 +77,7 @@ class KaldiReader:
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         first, tables = int(part.where["first"]), self._tables
         names = tables.names[first : first + int(part.where["count"])]
-        yield from self._rules.samples(attempt(name, lambda name=name: self._utterance(name, tables)) for name in names)
+        yield from self._rules.samples(attempt(name, self._utterance, name, tables) for name in names)
 
     @property
     def _rules(self) -> UtteranceRules:

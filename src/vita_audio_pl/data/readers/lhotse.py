@@ -66,7 +66,7 @@ class LhotseReader:
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         first = int(part.where["first"])
         rows = self._utterances[first : first + int(part.where["count"])]
-        yield from self._rules.samples(attempt(row["id"], lambda row=row: self._utterance(row)) for row in rows)
+        yield from self._rules.samples(attempt(row["id"], self._utterance, row) for row in rows)
 
     @property
     def _rules(self) -> UtteranceRules:

@@ -24,7 +24,7 @@ from vita_audio_pl.data.readers.base import (
     file_identities,
     files_matching,
 )
-from vita_audio_pl.data.readers.rows import Row, pieces, rows
+from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.utterances import EACH, Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
@@ -116,7 +116,7 @@ class TableReader:
                 yield self._made(self._chat, where, row)
 
     def _made(self, make: Any, where: str, row: Row | Unreadable) -> Any:
-        return row if isinstance(row, Unreadable) else attempt(where, lambda: make(where, row))
+        return row if isinstance(row, Unreadable) else attempt(where, make, where, row)
 
     def _wanted(self) -> list[str]:
         """Columns of the files that are looked at."""

@@ -115,7 +115,7 @@ class UtteranceRules:
                     yield replace(utterance, id=f"{utterance.id}/channel{channel}", audio=audio)
 
     def _sample(self, utterance: Utterance, voice: AudioRef | None) -> RawSample | Unreadable:
-        return attempt(utterance.id, lambda: self._conversation(utterance, voice))
+        return attempt(utterance.id, self._conversation, utterance, voice)
 
     def _conversation(self, utterance: Utterance, voice: AudioRef | None) -> RawSample:
         if utterance.text is None or utterance.text == "":

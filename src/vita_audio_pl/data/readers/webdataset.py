@@ -98,7 +98,7 @@ class WebDatasetReader:
         if isinstance(group, Unreadable):
             yield group
         elif group is not None:
-            yield attempt(group.where, lambda: self._utterance(group))
+            yield attempt(group.where, self._utterance, group)
 
     def _utterance(self, group: "_Group") -> Utterance:
         text, speaker = self._text(group.text)

@@ -52,7 +52,7 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
         chosen = _json_rows(path, path.stat().st_mtime_ns)[first : first + int(place["count"])]
         for number, row in enumerate(chosen, first + 1):
             where = f"{path}:{number}"
-            yield where, attempt(where, lambda row=row: _object(row))
+            yield where, attempt(where, _object, row)
     elif path.suffix == ".csv":
         yield from _csv_rows(path, place)
     else:
@@ -62,9 +62,9 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
             if line.problem:
                 yield where, Unreadable(where, f"{where}: {line.problem}")
             elif names is not None and line.number > 1 and line.text:
-                yield where, attempt(where, lambda line=line: _named(names, _tsv_cells(line.text)))
+                yield where, attempt(where, _named, names, _tsv_cells(line.text))
             elif names is None and line.text.strip():
-                yield where, attempt(where, lambda line=line: _parsed(line.text))
+                yield where, attempt(where, _parsed, line.text)
 
 
 def _object(row: Any) -> Row:
@@ -206,7 +206,7 @@ def _csv_rows(path: Path, place: Place) -> Iterator[tuple[str, Row | Unreadable]
             if record.problem:
                 yield where, Unreadable(where, f"{where}: {record.problem}")
             elif record.cells:
-                yield where, attempt(where, lambda record=record: _named(names, record.cells))
+                yield where, attempt(where, _named, names, record.cells)
             if record.end >= int(place["end"]):
                 return
 
