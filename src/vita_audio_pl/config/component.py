@@ -80,7 +80,7 @@ def component(values: Mapping[str, Any], where: str) -> Any:
     path = str(values[TARGET])
     kind = find_class(path, where)
     settings = {name: value for name, value in values.items() if name != TARGET}
-    if dataclasses.is_dataclass(kind) and issubclass(kind, Component):
+    if isinstance(kind, type) and issubclass(kind, Component) and dataclasses.is_dataclass(kind):
         return _typed(kind, settings, where)
     described = kind if dataclasses.is_dataclass(kind) else _as_dataclass(kind)
     if described is not None:

@@ -160,7 +160,7 @@ def described(schema: type, path: str = "") -> Iterator[Described]:
     for field in dataclasses.fields(schema):
         kind = hints[field.name]
         nested = next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)
-        if nested is not None and not _is_container(kind):
+        if isinstance(nested, type) and not _is_container(kind):
             yield from described(nested, f"{path}{field.name}.")
             continue
         default = field.default

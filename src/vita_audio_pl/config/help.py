@@ -54,7 +54,7 @@ def print_help(config_name: str, schema: type, arguments: Sequence[str]) -> None
 def _flat(schema: type, config: Any) -> Iterator[Described]:
     """Every setting of the schema, those of the chosen components included."""
     for each in described(schema):
-        node = OmegaConf.select(config, each.name) if each.type == "Any" else None
+        node: Any = OmegaConf.select(config, each.name) if each.type == "Any" else None
         if OmegaConf.is_dict(node) and TARGET in node:
             rules = {field.name: rules_of(field) for field in _fields(str(node[TARGET]))}
             yield Described(f"{each.name}.{TARGET}", "str", MISSING, each.rules)

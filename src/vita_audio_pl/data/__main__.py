@@ -77,6 +77,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
     """Lengths, plan or a batch of the data as the stage would train on them."""
     # these need torch, which takes seconds to import
     from vita_audio_pl.codecs.protocol import load_codec
+    from vita_audio_pl.data.datamodule import SpeechDataModule
     from vita_audio_pl.data.tools.preview import preview_html
     from vita_audio_pl.storage.files import write_output
     from vita_audio_pl.text import Renderer, TextTokenizer
@@ -96,11 +97,13 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
         return
     config.callbacks.samples.every_steps = 0  # prompts are chosen for training alone
     data = prepared_data(config, heads)
+    module = data.datamodule
+    assert isinstance(module, SpeechDataModule)
     if config.command == "plan":
-        console.print(tables.plan_table(data.datamodule, config.planned_rows))
+        console.print(tables.plan_table(module, config.planned_rows))
         return
-    batch = next(iter(data.datamodule.train_dataloader()))
-    title = f"{config.data.name}, mixture {data.datamodule.mixture.name}, ratio {config.text_audio_interval_ratio}"
+    batch = next(iter(module.train_dataloader()))
+    title = f"{config.data.name}, mixture {module.mixture.name}, ratio {config.text_audio_interval_ratio}"
     page = preview_html(batch, TextTokenizer.load(data.tokenizer_folder), data.vocabulary, title)
     write_output(config.output, page.encode())
     console.print(f"a batch of {len(batch.input_ids)} rows is shown in {config.output}")

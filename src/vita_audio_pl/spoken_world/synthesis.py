@@ -80,7 +80,8 @@ def cut_at_breaks(samples: np.ndarray, rate: int) -> list[np.ndarray]:
 
 def _to_16_khz(samples: np.ndarray, rate: int) -> np.ndarray:
     wave = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE)
-    return np.clip(np.round(wave), -32768, 32767).astype(np.int16)
+    clipped: np.ndarray = np.clip(np.round(wave), -32768, 32767).astype(np.int16)
+    return clipped
 
 
 def _run(arguments: list[str], text: bytes | None = None) -> bytes:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 _CLEANS = "_cleans_credentials"
@@ -40,7 +40,7 @@ def without_credentials(value: T) -> T:
     elif isinstance(value, list | tuple):
         cleaned = [without_credentials(item) for item in value]
         cleaned = tuple(cleaned) if isinstance(value, tuple) else cleaned
-    return cleaned
+    return cast(T, cleaned)
 
 
 @contextmanager
