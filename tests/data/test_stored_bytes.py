@@ -17,7 +17,7 @@ from vita_audio_pl import preparation
 from vita_audio_pl.data import executors
 from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.prepare_source import prepare_source
-from vita_audio_pl.data.prepared import BrokenSample, PreparedSource
+from vita_audio_pl.data.prepared import BrokenSample, PreparedSource, open_sources
 from vita_audio_pl.data.samples import TokenizedSample, pack_sample, unpack_sample
 from vita_audio_pl.data.shards import decode_block
 from vita_audio_pl.data.tools.lint import lint_source
@@ -212,6 +212,14 @@ def test_codes_of_another_type_or_build_never_share_a_shard(corpus: Corpus) -> N
     ]
     names = [replace(job, codec=codec).output_name(job.reader.parts()[0]) for codec in facts]
     assert len(set(names)) == 4 and names[4] == names[5] == names[0]
+
+
+def test_sources_of_different_types_are_told(corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = toy_job(corpus.root, tmp_path, "tts", corpus.tokenizer)
+    prepare_source(replace(job, codec={**job.codec, "dtype": "bfloat16"}), most_parts=1)
+    assert len(open_sources([corpus.shards / "asr", tmp_path / "tts"])) == 2
+    [line] = caplog.messages
+    assert "'asr' in float32, 'tts' in bfloat16" in line
 
 
 def test_local_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

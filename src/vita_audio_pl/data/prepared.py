@@ -361,6 +361,10 @@ def open_sources(
     if len(codecs) > 1:
         told = ", ".join(f"'{s.name}' by {s.manifest.codec['name']} {print_}" for print_, s in codecs.items())
         raise UserError(f"the sources were encoded by different codecs ({told}); prepare them with one codec")
+    types = {s.manifest.codec.get("dtype", "float32"): s for s in sources if s.manifest.codec and s.manifest.codes}
+    if len(types) > 1:
+        told = ", ".join(f"'{source.name}' in {dtype}" for dtype, source in types.items())
+        log.warning("the sources were encoded in different types (%s), so like sounds have slightly other codes", told)
     return sources
 
 
