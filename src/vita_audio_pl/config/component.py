@@ -156,7 +156,8 @@ def _as_dataclass(kind: Callable[..., Any]) -> Any | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     try:
-        hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+        called: Any = kind
+        hints = get_type_hints(called.__init__ if isinstance(kind, type) else kind)
     except (NameError, TypeError):  # annotations that only a type checker can resolve
         hints = {}
     fields = []
