@@ -1,5 +1,6 @@
 """A flipped bit of a prepared source, in whatever file of it, is found where the bytes are used, and named."""
 
+import errno
 import json
 import os
 import shutil
@@ -166,6 +167,18 @@ def test_all_sources_together_keep_few_files_open(corpus: Corpus, monkeypatch: p
     assert len(os.listdir("/proc/self/fd")) <= before + 4
     monkeypatch.undo()
     open_files.__dict__.pop("most", None)
+
+
+def test_a_process_without_file_handles_says_nothing_about_its_samples(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    source = PreparedSource(corpus.shards / "asr")
+    monkeypatch.setattr("vita_audio_pl.storage.open_files.os.open", none_left)
+    with pytest.raises(OSError, match="no file handle is left .*ulimit -n"):
+        source.read(0)
 
 
 def test_a_damaged_report_of_a_part_makes_that_part_anew(corpus: Corpus, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from vita_audio_pl.storage.checksums import (
     write_sealed,
 )
 from vita_audio_pl.storage.node import once_a_node
-from vita_audio_pl.storage.open_files import OpenFiles, OutOfFileHandles
+from vita_audio_pl.storage.open_files import OpenFiles
 
 
 @pytest.fixture
@@ -86,6 +87,17 @@ def test_every_flipped_bit_of_a_sealed_file_is_found(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match="is damaged or was edited"):
             read_sealed(path)
+
+
+def test_a_machine_that_cannot_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    (tmp_path / "a").write_bytes(b"12345")
+    sums = sum_of_folder(tmp_path)
+    monkeypatch.setattr("vita_audio_pl.storage.checksums.os.open", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(find_damage(tmp_path, sums))
 
 
 def test_the_list_leaves_out_what_is_hidden_or_checks_itself(tmp_path: Path) -> None:
@@ -168,7 +180,7 @@ def test_handles_that_others_hold_are_made_up_for(tmp_path: Path) -> None:
                 held.append(os.open(paths[0], os.O_RDONLY))
             except OSError:
                 break
-        with pytest.raises(OutOfFileHandles, match="no file handle is left to open .*ulimit"):
+        with pytest.raises(OSError, match="no file handle is left to open .*ulimit"):
             files.read(paths[16], 0, 1)
     finally:
         for descriptor in held:

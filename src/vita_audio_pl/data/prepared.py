@@ -18,7 +18,7 @@ import numpy as np
 from vita_audio_pl.data.clips import AUDIO_INDEX, unpack_clips
 from vita_audio_pl.data.index import COLUMNS, OFFSET_UNIT, Index
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import (
     CHECKSUMS,
     FileSum,
@@ -32,7 +32,7 @@ from vita_audio_pl.storage.checksums import (
     write_sealed,
 )
 from vita_audio_pl.storage.files import json_bytes, write_whole
-from vita_audio_pl.storage.open_files import OutOfFileHandles, open_files
+from vita_audio_pl.storage.open_files import open_files
 from vita_audio_pl.storage.owned import Kind
 
 log = logging.getLogger(__name__)
@@ -255,9 +255,9 @@ class PreparedSource:
             if checksum(packed) != self.index["crc"][number]:
                 raise ValueError("its checksum does not agree")
             return unpack_sample(packed)
-        except OutOfFileHandles:
-            raise  # this says nothing about the file
         except (OSError, ValueError) as error:
+            if is_machine_fault(error):
+                raise
             raise self._broken(number, shard, error) from error
 
     def read_clips(self, number: int) -> list[np.ndarray]:
@@ -270,9 +270,9 @@ class PreparedSource:
         try:
             offset, size = self._clip_places[number].tolist()
             return unpack_clips(self._bytes(shard, offset * OFFSET_UNIT, size))
-        except OutOfFileHandles:
-            raise  # this says nothing about the file
         except (OSError, ValueError, RuntimeError) as error:
+            if is_machine_fault(error):
+                raise
             raise self._broken(number, shard, error) from error
 
     def _bytes(self, shard: ShardFile, start: int, size: int) -> bytes:

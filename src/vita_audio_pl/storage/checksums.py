@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.files import write_whole
 from vita_audio_pl.storage.node import once_a_node
 
@@ -183,7 +183,11 @@ def parse_checksums(path: Path, data: bytes) -> dict[str, FileSum]:
 
 
 def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
-    """Compares files with their checksums, by several threads; what is missing or of another size is not read."""
+    """Compares files with their checksums, by several threads; what is missing or of another size is not read.
+
+    Raises:
+        OSError: the machine cannot read now, which says nothing about the files.
+    """
     whole: list[str] = []
     for name, expected in sums.items():
         damage = size_damage(folder / name, expected.bytes)
@@ -199,6 +203,8 @@ def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
     with _threads() as pool:
         found = pool.map(_try_block, [path for path, _, _ in work], [start for _, start, _ in work])
         for (path, start, digest), result in zip(work, found, strict=True):
+            if isinstance(result, OSError) and is_machine_fault(result):
+                raise result
             if result != digest:
                 end = min(start + BLOCK, path.stat().st_size)
                 problem = f"cannot be read ({result})" if isinstance(result, OSError) else "are not what was written"
@@ -212,6 +218,8 @@ def size_damage(path: Path, size: int) -> Damage | None:
     except FileNotFoundError:
         return Damage(path, "is missing")
     except OSError as error:
+        if is_machine_fault(error):
+            raise
         return Damage(path, f"cannot be read ({error.strerror})")
     return None if found == size else Damage(path, f"has {found} bytes where {size} were written")
 

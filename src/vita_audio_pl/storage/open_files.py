@@ -12,10 +12,6 @@ _MOST_WANTED = 65_536
 _FEWEST = 16
 
 
-class OutOfFileHandles(OSError):
-    """This process may open no more files, which says nothing about the files themselves."""
-
-
 class OpenFiles:
     """Reads pieces of files and keeps those files open that were used last. Threads may share it; forks may go on.
 
@@ -35,8 +31,8 @@ class OpenFiles:
         """At most `size` bytes from byte `start` on; fewer where the file ends.
 
         Raises:
-            OutOfFileHandles: the process has no handle left, although all of ours were given back.
-            OSError: the file cannot be opened or read.
+            OSError: the file cannot be opened or read, or (EMFILE) the process has no handle left although all of ours were
+                given back.
         """
         return os.pread(self._handle(str(path)).descriptor, size, start)
 
@@ -71,7 +67,7 @@ class OpenFiles:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            raise OutOfFileHandles(
+            raise OSError(
                 error.errno, f"no file handle is left to open {path}: raise the limit of {soft} with `ulimit -n 65536`"
             ) from error
 
