@@ -37,11 +37,11 @@ demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure 
 
 test: $(VENV)/.dev ## Run the test suite (no network; under 15 minutes on 2 cores)
 	@scripts/system-packages.sh espeak-ng chromium
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=25
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." for some of them
 	@scripts/system-packages.sh espeak-ng chromium
-	$(BIN)/python -m pytest -m "slow and not gpu" $(SLOW)
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=25 $(SLOW)
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports; build the documentation
 	$(BIN)/ruff check .

@@ -1,13 +1,15 @@
-"""Property tests have no deadline: machines are shared."""
+"""Nothing here hangs on the machine's load; what the tests cost is told in CPU seconds, which other jobs do not stretch."""
 
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("shared_machine", deadline=None)
+settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
 
 
@@ -33,3 +35,29 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+_spent: Counter[str] = Counter()
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    before = _cpu_seconds()
+    try:
+        return (yield)
+    finally:
+        _spent[item.nodeid.partition("::")[0]] += _cpu_seconds() - before
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Beside `--durations`, the files that took most; what several tests share counts for the first."""
+    if config.option.durations:
+        terminalreporter.section(f"CPU seconds: {_cpu_seconds():.0f}, by file")
+        for name, seconds in _spent.most_common(config.option.durations):
+            terminalreporter.write_line(f"{seconds:7.1f} {name}")

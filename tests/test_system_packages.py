@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "system-packages.sh"
 LISTS = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 77 (unattended-upgr)"
 DPKG = "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?"
@@ -36,7 +38,7 @@ exit 100
             (tmp_path / f"left-of-{command}").write_text(f"{refusals.get(command, 0)}\n")
         environment = {"PATH": str(tools), "REFUSAL": refusal}
         command = [str(SCRIPT), "speaker", "browser:no_module_of_this_name"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         return done, (tmp_path / "calls").read_text().splitlines()
 
     return run

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_the_script_for_gpus_runs_in_its_smoke_form(tmp_path):
     for folder in ("benchmarks", "src", "conf", "data_recipes", "experiments"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

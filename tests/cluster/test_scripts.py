@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
+from tests.patience import PATIENCE
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
@@ -35,7 +36,7 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
 
 def run(script: str, *arguments: str, **environment: str) -> str:
     command = ["bash", str(CLUSTER / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

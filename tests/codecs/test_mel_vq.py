@@ -1,13 +1,14 @@
 """The codec keeps speech intelligible at 12.5 codes/s, is exact about lengths, and streams without seams."""
 
 import json
-import time
 
 import jiwer
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from tests.margins import assert_same_choices
 from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec
 from vita_audio_pl.codecs.spectral import invert_mel, mel_filters, mel_frames
 from vita_audio_pl.errors import UserError
@@ -15,9 +16,17 @@ from vita_audio_pl.errors import UserError
 RATE = 16_000
 
 
-def log_mel(wave: np.ndarray, hop: int = 128) -> torch.Tensor:
+def nearness(codec: MelVQ, wave: np.ndarray) -> torch.Tensor:
+    """Negative squared distances `(codes, codebook size)` of a wave's frames from the centroids."""
+    mean, basis, centroids = (codec._weights[name].double() for name in ("mean", "basis", "centroids"))
+    whole = np.pad(wave, (0, -len(wave) % codec.config.samples_per_code))
+    points = log_mel(whole, codec.config.hop, codec.config.quietest).double().view(-1, len(mean)) - mean
+    return -(torch.cdist(points @ basis, centroids) ** 2)
+
+
+def log_mel(wave: np.ndarray, hop: int = 128, quietest: float = 1e-4) -> torch.Tensor:
     filters = mel_filters(RATE, 4 * hop, 80)
-    return mel_frames([torch.from_numpy(wave[: len(wave) // hop * hop])], hop, filters).clamp(min=1e-4).log()
+    return mel_frames([torch.from_numpy(wave[: len(wave) // hop * hop])], hop, filters).clamp(min=quietest).log()
 
 
 def test_it_offers_what_the_protocol_asks(speech):
@@ -40,19 +49,19 @@ def test_words_survive_the_codec(speech):
     assert jiwer.wer(texts[:5], judge.transcribe(noise, RATE)) >= 0.9
 
 
-def test_one_core_encodes_at_fifty_times_real_time_or_more(speech):
-    seconds = sum(map(len, speech.waves)) / RATE
-    speech.codec.encode(speech.waves[:3])
-    start = time.process_time()
-    speech.codec.encode(speech.waves)
-    assert seconds / (time.process_time() - start) >= 50
+def test_encoding_a_second_takes_a_fiftieth_of_what_one_core_multiplies_in_a_second(speech):
+    """At 5 billion products a second, without the Fourier transforms; `benchmark what=data` takes the time."""
+    with FlopCounterMode(display=False) as counter:
+        speech.codec.encode(speech.waves[:100])
+    seconds = sum(map(len, speech.waves[:100])) / RATE
+    assert 0 < counter.get_total_flops() / 2 / seconds <= 5e9 / 50
 
 
 def test_a_batch_gives_what_each_wave_gives_alone(speech):
     waves = speech.waves[:12]
     codes = speech.codec.encode(waves)
     for wave, batched in zip(waves, codes, strict=True):
-        np.testing.assert_array_equal(batched, speech.codec.encode([wave])[0])
+        assert_same_choices(batched, speech.codec.encode([wave])[0], lambda wave=wave: nearness(speech.codec, wave))
     for batched, one in zip(speech.codec.decode_batch(codes), codes, strict=True):
         np.testing.assert_allclose(batched, speech.codec.decode(one), atol=1e-3)
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE
 from vita_audio_pl import train
 
 
@@ -66,6 +67,6 @@ def test_a_missing_parent_names_the_command_that_makes_it(run):
 
 def test_the_module_runs_as_a_command_from_any_directory(tmp_path):
     command = [sys.executable, "-m", "vita_audio_pl.train", "stage.stepz=3"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: there is no setting")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import PreparedSource
@@ -245,8 +246,8 @@ def test_quarantined_samples_are_not_planned(corpus: Corpus, tmp_path: Path) -> 
     assert module.fingerprint != corpus.module().fingerprint
 
 
-def train_until_killed(corpus: Corpus, state: Path) -> None:
-    """Trains on, and saves its position after every batch."""
+def train_until_killed(corpus: Corpus, state: Path, last: int) -> None:
+    """Trains on, saves its position after every batch, and stands still after row `last`."""
     os.setsid()
     module = corpus.module(workers=1)
     if state.exists():
@@ -254,21 +255,23 @@ def train_until_killed(corpus: Corpus, state: Path) -> None:
     for batch in module.train_dataloader():
         module.consumed(batch)
         write_json(state, module.state_dict())
+        if module.position.rows >= last:
+            time.sleep(PATIENCE)
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_resume_is_exact_after_kill_at_random_steps(corpus: Corpus, tmp_path: Path, kills: int) -> None:
     state = tmp_path / "state.json"
     rng = np.random.default_rng(kills)
-    expected = [row for batch in take(corpus.module(), 40 * kills + 200) for row in rows_of(batch)]
+    expected = [row for batch in take(corpus.module(), 50 * kills + 100) for row in rows_of(batch)]
     at = 0
     for _ in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(corpus, state))
+        goal = at + int(rng.integers(2, 60))
+        arguments = corpus, state, goal + 40
+        process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=arguments)
         process.start()
-        goal, deadline = at + int(rng.integers(2, 60)), time.monotonic() + 60
-        while at < goal and time.monotonic() < deadline:
-            time.sleep(float(rng.random() * 0.02))
-            at = json.loads(state.read_text())["rows"] if state.exists() else 0
+        wait_until(lambda goal=goal: state.exists() and json.loads(state.read_text())["rows"] >= goal, "the next rows")
+        time.sleep(float(rng.random() * 0.02))
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
         module = corpus.module()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from toy_corpus import toy_tokenizer, write_corpus
 
+from tests.patience import PATIENCE
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.data.prepared import PreparedSource
@@ -58,7 +59,7 @@ def corpus_arguments(tmp_path: Path) -> list[str]:
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vita_audio_pl.prepare", *arguments]
     own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=own)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=own)
 
 
 @pytest.mark.slow

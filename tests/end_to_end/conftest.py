@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 RUN = "demo-smoke-seed1"
 
 
@@ -18,7 +20,7 @@ class Place:
 
     folder: Path
 
-    def run(self, *command: str, timeout: float = 600) -> str:
+    def run(self, *command: str) -> str:
         """What `python COMMAND` prints; fails with its error output where its status is not 0."""
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "offline"}
         result = subprocess.run(
@@ -27,7 +29,7 @@ class Place:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE,
         )
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
         return result.stdout
@@ -39,5 +41,5 @@ def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Place:
     if shutil.which("espeak-ng") is None:
         pytest.fail("the spoken world needs espeak-ng, which `make test` installs")
     place = Place(tmp_path_factory.mktemp("demo"))
-    place.run("-m", "vita_audio_pl.demo", "size=smoke", timeout=900)
+    place.run("-m", "vita_audio_pl.demo", "size=smoke")
     return place

@@ -22,7 +22,6 @@ TINY = (
     "data=spoken_world_smoke", "data.workers=0", "stage.steps=2", "stage.rows_per_step=2", "data.validation_rows=2",
     "trainer.threads=1", "n_heads=2", "decode_pattern=[1,2]",
 )  # fmt: skip
-pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def test_objective_ablation_runs_from_training_to_the_report(place):
         "per_stage.mtp10.steps=2",
         "seed=1",
     )
-    place.run("-m", "vita_audio_pl.train", "-m", "experiment=objective", *TINY, *few, "logger=csv", timeout=1000)
+    place.run("-m", "vita_audio_pl.train", "-m", "experiment=objective", *TINY, *few, "logger=csv")
     found = arms(place, "objective")
     assert len(found) == 4 and sum(not arm["stages"][0]["reused"] for arm in found.values()) == 1
     told = place.run("-m", "vita_audio_pl.report", "experiment=objective")

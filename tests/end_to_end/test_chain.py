@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE
 from vita_audio_pl.models.released import load_released
 from vita_audio_pl.training.manifest import StageManifest
 
@@ -15,12 +16,13 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.mark.timeout(600)
 def test_one_command_prepares_trains_and_hands_over_all_stages(tmp_path):
     def train(*arguments: str) -> str:
         command = [sys.executable, "-m", "vita_audio_pl.train", *SMALL, *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -42,10 +44,9 @@ def test_one_command_prepares_trains_and_hands_over_all_stages(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_torchrun_takes_a_whole_chain(smoke_demo):
     """torchrun's agent gives all processes one store, in which a second stage would find the first one's addresses."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     chain = ("stage=chain", "variant.stages=[align,mtp1]", "trainer=cpu_ddp", "logger=csv", "data.workers=0")
-    told = smoke_demo.run(*launcher, "-m", "vita_audio_pl.train", *SMALL, *chain, "run_name=torchrun", timeout=800)
+    told = smoke_demo.run(*launcher, "-m", "vita_audio_pl.train", *SMALL, *chain, "run_name=torchrun")
     assert "stage 'align' is done" in told and "stage 'mtp1' is done" in told

@@ -3,11 +3,7 @@
 import csv
 import json
 
-import pytest
-
 from tests.end_to_end.conftest import RUN
-
-pytestmark = pytest.mark.timeout(1200)
 
 
 def figure(place, stage: str, task: str, mode: str, name: str) -> float:

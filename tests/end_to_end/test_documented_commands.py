@@ -12,6 +12,7 @@ import pytest
 from tests.end_to_end.conftest import RUN, Place
 from tests.end_to_end.doc_commands import documented, write_yaml_of
 from tests.end_to_end.test_readme import FEW_STEPS
+from tests.patience import PATIENCE
 
 # A cluster's sizes, a published corpus, a network: composed and printed, not done
 ONLY_COMPOSED = re.compile(r"scale=published|/corpora/|wandb=ENTITY")
@@ -82,7 +83,7 @@ def make_calls(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(4 * PATIENCE)
 @pytest.mark.parametrize("page", sorted({page for page, _ in documented()}))
 def test_commands_of_a_page_run(page, smoke_demo, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -97,4 +98,4 @@ def test_commands_of_a_page_run(page, smoke_demo, tmp_path, monkeypatch):
     ):
         commands.insert(0, "python -m vita_audio_pl.train -m experiment=objective")
     for command in commands:
-        place.run(*small(command), timeout=1200)
+        place.run(*small(command))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 CHAIN = ("align", "mtp1", "mtp10", "sft")
 STEPS = 24
 SETTINGS = (
@@ -63,7 +65,7 @@ def moments(stage: Path, rng: random.Random) -> list[Callable[[], bool]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(4 * PATIENCE)
 def test_twenty_kills_in_a_chain_change_nothing(tmp_path):
     data = tmp_path / "data"
     assert train(tmp_path / "whole", data) == 0

@@ -2,7 +2,6 @@
 
 import csv
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -11,7 +10,6 @@ from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.train import train
 
 
-@pytest.mark.timeout(900)
 def test_the_spoken_world_is_prepared_with_its_audio_and_the_encoder_learns(smoke_demo, monkeypatch):
     monkeypatch.chdir(smoke_demo.folder)
     train(

@@ -18,7 +18,6 @@ def test_readme_names_its_commands():
     assert len(commands_of(ROOT / "README.md")) >= 10
 
 
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("command", commands_of(ROOT / "README.md"))
 def test_readme_command_runs(smoke_demo, command):
     words = shlex.split(command.removeprefix("python ").replace("demo-full-seed1", RUN))

@@ -1,16 +1,16 @@
 """Evaluations that are killed, shared or repeated give the same files."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Identity, content_of
 from vita_audio_pl.evaluation.items import sqa_item, tts_item
@@ -29,13 +29,15 @@ SENTENCES = [f"the {size} cow number {number}" for number in range(12) for size 
 class SpellingToolbox:
     """Speaks by spelling: the codes of an answer are its bytes. Every fifth answer is silent."""
 
-    def __init__(self, log: Path, pause: float = 0.0):
-        self.log, self.pause = log, pause
+    def __init__(self, log: Path, stop_at: str = ""):
+        self.log, self.stop_at = log, stop_at
 
     def _note(self, what: str, ids):
-        time.sleep(self.pause)
+        lines = [f"{what} {id}" for id in ids]
         with self.log.open("a") as file:
-            file.write("".join(f"{what} {id}\n" for id in ids))
+            file.write("".join(f"{line}\n" for line in lines))
+        if self.stop_at in lines:
+            time.sleep(PATIENCE)  # until it is killed
 
     def answer(self, model, decoding, batch_size, items):
         self._note("answer", [item.id for item in items])
@@ -87,6 +89,10 @@ def run_all(evaluations, toolbox, workers=1, share=None):
         return run_evaluations(evaluations, calls, share)
 
 
+def is_at_work(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def report(record) -> dict[str, bytes]:
     record.refresh()
     write_results(record, Scoring(plain), {})
@@ -121,7 +127,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_runner import SpellingToolbox, evaluation, run_all
 folder = Path(sys.argv[2])
-run_all([evaluation(folder)], SpellingToolbox(folder / "log", pause=0.15), workers=int(sys.argv[3]))
+run_all([evaluation(folder)], SpellingToolbox(folder / "log", stop_at=sys.argv[4]), workers=int(sys.argv[3]))
 """
 
 
@@ -131,16 +137,14 @@ def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, wor
     whole.mkdir(), killed.mkdir()
     expected = report(run(whole))
     answers = evaluation(killed).folder / "answers.0.jsonl"
-    command = [sys.executable, "-c", KILLED_RUN, str(Path(__file__).parent), str(killed), str(workers)]
+    command = [sys.executable, "-c", KILLED_RUN, str(Path(__file__).parent), str(killed), str(workers), wanted]
     process = subprocess.Popen(command)
     log = killed / "log"
-    while not (log.exists() and wanted in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: log.exists() and f"{wanted}\n" in log.read_text(), wanted)
+    workers_of_it = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
-    if workers > 1:
-        time.sleep(1.5)  # its orphaned processes notice within a second
+    wait_until(lambda: not any(is_at_work(worker) for worker in workers_of_it), "the end of its orphaned processes")
     with answers.open("a") as file:
         file.write('{"id": "23", "text": "torn')  # a write that was cut short
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from dataclasses import replace
 from multiprocessing import get_context
 
@@ -13,14 +12,18 @@ import soundfile
 import torch
 from transformers import Qwen2Config
 
+from tests.margins import assert_same_answers
+from tests.patience import wait_until
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation import session
+from vita_audio_pl.evaluation import session, toolbox
 from vita_audio_pl.evaluation.benches import BenchConfig
 from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.session import run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
-from vita_audio_pl.models.released import save_released
+from vita_audio_pl.inference import generate
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.released import load_released, save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
@@ -135,10 +138,23 @@ def test_modes_are_compared_with_vanilla_and_cost_less(config, tmp_path):
     assert 0 < comparison["metrics"]["speech_wer"]["p_value"] <= 1
 
 
-def test_verified_drafts_give_vanillas_answers(config, tmp_path):
+def test_verified_drafts_give_vanillas_answers(config, tmp_path, monkeypatch):
+    answered = []
+
+    def noted(runtime, prompts, pattern, **options):
+        answers = generate(runtime, prompts, pattern, **options)
+        answered.append((prompts, [answer.ids for answer in answers], options["constraint"]))
+        return answers
+
+    monkeypatch.setattr(toolbox, "generate", noted)
     vanilla = run_session(replace(config, task="tts"))[0]
     checked = run_session(replace(config, task="tts", mode="boost", verify="greedy"))[0]
-    assert checked["metrics"] == vanilla["metrics"]
+    model = load_released(config.model)
+    for (prompts, expected, constraint), (same, found, _) in zip(answered[:2], answered[2:], strict=True):
+        assert same == prompts
+        assert_same_answers(model, DecodePattern.of("vanilla"), prompts, found, expected, constraint=constraint)
+    if [ids for _, ids, _ in answered[:2]] == [ids for _, ids, _ in answered[2:]]:
+        assert checked["metrics"] == vanilla["metrics"]
     assert list((tmp_path / "w/runs/r/eval/tones/sft/test").glob("tts.boost+verify.6-*/result.json"))
 
 
@@ -259,7 +275,5 @@ def test_figures_reach_wandb_without_a_network(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_session(replace(config, task="text", wandb="offline"))
     (written,) = (tmp_path / "w/runs/r/eval/tones").glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 60  # wandb's writer is a process of its own
-    while b"tones/test/text/text_accuracy/sft/vanilla" not in written.read_bytes():
-        assert time.monotonic() < deadline, "the figures never reached the file"
-        time.sleep(0.1)
+    # wandb's writer is a process of its own
+    wait_until(lambda: b"tones/test/text/text_accuracy/sft/vanilla" in written.read_bytes(), "the figures in the file")

@@ -60,8 +60,23 @@ def agreeing_model(tiny_model):
 
 
 @pytest.fixture(scope="session")
-def runtime(tiny_model):
-    return Runtime(tiny_model())
+def model(tiny_model):
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def runtime(model):
+    return Runtime(model)
+
+
+@pytest.fixture(scope="session")
+def agreeing(agreeing_model):
+    return agreeing_model()
+
+
+@pytest.fixture(scope="session")
+def agreeing_runtime(agreeing):
+    return Runtime(agreeing)
 
 
 @pytest.fixture

@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.margins import assert_same_answers, assert_same_choices
 from vita_audio_pl.inference import Runtime, generate, screening
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.products import product
 from vita_audio_pl.inference.screening import NOT_FINITE, Largest, Screen
 from vita_audio_pl.interleave import DecodePattern
+
+HAS_INTEGER_PRODUCTS = screening.has_integer_products.__wrapped__
 
 
 class SlowIntegerProduct:
@@ -89,7 +92,7 @@ def test_most_rows_of_a_vocabulary_are_screened_out(monkeypatch):
     random = torch.Generator().manual_seed(0)
     weight, x = torch.randn(8192, 256, generator=random), torch.randn(20, 256, generator=random)
     found = Screen(weight.clone())(x)
-    assert found == (x @ weight.t()).argmax(1).tolist()
+    assert_same_choices(found, (x @ weight.t()).argmax(1), x @ weight.t())
     monkeypatch.setattr(screening, "MOST", 8192 // 2)  # two rows a state are too few to be sure
     assert Screen(weight.clone())(x) is None
 
@@ -149,7 +152,7 @@ def test_a_processor_without_the_instructions_is_seen(monkeypatch, capabilities)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     # sums that saturate, as oneDNN's do where the instructions are missing
     monkeypatch.setattr(screening, "IntegerProduct", lambda integers, scales: lambda x: x @ integers.float().t() - 1)
-    assert not screening.has_integer_products.__wrapped__()
+    assert not HAS_INTEGER_PRODUCTS()
 
 
 @pytest.mark.parametrize("verify", ["none", "greedy"])
@@ -162,7 +165,9 @@ def test_a_screened_vocabulary_gives_the_same_tokens(screened_model, prompts, ve
         screened = generate(runtime, batch, pattern, **options)
         assert runtime.largest._screen is not None and runtime.largest._screen[1] is not None
         plain = generate(Runtime(screened_model, pack=False), batch, pattern, **options)
-        assert [a.ids for a in screened] == [a.ids for a in plain]
+        writes = pattern if verify == "none" else DecodePattern.of("vanilla")
+        found, expected = ([a.ids for a in answers] for answers in (screened, plain))
+        assert_same_answers(screened_model, writes, batch, found, expected, constraint=restriction)
 
 
 def test_a_runtime_sees_a_changed_vocabulary_also_in_spans(screened_model, prompts):
@@ -170,16 +175,18 @@ def test_a_runtime_sees_a_changed_vocabulary_also_in_spans(screened_model, promp
     model, pattern = copy.deepcopy(screened_model), DecodePattern.of([1, 3])
     runtime, constraint = Runtime(model), SpanConstraint(5, 6, 7, 100, 40)
 
+    asked = [(prompts(9)[0], None), ([*prompts(9)[0], 5], constraint)]
+
     def answers(runtime):
-        options = {"max_new_tokens": 12, "batch_size": 1}
-        first = generate(runtime, prompts(9), pattern, **options)[0].ids
-        return first, generate(runtime, [[*prompts(9)[0], 5]], pattern, constraint=constraint, **options)[0].ids
+        return [generate(runtime, [ids], pattern, max_new_tokens=12, constraint=held)[0].ids for ids, held in asked]
 
     before = answers(runtime)
     with torch.no_grad():
         model.lm_head.weight.copy_(model.lm_head.weight.flip(0))
-    after = answers(runtime)
-    assert after != before and after == answers(Runtime(model, pack=False))
+    after, plain = answers(runtime), answers(Runtime(model, pack=False))
+    for (ids, held), old, new, expected in zip(asked, before, after, plain, strict=True):
+        assert new != old
+        assert_same_answers(model, pattern, [ids], [new], [expected], constraint=held)
 
 
 @pytest.fixture(scope="module")

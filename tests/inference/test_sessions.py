@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from tests.margins import assert_same_answers
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, generate
 from vita_audio_pl.inference.decoder import Decoder
@@ -17,24 +18,25 @@ from vita_audio_pl.text.tokenizer import TextTokenizer
 BOOST = DecodePattern.of("boost")
 
 
-def test_sessions_join_and_leave_and_each_writes_what_it_writes_alone(runtime, prompts):
-    batch = prompts(12, 3, 30, 7)
+def test_sessions_join_and_leave_and_each_writes_what_it_writes_alone(model, runtime, prompts):
+    batch = prompts(12, 3, 30)
     alone = [generate(runtime, [prompt], BOOST, max_new_tokens=40)[0].ids for prompt in batch]
     decoder = Decoder(runtime, slots=2, capacity=128)
     first = Session(decoder, batch[0], BOOST, max_new_tokens=40)
     heard = first.advance() + first.advance()
     second = Session(decoder, batch[1], BOOST, max_new_tokens=40)
     heard += first.advance()
-    assert sum(second, []) == alone[1]  # drives the first session along
+    written = [sum(second, [])]  # drives the first session along
     second.close()
     with Session(decoder, batch[2], BOOST, max_new_tokens=40) as third:
-        assert sum(third, []) == alone[2]
-    assert heard + sum(first, []) == alone[0]
+        written.append(sum(third, []))
+    written.insert(0, heard + sum(first, []))
     first.close()
+    assert_same_answers(model, BOOST, batch, written, alone)
     assert decoder.free_slots == 2
 
 
-def test_threads_share_a_decoder(runtime, prompts):
+def test_threads_share_a_decoder(model, runtime, prompts):
     batch = prompts(5, 11, 23, 8)
     alone = [generate(runtime, [prompt], BOOST, max_new_tokens=50)[0].ids for prompt in batch]
     decoder = Decoder(runtime, slots=4, capacity=128)
@@ -49,7 +51,7 @@ def test_threads_share_a_decoder(runtime, prompts):
         thread.start()
     for thread in threads:
         thread.join()
-    assert written == alone
+    assert_same_answers(model, BOOST, batch, written, alone)
 
 
 def test_a_session_is_closed_once_and_not_used_afterwards(runtime):
@@ -89,7 +91,8 @@ def test_one_sessions_failure_leaves_the_others_running(tiny_model, prompts, ver
         list(bad)
     bad.close()
     late = Session(decoder, batch[2], BOOST, **limits)  # in the slot that the failed one left
-    assert [sum(s, []) for s in (good, other, late)] == alone
+    writes = BOOST if verify == "none" else DecodePattern.of("vanilla")
+    assert_same_answers(model, writes, batch, [sum(s, []) for s in (good, other, late)], alone)
 
 
 # -- streaming --------------------------------------------------------------------------------------------------------
@@ -232,8 +235,9 @@ def test_a_draft_played_first_is_kept_and_the_rest_is_verified_given_it(tiny_mod
     )
     assert session.advance() == free[:7]
     written = free[:7] + sum(session, [])
-    vanilla = generate(model, [prompt + free[:7]], DecodePattern.of("vanilla"), max_new_tokens=33)[0].ids
-    assert written[7:] == vanilla
+    started, vanilla = [prompt + free[:7]], DecodePattern.of("vanilla")
+    expected = generate(model, started, vanilla, max_new_tokens=33)[0].ids
+    assert_same_answers(model, vanilla, started, [written[7:]], [expected])
     assert session.result().writers[:7] == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -241,7 +245,9 @@ def test_a_draft_that_opens_no_span_is_verified_even_draft_first(tiny_model, pro
     model, [prompt] = tiny_model(), prompts(6)
     limits = {"max_new_tokens": 30, "verify": "greedy"}
     session = Session(Decoder(Runtime(model), capacity=64), prompt, BOOST, first_chunk=(95, 96), **limits)
-    assert sum(session, []) == generate(model, [prompt], DecodePattern.of("vanilla"), max_new_tokens=30)[0].ids
+    vanilla = DecodePattern.of("vanilla")
+    expected = generate(model, [prompt], vanilla, max_new_tokens=30)[0].ids
+    assert_same_answers(model, vanilla, [prompt], [sum(session, [])], [expected])
 
 
 def test_a_silent_answer_streams_text_alone(spoken, speaking_runtime, monkeypatch):

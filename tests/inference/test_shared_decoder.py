@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.margins import assert_same_answers
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, SpanConstraint, generate
 from vita_audio_pl.inference import decoder as decoder_module
@@ -176,7 +177,8 @@ def test_drafts_behind_an_unchecked_first_chunk_are_judged_by_what_they_were_dra
 ):
     """Sixty runs under sampled verification, with and without a constraint; where a draw has one outcome, the rest is
     what Vanilla writes after the first chunk."""
-    runtime, judged = Runtime(agreeing_model(n_heads=6)), []
+    model, judged = agreeing_model(n_heads=6), []
+    runtime = Runtime(model)
 
     def checked(drafts, proposals, targets, sampler):
         assert len(proposals) == len(drafts) == len(targets) - 1
@@ -202,7 +204,7 @@ def test_drafts_behind_an_unchecked_first_chunk_are_judged_by_what_they_were_dra
         written = first + sum(session, [])
         assert first[:2] == free.ids[:2] and len(written) == 24 and session.result().writers[1] == 1
         if sampling.greedy:
-            limits = {"max_new_tokens": 24 - len(first), "sampling": sampling, "constraint": held}
-            [rest] = generate(runtime, [prompt + first], MODES[3], **limits)
-            assert written == first + rest.ids
+            choice = {"sampling": sampling, "constraint": held}
+            [rest] = generate(runtime, [prompt + first], MODES[3], max_new_tokens=24 - len(first), **choice)
+            assert_same_answers(model, MODES[3], [prompt + first], [written[len(first) :]], [rest.ids], **choice)
     assert sum(map(bool, judged)) > 100

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.margins import assert_same_answers
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Greedy, Runtime, Sampling, SpanConstraint, generate
 from vita_audio_pl.inference.sampling import Sampler
@@ -18,20 +19,16 @@ MODES = ["turbo", "boost", "balance", "vanilla", [2, 3], [1, 13]]
 VANILLA = DecodePattern.of("vanilla")
 
 
-@pytest.fixture(scope="module")
-def agreeing_runtime(agreeing_model):
-    return Runtime(agreeing_model())
-
-
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["runtime", "agreeing_runtime"])
+@pytest.mark.parametrize("kind", ["model", "agreeing"])
 def test_greedy_verification_writes_exactly_what_vanilla_writes(request, prompts, kind, mode):
-    runtime = request.getfixturevalue(kind)
+    model = request.getfixturevalue(kind)
+    runtime = request.getfixturevalue("runtime" if kind == "model" else "agreeing_runtime")
     batch = prompts(1, 5, 32, 17, 2)
     limits = {"max_new_tokens": 60, "stop_ids": [11], "batch_size": 3}
     vanilla = generate(runtime, batch, VANILLA, **limits)
     verified = generate(runtime, batch, DecodePattern.of(mode), verify="greedy", **limits)
-    assert [a.ids for a in verified] == [a.ids for a in vanilla]
+    assert_same_answers(model, VANILLA, batch, [a.ids for a in verified], [a.ids for a in vanilla])
 
 
 def test_drafts_that_hold_save_backbone_passes(agreeing_runtime, prompts):
@@ -44,22 +41,24 @@ def test_drafts_that_hold_save_backbone_passes(agreeing_runtime, prompts):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 99), length=st.integers(1, 30), limit=st.integers(1, 40), mode=st.sampled_from(MODES))
-def test_no_prompt_or_limit_makes_verified_tokens_differ(agreeing_runtime, seed, length, limit, mode):
+def test_no_prompt_or_limit_makes_verified_tokens_differ(agreeing, agreeing_runtime, seed, length, limit, mode):
     random = torch.Generator().manual_seed(seed)
     prompt = torch.randint(0, 97, (length,), generator=random).tolist()
     vanilla = generate(agreeing_runtime, [prompt], VANILLA, max_new_tokens=limit)[0]
     verified = generate(agreeing_runtime, [prompt], DecodePattern.of(mode), max_new_tokens=limit, verify="greedy")[0]
-    assert verified.ids == vanilla.ids and len(verified.ids) == limit
+    assert_same_answers(agreeing, VANILLA, [prompt], [verified.ids], [vanilla.ids])
+    assert len(verified.ids) == limit
 
 
-def test_verification_holds_under_a_penalty_and_inside_constrained_spans(agreeing_runtime, prompts):
+def test_verification_holds_under_a_penalty_and_inside_constrained_spans(agreeing, agreeing_runtime, prompts):
     constraint = SpanConstraint(begin=60, end=61, turn_end=2, first_code=64, n_codes=33)
     for sampling in (Greedy, Sampling(repetition_penalty=1.3)):
-        limits = {"max_new_tokens": 50, "sampling": sampling, "constraint": constraint}
+        choice = {"sampling": sampling, "constraint": constraint}
+        limits = choice | {"max_new_tokens": 50}
         batch = [[*prompt, 60] for prompt in prompts(4, 9)]
         vanilla = generate(agreeing_runtime, batch, VANILLA, **limits)
         verified = generate(agreeing_runtime, batch, DecodePattern.of("boost"), verify="greedy", **limits)
-        assert [a.ids for a in verified] == [a.ids for a in vanilla]
+        assert_same_answers(agreeing, VANILLA, batch, [a.ids for a in verified], [a.ids for a in vanilla], **choice)
 
 
 def test_greedy_verification_refuses_a_temperature(runtime):

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from made_up_run import write_run
 
+from tests.patience import PATIENCE
 from vita_audio_pl.reporting.page import run_pictures
 from vita_audio_pl.reporting.run_files import RunFiles
 
@@ -36,6 +37,6 @@ def dump_dom(tmp_path):
     def dump(path, budget_ms: int = 4000) -> str:
         options = [f"--user-data-dir={tmp_path / 'browser'}", f"--virtual-time-budget={budget_ms}", "--dump-dom"]
         command = [browser, *QUIET, *options, path.resolve().as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
     return dump

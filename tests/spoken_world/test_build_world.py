@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import prepare_spoken_world
 from vita_audio_pl.spoken_world import World, build_world, plan, synthesis
@@ -107,18 +106,19 @@ def test_killed_at_any_renaming_it_is_not_taken_for_whole_and_ends_the_same(tmp_
     assert (tmp_path / "audio/mine/precious.flac").exists() and not list(tmp_path.glob("*.partial"))
 
 
+def build_until_killed(folder: Path) -> None:
+    """Speaks one sentence at a time, and none after the first few."""
+    make_tiny_known(pytest.MonkeyPatch())
+    building._UTTERANCES_A_RUN = 1
+    build_world(folder, "tiny", workers=1, progress=lambda done, total: done >= 3 and time.sleep(PATIENCE))
+
+
 def test_killed_while_speaking_it_starts_again(tmp_path, content):
-    code = (
-        "import sys, pytest; from test_build_world import building, build_world, make_tiny_known;"
-        "make_tiny_known(pytest.MonkeyPatch()); building._UTTERANCES_A_RUN = 1;"
-        "build_world(sys.argv[1], 'tiny', workers=1)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".building*/audio/*/*.flac")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = multiprocessing.get_context("fork").Process(target=build_until_killed, args=(tmp_path,))
+    process.start()
+    wait_until(lambda: list(tmp_path.glob(".building*/audio/*/*.flac")), "the first sentence")
+    process.kill()
+    process.join()
     assert build_world(tmp_path, "tiny").info["content"] == content
     assert not list(tmp_path.glob("*.partial"))
 

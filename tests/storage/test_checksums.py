@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bit_flips import flip
 
+from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage import checksums
 from vita_audio_pl.storage.checksums import (
@@ -110,14 +111,21 @@ def test_the_list_leaves_out_what_is_hidden_or_checks_itself(tmp_path: Path) -> 
     assert read_checksums(tmp_path) is None
 
 
-def test_those_who_wait_for_work_share_it_and_those_who_come_later_do_it_again() -> None:
+def test_those_who_wait_for_work_share_it_and_those_who_come_later_do_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
+    asked: set[int] = set()
+    now = time.time_ns
+
+    def noted() -> int:
+        asked.add(threading.get_ident())
+        return now()
 
     def work(number: int) -> None:
-        time.sleep(0.5)
+        wait_until(lambda: len(asked) >= 4, "all who ask for the work")
         done.append(number)
 
     name = f"test-{os.getpid()}-{time.time_ns()}"
+    monkeypatch.setattr(time, "time_ns", noted)
     threads = [threading.Thread(target=once_a_node, args=(name, lambda n=n: work(n))) for n in range(4)]
     for thread in threads:
         thread.start()

@@ -131,7 +131,6 @@ def start_from(checkpoint: Path, root: Path, stage: str) -> None:
     shutil.copytree(checkpoint, root / "runs" / "toy" / stage / "checkpoints" / checkpoint.name)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("engine", "stage", "tied"), CASES)
 def test_two_processes_train_what_one_does_and_exchange_checkpoints(engine, stage, tied, one_process, tmp_path):
     expected = one_process(stage, tied)

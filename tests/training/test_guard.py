@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import toy
 from poison import poison
 from safetensors.torch import load_file
 
+from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training import checkpoint_writer
 from vita_audio_pl.training.engines.base import Engine
@@ -133,13 +135,11 @@ def test_the_watchdog_names_the_rank_that_is_behind(tmp_path):
         beat = {"step": step, "doing": doing, "since": now - 60}
         (tmp_path / f"heartbeat.rank-{rank}.json").write_text(json.dumps(beat))
     dog._rank, dog._ranks = 0, 3
-    assert "rank 1 has been waiting for data for 60 s after step 11, rank 0" in dog.report()
+    assert re.search(r"rank 1 has been waiting for data for \d+ s after step 11, rank 0", dog.report())
     assert dog.report().endswith("no heartbeat of ranks [2]")
 
     dog.on_train_start(Trainer, None)
-    deadline = time.monotonic() + 20
-    while dog.alarms == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: dog.alarms, "an alarm")
     dog.on_train_end(Trainer, None)
     stacks = (tmp_path / "stacks.rank-0.txt").read_text()
     assert "no progress for 0 s" in stacks and threading.current_thread().name and "test_guard.py" in stacks

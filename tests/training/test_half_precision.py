@@ -42,14 +42,12 @@ def test_positions_are_exact_in_a_model_of_bfloat16(plugin, tmp_path):
     torch.testing.assert_close(model.model.rotary_emb(*far), Qwen2RotaryEmbedding(model.config.backbone)(*far))
 
 
-@pytest.mark.timeout(600)
 def test_fsdp2_trains_weighted_labels_in_bfloat16(trained, tmp_path):
     exact = losses(trained("align", *COMMON))
     assert train_in_a_process(tmp_path / "two", "stage=align", *COMMON, *TWO, "trainer=fsdp2") == 0
     assert losses(StageFolder(tmp_path / "two" / "runs" / "toy" / "align")) == pytest.approx(exact, rel=0.02)
 
 
-@pytest.mark.timeout(600)
 def test_zero2_trains_weighted_labels_in_bfloat16_and_leaves_out_a_step_that_is_not_finite(trained, tmp_path):
     exact = losses(trained("align", *COMMON, "stage.steps=3"))
     more = ("stage.steps=3", "poison=1", "callbacks.save_every=1", "callbacks.keep_last=9", "trainer=deepspeed_zero2")

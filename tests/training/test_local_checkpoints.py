@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from toy_process import train_in_a_process
 
+from tests.patience import PATIENCE
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training import checkpoint_writer
 from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
@@ -105,7 +106,7 @@ def test_a_machine_without_the_local_folder_goes_on_from_the_shared_one(stage, m
             stage()
     for thread in threading.enumerate():  # a real kill would have ended it; here it outlives the run
         if thread.name == "checkpoint writer":
-            thread.join(60)
+            thread.join(PATIENCE)
     shutil.rmtree(tmp_path / "nvme")
     assert steps(stage.home)
     assert stage("callbacks.save_every=100").finished
@@ -159,7 +160,6 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(trained, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_ranks_killed_while_they_copy_end_with_the_same_bits(tmp_path):
     settings = ("stage=align", "stage.steps=40", "callbacks.save_every=4", "trainer=ddp", "trainer.devices=2",
                 "trainer.accelerator=cpu", "trainer.precision=32-true")  # fmt: skip

@@ -14,7 +14,6 @@ def losses(folder: StageFolder) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_zero3_with_offload_trains_what_one_process_does(trained, tmp_path):
     few = ("stage.steps=2", "callbacks.samples.every_steps=0")
     two = ("trainer=deepspeed_zero3_offload", "trainer.devices=2", "trainer.accelerator=cpu")

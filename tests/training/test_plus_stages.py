@@ -60,7 +60,6 @@ def test_a_parent_that_hears_otherwise_and_a_missing_encoder_are_refused(plus, t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
 def test_two_processes_train_what_one_does(engine, plus, tmp_path):
     parent: list[str] = []

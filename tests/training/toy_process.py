@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from tests.patience import wait_until
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -17,11 +18,15 @@ def train_in_a_process(folder: Path, *overrides: str, kill_when: Callable[[], bo
     """Trains a toy stage in a process of its own; its exit status. SIGKILL as soon as `kill_when()` holds."""
     command = [sys.executable, str(HERE / "train_toy.py"), str(folder), "run_name=toy", *overrides]
     process = subprocess.Popen(command, env=ENVIRONMENT, cwd=HERE, start_new_session=True)
-    deadline = time.monotonic() + 900
-    while process.poll() is None and time.monotonic() < deadline:
+
+    def ended() -> bool:
         if kill_when is not None and kill_when():
             process.kill()
-        time.sleep(0.005)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the ranks that it started, too
+        return process.poll() is not None
+
+    try:
+        wait_until(ended, "the end of the training")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the ranks that it started, too
     return process.wait()

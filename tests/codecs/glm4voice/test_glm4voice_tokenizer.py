@@ -1,7 +1,6 @@
 """Waves to codes: the published implementation's numbers, segmentation, batches, bad input."""
 
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.codecs.glm4voice.nearest import assert_same_codes, nearness
+from tests.margins import assert_same_choices
 from vita_audio_pl.codecs.glm4voice.settings import TokenizerSettings
 from vita_audio_pl.codecs.glm4voice.tokenizer import PIECE, SpeechTokenizer, plan_batches
 from vita_audio_pl.codecs.glm4voice.whisper_vq import WhisperVQEncoder
@@ -42,15 +43,20 @@ def test_states_and_codes_are_the_published_ones(variant, name, waves, cases):
         features = tokenizer.features(torch.from_numpy(padded)[None])
         hidden = tokenizer.encoder.hidden(features, torch.tensor([-(-len(wave) // 160)]))
     torch.testing.assert_close(hidden[0], stored["hidden_at_quantisation"], atol=2e-5, rtol=0)
-    assert torch.equal(tokenizer.encoder.quantised(hidden)[0], stored["quantized_token_ids_unmasked"].long())
+    assert_same_choices(
+        tokenizer.encoder.quantised(hidden)[0],
+        stored["quantized_token_ids_unmasked"],
+        nearness(hidden[0], tokenizer.encoder.codebook.weight),
+    )
     expected = json.loads((cases / "tokenizer_cases" / "expected.json").read_text())[letter][name]
-    assert tokenizer.encode([wave])[0].tolist() == expected
+    assert_same_codes(tokenizer, wave, tokenizer.encode([wave])[0], expected)
 
 
 def test_max_pooling_gives_the_published_codes(tokenizer, waves, cases):
     expected = json.loads((cases / "tokenizer_cases" / "expected.json").read_text())["d"]
-    codes = varied(tokenizer, block=16, pooling_type="max").encode([waves["w1s"], waves["w7p3s"]])
-    assert [ids.tolist() for ids in codes] == [expected["w1s"], expected["w7p3s"]]
+    pooled = varied(tokenizer, block=16, pooling_type="max")
+    for name, codes in zip(waves, pooled.encode(list(waves.values())), strict=True):
+        assert_same_codes(pooled, waves[name], codes, expected[name])
 
 
 @torch.no_grad()
@@ -74,9 +80,9 @@ def test_a_padded_batch_gives_each_clip_the_codes_it_has_alone(variant, waves, c
     letter, tokenizer = variant
     expected = json.loads((cases / "tokenizer_cases" / "expected.json").read_text())[letter]
     padded_together = tokenizer.encode_pieces([waves["w1s"], waves["w7p3s"]])
-    assert [ids.tolist() for ids in padded_together] == [expected["w1s"], expected["w7p3s"]]
     by_likeness = tokenizer.encode([waves["w1s"], waves["w7p3s"], waves["w1s"]])
-    assert [ids.tolist() for ids in by_likeness] == [expected["w1s"], expected["w7p3s"], expected["w1s"]]
+    for name, codes in zip(["w1s", "w7p3s", "w1s", "w7p3s", "w1s"], [*padded_together, *by_likeness], strict=True):
+        assert_same_codes(tokenizer, waves[name], codes, expected[name])
 
 
 def test_padded_hidden_states_are_the_published_ones(tokenizer, waves, cases):
@@ -87,14 +93,18 @@ def test_padded_hidden_states_are_the_published_ones(tokenizer, waves, cases):
     with torch.no_grad():
         hidden = tokenizer.encoder.hidden(tokenizer.features(torch.from_numpy(padded)), torch.tensor([100, 730]))
     torch.testing.assert_close(hidden, stored["hidden_at_quantisation"], atol=2e-5, rtol=0)
-    assert torch.equal(tokenizer.encoder.quantised(hidden), stored["quantized_token_ids_unmasked"].long())
+    assert_same_choices(
+        tokenizer.encoder.quantised(hidden),
+        stored["quantized_token_ids_unmasked"],
+        nearness(hidden.flatten(0, 1), tokenizer.encoder.codebook.weight),
+    )
 
 
 def test_long_audio_is_cut_at_30_seconds_and_joined(tokenizer, waves):
     wave = np.tile(waves["w7p3s"], 5)[: PIECE + 20_000]
     whole, pieces = tokenizer.encode([wave])[0], tokenizer.encode([wave[:PIECE], wave[PIECE:]])
     assert len(whole) == 375 + 16
-    assert np.array_equal(whole, np.concatenate(pieces))
+    assert_same_codes(tokenizer, wave, whole, np.concatenate(pieces))
 
 
 def test_ten_hours_are_encoded_in_batches_of_bounded_size():
@@ -131,8 +141,8 @@ def test_bfloat16_quantises_in_float32(tokenizer, waves, cases):
     codes, exact = half.encode([waves["w7p3s"]])[0], tokenizer.encode([waves["w7p3s"]])[0]
     assert (codes == exact).mean() > 0.8
     hidden = torch.randn(1, 5, 64, dtype=torch.bfloat16)
-    table = torch.cdist(hidden.double(), half.encoder.codebook.weight.double()[None])
-    assert torch.equal(half.encoder.quantised(hidden), table.argmin(dim=-1))
+    table = nearness(hidden[0], half.encoder.codebook.weight)
+    assert_same_choices(half.encoder.quantised(hidden)[0], table.argmax(dim=-1), table)
 
 
 def test_real_size_has_the_public_names_shapes_and_number_of_values(real_layout, tmp_path):
@@ -146,28 +156,14 @@ def test_real_size_has_the_public_names_shapes_and_number_of_values(real_layout,
     assert sum(tensor.numel() for tensor in encoder.state_dict().values()) == 364_587_264
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seconds", "faster"),
-    [
-        pytest.param([1] * 16, 1.5, id="one-second clips"),
-        pytest.param([1, 2, 3, 4, 5, 6, 7, 8], 0.95, id="all lengths"),
-    ],
+    ("seconds", "passes"), [([1] * 16, 1), ([1, 2, 3, 4, 5, 6, 7, 8], 6)], ids=["one-second clips", "all lengths"]
 )
-def test_batches_are_never_slower_and_half_as_fast_again_on_short_clips(real_layout, tmp_path, seconds, faster):
-    configs = json.loads((real_layout / "real_configs.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(configs["glm-4-voice-tokenizer/config.json"]))
-    # the real width, and a quarter of the layers, to fit a small machine
-    settings = replace(TokenizerSettings.read(tmp_path / "config.json"), pooling_position=4, quantize_position=4)
-    tokenizer = SpeechTokenizer(WhisperVQEncoder(replace(settings, has_ema=False)))
-    random = np.random.default_rng(0)
+def test_a_batch_takes_few_passes_and_little_padding(tokenizer, seconds, passes):
+    random, seen = np.random.default_rng(0), []
     clips = [0.1 * random.standard_normal(n * 16_000).astype(np.float32) for n in seconds]
-
-    def cpu_seconds(encode) -> float:
-        start = time.process_time()
-        encode()
-        return time.process_time() - start
-
-    together = min(cpu_seconds(lambda: tokenizer.encode(clips)) for _ in range(3))
-    one_by_one = min(cpu_seconds(lambda: [tokenizer.encode([clip]) for clip in clips]) for _ in range(3))
-    assert one_by_one > faster * together
+    hook = tokenizer.encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
+    tokenizer.encode(clips)
+    hook.remove()
+    frames = sum(items * length for items, _, length in seen)
+    assert len(seen) == passes and frames <= 1.1 * 100 * sum(seconds)
