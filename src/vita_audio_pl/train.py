@@ -16,7 +16,7 @@ def train(config: TrainConfig) -> float | None:
     if config.stage.name == CHAIN and config.experiment.name:
         from vita_audio_pl.training.ablation import train_arm
 
-        _prepare(config)
+        prepare_data(config)
         return train_arm(config, command_overrides(), Sweep.current())
     if config.stage.name == CHAIN:
         train_chain(config, config.variant.stages, command_overrides())
@@ -29,12 +29,12 @@ def train(config: TrainConfig) -> float | None:
     from vita_audio_pl.training.stage import heads_of_stage, train_stage
 
     n_heads = heads_of_stage(config)
-    _prepare(config)
+    prepare_data(config)
     train_stage(config, prepared_data(config, n_heads))
     return stage_folder(config, config.stage.name).last_metric("val/loss")
 
 
-def _prepare(config: TrainConfig) -> None:
+def prepare_data(config: TrainConfig) -> None:
     """Make the spoken world, unless shards are given: then nothing is made."""
     from vita_audio_pl.preparation import prepare_spoken_world
 

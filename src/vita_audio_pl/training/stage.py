@@ -27,7 +27,7 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
 from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
 from vita_audio_pl.training.engines import Engine, build_engine
-from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.freezing import Frozen, freeze
 from vita_audio_pl.training.guard import StepGuard
 from vita_audio_pl.training.identity import (
     CHANGES,
@@ -182,14 +182,12 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         return _train(config, data, folder, parent_folder, parent)
 
 
-def _train(
-    config: TrainConfig, data: StageData, folder: StageFolder, parent_folder: Path | None, parent: StageManifest | None
-) -> Path:
-    """Train in the stage's folder, which is this run's; collective."""
-    L.seed_everything(config.seed, verbose=False)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    engine = build_engine(config.trainer)
+def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | None) -> tuple[SpeechLMModule, Frozen]:
+    """The stage's LightningModule, its parameters frozen as the stage wants them, and what is frozen.
+
+    Args:
+        parent_folder: model folder that it starts from; None for a plain backbone.
+    """
     model = starting_model(config, data.vocabulary, parent_folder)
     frozen = freeze(model, config.stage.freeze, train_encoder=config.stage.name in config.encoder.trains_in)
     module = SpeechLMModule(
@@ -197,11 +195,23 @@ def _train(
         configured_objective(config, data.vocabulary),
         config.stage,
         config.optim,
-        engine,
+        build_engine(config.trainer),
         source_names=data.source_names,
         codes=(data.vocabulary.first_code, data.vocabulary.used),
         codes_per_second=data.codes_per_second,
     )
+    return module, frozen
+
+
+def _train(
+    config: TrainConfig, data: StageData, folder: StageFolder, parent_folder: Path | None, parent: StageManifest | None
+) -> Path:
+    """Train in the stage's folder, which is this run's; collective."""
+    L.seed_everything(config.seed, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    module, frozen = stage_module(config, data, parent_folder)
+    engine, model = module.engine, module.speech_lm
     settings = plain(config)
     proof = TrainingProof(engine)
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
