@@ -8,11 +8,18 @@ from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
-    from vita_audio_pl.training.chain import Sweep, command_overrides, missing_parents, train_chain
-    from vita_audio_pl.training.run_folder import stage_folder
+    from vita_audio_pl.training.invocation import invoked
 
     check_train_config(config)
     rank_of_launch(config.trainer)  # a left-over rank is refused before anything is written
+    with invoked(config.force):  # a stage and its parents, or the stages of a chain
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> float | None:
+    from vita_audio_pl.training.chain import Sweep, command_overrides, missing_parents, train_chain
+    from vita_audio_pl.training.run_folder import stage_folder
+
     if config.stage.name == CHAIN and config.experiment.name:
         from vita_audio_pl.training.ablation import train_arm
 

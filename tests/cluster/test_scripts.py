@@ -106,9 +106,10 @@ def test_the_kubernetes_job_starts_one_pod_a_node():
     service, job = yaml.safe_load_all((CLUSTER / "kubernetes.yml").read_text())
     pod, spec = job["spec"]["template"]["spec"], job["spec"]
     [container] = pod["containers"]
-    values = {entry["name"]: entry["value"] for entry in container["env"]}
+    values = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert spec["completions"] == spec["parallelism"] == int(values["NODES"])
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(values["GPUS"])
+    assert "VITA_AUDIO_PL_INVOCATION" in values
     assert values["MASTER"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert (CLUSTER / Path(container["command"][-1].split("experiments/cluster/")[1].split()[0])).is_file()

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import load_released
+from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.manifest import StageManifest
+from vita_audio_pl.training.run_folder import STAGE
 
 
 def parameters(folder):
@@ -51,15 +53,12 @@ def test_a_finished_stage_says_so_and_force_trains_it_again(trained, capsys):
     assert (again.model / "model.safetensors").stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize("count", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
-def test_a_job_that_is_started_again_goes_on_in_spite_of_force(count, trained, monkeypatch, capsys):
-    first = trained("align", "force=true")
-    made = (first.model / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setenv(count, "1")
-    again = trained("align", "force=true")
-    assert (again.model / "model.safetensors").stat().st_mtime_ns == made and "is finished" in capsys.readouterr().out
-    monkeypatch.setenv(count, "0")
-    assert (trained("align", "force=true").model / "model.safetensors").stat().st_mtime_ns > made
+def test_all_that_a_stage_leaves_is_known_to_be_its_own(trained):
+    folder = trained(
+        "align", "callbacks.save_every=2", "logger.tensorboard=true", "callbacks.samples.every_steps=3", prompts=True
+    )
+    assert Owned.open(folder.root, STAGE).foreign() == []
+    assert {"model", "samples", "checkpoints", "tensorboard", "ranks"} < {path.name for path in folder.root.iterdir()}
 
 
 @pytest.mark.parametrize(

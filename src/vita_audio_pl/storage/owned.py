@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.storage.files import ABANDONED_AFTER, partial_name, write_json
 from vita_audio_pl.storage.lease import is_lease
 
@@ -285,7 +286,7 @@ def _beside_inventory(folder: Path, mark: dict[str, Any], root: Path) -> Iterato
         if not _PARTIAL.fullmatch(folder.name):
             yield folder.relative_to(root)
         return
-    listed = set(mark["files"])
+    listed = {*mark["files"], CHECKSUMS}  # which a command adds to the folders of older versions
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     yield from (path.relative_to(root) for path in _files(folder) if str(path.relative_to(folder)) not in listed)
     for at, names, _ in os.walk(folder):

@@ -14,8 +14,9 @@ from vita_audio_pl.config.entry import to_dataclass
 from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.identity import decisive_settings
+from vita_audio_pl.training.invocation import again, invoked
 from vita_audio_pl.training.manifest import StageManifest, is_model_folder
-from vita_audio_pl.training.run_folder import StageFolder, stage_folder, starts_over
+from vita_audio_pl.training.run_folder import StageFolder, stage_folder
 from vita_audio_pl.training.settings import TrainConfig
 
 COMMAND = ("-m", "vita_audio_pl.train")
@@ -31,16 +32,20 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
     Raises:
         UserError: a stage failed; its own message is above.
     """
-    for number, stage in enumerate(stages, 1):
-        heading = f"[{number}/{len(stages)}] stage {stage} of {config.run_name}"
-        if is_finished(stage_folder(config, stage), settings_of_stage(stage, overrides)):
-            print(f"{heading} is finished (force=true trains it again)", flush=True)
-            continue
-        print(heading, flush=True)
-        start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
-        command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
-        status = run_command(command, _environment(number))
-        check_status(status, f"stage '{stage}'", f"finished before it: {', '.join(stages[: number - 1]) or 'none'}")
+    with invoked(config.force) as invocation:
+        for number, stage in enumerate(stages, 1):
+            heading = f"[{number}/{len(stages)}] stage {stage} of {config.run_name}"
+            folder = stage_folder(config, stage)
+            if config.force:
+                invocation.forced.append(folder)
+            if is_finished(folder, settings_of_stage(stage, overrides), invocation.id):
+                print(f"{heading} is finished ({again(config.force, invocation.id)})", flush=True)
+                continue
+            print(heading, flush=True)
+            start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
+            command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
+            status = run_command(command, _environment(number))
+            check_status(status, f"stage '{stage}'", f"finished before it: {', '.join(stages[: number - 1]) or 'none'}")
 
 
 def _environment(number: int) -> dict[str, str]:
@@ -63,12 +68,12 @@ def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
     return config
 
 
-def is_finished(folder: StageFolder, config: TrainConfig) -> bool:
+def is_finished(folder: StageFolder, config: TrainConfig, invocation: str = "") -> bool:
     """Whether the folder holds the finished stage of these settings, made from the parent that is there now.
 
     Decided from manifests alone, without the start of a process; in doubt the stage's own process looks closer.
     """
-    if starts_over(config) or not folder.finished:
+    if folder.begins_anew(None, config.force, invocation) or not folder.finished:
         return False
     manifest = StageManifest.read(folder.model)
     parent = folder.root / manifest.parent if manifest.parent else None

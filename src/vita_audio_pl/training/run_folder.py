@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.lease import hold, is_lease, this_job
-from vita_audio_pl.storage.owned import below
+from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.lease import hold, this_job
+from vita_audio_pl.storage.owned import Kind, Owned, below
+from vita_audio_pl.training.identity import CHANGES
 from vita_audio_pl.training.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
-IDENTITY = "identity.json"
-METRICS = "metrics.csv"
+IDENTITY, FORCED, METRICS = "identity.json", "forced.json", "metrics.csv"
+_CHECKPOINT = ("part-*.safetensors", "rng-*.json", "state.json", "rank-*.done", "reason.txt", "checksums.json")
+STAGE = Kind(
+    "training stage",
+    (
+        IDENTITY,
+        FORCED,
+        METRICS,
+        f"{METRICS}.tmp",
+        "config.yaml",
+        CHANGES,
+        "cost.json",
+        "bad_steps.rank-*.jsonl",
+        "ranks/heartbeat.rank-*",
+        "ranks/stacks.rank-*.txt",
+        "checkpoints/best.json",
+        "checkpoints/local.*",
+        *(f"checkpoints/step-*/{name}" for name in _CHECKPOINT),
+        "samples/step-*/samples.jsonl",
+        "samples/step-*/audio/*.wav",
+        "tensorboard/events.out.tfevents.*",
+        "tensorboard/hparams.yaml",
+        "wandb/**",
+    ),
+    sign=(IDENTITY,),
+)
+"""What a stage leaves, beside `model`, which lists its own files."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +87,8 @@ class StageFolder:
         with hold(self.root, "run", what, launch=this_job(), advice="choose another run_name"):
             yield
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder this run's, or confirm that it is.
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Confirm that the folder is this run's, or nobody's yet.
 
         Args:
             identity: settings that decide the result, flat, JSON values.
@@ -71,32 +96,74 @@ class StageFolder:
         Raises:
             UserError: the folder holds a run with other settings; the sentence names the first that differ.
         """
-        path = self.root / IDENTITY
-        wanted = json.loads(json.dumps(dict(identity)))
-        if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key in wanted | held if wanted.get(key) != held.get(key)]
-            if differing:
-                shown = "; ".join(f"{key} is {held.get(key)} there and {wanted.get(key)} here" for key in differing[:3])
-                more = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
-                raise UserError(
-                    f"{self.root} holds another run: {shown}{more}; choose another run_name, or force=true to start over"
-                )
-            return
-        self.root.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        if differing := self._differing(identity):
+            more = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise UserError(
+                f"{self.root} holds another run: {'; '.join(differing[:3])}{more}; choose another run_name, or force=true to "
+                "start over"
+            )
 
-    def clear(self) -> None:
-        """Remove what an earlier run of this stage left; the leases of those who work in the folder stay."""
-        for path in self.root.iterdir() if self.root.exists() else ():
-            if is_lease(path.name):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    def open(self, identity: Mapping[str, Any], force: bool, invocation: str) -> None:
+        """Make the folder this run's before it trains; rank 0 calls it, and holds the folder.
+
+        Args:
+            identity: as for `check`.
+            force: remove what an earlier run left, where `begins_anew` says so.
+            invocation: that this run belongs to.
+
+        Raises:
+            UserError: the folder holds another run, or what this program did not write.
+        """
+        anew = self.begins_anew(identity, force, invocation)
+        mine = Owned.claim(self.root, STAGE)
+        if anew:
+            mine.clear(first=[self.model.name])
+        mine.remove_abandoned()
+        self.check(identity)
+        if self.model.exists() and (foreign := mine.foreign(self.model.name)):
+            raise UserError(f"{self.root / foreign[0]} is in the way of the finished model: move it away")
+        if force:
+            write_json(self.root / FORCED, {"invocation": invocation, "open": True})
+        else:
+            mine.remove(FORCED)
+        write_json(self.root / IDENTITY, dict(identity))
+
+    def begins_anew(self, identity: Mapping[str, Any] | None, force: bool, invocation: str) -> bool:
+        """Whether `force` asks for what is here to be removed: once for an invocation, however often its job is started.
+
+        What `force` began goes on until it has ended well, and is not begun again by the same invocation.
+
+        Args:
+            identity: as for `check`; None where it is not known.
+        """
+        forced = self._forced()
+        if not force or forced is None or forced["invocation"] == invocation:
+            return force and forced is None
+        return not forced["open"] or (identity is not None and bool(self._differing(identity)))
+
+    def force_ended_well(self, invocation: str) -> None:
+        """Note that the command which began this stage with `force`, or went on with it, has ended well."""
+        if self._forced() is not None:
+            write_json(self.root / FORCED, {"invocation": invocation, "open": False})
+
+    def _forced(self) -> dict[str, Any] | None:
+        """The invocation that began this stage with `force`; None where it was not begun so."""
+        try:
+            forced: dict[str, Any] = json.loads((self.root / FORCED).read_text(encoding="utf-8"))
+            return {"invocation": forced["invocation"], "open": forced["open"]}
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return {"invocation": "", "open": True}  # damaged: nothing is removed because of it
+
+    def _differing(self, identity: Mapping[str, Any]) -> list[str]:
+        """What differs from the run that is here, in words."""
+        path = self.root / IDENTITY
+        if not path.exists():
+            return []
+        wanted, held = json.loads(json.dumps(dict(identity))), json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in wanted | held if wanted.get(name) != held.get(name)]
+        return [f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in names]
 
 
 def sample_folder(samples: Path, step: int) -> Path:
@@ -111,12 +178,3 @@ def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
         UserError: its name leads out of `paths.runs`.
     """
     return StageFolder(below(below(Path(config.paths.runs), config.run_name, "run_name"), stage, "stage.name"))
-
-
-def starts_over(config: TrainConfig) -> bool:
-    """Whether what the stage's folder holds is to be removed: `force`, at the first start of a job.
-
-    A job that its scheduler or torchrun starts again repeats the same command, and has to go on.
-    """
-    restarts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    return config.force and not any(int(count or 0) for count in restarts)

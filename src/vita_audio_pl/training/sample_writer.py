@@ -1,8 +1,6 @@
 """Answers of a model in training, decoded, heard and scored, as files: `samples/step-<n>/samples.jsonl` and `audio/`."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from vita_audio_pl.inference import Runtime, SpanConstraint, generate
 from vita_audio_pl.inference.loading import VANILLA
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.storage.owned import begin_whole, finish_whole
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.training.run_folder import sample_folder
 from vita_audio_pl.training.sample_prompts import SamplePrompt
@@ -52,10 +51,13 @@ class AnsweredSamples:
     figures: dict[str, float]
 
     def publish(self) -> Path:
-        """Give the folder its name; what an earlier run of the same step left there is replaced."""
+        """Give the folder its name; what an earlier run of the same step left there is replaced.
+
+        Raises:
+            UserError: there is something else; these samples are left under their name aside.
+        """
         place = sample_folder(self.folder.parent, self.step)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(self.folder, place)
+        finish_whole(self.folder, place, replace=True)
         return place
 
 
@@ -99,9 +101,7 @@ class SampleWriter:
         Raises:
             OSError: the files cannot be written.
         """
-        aside = self.folder / f".step-{step:06d}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        aside = begin_whole(sample_folder(self.folder, step), "samples")
         answers = self._generate(model)
         heard, judged = self._listen(answers, aside, str(device))
         rows = [

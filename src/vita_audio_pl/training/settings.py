@@ -373,7 +373,9 @@ class TrainConfig(CommandConfig):
     )
     with_parents: bool = setting(False, "train missing parent stages first", common=True)
     force: bool = setting(
-        False, "train a finished stage again; a job that is started again goes on all the same", common=True
+        False,
+        "begin stages anew, once: until this command has ended well, giving it again goes on; docs/cluster.md",
+        common=True,
     )
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     variant: VariantConfig = field(default_factory=VariantConfig)

@@ -23,6 +23,7 @@ from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
 from vita_audio_pl.processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
+from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
 from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
@@ -37,6 +38,7 @@ from vita_audio_pl.training.identity import (
     pretrained_identity,
     record_changes,
 )
+from vita_audio_pl.training.invocation import again, invoked
 from vita_audio_pl.training.launch import rank_of_launch
 from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
 from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
@@ -49,7 +51,6 @@ from vita_audio_pl.training.proof import TrainingProof
 from vita_audio_pl.training.run_folder import (
     StageFolder,
     stage_folder,
-    starts_over,
 )
 from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.samples import Samples
@@ -166,20 +167,24 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
                 "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
             },
         )
-    if not starts_over(config) and folder.finished:
-        if rank_zero_only.rank == 0:
-            folder.claim(run_identity(config, data, parent))
-        _say(
-            f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} (force=true trains it again)"
-        )
-        return folder.model
-    if rank_zero_only.rank > 0:
-        return _train(config, data, folder, parent_folder, parent)
-    with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
-        if starts_over(config):
-            folder.clear()
-        folder.claim(run_identity(config, data, parent))
-        return _train(config, data, folder, parent_folder, parent)
+    identity = run_identity(config, data, parent)
+    with invoked(config.force) as invocation:
+        if config.force and rank_zero_only.rank == 0:
+            invocation.forced.append(folder)
+        # in this order: rank 0, which may be ahead, makes the stage unfinished before it notes that it begins anew
+        if not folder.begins_anew(identity, config.force, invocation.id) and folder.finished:
+            if rank_zero_only.rank == 0:
+                folder.check(identity)
+            _say(
+                f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} "
+                f"({again(config.force, invocation.id)})"
+            )
+            return folder.model
+        if rank_zero_only.rank > 0:
+            return _train(config, data, folder, parent_folder, parent)
+        with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
+            folder.open(identity, config.force, invocation.id)
+            return _train(config, data, folder, parent_folder, parent)
 
 
 def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | None) -> tuple[SpeechLMModule, Frozen]:
@@ -343,39 +348,35 @@ def hand_over(
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-    aside = folder.root / "model.tmp"
-    if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
-    save_released(model, aside, decode_pattern=config.decode_pattern, first_code=data.vocabulary.first_code)
-    shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
-    shutil.copytree(data.codec_folder, aside / "codec")
-    if data.front_end is not None:
-        write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
-    written = sum_of_folder(aside)
-    manifest = StageManifest(
-        stage=config.stage.name,
-        variant=config.variant.name,
-        run_name=config.run_name,
-        parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
-        parent_stage=None if parent is None else parent.stage,
-        parent_weights=None if parent is None else parent.weights,
-        weights=weights_hash(written),
-        vocabulary=data.vocabulary.fingerprint,
-        tokenizer=data.tokenizer,
-        codec=data.codec,
-        codec_fingerprint=data.codec_fingerprint,
-        text_audio_interval_ratio=list(config.text_audio_interval_ratio),
-        decode_pattern=list(config.decode_pattern),
-        n_heads=model.n_heads,
-        steps=config.stage.steps,
-        frozen=proof.frozen,
-        trained=proof.trained,
-        speech_input=config.variant.speech_input,
-        config=plain(config),
-    )
-    write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})
-    os.replace(aside, folder.model)
+    with whole_folder(folder.model, "trained model", replace=True) as aside:
+        save_released(model, aside, decode_pattern=config.decode_pattern, first_code=data.vocabulary.first_code)
+        shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
+        shutil.copytree(data.codec_folder, aside / "codec")
+        if data.front_end is not None:
+            write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
+        written = sum_of_folder(aside)
+        manifest = StageManifest(
+            stage=config.stage.name,
+            variant=config.variant.name,
+            run_name=config.run_name,
+            parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
+            parent_stage=None if parent is None else parent.stage,
+            parent_weights=None if parent is None else parent.weights,
+            weights=weights_hash(written),
+            vocabulary=data.vocabulary.fingerprint,
+            tokenizer=data.tokenizer,
+            codec=data.codec,
+            codec_fingerprint=data.codec_fingerprint,
+            text_audio_interval_ratio=list(config.text_audio_interval_ratio),
+            decode_pattern=list(config.decode_pattern),
+            n_heads=model.n_heads,
+            steps=config.stage.steps,
+            frozen=proof.frozen,
+            trained=proof.trained,
+            speech_input=config.variant.speech_input,
+            config=plain(config),
+        )
+        write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})
 
 
 @rank_zero_only
