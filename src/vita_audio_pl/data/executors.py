@@ -2,16 +2,21 @@
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from vita_audio_pl.data.options import ExecutorOptions
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import Progress, TokenizeJob
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.processes import worker_processes
 
 Report: TypeAlias = Callable[[Part, Progress, bool], None]
@@ -48,7 +53,7 @@ def _take_number(numbers: Any) -> None:
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Processes of this machine; with one worker, this process. A part that fails stops all.
+    """Processes of this machine; with one worker, this process. A part that fails does not stop the others.
 
     Attributes:
         workers: processes.
@@ -67,17 +72,65 @@ class LocalExecutor:
         return "prepare" if self.shares == 1 else f"prepare.{self.share}-of-{self.shares}"
 
     def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
+        failed: list[str] = []
         if self.workers == 1:
             for part in parts:
-                report(part, run_part(job, part, partial(_unfinished, report, part)), True)
-            return
+                with _failures(part, failed):
+                    report(part, run_part(job, part, partial(_unfinished, report, part)), True)
+        else:
+            waiting = deque(parts)
+            while waiting:
+                # a part that made its process die is among those at work then: each of them is tried by itself
+                for part in self._in_processes(job, waiting, self.workers, report, failed):
+                    if self._in_processes(job, deque([part]), 1, report, failed):
+                        failed.append(f"{part.name}: its process died (out of memory, or a file made a decoder crash)")
+        _tell_failed(job, parts, failed)
+
+    def _in_processes(
+        self, job: TokenizeJob, waiting: deque[Part], workers: int, report: Report, failed: list[str]
+    ) -> list[Part]:
+        """Runs parts until none is waiting; returns those that were at work when a process died, which ends it early."""
         numbers = multiprocessing.get_context("spawn").SimpleQueue()
-        for number in range(self.workers):
+        for number in range(workers):
             numbers.put(number)
-        with worker_processes(self.workers, "spawn", _take_number, numbers) as pool:  # torch's threads survive no fork
-            futures = {pool.submit(run_part, job, part): part for part in parts}
-            for future in as_completed(futures):
-                report(futures[future], future.result(), True)
+        running: dict[Future[Progress], Part] = {}
+        try:
+            with worker_processes(workers, "spawn", _take_number, numbers) as pool:  # torch's threads survive no fork
+                while waiting or running:
+                    while waiting and len(running) < workers:
+                        running[pool.submit(run_part, job, waiting[0])] = waiting[0]
+                        waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        with _failures(running[future], failed):
+                            report(running[future], future.result(), True)
+                        del running[future]
+        except BrokenProcessPool:
+            return list(running.values())
+        return []
+
+
+@contextmanager
+def _failures(part: Part, failed: list[str]) -> Iterator[None]:
+    """Notes an error that is the part's own; one that all parts would meet (a full disk, no codec) goes on."""
+    try:
+        yield
+    except (UserError, BrokenProcessPool):
+        raise
+    except Exception as error:
+        if is_machine_fault(error):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        failed.append(
+            f"{part.name}: {type(error).__name__}: {error!s:.300} ({Path(frame.filename).name}:{frame.lineno})"
+        )
+
+
+def _tell_failed(job: TokenizeJob, parts: Sequence[Part], failed: Sequence[str]) -> None:
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(parts)} parts of '{job.source}' failed, the first: {failed[0]}; the others are done, and "
+            "the same command tries these again"
+        )
 
 
 @dataclass(frozen=True)
@@ -117,15 +170,19 @@ class RayExecutor:
             remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)
             waiting: list[Part] = list(reversed(parts))
             running: dict[Any, Part] = {}
+            failed: list[str] = []
             while waiting or running:
                 while waiting and len(running) < self.workers:
                     part = waiting.pop()
                     running[remote.remote(shared, part)] = part
                 for future in ray.wait(list(running))[0]:
-                    report(running.pop(future), _result(ray, future), True)
+                    part = running.pop(future)
+                    with _failures(part, failed):
+                        report(part, _result(ray, future), True)
         finally:
             if started:
                 ray.shutdown()
+        _tell_failed(job, parts, failed)
 
 
 def _result(ray: Any, future: Any) -> Progress:

@@ -49,10 +49,14 @@ class LeftOutCounts:
         """Samples that were left out, and those that could not even be counted."""
         return self.reasons.total() + self.unread
 
+    @property
+    def share(self) -> float:
+        """Share of the samples that was left out."""
+        return self.left_out / max(self.used + self.left_out, 1)
+
     def too_many(self, max_skipped: float) -> bool:
         """Whether more than this share was left out, and more than a few, or all of it."""
-        total = self.used + self.left_out
-        return not self.used or (self.left_out > FEW and self.left_out > max_skipped * total)
+        return not self.used or (self.left_out > FEW and self.share > max_skipped)
 
     def sentence(self, source: str, max_skipped: float, named_in: Path) -> str:
         """Why the source cannot be finished, with a table by reason."""
@@ -68,12 +72,11 @@ class LeftOutCounts:
         if not self.used:
             head, more = f"no sample of '{source}' could be used", ""
         else:
-            share = self.left_out / total
             head = (
-                f"{self.left_out:,} of {total:,} samples of '{source}' ({share:.1%}) could not be used, more than "
+                f"{self.left_out:,} of {total:,} samples of '{source}' ({self.share:.1%}) could not be used, more than "
                 f"max_skipped={max_skipped:g} allows"
             )
-            more = f"; or take what is left with max_skipped={min(math.ceil(share * 100 + 1) / 100, 1):g}"
+            more = f"; or take what is left with max_skipped={min(math.ceil(self.share * 100 + 1) / 100, 1):g}"
         return "\n".join(
             [
                 f"{head}:",

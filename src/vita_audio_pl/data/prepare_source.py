@@ -7,7 +7,7 @@ from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
 from vita_audio_pl.data.finish import finish_source, leftovers
 from vita_audio_pl.data.index import Index
 from vita_audio_pl.data.left_out import LeftOutCounts
-from vita_audio_pl.data.prepared import INDEX, SOURCE, Manifest, verify_source
+from vita_audio_pl.data.prepared import INDEX, SKIPPED, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
@@ -36,8 +36,8 @@ def prepare_source(
 ) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
-    A part whose shard was deleted or cut is made anew, and, until the source is finished, one that lost too many samples:
-    what its recordings lacked may be there by now.
+    A part whose shard was deleted or cut is made anew. So are, after a command that found too much left out, the parts
+    that lost too much: what they lacked may be there by now.
 
     Args:
         job: the source, the codec, and where the shards go.
@@ -76,8 +76,7 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
         mine = executor.mine(parts)
-        if anew := [part for part in mine if _lost_too_much(job, part)]:
-            Owned.open(job.out, SOURCE).remove(*(job.done_file(part).name for part in anew))
+        _take_up_again(job, mine)
         missing = [part for part in mine if not job.finished(part)]
         if missing:
             with watch(job.source, len(missing)) as report:
@@ -89,9 +88,15 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
         return known or finish_source(job, parts)
 
 
-def _lost_too_much(job: TokenizeJob, part: Part) -> bool:
-    """Whether a part is done, and more of it was left out than may be of the whole source."""
-    return job.finished(part) and LeftOutCounts.of([read_sealed(job.done_file(part))]).too_many(job.max_skipped)
+def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:
+    """After a command that found too much left out, parts that lost too much are to be made anew.
+
+    That command has written `skipped.jsonl` and no manifest. A command that was killed has not, and loses nothing here.
+    """
+    if (job.out / SKIPPED).is_file():
+        done = ((part, read_sealed(job.done_file(part))) for part in parts if job.finished(part))
+        lost = [part for part, report in done if LeftOutCounts.of([report]).share > job.max_skipped]
+        Owned.open(job.out, SOURCE).remove(*(job.done_file(part).name for part in lost), SKIPPED)
 
 
 def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
