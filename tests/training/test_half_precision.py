@@ -10,7 +10,9 @@ from toy import VOCABULARY, toy_config
 from toy_process import train_in_a_process
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights, HalfWeights
+from vita_audio_pl.training.manifest import StageManifest
 from vita_audio_pl.training.run_folder import StageFolder
 from vita_audio_pl.training.starting_model import starting_model
 
@@ -29,6 +31,17 @@ def test_weighted_labels_train_in_bfloat16(trained, precision):
     assert losses(trained("align", *COMMON, "run_name=half", f"trainer.precision={precision}")) == pytest.approx(
         exact, rel=0.02
     )
+
+
+def test_norms_that_bfloat16_cannot_move_are_named_and_the_stage_is_handed_over(trained, capsys):
+    # half the distance from 1.0 to the number below it is 2^-9: an update of 1e-3 is rounded away
+    stage = ("trainer.precision=bf16-true", "stage.learning_rate=1e-3", "stage.weight_decay=0")
+    folder = trained("align", *stage)
+    assert "layernorm.weight" in (told := capsys.readouterr().out) and "did train, and ended as it started" in told
+    manifest = StageManifest.read(folder.model)
+    assert 0 < manifest.trained < len(load_file(folder.model / "model.safetensors")) and manifest.frozen == 0
+    with pytest.raises(UserError, match="ended without changing any weight; raise stage.learning_rate or choose"):
+        trained("align", "run_name=still", *stage, "stage.learning_rate=1e-60")
 
 
 @pytest.mark.parametrize(
@@ -61,8 +74,7 @@ def test_zero2_trains_weighted_labels_in_bfloat16_and_leaves_out_a_step_that_is_
     last = folder.checkpoints / "step-00000003.ckpt"
     guard = json.loads((last / "state.json").read_text())["guard"]
     assert (guard["skipped"], guard["rollbacks"]) == (1, 0)  # weights and moments were not put back
-    before, after, later = (
-        load_file(folder.checkpoints / f"step-{step:08d}.ckpt" / "part-00000.safetensors") for step in (1, 2, 3)
-    )
+    names = ("step-00000001.ckpt", "step-00000002.doubt", "step-00000003.ckpt")
+    before, after, later = (load_file(folder.checkpoints / name / "part-00000.safetensors") for name in names)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not all(torch.equal(after[name], later[name]) for name in after)

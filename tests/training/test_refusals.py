@@ -6,7 +6,9 @@ import pytest
 import toy
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.training.engines import build_engine
+from vita_audio_pl.training.manifest import model_damage
 from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.trainer import check_devices, micro_batches
 
@@ -68,3 +70,46 @@ def test_a_checkpoint_of_another_model(trained):
         state.write_text(state.read_text().replace('"format": 1', '"format": 9'))
     with pytest.raises(UserError, match="has format 9; this version reads 1"):
         trained("align", "callbacks.save_every=3")
+
+
+def test_a_finished_stage_whose_weights_are_not_there_is_handed_over_again(trained, capsys):
+    folder = trained("align")
+    weights = folder.model / "model.safetensors"
+    whole = weights.read_bytes()
+    for damage in (weights.unlink, lambda: weights.write_bytes(whole[:-100])):
+        damage()
+        assert not folder.finished
+        with pytest.raises(UserError, match=r"has no finished one \(.*model.safetensors (is missing|has \d+ bytes)"):
+            trained("mtp1")
+        assert trained("align").finished and weights.read_bytes() == whole
+        assert "stage 'align' is not finished, and goes on: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", [b"", b'{"seed": 1', bytes(60), b"[]x", b"[1]"])
+def test_an_identity_that_cannot_be_read_is_told(trained, tmp_path, data):
+    path = tmp_path / "runs" / "toy" / "align" / "identity.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"identity.json cannot be read .*delete it to go on.*force=true"):
+        trained("align")
+    assert path.read_bytes() == data
+
+
+def test_metrics_that_a_crash_damaged_are_read_as_far_as_they_are_whole(trained, capsys):
+    folder = trained("align")
+    (folder.model / "manifest.json").unlink()
+    metrics = folder.root / "metrics.csv"
+    metrics.write_bytes(metrics.read_bytes() + bytes(300))
+    kept = metrics.read_bytes()
+    trained("align")
+    assert "1 lines of " in capsys.readouterr().out and (folder.root / "metrics.csv.damaged").read_bytes() == kept
+    assert folder.last_metric("step") is None and folder.last_metric("train/loss") is not None
+
+
+def test_an_older_model_folder_without_checksums_is_finished_where_its_weights_are(trained):
+    folder = trained("align").model
+    (folder / CHECKSUMS).unlink()
+    assert model_damage(folder) is None
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "are missing, cut or cannot be read" in model_damage(folder)

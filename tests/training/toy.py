@@ -134,7 +134,11 @@ def toy_prompts(hears: bool = False) -> tuple[SamplePrompt, ...]:
 
 
 def toy_data(
-    folder: Path, datamodule: ToyData | None = None, codec: str = "codec-a", prompts: bool = False
+    folder: Path,
+    datamodule: ToyData | None = None,
+    codec: str = "codec-a",
+    prompts: bool = False,
+    held_out: tuple[str, ...] = ("toy",),
 ) -> StageData:
     for name in ("tokenizer", "codec"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -154,7 +158,7 @@ def toy_data(
         codes_per_second=12.5,
         source_names=("toy",),
         plan="toy",
-        validates=True,
+        held_out=held_out,
         front_end=SenseVoiceFrontEnd() if datamodule.hears else None,
         prompts=toy_prompts(datamodule.hears) if prompts else (),
     )

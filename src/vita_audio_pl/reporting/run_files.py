@@ -1,6 +1,5 @@
 """Reads what a run left on disk: curves, manifests, evaluation results. Nothing here is computed anew."""
 
-import csv
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.result_files import Result, read_json, read_result
 from vita_audio_pl.reporting.shown import choose_controls, choose_results
+from vita_audio_pl.storage.metrics import read_metrics
 
 MODE_ORDER = ("vanilla", "own", "balance", "boost", "turbo")
 
@@ -113,12 +113,9 @@ class RunFiles:
 
 def _read_stage(path: Path) -> Stage:
     curves: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            step = int(row.pop("step"))
-            for name, value in row.items():
-                if value:
-                    curves.setdefault(name, []).append((step, float(value)))
+    for step, row in read_metrics(path)[0].items():
+        for name, value in row.items():
+            curves.setdefault(name, []).append((step, float(value)))
     return Stage(
         path.parent.name,
         {name: Curve(*zip(*points, strict=True)) for name, points in curves.items()},

@@ -84,6 +84,15 @@ def write_output(path: str | Path, data: bytes, setting: str = "output") -> None
     write_whole(output_file(path, setting), data, flush=False)
 
 
+def keep_damaged(path: Path) -> Path:
+    """Renames a file or folder that cannot be used to `<name>.damaged`, or `.damaged-2`, ...; its new place."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.damaged{'' if number == 1 else f'-{number}'}")).exists():
+        number += 1
+    os.replace(path, kept)
+    return kept
+
+
 @contextmanager
 def full_disk_is_told(folder: Path, what: str) -> Iterator[None]:
     """Turns a full disk into a sentence; whoever writes leaves nothing half-written.

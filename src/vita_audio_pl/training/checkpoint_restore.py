@@ -10,10 +10,40 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.checkpoints import WEIGHT, read_state
+from vita_audio_pl.training.checkpoints import WEIGHT, checkpoints, damage, read_state, set_apart
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.loop_progress import set_progress
 from vita_audio_pl.training.rng import restore_rng_state
+
+
+def newest_usable(trainer: L.Trainer, folder: Path, *kinds: str) -> Path | None:
+    """The newest checkpoint of these kinds that can be read; None where there is none. Collective.
+
+    Rank 0 looks for all: ranks never choose each for itself. Newer ones that are damaged are set apart, and it is said.
+
+    Raises:
+        UserError: the newest has the format of another version, or cannot be set apart.
+    """
+    found: Path | UserError | None = trainer.strategy.broadcast(
+        _look(folder, kinds) if trainer.is_global_zero else None
+    )
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _look(folder: Path, kinds: tuple[str, ...]) -> Path | UserError | None:
+    try:
+        for checkpoint in reversed(checkpoints(folder, *kinds)):
+            why = damage(checkpoint)
+            if why is None:
+                return checkpoint
+            print(f"{checkpoint.name} is damaged: {why}; it is kept as {set_apart(checkpoint, why)}", flush=True)
+    except UserError as error:
+        return error
+    except OSError as error:
+        return UserError(f"the checkpoints in {folder} cannot be looked through: {error}")
+    return None
 
 
 def restore(checkpoint: Path, trainer: L.Trainer, model: torch.nn.Module, engine: Engine) -> dict[str, Any]:

@@ -15,15 +15,21 @@ import lightning as L
 import torch
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.checkpoint_restore import newest_usable
 from vita_audio_pl.training.checkpoints import (
     ASIDE,
+    BAD,
+    DOUBT,
+    GOOD,
     LAUNCH,
     STATE,
     checkpoint_name,
+    checkpoints,
     complete_checkpoints,
     copy_open_file,
-    latest_for_all,
+    damage,
     read_state,
+    remove,
     step_of,
 )
 
@@ -72,7 +78,7 @@ class LocalCheckpoints:
 
     def bring_home(self, trainer: L.Trainer) -> None:
         """Copy the newest checkpoint that all nodes together hold to the shared folder, where it is newer. Collective."""
-        newest = latest_for_all(trainer, self.shared)
+        newest = newest_usable(trainer, self.shared, GOOD, DOUBT)
         after = -1 if newest is None else step_of(newest)
         held = self._held(after) if trainer.local_rank == 0 else {}
         of_ranks: list[dict[tuple[int, str], tuple[int, list[int]]]] = [held]
@@ -84,9 +90,11 @@ class LocalCheckpoints:
             self._copy_home(trainer, max(whole), of_ranks)
             after = max(whole)[0]
         if trainer.local_rank == 0:
-            for path in complete_checkpoints(self.folder):
-                if step_of(path) > after:  # parts of it are lost, and the run will write this step again
-                    shutil.rmtree(path)
+            for path in checkpoints(self.folder, GOOD, DOUBT, BAD):
+                if (
+                    step_of(path) > after or path.suffix != GOOD
+                ):  # parts are lost, and the run will write this step again
+                    remove(path)
         trainer.strategy.barrier("local checkpoints are brought home")
 
     def prune(self) -> None:
@@ -94,7 +102,9 @@ class LocalCheckpoints:
         home = complete_checkpoints(self.shared)
         for old in complete_checkpoints(self.folder)[: -self.keep]:
             if home and step_of(old) <= step_of(home[-1]):
-                shutil.rmtree(old)
+                remove(old)
+        for old in checkpoints(self.folder, DOUBT, BAD)[:-1]:
+            remove(old)
 
     def drop(self) -> None:
         """Remove all, when the stage is over; one rank of a node calls it."""
@@ -113,8 +123,11 @@ class LocalCheckpoints:
         found = {}
         for path in complete_checkpoints(self.folder):
             if step_of(path) > after:
-                state: dict[str, Any] = read_state(path)
                 parts = [int(part.stem.rpartition("-")[2]) for part in path.glob("part-*.safetensors")]
+                if why := damage(path, parts):
+                    print(f"{path} is left out: {why}", flush=True)
+                    continue
+                state: dict[str, Any] = read_state(path)
                 found[step_of(path), str(state.get(LAUNCH))] = int(state["ranks"]), parts
         return found
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.weight_files import is_weights, verify_model_files
-from vita_audio_pl.storage.checksums import FileSum, sum_of_bytes
+from vita_audio_pl.models.weight_files import INDEX, SINGLE, is_weights, verify_model_files
+from vita_audio_pl.storage.checksums import FileSum, read_checksums, size_damage, sum_of_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -35,7 +37,7 @@ class StageManifest:
         decode_pattern: who writes which token when decoding.
         n_heads: MCTP heads.
         steps: optimiser steps of the stage.
-        frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that changed.
+        frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that trained and changed.
         speech_input: how the user's speech enters: `codes`, or `encoder` in the Plus variants.
         config: all settings of the run.
     """
@@ -86,8 +88,34 @@ class StageManifest:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a stage was finished there."""
-    return (folder / MANIFEST).is_file()
+    """Whether a stage was finished there, and what it made is still there."""
+    return (folder / MANIFEST).is_file() and model_damage(folder) is None
+
+
+def model_damage(folder: Path) -> str | None:
+    """What is missing in a model folder, as far as names and sizes tell; None where it is whole.
+
+    What was written is what `checksums.json` lists, or in older folders the index of the weights. No weights are read: who
+    reads them compares their checksums, and other files may have been edited.
+    """
+    try:
+        StageManifest.read(folder)
+        sums = read_checksums(folder) or {}
+        for name, written in sums.items():
+            damage = size_damage(folder / name, written.bytes)
+            if damage is not None and (is_weights(name) or not damage.path.exists()):
+                return str(damage)
+        if not sums:
+            index = folder / INDEX
+            listed = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else [SINGLE]
+            for name in sorted(set(listed)):
+                with safe_open(folder / name, "np"):  # compares the file's size with what its header lists
+                    pass
+    except UserError as error:
+        return str(error)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"the weights in {folder} are missing, cut or cannot be read ({error})"
+    return None
 
 
 def weights_hash(written: Mapping[str, FileSum]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vita_audio_pl.storage.files import keep_damaged
+from vita_audio_pl.storage.metrics import STEP, read_metrics
 from vita_audio_pl.training.run_folder import METRICS
-
-STEP = "step"
 
 
 class MetricsCsv(Logger):
@@ -24,7 +24,13 @@ class MetricsCsv(Logger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / METRICS
-        self._rows: dict[int, dict[str, str]] = _read(self.path)
+        self._rows, damaged = read_metrics(self.path)
+        if damaged and rank_zero_only.rank == 0:
+            kept = keep_damaged(self.path)
+            print(
+                f"{damaged} lines of {self.path} are cut or damaged and left out; all of it is kept as {kept}",
+                flush=True,
+            )
 
     @property
     def name(self) -> str:
@@ -65,10 +71,3 @@ def _column_order(name: str) -> tuple[int, str, int]:
     stem, _, number = name.rpartition("_")
     numbered = (stem, int(number)) if number.isdigit() else (name, -1)
     return ({"train": 0, "val": 1}.get(name.split("/")[0], 2), *numbered)
-
-
-def _read(path: Path) -> dict[int, dict[str, str]]:
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {int(row.pop(STEP)): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}

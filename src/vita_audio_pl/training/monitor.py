@@ -35,6 +35,7 @@ class Monitor(Callback):
         self.log_every, self.flops, self.settings, self.guard, self.writer = log_every, flops, settings, guard, writer
         self._stalled = 0.0
         self.latest: dict[str, float] = {}
+        self.validation: dict[str, float] = {}  # figures of the last one
         self.step = 0
         self._peak: float | None = None
 
@@ -72,6 +73,7 @@ class Monitor(Callback):
         figures = module.val_tally.read("val", shared, module.device)
         for name, tally in module.val_tallies.items():  # every rank in the same order: reading is collective
             figures |= tally.read(f"val/{name}", shared, module.device)
+        self.validation = figures
         self._log(trainer, figures, trainer.global_step)
         module.train_tally.restart()  # the time of validation is not the time of training
         self._waited(trainer)

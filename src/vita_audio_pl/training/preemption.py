@@ -23,8 +23,8 @@ class Preemption(Callback):
     """Leaves at the next step boundary after SIGTERM, SIGUSR1 or Ctrl-C on any rank: saves, stops; requeues a SLURM job.
 
     The handler only says so and sets a flag; ranks agree on it between two steps, where no collective is under way. The
-    same word carries a checkpoint that could not be written on one rank, so that all stop together. After Ctrl-C nothing
-    is requeued, and one more ends the process at once.
+    same word carries a checkpoint that could not be written on one rank, so that all stop together, and one that is
+    not finite, so that all go back together. After Ctrl-C nothing is requeued, and one more ends the process at once.
 
     Attributes:
         left_at: the step that was saved; None while nothing has come.
@@ -51,15 +51,19 @@ class Preemption(Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        word = torch.tensor([self._signal, int(self.checkpointing.writer.failed)], device=trainer.strategy.root_device)
+        writer, guard = self.checkpointing.writer, self.checkpointing.guard
+        here = [self._signal, int(writer.failed), int(writer.spoilt is not None)]
+        word = torch.tensor(here, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MAX)
-        signalled, failed = word.tolist()
+        signalled, failed, spoilt = word.tolist()
         if failed:
-            self.checkpointing.writer.finish(failed_elsewhere=True)
+            writer.finish(failed_elsewhere=True)
+        if spoilt and trainer.global_step < trainer.max_steps:  # no step is left after the last: it is not handed over
+            guard.go_back(trainer, module, trainer.strategy.broadcast(writer.spoilt))
         if signalled and trainer.global_step < trainer.max_steps:
             self.checkpointing.save(trainer, module)
-            self.checkpointing.writer.finish()
+            writer.finish()
             self.left_at = trainer.global_step
             trainer.should_stop = True
             by_hand = signalled == signal.SIGINT

@@ -73,7 +73,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         codes_per_second=codec.codes_per_second,
         source_names=datamodule.source_names,
         plan=datamodule.fingerprint,
-        validates=bool(datamodule.validation_sources),
+        held_out=tuple(datamodule.source_names[number] for number in datamodule.validation_sources),
         manifests={source.name: source.folder / MANIFEST for source in datamodule.sources},
         front_end=front_end,
         prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, room),

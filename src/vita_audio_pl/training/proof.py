@@ -14,6 +14,7 @@ from vita_audio_pl.training.module import SpeechLMModule
 
 PATIENCE = 20
 """Optimiser steps within which every trained tensor must have had a gradient."""
+_ROUNDED_AWAY = " or choose trainer.precision=bf16-mixed, whose weights are float32"
 
 
 class TrainingProof(Callback):
@@ -22,8 +23,8 @@ class TrainingProof(Callback):
     Whole tensors are hashed, so the result is the same under every engine and on every rank.
 
     Raises:
-        UserError: a trained tensor has had no gradient in the first steps; at the end, a frozen tensor has changed, or a
-            trained one has not.
+        UserError: a trained tensor has had no gradient in the first steps; at the end, a frozen tensor has changed, or no
+            trained one has.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -56,7 +57,7 @@ class TrainingProof(Callback):
             )
 
     def conclude(self, module: SpeechLMModule) -> None:
-        """Compare all parameters with the start and count them."""
+        """Compare all parameters with the start and count them; what trains and did not change is named."""
         after = self._fingerprints(module)
         trains = {name: p.requires_grad for name, p in _parameters(module)}
         changed = {name for name, value in after.items() if value != self._before[name]}
@@ -66,12 +67,19 @@ class TrainingProof(Callback):
             raise UserError(
                 f"stage '{module.stage.name}' changed frozen weights: {bunch(moved)}; nothing is handed over"
             )
-        if still:
+        if not changed:
             raise UserError(
-                f"stage '{module.stage.name}' ended without changing {bunch(still)}, which should train; raise "
-                "stage.learning_rate or freeze them; nothing is handed over"
+                f"stage '{module.stage.name}' ended without changing any weight; raise stage.learning_rate{_ROUNDED_AWAY}, "
+                "and start over with force=true; nothing is handed over"
             )
-        self.frozen, self.trained = len(trains) - len(changed), len(changed)
+        if still and module.trainer.is_global_zero:
+            print(
+                f"stage '{module.stage.name}': {bunch(still)} did train, and ended as it started: its updates were smaller "
+                f"than its precision; if it should change, raise stage.learning_rate{_ROUNDED_AWAY}",
+                flush=True,
+            )
+        self.trained = len(changed)
+        self.frozen = len(trains) - sum(trains.values())
 
     def state(self) -> dict[str, str]:
         """Hashes of what trains at the stage's start, for a checkpoint."""

@@ -32,6 +32,24 @@ def restore_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([torch.tensor(each, dtype=torch.uint8) for each in state["cuda"]])
 
 
+def check_rng_state(state: dict[str, Any]) -> None:
+    """Refuse what `restore_rng_state` could not restore; the generators stay as they are.
+
+    Raises:
+        ValueError: it is no `rng_state()`.
+    """
+    try:
+        version, internal, gauss = state["python"]
+        random.Random().setstate((version, tuple(internal), gauss))
+        kind, keys, *rest = state["numpy"]
+        np.random.RandomState().set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
+        torch.Generator().set_state(torch.tensor(state["torch"], dtype=torch.uint8))
+        if not isinstance(state["cuda"], list):
+            raise TypeError("the GPUs' states are no list")
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """What runs inside may draw as it likes: training's own numbers are the same as without it."""

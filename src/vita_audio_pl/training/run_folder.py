@@ -1,6 +1,5 @@
 """Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold, this_job
+from vita_audio_pl.storage.metrics import read_metrics
 from vita_audio_pl.storage.owned import Kind, Owned, below
 from vita_audio_pl.training.identity import CHANGES
 from vita_audio_pl.training.manifest import is_model_folder
@@ -25,6 +25,7 @@ STAGE = Kind(
         FORCED,
         METRICS,
         f"{METRICS}.tmp",
+        f"{METRICS}.damaged*",
         "config.yaml",
         CHANGES,
         "cost.json",
@@ -70,11 +71,8 @@ class StageFolder:
 
     def last_metric(self, name: str) -> float | None:
         """Last value of a column of `metrics.csv`; None where there is none."""
-        path = self.root / METRICS
-        if not path.exists():
-            return None
-        with path.open(newline="") as file:
-            values = [row[name] for row in csv.DictReader(file) if row.get(name)]
+        rows, _ = read_metrics(self.root / METRICS)
+        values = [row[name] for _, row in sorted(rows.items()) if name in row]
         return float(values[-1]) if values else None
 
     @contextmanager
@@ -161,7 +159,13 @@ class StageFolder:
         path = self.root / IDENTITY
         if not path.exists():
             return []
-        wanted, held = json.loads(json.dumps(dict(identity))), json.loads(path.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(dict(identity)))
+        try:
+            held = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            return [
+                f"{path} cannot be read ({error}; where config.yaml beside it has these settings, delete it to go on)"
+            ]
         names = [name for name in wanted | held if wanted.get(name) != held.get(name)]
         return [f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in names]
 

@@ -26,7 +26,7 @@ from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
-from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
+from vita_audio_pl.training.checkpoints import DOUBT, GOOD, checkpoints, step_of
 from vita_audio_pl.training.engines import Engine, build_engine
 from vita_audio_pl.training.freezing import Frozen, freeze
 from vita_audio_pl.training.guard import StepGuard
@@ -40,10 +40,10 @@ from vita_audio_pl.training.identity import (
 )
 from vita_audio_pl.training.invocation import again, invoked
 from vita_audio_pl.training.launch import rank_of_launch
-from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume
+from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume, check_best_by
 from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
 from vita_audio_pl.training.loggers import build_loggers
-from vita_audio_pl.training.manifest import MANIFEST, StageManifest, check_parent, weights_hash
+from vita_audio_pl.training.manifest import MANIFEST, StageManifest, check_parent, model_damage, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.preemption import Preemption
@@ -76,7 +76,7 @@ class StageData:
         codes_per_second: of the codec.
         source_names: sources by number.
         plan: fingerprint of what decides which rows come in which order.
-        validates: whether there is held-out data.
+        held_out: names of the sources with held-out data.
         front_end: of the audio encoder, in the Plus variants; it goes into the model folder.
         manifests: of the sources, by name; told to wandb.
         prompts: held-out ones that the model answers while it trains.
@@ -92,7 +92,7 @@ class StageData:
     codes_per_second: float
     source_names: tuple[str, ...]
     plan: str
-    validates: bool
+    held_out: tuple[str, ...]
     front_end: SenseVoiceFrontEnd | None = None
     manifests: dict[str, Path] = field(default_factory=dict)
     prompts: tuple[SamplePrompt, ...] = ()
@@ -118,9 +118,11 @@ def find_parent(config: TrainConfig) -> Path | None:
     for parent in allowed:
         if stage_folder(config, parent).finished:
             return stage_folder(config, parent).model
+    there = stage_folder(config, allowed[0])
+    damaged = f" ({model_damage(there.model)})" if there.model.exists() else ""
     raise UserError(
-        f"stage '{stage}' starts from stage '{allowed[0]}', and {stage_folder(config, allowed[0]).root} has no finished "
-        f"one; make it with 'python -m vita_audio_pl.train stage={allowed[0]}' and your other settings, or add "
+        f"stage '{stage}' starts from stage '{allowed[0]}', and {there.root} has no finished one{damaged}; "
+        f"make it with 'python -m vita_audio_pl.train stage={allowed[0]}' and your other settings, or add "
         "with_parents=true, or name a model folder with init_from=DIR"
     )
 
@@ -167,6 +169,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
                 "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
             },
         )
+    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out)
     identity = run_identity(config, data, parent)
     with invoked(config.force) as invocation:
         if config.force and rank_zero_only.rank == 0:
@@ -184,6 +187,8 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             return _train(config, data, folder, parent_folder, parent)
         with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
             folder.open(identity, config.force, invocation.id)
+            if folder.model.exists():
+                _say(f"stage '{config.stage.name}' is not finished, and goes on: {model_damage(folder.model)}")
             return _train(config, data, folder, parent_folder, parent)
 
 
@@ -231,7 +236,7 @@ def _train(
     module.verdict = guard.verdict
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
     stateful = {"proof": proof, "guard": guard}
-    checkpointing = Checkpointing(writer, stateful, save_every, monitor, config.callbacks.keep_best_by)
+    checkpointing = Checkpointing(writer, guard, stateful, save_every, monitor, config.callbacks.keep_best_by)
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
         Resume(writer, engine, stateful),
@@ -242,7 +247,7 @@ def _train(
         preemption,
         Watchdog(folder.root / "ranks", config.callbacks.watchdog_seconds),
         *_samples(config, data, engine, model.n_heads, folder),
-        HandOver(engine, proof, write),
+        HandOver(engine, proof, write, folder.checkpoints),
     ]
     if config.callbacks.progress_bar:
         callbacks.append(ProgressReport(monitor, config.stage.name))
@@ -253,9 +258,9 @@ def _train(
         callbacks,
         build_loggers(config, folder.root, settings),
         max_steps=config.stage.steps,
-        validate=data.validates,
+        validate=bool(data.held_out),
     )
-    resumed = complete_checkpoints(folder.checkpoints)[-1:]
+    resumed = checkpoints(folder.checkpoints, GOOD, DOUBT)[-1:]
     if rank_zero_only.rank == 0:
         for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
             _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
@@ -264,7 +269,6 @@ def _train(
         f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
         f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
         f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
-        + "".join(f"; going on from {checkpoint.name}" for checkpoint in resumed)
     )
     os.environ[LAUNCHER] = str(os.getpid())  # ranks that Lightning starts end with this process
     trainer.fit(module, datamodule=data.datamodule)

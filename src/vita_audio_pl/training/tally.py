@@ -9,8 +9,9 @@ from torch import Tensor
 from vita_audio_pl.models.flops import Work, frames_and_pairs, rows_and_pairs
 from vita_audio_pl.models.layout import to_device
 from vita_audio_pl.models.objectives import HeadLosses
-from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
+TRAIN = "train"
 ENCODER_STATE = 0.06
 """Seconds of audio that a state of the speech encoder stands for."""
 
@@ -49,14 +50,17 @@ class Tally:
         first, end = self.codes or (0, 0)
         codes = (batch.input_ids >= first) & (batch.input_ids < end)
         sizes = [batch.input_ids.numel(), sum(map(len, batch.names)), *frames_and_pairs(batch)]
+        scored = batch.labels != IGNORE_INDEX
+        weight = float((scored if batch.loss_weights is None else batch.loss_weights * scored).sum(dtype=torch.float64))
         counted = [
             rows_and_pairs(batch, self.n_heads),
-            torch.as_tensor([int(tokens.sum()), int(codes.sum()), *sizes], dtype=torch.float64),
+            torch.as_tensor([weight, int(tokens.sum()), int(codes.sum()), *sizes], dtype=torch.float64),
             per_source[: len(self.source_names)].double(),
         ]
+        total = losses.total.detach().double()
         figures = torch.cat(
             [
-                losses.total.detach().reshape(1).double(),
+                torch.stack([total, total * batch.divisor]),
                 losses.sums.double(),
                 losses.counts.double(),
                 losses.correct.double(),
@@ -71,7 +75,8 @@ class Tally:
     def read(self, prefix: str, reduce: bool, device: torch.device | str = "cpu") -> dict[str, float]:
         """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`, and then all read.
 
-        `<prefix>/loss` is the objective per step, divisor and weights included; `loss_main`, `loss_head_<k>` and the
+        `train/loss` is the objective per step, divisor and weights included; elsewhere it is the mean over all labels by
+        weight, so that it does not depend on the batches and ranks that they were shared out to. `loss_main`, `loss_head_<k>` and the
         accuracies are means over the labels that the predictor was scored on, `served_accuracy_...` over those of them
         that it writes under the decoding pattern, and `served_accuracy` over what all heads write.
         """
@@ -79,7 +84,7 @@ class Tally:
         sums = self._sums
         if reduce:
             if sums is None:
-                sums = torch.zeros(1 + 7 * predictors + 6 + len(self.source_names), dtype=torch.float64, device=device)
+                sums = torch.zeros(2 + 7 * predictors + 7 + len(self.source_names), dtype=torch.float64, device=device)
             torch.distributed.all_reduce(sums)
         if sums is None or not sums.any():
             return {}
@@ -88,12 +93,13 @@ class Tally:
         def each() -> list[float]:
             return [next(values) for _ in range(predictors)]
 
-        total = next(values)
+        total, numerator = next(values), next(values)
         loss, counts, correct, served, served_correct, rows, pairs = (each() for _ in range(7))
-        tokens, codes, slots, samples, frames, frame_pairs = (next(values) for _ in range(6))
+        weight, tokens, codes, slots, samples, frames, frame_pairs = (next(values) for _ in range(7))
         self.seconds = max(time.perf_counter() - self._since, 1e-9)
         self.work = Work(rows, pairs, counts, frames, frame_pairs)
-        figures = {f"{prefix}/loss": total / max(1, self._steps)}
+        loss_of_all = total / max(1, self._steps) if prefix == TRAIN else numerator / max(weight, 1e-12)
+        figures = {f"{prefix}/loss": loss_of_all}
         for predictor in range(predictors):
             name = "main" if predictor == 0 else f"head_{predictor - 1}"
             if counts[predictor]:
@@ -103,7 +109,7 @@ class Tally:
                 figures[f"{prefix}/served_accuracy_{name}"] = served_correct[predictor] / served[predictor]
         if sum(served[1:]):
             figures[f"{prefix}/served_accuracy"] = sum(served_correct[1:]) / sum(served[1:])
-        if prefix == "train":
+        if prefix == TRAIN:
             audio = codes / self.codes_per_second + frames * ENCODER_STATE
             figures |= {
                 "tokens_per_second": tokens / self.seconds,
@@ -123,3 +129,11 @@ class Tally:
     def leave_out(self, seconds: float) -> None:
         """Count time that was not spent on training as if it had not passed."""
         self._since += seconds
+
+
+def validation_figures(n_heads: int, sources: Sequence[str]) -> list[str]:
+    """Names of all figures that validation can give: over all held-out data, and over that of each of `sources`."""
+    predictors = ["main", *(f"head_{head}" for head in range(n_heads))]
+    by_predictor = [f"{kind}_{name}" for kind in ("loss", "accuracy", "served_accuracy") for name in predictors]
+    places = ["val", *(f"val/{source}" for source in sources)]
+    return [f"{place}/{figure}" for place in places for figure in ("loss", "served_accuracy", *by_predictor)]
