@@ -138,11 +138,11 @@ class ScriptedDecoder(Decoder):
         self._random = np.random.default_rng(0)
 
     def _most_likely(
-        self, sequences: list[Sequence], hidden: Tensor, likely: list[int], counts: list[int] | None = None
+        self, sequences: list[Sequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
     ) -> list[int]:
-        super()._most_likely(sequences, hidden, likely, counts)
+        super()._most_likely(sequences, hidden, greedy_rows, counts)
         tokens = []
-        for i in likely:
+        for i in greedy_rows:
             sequence, rows = sequences[i], 1 if counts is None else counts[i]
             lines = self._scripts[sequence.slot]
             place = len(sequence.ids) - sequence.n_prompt - rows + 1

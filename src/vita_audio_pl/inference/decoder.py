@@ -187,8 +187,8 @@ class Decoder:
         for sequence in sequences:
             sequence.head_passes += 1
         outputs = hidden[rows.last] if len(rows.last) < rows.total else hidden
-        likely = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
-        tokens = dict(zip(likely, self._most_likely(sequences, outputs, likely), strict=True))
+        greedy_rows = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
+        tokens = dict(zip(greedy_rows, self._most_likely(sequences, outputs, greedy_rows), strict=True))
         for i, sequence in enumerate(sequences):
             token, proposal = (tokens[i], None) if i in tokens else self._draw_draft(sequence, outputs[i])
             if token == NOT_FINITE:
@@ -224,10 +224,10 @@ class Decoder:
         hidden: for each sequence in turn, the rows of its last committed token and of every draft.
         """
         counts = [s.drafts + 1 for s in sequences]
-        likely = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
-        own = iter(self._most_likely(sequences, hidden, likely, counts))
+        greedy_rows = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
+        own = iter(self._most_likely(sequences, hidden, greedy_rows, counts))
         for i, (sequence, outputs) in enumerate(zip(sequences, hidden.split(counts), strict=True)):
-            if i in likely:
+            if i in greedy_rows:
                 tokens = [next(own) for _ in range(counts[i])]
                 kept = agreeing(sequence.ids[len(sequence.ids) - sequence.drafts :], tokens)
                 token = tokens[kept]
@@ -240,16 +240,16 @@ class Decoder:
             sequence.run = 0
 
     def _most_likely(
-        self, sequences: list[Sequence], hidden: Tensor, likely: list[int], counts: list[int] | None = None
+        self, sequences: list[Sequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
     ) -> list[int]:
-        """Largest logits of the last `counts` rows of the `likely` sequences; `hidden` holds all sequences' rows."""
-        if not likely:
+        """Largest logits of the last `counts` rows of the `greedy_rows` sequences; `hidden` holds all sequences' rows."""
+        if not greedy_rows:
             return []
         counts = counts or [1] * len(sequences)
-        restrictions = [sequences[i].restriction(place) for i in likely for place in range(-counts[i], 0)]
-        if len(likely) < len(sequences):
+        restrictions = [sequences[i].restriction(place) for i in greedy_rows for place in range(-counts[i], 0)]
+        if len(greedy_rows) < len(sequences):
             pieces = hidden.split(counts)
-            hidden = torch.cat([pieces[i] for i in likely])
+            hidden = torch.cat([pieces[i] for i in greedy_rows])
         return self.scorer.most_likely(hidden, restrictions)
 
     def _draw_draft(self, sequence: Sequence, hidden: Tensor) -> tuple[int, Tensor | None]:

@@ -4,7 +4,7 @@
 with probability min(1, p / q), and the first one refused is replaced by a draw from max(p - q, 0), so that what comes
 out is distributed as p, the backbone's own distribution (speculative sampling, arXiv 2302.01318).
 
-Both are exact in float32. In 16 bits a pass over several rows rounds otherwise than a pass over one, so where two tokens
+Both are exact in float32. In 16 bits rounding differs between a pass over several rows and a pass over one, so where two tokens
 are nearly as likely, verified and plain answers may part.
 """
 

@@ -1,11 +1,11 @@
-"""A linear layer a chunk of rows at a time: logits made, used and forgotten; gradients gathered on the way."""
+"""A linear layer a chunk of rows at a time: logits are made, used and overwritten; gradients are accumulated on the way."""
 
 import torch
 from torch import Tensor
 
 
 class ChunkedLinear:
-    """`hidden @ weight.T` for chunks of rows, with room for the gradients of both.
+    """`hidden @ weight.T` for chunks of rows, with buffers for the gradients of both.
 
     hidden: (rows, hidden); weight: (vocabulary, hidden). Products are taken in the autocast type where autocast is on
     and in float32 on a CPU, which has no 16-bit product with a 32-bit result; results and the gradient of `weight` are
@@ -23,13 +23,13 @@ class ChunkedLinear:
         self.grad_hidden = torch.empty_like(hidden) if wants[0] else None
         self.grad_weight = torch.zeros(weight.shape, dtype=self.result, device=weight.device) if wants[1] else None
 
-    def room(self, rows: int) -> Tensor:
+    def buffer(self, rows: int) -> Tensor:
         """Memory for the logits of `rows` rows, to be used again: a CPU pays for every fresh page."""
         return torch.empty(rows, len(self.weight), dtype=self.result, device=self.hidden.device)
 
-    def logits(self, states: Tensor, room: Tensor | None = None) -> Tensor:
-        """Logits `(rows, vocabulary)` of some hidden states, in float32 or better; written into `room` where given."""
-        out = None if room is None else room[: len(states)]
+    def logits(self, states: Tensor, buffer: Tensor | None = None) -> Tensor:
+        """Logits `(rows, vocabulary)` of some hidden states, in float32 or better; written into `buffer` where given."""
+        out = None if buffer is None else buffer[: len(states)]
         return self._product(states.to(self.matrix.dtype), self.matrix.t(), out)
 
     def take_gradient(self, rows: slice, grad_logits: Tensor, scale: Tensor) -> None:

@@ -40,11 +40,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         layer = ChunkedLinear(hidden, weight, tuple(wants_gradient and wants for wants in ctx.needs_input_grad[:2]))
         each = torch.empty_like(row_weights)
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        room = layer.room(min(chunk_rows, len(hidden)))
+        buffer = layer.buffer(min(chunk_rows, len(hidden)))
         for start in range(0, len(hidden), chunk_rows):
             rows = slice(start, start + chunk_rows)
             target = targets[rows, None]
-            logits = layer.logits(hidden[rows], room)
+            logits = layer.logits(hidden[rows], buffer)
             largest, wanted = logits.amax(dim=-1), logits.gather(-1, target)[:, 0]
             probabilities = torch.softmax(logits, dim=-1, out=logits)
             # logsumexp by way of the largest probability, whose logarithm loses nothing: it is at least 1 / vocabulary

@@ -208,8 +208,8 @@ def check_memory(plan: StagePlan, config: PlanConfig) -> None:
     Raises:
         UserError: says how much is missing, and what to change.
     """
-    room = memory_of_device(config) * ROOM
-    if config.trainer.accelerator == "cpu" or plan.memory.peak <= room:
+    capacity = memory_of_device(config) * ROOM
+    if config.trainer.accelerator == "cpu" or plan.memory.peak <= capacity:
         return
     largest = max(("weights", "gradients", "optimiser", "activations", "loss"), key=lambda k: getattr(plan.memory, k))
     sharded = {"single": "fsdp2", "ddp": "fsdp2"}.get(config.trainer.engine, "deepspeed_zero3")
@@ -219,5 +219,5 @@ def check_memory(plan: StagePlan, config: PlanConfig) -> None:
     }.get(largest, f"more devices or trainer={sharded}")
     raise UserError(
         f"stage '{plan.stage}' takes {plan.memory.peak / GIB:.0f} GiB on each of {plan.devices} devices under "
-        f"trainer={plan.engine}, and {config.gpu} has room for {room / GIB:.0f} GiB; most are {largest}: choose {advice}"
+        f"trainer={plan.engine}, and {config.gpu} holds {capacity / GIB:.0f} GiB; most are {largest}: choose {advice}"
     )

@@ -119,7 +119,7 @@ def paired(found: Values, choice: str, reference: str) -> Paired | None:
 def repeated_modes(files: ExperimentFiles, split: str) -> dict[str, str]:
     """Modes that gave another mode's answers in the same passes in every arm, and the other.
 
-    Verified decoding drafts anew after each pass, so its pattern has no say where there are as many heads.
+    Verified decoding starts a new draft after each pass, so the pattern has no effect where there are as many heads.
     """
     seen: dict[str, list[list[Any]]] = {}
     repeats: dict[str, str] = {}

@@ -61,7 +61,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         front_end=front_end,
     )
     samples = config.callbacks.samples
-    room = config.model.max_position_embeddings - samples.max_new_tokens
+    capacity = config.model.max_position_embeddings - samples.max_new_tokens
     return StageData(
         datamodule=datamodule,
         vocabulary=vocabulary,
@@ -76,7 +76,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         held_out=tuple(datamodule.source_names[number] for number in datamodule.validation_sources),
         manifests={source.name: source.folder / MANIFEST for source in datamodule.sources},
         front_end=front_end,
-        prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, room),
+        prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, capacity),
     )
 
 

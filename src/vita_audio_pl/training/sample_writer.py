@@ -27,7 +27,7 @@ from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.training.run_folder import sample_folder
 from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.settings import SamplesConfig
-from vita_audio_pl.training.tell_once import TellOnce
+from vita_audio_pl.training.warn_once import WarnOnce
 
 SAMPLES_FILE = "samples.jsonl"
 _RULES = Scoring(mixed)
@@ -93,7 +93,7 @@ class SampleWriter:
         self._make_codec = lambda device: load_codec(codec_folder, device)
         self._make_judge = lambda device: judge_maker(str(grammar), settings.judge_model, device)(settings.judge or "")
         self._kept: dict[str, Any] = {}
-        self._tell = TellOnce()
+        self._tell = WarnOnce()
 
     def answer(self, model: SpeechLM, step: int, device: torch.device) -> AnsweredSamples:
         """Generate, decode, listen, score and write, under a name aside.

@@ -16,7 +16,7 @@ from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.rng import random_state_kept
 from vita_audio_pl.training.run_folder import sample_folder
 from vita_audio_pl.training.settings import LoraConfig
-from vita_audio_pl.training.tell_once import TellOnce
+from vita_audio_pl.training.warn_once import WarnOnce
 from vita_audio_pl.training.whole_model import plain_model, whole_weights
 
 if TYPE_CHECKING:  # it needs the packages of evaluation, which training does without
@@ -42,7 +42,7 @@ class Samples(Callback):
     ) -> None:
         self.every, self.engine, self.lora, self.folder, self.make_writer = every, engine, lora, folder, make_writer
         self._writer: SampleWriter | None = None
-        self._tell = TellOnce()
+        self._tell = WarnOnce()
 
     def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         # killed after the checkpoint of this step and before its samples

@@ -52,7 +52,7 @@ class UtteranceRules:
     Attributes:
         task: `asr` (write down what is said) or `tts` (say what is written).
         speaker_prompt: for `tts`, another utterance of the speaker is given as the voice to speak in.
-        lower: transcripts are lower-cased (for corpora that shout).
+        lower: transcripts are lower-cased (for all-caps transcripts).
         join: blanks in transcripts are removed (for Chinese cut into words).
         channel: which channel of the recordings to take, or `each`, which makes one sample of each; None takes the one
             that the corpus gives for the utterance, and mixes all where it gives none.

@@ -5,7 +5,7 @@ import logging
 log = logging.getLogger(__name__)
 
 
-class TellOnce:
+class WarnOnce:
     """Warns of a failure the first time; the same often happens again at every step."""
 
     def __init__(self) -> None:
