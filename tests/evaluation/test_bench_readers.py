@@ -160,7 +160,7 @@ def test_every_suite_fits_its_bench(hydra_conf, suite):
         (["limit=0", "compare=[a,b]"], "limit is 0: it must be at least 1"),
         (["compare=[a]"], "two result folders"),
         (["bench.format=xml", "compare=[a,b]"], "bench.format is 'xml'"),
-        (["bench.unit=phoneme", "compare=[a,b]"], "choose word or character"),
+        (["bench.unit=phoneme", "compare=[a,b]"], "choose one of word, character"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(hydra_conf, overrides, sentence):

@@ -52,6 +52,7 @@ OTHER = {
     "wandb": ["off", "offline"],
     "title": ["", "A bench"],
     "incomparable": [[], ["it is ours"]],
+    "trust_file": [False, True],
     "copied": [False, True],
 }
 """Settings that do not; `copied` takes model, bench and judge from copies with other times."""

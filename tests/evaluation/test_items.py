@@ -103,6 +103,7 @@ def asr(id, text, audio="q.wav"):
     [
         ("plain", "..."),
         ("plain", "\U0001f44d"),
+        ("whisper_english", "..."),
         ("whisper_english", "uh um"),
         ("whisper_english", "(laughs)"),
         ("mixed", "。"),

@@ -65,7 +65,12 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             meeting.wait_for_results(complete, "the results")
             return []
         meeting.wait_for_all(complete, "the answers")
-        return [] if config.step == "generate" else _conclude(config, records, run)
+        if config.step == "generate":
+            console.print(
+                "every answer is recorded; step=score, with the same settings, listens to them and scores them"
+            )
+            return []
+        return _conclude(config, records, run)
 
 
 def _finished(record: Records, config: EvaluateConfig) -> bool:
