@@ -40,3 +40,11 @@ def test_smoke_demo_lets_every_stage_answer_prompts_while_it_trains(smoke_demo):
     assert spoken, "no answer of the last stage's heads was spoken"
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "What it answered while it trained" in page
+
+
+def test_a_prepared_world_is_only_read(smoke_demo):
+    """It may lie on storage that cannot be written: not even a lease is taken in it."""
+    world = smoke_demo.folder / "data" / "spoken_world_smoke"
+    before = {path: path.stat().st_mtime_ns for path in (world, *world.rglob("*"))}
+    smoke_demo.run("-m", "vita_audio_pl.prepare", "size=smoke")
+    assert {path: path.stat().st_mtime_ns for path in (world, *world.rglob("*"))} == before
