@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from vita_audio_pl.benchmarking.data_settings import DataBenchmark
+from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.errors import UserError
 
 
@@ -26,4 +27,4 @@ def test_the_command_measures_planning_and_reading_beside_plain_webdataset(tmp_p
 @pytest.mark.parametrize("setting", [{"samples": 9}, {"rows": 0}, {"planned": 10}, {"workers": -1}])
 def test_settings_that_measure_nothing_are_refused(setting):
     with pytest.raises(UserError, match="engine"):
-        DataBenchmark(**setting).check()
+        check_settings(DataBenchmark(**setting), "engine.")

@@ -21,6 +21,7 @@ from vita_audio_pl.benchmarking.decoding import (
 from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.random_model import random_model
+from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import graphs
 from vita_audio_pl.inference.runtime import Runtime
@@ -124,15 +125,15 @@ def test_the_command_writes_its_figures(tmp_path):
     ("wrong", "says"),
     [
         ({"modes": ["fast"]}, "'fast' is no decode_pattern"),
-        ({"verify": ["maybe"]}, "decoding.verify holds 'maybe'"),
-        ({"agreement": 2.0}, "decoding.agreement=2.0 is no chance"),
-        ({"sessions": [0]}, "start at 1"),
+        ({"verify": ["maybe"]}, "decoding.verify is 'maybe': choose one of"),
+        ({"agreement": 2.0}, "decoding.agreement is 2.0: it must be at most 1"),
+        ({"sessions": [0]}, "decoding.sessions is 0: it must be at least 1"),
         ({"samples": "a.jsonl"}, "needs decoding.model_folder"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, says):
     with pytest.raises(UserError, match=says):
-        DecodingProtocol(**wrong).check()
+        check_settings(DecodingProtocol(**wrong), "decoding.")
 
 
 @pytest.mark.slow
