@@ -12,6 +12,7 @@ import toy
 from safetensors.torch import load_file
 from toy_process import train_in_a_process
 
+from vita_audio_pl.storage.owned import MARK
 from vita_audio_pl.training.freezing import freeze
 from vita_audio_pl.training.optimiser import parameter_groups
 from vita_audio_pl.training.run_folder import StageFolder
@@ -128,7 +129,9 @@ def assert_only_what_trains_has_state(found: StageFolder, engine: str, overrides
 
 
 def start_from(checkpoint: Path, root: Path, stage: str) -> None:
-    shutil.copytree(checkpoint, root / "runs" / "toy" / stage / "checkpoints" / checkpoint.name)
+    folder = root / "runs" / "toy" / stage
+    shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name)
+    shutil.copy(checkpoint.parents[1] / MARK, folder / MARK)  # without it the folder would not be ours
 
 
 @pytest.mark.parametrize(("engine", "stage", "tied"), CASES)
