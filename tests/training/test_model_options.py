@@ -55,10 +55,10 @@ def test_the_adapter_trains_with_the_llm_and_the_encoder_never(tmp_path):
 
 def test_wrong_options_are_refused_before_the_first_step(tmp_path):
     for override, sentence in (
-        ("model.attention=fast", "must be one of per_document"),
-        ("model.activation_checkpointing=some", "use one of none, backbone"),
-        ("model.compile=some", "use one of none, backbone"),
-        ("model.lora.rank=-1", "must be 0"),
+        ("model.attention=fast", "choose one of per_document"),
+        ("model.activation_checkpointing=some", "choose one of none, backbone"),
+        ("model.compile=some", "choose one of none, backbone"),
+        ("model.lora.rank=-1", "must be at least 0"),
     ):
         with pytest.raises(UserError, match=sentence):
             starting_model(toy_config(tmp_path, "stage=align", override), VOCABULARY, None)
