@@ -73,19 +73,23 @@ def _fields(path: str) -> Sequence["dataclasses.Field[Any]"]:
 
 
 def groups_of(config_name: str) -> dict[str, list[str]]:
-    """The groups that a command chooses from, with their options."""
+    """The groups that a command chooses from, with their options; those of files that its own file includes, too."""
+    groups: dict[str, list[str]] = {}
     defaults = yaml.safe_load((asset_dir("conf") / f"{config_name}.yaml").read_text(encoding="utf-8")).get(
         "defaults", []
     )
-    names = [str(name).split()[-1] for entry in defaults if isinstance(entry, dict) for name in entry]
-    groups = {}
-    for name in names:
-        folders = [asset_dir("conf") / name]
-        if name == "experiment":
-            folders = [asset_dir("experiments"), Path("experiments")]
-        options = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
-        if options and name not in _NUMBERS:
-            groups[name] = options
+    for entry in defaults:
+        if isinstance(entry, str):
+            if (asset_dir("conf") / f"{entry}.yaml").is_file():
+                groups |= groups_of(entry)
+            continue
+        for name in (str(key).split()[-1] for key in entry):
+            folders = [asset_dir("conf") / name]
+            if name == "experiment":
+                folders = [asset_dir("experiments"), Path("experiments")]
+            options = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+            if options and name not in _NUMBERS:
+                groups[name] = options
     return groups
 
 
