@@ -222,7 +222,7 @@ def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeyp
     for arguments, says in [
         (["task=asr", "audio=missing.wav"], "missing.wav: there is no such audio file"),
         (["task=text", "text=a", "mode=[1,0,3]"], "has 3 numbers"),
-        (["task=text", "text=a", "verify=maybe"], "verify='maybe' is unknown"),
+        (["task=text", "text=a", "verify=maybe"], "verify is 'maybe': choose one of"),
         (["task=text", "text=a", "beam=4"], "no setting 'beam'"),
         (["task=text", "text=a", "first_chunk=draft"], "first_chunk=draft means something only with verify"),
     ]:
