@@ -104,6 +104,7 @@ def measure_controls(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     controls = {"format": FORMAT, "key": key, "created": created, "judge": judge, **judged, "remark": REMARK}
     controls |= {"rows": rows, "resynthesis": files}
+    place.mkdir(parents=True, exist_ok=True)
     write_json(path, controls)
     return controls
 
