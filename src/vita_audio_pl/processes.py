@@ -4,12 +4,11 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -20,9 +19,9 @@ LAUNCHER = "VITA_AUDIO_LAUNCHER"
 TRY_AGAIN = 75
 """`EX_TEMPFAIL`: the same command goes on from what is saved."""
 INTERRUPTED = 128 + signal.SIGINT
-_STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
+_STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
 _LOOK = 0.5  # seconds between two looks whether the parent is there
-SAME_PRESS = 1.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
+SAME_PRESS = 2.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
 
 
 @contextmanager
@@ -78,7 +77,8 @@ def name_of(number: int) -> str:
 
 def say_at_once(sentence: str) -> None:
     """Writes a line to stderr from a signal handler, which may have interrupted a write to it."""
-    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"\n{sentence}\n".encode())
+    with suppress(OSError):  # whoever read it has gone
+        os.write(2, f"\n{sentence}\n".encode())
 
 
 def _place(frame: FrameType | None) -> str:

@@ -28,14 +28,16 @@ def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.
             raise UserError(f"{name}={value} is no number of a rank or of ranks; unset it, or start with the launcher")
         return int(value)
 
+    needed: tuple[str, ...] = ()
     if "TORCHELASTIC_RUN_ID" in environment:
         launcher, needed, counted_by, rank = "torchrun", _TORCHRUN, "WORLD_SIZE", number("RANK", 0)
     elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        launcher, needed, counted_by, rank = "SLURM", (), "SLURM_NTASKS", number("SLURM_PROCID", 0)
+        launcher, counted_by, rank = "SLURM", "SLURM_NTASKS", number("SLURM_PROCID", 0)
     else:
         node = number("NODE_RANK", number("GROUP_RANK", 0))
         rank = node * settings.devices + number("LOCAL_RANK", 0)
-        needed = _STARTED if size > 1 and environment.get("LOCAL_RANK") else ()
+        if size > 1 and environment.get("LOCAL_RANK"):
+            needed = _STARTED
         launcher, counted_by = "a launcher", "WORLD_SIZE"
     missing = [name for name in needed if not environment.get(name)]
     if missing:
