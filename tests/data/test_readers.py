@@ -3,6 +3,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ import soundfile
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.mixture import load_mixture
-from vita_audio_pl.data.readers import AudioBytes, AudioFile, RawSample, Reader, Unreadable, make_reader
+from vita_audio_pl.data.readers import AudioBytes, AudioFile, LeftOut, RawSample, Reader, Unreadable, make_reader
 from vita_audio_pl.data.readers.base import file_identities
+from vita_audio_pl.data.readers.lhotse import LhotseReader, _write_utterances
 from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
@@ -253,10 +255,87 @@ def test_lhotse_recipes_read_a_corpus_as_published(tmp_path: Path, monkeypatch: 
         make_reader(tmp_path, "asr", {**options, "corpus": "nonsense"}, "test").parts()
 
 
+def two_voices(path: Path) -> None:
+    """A telephone call: 220 Hz on one channel, 330 Hz on the other."""
+    seconds = np.arange(16_000) / 16_000
+    both = np.stack([np.sin(2 * np.pi * hz * seconds) / 2 for hz in (220, 330)], axis=1)
+    soundfile.write(path, both, 16_000)
+
+
+def pitches(samples: list[RawSample]) -> dict[str, set[int]]:
+    """Which tones are heard in the audio of each sample."""
+    found = {}
+    for sample in samples:
+        wave = load_audio(sample.audios[-1], 16_000, 30)
+        spectrum = np.abs(np.fft.rfft(wave, 16_000))
+        found[sample.conversation.id] = set(np.flatnonzero(spectrum > spectrum.max() / 2).tolist())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        (None, {"u1": {220, 330}, "u2": {330}}),
+        (0, {"u1": {220}, "u2": {220}}),
+        ("each", {"u1/channel0": {220}, "u1/channel1": {330}, "u2": {330}}),
+    ],
+)
+def test_a_recipe_or_the_corpus_says_which_channel_is_heard(tmp_path: Path, channel: object, expected: dict) -> None:
+    two_voices(tmp_path / "call.wav")
+    (tmp_path / "wav.scp").write_text("call call.wav\n")
+    (tmp_path / "segments").write_text("u1 call 0 1\nu2 call 0 1 B\n")
+    (tmp_path / "text").write_text("u1 HELLO\nu2 THERE\n")
+    samples = good(make_reader(tmp_path, "asr", {"kind": "kaldi", "channel": channel}, "test"))
+    assert pitches(samples) == expected
+    write_tar(tmp_path / "x.tar", [("u1.wav", (tmp_path / "call.wav").read_bytes()), ("u1.txt", b"HELLO")])
+    from_tar = pitches(good(make_reader(tmp_path, "asr", {"kind": "webdataset", "channel": channel}, "test")))
+    assert from_tar == {f"x/{name}": heard for name, heard in expected.items() if name != "u2"}
+
+
+def test_a_supervision_says_which_channel_it_is_about(tmp_path: Path) -> None:
+    two_voices(tmp_path / "call.wav")
+    source = SimpleNamespace(type="file", source=str(tmp_path / "call.wav"), channels=[0, 1])
+    each = [SimpleNamespace(type="file", source=str(tmp_path / f"{n}.wav"), channels=[n]) for n in (0, 1)]
+    recordings = [
+        SimpleNamespace(id="call", duration=1.0, sources=[source]),
+        SimpleNamespace(id="array", duration=1.0, sources=each),
+    ]
+    said = [
+        ("a", "call", 0),
+        ("b", "call", 1),
+        ("c", "call", [0, 1]),
+        ("d", "array", 1),
+        ("e", "array", [0, 1]),
+        ("f", "x", 0),
+    ]
+    supervisions = [
+        SimpleNamespace(
+            id=id, recording_id=recording, start=0.0, duration=1.0, text="hi", speaker=None, channel=channel
+        )
+        for id, recording, channel in said
+    ]
+    manifests = {"train": {"recordings": recordings, "supervisions": supervisions}}
+    _write_utterances(tmp_path / "all.jsonl", manifests, (), tmp_path)
+    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())}
+    assert [(row["path"], row["channel"]) for row in rows.values()] == [
+        ("call.wav", 0), ("call.wav", 1), ("call.wav", None), ("1.wav", None), ("", None), ("", None),
+    ]  # fmt: skip
+    reader = LhotseReader(tmp_path, "calls")
+    assert pitches([RawSample(u.conversation, u.audios) for u in reader._rules.samples(reader._utterance(rows[n]) for n in "abc")]) == {
+        "a": {220}, "b": {330}, "c": {220, 330},
+    }  # fmt: skip
+    for name, problem in (("e", "in several files"), ("f", "a missing recording")):
+        with pytest.raises(LeftOut, match=f"its audio is {problem}"):
+            reader._utterance(rows[name])
+
+
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
         ("kaldi", {"lower": True}),
+        ("kaldi", {"channel": 1}),
+        ("table", {"channel": 1}),
+        ("webdataset", {"channel": "each"}),
         ("kaldi", {"join": True}),
         ("webdataset", {"lower": True}),
         ("webdataset", {"text": "json"}),
@@ -293,6 +372,18 @@ def test_patterns_cannot_lead_out_of_the_corpus(tmp_path: Path) -> None:
         ({"kind": "jsonl", "root": "x"}, "no option 'root'"),
         ({"kind": "lhotse"}, "lacks an option"),
         ({"kind": "table", "columns": {"txt": "x"}}, "no column 'txt'"),
+        ({"kind": "table", "columns": {"text": "x", "audio": "{x.__class__}"}}, "braces hold the name of a column"),
+        ({"kind": "table", "columns": {"text": "x", "audio": "{x:999999999}"}}, "braces hold the name of a column"),
+        ({"kind": "table", "columns": {"text": "x"}, "numbers": ["y"]}, "'numbers' names 'y'"),
+        ({"kind": "table", "columns": {"messages": "x"}, "channel": "each"}, "for recordings with transcripts"),
+        ({"kind": "table", "columns": ["text"]}, "columns'=.*must be names and what they stand for"),
+        ({"kind": "kaldi", "channel": "left"}, "channel'='left'; give a number, or 'each'"),
+        ({"kind": "kaldi", "channel": -1}, "channel'=-1; it must be 0 or more"),
+        ({"kind": "jsonl", "channel": "each"}, "channel'='each'; it must be a whole number or null"),
+        ({"kind": "jsonl", "lines_per_part": 0}, "lines_per_part'=0; it must be 1 or more"),
+        ({"kind": "jsonl", "files": 3}, "files'=3; it must be a list"),
+        ({"kind": ["jsonl"]}, "there are jsonl"),
+        ({"kind": "webdataset", "lower": 1}, "lower'=1; it must be true or false"),
     ],
 )
 def test_readers_refuse_what_they_do_not_know(tmp_path: Path, options: dict, sentence: str) -> None:
@@ -320,6 +411,34 @@ def test_the_published_mixtures_have_the_published_shares() -> None:
     assert (first["atlas_math_sets"].num, first["goat"].num) == (100_000, 30_000)
     assert all(first[name].ratio == 20 * last[name].ratio for name in first)
     assert last["audioqa_1m"].ratio == last["voiceassistant_400k"].ratio == 2.0
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (BOMB, "aliases"),
+        ("[" * 5000, "nested too deeply"),
+        ("task: asr\ntask: tts\n", "the key 'task' comes twice"),
+        ("task: 2024-99-99\n", "cannot be read as YAML"),
+        ("task: !!python/object/apply:os.system [ls]\n", "cannot be read as YAML"),
+        ("x" * 70_000, "larger than 64 KiB"),
+        ("sources: {a: 1e999}\n", "a"),
+        ("? [a]\n: b\n", "YAML|unknown key"),
+        ("\xc4", "not UTF-8"),
+    ],
+)
+def test_a_strangers_recipe_or_mixture_cannot_swell_or_surprise(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    for load in (load_recipe, load_mixture):
+        with pytest.raises(UserError, match=sentence) as error:
+            load(str(path))
+        assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(

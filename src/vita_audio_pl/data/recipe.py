@@ -14,6 +14,7 @@ from vita_audio_pl.errors import UserError
 TASKS = ("asr", "tts", "sqa", "text", "long_text")
 TRAIN = "train"
 MAX_SKIPPED = 0.05
+_LONGEST_TEXT = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
             raise UserError(
                 f"{where}: '{key}' is {shown(content)}, not {' or '.join(k.__name__ for k in kinds.get(key, (str,)))}"
             )
+        if isinstance(content, str) and len(content) > _LONGEST_TEXT:
+            raise UserError(f"{where}: '{key}' has {len(content)} characters; {_LONGEST_TEXT} are allowed")
     if value["task"] not in TASKS:
         raise UserError(f"{where}: the task '{value['task']:.100}' is none of {', '.join(TASKS)}")
     for key, most in {"hours": 1e9, "samples": 1e15, "max_seconds": 1e6, "max_skipped": 1}.items():

@@ -229,6 +229,18 @@ def files_matching(root: Path, patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+Stamp: TypeAlias = tuple[int, int]
+"""Time of the last change of a file (ns) and its size: what is kept of a file holds as long as they stay."""
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Time of the last change and size; None where there is no such file."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def is_apple_double(name: str) -> bool:
     """Whether a file of this name holds what macOS keeps beside another one."""
     return name.startswith("._")

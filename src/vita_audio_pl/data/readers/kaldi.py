@@ -14,8 +14,10 @@ from vita_audio_pl.data.readers.base import (
     LeftOut,
     Part,
     RawSample,
+    Stamp,
     Unreadable,
     attempt,
+    stamp_of,
     unreadable,
 )
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
@@ -62,7 +64,7 @@ class KaldiReader:
             raise UserError(
                 f"{folder} is no Kaldi directory: it needs wav.scp and {self.transcripts}; check root and folder"
             )
-        return _read_tables(paths, tuple(_stamp(path) for path in paths))
+        return _read_tables(paths, tuple(stamp_of(path) for path in paths))
 
     def parts(self) -> list[Part]:
         tables = self._tables
@@ -158,16 +160,8 @@ def _segment(row: str | None) -> tuple[str, float, float | None, int | None]:
     return recording, start, None if stop == -1 else stop - start, channel
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes when a file does; None where there is none."""
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
-
-
 @lru_cache(maxsize=1)  # each part is read by itself, and a large corpus takes seconds to look up
-def _read_tables(paths: tuple[Path, ...], stamps: tuple[tuple[int, int] | None, ...]) -> _Tables:
+def _read_tables(paths: tuple[Path, ...], stamps: tuple[Stamp | None, ...]) -> _Tables:
     scp, text, segments, speakers = (_table(p) if stamp else {} for p, stamp in zip(paths, stamps, strict=True))
     return _Tables(scp, text, segments or None, speakers)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.data.readers.base import AudioFile, LeftOut, Part, RawSample, Unreadable, attempt
+from vita_audio_pl.data.readers.base import AudioFile, LeftOut, Part, RawSample, Stamp, Unreadable, attempt, stamp_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.lease import hold
@@ -51,7 +51,7 @@ class LhotseReader:
                     root = self.root.resolve()  # lhotse's manifests repeat the root that it was given
                     prepared = _prepared(self.corpus, root, cache, self.settings or {})
                     _write_utterances(path, prepared, self.manifests, root)
-        return _read_rows(path, path.stat().st_mtime_ns)
+        return _read_rows(path, stamp_of(path))
 
     def parts(self) -> list[Part]:
         rows = self._utterances
@@ -82,7 +82,7 @@ class LhotseReader:
 
 
 @lru_cache(maxsize=1)  # each part is read by itself
-def _read_rows(path: Path, changed: int) -> list[dict[str, Any]]:
+def _read_rows(path: Path, stamp: Stamp | None) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

@@ -7,6 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vita_audio_pl.data.readers.utterances import EACH
 from vita_audio_pl.errors import UserError
 
+_LONGEST_TEXT = 500  # characters
+
 
 def check_options(where: str, reader: type, options: Mapping[str, Any]) -> None:
     """Refuses options of another type than the reader's fields have, or out of range.
@@ -38,11 +40,23 @@ def _fits(value: Any, wanted: Any) -> bool:
     if get_origin(wanted) is Mapping:
         keys, values = get_args(wanted)
         return isinstance(value, Mapping) and all(_fits(k, keys) and _fits(v, values) for k, v in value.items())
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return False
     return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
 
 
 def _described(wanted: Any) -> str:
-    names = {int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "a whole number",
+        str: f"text of at most {_LONGEST_TEXT} characters",
+        bool: "true or false",
+        type(None): "null",
+    }
     if get_origin(wanted) is UnionType:
         return " or ".join(map(_described, get_args(wanted)))
-    return names.get(wanted, "a list of texts" if get_origin(wanted) is tuple else "names and what they stand for")
+    return names.get(
+        wanted,
+        f"a list of texts of at most {_LONGEST_TEXT} characters"
+        if get_origin(wanted) is tuple
+        else "names and what they stand for",
+    )

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from vita_audio_pl.data.readers.base import LeftOut, Unreadable, attempt
+from vita_audio_pl.data.readers.base import LeftOut, Stamp, Unreadable, attempt, stamp_of
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.text.lines import LONGEST_LINE, Line, line_blocks, load_json, numbered_lines, open_text, read_block
 
@@ -31,7 +31,7 @@ def pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
     if path.suffix == ".csv":
         yield from _csv_pieces(path, rows)
     elif path.suffix in (".parquet", ".json"):
-        count = _parquet_rows_in(path) if path.suffix == ".parquet" else len(_json_rows(path, path.stat().st_mtime_ns))
+        count = _parquet_rows_in(path) if path.suffix == ".parquet" else len(_json_rows(path, stamp_of(path)))
         for first in range(0, max(count, 1), rows):
             yield first, {"first": first, "count": rows}
     else:
@@ -49,14 +49,14 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
         yield from _parquet_rows(path, int(place["first"]), int(place["count"]), columns)
     elif path.suffix == ".json":
         first = int(place["first"])
-        chosen = _json_rows(path, path.stat().st_mtime_ns)[first : first + int(place["count"])]
+        chosen = _json_rows(path, stamp_of(path))[first : first + int(place["count"])]
         for number, row in enumerate(chosen, first + 1):
             where = f"{path}:{number}"
             yield where, attempt(where, _object, row)
     elif path.suffix == ".csv":
         yield from _csv_rows(path, place)
     else:
-        names = _header(path) if path.suffix == ".tsv" else None
+        names = _header(path, stamp_of(path)) if path.suffix == ".tsv" else None
         for line in read_block(path, int(place["offset"]), int(place["line"]), int(place["lines"])):
             where = f"{path}:{line.number}"
             if line.problem:
@@ -81,7 +81,7 @@ def _parsed(text: str) -> Row:
 
 
 @lru_cache(maxsize=1)  # a file is read in many pieces, and JSON only as a whole
-def _json_rows(path: Path, changed: int) -> list[Any]:
+def _json_rows(path: Path, stamp: Stamp | None) -> list[Any]:
     with open_text(path) as file:
         data = file.read()
     try:
@@ -160,7 +160,7 @@ def _csv_cells(text: str) -> tuple[list[str], str]:
 
 
 @lru_cache(maxsize=16)
-def _header(path: Path) -> list[str]:
+def _header(path: Path, stamp: Stamp | None) -> list[str]:
     """Names of the columns of a CSV or TSV file.
 
     Raises:
@@ -181,7 +181,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _csv_pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
-    _header(path)
+    _header(path, stamp_of(path))
     with open_text(path) as file:
         records = _records(file)
         head = next(records)
@@ -198,7 +198,7 @@ def _csv_pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
 
 
 def _csv_rows(path: Path, place: Place) -> Iterator[tuple[str, Row | Unreadable]]:
-    names = _header(path)
+    names = _header(path, stamp_of(path))
     with open(path, "rb") as file:
         file.seek(int(place["offset"]))
         for record in _records(file, int(place["line"])):
