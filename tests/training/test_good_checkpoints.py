@@ -12,13 +12,25 @@ import numpy as np
 import pytest
 import torch
 import toy
+from bit_flips import flipped, some_bits
 from poison import plant, poison, poison_where
 from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training import guard
 from vita_audio_pl.training.checkpoint_restore import newest_usable
-from vita_audio_pl.training.checkpoints import BAD, DOUBT, GOOD, REASON, checkpoints, complete_checkpoints, step_of
+from vita_audio_pl.training.checkpoints import (
+    BAD,
+    DOUBT,
+    GOOD,
+    REASON,
+    WITHOUT_CHECKSUMS,
+    checkpoints,
+    complete_checkpoints,
+    damage,
+    read_state,
+    step_of,
+)
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.run_folder import StageFolder
 from vita_audio_pl.training.stage import train_stage
@@ -179,10 +191,10 @@ DAMAGES = [
 
 
 def test_of_damaged_checkpoints_the_one_before_is_used_and_it_is_said(of_two_steps, tmp_path, capsys):
-    for number, (name, damage) in enumerate(DAMAGES):
+    for number, (name, spoil) in enumerate(DAMAGES):
         place = tmp_path / str(number)
         shutil.copytree(of_two_steps, place)
-        damage(place / "step-00000004.ckpt" / name)
+        spoil(place / "step-00000004.ckpt" / name)
         try:
             found = newest_usable(OneRank(), place, GOOD, DOUBT)
         except UserError as error:
@@ -192,6 +204,25 @@ def test_of_damaged_checkpoints_the_one_before_is_used_and_it_is_said(of_two_ste
         assert found == place / "step-00000002.ckpt", (number, name)
         assert told.startswith("step-00000004.ckpt is damaged: ") and name in told
         assert (place / "step-00000004.bad" / REASON).read_text().strip() in told
+
+
+@pytest.mark.parametrize("name", ["part-00000.safetensors", "part-00000.json", "rng-00000.json", "state.json"])
+def test_no_flipped_bit_of_a_checkpoint_is_restored(of_two_steps, name):
+    checkpoint = of_two_steps / "step-00000004.ckpt"
+    for bit in some_bits(checkpoint / name, 14):
+        with flipped(checkpoint / name, bit):
+            assert name in (damage(checkpoint) or "")
+    assert damage(checkpoint) is None
+
+
+def test_a_checkpoint_of_an_older_version_is_used_and_said_to_have_no_checksums(of_two_steps, tmp_path, capsys):
+    shutil.copytree(of_two_steps, place := tmp_path / "older")
+    checkpoint = place / "step-00000004.ckpt"
+    state = {**read_state(checkpoint), "format": WITHOUT_CHECKSUMS}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "part-00000.json").unlink()
+    assert newest_usable(OneRank(), place, GOOD) == checkpoint
+    assert "without checksums" in capsys.readouterr().out
 
 
 def test_a_machine_out_of_file_handles_is_no_damage(of_two_steps, tmp_path, monkeypatch):

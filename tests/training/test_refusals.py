@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.checksums import CHECKSUMS
+from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed, write_sealed
 from vita_audio_pl.training.engines import build_engine
 from vita_audio_pl.training.manifest import model_damage
 from vita_audio_pl.training.settings import TrainerConfig
@@ -67,8 +67,8 @@ def test_a_checkpoint_of_another_model(trained):
     folder = trained("align", "callbacks.save_every=3")
     (folder.model / "manifest.json").unlink()
     for state in folder.checkpoints.glob("*/state.json"):
-        state.write_text(state.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(UserError, match="has format 9; this version reads 1"):
+        write_sealed(state, {**read_sealed(state), "format": 9})
+    with pytest.raises(UserError, match="has format 9; this version reads 2"):
         trained("align", "callbacks.save_every=3")
 
 

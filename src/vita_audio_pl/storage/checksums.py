@@ -141,10 +141,10 @@ def sum_of_folder(folder: Path) -> dict[str, FileSum]:
     return {path.relative_to(folder).as_posix(): made for path, made in sum_of_files(found).items()}
 
 
-def write_checksums(folder: Path, sums: Mapping[str, FileSum]) -> None:
-    """Writes `checksums.json` for files of a folder, by relative name."""
+def write_checksums(folder: Path, sums: Mapping[str, FileSum], name: str = CHECKSUMS) -> None:
+    """Writes `checksums.json` for files of a folder, by relative name; `name` calls it otherwise."""
     files = {name: found.to_json() for name, found in sums.items()}
-    write_sealed(folder / CHECKSUMS, {"format": FORMAT, "block": BLOCK, "files": files})
+    write_sealed(folder / name, {"format": FORMAT, "block": BLOCK, "files": files})
 
 
 def read_checksums(folder: Path) -> dict[str, FileSum] | None:

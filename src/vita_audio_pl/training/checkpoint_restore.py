@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.checkpoints import WEIGHT, checkpoints, damage, read_state, set_apart
+from vita_audio_pl.training.checkpoints import WEIGHT, WITHOUT_CHECKSUMS, checkpoints, damage, read_state, set_apart
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.loop_progress import set_progress
 from vita_audio_pl.training.rng import restore_rng_state
@@ -37,6 +37,8 @@ def _look(folder: Path, kinds: tuple[str, ...]) -> Path | UserError | None:
         for checkpoint in reversed(checkpoints(folder, *kinds)):
             why = damage(checkpoint)
             if why is None:
+                if read_state(checkpoint)["format"] == WITHOUT_CHECKSUMS:
+                    print(f"{checkpoint.name} was written by an older version, without checksums to verify", flush=True)
                 return checkpoint
             print(f"{checkpoint.name} is damaged: {why}; it is kept as {set_apart(checkpoint, why)}", flush=True)
     except UserError as error:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.weight_files import is_finite
+from vita_audio_pl.storage.checksums import sum_of_files, write_checksums, write_sealed
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.training.checkpoints import (
     ASIDE,
@@ -35,6 +36,7 @@ from vita_audio_pl.training.checkpoints import (
     complete_checkpoints,
     copy_open_file,
     flush,
+    part_checksums,
     prune,
     replace_folder,
 )
@@ -250,8 +252,7 @@ class CheckpointWriter:
     def _complete(self, aside: Path, folder: Path, step: int, facts: dict[str, Any], ranks: int) -> None:
         """Give the folder `aside` the name that its state deserves, when all `ranks` have written their parts into it."""
         not_finite = self._wait_for_ranks(aside, ranks)
-        (aside / STATE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        flush(aside / STATE)
+        write_sealed(aside / STATE, facts)
         kind = DOUBT if facts["doubt"] else GOOD
         if not_finite:
             kind, why = BAD, f"step {step} was saved with values that are not finite in {bunch(not_finite)}"
@@ -287,7 +288,9 @@ def _write_part(aside: Path, save: _Save) -> list[Path]:
     random.write_text(json.dumps(save.rng), encoding="utf-8")
     flush(part)
     flush(random)
-    return [part, random]
+    sums = {path.name: found for path, found in sum_of_files([part, random]).items()}
+    write_checksums(aside, sums, part_checksums(rank))
+    return [part, random, aside / part_checksums(rank)]
 
 
 def _reason(failure: Exception) -> str:

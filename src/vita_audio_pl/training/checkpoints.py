@@ -1,7 +1,8 @@
 """Canonical checkpoints: whole tensors by parameter name, whatever engine and number of ranks wrote them.
 
 `step-<n>.ckpt/` holds `part-<r>.safetensors` (weights and AdamW's moments of the parameters that train, dealt out over the
-ranks), `rng-<r>.json` and `state.json`, which is written last. Frozen weights are not in it: they come from the parent.
+ranks), `rng-<r>.json`, `part-<r>.json` with the checksums of both, and `state.json`, which is sealed and written last.
+Frozen weights are not in it: they come from the parent.
 
 What the folder is called says what the checkpoint is good for:
 
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.checksums import FileSum, find_damage, parse_checksums, read_sealed
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.training.rng import check_rng_state
 
@@ -32,7 +34,7 @@ WEIGHT = "weight"
 ASIDE = ".tmp"
 BEST = "best.json"
 LAUNCH = "launch"
-FORMAT = 1
+FORMAT, WITHOUT_CHECKSUMS = 2, 1  # what is written, and what is read beside it
 GOOD, DOUBT, BAD = ".ckpt", ".doubt", ".bad"
 REASON = "reason.txt"
 _NAME = re.compile(r"step-(\d+)(\.ckpt|\.doubt|\.bad)")
@@ -53,6 +55,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def checkpoint_name(step: int, kind: str = GOOD) -> str:
     """Name of the folder of a step's checkpoint."""
     return f"step-{step:08d}{kind}"
+
+
+def part_checksums(rank: int) -> str:
+    """Name of the file with the checksums of what a rank wrote."""
+    return f"part-{rank:05d}.json"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -84,16 +91,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         OSError, ValueError: it cannot be read.
         UserError: it is of another version's format.
     """
-    state = _read_object(checkpoint / STATE)
-    if "format" not in state:
-        raise ValueError("it names no format")
-    if state["format"] != FORMAT:
+    path = checkpoint / STATE
+    try:
+        state = read_sealed(path)
+    except UserError as error:
+        state = _read_object(path)
+        if "format" not in state or "seal" in state or state["format"] == FORMAT:
+            raise ValueError(str(error)) from error
+    if state["format"] not in (FORMAT, WITHOUT_CHECKSUMS):
         raise UserError(f"the checkpoint {checkpoint} has format {state['format']}; this version reads {FORMAT}")
     return state
 
 
 def damage(checkpoint: Path, ranks: Iterable[int] | None = None) -> str | None:
-    """What is wrong with the files of a checkpoint, as far as sizes and formats tell; None where all can be read.
+    """What is wrong with the bytes of a checkpoint; None where they are what was written.
+
+    Of a checkpoint without checksums, as older versions wrote them, sizes and formats tell.
 
     Args:
         ranks: whose files have to be there; None asks for those of all ranks that wrote.
@@ -109,6 +122,10 @@ def damage(checkpoint: Path, ranks: Iterable[int] | None = None) -> str | None:
         if step != step_of(checkpoint) or not isinstance(wrote, int):
             raise ValueError(f"it is of step {step} and of {wrote} ranks")
         for rank in range(wrote) if ranks is None else ranks:
+            if state["format"] == FORMAT:
+                path = checkpoint / part_checksums(rank)
+                for changed in find_damage(checkpoint, _written(path)):
+                    return str(changed)
             path = checkpoint / f"part-{rank:05d}.safetensors"
             with safe_open(path, "pt"):  # compares the file's size with what its header lists
                 pass
@@ -119,6 +136,13 @@ def damage(checkpoint: Path, ranks: Iterable[int] | None = None) -> str | None:
             raise
         return f"{path} is missing, cut or damaged ({error})"
     return None
+
+
+def _written(path: Path) -> dict[str, FileSum]:
+    try:
+        return parse_checksums(path, path.read_bytes())
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def set_apart(checkpoint: Path, reason: str) -> Path:

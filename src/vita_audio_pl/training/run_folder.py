@@ -17,7 +17,7 @@ from vita_audio_pl.training.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
 IDENTITY, FORCED, METRICS = "identity.json", "forced.json", "metrics.csv"
-_CHECKPOINT = ("part-*.safetensors", "rng-*.json", "state.json", "rank-*.done", "reason.txt", "checksums.json")
+_CHECKPOINT = ("part-*.safetensors", "part-*.json", "rng-*.json", "state.json", "rank-*.done", "reason.txt")
 STAGE = Kind(
     "training stage",
     (
