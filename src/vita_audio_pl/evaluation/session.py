@@ -34,6 +34,10 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     """
     console = console or Console(stderr=True)
     share = Share.of_environment()
+    if share.ranks > 1:
+        console.print(
+            f"rank {share.rank} of {share.ranks}: each answers its share, and rank 0 waits for all", soft_wrap=True
+        )
     device = _device(config.device, share)
     evaluations = plan_evaluations(config, device)
     toolbox = ModelToolbox(
