@@ -1,15 +1,20 @@
 """Public benches as their publishers lay them out, in miniature; every bench file names figures and a known reader."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.bench_readers import READERS
 from vita_audio_pl.evaluation.benches import BenchConfig
+from vita_audio_pl.evaluation.items import check_items
+from vita_audio_pl.evaluation.normalisers import get_normaliser
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 
 BENCHES = sorted(path.stem for path in (asset_dir("conf") / "bench").glob("*.yaml"))
@@ -174,3 +179,37 @@ def test_a_bench_without_the_task_or_split_says_what_it_has():
         bench.items("tts", "test")
     with pytest.raises(UserError, match="has no split 'dev' for asr; it has test"):
         bench.items("asr", "dev")
+
+
+ODD = [b"\x00", b"\xff", b"\n", b"\r", b"\r\r\n", b"\xe2\x80\xa8", b"\x0c", b"\t", b" ", b"|", b'"', b"\\ud83d", b"{", b"[", b"9" * 400,
+       b"NaN", b"null", b"../", b"/", b"data:", b"x" * 300, b"\xef\xbb\xbf"]  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(
+    name=st.sampled_from(sorted(READERS)),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 8), st.sampled_from(ODD) | st.binary(max_size=3)), max_size=4
+    ),
+    data=st.data(),
+)
+def test_a_mutated_bench_is_items_or_a_sentence(tmp_path_factory, name, edits, data):
+    root = tmp_path_factory.getbasetemp() / f"mutated-{name}"
+    place, task, _ = lay_out(root, name)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix not in (".wav", ".flac"))
+    path = data.draw(st.sampled_from(files))
+    text = path.read_bytes()
+    for where, cut, put_in in edits:
+        at = int(where * len(text))
+        text = text[:at] + put_in + text[at + cut :]
+    path.write_bytes(text)
+    normalise = get_normaliser("plain")
+    try:
+        items = check_items(READERS[name](root / place, task, root), name, normalise)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+    else:
+        for item in items:
+            json.dumps([item.id, item.references], ensure_ascii=False).encode()
+            assert normalise(item.references[0])
+            assert all(len(part.encode()) <= 255 for audio in item.prompt.audios for part in Path(audio).parts)

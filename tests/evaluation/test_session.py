@@ -225,6 +225,21 @@ def test_a_run_whose_weights_were_replaced_is_another_result(config, tmp_path):
     assert len(list((tmp_path / "w/runs/r/eval/tones/sft/test").glob("text.vanilla.6-*/result.json"))) == 2
 
 
+def test_a_bench_without_spoken_references_is_measured_without_players(config, tmp_path):
+    config.bench.tasks["sqa"] = {"test": "questions.jsonl"}
+    config.bench.format = "questions"
+    rows = [{"id": str(n), "audio": f"{n}.wav", "answers": [text]} for n, text in enumerate(SENTENCES)]
+    (tmp_path / "w" / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (result,) = run_session(replace(config, task="sqa"))
+    place = tmp_path / "w/runs/r/eval/tones"
+    assert result["utterances"] == 6 and not (place / "controls").exists()
+    asr = replace(config, bench=replace(config.bench, format="samples"), task="all", players=0)
+    asr.bench.tasks = {"asr": {"test": "asr.jsonl"}, "tts": {"test": "tts.jsonl"}}
+    run_session(asr)
+    (path,) = place.glob("controls/*/controls.json")
+    assert json.loads(path.read_text())["resynthesis"] == {}
+
+
 def test_generating_and_scoring_are_separate_steps(config, tmp_path):
     with pytest.raises(UserError, match=r"6 answers of sft tts vanilla are missing .* generate them first"):
         run_session(replace(config, task="tts", step="score"))

@@ -148,8 +148,9 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
         ]
         normalise = config.bench.scoring("strict").normalise
         sets = [recordings for recordings in sets if recordings.audios]
-        last = spoken[-1]
-        measure_controls(folder, last.model, last.judge, last.identity, sets, players, normalise, run)
+        if sets or players:
+            last = spoken[-1]
+            measure_controls(folder, last.model, last.judge, last.identity, sets, players, normalise, run)
 
 
 def _device(name: str, share: Share) -> str:
