@@ -24,12 +24,14 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, par
 from vita_audio_pl.storage.files import full_disk_is_told, partial_name, write_whole
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
+from vita_audio_pl.storage.owned import Kind, Owned
 from vita_audio_pl.storage.secrets import without_credentials
 
 log = logging.getLogger(__name__)
 
 _COPIES_AT_A_TIME = 8
 _CHUNK = 1 << 20
+COPY = Kind("copy of a prepared source", (MANIFEST, CHECKSUMS, QUARANTINE), sign=(MANIFEST,))
 
 
 def is_remote(shards: str) -> bool:
@@ -78,18 +80,19 @@ def _stage(shards: str, source: str, folder: Path) -> None:
     files, base = fsspec.core.url_to_fs(shards)
     home = f"{base.rstrip('/')}/{source}"
     work = f"the copy of '{source}'"
+    mine = Owned.claim(folder, COPY)
     with hold(folder, "copy", work, wait=True), _said(f"{shards}/{source}"), full_disk_is_told(folder, work):
         described, summed = (_contents(files, f"{home}/{name}") for name in (MANIFEST, CHECKSUMS))
         if described is None:
             raise UserError(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
         same = (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == described
         if not same:
-            (folder / MANIFEST).unlink(missing_ok=True)  # what is there is of other shards until the copy is whole
+            mine.remove(MANIFEST)  # what is there is of other shards until the copy is whole
         write_whole(folder / f"{MANIFEST}.new", described)
         manifest = Manifest.load(folder, f"{MANIFEST}.new")
         expected = _expected(f"{home}/{CHECKSUMS}", summed, manifest)
         if summed is None:
-            (folder / CHECKSUMS).unlink(missing_ok=True)
+            mine.remove(CHECKSUMS)
             if not same:
                 _copy(files, f"{home}/{INDEX}", folder / INDEX)
         else:
@@ -98,7 +101,7 @@ def _stage(shards: str, source: str, folder: Path) -> None:
         (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
         left_out = _contents(files, f"{home}/{QUARANTINE}")
         if left_out is None:
-            (folder / QUARANTINE).unlink(missing_ok=True)
+            mine.remove(QUARANTINE)
         else:
             write_whole(folder / QUARANTINE, left_out)
 

@@ -96,7 +96,6 @@ def save_backbone(
     parameters = merged_parameters(model)
     beside = {name: tensor.contiguous() for name, tensor in parameters.items() if name.startswith(_BESIDE)}
     save_weights({name: tensor for name, tensor in parameters.items() if name not in beside}, folder, max_shard_bytes)
-    (folder / BESIDE).unlink(missing_ok=True)
     if beside:
         save_file(beside, folder / BESIDE, metadata={"format": "pt"})
     save_encoder_config(model, folder)

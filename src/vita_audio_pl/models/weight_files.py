@@ -171,13 +171,15 @@ def save_weights(tensors: dict[str, Tensor], folder: Path | str, max_shard_bytes
     """Writes tensors as `model.safetensors`, or as shards of `max_shard_bytes` at most with an index.
 
     Raises:
-        UserError: a tensor holds NaN or infinity; nothing is written.
+        UserError: a tensor holds NaN or infinity, or the folder holds weights already; nothing is written.
     """
     folder = Path(folder)
     spoilt = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if spoilt:
         raise UserError(f"{_some(spoilt)} cannot be written as weights: not all values are finite")
     folder.mkdir(parents=True, exist_ok=True)
+    if there := next(folder.glob("*.safetensors"), None):
+        raise UserError(f"{folder} holds weights already ({there.name}): give a new folder")
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for key, tensor in tensors.items():
@@ -187,8 +189,6 @@ def save_weights(tensors: dict[str, Tensor], folder: Path | str, max_shard_bytes
             filled = 0
         shards[-1][key] = tensor.detach().contiguous()
         filled += size
-    for stale in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX):
-        stale.unlink(missing_ok=True)
     if len(shards) == 1:
         save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
         return

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from vita_audio_pl.spoken_world import plan, synthesis
 from vita_audio_pl.spoken_world.grammar import grammar
 from vita_audio_pl.spoken_world.sentences import LEXICONS, Lexicon, vocabulary
 from vita_audio_pl.storage.lease import hold
-from vita_audio_pl.storage.owned import Kind, Owned, begin_whole
+from vita_audio_pl.storage.owned import Kind, Owned, work_folder
 
 MARKER = "world.json"
 LAYOUT = 2  # raised when the same size and seed give other sentences, voices or files
@@ -92,33 +91,32 @@ def build_world(
         version = synthesis.espeak_version()
         lexicon = LEXICONS[size]
         corpus = plan.plan_corpus(lexicon, seed)
-        aside = begin_whole(folder / "building", WORLD.name)
-        audio = _speak_all(aside, corpus, workers, progress)
-        _write_texts(aside, corpus, lexicon)
-        info = {
-            "name": "spoken_world",
-            "size": size,
-            "seed": seed,
-            "layout": LAYOUT,
-            "espeak_ng": version,
-            "sample_rate": synthesis.SAMPLE_RATE,
-            "voices": {
-                "input": list(plan.INPUT_VOICES),
-                "assistant": plan.ASSISTANT.name,
-                "unseen": plan.UNSEEN_VOICE,
-            },
-            "words": list(vocabulary(lexicon)),
-            "samples": {name: len(rows) for name, rows in corpus.samples.items()},
-            "audio": audio,
-            "content": _content_hash(aside, corpus),
-        }
-        mine.remove(MARKER)
-        for part in _PARTS:
-            _put(aside / part, folder / part)
-        marker = aside / MARKER
-        marker.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        os.replace(marker, folder / MARKER)
-        shutil.rmtree(aside)
+        with work_folder(folder / "building", WORLD.name) as aside:
+            audio = _speak_all(aside, corpus, workers, progress)
+            _write_texts(aside, corpus, lexicon)
+            info = {
+                "name": "spoken_world",
+                "size": size,
+                "seed": seed,
+                "layout": LAYOUT,
+                "espeak_ng": version,
+                "sample_rate": synthesis.SAMPLE_RATE,
+                "voices": {
+                    "input": list(plan.INPUT_VOICES),
+                    "assistant": plan.ASSISTANT.name,
+                    "unseen": plan.UNSEEN_VOICE,
+                },
+                "words": list(vocabulary(lexicon)),
+                "samples": {name: len(rows) for name, rows in corpus.samples.items()},
+                "audio": audio,
+                "content": _content_hash(aside, corpus),
+            }
+            mine.remove(MARKER)
+            for part in _PARTS:
+                _put(aside / part, folder / part)
+            marker = aside / MARKER
+            marker.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            os.replace(marker, folder / MARKER)
     return World(folder, info)
 
 

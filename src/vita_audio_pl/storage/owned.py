@@ -194,19 +194,25 @@ def finish_whole(aside: Path, target: Path, replace: bool = False, marked: bool 
 
 
 @contextmanager
+def work_folder(target: Path, kind: str) -> Iterator[Path]:
+    """A new folder beside `target` to work in, which is removed when the block ends."""
+    aside = begin_whole(target, kind)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
 def whole_folder(target: Path, kind: str, replace: bool = False, marked: bool = True) -> Iterator[Path]:
     """A folder to fill, which gets the name `target` when the block ends well, and is removed otherwise.
 
     Raises:
         UserError: as `finish_whole`.
     """
-    aside = begin_whole(target, kind)
-    try:
+    with work_folder(target, kind) as aside:
         yield aside
         finish_whole(aside, target, replace, marked)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def below(root: Path, name: str, setting: str) -> Path:

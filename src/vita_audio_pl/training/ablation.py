@@ -219,11 +219,15 @@ def content_hash(config: TrainConfig) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Make `link` a relative link to `target`; another link that was there is replaced."""
+    """Make `link` a relative link to `target`; a link to another stage of `target`'s folder is replaced.
+
+    Raises:
+        UserError: something else is there.
+    """
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink():
+    if link.is_symlink() and link.resolve().parent == target.parent.resolve():
         link.unlink()
-    elif link.exists():
+    elif os.path.lexists(link):
         raise UserError(
             f"{link} is in the way: an arm has links to {target.parent} there; move it, or take another name"
         )
