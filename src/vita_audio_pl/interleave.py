@@ -5,6 +5,7 @@ Both are one object each; rendering, losses, decoding and reports all ask them (
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,6 +18,7 @@ from vita_audio_pl.errors import UserError
 
 IntArray: TypeAlias = NDArray[np.integer[Any]]
 
+_MOST_RUNS, _LONGEST_RUN = 1000, 10**9
 MARKERS_PER_CHUNK = 2
 """Every chunk of codes stands between one begin and one end marker, and the ratio's audio numbers count both."""
 
@@ -293,6 +295,8 @@ def _runs_needed_scalar(count: int, runs: tuple[int, ...]) -> int:
 
 def _runs_of(value: Sequence[int] | str, named: dict[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
     if not isinstance(value, str):
+        if not isinstance(value, Sequence) or len(value) > _MOST_RUNS:
+            raise UserError(f"{key} is {reprlib.repr(value)}; give a list such as [1,10,4,10]")
         return tuple(value)
     name = value.strip().lower()
     if name in named:
@@ -305,4 +309,6 @@ def _runs_of(value: Sequence[int] | str, named: dict[str, tuple[int, ...]], key:
 def _whole_numbers(runs: Sequence[int], key: str) -> tuple[int, ...]:
     if any(isinstance(run, bool) or not isinstance(run, int | np.integer) for run in runs):
         raise UserError(f"{key}={list(runs)} must hold whole numbers only, such as [1,10,4,10]")
+    if any(abs(int(run)) > _LONGEST_RUN for run in runs):
+        raise UserError(f"{key}={list(runs)} has a run of more than {_LONGEST_RUN} tokens; no answer is that long")
     return tuple(int(run) for run in runs)

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(codec, folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="not that of a codec known here"):
         TransformersCodec(tmp_path)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="config.json is missing"):
         TransformersCodec(tmp_path / "nowhere")
     codec.save(tmp_path)
     header = json.loads((tmp_path / "codec.json").read_text()) | {"fingerprint": "another"}

@@ -147,8 +147,8 @@ def _flip_byte(folder):
     ("damage", "reason"),
     [
         (lambda folder: (folder / "codec.json").unlink(), "it has no codec.json"),
-        (lambda folder: (folder / "codec.json").write_text("{"), "cannot be read as JSON"),
-        (lambda folder: (folder / "codec.json").write_text("[]"), "does not name its codec"),
+        (lambda folder: (folder / "codec.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "codec.json").write_text("[]"), "must hold a JSON object"),
         (lambda folder: _edit(folder, lambda h: h.update(name="mystery")), "'mystery', which is not known"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(hops=1)), "must have exactly the keys"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(hop=0)), "hop must be a whole number"),

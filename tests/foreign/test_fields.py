@@ -3,7 +3,7 @@
 import pytest
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign import Fields, read_json, read_tagged_yaml
+from vita_audio_pl.foreign.fields import Fields, read_json, read_tagged_yaml
 
 
 def written(tmp_path, text: str):

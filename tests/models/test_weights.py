@@ -163,8 +163,8 @@ BREAKAGES = {
     "only heads": (lambda f: set_config(f, num_hidden_layers=2), "leaves no backbone"),
     "another kind": (lambda f: set_config(f, model_type="llama"), "model_type 'llama'"),
     "sliding": (lambda f: set_config(f, use_sliding_window=True), "sliding-window"),
-    "no width": (lambda f: set_config(f, hidden_size=None), "lacks hidden_size"),
-    "no number": (lambda f: set_config(f, hidden_size="wide"), "'hidden_size' expected int"),
+    "no width": (lambda f: set_config(f, hidden_size=None), "hidden_size is None"),
+    "no number": (lambda f: set_config(f, hidden_size="wide"), "hidden_size is 'wide'; a whole number"),
     "cut short": (lambda f: os.truncate(f / "model.safetensors", 9000), "is cut short"),
     "not safetensors": (lambda f: (f / "model.safetensors").write_text("hello"), "cut short or is not"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_one_sentence_that_names_it(breakage, sentence, fol
 def test_a_missing_shard_is_named(tiny, tmp_path):
     save_released(tiny(), tmp_path, max_shard_bytes=30_000)
     (tmp_path / sorted(tmp_path.glob("model-0*"))[1].name).unlink()
-    with pytest.raises(UserError, match="model-00002-of-.* is missing, though"):
+    with pytest.raises(UserError, match="model-00002-of-.* is missing; .* lists it"):
         load_released(tmp_path)
 
 

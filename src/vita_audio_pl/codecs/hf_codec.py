@@ -6,23 +6,32 @@ frame: index `i` of level `l` is the code `l * entries + i`.
 
 import hashlib
 import json
+import math
+import reprlib
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import DacModel, MimiModel, PreTrainedModel
 
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import Fields, read_json
+from vita_audio_pl.foreign.weights import open_safetensors
 
 _PIECE_SECONDS = 60  # longer waves are encoded and decoded in pieces
 _CONTEXT_SECONDS = 1.0  # decoded again before each chunk of a stream
 _HELD_SECONDS = 0.08  # decoded again with the next chunk
 _FADE = 128  # samples
+_MOST = {"layer": 256, "num_": 256, "dilation": 16, "kernel": 1024, "rati": 64, "rates": 64, "stride": 64, "hop": 8192}
+"""What the numbers of a configuration may be, by a part of their names."""
+_MOST_ENTRIES, _LARGEST_NUMBER, _LONGEST_FRAME = 64, 1_000_000, 8192
+_MOST_MISSING = 1_000_000  # values; names of weights differ between versions of torch (weight norm)
 
 
 class TransformersCodec:
@@ -41,28 +50,46 @@ class TransformersCodec:
     def __init__(self, folder: str | Path, levels: int = 1):
         self.folder = Path(folder)
         self.model = _loaded(self.folder)
-        config = self.model.config
-        kind = config.model_type
-        available = config.num_quantizers if kind == "mimi" else config.n_codebooks
+        where = str(self.folder / "config.json")
+        fields = Fields(
+            self.model.config.to_dict() | {"frame_rate": getattr(self.model.config, "frame_rate", None)}, where
+        )
+        mimi = self.model.config.model_type == "mimi"
+        available = fields.integer("num_quantizers" if mimi else "n_codebooks")
         if not 1 <= levels <= available:
             raise UserError(f"{self.folder} has {available} quantisers; levels={levels} cannot be had")
         self.levels = levels
-        self.sample_rate = config.sampling_rate
+        self.sample_rate = fields.integer("sampling_rate", least=2_000, most=192_000)
         self.samples_per_frame = (
-            round(config.sampling_rate / config.frame_rate) if kind == "mimi" else config.hop_length
+            round(self.sample_rate / fields.number("frame_rate", least=1.0, most=1000.0))
+            if mimi
+            else fields.integer("hop_length", most=_LONGEST_FRAME)
         )
         self.codes_per_second = levels * self.sample_rate / self.samples_per_frame
-        self._entries = config.codebook_size
+        self._entries = fields.integer("codebook_size")
         self.codebook_size = levels * self._entries
         self.fingerprint = _fingerprint(self.model, levels)
+        self._try_out()
         self.build = "transformers " + ".".join(transformers.__version__.split(".")[:2])
+
+    def _try_out(self) -> None:
+        """Encodes and decodes a moment of silence: whether a configuration can be computed with shows only then."""
+        trial = copy(self)
+        trial.model = deepcopy(self.model)  # Mimi keeps what it has computed with, in the type of that moment
+        try:
+            trial.decode(trial._encoded(np.zeros(4 * self.samples_per_frame, np.float32), 0)[: 2 * self.levels])
+        except UserError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.folder} cannot be used as a codec, by its configuration: {reason}") from None
 
     @classmethod
     def load(cls, folder: str | Path) -> "TransformersCodec":
         """Opens a folder with the `codec.json` that `save` wrote."""
         folder = Path(folder)
         header = read_codec_file(folder)
-        if not isinstance(header.get("model"), str) or type(header.get("levels")) is not int:
+        if not isinstance(header.get("model"), str) or "\0" in header["model"] or type(header.get("levels")) is not int:
             raise UserError(f"{folder / CODEC_FILE}: 'model' must be a path and 'levels' a whole number")
         codec = cls(folder / header["model"], header["levels"])
         if codec.fingerprint != header.get("fingerprint"):
@@ -217,15 +244,46 @@ _MODELS = {"mimi": MimiModel, "dac": DacModel}
 
 
 def _loaded(folder: Path) -> PreTrainedModel:
+    values = read_json(folder / "config.json")
+    if values.get("model_type") not in _MODELS:
+        raise UserError(f"{folder}/config.json is not that of a codec known here ({', '.join(_MODELS)})")
+    model_class = _MODELS[values["model_type"]]
+    _check_sizes(values, f"{folder / 'config.json'}")
+    with open_safetensors(folder / "model.safetensors") as file:
+        held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        model_class = _MODELS[kind]
+        with torch.device("meta"):
+            wanted = model_class(model_class.config_class(**values)).state_dict()
+        _check_shapes(held, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, folder)
         return model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-    except KeyError:
-        raise UserError(f"{folder}/config.json is not that of a codec known here ({', '.join(_MODELS)})") from None
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises nearly any type on a configuration that cannot be
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} cannot be loaded as a transformers codec: {reason}") from None
+
+
+def _check_sizes(values: Any, where: str, depth: int = 0) -> None:
+    """Refuses numbers that no codec has, before a model is built with them: it could take all time or memory."""
+    inner: Any = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for name, value in inner:
+        most = next((most for part, most in _MOST.items() if part in str(name)), _LARGEST_NUMBER)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (number and not abs(value) <= most) or (isinstance(value, list) and len(value) > _MOST_ENTRIES) or depth > 4:
+            raise UserError(f"{where}: {str(name)[:60]} is {reprlib.repr(value)}, more than any codec here has")
+        _check_sizes(value, where, depth + 1)
+
+
+def _check_shapes(held: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], folder: Path) -> None:
+    """Refuses weights that do not fit the configuration, before memory is taken for them."""
+    for name in wanted.keys() & held.keys():
+        if wanted[name] != held[name]:
+            raise UserError(
+                f"{folder}: the tensor '{name[:80]}' has shape {held[name]}, but config.json calls for {wanted[name]}"
+            )
+    missing = [name for name in wanted if name not in held]
+    if sum(math.prod(wanted[name]) for name in missing) > _MOST_MISSING:
+        raise UserError(f"{folder} lacks {len(missing)} tensors that config.json calls for, such as '{missing[0]}'")
 
 
 def _fingerprint(model: PreTrainedModel, levels: int) -> str:

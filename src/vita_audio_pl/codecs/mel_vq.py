@@ -7,6 +7,7 @@ frames, a non-negative spectrum for them, Griffin-Lim. The spectra of a code nev
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -16,15 +17,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.weights import open_safetensors
 
 WEIGHTS_FILE = "codec.safetensors"
+
+
+_RANGES = {
+    "sample_rate": (2_000, 192_000),
+    "hop": (2, 4096),
+    "frames_per_code": (1, 1000),
+    "n_mels": (1, 512),
+    "pca_size": (1, 4096),
+    "codebook_size": (1, 65_536),
+    "griffin_lim_iterations": (1, 1000),
+}
+"""What decoding can do in bounded time and memory, so that a codec from elsewhere cannot ask for more."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,14 @@ class MelVQConfig:
     griffin_lim_iterations: int = 16
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"mel_vq: {field.name} must be a whole number of at least 1, not {value!r}")
-        if not 0 < self.quietest < 1:
-            raise ValueError(f"mel_vq: quietest must lie between 0 and 1, not {self.quietest!r}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(
+                    f"mel_vq: {name} must be a whole number from {least} to {most}, not {reprlib.repr(value)}"
+                )
+        if type(self.quietest) is not float or not 0 < self.quietest < 1:
+            raise ValueError(f"mel_vq: quietest must lie between 0 and 1, not {reprlib.repr(self.quietest)}")
         if self.frames_per_code < spectral.OVERLAP:
             raise ValueError(f"mel_vq: frames_per_code must be at least {spectral.OVERLAP}, the frames of a window")
         if self.pca_size > self.n_mels * self.frames_per_code:
@@ -198,17 +213,16 @@ class MelVQ:
             raise UserError(f"{folder / CODEC_FILE} does not describe a mel_vq codec (keys: {', '.join(header)})")
         config = _read_config(header["config"], folder / CODEC_FILE)
         path = folder / WEIGHTS_FILE
-        try:
-            weights = load_file(path)
-        except FileNotFoundError:
-            raise UserError(f"{folder} is not complete: it has no {WEIGHTS_FILE}") from None
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is damaged: {error}") from None
-        found = {key: (tuple(weight.shape), weight.dtype) for key, weight in weights.items()}
-        wanted = {key: (shape, torch.float32) for key, shape in _shapes(config).items()}
-        if found != wanted:
-            raise UserError(f"{path} holds {found}, but a codec of this configuration holds {wanted}")
-        codec = cls(config, **weights)
+        with open_safetensors(path, f"{folder} is not complete") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}
+            found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+            wanted = {key: (shape, "F32") for key, shape in _shapes(config).items()}
+            if found != wanted:
+                told = reprlib.repr(found)
+                raise UserError(f"{path} holds {told}, but a codec of this configuration holds {wanted}")
+            codec = cls(config, **{key: file.get_tensor(key) for key in wanted})
+        if not all(bool(weight.isfinite().all()) for weight in codec._weights.values()):
+            raise UserError(f"{path} holds values that are not finite; fetch it again")
         if codec.fingerprint != header["fingerprint"]:
             raise UserError(f"{path} does not belong to {folder / CODEC_FILE}: its contents have another fingerprint")
         return codec

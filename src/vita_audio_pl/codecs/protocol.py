@@ -4,7 +4,6 @@ A codec folder holds `codec.json`, whose `name` says which class reads the folde
 the members of `Codec`, and `register_codec("its_name", TheClass.load)` where that file is imported.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import read_json
 
 CODEC_FILE = "codec.json"
 
@@ -132,12 +132,9 @@ def read_codec_file(folder: Path) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or has no name.
     """
     path = folder / CODEC_FILE
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a codec folder: it has no {CODEC_FILE}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(header, dict) or not isinstance(header.get("name"), str):
+    if not path.exists():
+        raise UserError(f"{folder} is not a codec folder: it has no {CODEC_FILE}")
+    header = read_json(path)
+    if not isinstance(header.get("name"), str):
         raise UserError(f"{path} does not name its codec: it needs a key 'name'")
     return header

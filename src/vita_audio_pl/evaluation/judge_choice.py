@@ -7,7 +7,7 @@ from pathlib import Path
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import path_digest
 from vita_audio_pl.evaluation.judges import Judge, PocketsphinxJudge
-from vita_audio_pl.foreign import require_trust
+from vita_audio_pl.foreign.weights import require_trust
 
 JUDGES = ("pocketsphinx", "whisper", "paraformer")
 

@@ -8,7 +8,7 @@ import torch
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges import RATE, at_rate
-from vita_audio_pl.foreign import require_trust
+from vita_audio_pl.foreign.weights import require_trust
 
 
 class SpeakerSimilarity:

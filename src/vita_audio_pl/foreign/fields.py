@@ -1,6 +1,9 @@
 """Configuration files of other projects: JSON, and YAML whose tags would call Python, both read as plain data."""
 
 import json
+import math
+import reprlib
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,11 +50,16 @@ def read_tagged_yaml(path: str | Path) -> dict[str, Any]:
     text = _read_text(path)
     try:
         values = yaml.load(text, Loader=_DataLoader)  # a SafeLoader: builds lists, dicts, strings and numbers only
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # what constructs `!!bool`, `!!timestamp` and so on raises nearly any type
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping at its top")
-    return _References(values, path).followed()
+    try:
+        return _References(values, path).followed()
+    except RecursionError:
+        raise UserError(
+            f"{path} nests its values, or leads from reference to reference, too deeply to be read"
+        ) from None
 
 
 class _References:
@@ -86,29 +94,60 @@ class _References:
         return value
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object.
+def read_json(path: str | Path, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
+    """Reads a JSON object; NaN and infinity, which JSON does not have, are refused.
+
+    Args:
+        largest: bytes that the file may have.
 
     Raises:
         UserError: the file is missing, too large, is not JSON, or is no object.
     """
     try:
-        values = json.loads(_read_text(path))
+        values = json.loads(_read_text(path, largest), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object")
     return values
 
 
-def _read_text(path: str | Path) -> str:
-    path = Path(path)
+def read_json_if_there(path: Path, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
+    """As `read_json`; an empty mapping where there is no such file."""
+    return read_json(path, largest=largest) if path.exists() else {}
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def require_file(path: Path, remedy: str) -> int:
+    """Size of the file at `path` in bytes; devices, pipes and folders, which could be read for ever or not at all, are none.
+
+    Args:
+        remedy: what to do where it is not there.
+
+    Raises:
+        UserError: there is no such file, or it may not be looked at.
+    """
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"{path} is too large to be a configuration ({path.stat().st_size:,} bytes)")
+        found = path.stat()
+    except (OSError, ValueError):  # a name with a NUL in it is a ValueError
+        raise UserError(f"{path} is missing; {remedy}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path} is no regular file; {remedy}")
+    return found.st_size
+
+
+def _read_text(path: str | Path, largest: int = _LARGEST_FILE) -> str:
+    path = Path(path)
+    size = require_file(path, "download the whole checkpoint folder")
+    if size > largest:
+        raise UserError(f"{path} is too large to be a configuration ({size:,} bytes; at most {largest:,} are read)")
+    try:
         return path.read_text(encoding="utf-8")
-    except OSError:
-        raise UserError(f"{path}: there is no such file; download the whole checkpoint folder") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file") from None
 
@@ -118,50 +157,75 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str):
         if not isinstance(values, Mapping):
-            raise UserError(f"{where} must be a mapping, not {values!r}")
+            raise UserError(f"{where} must be a mapping, not {_shown(values)}")
         self._values, self._where = values, where
 
     def section(self, name: str) -> "Fields":
         return Fields(self._get(name), f"{self._where}: {name}")
 
-    def integer(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER) -> int:
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """A mapping, as it stands."""
         value = self._get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(f"{self._where}: {name} is {value!r}; a whole number from {least} to {most} is wanted")
+        if not isinstance(value, Mapping):
+            raise UserError(f"{self._where}: {name} is {_shown(value)}; a mapping is wanted")
         return value
 
-    def integers(self, name: str) -> tuple[int, ...]:
+    def integer(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER, default: int | None = None) -> int:
+        """A whole number; `default` where the field is absent or null, if there is one."""
+        value = self._get(name) if default is None or self.has(name) else default
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(
+                f"{self._where}: {name} is {_shown(value)}; a whole number from {least} to {most} is wanted"
+            )
+        return value
+
+    def integers(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER) -> tuple[int, ...]:
         values = self._get(name)
         if not isinstance(values, list) or not 1 <= len(values) <= 64:
-            raise UserError(f"{self._where}: {name} is {values!r}; a list of whole numbers is wanted")
+            raise UserError(f"{self._where}: {name} is {_shown(values)}; a list of whole numbers is wanted")
         entries = Fields(dict(enumerate(values)), f"{self._where}: {name}")
-        return tuple(entries.integer(index) for index in range(len(values)))
+        return tuple(entries.integer(index, least=least, most=most) for index in range(len(values)))
 
-    def tables(self, name: str) -> tuple[tuple[int, ...], ...]:
+    def tables(self, name: str, *, most: int = _LARGEST_NUMBER) -> tuple[tuple[int, ...], ...]:
         """A list of lists of whole numbers."""
         rows = self._get(name)
         if not isinstance(rows, list) or not 1 <= len(rows) <= 64:
-            raise UserError(f"{self._where}: {name} is {rows!r}; a list of lists of whole numbers is wanted")
+            raise UserError(f"{self._where}: {name} is {_shown(rows)}; a list of lists of whole numbers is wanted")
         entries = Fields(dict(enumerate(rows)), f"{self._where}: {name}")
-        return tuple(entries.integers(index) for index in range(len(rows)))
+        return tuple(entries.integers(index, most=most) for index in range(len(rows)))
 
-    def number(self, name: str, *, least: float = 0.0) -> float:
-        value = self._get(name)
+    def number(self, name: str, *, least: float = 0.0, most: float = 1e9, default: float | None = None) -> float:
+        """A finite number; `default` where the field is absent or null, if there is one."""
+        value = self._get(name) if default is None or self.has(name) else default
         try:
             # YAML 1.1 reads `1e-06` as text
             number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if isinstance(value, bool) or not least <= number < float("inf"):
-            raise UserError(f"{self._where}: {name} is {value!r}; a number of at least {least} is wanted")
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if isinstance(value, bool) or not least <= number <= most:
+            raise UserError(f"{self._where}: {name} is {_shown(value)}; a number from {least} to {most} is wanted")
         return number
+
+    def text(self, name: str, *, default: str | None = None) -> str:
+        """A text; `default` where the field is absent or null, if there is one."""
+        value = self._get(name) if default is None or self.has(name) else default
+        if not isinstance(value, str):
+            raise UserError(f"{self._where}: {name} is {_shown(value)}; a text is wanted")
+        return value
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """True or false; `default` where the field is absent or null."""
+        value = self._get(name) if self.has(name) else default
+        if not isinstance(value, bool):
+            raise UserError(f"{self._where}: {name} is {_shown(value)}; true or false is wanted")
+        return value
 
     def only(self, name: str, *supported: Any, default: Any = None) -> Any:
         """The field's value, which must be one of those supported; `default` where the field is absent."""
         value = self._values.get(name, default)
-        if value not in supported:
+        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in supported):
             wanted = " or ".join(repr(choice) for choice in supported)
-            raise UserError(f"{self._where}: {name} is {value!r}; only {wanted} is supported")
+            raise UserError(f"{self._where}: {name} is {_shown(value)}; only {wanted} is supported")
         return value
 
     def has(self, name: str) -> bool:
@@ -171,3 +235,8 @@ class Fields:
         if name not in self._values:
             raise UserError(f"{self._where}: the field '{name}' is missing")
         return self._values[name]
+
+
+def _shown(value: Any) -> str:
+    """`value` in at most a line: what references repeat may be of any size when it is written out."""
+    return reprlib.repr(value)[:120]

@@ -1,16 +1,63 @@
 """Weight files of other projects: read without running what a pickle may ask for, loaded only where everything fits."""
 
 import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import require_file
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_LARGEST_HEADER = 16 << 20  # bytes; that of a model with a thousand tensors has a hundred thousand
+_AGAIN = "download the whole checkpoint folder"
+
+
+def open_safetensors(path: Path, remedy: str = _AGAIN) -> Any:
+    """The opened file, for `with`: no tensor is read yet.
+
+    Args:
+        remedy: what to do where the file is not there.
+
+    Raises:
+        UserError: there is no such file, its table of tensors is larger than that of any real model, or it is damaged.
+    """
+    size = require_file(path, remedy)
+    try:
+        with path.open("rb") as file:
+            table = int.from_bytes(file.read(8), "little")
+        if table > min(size, _LARGEST_HEADER):
+            raise UserError(
+                f"{path} is damaged: it is cut short or is not a safetensors file (its table would have {table:,} bytes); "
+                "copy it again"
+            )
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is damaged: it is cut short or is not a safetensors file ({told}); copy it again"
+        ) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _refuse_unusual_archive(path: Path) -> None:
+    """Refuses an archive that unpacks to more than the file: torch stores tensors as they are, uncompressed and once."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"{path} was not read: it unpacks to {unpacked:,} bytes, more than it has itself, and torch writes no such file"
+        )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -23,22 +70,23 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         UserError: the file is missing, damaged, holds anything but tensors, or its pickle asks to call a function.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such weight file; download the whole checkpoint folder")
+    require_file(path, _AGAIN)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
+        _refuse_unusual_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} was not read: it is no plain PyTorch state dict (it is damaged, or wants code to be run); "
             "fetch it again from its source"
         ) from None
-    # torch raises nearly any type on damaged bytes
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # torch raises nearly any type on damaged bytes
         first_line = str(error).strip().splitlines()[:1]
         raise UserError(
-            f"{path} is damaged or cut short ({first_line[0] if first_line else type(error).__name__}); fetch it again"
+            f"{path} is damaged or cut short ({first_line[0][:200] if first_line else type(error).__name__}); fetch it again"
         ) from None
     return _named_tensors(loaded, path)
 
@@ -52,10 +100,19 @@ def _named_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no state dict (names with tensors)")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: entry {name!r} is not a tensor, so this is no state dict")
+            raise UserError(f"{path}: entry {str(name)[:80]!r} is not a tensor, so this is no state dict")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or not _backed(value):
+            raise UserError(
+                f"{path}: tensor {name[:80]!r} is sparse, quantised or without bytes of its own; fetch it again"
+            )
     if all(name.startswith("module.") for name in loaded):
         loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
     return dict(loaded)
+
+
+def _backed(tensor: Tensor) -> bool:
+    """Whether the file holds every value: a stride of 0 makes a tensor of any size from one."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def require_trust(path: Path, kind: str, trusted: bool) -> None:
@@ -98,7 +155,7 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     converted = {}
     for name, like in wanted.items():
         tensor = state[name]
-        if tensor.is_floating_point() != like.is_floating_point():
+        if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex() or tensor.itemsize < 2:
             raise UserError(f"{source}: {name} has type {tensor.dtype}, which is not what the configuration asks for")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{source}: {name} holds values that are not finite; fetch the file again")

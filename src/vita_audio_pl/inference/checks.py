@@ -2,6 +2,7 @@
 
 import math
 import operator
+import reprlib
 from typing import Any
 
 from vita_audio_pl.errors import UserError
@@ -60,5 +61,4 @@ def token_ids(values: Any, name: str, vocabulary: int) -> list[int]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return reprlib.repr(value)[:120]

@@ -1,6 +1,5 @@
 """A model folder, made ready to decode."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import Fields, read_json_if_there
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
@@ -22,6 +22,7 @@ from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
 
 VANILLA = DecodePattern.of("vanilla")
+_MOST_LEAD_IN = 1000
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,19 @@ def load_speech_model(
     verify_model_files(folder)
     tokenizer = TextTokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
     config, manifest, generation = (
-        _read_json(folder / name) for name in ("config.json", "manifest.json", "generation_config.json")
+        read_json_if_there(folder / name) for name in ("config.json", "manifest.json", "generation_config.json")
     )
     vocabulary = _vocabulary(tokenizer, config, manifest, folder)
     model = load_released(folder, dtype=dtype, device=device).eval().requires_grad_(False)
     if vocabulary.continuous_input and model.config.context_of_audio is None:
         model.config.context_of_audio = vocabulary.context_of_audio
     runs = generation.get("mtp_inference_mode") or manifest.get("decode_pattern")
-    pattern = DecodePattern.of(runs) if runs else VANILLA
     ratio = manifest.get("text_audio_interval_ratio")
-    rendering = manifest.get("config", {}).get("rendering", {})
+    try:
+        pattern = DecodePattern.of(runs) if runs else VANILLA
+        trained_ratio = IntervalRatio.of(ratio) if ratio else IntervalRatio.behind(pattern)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     return LoadedModel(
         model,
         tokenizer,
@@ -106,8 +110,8 @@ def load_speech_model(
         folder / "codec" if (folder / "codec").is_dir() else None,
         manifest,
         pattern,
-        IntervalRatio.of(ratio) if ratio else IntervalRatio.behind(pattern),
-        rendering.get("lead_in_codes", 0),
+        trained_ratio,
+        _lead_in_codes(manifest, folder),
         folder / ENCODER_FOLDER if model.speech_input is not None else None,
     )
 
@@ -127,9 +131,19 @@ def model_folder(folder: Path | str) -> Path:
     raise UserError(f"{folder} is no model folder: it has no config.json; the stage that makes it may not be finished")
 
 
+def _lead_in_codes(manifest: dict[str, Any], folder: Path) -> int:
+    fields = Fields(manifest, str(folder / "manifest.json"))
+    for section in ("config", "rendering"):
+        if not fields.has(section):
+            return 0
+        fields = fields.section(section)
+    return fields.integer("lead_in_codes", least=0, most=_MOST_LEAD_IN, default=0)
+
+
 def _vocabulary(tokenizer: TextTokenizer, config: dict[str, Any], manifest: dict[str, Any], folder: Path) -> Vocabulary:
     """The vocabulary whose padded size is the model's; the manifest's fingerprint, or a power of two, says how many codes."""
-    first_code = config.get("speech_token_offset", tokenizer.n_text + len(special_tokens(False)))
+    fields = Fields(config, str(folder / "config.json"))
+    first_code = fields.integer("speech_token_offset", default=tokenizer.n_text + len(special_tokens(False)))
     n_specials = first_code - tokenizer.n_text
     continuous = n_specials == len(special_tokens(True))
     if n_specials not in (len(special_tokens(False)), len(special_tokens(True))):
@@ -137,7 +151,7 @@ def _vocabulary(tokenizer: TextTokenizer, config: dict[str, Any], manifest: dict
             f"{folder}: the codes begin at token {first_code}, but the tokenizer has {tokenizer.n_text} text tokens; "
             "the tokenizer belongs to another model"
         )
-    rows = config.get("vocab_size", 0)
+    rows = fields.integer("vocab_size")
     sizes = [n for n in range(rows - first_code, rows - first_code - 8, -1) if n >= 1]
     choices = [v for v in (tokenizer.vocabulary(n, continuous) for n in sizes) if v.size == rows]
     if "vocabulary" in manifest:
@@ -149,15 +163,3 @@ def _vocabulary(tokenizer: TextTokenizer, config: dict[str, Any], manifest: dict
             "tokens; the tokenizer belongs to another model"
         )
     return choices[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); the model folder is damaged") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold an object; the model folder is damaged")
-    return values

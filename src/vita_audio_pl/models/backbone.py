@@ -3,13 +3,18 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import Fields, read_json_if_there
+from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.released import (
+    MOST_HEADS,
+    MOST_LAYERS,
     backbone_config,
     backbone_dict,
     encoder_config,
@@ -58,11 +63,15 @@ def load_backbone(
     fields = read_json(path)
     if fields.get("model_type") != "qwen2":
         raise UserError(f"{path} says model_type '{fields.get('model_type')}'; the backbone has to be a 'qwen2' model")
-    config = backbone_config(fields, fields.get("num_hidden_layers", 0), path)
+    config = backbone_config(fields, Fields(fields, str(path)).integer("num_hidden_layers", most=MOST_LAYERS), path)
     beside = WeightFolder(folder, BESIDE) if (folder / BESIDE).is_file() else None
     shapes = {} if beside is None else beside.shapes()
     heads = {int(key.split(".")[1]) for key in shapes if re.match(r"heads\.\d+\.", key)}
-    encoder, place = encoder_config(folder, shapes, "speech_input."), _notes(folder).get("context_of_audio")
+    if len(heads) > MOST_HEADS or heads != set(range(len(heads))):
+        raise UserError(f"{folder / BESIDE} does not hold heads 0, 1, ... (at most {MOST_HEADS}); copy it again")
+    notes = Fields(_notes(folder), str(folder / NOTES))
+    place = notes.integer("context_of_audio", least=0) if notes.has("context_of_audio") else None
+    encoder = encoder_config(folder, shapes, "speech_input.")
     settings = SpeechLMConfig(config, len(heads), attention, encoder=encoder, context_of_audio=place)
     model = SpeechLM.on_meta(settings)
     names = released_keys(model)
@@ -111,9 +120,11 @@ def save_backbone(
 
 def backbone_notes(folder: Path | str) -> tuple[list[int] | None, int | None]:
     """Decoding pattern and id of the first code that `save_backbone` left in `folder`; None for what is not there."""
-    notes = _notes(Path(folder))
-    return notes.get("decode_pattern"), notes.get("first_code")
+    values = _notes(Path(folder))
+    notes = Fields(values, str(Path(folder) / NOTES))
+    pattern = list(DecodePattern.of(values["decode_pattern"]).runs) if notes.has("decode_pattern") else None
+    return pattern, notes.integer("first_code", least=0) if notes.has("first_code") else None
 
 
-def _notes(folder: Path) -> dict:
-    return read_json(folder / NOTES) if (folder / NOTES).is_file() else {}
+def _notes(folder: Path) -> dict[str, Any]:
+    return read_json_if_there(folder / NOTES)

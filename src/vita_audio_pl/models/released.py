@@ -10,12 +10,15 @@ adapter under `model.audio_model` and `model.audio_projection`; the encoder's si
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
+from transformers.activations import ACT2FN
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import Fields
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
@@ -31,6 +34,16 @@ from vita_audio_pl.models.weight_files import (
 
 _PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
 _MODEL_TYPE = "qwen2_mtp"
+MOST_LAYERS, MOST_HEADS = 1024, 100
+_SCALED = ("factor", "original_max_position_embeddings", "attention_factor")
+ROPE_KINDS = {
+    "default": (),
+    "linear": _SCALED,
+    "dynamic": _SCALED,
+    "yarn": (*_SCALED, "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    "llama3": (*_SCALED, "low_freq_factor", "high_freq_factor"),
+}
+"""Kinds of rotary embedding that a model may have, and the numbers that each takes."""
 ENCODER_FOLDER = "speech_input"
 
 
@@ -108,8 +121,8 @@ def encoder_config(folder: Path, shapes: dict[str, tuple[int, ...]], prefix: str
         return None
     path = folder / ENCODER_FOLDER / "config.yaml"
     config = SenseVoiceConfig.read(path) if path.is_file() else SenseVoiceConfig()
-    tokens = shapes.get(f"{prefix}audio_model.model.ctc.ctc_lo.weight", (0,))[0]
-    return replace(config, ctc_tokens=tokens)
+    recognition = shapes.get(f"{prefix}audio_model.model.ctc.ctc_lo.weight")
+    return replace(config, ctc_tokens=recognition[0] if recognition else 0)
 
 
 def type_name(model: SpeechLM) -> str:
@@ -151,22 +164,59 @@ def backbone_config(fields: dict, n_layers: int, where: Path) -> Qwen2Config:
     Raises:
         UserError: a field is missing, or the model uses sliding windows, which packed rows do not support.
     """
-    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [name for name in needed if fields.get(name) is None]
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}; it does not describe a Qwen2 model")
-    if fields.get("use_sliding_window"):
+    read = Fields(fields, str(where))
+    if read.flag("use_sliding_window"):
         raise UserError(f"{where} asks for sliding-window attention, which is not supported; use a model without it")
-    kept = {name: fields[name] for name in _BACKBONE_FIELDS if name in fields}
-    rope = fields.get("rope_parameters") or {
-        "rope_theta": fields.get("rope_theta", 10000.0),
-        **(fields.get("rope_scaling") or {"rope_type": "default"}),
+    hidden, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
+    key_heads = read.integer("num_key_value_heads", default=heads)
+    if hidden % heads or heads % key_heads or hidden // heads % 2:
+        raise UserError(
+            f"{where}: hidden_size={hidden} must divide into num_attention_heads={heads} heads of even size, and these by "
+            f"num_key_value_heads={key_heads}"
+        )
+    kept: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "intermediate_size": read.integer("intermediate_size"),
+        "vocab_size": read.integer("vocab_size"),
+        "max_position_embeddings": read.integer("max_position_embeddings", default=32768),
+        "rms_norm_eps": read.number("rms_norm_eps", most=1.0, default=1e-6),
+        "initializer_range": read.number("initializer_range", most=10.0, default=0.02),
+        "attention_dropout": read.number("attention_dropout", most=1.0, default=0.0),
+        "tie_word_embeddings": read.flag("tie_word_embeddings"),
+        "hidden_act": read.text("hidden_act", default="silu"),
     }
+    if kept["hidden_act"] not in ACT2FN:
+        raise UserError(f"{where}: hidden_act is {kept['hidden_act'][:40]!r}, which is no activation of transformers")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if read.has(name):
+            one_or_more = read.integers if isinstance(fields[name], list) else read.integer
+            found = one_or_more(name, least=0, most=kept["vocab_size"] - 1)
+            kept[name] = list(found) if isinstance(found, tuple) else found
     try:
-        return Qwen2Config(**{**kept, "num_hidden_layers": n_layers, "rope_parameters": dict(rope)})
+        return Qwen2Config(**kept, num_hidden_layers=n_layers, rope_parameters=_rope(read, where))
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{where} does not describe a Qwen2 model: {said}") from None
+
+
+def _rope(fields: Fields, where: Path) -> dict[str, Any]:
+    """Parameters of the rotary embedding, of new (`rope_parameters`) or old files (`rope_theta` and `rope_scaling`)."""
+    name = next((name for name in ("rope_parameters", "rope_scaling") if fields.has(name)), None)
+    given = {} if name is None else fields.mapping(name)
+    read = Fields(given, f"{where}: {name}")
+    default = fields.number("rope_theta", least=1.0, most=1e12, default=10000.0)
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ROPE_KINDS:
+        raise UserError(f"{where}: rope_type is {str(kind)[:40]!r}; choose {', '.join(ROPE_KINDS)}")
+    rope = {"rope_theta": read.number("rope_theta", least=1.0, most=1e12, default=default), "rope_type": kind}
+    for key in ROPE_KINDS[kind]:
+        if read.has(key):
+            rope[key] = read.number(key, least=1e-6, most=1e9)
+    if "original_max_position_embeddings" in rope:
+        rope["original_max_position_embeddings"] = read.integer("original_max_position_embeddings")
+    return rope
 
 
 def read_released_config(folder: Path | str, attention: str = "per_document") -> SpeechLMConfig:
@@ -179,12 +229,14 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     fields = read_json(path)
     if fields.get("model_type") != _MODEL_TYPE:
         raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; a base model?")
-    n_heads, all_layers = fields.get("num_nextn_predict_layers", 0), fields.get("num_hidden_layers", 0)
-    if not isinstance(n_heads, int) or not isinstance(all_layers, int) or not 0 <= n_heads < all_layers:
+    read = Fields(fields, str(path))
+    all_layers = read.integer("num_hidden_layers", most=MOST_LAYERS)
+    n_heads = read.integer("num_nextn_predict_layers", least=0, most=MOST_HEADS, default=0)
+    if n_heads >= all_layers:
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
-    n_layers = all_layers - n_heads
-    backbone = backbone_config(fields, n_layers, path)
-    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=fields.get("context_of_audio_id"))
+    backbone = backbone_config(fields, all_layers - n_heads, path)
+    place = read.integer("context_of_audio_id", least=0, default=0) if read.has("context_of_audio_id") else None
+    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place)
 
 
 def load_released(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign import Fields, load_strict, read_tagged_yaml, read_weights
+from vita_audio_pl.foreign.fields import Fields, read_tagged_yaml
+from vita_audio_pl.foreign.weights import load_strict, read_weights
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SAMPLE_RATE, SenseVoiceFrontEnd, read_cmvn, write_cmvn
 
 LANGUAGES = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12, "nospeech": 13}
@@ -78,10 +79,10 @@ class SenseVoiceConfig:
             ffn_width=encoder.integer("linear_units"),
             layers=encoder.integer("num_blocks", most=_MOST_LAYERS),
             text_layers=encoder.integer("tp_blocks", least=0, most=_MOST_LAYERS),
-            memory=encoder.integer("kernel_size"),
-            n_mels=front.integer("n_mels"),
-            stack=front.integer("lfr_m"),
-            stride=front.integer("lfr_n"),
+            memory=encoder.integer("kernel_size", most=1001),
+            n_mels=front.integer("n_mels", most=512),
+            stack=front.integer("lfr_m", most=64),
+            stride=front.integer("lfr_n", most=64),
         )
 
     def as_yaml(self) -> str:
@@ -140,7 +141,8 @@ class SenseVoiceEncoder(nn.Module):
         cls, config: SenseVoiceConfig, state: dict[str, Tensor], source: str | Path, keep_ctc: bool = False
     ) -> "SenseVoiceEncoder":
         """The encoder with the tensors of `state`, which must all fit; the recognition layer is left out unless asked."""
-        ctc_tokens = len(state["ctc.ctc_lo.weight"]) if keep_ctc and "ctc.ctc_lo.weight" in state else 0
+        recognition = state["ctc.ctc_lo.weight"].shape if keep_ctc and "ctc.ctc_lo.weight" in state else ()
+        ctc_tokens = recognition[0] if recognition else 0
         if not ctc_tokens:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("ctc.")}
         with torch.device("meta"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import require_file
 
 SAMPLE_RATE = 16_000  # Hz
 CMVN = "am.mvn"
@@ -18,6 +19,7 @@ _WINDOW, _HOP = 400, 160  # samples
 _FULL_SCALE = 32_768.0
 _QUIETEST = 1.1920929e-07
 _PRE_EMPHASIS = 0.97
+_LARGEST_CMVN = 1 << 24  # bytes
 _CMVN_PART = r"<{}>.*?<LearnRateCoef>\s+\S+\s+\[([^\]]*)\]"
 
 
@@ -150,6 +152,8 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: the file is missing or does not hold `size` finite numbers for each.
     """
+    if require_file(path, "it holds the normalisation of the features") > _LARGEST_CMVN:
+        raise UserError(f"{path} is too large to hold the normalisation of the features")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

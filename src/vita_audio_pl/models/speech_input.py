@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vita_audio_pl.foreign import load_strict
+from vita_audio_pl.foreign.weights import load_strict
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 
 RELEASED_PREFIX = "model."
@@ -58,7 +58,7 @@ class SpeechInput(nn.Module):
         own = {name.removeprefix(RELEASED_PREFIX): tensor for name, tensor in state.items()}
         own = {name: tensor for name, tensor in own.items() if name.startswith(parts)}
         ctc = own.get("audio_model.model.ctc.ctc_lo.weight")
-        config = SenseVoiceConfig(**{**vars(config), "ctc_tokens": 0 if ctc is None else len(ctc)})
+        config = SenseVoiceConfig(**{**vars(config), "ctc_tokens": len(ctc) if ctc is not None and ctc.dim() else 0})
         with torch.device("meta"):
             module = cls(SenseVoiceEncoder(config), hidden)
         load_strict(module, own, source)

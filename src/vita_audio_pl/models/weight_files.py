@@ -8,17 +8,20 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.foreign.weights import open_safetensors
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_checksums, verify
 
 log = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
+_LARGEST_INDEX = 16 << 20  # bytes
+_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 class WeightFolder:
@@ -41,7 +44,7 @@ class WeightFolder:
                 self._files = dict.fromkeys(file.keys(), single)
         elif single == SINGLE and index.is_file():
             verify_model_files(self.folder, [INDEX])
-            self._files = self._listed(read_json(index).get("weight_map"))
+            self._files = self._listed(read_json(index, largest=_LARGEST_INDEX).get("weight_map"))
             verify_model_files(self.folder, sorted(set(self._files.values())))
         else:
             raise UserError(f"{self.folder} has neither {single} nor {INDEX}; give a folder with safetensors weights")
@@ -53,20 +56,27 @@ class WeightFolder:
         return dict(weight_map)
 
     def _open(self, name: str):
-        path = self.folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though {INDEX} lists it; copy the whole folder again")
-        try:
-            return safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise UserError(f"{path} is cut short or is not a safetensors file ({error}); copy it again") from None
+        return open_safetensors(self.folder / name, f"{INDEX} lists it; copy the whole folder again")
 
     def keys(self) -> list[str]:
         return list(self._files)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor; no tensor is read."""
-        return {key: tuple(file.get_slice(key).get_shape()) for key, file in self._each(self.keys())}
+        """Shape of every tensor; no tensor is read.
+
+        Raises:
+            UserError: a tensor is not of floating-point numbers.
+        """
+        shapes = {}
+        for key, file in self._each(self.keys()):
+            found = file.get_slice(key)
+            if found.get_dtype() not in _TYPES:
+                raise UserError(
+                    f"the tensor '{key[:80]}' in {self.folder / self._files[key]} has type {found.get_dtype()}; weights have "
+                    f"{', '.join(_TYPES)}"
+                )
+            shapes[key] = tuple(found.get_shape())
+        return shapes
 
     def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors by key, file after file, each checked to be finite.
@@ -209,23 +219,6 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     least, greatest = torch.aminmax(tensor)
     return math.isfinite(least) and math.isfinite(greatest)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from `path`.
-
-    Raises:
-        UserError: the file is missing or is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give a folder that holds it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return value
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -12,11 +12,13 @@ import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _CONTROL = (END_OF_TEXT, IM_START, IM_END)
 _BYTES = 256
+_LARGEST_FILE = 64 << 20  # bytes; Qwen2's has 7 million
 
 # Qwen2's split into words, single digits, punctuation and blanks (transformers, Qwen2 tokenizer; Apache-2.0)
 _QWEN2_SPLIT = (
@@ -50,21 +52,25 @@ class TextTokenizer:
         """
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"there is no tokenizer at {file}; give a tokenizer.json or the folder that holds one")
+        description = read_json(file, largest=_LARGEST_FILE)
         try:
-            description = json.loads(file.read_text(encoding="utf-8"))
             description["added_tokens"] = _text_part(description["added_tokens"], str(file))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{file} is not a usable tokenizer.json ({error!r}); get it again from the model's home"
             ) from error
+        # a text is encoded whole, as it is: the file may neither cut it nor fill it up
+        description |= {"truncation": None, "padding": None}
         try:
             return cls(Tokenizer.from_str(json.dumps(description)))
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
-        except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"{file} cannot be read as a tokenizer: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # tokenizers raises bare Exception, and where it panics what is no Exception
+            raise UserError(f"{file} cannot be read as a tokenizer: {' '.join(str(error).split())[:200]}") from error
 
     @classmethod
     def train(

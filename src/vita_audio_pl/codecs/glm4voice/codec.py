@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from vita_audio_pl.codecs.glm4voice.encode_stream import EncodeStream
 from vita_audio_pl.codecs.glm4voice.features import HOP, SAMPLE_RATE
 from vita_audio_pl.codecs.glm4voice.published_stream import PublishedStream
 from vita_audio_pl.codecs.glm4voice.settings import DecoderSettings, TokenizerSettings
-from vita_audio_pl.codecs.glm4voice.stream_options import StreamOptions
+from vita_audio_pl.codecs.glm4voice.stream_options import MOST_STEPS, StreamOptions
 from vita_audio_pl.codecs.glm4voice.tokenizer import SpeechTokenizer, check_wave
 from vita_audio_pl.codecs.protocol import CODEC_FILE, DecodeStream, read_codec_file
 from vita_audio_pl.errors import UserError
@@ -86,13 +87,16 @@ class GLM4VoiceCodec:
         where = folder / CODEC_FILE
         tokenizer, decoder = header.get("tokenizer"), header.get("decoder")
         rate, fingerprint = header.get("sample_rate"), header.get("fingerprint")
-        if not isinstance(tokenizer, str) or not isinstance(decoder, str | None):
+        if not isinstance(tokenizer, str) or not isinstance(decoder, str | None) or "\0" in tokenizer + (decoder or ""):
             raise UserError(f"{where}: 'tokenizer' and 'decoder' must be the paths of the GLM-4-Voice folders")
         if type(rate) is not int or not isinstance(fingerprint, str):
             raise UserError(f"{where}: 'sample_rate' must be a whole number and 'fingerprint' a text")
         steps = header.get("flow_steps", 10)
-        if type(steps) is not int or steps < 1:
-            raise UserError(f"{where}: 'flow_steps' is {steps!r}; a whole number of at least 1 is wanted")
+        if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+            raise UserError(
+                f"{where}: 'flow_steps' is {reprlib.repr(steps)}; a whole number of at least 1 and at most {MOST_STEPS} is "
+                "wanted"
+            )
         return cls(
             folder / tokenizer,
             None if decoder is None else folder / decoder,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vita_audio_pl.codecs.glm4voice.conformer import BlockCausalEncoder
 from vita_audio_pl.codecs.glm4voice.estimator import VelocityEstimator
 from vita_audio_pl.codecs.glm4voice.settings import FlowSettings
-from vita_audio_pl.foreign import load_strict, read_weights
+from vita_audio_pl.foreign.weights import load_strict, read_weights
 
 
 class CodesToMel(nn.Module):

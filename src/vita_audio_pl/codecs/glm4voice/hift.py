@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vita_audio_pl.codecs.glm4voice.harmonic_source import HarmonicSource
 from vita_audio_pl.codecs.glm4voice.settings import VocoderSettings
 from vita_audio_pl.codecs.glm4voice.weight_norm import normed_conv, weight_normed
-from vita_audio_pl.foreign import load_strict, read_weights
+from vita_audio_pl.foreign.weights import load_strict, read_weights
 
 _LOUDEST_BIN = 100.0
 

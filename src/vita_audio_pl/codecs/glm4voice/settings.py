@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign import Fields, read_json, read_tagged_yaml
+from vita_audio_pl.foreign.fields import Fields, read_json, read_tagged_yaml
 
 MOST_LAYERS = 256
+_LONGEST_KERNEL, _LONGEST_FRAME = 256, 8192
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class TokenizerSettings:
             heads=fields.integer("encoder_attention_heads"),
             ffn_width=fields.integer("encoder_ffn_dim"),
             positions=fields.integer("max_source_positions"),
-            pooling_kernel=fields.integer("pooling_kernel_size"),
+            pooling_kernel=fields.integer("pooling_kernel_size", most=64),
             pooling_type=fields.only("pooling_type", "avg", "max"),
             pooling_position=fields.integer("pooling_position", most=MOST_LAYERS),
             quantize_position=fields.integer("quantize_position", most=MOST_LAYERS),
             codebook_size=fields.integer("quantize_vocab_size"),
-            block=fields.integer("quantize_causal_block_size"),
+            block=fields.integer("quantize_causal_block_size", most=100_000),
             has_ema=fields.has("quantize_ema_decay"),
         )
         if settings.pooling_position > settings.quantize_position:
@@ -150,7 +151,7 @@ class DecoderSettings:
         flow, vocoder = _flow(fields.section("flow"), path), _vocoder(fields.section("hift"), path)
         if flow.n_mels != vocoder.n_mels:
             raise UserError(f"{path}: the flow makes {flow.n_mels} mel bands, the vocoder reads {vocoder.n_mels}")
-        return cls(flow, vocoder, code_rate=fields.section("flow").number("input_frame_rate", least=1.0))
+        return cls(flow, vocoder, code_rate=fields.section("flow").number("input_frame_rate", least=1.0, most=1000.0))
 
     def frames(self, codes: int) -> int:
         """Mel frames that `codes` codes last."""
@@ -190,7 +191,7 @@ def _flow(fields: Fields, path: Path) -> FlowSettings:
             heads=encoder.integer("attention_heads"),
             ffn_width=encoder.integer("linear_units"),
             layers=encoder.integer("num_blocks", most=MOST_LAYERS),
-            block=encoder.integer("block_size"),
+            block=encoder.integer("block_size", most=100_000),
         ),
         estimator=EstimatorSettings(
             input_size=estimator.integer("in_channels"),
@@ -223,19 +224,19 @@ def _vocoder(fields: Fields, path: Path) -> VocoderSettings:
     settings = VocoderSettings(
         n_mels=fields.integer("in_channels"),
         channels=fields.integer("base_channels"),
-        harmonics=fields.integer("nb_harmonics") + 1,
-        sample_rate=fields.integer("sampling_rate"),
+        harmonics=fields.integer("nb_harmonics", most=256) + 1,
+        sample_rate=fields.integer("sampling_rate", least=2_000, most=192_000),
         sine_amplitude=fields.number("nsf_alpha"),
         noise_level=fields.number("nsf_sigma"),
         voiced_threshold=fields.number("nsf_voiced_threshold"),
-        upsample_rates=fields.integers("upsample_rates"),
-        upsample_kernels=fields.integers("upsample_kernel_sizes"),
-        n_fft=stft.integer("n_fft"),
-        hop=stft.integer("hop_len"),
-        block_kernels=fields.integers("resblock_kernel_sizes"),
-        block_dilations=fields.tables("resblock_dilation_sizes"),
-        source_kernels=fields.integers("source_resblock_kernel_sizes"),
-        source_dilations=fields.tables("source_resblock_dilation_sizes"),
+        upsample_rates=fields.integers("upsample_rates", most=64),
+        upsample_kernels=fields.integers("upsample_kernel_sizes", most=_LONGEST_KERNEL),
+        n_fft=stft.integer("n_fft", most=8192),
+        hop=stft.integer("hop_len", most=4096),
+        block_kernels=fields.integers("resblock_kernel_sizes", most=_LONGEST_KERNEL),
+        block_dilations=fields.tables("resblock_dilation_sizes", most=_LONGEST_KERNEL),
+        source_kernels=fields.integers("source_resblock_kernel_sizes", most=_LONGEST_KERNEL),
+        source_dilations=fields.tables("source_resblock_dilation_sizes", most=_LONGEST_KERNEL),
         slope=fields.number("lrelu_slope"),
         limit=fields.number("audio_limit"),
         pitch_channels=pitch.integer("cond_channels"),
@@ -245,6 +246,11 @@ def _vocoder(fields: Fields, path: Path) -> VocoderSettings:
         raise UserError(f"{path}: hift: as many upsample and source kernels as upsample rates ({stages}) are wanted")
     if len(settings.block_kernels) != len(settings.block_dilations) or len(settings.source_dilations) != stages:
         raise UserError(f"{path}: hift: one list of dilations per kernel is wanted")
+    if settings.samples_per_frame > _LONGEST_FRAME:
+        raise UserError(
+            f"{path}: hift: upsample_rates and hop_len make {settings.samples_per_frame} samples of a mel frame; "
+            f"at most {_LONGEST_FRAME} are supported"
+        )
     if settings.channels % 2**stages:
         raise UserError(f"{path}: hift: base_channels must halve {stages} times")
     return settings

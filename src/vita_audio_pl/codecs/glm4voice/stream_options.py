@@ -1,5 +1,6 @@
 """How speech is decoded while its codes still arrive."""
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
@@ -10,6 +11,9 @@ from vita_audio_pl.interleave import IntervalRatio
 
 JOINS = ("crossfade", "published")
 _PUBLISHED_CHUNK = (10,)
+MOST_STEPS = 1000
+_MOST = {"chunk_codes": 10_000, "flow_steps": MOST_STEPS}
+_MOST_AROUND = 100_000
 GROWING_STEPS = (1, 3, 5, 7, 9, 10)  # the first sound after one step of the flow, later chunks at full quality
 
 
@@ -45,10 +49,17 @@ class StreamOptions:
             object.__setattr__(self, "chunk_codes", spans if self.join == "crossfade" else _PUBLISHED_CHUNK)
         for name in ("chunk_codes", "flow_steps"):
             numbers = getattr(self, name)
-            if not numbers or min(numbers) < 1:
-                raise UserError(f"streamed decoding: {name} is {numbers}; numbers of at least 1 are wanted")
+            if not numbers or min(numbers) < 1 or max(numbers) > _MOST[name]:
+                raise UserError(
+                    f"streamed decoding: {name} is {reprlib.repr(numbers)}; numbers of at least 1 are wanted, and at most "
+                    f"{_MOST[name]}"
+                )
         if min(self.overlap_frames, self.context_codes, self.fade_samples) < 0:
             raise UserError("streamed decoding: overlap_frames, context_codes and fade_samples must not be negative")
+        if max(self.overlap_frames, self.context_codes, self.fade_samples) > _MOST_AROUND:
+            raise UserError(
+                f"streamed decoding: overlap_frames, context_codes and fade_samples must be at most {_MOST_AROUND}"
+            )
 
     @classmethod
     def read(cls, values: Any, where: str) -> "StreamOptions":
@@ -59,12 +70,14 @@ class StreamOptions:
         """
         defaults = asdict(cls())
         if not isinstance(values, dict) or set(values) - set(defaults):
-            raise UserError(f"{where}: 'stream' is {values!r}; it takes {', '.join(defaults)}")
+            raise UserError(f"{where}: 'stream' is {reprlib.repr(values)}; it takes {', '.join(defaults)}")
         read = {}
         for name, value in values.items():
             numbers = isinstance(value, list) and all(type(number) is int for number in value)
             if not (numbers if isinstance(defaults[name], tuple) else type(value) is type(defaults[name])):
-                raise UserError(f"{where}: 'stream': {name} is {value!r}; {defaults[name]!r} is its default")
+                raise UserError(
+                    f"{where}: 'stream': {name} is {reprlib.repr(value)}; {defaults[name]!r} is its default"
+                )
             read[name] = tuple(value) if isinstance(value, list) else value
         return cls(**read)
 

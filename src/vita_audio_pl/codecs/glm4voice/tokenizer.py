@@ -13,7 +13,8 @@ from vita_audio_pl.codecs.glm4voice.features import HOP, SAMPLE_RATE, log_mel, n
 from vita_audio_pl.codecs.glm4voice.settings import TokenizerSettings
 from vita_audio_pl.codecs.glm4voice.whisper_vq import WhisperVQEncoder
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign import Fields, load_strict, read_json, read_weights
+from vita_audio_pl.foreign.fields import Fields, read_json
+from vita_audio_pl.foreign.weights import load_strict, read_weights
 
 PIECE = 30 * SAMPLE_RATE  # samples; longer audio is cut there, without overlap, as published
 _MOST_PIECES = 128
