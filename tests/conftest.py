@@ -1,7 +1,6 @@
 """Nothing here hangs on the machine's load; what the tests cost is told in CPU seconds, which other jobs do not stretch."""
 
 import resource
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,22 +8,23 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.patience import PATIENCE, wait_until
+
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
 
 
 @pytest.fixture
-def ended() -> Callable[[Sequence[psutil.Process], float], bool]:
-    """Whether all of these processes end within so many seconds; a zombie that nobody collects has ended."""
+def ended() -> Callable[..., bool]:
+    """Whether all of these processes end, or have ended; a zombie that nobody collects has ended."""
 
-    def ended(processes: Sequence[psutil.Process], seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while running := [process for process in processes if _runs(process)]:
-            if time.monotonic() > deadline:
-                for process in running:
-                    process.kill()
-                return False
-            time.sleep(0.05)
+    def ended(processes: Sequence[psutil.Process], at_once: bool = False) -> bool:
+        try:
+            wait_until(lambda: not any(map(_runs, processes)), "the end of the processes", 0 if at_once else PATIENCE)
+        except AssertionError:
+            for process in filter(_runs, processes):
+                process.kill()
+            return False
         return True
 
     return ended

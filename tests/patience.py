@@ -7,13 +7,13 @@ PATIENCE = 3600
 """Seconds after which a process hangs; every limit of a subprocess is this one, and pytest's own (`timeout`)."""
 
 
-def wait_until(holds: Callable[[], object], what: str) -> None:
+def wait_until(holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait for what another process or thread does.
 
     Raises:
         AssertionError: it did not come.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not holds():
-        assert time.monotonic() < deadline, f"{what}: not in {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{what}: not in {patience} s"
         time.sleep(0.005)

@@ -89,10 +89,6 @@ def run_all(evaluations, toolbox, workers=1, share=None):
         return run_evaluations(evaluations, calls, share)
 
 
-def is_at_work(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
 def report(record) -> dict[str, bytes]:
     record.refresh()
     write_results(record, Scoring(plain), {})
@@ -132,7 +128,7 @@ run_all([evaluation(folder)], SpellingToolbox(folder / "log", stop_at=sys.argv[4
 
 
 @pytest.mark.parametrize(("workers", "wanted"), [(1, "answer 10"), (2, "answer 10"), (1, "listen 10")])
-def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, workers, wanted):
+def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, workers, wanted, ended):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     expected = report(run(whole))
@@ -144,7 +140,7 @@ def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, wor
     workers_of_it = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    wait_until(lambda: not any(is_at_work(worker) for worker in workers_of_it), "the end of its orphaned processes")
+    assert ended(workers_of_it)  # orphaned, they notice
     with answers.open("a") as file:
         file.write('{"id": "23", "text": "torn')  # a write that was cut short
 

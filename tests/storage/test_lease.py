@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage import lease
 from vita_audio_pl.storage.lease import Holder, InUse, hold
@@ -122,29 +122,21 @@ def test_a_killed_holder_is_followed_at_once_even_as_a_zombie_and_not_by_a_proce
 
 
 def test_of_another_machine_only_one_that_is_silent_is_taken_for_dead(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lease, "SILENT", 1.0)
     path = leave(tmp_path, elsewhere())
-    os.utime(path, (time.time() - 2, time.time() - 2))
+    os.utime(path, (time.time() - lease.SILENT - 2,) * 2)
     with hold(tmp_path, "run", "a run"):
         pass
     assert "waiting" not in capsys.readouterr().err
 
-    monkeypatch.setattr(lease, "SILENT", 300.0)
-    path, done = leave(tmp_path, elsewhere()), threading.Event()
-
-    def beat() -> None:
-        while not done.wait(0.1):
-            os.utime(path)
-
-    alive = threading.Thread(target=beat)
-    alive.start()
-    with pytest.raises(InUse, match="a run .process .* on node-7, since .* wait until that ends, stop it$"):
-        with hold(tmp_path, "run", "a run"):
-            pass
-    done.set()
-    alive.join()
-    assert "waiting to see whether it still runs" in capsys.readouterr().err
+    path, looks = leave(tmp_path, elsewhere()), []
+    with monkeypatch.context() as patch:  # it beats between two looks
+        patch.setattr(time, "sleep", lambda seconds: looks.append(os.utime(path, (time.time() + len(looks) + 1,) * 2)))
+        with pytest.raises(InUse, match="a run .process .* on node-7, since .* wait until that ends, stop it$"):
+            with hold(tmp_path, "run", "a run"):
+                pass
+    assert looks and "waiting to see whether it still runs" in capsys.readouterr().err
     monkeypatch.setattr(lease, "SILENT", 1.0)
+    os.utime(path)
     with hold(tmp_path, "run", "a run"):  # no beat any more
         assert leases(tmp_path) == [".lease-run-000002"]
 
@@ -192,7 +184,9 @@ with lease.hold(folder, "run", "a run"):
 
 
 def test_a_holder_that_was_taken_for_dead_leaves_as_soon_as_it_sees_that(tmp_path):
-    done = subprocess.run([sys.executable, "-c", LOSES, str(tmp_path)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 1 and "is gone: another process took this one for dead" in done.stderr
 
 
@@ -201,10 +195,7 @@ def test_a_holder_beats(tmp_path, monkeypatch):
     with hold(tmp_path, "run", "a run"):
         path = tmp_path / ".lease-run-000001"
         os.utime(path, (0, 0))
-        deadline = time.monotonic() + 300
-        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert path.stat().st_mtime > 0
+        wait_until(lambda: path.stat().st_mtime > 0, "a heartbeat")
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path):
