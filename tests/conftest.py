@@ -1,13 +1,18 @@
 """Nothing here hangs on the machine's load; what the tests cost is told in CPU seconds, which other jobs do not stretch."""
 
+import os
 import resource
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import warm_python
 from tests.patience import PATIENCE, wait_until
 
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,10 +45,21 @@ def _runs(process: psutil.Process) -> bool:
 _spent: Counter[str] = Counter()
 
 
+@pytest.fixture(scope="session")
+def smoke_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest spoken world with its tokenizer, codec and shards, made from nothing; only to be read, or copied."""
+    if shutil.which("espeak-ng") is None:
+        pytest.fail("the spoken world needs espeak-ng, which `make test` installs")
+    folder = tmp_path_factory.mktemp("world")
+    command = [warm_python.warm_python(), "-m", "vita_audio_pl.prepare", "size=smoke"]
+    subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=PATIENCE)
+    return folder / "data" / "spoken_world_smoke"
+
+
 def _cpu_seconds() -> float:
     """Of this process and of those that it started and that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return warm_python.cpu_seconds() + sum(one.ru_utime + one.ru_stime for one in used)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
 
+from tests.warm_python import warm_python
 from vita_audio_pl.benchmarking.flops import step_flops
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.benchmarking.rows import make_batch
@@ -58,7 +58,7 @@ def test_operations_are_counted_by_the_formula():
 
 
 def test_the_command_shows_a_table_and_writes_the_numbers(tmp_path):
-    command = [sys.executable, "-m", "vita_audio_pl.benchmark", "what=training", "stages=[mtp10]", "repetitions=1"]
+    command = [warm_python(), "-m", "vita_audio_pl.benchmark", "what=training", "stages=[mtp10]", "repetitions=1"]
     small = ["benchmark_size.length=64", "benchmark_size.vocabulary=500", f"output={tmp_path / 'out.json'}"]
     shown = subprocess.run([*command, *small], capture_output=True, text=True, check=True).stdout
     assert "naive every_head" in shown and "served_slots" in shown

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vita_audio_pl.codecs import MelVQ, read_audio
-from vita_audio_pl.spoken_world import World, build_world
+from vita_audio_pl.spoken_world import World
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Speech:
 
 
 @pytest.fixture(scope="session")
-def speech(tmp_path_factory) -> Speech:
-    world = build_world(tmp_path_factory.mktemp("world"), size="smoke", seed=1)
+def speech(smoke_world) -> Speech:
+    world = World.load(smoke_world)
 
     def rows(task: str, split: str) -> list[dict]:
         return [json.loads(line) for line in world.samples(task, split).read_text().splitlines()]
@@ -31,4 +31,4 @@ def speech(tmp_path_factory) -> Speech:
         row["messages"][0]["content"].split("\n")[1]: read_audio(world.folder / row["audios"][0], 16_000)
         for row in rows("tts", "test")
     }
-    return Speech(world, MelVQ.fit(waves), waves, held_out)
+    return Speech(world, MelVQ.load(smoke_world / "codec"), waves, held_out)

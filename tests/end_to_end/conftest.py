@@ -3,13 +3,13 @@
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.patience import PATIENCE
+from tests.warm_python import warm_python
 
 RUN = "demo-smoke-seed1"
 
@@ -24,7 +24,7 @@ class Place:
         """What `python COMMAND` prints; fails with its error output where its status is not 0."""
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "offline"}
         result = subprocess.run(
-            [sys.executable, *command],
+            [warm_python(), *command],
             cwd=self.folder,
             env=environment,
             capture_output=True,
@@ -36,10 +36,9 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """`make demo SIZE=smoke`, in a folder where nothing was before."""
-    if shutil.which("espeak-ng") is None:
-        pytest.fail("the spoken world needs espeak-ng, which `make test` installs")
+def smoke_demo(tmp_path_factory: pytest.TempPathFactory, smoke_world: Path) -> Place:
+    """`make demo SIZE=smoke` in a folder of its own; its first step finds the world that all tests share."""
     place = Place(tmp_path_factory.mktemp("demo"))
+    shutil.copytree(smoke_world, place.folder / "data" / smoke_world.name)
     place.run("-m", "vita_audio_pl.demo", "size=smoke")
     return place

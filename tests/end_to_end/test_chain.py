@@ -1,13 +1,13 @@
-"""The commands of the README on the smallest spoken world: prepared, trained and handed over with nothing there before."""
+"""Training makes the data that can be made here, and a whole chain runs under torchrun."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 
-from tests.patience import PATIENCE
-from vita_audio_pl.models.released import load_released
+from tests.spoken_world.test_build_world import TINY, make_tiny_known
+from vita_audio_pl import train
+from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.spoken_world.sentences import LEXICONS
 from vita_audio_pl.training.manifest import StageManifest
 
 SMALL = (
@@ -16,31 +16,14 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_one_command_prepares_trains_and_hands_over_all_stages(tmp_path):
-    def train(*arguments: str) -> str:
-        command = [sys.executable, "-m", "vita_audio_pl.train", *SMALL, *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-        result = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    told = train("stage=mtp1", "with_parents=true")
-    assert "[1/1] stage align" in told and "stage 'mtp1' is done" in told
-
-    told = train("stage=chain", "logger=csv")
-    assert "[2/4] stage mtp1 of tiny is finished" in told and "stage 'sft' is done" in told
-
-    run = tmp_path / "runs" / "tiny"
-    assert [StageManifest.read(run / stage / "model").n_heads for stage in ("align", "mtp1", "mtp10", "sft")] == [
-        0,
-        1,
-        2,
-        2,
-    ]
-    assert load_released(run / "sft" / "model").n_heads == 2
-    assert list((run / "mtp1").glob("wandb/offline-run-*")) and list((run / "mtp1" / "tensorboard").iterdir())
+def test_training_makes_its_data_where_nothing_was_before(tmp_path, monkeypatch):
+    make_tiny_known(monkeypatch)
+    monkeypatch.setitem(LEXICONS, "smoke", TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "stage=align", *SMALL, "codec.codebook_size=16", "logger=csv"])
+    train.main()
+    assert StageManifest.read(tmp_path / "runs/tiny/align/model").n_heads == 0
+    assert len(PreparedSource(tmp_path / "data/spoken_world_smoke/shards/world_asr")) > 0
 
 
 @pytest.mark.slow

@@ -1,13 +1,13 @@
 """A model folder goes from one layout to the other and back, and loses nothing."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
 from bit_flips import flipped, some_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.warm_python import warm_python
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.exporting import export_model
 from vita_audio_pl.inference.loading import load_speech_model
@@ -82,7 +82,7 @@ def test_what_is_there_is_not_overwritten_and_other_mistakes_are_one_sentence(fo
 
 
 def test_the_command_exports_and_answers_mistakes_with_one_sentence(folder, tmp_path):
-    command = [sys.executable, "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
+    command = [warm_python(), "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
     done = subprocess.run([*command, "format=backbone"], capture_output=True, text=True, check=True)
     assert "in the backbone layout" in done.stdout and (tmp_path / "out/beside_backbone.safetensors").is_file()
     again = subprocess.run(command, capture_output=True, text=True)

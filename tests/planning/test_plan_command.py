@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from tests.warm_python import warm_python
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.benchmarking.rows import make_batch
@@ -150,7 +151,7 @@ def test_sharding_shrinks_what_it_shards():
 
 @pytest.mark.slow
 def test_the_command_plans_every_stage_of_a_variant(tmp_path):
-    command = [sys.executable, "-m", "vita_audio_pl.plan", "stage=chain", *GIVEN, f"output={tmp_path / 'plan.json'}"]
+    command = [warm_python(), "-m", "vita_audio_pl.plan", "stage=chain", *GIVEN, f"output={tmp_path / 'plan.json'}"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
     assert done.returncode in (0, 2), done.stderr
     assert [each["stage"] for each in json.loads((tmp_path / "plan.json").read_text())] == [

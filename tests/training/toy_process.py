@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.patience import wait_until
+from tests.warm_python import warm_python
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -16,7 +17,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"
 
 def train_in_a_process(folder: Path, *overrides: str, kill_when: Callable[[], bool] | None = None) -> int:
     """Trains a toy stage in a process of its own; its exit status. SIGKILL as soon as `kill_when()` holds."""
-    command = [sys.executable, str(HERE / "train_toy.py"), str(folder), "run_name=toy", *overrides]
+    python = warm_python() if kill_when is None else sys.executable
+    command = [python, str(HERE / "train_toy.py"), str(folder), "run_name=toy", *overrides]
     process = subprocess.Popen(command, env=ENVIRONMENT, cwd=HERE, start_new_session=True)
 
     def ended() -> bool:
