@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutations import damaged
+from damage import damaged
 from safetensors.torch import load_file
 from transformers import DacConfig, DacModel, MimiConfig, MimiModel, Qwen2Config
 

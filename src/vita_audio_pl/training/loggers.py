@@ -1,7 +1,9 @@
 """The loggers of a run: metrics.csv always, TensorBoard and wandb by choice."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,20 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
             wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
         loggers.append(wandb_logger)
     return [*loggers, *(logger.build(save_dir=folder) for logger in config.logger.extra.values())]
+
+
+@contextmanager
+def wandb_run_ends(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Ends the stage's wandb run with the block: the next stage of this process begins one of its own."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    try:
+        yield
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            import wandb
+
+            wandb.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
 
 
 def log_samples(

@@ -42,7 +42,7 @@ from vita_audio_pl.training.invocation import again, invoked
 from vita_audio_pl.training.launch import rank_of_launch
 from vita_audio_pl.training.lifecycle import Checkpointing, HandOver, Resume, check_best_by
 from vita_audio_pl.training.local_checkpoints import LocalCheckpoints
-from vita_audio_pl.training.loggers import build_loggers
+from vita_audio_pl.training.loggers import build_loggers, wandb_run_ends
 from vita_audio_pl.training.manifest import MANIFEST, StageManifest, check_parent, model_damage, weights_hash
 from vita_audio_pl.training.module import SpeechLMModule
 from vita_audio_pl.training.monitor import Monitor, ProgressReport
@@ -271,17 +271,18 @@ def _train(
         f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
     )
     os.environ[LAUNCHER] = str(os.getpid())  # ranks that Lightning starts end with this process
-    trainer.fit(module, datamodule=data.datamodule)
-    if preemption.left_at is not None:
-        raise SystemExit(preemption.status)
-    if trainer.global_step < config.stage.steps:
-        raise UserError(
-            f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the same "
-            "command again to go on"
-        )
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
-            log_lineage(logger.experiment, folder.model, data.manifests)
+    with wandb_run_ends(trainer.loggers):
+        trainer.fit(module, datamodule=data.datamodule)
+        if preemption.left_at is not None:
+            raise SystemExit(preemption.status)
+        if trainer.global_step < config.stage.steps:
+            raise UserError(
+                f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the "
+                "same command again to go on"
+            )
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+                log_lineage(logger.experiment, folder.model, data.manifests)
     _say(f"stage '{config.stage.name}' is done: {folder.model}")
     return folder.model
 
