@@ -295,7 +295,7 @@ def _runs_needed_scalar(count: int, runs: tuple[int, ...]) -> int:
 
 def _runs_of(value: Sequence[int] | str, named: dict[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
     if not isinstance(value, str):
-        if not isinstance(value, Sequence) or len(value) > _MOST_RUNS:
+        if not isinstance(value, list | tuple) or len(value) > _MOST_RUNS:
             raise UserError(f"{key} is {reprlib.repr(value)}; give a list such as [1,10,4,10]")
         return tuple(value)
     name = value.strip().lower()

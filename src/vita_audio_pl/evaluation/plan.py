@@ -29,9 +29,9 @@ from vita_audio_pl.evaluation.jobs import (
 from vita_audio_pl.evaluation.judge_choice import judge_facts
 from vita_audio_pl.evaluation.records import KEY_FILE
 from vita_audio_pl.evaluation.settings import OWN, EvaluateConfig, SuiteEntry
+from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.inference.loading import model_folder
 from vita_audio_pl.interleave import NAMED_PATTERNS, DecodePattern
-from vita_audio_pl.models.weight_files import read_json
 
 
 def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evaluation]:

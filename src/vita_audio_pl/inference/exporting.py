@@ -8,10 +8,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.inference.loading import load_speech_model, model_folder
 from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
 from vita_audio_pl.models.released import save_released
-from vita_audio_pl.models.weight_files import read_json, verify_model_files
+from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
