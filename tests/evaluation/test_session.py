@@ -116,6 +116,23 @@ def test_every_task_is_measured_and_a_repeated_run_changes_nothing(config, tmp_p
     assert all("audio" in row for row in rows if row["id"] in ("tts0", "tts1") and not row["silent"])
 
 
+def test_questions_and_expected_answers_are_kept_where_pages_play_them_from(config, tmp_path):
+    place = tmp_path / "w/runs/r/eval/tones"
+    (tmp_path / "w" / "1.wav").rename(tmp_path / "w" / "1.audio")
+    config.bench.tasks["sqa"] = {"test": "renamed.jsonl"}
+    questions = (tmp_path / "w" / "sqa.jsonl").read_text()
+    (tmp_path / "w" / "renamed.jsonl").write_text(questions.replace("1.wav", "1.audio"))
+    run_session(replace(config, task="sqa", controls=0))
+    (folder,) = place.glob("sft/test/sqa.vanilla.6-*")
+    rows = {row["id"]: row for row in map(json.loads, (folder / "utterances.jsonl").read_text().splitlines())}
+    for name in ("source", "spoken_reference"):
+        assert (place / rows["sqa0"][name]).read_bytes() == (tmp_path / "w" / "0.wav").read_bytes()
+        assert rows["sqa1"][name] == str(tmp_path / "w" / "1.audio")  # no ending of audio: named, and never copied
+    kept = [row for row in rows.values() if row["source"].startswith("recordings/")]
+    assert 1 <= len(kept) <= 4  # the first two, and the worst two
+    assert len(list((place / "recordings").iterdir())) == 2 * len(kept)
+
+
 def test_two_processes_and_a_lost_batch_give_the_same_files(config, tmp_path):
     run_session(config)
     place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"

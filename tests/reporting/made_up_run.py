@@ -59,7 +59,7 @@ def write_run(folder: Path) -> Path:
             for task in ("asr", "tts", "sqa", "text"):
                 write_result(place, stage, mode, task)
     write_result(place, "sft", "vanilla", "asr", split="unseen_voice")
-    write_tone(folder / "question.wav", 300)
+    write_tone(place / "recordings" / "question.wav", 300)
     write_tone(place / "controls" / "sqa.s0.wav", 500)
     rows = [
         ("assistant's voice", "the recording", 0.012), ("assistant's voice", "after the codec", 0.031),
@@ -114,7 +114,7 @@ def write_result(place: Path, stage: str, mode: str, task: str, split: str = "te
             row |= {"heard": heard, "silent": False, "audio": f"audio/{task[0]}{number}.wav"}
             write_tone(folder / row["audio"], 400 + 60 * number)
         if task == "sqa":
-            row["source"] = str(place.parents[1] / "question.wav")
+            row["source"] = "recordings/question.wav"
         rows.append(row)
     result = {"format": 2, "key": f"{stage}.{split}.{task}.{mode}", "stage": stage, "mode": mode, "verify": "none", "task": task, "split": split, "bench": "spoken_world",
               "utterances": 320 if stage == "sft" else 100, "metrics": metrics, "backbone_passes": passes,

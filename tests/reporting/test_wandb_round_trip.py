@@ -60,7 +60,7 @@ def write_manifest(model, stage, weights, parent=None):
 
 
 def logged_arm(home, monkeypatch, known=()):
-    """An arm whose questions lie outside it, and the run that it was logged as."""
+    """An arm, and the run that it was logged as."""
     write_arm(home / "runs" / "objective", "distil", 1, 0)
     arm = home / "runs" / "objective" / "distil-seed1"
     for stage in ("align", "mtp10"):
@@ -69,12 +69,13 @@ def logged_arm(home, monkeypatch, known=()):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows.append({name: rows[0][name] for name in rows[0] if name != "audio"} | {"id": "unheard"})
         for number, row in enumerate(rows):
-            row["spoken_reference"] = str(home / "data" / f"answer{number}.wav")
-            row |= {"source": str(home / "data" / f"question{number}.wav")} if row["id"].startswith("sqa") else {}
+            row["spoken_reference"] = f"recordings/answer{number}.wav"
+            row |= {"source": f"recordings/question{number}.wav"} if row["id"].startswith("sqa") else {}
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for number in range(4):
-        write_tone(home / "data" / f"answer{number}.wav", 500 + number)
-        write_tone(home / "data" / f"question{number}.wav", 300 + number)
+    for bench in (arm / "eval").iterdir():
+        for number in range(3):
+            write_tone(bench / "recordings" / f"answer{number}.wav", 500 + number)
+            write_tone(bench / "recordings" / f"question{number}.wav", 300 + number)
     run = Run(known)
 
     def init(**settings):
@@ -110,17 +111,15 @@ def served(artifact, version="v0", cut_off_after=None):
     return SimpleNamespace(type="arm", version=version, download=download)
 
 
-def test_a_fetched_arm_plays_questions_and_answers_that_lay_outside_it(tmp_path, monkeypatch):
+def test_a_fetched_arm_plays_its_questions_and_answers(tmp_path, monkeypatch):
     (artifact,) = logged_arm(tmp_path / "home", monkeypatch).logged
-    packed = [name for name in artifact.manifest.entries if "/recordings/" in name]
-    assert len(packed) == 3 + 3  # those of kept utterances, each once
     shutil.rmtree(tmp_path / "home")
     outdated = SimpleNamespace(type="arm", version="v1", download=lambda root: pytest.fail("not the newest"))
     api = api_with(outdated, served(artifact, "v10"))
     (folder,) = fetch_arms("lab/speech", "objective", tmp_path / "elsewhere", api)
     assert api.asked == [("lab/speech", {"group": "objective", "jobType": "arm"})]
     heard = utterances_to_hear(RunFiles.read(folder), "mtp10", "test")
-    assert len(heard) == 6 and all(voice.sound for utterance in heard for voice in utterance.voices)
+    assert len(heard) == 6 and all(voice.sound.uri for utterance in heard for voice in utterance.voices)
     names = [[voice.name for voice in utterance.voices][:2] for utterance in heard]
     assert names == [["question", "expected"]] * 3 + [["expected", "vanilla"]] * 3
     assert fetch_arms("lab/speech", "objective", tmp_path / "elsewhere", api) == []

@@ -71,6 +71,11 @@ class Evaluation:
         return self.place / f"{name}-{self.identity.key[:_SHOWN]}"
 
     @property
+    def bench_folder(self) -> Path:
+        """Where results of the bench are, of every stage and split: see `split_folder`."""
+        return self.place.parents[1]
+
+    @property
     def listens(self) -> bool:
         return bool(self.judge) and self.task in SPEAKING_TASKS
 

@@ -1,14 +1,19 @@
 """Result files of an evaluation: JSON for programs, Markdown for people, one line per utterance for the curious."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import FORMAT
+from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.runner import Records
 from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise, worst_first
 from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.recordings import read_recording
 
 METRIC_LABELS = {
     "wer": "WER of the transcript",
@@ -46,11 +51,15 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     """
     evaluation = record.evaluation
     rows = score_record(record, rules)
+    items = {item.id: item for item in evaluation.items}
     for row in rows:
         row["content"] = record.content(row["id"]).whole
         kept = audio_file(row["id"])
         if (evaluation.folder / kept).is_file():
             row["audio"] = kept
+        for name, _, copy in _recordings(record, items[row["id"]]):
+            if copy.is_file():
+                row[name] = copy.relative_to(evaluation.bench_folder).as_posix()
     result = _header(evaluation, rules) | about | summarise(evaluation.task, rows)
     suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
     folder = evaluation.folder
@@ -60,6 +69,31 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     write_whole(folder / f"result{suffix}.md", markdown(result).encode())
     write_whole(folder / f"result{suffix}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return result
+
+
+def keep_recordings(record: Records, ids: Iterable[str]) -> None:
+    """Copy the recordings of questions and of expected answers below the bench's folder, where pages play them from.
+
+    What a page would not play, or is not there, is not copied: its row goes on naming the file that the bench names.
+    """
+    wanted = set(ids)
+    for item in record.evaluation.items:
+        for _, recording, copy in _recordings(record, item) if item.id in wanted else ():
+            try:
+                content = read_recording(recording)
+            except UserError:
+                continue
+            if not copy.is_file() or copy.read_bytes() != content:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(copy, content, flush=False)
+
+
+def _recordings(record: Records, item: Item) -> Iterator[tuple[str, Path, Path]]:
+    """What a row calls a recording, where the bench has it, and where its copy is."""
+    folder = record.evaluation.bench_folder / "recordings"
+    for name, recording in (("source", item.source), ("spoken_reference", item.spoken_reference)):
+        if recording is not None:
+            yield name, recording, folder / f"{record.content(item.id).whole}.{name}{recording.suffix.lower()}"
 
 
 def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:

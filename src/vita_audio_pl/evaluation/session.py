@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.compare import compare_modes
 from vita_audio_pl.evaluation.controls import Recordings, measure_controls
-from vita_audio_pl.evaluation.jobs import Evaluation, audio_file, bench_folder
+from vita_audio_pl.evaluation.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.judge_choice import judge_maker
 from vita_audio_pl.evaluation.plan import plan_evaluations
 from vita_audio_pl.evaluation.ranks import Meeting, Share
 from vita_audio_pl.evaluation.records import HeardFile
-from vita_audio_pl.evaluation.results import score_record, write_results
+from vita_audio_pl.evaluation.results import keep_recordings, score_record, write_results
 from vita_audio_pl.evaluation.runner import Records, Run, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.evaluation.toolbox import ModelToolbox
@@ -54,7 +54,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     if "listen" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
         for judge in {evaluation.judge for evaluation in evaluations if evaluation.listens}:
             toolbox.judge(judge)  # one that is not there is refused before the first answer
-    with Meeting(_folder(config, evaluations[0]), share) as meeting, worker_pool(toolbox, workers) as run:
+    with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
             heard = HeardFile(Path(config.heard)) if config.heard else None
             records = run_evaluations(evaluations, run, share, progress, steps, heard)
@@ -81,10 +81,6 @@ def _finished(record: Records, config: EvaluateConfig) -> bool:
     return record.answered() if config.step == "generate" else record.complete()
 
 
-def _folder(config: EvaluateConfig, evaluation: Evaluation) -> Path:
-    return bench_folder(config.output, evaluation.model, config.bench.name)
-
-
 def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
     """Everything that is made of complete records, by one process."""
     _keep_audio(config, records, run)
@@ -97,7 +93,7 @@ def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> l
         for profile in profiles:
             results.append(write_results(record, config.bench.scoring(profile), about | comparable))
     evaluations = [record.evaluation for record in records]
-    for folder, model in {_folder(config, evaluation): evaluation.model for evaluation in evaluations}.items():
+    for folder, model in {evaluation.bench_folder: evaluation.model for evaluation in evaluations}.items():
         compare_modes(folder)
         if config.wandb != "off":
             group = config.run_name or model.resolve().parent.parent.name
@@ -108,14 +104,15 @@ def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> l
 
 
 def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:
-    """Write the audio of the first answers, and of as many of the worst: they are what a person wants to hear."""
+    """Keep the sound of the first answers, and of as many of the worst, with their questions: what a person wants to hear."""
     calls = []
     for record in records:
         evaluation = record.evaluation
-        if not evaluation.listens:
-            continue
         ids = [item.id for item in evaluation.items[: config.players]]
         ids += [row["id"] for row in score_record(record, config.bench.scoring("strict"))[: config.players]]
+        keep_recordings(record, ids)
+        if not evaluation.listens:
+            continue
         answers = [record.answer_of(id) for id in dict.fromkeys(ids)]
         files = [(answer, evaluation.folder / audio_file(answer.id)) for answer in answers if answer.codes]
         wanted = [(answer, file) for answer, file in files if not file.is_file()]
@@ -130,8 +127,8 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
     most = config.suite.controls if config.suite else config.controls
     if not most:
         return
-    for folder in dict.fromkeys(_folder(config, evaluation) for evaluation in evaluations):
-        mine = [e for e in evaluations if _folder(config, e) == folder]
+    for folder in dict.fromkeys(evaluation.bench_folder for evaluation in evaluations):
+        mine = [e for e in evaluations if e.bench_folder == folder]
         spoken = [e for e in mine if e.listens]
         if not spoken:
             continue

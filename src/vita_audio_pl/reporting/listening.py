@@ -6,12 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.reporting.result_files import RECORDED, Result
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.reporting.result_files import Result
 from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.storage.recordings import AUDIO_TYPES, read_recording, recording_below
 
 _TASKS = ("sqa", "tts")
 _PROMPTS = 4  # of each task
-_TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound inside a page.
+
+    Attributes:
+        uri: the file as a `data:` address, so that a page needs no file beside it; empty where there is none.
+        problem: why a file that is named is not played.
+    """
+
+    uri: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,7 @@ class Voice:
     name: str
     text: str
     heard: str | None = None
-    sound: str = ""  # data URI; empty where there is no audio
+    sound: Sound = Sound()
     note: str = ""
     right: bool | None = None
 
@@ -36,11 +50,14 @@ class Utterance:
     voices: tuple[Voice, ...]
 
 
-def data_uri(path: Path) -> str:
-    """The file as a `data:` address, so that a page needs no file beside it; empty if the file is not there."""
-    if not path.is_file():
-        return ""
-    return f"data:{_TYPES.get(path.suffix, 'audio/wav')};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def sound_of(folder: Path, name: Any) -> Sound:
+    """The recording that a file in `folder` names, if it is one and lies below `folder`; no other file is read."""
+    try:
+        path = recording_below(folder, name)
+        content = read_recording(path)
+    except UserError as error:
+        return Sound(problem=str(error))
+    return Sound(f"data:{AUDIO_TYPES[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}")
 
 
 def utterances_to_hear(run: RunFiles, stage: str, split: str, most: int = _PROMPTS) -> list[Utterance]:
@@ -51,18 +68,6 @@ def utterances_to_hear(run: RunFiles, stage: str, split: str, most: int = _PROMP
         kept = _kept_everywhere(results)[:most]
         found += [_utterance(run, task, id, results) for id in kept]
     return found
-
-
-def recordings_to_hear(run: RunFiles) -> list[str]:
-    """The files outside the run that its pages play: questions and expected answers of the kept utterances."""
-    found: dict[str, None] = {}
-    for stage, split in dict.fromkeys((result.stage, result.split) for result in run.results):
-        for task in _TASKS:
-            results = [r for r in run.results if (r.stage, r.task, r.split) == (stage, task, split)]
-            kept = _kept_everywhere(results)[:_PROMPTS]
-            rows = [row for result in results[:1] for row in result.utterances if row["id"] in kept]
-            found |= dict.fromkeys(row[name] for row in rows for name in RECORDED if name in row)
-    return list(found)
 
 
 def _kept_everywhere(results: Sequence[Result]) -> list[str]:
@@ -77,12 +82,13 @@ def _utterance(run: RunFiles, task: str, id: str, results: Sequence[Result]) -> 
     any_row = next(iter(rows.values()))
     voices = []
     if "source" in any_row:
-        voices.append(Voice("question", "", sound=data_uri(Path(any_row["source"]))))
+        voices.append(Voice("question", "", sound=sound_of(results[0].bench_folder, any_row["source"])))
     if "spoken_reference" in any_row:
-        voices.append(Voice("expected", any_row["reference"], sound=data_uri(Path(any_row["spoken_reference"]))))
+        sound = sound_of(results[0].bench_folder, any_row["spoken_reference"])
+        voices.append(Voice("expected", any_row["reference"], sound=sound))
     through_codec = run.controls.get("resynthesis", {}).get(f"{task}.{id}")
     if through_codec is not None:
-        sound = data_uri(run.folder / "eval" / run.bench / through_codec)
+        sound = sound_of(run.folder / "eval" / run.bench, through_codec)
         voices.append(Voice("expected, through the codec", any_row["reference"], sound=sound))
     for result in results:
         voices.append(_answer(result, rows[result.mode]))
@@ -96,7 +102,7 @@ def _answer(result: Result, row: dict[str, Any]) -> Voice:
         result.mode,
         row["text"],
         row.get("heard"),
-        data_uri(result.folder / row["audio"]) if "audio" in row else "",
+        sound_of(result.folder, row["audio"]) if "audio" in row else Sound(),
         f"{row['backbone_passes']} backbone passes",
         right,
     )

@@ -2,14 +2,13 @@
 
 import base64
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
-from vita_audio_pl.reporting.listening import data_uri, utterances_to_hear
+from vita_audio_pl.reporting.listening import Sound, sound_of, utterances_to_hear
 from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
 from vita_audio_pl.reporting.result_files import Result
 from vita_audio_pl.reporting.result_page import is_wrong
@@ -122,15 +121,15 @@ class WrongAnswer:
     """One utterance that was not right; `heard` is None where nobody listened.
 
     Attributes:
-        asked, sound: what was asked and the answer as `data:` addresses, empty where there is no sound.
+        asked, sound: what was asked and the answer, where there is a sound.
     """
 
     id: str
     expected: str
     written: str
     heard: str | None
-    asked: str
-    sound: str
+    asked: Sound
+    sound: Sound
 
 
 def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[WrongAnswer], int]]:
@@ -149,9 +148,9 @@ def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[W
     return found
 
 
-def _sounds(result: Result, row: dict[str, Any], place: int) -> tuple[str, str]:
+def _sounds(result: Result, row: dict[str, Any], place: int) -> tuple[Sound, Sound]:
     """Question and answer of the very worst as sound; a page that held more would load slowly."""
     if place >= WORST_TO_HEAR:
-        return "", ""
-    asked = data_uri(Path(row["source"])) if "source" in row else ""
-    return asked, data_uri(result.folder / row["audio"]) if "audio" in row else ""
+        return Sound(), Sound()
+    asked = sound_of(result.bench_folder, row["source"]) if "source" in row else Sound()
+    return asked, sound_of(result.folder, row["audio"]) if "audio" in row else Sound()

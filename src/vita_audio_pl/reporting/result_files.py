@@ -11,10 +11,6 @@ from vita_audio_pl.errors import UserError
 RESULT_FORMAT = 2
 """Of results that say what decided them."""
 _FIELDS = ("bench", "stage", "split", "task", "mode", "profile", "utterances", "metrics")
-RECORDED = ("source", "spoken_reference")
-"""What a row of `utterances.jsonl` says of recordings: files of the machine that prepared the data."""
-RECORDINGS = "recordings.json"
-"""In a bench's folder that came from elsewhere: which file of that folder a recording is."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,13 @@ class Result:
 
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:
-        """A row for each utterance, worst first; recordings that came with the results are played from there."""
-        rows = read_rows(self.folder / self.utterance_file)
-        bench = (self.folder / "../../..").resolve()
-        packed = read_json(bench / RECORDINGS, {})
-        for row in rows:
-            row |= {name: str(bench / packed[row[name]]) for name in RECORDED if row.get(name) in packed}
-        return rows
+        """A row for each utterance, worst first."""
+        return read_rows(self.folder / self.utterance_file)
+
+    @property
+    def bench_folder(self) -> Path:
+        """Where results of its bench are: rows name questions and expected answers from there, `audio` from `folder`."""
+        return self.folder.resolve().parents[2]
 
 
 def read_result(path: Path) -> Result:

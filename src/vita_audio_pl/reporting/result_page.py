@@ -10,20 +10,23 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.result_files import Result, read_result
 from vita_audio_pl.reporting.run_files import asset
 from vita_audio_pl.reporting.tables import Cell, Table, metric_name, rate_cell
 from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.recordings import recording_below
 
 MOST_SHOWN = 300  # utterances of a page; all are in utterances.jsonl
 
 
 @dataclass(frozen=True)
 class Player:
-    """Something to hear: what it is, and its file as seen from the page."""
+    """Something to hear: what it is, and its file as seen from the page, or why it is not played."""
 
     name: str
     file: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def write_result_pages(bench: Path) -> list[Path]:
 
     Folders that an older version wrote are left as they are.
 
-    Recordings are linked, not copied, so a page plays them as long as they stay where they were.
+    Recordings below the bench's folder are linked, not copied, so the page belongs into its folder.
 
     Args:
         bench: `runs/<run>/eval/<bench>`, or any folder with results three levels below it.
@@ -95,7 +98,7 @@ def _shown(result: Result) -> Iterator[Shown]:
             row["text"],
             row.get("heard"),
             scores,
-            tuple(_players(result.folder, row)),
+            tuple(_players(result, row)),
             ", ".join(note for note in notes if note),
             not any(is_wrong(score) for score in row["scores"].values()) and bool(scores),
         )
@@ -111,8 +114,11 @@ def _score(name: str, score: dict[str, int]) -> str:
     return f"{name}: {said}"
 
 
-def _players(folder: Path, row: dict[str, Any]) -> Iterator[Player]:
+def _players(result: Result, row: dict[str, Any]) -> Iterator[Player]:
     for name, key in (("asked", "source"), ("expected", "spoken_reference"), ("answer", "audio")):
         if key in row:
-            file = Path(row[key]) if key != "audio" else folder / row[key]
-            yield Player(name, quote(os.path.relpath(file.resolve(), folder.resolve())))
+            try:
+                file = recording_below(result.folder if key == "audio" else result.bench_folder, row[key])
+                yield Player(name, quote(os.path.relpath(file, result.folder.resolve())))
+            except UserError as error:
+                yield Player(name, "", str(error))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.reporting.listening import data_uri
+from vita_audio_pl.reporting.listening import Sound, sound_of
 from vita_audio_pl.reporting.result_files import read_rows
 
 _STEPS = 4  # shown of a stage, the first and the last among them
@@ -17,13 +17,13 @@ class SampledAnswer:
     """An answer at one step; `heard` and `wer` are None where nobody listened or nothing is counted.
 
     Attributes:
-        sound: as a `data:` address; empty where there is none, or the page leaves it out.
+        sound: empty where there is none, or the page leaves it out.
     """
 
     text: str
     heard: str | None
     wer: float | None
-    sound: str
+    sound: Sound
     right: bool | None
 
 
@@ -90,5 +90,5 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
 def _answer(row: dict[str, Any], folder: Path | None) -> SampledAnswer:
     accepted = row["scores"].get("text_accuracy") if row["task"] == "text" else None
     right = bool(accepted["hits"]) if accepted else None if row["wer"] is None else row["wer"] == 0
-    sound = data_uri(folder / row["audio"]) if folder is not None and "audio" in row else ""
+    sound = sound_of(folder, row["audio"]) if folder is not None and "audio" in row else Sound()
     return SampledAnswer(row["text"], row.get("heard"), row["wer"], sound, right)

@@ -79,8 +79,8 @@ def write_sounds(utterance: Utterance, folder: Path) -> list[Path]:
     """The sounds of an utterance as files named after who speaks."""
     written = []
     for voice in utterance.voices:
-        if voice.sound:
-            kind, _, content = voice.sound.partition(";base64,")
+        if voice.sound.uri:
+            kind, _, content = voice.sound.uri.partition(";base64,")
             speaker = "".join(char if char.isalnum() or char in "._-" else "_" for char in voice.name.replace(",", ""))
             path = folder / f"{safe_name(utterance.id)}.{speaker}.{kind.rpartition('/')[2]}"
             write_file(path, base64.b64decode(content))

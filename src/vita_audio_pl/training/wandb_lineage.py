@@ -13,8 +13,6 @@ from hydra.core.hydra_config import HydraConfig
 
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.evaluation.wandb_log import never_fatal
-from vita_audio_pl.reporting.listening import recordings_to_hear
-from vita_audio_pl.reporting.result_files import RECORDINGS
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.storage.secrets import command_line_without_credentials, without_credentials
 from vita_audio_pl.training.chain import settings_of_stage
@@ -119,7 +117,6 @@ def log_arm(config: TrainConfig, folder: Path, mode: str) -> None:
     )
     for path in sorted(_files_of(folder, config.variant.stages)):
         artifact.add_file(str(path), name=str(path.relative_to(folder)))
-    _add_recordings(artifact, folder)
     with (
         command_line_without_credentials(),
         wandb.init(
@@ -179,15 +176,3 @@ def _files_of(folder: Path, stages: list[str]) -> list[Path]:
 
 def _benches(folder: Path) -> list[str]:
     return sorted({path.parents[3].name for path in folder.glob("eval/*/*/*/*/result.json")})
-
-
-def _add_recordings(artifact: Any, folder: Path) -> None:
-    """Pack the questions and expected answers that pages play, which lie outside the arm, and what replaces what."""
-    for bench in _benches(folder):
-        packed = {}
-        for number, recording in enumerate(recordings_to_hear(RunFiles.read(folder, bench))):
-            if Path(recording).is_file():
-                packed[recording] = f"recordings/{number:03d}{Path(recording).suffix}"
-                artifact.add_file(recording, name=f"eval/{bench}/{packed[recording]}")
-        with artifact.new_file(f"eval/{bench}/{RECORDINGS}", mode="w", encoding="utf-8") as file:
-            json.dump(packed, file, indent=2)
