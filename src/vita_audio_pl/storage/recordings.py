@@ -24,7 +24,8 @@ def recording_below(folder: Path, name: Any) -> Path:
     """
     shown = f"{name!s:.200}"
     try:
-        path, top = (folder / name).resolve(strict=True), folder.resolve()
+        path: Path = (folder / name).resolve(strict=True)
+        top = folder.resolve()
     except (OSError, ValueError, TypeError, RuntimeError):  # too long a name, a NUL, no text, links in a circle
         raise UserError(f"{shown} is not there") from None
     if not path.is_relative_to(top):
