@@ -129,6 +129,7 @@ def tokenize_job(
         load_audio=load_audio,
         out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
+        filters=recipe.filters,
         max_skipped=recipe.max_skipped if max_skipped is None else max_skipped,
         decoders=decoders,
         placeholders=encoder_placeholders if keep_audio else None,

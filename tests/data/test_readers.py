@@ -310,7 +310,16 @@ def test_a_supervision_says_which_channel_it_is_about(tmp_path: Path) -> None:
     ]
     supervisions = [
         SimpleNamespace(
-            id=id, recording_id=recording, start=0.0, duration=1.0, text="hi", speaker=None, channel=channel
+            id=id,
+            recording_id=recording,
+            start=0.0,
+            duration=1.0,
+            text="hi",
+            speaker=None,
+            channel=channel,
+            language="en",
+            gender=None,
+            custom=None,
         )
         for id, recording, channel in said
     ]

@@ -51,7 +51,12 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         shards=tuple(ShardFile(**report["shard"]) for report in reports),
         index_crc=merge_indexes([job.out / f"{name}.index" for name in names], job.out / INDEX),
         audio_shards=tuple(ShardFile(**report["audio_shard"]) for report in reports if "audio_shard" in report),
-        report={"skipped": dict(counts.reasons), "unread": counts.unread, "parts": len(parts)},
+        report={
+            "skipped": dict(counts.reasons),
+            "filtered": dict(counts.filtered),
+            "unread": counts.unread,
+            "parts": len(parts),
+        },
     )
     if job.placeholders is not None:
         places = [np.load(job.out / f"{name}.audio.npy") for name in names]

@@ -20,12 +20,14 @@ class LeftOutCounts:
     Attributes:
         used: samples in the shards.
         reasons: samples left out, by reason.
+        filtered: samples that the recipe's filters do not want, by reason.
         examples: of each reason, what was wrong with the first.
         unread: samples that the unreadable rests of parts may have held, going by the size of whole parts.
     """
 
     used: int
     reasons: Counter[str]
+    filtered: Counter[str]
     examples: Mapping[str, str]
     unread: int
 
@@ -33,20 +35,25 @@ class LeftOutCounts:
     def of(cls, reports: Sequence[Mapping[str, Any]]) -> "LeftOutCounts":
         """Counts what the parts' reports tell."""
         reasons: Counter[str] = Counter()
+        filtered: Counter[str] = Counter()
         examples: dict[str, str] = {}
         for report in reports:
             reasons.update(report["skipped"])
+            filtered.update(report.get("filtered", {}))
             for culprit in report["culprits"]:
                 examples.setdefault(culprit["reason"], culprit["problem"])
-        rows = [report["shard"]["samples"] + sum(report["skipped"].values()) for report in reports]
+        rows = [
+            report["shard"]["samples"] + sum(report["skipped"].values()) + sum(report.get("filtered", {}).values())
+            for report in reports
+        ]
         whole = [n for n, report in zip(rows, reports, strict=True) if not report.get("rest_lost")]
         usual = round(sum(whole) / len(whole)) if whole else 0
         lost = [max(usual - n, 0) for n, report in zip(rows, reports, strict=True) if report.get("rest_lost")]
-        return cls(sum(report["shard"]["samples"] for report in reports), reasons, examples, sum(lost))
+        return cls(sum(report["shard"]["samples"] for report in reports), reasons, filtered, examples, sum(lost))
 
     @property
     def left_out(self) -> int:
-        """Samples that were left out, and those that could not even be counted."""
+        """Samples that could not be used, and those that could not even be counted."""
         return self.reasons.total() + self.unread
 
     @property
@@ -61,11 +68,11 @@ class LeftOutCounts:
     def sentence(self, source: str, max_skipped: float, named_in: Path) -> str:
         """Why the source cannot be finished, with a table by reason."""
         total = self.used + self.left_out
-        if not self.used and not self.left_out:
+        if not self.used and not self.left_out and not self.filtered:
             return f"no sample of '{source}' could be used: the corpus is empty"
         table = [
             f"{count:>10,}  {reason}, such as: {_short(self.examples[reason])}"
-            for reason, count in self.reasons.most_common()
+            for reason, count in (*self.reasons.most_common(), *self.filtered.most_common())
         ]
         if self.unread:
             table.append(f"{self.unread:>10,}  about as many in what could not be read of damaged files and archives")
@@ -89,12 +96,17 @@ class LeftOutCounts:
 
 def told(report: Mapping[str, Any]) -> str:
     """What a manifest's report says of samples that were left out."""
-    reasons = Counter(report["skipped"]).most_common()
-    named = f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons)})" if reasons else ""
-    unread = report.get("unread", 0)
-    return f"{sum(count for _, count in reasons):,} left out{named}" + (
-        f", and about {unread:,} in what could not be read" if unread else ""
+    unread, filtered = report.get("unread", 0), report.get("filtered")
+    return (
+        f"{_counted(report['skipped'], 'left out')}"
+        + (f", {_counted(filtered, 'not wanted by the filters')}" if filtered else "")
+        + (f", and about {unread:,} in what could not be read" if unread else "")
     )
+
+
+def _counted(reasons: Mapping[str, int], what: str) -> str:
+    named = ", ".join(f"{reason} {count:,}" for reason, count in Counter(reasons).most_common())
+    return f"{sum(reasons.values()):,} {what}{f' ({named})' if named else ''}"
 
 
 def _short(problem: str) -> str:

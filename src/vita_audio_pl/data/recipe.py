@@ -8,6 +8,7 @@ from typing import Any
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.readers import Reader, make_reader
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.yaml_file import read_yaml, shown
 from vita_audio_pl.errors import UserError
 
@@ -33,6 +34,8 @@ class SourceRecipe:
         splits: other options of the reader per split; `train` is always there.
         hours: audio in it, about; None for text.
         samples: conversations in it, about.
+        checked: the release and the files that the recipe was read against, and what could not be confirmed.
+        filters: which samples are taken, and what is changed in their text (`readers/filters.py`).
         max_seconds: audio longer than this is left out with its sample.
         max_skipped: share of samples that may be left out before preparing it ends with an error (of more than 20).
     """
@@ -48,6 +51,8 @@ class SourceRecipe:
     splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hours: float | None = None
     samples: int | None = None
+    checked: str = ""
+    filters: Filters = NONE
     max_seconds: float = 30.0
     max_skipped: float = MAX_SKIPPED
 
@@ -69,7 +74,7 @@ class SourceRecipe:
                 f"expected there: {self.layout}"
             )
         options = {**self.reader, **self.splits.get(split, {})}
-        return make_reader(root, self.task, options, f"the recipe of '{self.name}'")
+        return make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters)
 
     @property
     def all_splits(self) -> tuple[str, ...]:
@@ -110,6 +115,7 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         "languages": (list,),
         "reader": (dict,),
         "splits": (dict,),
+        "filters": (dict,),
         "hours": (int, float, type(None)),
         "samples": (int, type(None)),
         "max_seconds": (int, float),
@@ -134,4 +140,5 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         raise UserError(f"{where}: each of 'splits' takes options of the reader, as in 'dev: {{files: [dev.jsonl]}}'")
     if not all(isinstance(split, str) and re.fullmatch(r"[\w-]+", split) for split in value.get("splits", {})):
         raise UserError(f"{where}: each of 'splits' is named by letters, digits, _ and -, as in 'dev: {{...}}'")
-    return SourceRecipe(name=name, **{**value, "languages": tuple(map(str, value["languages"]))})
+    languages, filters = tuple(map(str, value["languages"])), Filters.of(value.get("filters", {}), where)
+    return SourceRecipe(name=name, **{**value, "languages": languages, "filters": filters})

@@ -30,6 +30,7 @@ from vita_audio_pl.data.readers import (
     unreadable,
 )
 from vita_audio_pl.data.readers.base import LONGEST_NAME, LONGEST_PROBLEM
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.samples import MOST_CODES, TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
@@ -102,6 +103,7 @@ class TokenizeJob:
         load_audio: reads audio.
         out: folder of the source's shards.
         rules: which audio is taken.
+        filters: which samples are wanted by their audio; the reader, whose parts tell their identity, does the rest.
         max_skipped: share of its samples that may be left out.
         decoders: threads that read audio beside the codec.
         placeholders: of a clip of so many samples at 16 kHz, the tokens that stand for it with continuous input. If
@@ -117,6 +119,7 @@ class TokenizeJob:
     load_audio: AudioLoader
     out: Path
     rules: AudioRules = AudioRules()
+    filters: Filters = NONE
     max_skipped: float = 0.05
     decoders: int = 2
     placeholders: Callable[[int], int] | None = None
@@ -210,6 +213,7 @@ class _PartTask:
             job.tokenizer.vocabulary(max(1, int(job.codec.get("codebook_size", 1)))), job.tokenizer, RenderOptions(None)
         ).length_rule
         self.reasons: Counter[str] = Counter()
+        self.filtered: Counter[str] = Counter()
         self.culprits: list[dict[str, str]] = []
         self.rest_lost = False  # something at its end could not be read, and nobody knows how much
         self.shapes: list[SampleShape] = []
@@ -247,6 +251,7 @@ class _PartTask:
             "text_tokens": self.text_tokens,
             "codes": self.codes,
             "skipped": dict(self.reasons),
+            "filtered": dict(self.filtered),
             "culprits": self.culprits,
             "rest_lost": self.rest_lost,
         }
@@ -258,7 +263,7 @@ class _PartTask:
         write_sealed(self.job.done_file(self.part), report)
 
     def _skip(self, left_out: Unreadable) -> None:
-        self.reasons[left_out.reason] += 1
+        (self.filtered if left_out.filtered else self.reasons)[left_out.reason] += 1
         culprit = {
             "where": left_out.where[:LONGEST_NAME],
             "reason": left_out.reason,
@@ -311,6 +316,8 @@ class _PartTask:
         """Moves a sample into the batch if all its audio is fit; returns its seconds."""
         try:
             waves = [future.result() for future in waiting.waves]
+            if self.codec is not None:
+                self.job.filters.heard(waiting.raw.transcript, [len(wave) / self.codec.sample_rate for wave in waves])
         except Exception as error:
             self._skip(unreadable(waiting.raw.conversation.id, error, BROKEN_AUDIO))
             return 0.0

@@ -19,6 +19,7 @@ from vita_audio_pl.data.readers.base import (
     read_part,
     unreadable,
 )
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.kaldi import KaldiReader
 from vita_audio_pl.data.readers.lhotse import LhotseReader
@@ -51,6 +52,7 @@ _KINDS: dict[str, Any] = {
     "webdataset": WebDatasetReader,
 }
 _OURS = frozenset(_KINDS)
+_TOLD = {"root", "task", "filters"}  # told to a reader by the recipe, never among its options
 
 
 def register_reader(kind: str, reader: Any) -> None:
@@ -64,8 +66,8 @@ def register_reader(kind: str, reader: Any) -> None:
     _KINDS[kind] = reader
 
 
-def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str) -> Reader:
-    """The reader that `options["kind"]` names, over the corpus in `root`; `task` is told to readers that ask for it.
+def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str, filters: Filters = NONE) -> Reader:
+    """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask for it are told the `task`.
 
     Raises:
         UserError: there is no such kind, it has no such option, or an option is of the wrong type or out of range.
@@ -80,12 +82,16 @@ def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str) -
             "plugins=[PACKAGE] registers yours"
         )
     known = {field.name: field for field in fields(_KINDS[kind])}
-    unknown = sorted(map(str, set(settings) - set(known) | set(settings) & {"root", "task"}))
+    unknown = sorted(map(str, set(settings) - set(known) | set(settings) & _TOLD))
     if unknown:
-        told = ", ".join(name for name in known if name not in ("root", "task"))
+        told = ", ".join(name for name in known if name not in _TOLD)
         raise UserError(f"{where}: the reader '{kind}' has no option '{unknown[0]:.100}'; it has {told}")
     if kind in _OURS:
         check_options(f"{where}: the reader '{kind}'", _KINDS[kind], settings)
+    if filters != NONE:
+        if "filters" not in known:
+            raise UserError(f"{where}: the reader '{kind}' takes no filters")
+        settings["filters"] = filters
     if "task" in known:
         settings["task"] = task
     try:

@@ -19,6 +19,9 @@ Made = TypeVar("Made")
 NO_SAMPLE, NO_TEXT, NO_TRANSCRIPT, NO_AUDIO = "not a sample", "not text", "no transcript", "no audio"
 DAMAGED_FILE = "damaged file"
 
+EACH = "each"
+"""The option `channel: each`: every channel of a recording is an utterance of its own."""
+
 LONGEST_NAME, LONGEST_PROBLEM = 300, 1000
 """Characters of names and of problems in reports; a row may hold megabytes in the place of either."""
 
@@ -29,6 +32,10 @@ class LeftOut(UserError):
     def __init__(self, reason: str, problem: str):
         super().__init__(problem)
         self.reason = reason
+
+
+class Filtered(LeftOut):
+    """Why a sample is not wanted, as the recipe's filters say: no fault of the corpus."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,15 @@ AudioRef: TypeAlias = AudioFile | AudioBytes
 
 @dataclass(frozen=True)
 class RawSample:
-    """A conversation and the audio that its placeholders stand for, in order."""
+    """A conversation and the audio that its placeholders stand for, in order.
+
+    Attributes:
+        transcript: of a recording with its transcript, what is said in the last audio; else empty.
+    """
 
     conversation: Conversation
     audios: tuple[AudioRef, ...] = ()
+    transcript: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class Unreadable:
         reason: under which name it is counted.
         trace: of an error that nobody foresaw, where it was raised.
         rest: what follows in the same part could not be read either.
+        filtered: nothing is wrong, the recipe's filters do not want it.
     """
 
     where: str
@@ -85,6 +98,7 @@ class Unreadable:
     reason: str = NO_SAMPLE
     trace: str = ""
     rest: bool = False
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +171,8 @@ def unreadable(where: str, error: Exception, reason: str = NO_SAMPLE, rest: bool
     if isinstance(error, UserError):
         problem = str(error)
         problem = problem if problem.startswith(where) else f"{where}: {problem}"
-        return Unreadable(where, problem, getattr(error, "reason", reason), rest=rest)
+        filtered = isinstance(error, Filtered)
+        return Unreadable(where, problem, getattr(error, "reason", reason), rest=rest, filtered=filtered)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     kind = type(error).__name__
     trace = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {kind}: {error!s:.300}"

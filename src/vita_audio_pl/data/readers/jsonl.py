@@ -14,9 +14,10 @@ from vita_audio_pl.data.readers.base import (
     file_identities,
     files_matching,
 )
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import Conversation
-from vita_audio_pl.text.lines import Line, line_blocks, read_block
+from vita_audio_pl.text.lines import Line, line_blocks, load_json, read_block
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,18 @@ class JsonlReader:
         files: globs below `root`.
         lines_per_part: lines that one task takes.
         channel: which channel of audio to take; None mixes all.
+        filters: which conversations are taken, and what is changed in their text.
     """
 
     root: Path
     files: tuple[str, ...] = ("*.jsonl",)
     lines_per_part: int = 2000
     channel: int | None = None
+    filters: Filters = NONE
 
     def parts(self) -> list[Part]:
         parts = []
-        rules = "" if self.channel is None else f" channel {self.channel}"
+        rules = ("" if self.channel is None else f" channel {self.channel}") + self.filters.identity
         for path in files_matching(self.root, self.files):
             try:
                 for block in line_blocks(path, self.lines_per_part):
@@ -63,8 +66,9 @@ class JsonlReader:
 
     def _sample(self, line: Line, where: str) -> RawSample:
         conversation = Conversation.from_json(line.text, where)
+        facts = load_json(line.text) if self.filters.columns else {}
         audios = tuple(
             audio_ref(value, self.root, f"{where} audio {number}", inside=False, channel=self.channel)
             for number, value in enumerate(conversation.audios, 1)
         )
-        return RawSample(replace(conversation, audios=tuple(map(str, audios))), audios)
+        return self.filters.chat(RawSample(replace(conversation, audios=tuple(map(str, audios))), audios), facts)

@@ -20,6 +20,7 @@ from vita_audio_pl.data.readers.base import (
     stamp_of,
     unreadable,
 )
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text.lines import read_lines, split_fields
@@ -38,7 +39,7 @@ class KaldiReader:
 
     Attributes:
         root: the corpus.
-        task, speaker_prompt, lower, join, channel: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
         folder: the Kaldi directory below `root`.
         transcripts: its file of transcripts.
         audio_root: folder below `root` that relative paths of `wav.scp` start from.
@@ -54,6 +55,7 @@ class KaldiReader:
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
+    filters: Filters = NONE
     utterances_per_part: int = 2000
 
     @property
@@ -72,7 +74,7 @@ class KaldiReader:
         for first in range(0, len(names), self.utterances_per_part):
             chosen = names[first : first + self.utterances_per_part]
             facts = [repr(tables.facts(name)) for name in chosen]
-            identity = hashlib.sha256("\n".join([*facts, repr(self._rules)]).encode()).hexdigest()
+            identity = hashlib.sha256("\n".join([*facts, self._rules.identity]).encode()).hexdigest()
             parts.append(Part(f"{self.folder}:{chosen[0]}", identity, {"first": first, "count": len(chosen)}))
         return parts
 
@@ -83,7 +85,7 @@ class KaldiReader:
 
     @property
     def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterance(self, name: str, tables: "_Tables") -> Utterance:
         recording, start, seconds, channel = name, 0.0, None, None

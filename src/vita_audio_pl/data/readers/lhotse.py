@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.data.readers.base import AudioFile, LeftOut, Part, RawSample, Stamp, Unreadable, attempt, stamp_of
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.lease import hold
@@ -22,7 +23,7 @@ class LhotseReader:
     Attributes:
         root: the corpus as its publishers lay it out.
         corpus: `librispeech` for `lhotse.recipes.prepare_librispeech`, and so on.
-        task, speaker_prompt, lower, join, channel: see `UtteranceRules`; the corpus gives channels by its supervisions.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`; the corpus gives channels by its supervisions.
         manifests: names of the manifests to read, such as `train-clean-100`; of languages, `en/train`.
         settings: further arguments of the recipe, such as `languages` or `dataset_parts`.
         utterances_per_part: utterances that one task takes.
@@ -37,12 +38,13 @@ class LhotseReader:
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
+    filters: Filters = NONE
     utterances_per_part: int = 2000
 
     @property
     def _utterances(self) -> list[dict[str, Any]]:
         """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, written the first time."""
-        wanted = json.dumps([self.corpus, self.manifests, self.settings, 3], default=list)
+        wanted = json.dumps([self.corpus, self.manifests, self.settings, 4], default=list)
         cache = self.root / ".vita_audio_pl"
         path = cache / f"{self.corpus}.{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.jsonl"
         if not path.is_file():
@@ -58,7 +60,7 @@ class LhotseReader:
         parts = []
         for first in range(0, len(rows), self.utterances_per_part):
             chosen = rows[first : first + self.utterances_per_part]
-            content = json.dumps([chosen, repr(self._rules)])
+            content = json.dumps([chosen, self._rules.identity])
             identity = hashlib.sha256(content.encode()).hexdigest()
             parts.append(Part(f"{self.corpus}:{chosen[0]['id']}", identity, {"first": first, "count": len(chosen)}))
         return parts
@@ -70,7 +72,7 @@ class LhotseReader:
 
     @property
     def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterance(self, row: Mapping[str, Any]) -> Utterance:
         if row["kind"] != "file":
@@ -78,7 +80,7 @@ class LhotseReader:
                 "audio is no file", f"its audio is {row['kind']}, not a file; nothing is fetched, joined or run here"
             )
         audio = AudioFile(self.root / row["path"], row["start"], row["seconds"], row["channel"])
-        return Utterance(row["id"], audio, row["text"], row["speaker"])
+        return Utterance(row["id"], audio, row["text"], row["speaker"], row["facts"])
 
 
 @lru_cache(maxsize=1)  # each part is read by itself
@@ -133,6 +135,7 @@ def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[
                     "seconds": None if whole else supervision.duration,
                     "text": supervision.text,
                     "speaker": supervision.speaker or "",
+                    "facts": _facts(supervision),
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     partial.rename(path)
@@ -151,6 +154,12 @@ def _source(recording: Any, channel: int | list[int] | None) -> tuple[str, str, 
     source = sources[0]
     one = len(channels) == 1 and len(source.channels) > 1 and channels[0] in source.channels
     return source.type, str(source.source), source.channels.index(channels[0]) if one else None
+
+
+def _facts(supervision: Any) -> dict[str, Any]:
+    """What a supervision tells besides its text: its language, the speaker's gender, and the recipe's own fields."""
+    told = {"language": supervision.language, "gender": supervision.gender, **(supervision.custom or {})}
+    return {name: value for name, value in told.items() if isinstance(value, str | int | float | list)}
 
 
 def _below(root: Path, path: Path) -> str:

@@ -11,6 +11,7 @@ from string import Formatter
 from typing import Any
 
 from vita_audio_pl.data.readers.base import (
+    EACH,
     NO_AUDIO,
     NO_TEXT,
     AudioRef,
@@ -24,8 +25,9 @@ from vita_audio_pl.data.readers.base import (
     file_identities,
     files_matching,
 )
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
-from vita_audio_pl.data.readers.utterances import EACH, Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
 from vita_audio_pl.text.messages import parse_messages, plain_text_of
@@ -59,8 +61,8 @@ class TableReader:
         root: the corpus.
         columns: what each column of `_COLUMNS` is called here.
         numbers: those of them whose numbers are text, too; elsewhere a number is no text.
-        task, speaker_prompt, lower, join, channel: see `UtteranceRules`; for chats and questions only `task` and a
-            numbered `channel` are looked at.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`; for chats and questions only `task`,
+            `filters` and a numbered `channel` are looked at.
         files: globs below `root`, of .parquet, .jsonl, .json, .csv or .tsv.
         rows_per_part: rows that one task takes.
     """
@@ -74,6 +76,7 @@ class TableReader:
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
+    filters: Filters = NONE
     rows_per_part: int = 2000
 
     def __post_init__(self) -> None:
@@ -93,7 +96,7 @@ class TableReader:
         described = json.dumps(
             [dict(self.columns), self.numbers, self.task, self.speaker_prompt, self.lower, self.join, self.channel]
         )
-        rules = hashlib.sha256(described.encode()).hexdigest()[:12]
+        rules = hashlib.sha256(described.encode()).hexdigest()[:12] + self.filters.identity
         parts = []
         paths = files_matching(self.root, self.files)
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
@@ -109,7 +112,7 @@ class TableReader:
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         found = rows(Path(str(part.where["path"])), dict(part.where), self._wanted())
         if "text" in self.columns:
-            rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
+            rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
             yield from rules.samples(self._made(self._utterance, where, row) for where, row in found)
         else:
             for where, row in found:
@@ -125,12 +128,12 @@ class TableReader:
             names |= dict.fromkeys(
                 _braces(name) or (name.split("+") if column in ("user", "assistant", "system") else [name])
             )
-        return [name for name in names if name]
+        return [name for name in (*names, *self.filters.columns) if name]
 
     def _utterance(self, where: str, row: Row) -> Utterance:
         name = self._name(row, where)
         audio = self._audio("audio", row, where)
-        return Utterance(name, audio, self._text("text", self.columns["text"], row), self._speaker(row))
+        return Utterance(name, audio, self._text("text", self.columns["text"], row), self._speaker(row), row)
 
     def _speaker(self, row: Row) -> str:
         return speaker_of(row.get(self.columns["speaker"])) if "speaker" in self.columns else ""
@@ -158,7 +161,8 @@ class TableReader:
                 if content or role != "system":
                     turns.append(Message(role, content))
             messages = tuple(turns)
-        return RawSample(Conversation(self._name(row, where), messages, tuple(map(str, audios))), tuple(audios))
+        conversation = Conversation(self._name(row, where), messages, tuple(map(str, audios)))
+        return self.filters.chat(RawSample(conversation, tuple(audios)), row)
 
     def _joined(self, role: str, row: Row) -> str:
         """The texts of a role's columns, without those that are empty or null."""

@@ -2,8 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import soundfile
@@ -18,6 +18,7 @@ from vita_audio_pl.data.readers.base import (
     Unreadable,
     attempt,
 )
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, TTS_INSTRUCTION, Conversation, Message
 from vita_audio_pl.text.messages import plain_text_of
@@ -26,18 +27,21 @@ VOICE_PROMPT = f"Your Voice: {AUDIO_PLACEHOLDER}\n"
 
 _BLANKS = re.compile(r"[ \t\r\n]+")
 
-EACH = "each"
-"""The option `channel: each`: every channel of a recording is an utterance of its own."""
-
 
 @dataclass(frozen=True)
 class Utterance:
-    """A recording and what stands where its transcript should; `speaker` is "" where it is not known."""
+    """A recording and what stands where its transcript should.
+
+    Attributes:
+        speaker: "" where it is not known.
+        facts: what else the corpus tells of it, for filters.
+    """
 
     id: str
     audio: AudioRef
     text: Any
     speaker: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def speaker_of(value: Any) -> str:
@@ -56,6 +60,7 @@ class UtteranceRules:
         join: blanks in transcripts are removed (for Chinese cut into words).
         channel: which channel of the recordings to take, or `each`, which makes one sample of each; None takes the one
             that the corpus gives for the utterance, and mixes all where it gives none.
+        filters: which utterances are taken, and what is changed in their transcripts.
     """
 
     task: str
@@ -63,6 +68,7 @@ class UtteranceRules:
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
+    filters: Filters = field(default=NONE, repr=False)  # its identity is told apart, where it filters anything
 
     def __post_init__(self) -> None:
         if self.task not in ("asr", "tts"):
@@ -72,10 +78,10 @@ class UtteranceRules:
 
     def samples(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[RawSample | Unreadable]:
         """Conversations of a part's utterances, in order; with speaker prompts, near it."""
-        utterances = self._with_channels(utterances)
+        utterances = self._with_channels(self._wanted(utterances))
         if not self.speaker_prompt:
             for u in utterances:
-                yield u if isinstance(u, Unreadable) else self._sample(u, None)
+                yield u if isinstance(u, Unreadable) else self._conversation(u, None)
             return
         alone: dict[str, Utterance] = {}  # speakers heard once so far
         last: dict[str, Utterance] = {}
@@ -91,12 +97,39 @@ class UtteranceRules:
                 alone[utterance.speaker] = utterance
             else:
                 if first is not None:
-                    yield self._sample(first, utterance.audio)
-                yield self._sample(utterance, before.audio)
+                    yield self._conversation(first, utterance.audio)
+                yield self._conversation(utterance, before.audio)
             last[utterance.speaker] = utterance
         for utterance in alone.values():
             problem = f"{utterance.id}: the only utterance of its speaker here, so none is left to show the voice"
             yield Unreadable(utterance.id, problem, "only utterance of its speaker")
+
+    @property
+    def identity(self) -> str:
+        """Changes when utterances become other conversations."""
+        return f"{self!r}{self.filters.identity}"
+
+    def _wanted(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[Utterance | Unreadable]:
+        """The utterances, those that are not wanted told by name; so none of them shows a speaker's voice."""
+        for utterance in utterances:
+            yield utterance if isinstance(utterance, Unreadable) else attempt(utterance.id, self._written, utterance)
+
+    def _written(self, utterance: Utterance) -> Utterance:
+        """The utterance with its transcript as it is learnt."""
+        if self.filters.columns:
+            self.filters.look({"speaker": utterance.speaker, **utterance.facts})
+        if utterance.text is None or utterance.text == "":
+            raise LeftOut(NO_TRANSCRIPT, "it has no transcript")
+        try:
+            text = plain_text_of(utterance.text, "its transcript")
+        except UserError as error:
+            raise LeftOut(NO_TEXT, str(error)) from None
+        if not text.strip():
+            raise LeftOut(NO_TRANSCRIPT, "its transcript is blank")
+        text = self.filters.text(text)
+        # other blanks, such as no-break spaces and form feeds, are characters of the text
+        text = "".join(text.split()) if self.join else _BLANKS.sub(" ", text).strip(" ")
+        return replace(utterance, text=text.lower() if self.lower else text)
 
     def _with_channels(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[Utterance | Unreadable]:
         """The utterances, each with the channel that the rules or the corpus give it."""
@@ -114,21 +147,11 @@ class UtteranceRules:
                     audio = replace(utterance.audio, channel=channel)
                     yield replace(utterance, id=f"{utterance.id}/channel{channel}", audio=audio)
 
-    def _sample(self, utterance: Utterance, voice: AudioRef | None) -> RawSample | Unreadable:
-        return attempt(utterance.id, self._conversation, utterance, voice)
+    def _conversation(self, utterance: Utterance, voice: AudioRef | None) -> RawSample | Unreadable:
+        return attempt(utterance.id, self._made, utterance, voice)
 
-    def _conversation(self, utterance: Utterance, voice: AudioRef | None) -> RawSample:
-        if utterance.text is None or utterance.text == "":
-            raise LeftOut(NO_TRANSCRIPT, "it has no transcript")
-        try:
-            text = plain_text_of(utterance.text, "its transcript")
-        except UserError as error:
-            raise LeftOut(NO_TEXT, str(error)) from None
-        # other blanks, such as no-break spaces and form feeds, are characters of the text
-        text = "".join(text.split()) if self.join else _BLANKS.sub(" ", text).strip(" ")
-        if not text.strip():
-            raise LeftOut(NO_TRANSCRIPT, "its transcript is blank")
-        text = text.lower() if self.lower else text
+    def _made(self, utterance: Utterance, voice: AudioRef | None) -> RawSample:
+        text = utterance.text
         if self.task == "asr":
             messages = [Message("user", f"{ASR_INSTRUCTION}\n{AUDIO_PLACEHOLDER}"), Message("assistant", text)]
         else:
@@ -137,7 +160,7 @@ class UtteranceRules:
         if voice is not None:
             messages.insert(0, Message("system", VOICE_PROMPT))
             audios = (voice, *audios)
-        return RawSample(Conversation(utterance.id, tuple(messages), tuple(map(str, audios))), audios)
+        return RawSample(Conversation(utterance.id, tuple(messages), tuple(map(str, audios))), audios, text)
 
 
 def _channels(audio: AudioRef) -> int:

@@ -22,6 +22,7 @@ from vita_audio_pl.data.readers.base import (
     files_matching,
     is_apple_double,
 )
+from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.text.lines import load_json
 
@@ -37,7 +38,7 @@ class WebDatasetReader:
 
     Attributes:
         root: the corpus.
-        task, speaker_prompt, lower, join, channel: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
         files: globs below `root`.
         audio: extensions of audio members.
         text: extension of the member that holds the transcript, as text or JSON.
@@ -55,9 +56,10 @@ class WebDatasetReader:
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
+    filters: Filters = NONE
 
     def parts(self) -> list[Part]:
-        described = json.dumps([repr(self._rules), self.audio, self.text, self.text_key, self.speaker_key])
+        described = json.dumps([self._rules.identity, self.audio, self.text, self.text_key, self.speaker_key])
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
         paths = files_matching(self.root, self.files)
         return [
@@ -67,7 +69,7 @@ class WebDatasetReader:
 
     @property
     def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel)
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(Path(str(part.where["path"]))))
@@ -101,14 +103,14 @@ class WebDatasetReader:
             yield attempt(group.where, self._utterance, group)
 
     def _utterance(self, group: "_Group") -> Utterance:
-        text, speaker = self._text(group.text)
-        return Utterance(group.id, AudioBytes(f"{group.where}.{group.extension}", group.audio), text, speaker)
+        text, speaker, facts = self._text(group.text)
+        return Utterance(group.id, AudioBytes(f"{group.where}.{group.extension}", group.audio), text, speaker, facts)
 
-    def _text(self, data: bytes) -> tuple[Any, str]:
+    def _text(self, data: bytes) -> tuple[Any, str, dict[str, Any]]:
         try:
             text = data.decode("utf-8-sig")
             if not self.text.endswith("json"):
-                return text, ""
+                return text, "", {}
             values = load_json(text)
         except ValueError as error:
             raise LeftOut(NO_TEXT, f"its .{self.text} cannot be read ({error})") from None
@@ -116,7 +118,7 @@ class WebDatasetReader:
             raise LeftOut(NO_TEXT, f"its .{self.text} holds no object")
         if self.text_key not in values:
             raise LeftOut(NO_TRANSCRIPT, f"its .{self.text} has no '{self.text_key}'")
-        return values[self.text_key], speaker_of(values.get(self.speaker_key))
+        return values[self.text_key], speaker_of(values.get(self.speaker_key)), values
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def info_table(sources: Sequence[PreparedSource]) -> Table:
         totals += counts
         size = sum(shard.bytes for shard in manifest.shards) / 2**20
         codec = f"{manifest.codec['name']} {manifest.codec['fingerprint'][:8]}" if manifest.codec else "none"
-        skipped = ", ".join(f"{reason}: {n}" for reason, n in manifest.report.get("skipped", {}).items()) or "nothing"
+        left_out = manifest.report.get("skipped", {}) | manifest.report.get("filtered", {})
+        skipped = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "nothing"
         cells = (*_counts(counts), str(len(manifest.shards)), f"{size:.1f}", manifest.tokenizer[:8], codec, skipped)
         table.add_row(source.name, manifest.task, *cells)
     if len(sources) > 1:

@@ -1,0 +1,6 @@
+"""Miniatures: corpora of a few made-up recordings, laid out as their publishers ship them; each with what it must become."""
+
+from miniatures import english  # noqa: F401  registers its miniatures
+from miniatures.base import MINIATURES, Expected, Miniature
+
+__all__ = ["MINIATURES", "Expected", "Miniature"]

@@ -1,0 +1,57 @@
+"""Every corpus of the mixtures, laid out as its publisher ships it, prepared by its recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from miniatures import MINIATURES, Miniature
+from toy_codec import N_CODES, LoudnessCodec
+from toy_corpus import toy_tokenizer
+
+from vita_audio_pl.data.prepare_source import prepare_source
+from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.recipe import load_recipe
+from vita_audio_pl.preparation import tokenize_job
+from vita_audio_pl.text import TTS_INSTRUCTION, AudioCodes, TextTokenizer, Turn
+
+CODEC = {"name": "loudness", "fingerprint": "loudness-1", "codes_per_second": 12.5, "codebook_size": N_CODES}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return toy_tokenizer()
+
+
+def written(turn: Turn, tokenizer: TextTokenizer) -> str:
+    return "".join("<|audio|>" if isinstance(s, AudioCodes) else tokenizer.decode(s.ids) for s in turn.segments)
+
+
+def text_of(turns: tuple[Turn, ...], task: str, tokenizer: TextTokenizer) -> str:
+    """What `Expected.texts` says of a sample."""
+    if task == "asr":
+        return written(turns[-1], tokenizer)
+    if task == "tts":  # the text stands in front of the spoken answer, too
+        text = written(turns[-1], tokenizer).removesuffix("<|audio|>")
+        assert written(turns[-2], tokenizer) == f"{TTS_INSTRUCTION}\n{text}"
+        return text
+    return "\n".join(f"{turn.role}: {written(turn, tokenizer)}" for turn in turns)
+
+
+@pytest.mark.parametrize("miniature", MINIATURES, ids=lambda m: f"{m.source}, {m.name}")
+def test_a_corpus_as_its_publisher_ships_it(miniature: Miniature, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    root, recipe = tmp_path / "corpus", load_recipe(miniature.source)
+    root.mkdir()
+    miniature.make(root)
+    assert set(miniature.expected) == set(recipe.all_splits), "a miniature says what becomes of every split"
+    for split, expected in miniature.expected.items():
+        job = tokenize_job(recipe, split, root=root, shards=tmp_path, tokenizer=tokenizer, codec_folder=None)
+        if expected.seconds:
+            job = replace(job, make_codec=LoudnessCodec, codec=CODEC)
+        manifest = prepare_source(replace(job, max_skipped=1.0))
+        assert manifest is not None
+        source = PreparedSource(job.out)
+        texts = [text_of(source.read(n).turns, recipe.task, tokenizer) for n in range(len(source))]
+        assert texts == list(expected.texts)
+        assert manifest.report["skipped"] == expected.skipped and manifest.report["filtered"] == expected.filtered
+        assert manifest.seconds == pytest.approx(expected.seconds, abs=0.06 * len(texts))  # MP3 is padded to its frames
+        assert load_recipe(miniature.source).checked, "a recipe says what it was checked against"
