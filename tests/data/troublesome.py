@@ -238,7 +238,14 @@ CASES = {
         lines(spoken("1", SINGS), spoken("2", SINGS), spoken("3", SINGS), end=b"\r\r\n"), dict.fromkeys("123", SINGS)
     ),
     "table: JSON that was cut": table(
-        json.dumps([spoken("1", SINGS)]).encode()[:-1], {}, {"damaged file": 1}, "a.json"
+        json.dumps([spoken("1", SINGS), spoken("2", SINGS)]).encode()[:-2], {"1": SINGS}, {"damaged file": 1}, "a.json"
+    ),
+    "table: JSON of which some rows are none": table(
+        b'\xef\xbb\xbf[ 3 ,%s,\n"a", {"id": "1", "id": "2"}, null,%s,%s ]\n'
+        % tuple(lines(spoken(n, text), ascii=False) for n, text in (("1", SINGS), ("2", "caf\u00e9"), ("3", SINGS))),
+        {"1": SINGS, "2": "caf\u00e9", "3": SINGS},
+        {"not a sample": 4},
+        "a.json",
     ),
     "table: CSV": table(
         '\ufeffid,file,text\r\n1,sound.wav,the red bird sings\r\n2,sound.wav,"one, ""two""\r\nthree"\r\n3,sound.wav\r\n'

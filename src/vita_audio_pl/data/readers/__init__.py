@@ -23,7 +23,9 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.kaldi import KaldiReader
 from vita_audio_pl.data.readers.lhotse import LhotseReader
+from vita_audio_pl.data.readers.lines import LinesReader
 from vita_audio_pl.data.readers.options import check_options
+from vita_audio_pl.data.readers.recordings import RecordingsReader, TextGridReader
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.readers.webdataset import WebDatasetReader
 from vita_audio_pl.errors import UserError
@@ -48,7 +50,10 @@ _KINDS: dict[str, Any] = {
     "jsonl": JsonlReader,
     "kaldi": KaldiReader,
     "lhotse": LhotseReader,
+    "lines": LinesReader,
+    "recordings": RecordingsReader,
     "table": TableReader,
+    "textgrid": TextGridReader,
     "webdataset": WebDatasetReader,
 }
 _OURS = frozenset(_KINDS)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from vita_audio_pl.data.readers.base import LeftOut, Stamp, Unreadable, attempt, stamp_of
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
 from vita_audio_pl.text.lines import LONGEST_LINE, Line, line_blocks, load_json, numbered_lines, open_text, read_block
 
 Row: TypeAlias = Mapping[str, Any]
@@ -30,10 +31,12 @@ def pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
     """
     if path.suffix == ".csv":
         yield from _csv_pieces(path, rows)
-    elif path.suffix in (".parquet", ".json"):
-        count = _parquet_rows_in(path) if path.suffix == ".parquet" else len(_json_rows(path, stamp_of(path)))
-        for first in range(0, max(count, 1), rows):
+    elif path.suffix == ".parquet":
+        for first in range(0, max(_parquet_rows_in(path), 1), rows):
             yield first, {"first": first, "count": rows}
+    elif path.suffix == ".json":
+        for part in element_blocks(path, rows):
+            yield part.first, vars(part)
     else:
         for block in line_blocks(path, rows):
             yield block.first - 1, {"offset": block.offset, "line": block.first, "lines": block.lines}
@@ -48,11 +51,10 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, int(place["first"]), int(place["count"]), columns)
     elif path.suffix == ".json":
-        first = int(place["first"])
-        chosen = _json_rows(path, stamp_of(path))[first : first + int(place["count"])]
-        for number, row in enumerate(chosen, first + 1):
+        block = ElementBlock(int(place["first"]), int(place["count"]), int(place["offset"]))
+        for number, text in enumerate(read_elements(path, block), block.first + 1):
             where = f"{path}:{number}"
-            yield where, attempt(where, _object, row)
+            yield where, attempt(where, parsed_row, text)
     elif path.suffix == ".csv":
         yield from _csv_rows(path, place)
     else:
@@ -64,7 +66,7 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
             elif names is not None and line.number > 1 and line.text:
                 yield where, attempt(where, _named, names, _tsv_cells(line.text))
             elif names is None and line.text.strip():
-                yield where, attempt(where, _parsed, line.text)
+                yield where, attempt(where, parsed_row, line.text)
 
 
 def _object(row: Any) -> Row:
@@ -73,24 +75,16 @@ def _object(row: Any) -> Row:
     return row
 
 
-def _parsed(text: str) -> Row:
+def parsed_row(text: str) -> Row:
+    """The object that a line or an element of a list holds.
+
+    Raises:
+        UserError: it is no JSON, or another value.
+    """
     try:
         return _object(load_json(text))
     except ValueError as error:
         raise UserError(f"not JSON ({error})") from None
-
-
-@lru_cache(maxsize=1)  # a file is read in many pieces, and JSON only as a whole
-def _json_rows(path: Path, stamp: Stamp | None) -> list[Any]:
-    with open_text(path) as file:
-        data = file.read()
-    try:
-        value = load_json(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, list):
-        raise UserError(f"{path} must hold a list of rows; give .jsonl files for one row a line")
-    return value
 
 
 # ------------------------------------------------------------------------------------------------------ CSV and TSV

@@ -3,16 +3,13 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from vita_audio_pl.data.readers.base import (
     EACH,
-    NO_AUDIO,
     NO_TEXT,
     AudioRef,
     LeftOut,
@@ -27,6 +24,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
+from vita_audio_pl.data.readers.templates import columns_in, filled
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
@@ -90,7 +88,7 @@ class TableReader:
         if self.channel == EACH and "text" not in self.columns:
             raise UserError("channel: each is for recordings with transcripts; give the number of a channel")
         for name in self.columns.values():
-            _braces(name)
+            columns_in(name)
 
     def parts(self) -> list[Part]:
         described = json.dumps(
@@ -126,7 +124,7 @@ class TableReader:
         names: dict[str, None] = {}
         for column, name in self.columns.items():
             names |= dict.fromkeys(
-                _braces(name) or (name.split("+") if column in ("user", "assistant", "system") else [name])
+                columns_in(name) or (name.split("+") if column in ("user", "assistant", "system") else [name])
             )
         return [name for name in (*names, *self.filters.columns) if name]
 
@@ -190,34 +188,13 @@ class TableReader:
 
     def _audio(self, column: str, row: Row, where: str) -> AudioRef:
         name = self.columns[column]
-        inside = _braces(name)
+        inside = columns_in(name)
         if inside:
-            values = {key: _cell(row, key) for key in inside}
-            if wrong := [key for key, value in values.items() if not isinstance(value, str | int)]:
-                raise LeftOut(NO_AUDIO, f"'{wrong[0]}' is no part of a file's name: {values[wrong[0]]!r:.60}")
-            value: Any = name.format_map(values)
+            value: Any = filled(name, {key: _cell(row, key) for key in inside})
         else:
             value = _cell(row, name)
         channel = self.channel if isinstance(self.channel, int) else None
         return audio_ref(value, self.root, f"{where}.{name}", channel=channel)
-
-
-def _braces(name: str) -> list[str]:
-    """Names in braces, as in `answers/{index}.wav` or `{index:05d}.wav`.
-
-    Raises:
-        UserError: there is something else in them: a recipe may be a stranger's, and formats can do a lot.
-    """
-    try:
-        inside = [(key, spec, conversion) for _, key, spec, conversion in Formatter().parse(name) if key is not None]
-    except ValueError as error:
-        raise UserError(f"the column {name!r:.200} cannot be read: {error}") from None
-    for key, spec, conversion in inside:
-        if conversion or not re.fullmatch(r"\w+", key) or not re.fullmatch(r"(0?\d{1,2})?d?", spec or ""):
-            raise UserError(
-                f"the column {name!r:.200}: braces hold the name of a column, such as {{index}} or {{index:05d}}"
-            )
-    return [key for key, _, _ in inside]
 
 
 def _cell(row: Row, name: str) -> Any:

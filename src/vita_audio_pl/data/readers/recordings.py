@@ -1,0 +1,290 @@
+"""Long recordings and lists of the utterances in them: WenetSpeech's and GigaSpeech's JSON, and Praat's TextGrids."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from vita_audio_pl.data.readers.base import (
+    NO_AUDIO,
+    NO_SAMPLE,
+    AudioFile,
+    Filtered,
+    LeftOut,
+    Part,
+    RawSample,
+    Unreadable,
+    attempt,
+    audio_ref,
+    broken_part,
+    file_identities,
+    files_matching,
+)
+from vita_audio_pl.data.readers.filters import NONE, Filters
+from vita_audio_pl.data.readers.table_files import parsed_row
+from vita_audio_pl.data.readers.templates import columns_in, filled
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
+
+NO_SEGMENT = "not a segment"
+
+_KEYS = {"path": "path", "segments": "segments", "id": "sid", "start": "begin_time", "end": "end_time", "text": "text"}
+_KEYS |= {"speaker": "speaker", "subsets": "subsets"}
+
+
+def _piece(audio: AudioFile, start: Any, end: Any) -> AudioFile:
+    """The piece of a recording from `start` to `end` in seconds.
+
+    Raises:
+        LeftOut: it is none.
+    """
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (start, end))
+    if not numbers or not 0 <= start < end:
+        raise LeftOut(NO_SEGMENT, f"a segment from {start!r:.40} to {end!r:.40} s is none")
+    return AudioFile(audio.path, float(start), float(end) - float(start))
+
+
+@dataclass(frozen=True)
+class RecordingsReader:
+    """A list of recordings in JSON, each an object with its path and a list of its segments.
+
+    Attributes:
+        root: the corpus, which paths start from.
+        files: globs of lists below `root`.
+        list_key: of the list in its file.
+        keys: what the keys are called that differ from `path`, `segments` (of a recording), `sid`, `begin_time`,
+            `end_time` (in seconds), `text`, `speaker`, `subsets` (of a segment): such as {text: text_tn}.
+        subset: only segments that have it among their `subsets`; empty takes all.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`. Filters see the keys of the segment
+            and of its recording.
+        recordings_per_part: recordings that one task takes.
+    """
+
+    root: Path
+    task: str = "asr"
+    files: tuple[str, ...] = ("*.json",)
+    list_key: str = "audios"
+    keys: Mapping[str, str] = field(default_factory=dict)
+    subset: str = ""
+    speaker_prompt: bool = False
+    lower: bool = False
+    join: bool = False
+    channel: int | str | None = None
+    filters: Filters = NONE
+    recordings_per_part: int = 20
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.keys) - set(_KEYS)):
+            raise UserError(f"a recording and its segments have no '{unknown[0]:.100}'; they have {', '.join(_KEYS)}")
+
+    def parts(self) -> list[Part]:
+        described = json.dumps([self.list_key, dict(self.keys), self.subset, self._rules.identity])
+        rules = hashlib.sha256(described.encode()).hexdigest()[:12]
+        parts = []
+        paths = files_matching(self.root, self.files)
+        for path, content in zip(paths, file_identities(paths, self.root), strict=True):
+            name, changed = path.relative_to(self.root).as_posix(), path.stat().st_mtime_ns
+            try:
+                for block in element_blocks(path, self.recordings_per_part, self.list_key):
+                    identity = f"{content} {rules} {block.first} {block.count}"
+                    parts.append(Part(f"{name}:{block.first}", identity, {"path": name, **vars(block)}, changed))
+            except UserError as error:
+                parts.append(broken_part(name, f"{content} {rules}", error))
+        return parts
+
+    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
+        place, path = part.where, self.root / str(part.where["path"])
+        block = ElementBlock(int(place["first"]), int(place["count"]), int(place["offset"]))
+        yield from self._rules.samples(self._utterances(path, block))
+
+    @property
+    def _rules(self) -> UtteranceRules:
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
+
+    def _utterances(self, path: Path, block: ElementBlock) -> Iterator[Utterance | Unreadable]:
+        keys = {**_KEYS, **self.keys}
+        for number, text in enumerate(read_elements(path, block), block.first + 1):
+            where = f"{path}:{number}"
+            recording = attempt(where, parsed_row, text)
+            if isinstance(recording, Unreadable):
+                yield recording
+                continue
+            segments = recording.get(keys["segments"])
+            if not isinstance(segments, list):
+                yield Unreadable(where, f"{where}: its '{keys['segments']}' are no list", NO_SAMPLE)
+                continue
+            audio = attempt(where, self._recording, recording.get(keys["path"]), where)
+            if isinstance(audio, Unreadable):
+                yield audio
+                continue
+            facts = {key: value for key, value in recording.items() if key != keys["segments"]}
+            for nth, segment in enumerate(segments, 1):
+                yield attempt(
+                    f"{where} segment {nth}", self._utterance, segment, audio, facts, keys, f"{where} segment {nth}"
+                )
+
+    def _recording(self, path: Any, where: str) -> AudioFile:
+        audio = audio_ref(path, self.root, where)
+        if not isinstance(audio, AudioFile):
+            raise LeftOut(NO_AUDIO, "its path is no file's")
+        return audio
+
+    def _utterance(
+        self, segment: Any, audio: AudioFile, facts: Mapping[str, Any], keys: Mapping[str, str], where: str
+    ) -> Utterance:
+        if not isinstance(segment, dict):
+            raise LeftOut(NO_SEGMENT, f"it is {segment!r:.100}, not an object")
+        if self.subset and self.subset not in (segment.get(keys["subsets"]) or ()):
+            raise Filtered("other subset", f"it is in {segment.get(keys['subsets'])!r:.100}")
+        piece = _piece(audio, segment.get(keys["start"]), segment.get(keys["end"]))
+        speaker = speaker_of(segment.get(keys["speaker"])) or speaker_of(facts.get(keys["speaker"]))
+        name = speaker_of(segment.get(keys["id"])) or where
+        return Utterance(name, piece, segment.get(keys["text"]), speaker, {**facts, **segment})
+
+
+# ---------------------------------------------------------------------------------------------------------- TextGrid
+
+_LARGEST_GRID = 64 << 20  # bytes
+_GRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<!\S)([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?!\S)')
+_TAG = re.compile(r"<[^<>]*>")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a tier of a TextGrid says from `start` to `end` in seconds; `number` from 1 in its tier."""
+
+    tier: str
+    number: int
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class TextGridReader:
+    """TextGrids of meetings: a tier for each speaker, named after them, and in it the intervals in which they speak.
+
+    Intervals without text are none. Filters see `speaker` and `overlap`: the share of an interval, 0 to 1, in which
+    others speak, too (what stands in angle brackets is not speech).
+
+    Attributes:
+        root: the corpus.
+        audio: path of the recording below `root`; `{list}` is the name of the TextGrid without extension, `{folder}`
+            where it lies, `{parent}` the folder above.
+        files: globs of TextGrids below `root`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
+    """
+
+    root: Path
+    audio: str
+    task: str = "asr"
+    files: tuple[str, ...] = ("**/*.TextGrid",)
+    speaker_prompt: bool = False
+    lower: bool = False
+    join: bool = False
+    channel: int | str | None = None
+    filters: Filters = NONE
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(columns_in(self.audio)) - {"list", "folder", "parent"}):
+            raise UserError(f"{self.audio!r:.200} names {{{unknown[0]}}}, which is none of list, folder, parent")
+
+    def parts(self) -> list[Part]:
+        rules = hashlib.sha256(json.dumps([self.audio, self._rules.identity]).encode()).hexdigest()[:12]
+        paths = files_matching(self.root, self.files)
+        names = [path.relative_to(self.root).as_posix() for path in paths]
+        found = zip(names, paths, file_identities(paths, self.root), strict=True)
+        return [Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns) for name, path, same in found]
+
+    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
+        yield from self._rules.samples(self._utterances(PurePosixPath(str(part.where["path"]))))
+
+    @property
+    def _rules(self) -> UtteranceRules:
+        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
+
+    def _utterances(self, name: PurePosixPath) -> Iterator[Utterance | Unreadable]:
+        places = {"list": name.stem, "folder": str(name.parent), "parent": str(name.parent.parent)}
+        audio = audio_ref(filled(self.audio, places), self.root, str(name))
+        intervals = [interval for interval in read_textgrid(self.root / name) if interval.text.strip()]
+        for interval, overlap in zip(intervals, overlaps(intervals), strict=True):
+            id = f"{name.stem}-{interval.tier}-{interval.number}"
+            yield attempt(id, self._utterance, id, interval, overlap, audio, name.stem)
+
+    def _utterance(self, id: str, interval: Interval, overlap: float, audio: Any, meeting: str) -> Utterance:
+        piece = _piece(audio, interval.start, interval.end)
+        return Utterance(id, piece, interval.text, f"{meeting}-{interval.tier}", {"overlap": overlap})
+
+
+def overlaps(intervals: list[Interval]) -> list[float]:
+    """Of each interval, the share of it in which other tiers have speech."""
+    start, end = (np.array([getattr(i, side) for i in intervals], np.float64) for side in ("start", "end"))
+    tier = np.array([i.tier for i in intervals])
+    speech = np.array([bool(_TAG.sub("", i.text).strip()) for i in intervals])
+    shares = []
+    for nth in range(len(intervals)):
+        both = np.minimum(end, end[nth]) - np.maximum(start, start[nth])
+        other = both[speech & (tier != tier[nth]) & (both > 0)].sum()
+        shares.append(min(float(other / max(end[nth] - start[nth], 1e-9)), 1.0))
+    return shares
+
+
+def read_textgrid(path: Path) -> Iterator[Interval]:
+    """Intervals of all tiers of a TextGrid in either of Praat's text forms, UTF-8 or UTF-16, empty ones too.
+
+    As Praat does, only strings in quotes and numbers that stand free are read; what surrounds them is for people.
+
+    Raises:
+        UserError: it is none, or is damaged from here on.
+    """
+    with open(path, "rb") as file:
+        data = file.read(_LARGEST_GRID + 1)
+    if len(data) > _LARGEST_GRID:
+        raise UserError(f"{path} is larger than {_LARGEST_GRID >> 20} MiB, too large for a TextGrid")
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is neither UTF-8 nor UTF-16 ({error.reason} at byte {error.start})") from None
+    tokens = _Tokens(path, text)
+    if [tokens.string(), tokens.string()] != ["ooTextFile", "TextGrid"]:
+        raise UserError(f"{path} is no TextGrid in Praat's text form")
+    tokens.number(), tokens.number()  # its beginning and its end
+    for _ in range(round(tokens.number())):
+        kind, tier = tokens.string(), tokens.string()
+        tokens.number(), tokens.number()
+        for number in range(1, round(tokens.number()) + 1):
+            start = tokens.number()
+            end = tokens.number() if kind == "IntervalTier" else start
+            content = tokens.string()
+            if kind == "IntervalTier":
+                yield Interval(tier, number, start, end, content)
+
+
+class _Tokens:
+    """Strings and numbers of a TextGrid, one after another."""
+
+    def __init__(self, path: Path, text: str):
+        self._path, self._found = path, _GRID_TOKEN.finditer(text)
+
+    def string(self) -> str:
+        token = next(self._found, None)
+        if token is None or token[1] is None:
+            raise self._damaged(token, "a text in quotes")
+        return token[1].replace('""', '"')
+
+    def number(self) -> float:
+        token = next(self._found, None)
+        if token is None or token[2] is None:
+            raise self._damaged(token, "a number")
+        return float(token[2])
+
+    def _damaged(self, token: "re.Match[str] | None", wanted: str) -> UserError:
+        place = "its end" if token is None else f"character {token.start()}"
+        return UserError(f"{self._path} is damaged from {place} on: {wanted} should stand there")
