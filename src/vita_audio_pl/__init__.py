@@ -14,7 +14,7 @@ _HOMES = {
     "Session": "vita_audio_pl.inference.session",
     "SpeechDataModule": "vita_audio_pl.data.datamodule",
     "SpeechLM": "vita_audio_pl.models.speech_lm",
-    "SpeechLMModule": "vita_audio_pl.training.module",
+    "SpeechLMModule": "vita_audio_pl.training.step.module",
     "TextTokenizer": "vita_audio_pl.text",
     "UserError": "vita_audio_pl.errors",
     "load_codec": "vita_audio_pl.codecs",

@@ -13,10 +13,10 @@ def evaluate(config: EvaluateConfig) -> None:
     # torch is imported only now: the entry has to set the environment that it reads, and --help should be quick
     from rich.console import Console
 
-    from vita_audio_pl.evaluation.compare import compare_results
-    from vita_audio_pl.evaluation.jobs import bench_folder
-    from vita_audio_pl.evaluation.session import run_session
-    from vita_audio_pl.reporting.result_page import write_result_pages
+    from vita_audio_pl.evaluation.runs.evaluate import run_session
+    from vita_audio_pl.evaluation.runs.jobs import bench_folder
+    from vita_audio_pl.evaluation.scores.compare import compare_results
+    from vita_audio_pl.reporting.run.result_page import write_result_pages
     from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
 
     console = Console() if sys.stdout.isatty() else Console(width=150)

@@ -10,11 +10,11 @@ from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.train import prepare_data
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
-from vita_audio_pl.training.module import SpeechLMModule
-from vita_audio_pl.training.prepared_data import prepared_data
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage import find_parent, heads_of_stage, stage_module
-from vita_audio_pl.training.stage import train_stage as _train_stage
+from vita_audio_pl.training.stage.data import prepared_data
+from vita_audio_pl.training.stage.train import find_parent, heads_of_stage, stage_module
+from vita_audio_pl.training.stage.train import train_stage as _train_stage
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 
 def train_config(*overrides: str) -> TrainConfig:

@@ -7,18 +7,18 @@ from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.reporting.dashboard import DashboardConfig, write_dashboard
-from vita_audio_pl.reporting.experiment_cost import cost_sentences, cost_table
-from vita_audio_pl.reporting.experiment_files import ExperimentFiles
-from vita_audio_pl.reporting.experiment_page import experiment_folder, write_experiment_report
-from vita_audio_pl.reporting.experiment_summary import cautions
-from vita_audio_pl.reporting.experiment_summary import headline as headline_of_arms
-from vita_audio_pl.reporting.experiment_tables import results_over_seeds
-from vita_audio_pl.reporting.page import last_stage
+from vita_audio_pl.reporting.experiment.cost import cost_sentences, cost_table
+from vita_audio_pl.reporting.experiment.files import ExperimentFiles
+from vita_audio_pl.reporting.experiment.page import experiment_folder, write_experiment_report
+from vita_audio_pl.reporting.experiment.summary import cautions
+from vita_audio_pl.reporting.experiment.summary import headline as headline_of_arms
+from vita_audio_pl.reporting.experiment.tables import results_over_seeds
+from vita_audio_pl.reporting.experiment.wandb_arms import fetch_arms
+from vita_audio_pl.reporting.run.page import last_stage
+from vita_audio_pl.reporting.run.write import Report, write_report
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.settings import ReportConfig
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, terminal
-from vita_audio_pl.reporting.wandb_arms import fetch_arms
-from vita_audio_pl.reporting.write import Report, write_report
 from vita_audio_pl.storage.owned import below
 
 

@@ -2,13 +2,13 @@
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
-from vita_audio_pl.training.launch import rank_of_launch
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
+from vita_audio_pl.training.stage.launch import rank_of_launch
 
 
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
-    from vita_audio_pl.training.invocation import invoked
+    from vita_audio_pl.training.stage.invocation import invoked
 
     check_train_config(config)
     rank_of_launch(config.trainer)  # a left-over rank is refused before anything is written
@@ -17,11 +17,11 @@ def train(config: TrainConfig) -> float | None:
 
 
 def _train(config: TrainConfig) -> float | None:
-    from vita_audio_pl.training.chain import Sweep, command_overrides, missing_parents, train_chain
-    from vita_audio_pl.training.run_folder import stage_folder
+    from vita_audio_pl.sweeps.chain import Sweep, command_overrides, missing_parents, train_chain
+    from vita_audio_pl.training.run_folder.layout import stage_folder
 
     if config.stage.name == CHAIN and config.experiment.name:
-        from vita_audio_pl.training.ablation import train_arm
+        from vita_audio_pl.sweeps.ablation import train_arm
 
         prepare_data(config)
         return train_arm(config, command_overrides(), Sweep.current())
@@ -32,8 +32,8 @@ def _train(config: TrainConfig) -> float | None:
         train_chain(config, missing_parents(config), command_overrides())
 
     # torch is imported only now: the entry has set the environment that it reads, and mistakes are found quickly
-    from vita_audio_pl.training.prepared_data import prepared_data
-    from vita_audio_pl.training.stage import heads_of_stage, train_stage
+    from vita_audio_pl.training.stage.data import prepared_data
+    from vita_audio_pl.training.stage.train import heads_of_stage, train_stage
 
     n_heads = heads_of_stage(config)
     prepare_data(config)

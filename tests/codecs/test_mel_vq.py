@@ -36,7 +36,7 @@ def test_it_offers_what_the_protocol_asks(speech):
 
 
 def test_words_survive_the_codec(speech):
-    from vita_audio_pl.evaluation.judges import PocketsphinxJudge
+    from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxJudge
 
     judge = PocketsphinxJudge(speech.world.grammar)
     texts, waves = list(speech.held_out), list(speech.held_out.values())

@@ -12,7 +12,7 @@ from test_conf import composed
 from vita_audio_pl.config.component import Component, Custom, component, plain
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.optimiser import AdamW
+from vita_audio_pl.training.step.optimiser import AdamW
 
 WEIGHT = torch.nn.Parameter(torch.zeros(2, 2))
 

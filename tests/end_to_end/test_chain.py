@@ -8,7 +8,7 @@ from tests.spoken_world.test_build_world import TINY, make_tiny_known
 from vita_audio_pl import train
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.spoken_world.sentences import LEXICONS
-from vita_audio_pl.training.manifest import StageManifest
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 SMALL = (
     "data=spoken_world_smoke", "data.workers=0", "run_name=tiny", "stage.steps=3", "stage.rows_per_step=2", "n_heads=2",

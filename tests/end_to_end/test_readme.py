@@ -6,7 +6,7 @@ import shlex
 from tests.end_to_end.conftest import RUN
 from tests.end_to_end.doc_commands import ROOT, commands_of
 from vita_audio_pl.models.released import load_released
-from vita_audio_pl.training.manifest import StageManifest
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 FEW_STEPS = (
     "data=spoken_world_smoke", "data.workers=0", "stage.steps=2", "stage.rows_per_step=2", "n_heads=2",

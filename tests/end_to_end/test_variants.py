@@ -14,8 +14,8 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.data.recipe import parse_recipe
-from vita_audio_pl.evaluation.benches import BenchConfig
-from vita_audio_pl.evaluation.session import run_session
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
+from vita_audio_pl.evaluation.runs.evaluate import run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.generate import generate
 from vita_audio_pl.inference.options import GenerateConfig
@@ -27,10 +27,10 @@ from vita_audio_pl.preparation import prepare_split, tokenize_job
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.train import train
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
-from vita_audio_pl.training.manifest import StageManifest
-from vita_audio_pl.training.prepared_data import prepared_data
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.starting_model import backbone_config
+from vita_audio_pl.training.stage.data import prepared_data
+from vita_audio_pl.training.stage.starting_model import backbone_config
 
 VARIANTS = ("vita_audio_boost", "vita_audio_balance", "vita_audio_plus_vanilla", "vita_audio_plus_boost")
 SENTENCES = ("the red cow", "the big cow", "anna has cups", "the cow lives here", "anna eats", "a red cup")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.bench_readers import READERS
-from vita_audio_pl.evaluation.benches import BenchConfig
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
+from vita_audio_pl.evaluation.benches.readers import READERS
 from vita_audio_pl.evaluation.items import check_items
-from vita_audio_pl.evaluation.normalisers import get_normaliser
+from vita_audio_pl.evaluation.scores.normalisers import get_normaliser
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 
 BENCHES = sorted(path.stem for path in (asset_dir("conf") / "bench").glob("*.yaml"))

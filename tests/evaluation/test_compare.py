@@ -7,13 +7,13 @@ import pytest
 from test_runner import SENTENCES, SpellingToolbox, evaluation, run_all
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.compare import compare_modes, compare_results
 from vita_audio_pl.evaluation.items import tts_item
-from vita_audio_pl.evaluation.jobs import Decoding
-from vita_audio_pl.evaluation.normalisers import plain
 from vita_audio_pl.evaluation.records import Heard
-from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.scoring import Scoring
+from vita_audio_pl.evaluation.runs.jobs import Decoding
+from vita_audio_pl.evaluation.runs.results import write_results
+from vita_audio_pl.evaluation.scores.compare import compare_modes, compare_results
+from vita_audio_pl.evaluation.scores.normalisers import plain
+from vita_audio_pl.evaluation.scores.scoring import Scoring
 
 VANILLA = Decoding("vanilla", (8192, 0))
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runner import SpellingToolbox, evaluation
 
-from vita_audio_pl.evaluation.benches import BenchConfig
-from vita_audio_pl.evaluation.normalisers import plain
-from vita_audio_pl.evaluation.plan import plan_evaluations
-from vita_audio_pl.evaluation.ranks import Share
-from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.runner import run_evaluations, worker_pool
-from vita_audio_pl.evaluation.scoring import Scoring
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
+from vita_audio_pl.evaluation.runs.plan import plan_evaluations
+from vita_audio_pl.evaluation.runs.ranks import Share
+from vita_audio_pl.evaluation.runs.results import write_results
+from vita_audio_pl.evaluation.runs.runner import run_evaluations, worker_pool
+from vita_audio_pl.evaluation.scores.normalisers import plain
+from vita_audio_pl.evaluation.scores.scoring import Scoring
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 
 DECIDING = {

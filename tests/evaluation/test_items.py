@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.bench_readers import READERS
-from vita_audio_pl.evaluation.benches import BenchConfig
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
+from vita_audio_pl.evaluation.benches.readers import READERS
 from vita_audio_pl.evaluation.items import check_audio, check_items, read_samples
 
 

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.judge_choice import judge_maker
-from vita_audio_pl.evaluation.judges import PocketsphinxJudge, grammar_words
+from vita_audio_pl.evaluation.judges.choice import judge_maker
+from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxJudge, grammar_words
 
 GRAMMAR = """#JSGF V1.0;
 grammar toy; // a comment with words

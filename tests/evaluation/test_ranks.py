@@ -8,8 +8,8 @@ import pytest
 
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation import ranks
-from vita_audio_pl.evaluation.ranks import Meeting, Share
+from vita_audio_pl.evaluation.runs import ranks
+from vita_audio_pl.evaluation.runs.ranks import Meeting, Share
 
 
 @pytest.mark.parametrize(

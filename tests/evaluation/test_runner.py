@@ -14,14 +14,14 @@ from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Identity, content_of
 from vita_audio_pl.evaluation.items import sqa_item, tts_item
-from vita_audio_pl.evaluation.jobs import Decoding, Evaluation
-from vita_audio_pl.evaluation.normalisers import plain
-from vita_audio_pl.evaluation.profiles import REFERENCE, STRICT
-from vita_audio_pl.evaluation.ranks import Share
 from vita_audio_pl.evaluation.records import Answer, Heard
-from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.runner import run_evaluations, worker_pool
-from vita_audio_pl.evaluation.scoring import Scoring
+from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
+from vita_audio_pl.evaluation.runs.ranks import Share
+from vita_audio_pl.evaluation.runs.results import write_results
+from vita_audio_pl.evaluation.runs.runner import run_evaluations, worker_pool
+from vita_audio_pl.evaluation.scores.normalisers import plain
+from vita_audio_pl.evaluation.scores.profiles import REFERENCE, STRICT
+from vita_audio_pl.evaluation.scores.scoring import Scoring
 
 SENTENCES = [f"the {size} cow number {number}" for number in range(12) for size in ("red", "big")]
 

@@ -8,11 +8,11 @@ import pytest
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.normalisers import get_normaliser, wetext_chinese
-from vita_audio_pl.evaluation.profiles import REFERENCE, STRICT
 from vita_audio_pl.evaluation.records import Answer, Heard
-from vita_audio_pl.evaluation.scores import contains_answer, contains_substring, count_errors, exact_match
-from vita_audio_pl.evaluation.scoring import Scoring, score_utterances, summarise
+from vita_audio_pl.evaluation.scores.measures import contains_answer, contains_substring, count_errors, exact_match
+from vita_audio_pl.evaluation.scores.normalisers import get_normaliser, wetext_chinese
+from vita_audio_pl.evaluation.scores.profiles import REFERENCE, STRICT
+from vita_audio_pl.evaluation.scores.scoring import Scoring, score_utterances, summarise
 from vita_audio_pl.text.conversation import Conversation, Message
 
 

@@ -16,10 +16,11 @@ from tests.margins import assert_same_answers
 from tests.patience import wait_until
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation import session, toolbox
-from vita_audio_pl.evaluation.benches import BenchConfig
-from vita_audio_pl.evaluation.judge_choice import judge_maker
-from vita_audio_pl.evaluation.session import run_session
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
+from vita_audio_pl.evaluation.judges.choice import judge_maker
+from vita_audio_pl.evaluation.runs import evaluate as session
+from vita_audio_pl.evaluation.runs import toolbox
+from vita_audio_pl.evaluation.runs.evaluate import run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vita_audio_pl.evaluation.significance import bootstrap_ratio, compare_paired
+from vita_audio_pl.evaluation.scores.significance import bootstrap_ratio, compare_paired
 
 
 def simulated_wer(rng, utterances, error_rate):

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.judge_choice import judge_maker
-from vita_audio_pl.evaluation.normalisers import plain
-from vita_audio_pl.evaluation.results import write_results
-from vita_audio_pl.evaluation.scoring import Scoring
-from vita_audio_pl.evaluation.toolbox import ModelToolbox
-from vita_audio_pl.evaluation.voice_quality import Naturalness, SpeakerSimilarity
+from vita_audio_pl.evaluation.judges.choice import judge_maker
+from vita_audio_pl.evaluation.judges.voice_quality import Naturalness, SpeakerSimilarity
+from vita_audio_pl.evaluation.runs.results import write_results
+from vita_audio_pl.evaluation.runs.toolbox import ModelToolbox
+from vita_audio_pl.evaluation.scores.normalisers import plain
+from vita_audio_pl.evaluation.scores.scoring import Scoring
 
 
 def tone(frequency: float, seconds: float = 0.5) -> np.ndarray:

@@ -8,8 +8,8 @@ import yaml
 
 from tests.patience import wait_until
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.evaluation.scoring import METRICS
-from vita_audio_pl.evaluation.wandb_log import figures_by_key, log_to_wandb
+from vita_audio_pl.evaluation.runs.wandb_log import figures_by_key, log_to_wandb
+from vita_audio_pl.evaluation.scores.scoring import METRICS
 
 
 def suite_results() -> list[dict]:

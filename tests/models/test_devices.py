@@ -10,7 +10,7 @@ import torch
 
 from vita_audio_pl.models.objectives import OBJECTIVES, build_objective
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.tally import Tally
+from vita_audio_pl.training.step.tally import Tally
 
 VOCABULARY = Vocabulary(n_text=30, n_codes=8, im_start=0, im_end=1, pad=2)
 

@@ -18,7 +18,7 @@ from vita_audio_pl.models.lora import add_lora
 from vita_audio_pl.models.objectives import build_objective
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.step.freezing import freeze
 
 SIZE = TrainingSize(
     hidden_size=16, intermediate_size=40, layers=3, attention_heads=4, key_value_heads=2, vocabulary=88,

@@ -22,7 +22,7 @@ from vita_audio_pl.planning.memory import Memory, step_memory
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.planning.stage_plan import check_memory, plan_stage, plan_vocabulary
 from vita_audio_pl.training.checks import apply_stage_settings
-from vita_audio_pl.training.freezing import freeze
+from vita_audio_pl.training.step.freezing import freeze
 
 GIVEN = ("model=qwen2_5_7b", "trainer=deepspeed_zero2", "devices=16")
 TINY = (

@@ -7,7 +7,7 @@ import pytest
 from made_up_run import write_run
 
 from tests.patience import PATIENCE
-from vita_audio_pl.reporting.page import run_pictures
+from vita_audio_pl.reporting.run.page import run_pictures
 from vita_audio_pl.reporting.run_files import RunFiles
 
 QUIET = (

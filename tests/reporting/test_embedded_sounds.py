@@ -7,9 +7,9 @@ import re
 import pytest
 from made_up_run import write_tone
 
-from vita_audio_pl.reporting.listening import sound_of
-from vita_audio_pl.reporting.page import run_page
-from vita_audio_pl.reporting.result_page import write_result_pages
+from vita_audio_pl.reporting.run.listening import sound_of
+from vita_audio_pl.reporting.run.page import run_page
+from vita_audio_pl.reporting.run.result_page import write_result_pages
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.storage.recordings import LARGEST
 

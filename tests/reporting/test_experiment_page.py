@@ -13,11 +13,11 @@ from markupsafe import escape
 
 from vita_audio_pl import report
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.reporting.experiment_figures import experiment_pictures
-from vita_audio_pl.reporting.experiment_files import ExperimentFiles, choice_of, varied_keys
-from vita_audio_pl.reporting.experiment_page import experiment_folder, side_by_side, write_experiment_report
-from vita_audio_pl.reporting.experiment_summary import cautions, headline
-from vita_audio_pl.reporting.experiment_tables import results_over_seeds
+from vita_audio_pl.reporting.experiment.figures import experiment_pictures
+from vita_audio_pl.reporting.experiment.files import ExperimentFiles, choice_of, varied_keys
+from vita_audio_pl.reporting.experiment.page import experiment_folder, side_by_side, write_experiment_report
+from vita_audio_pl.reporting.experiment.summary import cautions, headline
+from vita_audio_pl.reporting.experiment.tables import results_over_seeds
 
 
 @pytest.fixture(scope="module")

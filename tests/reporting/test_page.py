@@ -8,12 +8,12 @@ from urllib.parse import unquote
 from made_up_run import write_samples
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.reporting.page import run_page
-from vita_audio_pl.reporting.published import published_table, reasons_against_comparing
-from vita_audio_pl.reporting.result_page import write_result_pages
+from vita_audio_pl.reporting.run.page import run_page
+from vita_audio_pl.reporting.run.published import published_table, reasons_against_comparing
+from vita_audio_pl.reporting.run.result_page import write_result_pages
+from vita_audio_pl.reporting.run.standing import measured, published_figures, standing_table
+from vita_audio_pl.reporting.run.write import write_report
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.standing import measured, published_figures, standing_table
-from vita_audio_pl.reporting.write import write_report
 
 PROBE = """
 <script>

@@ -7,8 +7,8 @@ from made_up_run import write_json
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.figures import quality_against_cost
-from vita_audio_pl.reporting.page import run_page
-from vita_audio_pl.reporting.result_page import write_result_pages
+from vita_audio_pl.reporting.run.page import run_page
+from vita_audio_pl.reporting.run.result_page import write_result_pages
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.tables import headline, main_table
 

@@ -13,12 +13,12 @@ from made_up_run import write_json, write_tone
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.dashboard import ARMS
-from vita_audio_pl.reporting.experiment_files import ExperimentFiles
-from vita_audio_pl.reporting.listening import utterances_to_hear
+from vita_audio_pl.reporting.experiment.files import ExperimentFiles
+from vita_audio_pl.reporting.experiment.wandb_arms import fetch_arms
+from vita_audio_pl.reporting.run.listening import utterances_to_hear
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.wandb_arms import fetch_arms
-from vita_audio_pl.training.manifest import StageManifest
-from vita_audio_pl.training.wandb_lineage import log_arm, log_lineage
+from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.tracking.lineage import log_arm, log_lineage
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import toy
 
-from vita_audio_pl.training.run_folder import StageFolder
-from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.stage.train import train_stage
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vita_audio_pl.training.module import SpeechLMModule
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 UNSEEN = 55
 """A token that no batch holds after `plant`."""

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.training import proof
-from vita_audio_pl.training.module import SpeechLMModule
-from vita_audio_pl.training.sample_writer import AnsweredSamples, SampleWriter
+from vita_audio_pl.training.callbacks import proof
+from vita_audio_pl.training.callbacks.sample_writer import AnsweredSamples, SampleWriter
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 
 def keep_answering_weights(set_attribute: Callable[[Any, str, Any], None]) -> None:

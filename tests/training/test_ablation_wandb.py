@@ -5,10 +5,10 @@ import json
 import pytest
 
 from tests.config.test_conf import composed
-from vita_audio_pl.training import ablation
-from vita_audio_pl.training.ablation import train_arm
-from vita_audio_pl.training.chain import Sweep
-from vita_audio_pl.training.manifest import StageManifest
+from vita_audio_pl.sweeps import ablation
+from vita_audio_pl.sweeps.ablation import train_arm
+from vita_audio_pl.sweeps.chain import Sweep
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 OVERRIDES = ["experiment=objective", "seed=1"]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.checkpoints import best_checkpoint, complete_checkpoints, step_of
-from vita_audio_pl.training.tally import Tally
+from vita_audio_pl.training.checkpoints.folders import best_checkpoint, complete_checkpoints, step_of
+from vita_audio_pl.training.step.tally import Tally
 
 STAGE = ("stage.steps=12", "callbacks.save_every=1", "callbacks.keep_last=2", "callbacks.validate_every=2")
 

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from toy import toy_config, toy_data
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.stage.train import train_stage
 
 
 def test_a_run_goes_on_with_other_performance_settings_and_records_it(tmp_path, capsys):

@@ -11,7 +11,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import load_released, read_released_config
 from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_checksums
-from vita_audio_pl.training.manifest import StageManifest
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 
 def test_no_flipped_bit_of_a_parent_is_trained_from(trained, capsys):

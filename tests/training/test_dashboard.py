@@ -4,10 +4,10 @@ import csv
 import json
 import re
 
-from vita_audio_pl.evaluation.scoring import METRICS
-from vita_audio_pl.evaluation.wandb_log import figures_by_key
+from vita_audio_pl.evaluation.runs.wandb_log import figures_by_key
+from vita_audio_pl.evaluation.scores.scoring import METRICS
 from vita_audio_pl.reporting.dashboard import ARMS, EVALUATION, SECTIONS, TABLES, DashboardConfig, write_dashboard
-from vita_audio_pl.training import sample_writer
+from vita_audio_pl.training.callbacks import sample_writer
 
 
 def test_every_plot_has_a_metric_that_training_logs(trained, monkeypatch):

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from toy_process import train_in_a_process
 
 from vita_audio_pl.storage.owned import MARK
-from vita_audio_pl.training.freezing import freeze
-from vita_audio_pl.training.optimiser import parameter_groups
-from vita_audio_pl.training.run_folder import StageFolder
-from vita_audio_pl.training.stage import find_parent, train_stage
-from vita_audio_pl.training.starting_model import starting_model
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.stage.starting_model import starting_model
+from vita_audio_pl.training.stage.train import find_parent, train_stage
+from vita_audio_pl.training.step.freezing import freeze
+from vita_audio_pl.training.step.optimiser import parameter_groups
 
 CHAIN = ("align", "mtp1", "mtp10", "sft")
 ENGINES = ("ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3")

@@ -17,8 +17,8 @@ from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data import readers
 from vita_audio_pl.data.recipe import SourceRecipe
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.stage import train_stage
-from vita_audio_pl.training.trainer import checked_extra
+from vita_audio_pl.training.stage.train import train_stage
+from vita_audio_pl.training.stage.trainer import checked_extra
 
 DOC = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
 EXTRAS = re.findall(r"'\+((?:callbacks|logger)\.extra[^']*)'", DOC)

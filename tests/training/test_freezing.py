@@ -4,9 +4,9 @@ from toy import VOCABULARY, toy_config
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.initialise import add_heads
-from vita_audio_pl.training.freezing import fingerprint, freeze
-from vita_audio_pl.training.optimiser import parameter_groups
-from vita_audio_pl.training.starting_model import starting_model
+from vita_audio_pl.training.stage.starting_model import starting_model
+from vita_audio_pl.training.step.freezing import fingerprint, freeze
+from vita_audio_pl.training.step.optimiser import parameter_groups
 
 LLM = r"^(model|lm_head)\."
 

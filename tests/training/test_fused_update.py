@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from vita_audio_pl.storage.owned import MARK
 from vita_audio_pl.training.engines.base import Engine
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
 
 PRECISION = "trainer.precision=bf16-mixed"
 

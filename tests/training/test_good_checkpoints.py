@@ -17,9 +17,8 @@ from poison import plant, poison, poison_where
 from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training import guard
-from vita_audio_pl.training.checkpoint_restore import newest_usable
-from vita_audio_pl.training.checkpoints import (
+from vita_audio_pl.training.callbacks import guard
+from vita_audio_pl.training.checkpoints.folders import (
     BAD,
     DOUBT,
     GOOD,
@@ -31,9 +30,10 @@ from vita_audio_pl.training.checkpoints import (
     read_state,
     step_of,
 )
-from vita_audio_pl.training.module import SpeechLMModule
-from vita_audio_pl.training.run_folder import StageFolder
-from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.checkpoints.restore import newest_usable
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.stage.train import train_stage
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 UNTIED = "model.tie_word_embeddings=false"
 
@@ -230,7 +230,7 @@ def test_a_machine_out_of_file_handles_is_no_damage(of_two_steps, tmp_path, monk
         raise OSError(errno.EMFILE, "Too many open files")
 
     shutil.copytree(of_two_steps, place := tmp_path / "copy")
-    monkeypatch.setattr("vita_audio_pl.training.checkpoints.safe_open", none_left)
+    monkeypatch.setattr("vita_audio_pl.training.checkpoints.folders.safe_open", none_left)
     with pytest.raises(UserError, match="Too many open files"):
         newest_usable(OneRank(), place, GOOD, DOUBT)
     assert len(complete_checkpoints(place)) == 2

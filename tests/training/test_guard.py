@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training import checkpoint_writer
+from vita_audio_pl.training.callbacks.guard import StepGuard
+from vita_audio_pl.training.callbacks.preemption import Preemption
+from vita_audio_pl.training.callbacks.watchdog import Watchdog
+from vita_audio_pl.training.checkpoints import writer as checkpoint_writer
 from vita_audio_pl.training.engines.base import Engine
-from vita_audio_pl.training.guard import StepGuard
-from vita_audio_pl.training.module import SpeechLMModule
-from vita_audio_pl.training.preemption import Preemption
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.settings import GuardConfig
-from vita_audio_pl.training.watchdog import Watchdog
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 
 def bad_steps(folder: StageFolder) -> list[dict]:

@@ -12,9 +12,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights, HalfWeights
-from vita_audio_pl.training.manifest import StageManifest
-from vita_audio_pl.training.run_folder import StageFolder
-from vita_audio_pl.training.starting_model import starting_model
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.stage.starting_model import starting_model
 
 COMMON = ("stage.steps=2", "rendering.text_weight=4", "stage.learning_rate=0.01", "callbacks.samples.every_steps=0")
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.rows_per_device=1")

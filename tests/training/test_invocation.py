@@ -10,9 +10,9 @@ from torch.distributed import TCPStore
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.owned import whole_folder
-from vita_audio_pl.training.invocation import INVOCATION, invoked
-from vita_audio_pl.training.manifest import MANIFEST
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.run_folder.manifest import MANIFEST
+from vita_audio_pl.training.stage.invocation import INVOCATION, invoked
 
 SCHEDULERS = ("SLURM_JOB_ID", "SLURM_STEP_ID", "KUBERNETES_SERVICE_HOST", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", INVOCATION,
               "TORCHELASTIC_USE_AGENT_STORE", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "HOSTNAME")  # fmt: skip

@@ -4,8 +4,8 @@ import pytest
 
 from vita_audio_pl import train
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.launch import rank_of_launch
 from vita_audio_pl.training.settings import TrainerConfig
+from vita_audio_pl.training.stage.launch import rank_of_launch
 
 ONE, TWO = TrainerConfig(name="cpu"), TrainerConfig(name="cpu_ddp", engine="ddp", devices=2)
 STARTED = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}

@@ -12,10 +12,10 @@ from toy_process import train_in_a_process
 
 from tests.patience import PATIENCE
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training import checkpoint_writer
-from vita_audio_pl.training.checkpoints import complete_checkpoints, step_of
-from vita_audio_pl.training.module import SpeechLMModule
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.checkpoints import writer as checkpoint_writer
+from vita_audio_pl.training.checkpoints.folders import complete_checkpoints, step_of
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 
 class Killed(BaseException):

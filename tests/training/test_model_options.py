@@ -8,8 +8,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.released import load_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
-from vita_audio_pl.training.freezing import freeze
-from vita_audio_pl.training.starting_model import starting_model
+from vita_audio_pl.training.stage.starting_model import starting_model
+from vita_audio_pl.training.step.freezing import freeze
 
 
 def weights(folder):

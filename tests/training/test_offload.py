@@ -5,7 +5,7 @@ import csv
 import pytest
 from toy_process import train_in_a_process
 
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
 
 
 def losses(folder: StageFolder) -> list[float]:

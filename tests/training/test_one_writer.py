@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vita_audio_pl.storage.lease import InUse
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
 
 
 def times(folder: Path) -> dict[Path, int]:

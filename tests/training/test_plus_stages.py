@@ -10,8 +10,8 @@ from toy_process import train_in_a_process
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.sensevoice import load_front_end
-from vita_audio_pl.training.prepared_data import stage_front_end
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.stage.data import stage_front_end
 
 ENCODER, ADAPTER = "model.audio_model.", "model.audio_projection."
 

@@ -13,8 +13,8 @@ from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.exporting import export_model
 from vita_audio_pl.prepare import prepare
+from vita_audio_pl.reporting.run.write import write_report
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.write import write_report
 from vita_audio_pl.train import train
 
 RECIPE = """

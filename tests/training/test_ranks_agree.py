@@ -12,10 +12,10 @@ from ranks import run_ranks
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.objectives import HeadLosses
-from vita_audio_pl.training import checkpoint_writer
-from vita_audio_pl.training.checkpoint_writer import CheckpointWriter
+from vita_audio_pl.training.checkpoints import writer as checkpoint_writer
+from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
-from vita_audio_pl.training.tally import Tally
+from vita_audio_pl.training.step.tally import Tally
 
 HEADS = 1
 
@@ -87,7 +87,7 @@ def test_no_rank_leaves_before_the_checkpoint_has_its_name(tmp_path, monkeypatch
             time.sleep(1.0)
         replace(source, target)
 
-    monkeypatch.setattr("vita_audio_pl.training.checkpoints.os.replace", slow)
+    monkeypatch.setattr("vita_audio_pl.training.checkpoints.folders.os.replace", slow)
 
     def leaves(rank: int) -> list[str]:
         save(tmp_path / "checkpoints", rank).finish()

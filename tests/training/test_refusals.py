@@ -8,9 +8,9 @@ import toy
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed, write_sealed
 from vita_audio_pl.training.engines import build_engine
-from vita_audio_pl.training.manifest import model_damage
+from vita_audio_pl.training.run_folder.manifest import model_damage
 from vita_audio_pl.training.settings import TrainerConfig
-from vita_audio_pl.training.trainer import check_devices, micro_batches
+from vita_audio_pl.training.stage.trainer import check_devices, micro_batches
 
 
 def refused(says: str, *overrides: str, run=micro_batches, tmp: str = "runs") -> None:

@@ -8,7 +8,7 @@ import pytest
 from toy_process import train_in_a_process
 
 from vita_audio_pl.storage.owned import MARK
-from vita_audio_pl.training.run_folder import StageFolder
+from vita_audio_pl.training.run_folder.layout import StageFolder
 
 STAGE = (
     "stage=align",

@@ -18,9 +18,9 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.released import load_released
-from vita_audio_pl.training import sample_writer
-from vita_audio_pl.training.run_folder import StageFolder
-from vita_audio_pl.training.stage import train_stage
+from vita_audio_pl.training.callbacks import sample_writer
+from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.stage.train import train_stage
 
 WITH = ("callbacks.samples.every_steps=2", "callbacks.samples.max_new_tokens=12")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from deepspeed.runtime import lr_schedules
 
-from vita_audio_pl.training.schedule import learning_rate_factor
+from vita_audio_pl.training.step.schedule import learning_rate_factor
 
 
 def test_linear_warm_up_reaches_the_peak_and_the_cosine_ends_at_its_share():

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import load_released
 from vita_audio_pl.storage.owned import Owned
-from vita_audio_pl.training.manifest import StageManifest
-from vita_audio_pl.training.run_folder import STAGE
+from vita_audio_pl.training.run_folder.layout import STAGE
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 
 def parameters(folder):

@@ -16,10 +16,10 @@ from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.text import TextTokenizer, Vocabulary
+from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.checks import apply_stage_settings
-from vita_audio_pl.training.sample_prompts import SamplePrompt
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage import StageData
+from vita_audio_pl.training.stage.train import StageData
 
 VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
 HEARING = replace(VOCABULARY, continuous_input=True)

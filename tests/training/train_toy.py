@@ -10,8 +10,8 @@ import probe
 import toy
 from poison import poison
 
-from vita_audio_pl.training.stage import train_stage
-from vita_audio_pl.training.trainer import micro_batches
+from vita_audio_pl.training.stage.train import train_stage
+from vita_audio_pl.training.stage.trainer import micro_batches
 
 if __name__ == "__main__":
     probe.install()

@@ -81,7 +81,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
     from vita_audio_pl.data.tools.preview import preview_html
     from vita_audio_pl.storage.files import write_output
     from vita_audio_pl.text import Renderer, TextTokenizer
-    from vita_audio_pl.training.prepared_data import prepared_data, render_options
+    from vita_audio_pl.training.stage.data import prepared_data, render_options
 
     check_train_config(config)
     if config.stage.name == CHAIN:

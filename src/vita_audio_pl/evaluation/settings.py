@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.benches import JUDGES, BenchConfig
-from vita_audio_pl.evaluation.scoring import METRICS
+from vita_audio_pl.evaluation.benches.bench import JUDGES, BenchConfig
+from vita_audio_pl.evaluation.scores.scoring import METRICS
 from vita_audio_pl.interleave import NAMED_PATTERNS
 
 OWN = "own"

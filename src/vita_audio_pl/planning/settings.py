@@ -22,7 +22,7 @@ class PlanConfig(TrainConfig):
     devices: int | None = setting(
         None, "GPUs in all; null = trainer.devices x trainer.num_nodes", at_least=1, common=True
     )
-    gpu: str = setting("h100", "of the table in training/gpus.py", common=True)
+    gpu: str = setting("h100", "of the table in training/engines/gpus.py", common=True)
     gpu_memory: float | None = setting(None, "GiB of one; null = the table's", above=0, common=True)
     peak_tflops: float | None = setting(None, "of one, dense bfloat16; null = the table's", above=0)
     mfu: float = setting(0.4, "share of the peak that training reaches", above=0, at_most=1, common=True)

@@ -20,11 +20,11 @@ from vita_audio_pl.planning.rows import expected_row
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.freezing import freeze
-from vita_audio_pl.training.gpus import GPUS
-from vita_audio_pl.training.identity import freezes_backbone
-from vita_audio_pl.training.starting_model import backbone_config
-from vita_audio_pl.training.trainer import micro_batches
+from vita_audio_pl.training.engines.gpus import GPUS
+from vita_audio_pl.training.run_folder.identity import freezes_backbone
+from vita_audio_pl.training.stage.starting_model import backbone_config
+from vita_audio_pl.training.stage.trainer import micro_batches
+from vita_audio_pl.training.step.freezing import freeze
 
 GIB = 2.0**30
 QWEN2_5_ENTRIES = 151_665

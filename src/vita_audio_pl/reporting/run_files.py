@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.reporting.result_files import Result, read_json, read_result
-from vita_audio_pl.reporting.shown import choose_controls, choose_results
+from vita_audio_pl.reporting.results.files import Result, read_json, read_result
+from vita_audio_pl.reporting.results.shown import choose_controls, choose_results
 from vita_audio_pl.storage.metrics import read_metrics
 
 MODE_ORDER = ("vanilla", "own", "balance", "boost", "turbo")

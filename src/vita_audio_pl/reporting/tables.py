@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table as TerminalTable
 
-from vita_audio_pl.reporting.result_files import Result
+from vita_audio_pl.reporting.results.files import Result
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.seeds import Estimate
 

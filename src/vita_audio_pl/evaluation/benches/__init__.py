@@ -1,0 +1,1 @@
+"""What is asked: bench files, their readers, their items."""

@@ -1,0 +1,86 @@
+"""Benches: which files a task and split mean, how they are scored, what was published on them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.benches.readers import READERS
+from vita_audio_pl.evaluation.items import Item, check_items
+from vita_audio_pl.evaluation.scores.normalisers import get_normaliser
+from vita_audio_pl.evaluation.scores.profiles import get_profile
+from vita_audio_pl.evaluation.scores.scoring import METRICS, Scoring
+
+JUDGES = ("pocketsphinx", "whisper", "paraformer")
+
+
+@dataclass
+class PublishedFigure:
+    """One figure from a paper, in the paper's unit (percent)."""
+
+    system: str = MISSING
+    task: str = MISSING
+    metric: str = MISSING
+    value: float = MISSING
+    split: str = "test"
+
+
+@dataclass
+class BenchConfig:
+    """One `conf/bench/*.yaml`."""
+
+    name: str = ""
+    title: str = ""
+    homepage: str = setting("", "where it is had; nothing is downloaded")
+    format: str = setting(
+        "samples", "how the files are laid out, see evaluation/benches/readers.py", choices=tuple(READERS)
+    )
+    root: str = setting(".", "the folder that was unpacked", common=True)
+    tasks: dict[str, dict[str, str]] = setting({}, "task -> split -> place below root")
+    unit: str = setting("word", "what error rates count: word, or character for Chinese", choices=("word", "character"))
+    normaliser: str = setting("plain", "of transcripts before they are compared, see evaluation/scores/normalisers.py")
+    spelling_file: str | None = setting(
+        None, "normalizer.json of a Whisper checkpoint, for whisper_english; null = without its spellings"
+    )
+    answers: str = setting(
+        "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
+    )
+    judge: str = setting(
+        "", "who listens to spoken answers: pocketsphinx, whisper or paraformer", choices=("", *JUDGES)
+    )
+    grammar: str | None = setting(None, "JSGF file, for pocketsphinx; null where the judge needs none")
+    max_new_tokens: dict[str, int] = setting({}, "by task; 512 where not given")
+    published: list[PublishedFigure] = setting([], "")
+    incomparable: list[str] = setting([], "why figures here may differ from the published ones")
+
+    def check(self) -> None:
+        for task in self.tasks:
+            if task not in METRICS:
+                raise UserError(f"bench.tasks: '{task}' is no task; choose from {', '.join(METRICS)}")
+
+    def items(self, task: str, split: str) -> tuple[Item, ...]:
+        """The items of one split of one task; recordings may be missing, see `check_audio`.
+
+        Raises:
+            UserError: the bench has no such task or split, or its files cannot be used.
+        """
+        if task not in self.tasks:
+            raise UserError(f"bench '{self.name}' has no task '{task}'; it has {', '.join(self.tasks)}")
+        splits = self.tasks[task]
+        if split not in splits:
+            raise UserError(f"bench '{self.name}' has no split '{split}' for {task}; it has {', '.join(splits)}")
+        place = Path(self.root) / splits[split]
+        normalise = get_normaliser(self.normaliser, self.spelling_file)
+        return check_items(READERS[self.format](place, task, Path(self.root)), str(place), normalise)
+
+    def token_limit(self, task: str) -> int:
+        return self.max_new_tokens.get(task, 512)
+
+    def scoring(self, profile: str) -> Scoring:
+        """The bench's rules under a profile."""
+        return Scoring(get_normaliser(self.normaliser, self.spelling_file), self.answers, get_profile(profile))
+
+    def published_for(self, task: str, split: str) -> list[PublishedFigure]:
+        return [figure for figure in self.published if (figure.task, figure.split) == (task, split)]

@@ -1,0 +1,141 @@
+"""How far the judge can be trusted: what it makes of recordings whose text is known."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.evaluation.identity import FORMAT, Identity, digest, file_digests
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.runs.runner import Run
+from vita_audio_pl.evaluation.scores.measures import count_errors
+from vita_audio_pl.evaluation.scores.normalisers import Normaliser
+from vita_audio_pl.evaluation.scores.significance import bootstrap_ratio
+from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.names import safe_name
+
+_UNIT = 25  # recordings judged by one call
+REMARK = (
+    "The WER that the judge gives to correct speech is the floor of every speech figure above. Against another "
+    "recording's text it must be far higher (not quite 100 %, sentences share words), and in noise near 100 %, or the "
+    "judge would write what it expects and not what it hears. A judge with a closed grammar forgives much: its figures "
+    "compare runs and are no absolute quality."
+)
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Recordings of known text, and what is done to them before the judge hears them, see `ModelToolbox.recognise`."""
+
+    name: str
+    audios: tuple[Path, ...]
+    texts: tuple[str, ...]
+    treatments: tuple[str, ...]
+
+    @classmethod
+    def of_answers(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
+        """The expected answers, spoken by the voice that the model learns."""
+        spoken = [(item.spoken_reference, item.references[0]) for item in items if _there(item.spoken_reference)]
+        return cls(name, *_columns(spoken[:most]), treatments=("source", "codec", "noise"))
+
+    @classmethod
+    def of_questions(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
+        """The recordings that the model is asked to transcribe."""
+        heard = [(item.source, item.references[0]) for item in items if _there(item.source)]
+        return cls(name, *_columns(heard[:most]), treatments=("source", "codec"))
+
+
+def _there(path: Path | None) -> bool:
+    return path is not None and path.is_file()
+
+
+def _columns(pairs: Sequence[tuple[Path | None, str]]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    return tuple(audio for audio, _ in pairs if audio is not None), tuple(text for _, text in pairs)
+
+
+def measure_controls(
+    folder: Path,
+    model: Path,
+    judge: str,
+    identity: Identity,
+    sets: Sequence[Recordings],
+    resynthesise: Sequence[tuple[str, Path]],
+    normalise: Normaliser,
+    run: Run,
+) -> dict[str, Any]:
+    """WER of the judge on each set as recorded, after the codec, against wrong references, and in noise.
+
+    Args:
+        folder: gets `controls/<key>/` with `controls.json` and sounds; the same measurement is not made again.
+        model: the model folder, for its codec.
+        identity: of an evaluation with this judge, codec and normaliser.
+        resynthesise: `(name, recording)` of recordings that are written as they sound after the codec.
+        run: the processes that do it.
+    """
+    codec = model / "codec"
+    audios = file_digests([path for one in sets for path in one.audios] + [path for _, path in resynthesise])
+    heard_sets = [[one.name, one.texts, one.treatments, [audios[path] for path in one.audios]] for one in sets]
+    sounds = [[name, audios[path]] for name, path in resynthesise]
+    judged = {"codec": identity.codec, "listening": dict(identity.listening), "scoring": dict(identity.scoring)}
+    key = digest([FORMAT, judged, heard_sets, sounds])
+    place = folder / "controls" / key[:10]
+    path = place / "controls.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found.get("key") == key:
+            return found
+    calls, tasks = [], []
+    for recordings in sets:
+        for treatment in recordings.treatments:
+            parts = [recordings.audios[start : start + _UNIT] for start in range(0, len(recordings.audios), _UNIT)]
+            calls += [(codec, judge, part, treatment) for part in parts]
+            tasks.append((recordings, treatment, len(parts)))
+    heard_parts, rows = run("recognise", calls), []
+    for recordings, treatment, n_parts in tasks:
+        heard = [text for _ in range(n_parts) for text in next(heard_parts)]
+        rows.append(_row(recordings.name, treatment, recordings.texts, heard, normalise))
+        if treatment == "source":
+            rows.append(_row(recordings.name, "wrong reference", _others(recordings.texts), heard, normalise))
+    files = {name: f"controls/{key[:10]}/{safe_name(name)}.wav" for name, _ in resynthesise}
+    for _ in run("resynthesise", [(codec, [(audio, folder / files[name]) for name, audio in resynthesise])]):
+        pass
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    controls = {"format": FORMAT, "key": key, "created": created, "judge": judge, **judged, "remark": REMARK}
+    controls |= {"rows": rows, "resynthesis": files}
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(path, controls)
+    return controls
+
+
+_CONDITIONS = {
+    "source": "the recording",
+    "codec": "the recording after the codec",
+    "wrong reference": "the recording, scored against another one's text",
+    "noise": "noise of the same length and level",
+}
+
+
+def _row(
+    name: str, condition: str, texts: Sequence[str], heard: Sequence[str], normalise: Normaliser
+) -> dict[str, Any]:
+    counts = [count_errors(normalise(text), normalise(said)) for text, said in zip(texts, heard, strict=True)]
+    rate = bootstrap_ratio([c.errors for c in counts], [c.reference_units for c in counts])
+    return {
+        "recordings": name,
+        "condition": _CONDITIONS[condition],
+        "utterances": len(counts),
+        "value": round(rate.value, 5),
+        "low": round(rate.low, 5),
+        "high": round(rate.high, 5),
+    }
+
+
+def _others(texts: Sequence[str]) -> list[str]:
+    """Each text replaced by the next different one, from half the list on."""
+    found = []
+    for n, text in enumerate(texts):
+        candidates = (texts[(n + len(texts) // 2 + step) % len(texts)] for step in range(len(texts)))
+        found.append(next((other for other in candidates if other != text), text))
+    return found

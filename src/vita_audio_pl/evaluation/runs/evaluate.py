@@ -1,0 +1,185 @@
+"""One call of the evaluation command: plan, run, score, compare, measure the judge."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.judges.choice import judge_maker
+from vita_audio_pl.evaluation.records import HeardFile
+from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
+from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file
+from vita_audio_pl.evaluation.runs.plan import plan_evaluations
+from vita_audio_pl.evaluation.runs.ranks import Meeting, Share
+from vita_audio_pl.evaluation.runs.results import keep_recordings, score_record, write_results
+from vita_audio_pl.evaluation.runs.runner import Records, Run, run_evaluations, worker_pool
+from vita_audio_pl.evaluation.runs.toolbox import ModelToolbox
+from vita_audio_pl.evaluation.runs.wandb_log import log_to_wandb
+from vita_audio_pl.evaluation.scores.compare import compare_modes
+from vita_audio_pl.evaluation.settings import EvaluateConfig
+
+
+def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
+    """Do what the settings ask for; results of all evaluations under every asked profile.
+
+    With several ranks each does its share, all end together, and rank 0 alone writes and returns results.
+
+    Raises:
+        UserError: settings, a model, a bench or a judge that cannot be used, or another rank that failed.
+    """
+    console = console or Console(stderr=True)
+    share = Share.of_environment()
+    if share.ranks > 1:
+        console.print(
+            f"rank {share.rank} of {share.ranks}: each answers its share, and rank 0 waits for all", soft_wrap=True
+        )
+    device = _device(config.device, share)
+    evaluations = plan_evaluations(config, device)
+    toolbox = ModelToolbox(
+        judge_maker(config.bench.grammar, config.judge_model, device, config.trust_file),
+        device,
+        count_unreadable=config.missing_audio == "count",
+        speaker_model=Path(config.speaker_model) if config.speaker_model else None,
+        mos_model=Path(config.mos_model) if config.mos_model else None,
+        trust_file=config.trust_file,
+        graphs=config.graphs,
+    )
+    steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
+    workers = config.workers or _processes(device)
+    if "listen" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
+        for judge in {evaluation.judge for evaluation in evaluations if evaluation.listens}:
+            toolbox.judge(judge)  # one that is not there is refused before the first answer
+    with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
+        with _ShownProgress(console) as progress:
+            heard = HeardFile(Path(config.heard)) if config.heard else None
+            records = run_evaluations(evaluations, run, share, progress, steps, heard)
+
+        def complete() -> bool:
+            unfinished = [record for record in records if not _finished(record, config)]
+            for record in unfinished:
+                record.refresh()
+            return all(_finished(record, config) for record in unfinished)
+
+        if share.rank:
+            meeting.wait_for_results(complete, "the results")
+            return []
+        meeting.wait_for_all(complete, "the answers")
+        if config.step == "generate":
+            console.print(
+                "every answer is recorded; step=score, with the same settings, listens to them and scores them"
+            )
+            return []
+        return _conclude(config, records, run)
+
+
+def _finished(record: Records, config: EvaluateConfig) -> bool:
+    return record.answered() if config.step == "generate" else record.complete()
+
+
+def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
+    """Everything that is made of complete records, by one process."""
+    _keep_audio(config, records, run)
+    profiles = ["strict", "reference"] if config.profile == "both" else [config.profile]
+    about = {"normaliser": config.bench.normaliser, "unit": config.bench.unit}
+    results = []
+    for record in records:
+        published = config.bench.published_for(record.evaluation.task, record.evaluation.split)
+        comparable = {"published": [vars(p) for p in published], "incomparable": list(config.bench.incomparable)}
+        for profile in profiles:
+            results.append(write_results(record, config.bench.scoring(profile), about | comparable))
+    evaluations = [record.evaluation for record in records]
+    for folder, model in {evaluation.bench_folder: evaluation.model for evaluation in evaluations}.items():
+        compare_modes(folder)
+        if config.wandb != "off":
+            group = config.run_name or model.resolve().parent.parent.name
+            mode: Literal["offline", "online"] = "online" if config.wandb == "online" else "offline"
+            log_to_wandb(results, folder, group, mode, config.wandb_project)
+    _measure_judge(config, evaluations, run)
+    return results
+
+
+def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:
+    """Keep the sound of the first answers, and of as many of the worst, with their questions: what a person wants to hear."""
+    calls = []
+    for record in records:
+        evaluation = record.evaluation
+        ids = [item.id for item in evaluation.items[: config.players]]
+        ids += [row["id"] for row in score_record(record, config.bench.scoring("strict"))[: config.players]]
+        keep_recordings(record, ids)
+        if not evaluation.listens:
+            continue
+        answers = [record.answer_of(id) for id in dict.fromkeys(ids)]
+        files = [(answer, evaluation.folder / audio_file(answer.id)) for answer in answers if answer.codes]
+        wanted = [(answer, file) for answer, file in files if not file.is_file()]
+        if wanted:
+            calls.append((evaluation.model, wanted))
+    for _ in run("speak", calls):
+        pass
+
+
+def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], run: Run) -> None:
+    """Measure the judge on the bench's own recordings, once for each output folder."""
+    most = config.suite.controls if config.suite else config.controls
+    if not most:
+        return
+    for folder in dict.fromkeys(evaluation.bench_folder for evaluation in evaluations):
+        mine = [e for e in evaluations if e.bench_folder == folder]
+        spoken = [e for e in mine if e.listens]
+        if not spoken:
+            continue
+        items = {e.task: e.items for e in mine if e.split == config.split}
+        sets = [
+            Recordings.of_answers("the assistant's voice", items.get("tts", ()), most),
+            Recordings.of_questions("the voices of the questions", items.get("asr", ()), most),
+        ]
+        players = [
+            (f"{task}.{item.id}", item.spoken_reference)
+            for task in ("tts", "sqa")
+            for item in items.get(task, ())[: config.players]
+            if item.spoken_reference is not None and item.spoken_reference.is_file()
+        ]
+        normalise = config.bench.scoring("strict").normalise
+        sets = [recordings for recordings in sets if recordings.audios]
+        if sets or players:
+            last = spoken[-1]
+            measure_controls(folder, last.model, last.judge, last.identity, sets, players, normalise, run)
+
+
+def _device(name: str, share: Share) -> str:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name} was asked for, but there is no GPU here; use device=cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and share.ranks > 1:
+        return f"cuda:{share.local % torch.cuda.device_count()}"  # ranks of a node have a GPU each
+    return name
+
+
+def _processes(device: str) -> int:
+    return 1 if device.startswith("cuda") else min(8, len(os.sched_getaffinity(0)))
+
+
+class _ShownProgress:
+    """A bar for each step on a terminal; nothing but the step's end elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "_ShownProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=total)
+        self._bars.update(self._tasks[step], completed=done)

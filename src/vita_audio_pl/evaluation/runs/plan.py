@@ -1,0 +1,208 @@
+"""From settings to a list of evaluations."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import (
+    Content,
+    Identity,
+    content_of,
+    file_digests,
+    model_facts,
+    path_digest,
+    read_manifest,
+)
+from vita_audio_pl.evaluation.items import Item, check_audio
+from vita_audio_pl.evaluation.judges.choice import judge_facts
+from vita_audio_pl.evaluation.records import KEY_FILE
+from vita_audio_pl.evaluation.runs.jobs import (
+    GPU_PRECISION,
+    SPEAKING_TASKS,
+    Decoding,
+    Evaluation,
+    bench_folder,
+    split_folder,
+    stage_of,
+)
+from vita_audio_pl.evaluation.settings import OWN, EvaluateConfig, SuiteEntry
+from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.inference.loading import model_folder
+from vita_audio_pl.interleave import NAMED_PATTERNS, DecodePattern
+
+
+def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evaluation]:
+    """The evaluations that the settings ask for, models one after another.
+
+    Reads the models, the bench and the judge's files once, since their contents are part of an evaluation's identity.
+
+    Args:
+        device: where models and judge run; it decides their precision.
+
+    Raises:
+        UserError: a model folder is missing, or the bench cannot be used.
+    """
+    evaluations = []
+    benches: dict[tuple[str, str], tuple[Item, ...]] = {}
+    for model, entry in _entries(config):
+        facts = _Facts.of(config, model, device)
+        stage, split = entry.stage or stage_of(model), entry.split or config.split
+        for task in entry.tasks:
+            if (task, split) not in benches:
+                benches[task, split] = config.bench.items(task, split)
+            items = benches[task, split][: entry.limit or config.limit]
+            if config.missing_audio == "refuse":
+                check_audio(items)
+            contents = content_of(items, file_digests(Path(path) for item in items for path in item.prompt.audios))
+            for mode in entry.modes:
+                decoding = Decoding(
+                    mode,
+                    own_pattern(model) if mode == OWN else NAMED_PATTERNS[mode],
+                    entry.verify or config.verify,
+                    config.constrain_audio,
+                    config.bench.token_limit(task),
+                )
+                place = split_folder(bench_folder(config.output, model, config.bench.name), stage, split)
+                evaluations.append(
+                    Evaluation(
+                        model=model,
+                        stage=stage,
+                        bench=config.bench.name,
+                        split=split,
+                        task=task,
+                        items=items,
+                        decoding=decoding,
+                        judge=config.judge or config.bench.judge,
+                        identity=facts.identity(task, decoding, contents, place),
+                        place=place,
+                        batch_size=config.batch_size,
+                        limited=len(items) < len(benches[task, split]),
+                    )
+                )
+    return evaluations
+
+
+def _entries(config: EvaluateConfig) -> list[tuple[Path, SuiteEntry]]:
+    if config.suite is None:
+        tasks = list(config.bench.tasks) if config.task == "all" else [config.task]
+        modes = list(NAMED_PATTERNS) if config.mode == "all" else [config.mode]
+        model = model_folder(config.model or "")
+        return [(model, SuiteEntry(stage_of(model), modes, tasks, config.split, config.limit))]
+    run = Path(config.paths.runs) / str(config.run_name)
+    return [(model_folder(run / (entry.stage or last_stage(run))), entry) for entry in config.suite.evaluations]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What decides the results of a model under some settings, but for the utterances and the decoding.
+
+    Attributes:
+        precisions: that answers may have: the device's, and others that answers were generated in elsewhere.
+    """
+
+    model: str
+    weights: str
+    codec: str
+    precisions: Sequence[str]
+    unreadable: str
+    listening: dict[str, Any]
+    scoring: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, model: Path, device: str) -> "_Facts":
+        bench = config.bench
+        digest, weights = model_facts(model)
+        precision = GPU_PRECISION if device.startswith("cuda") else stored_precision(model)
+        # What a GPU has generated may be scored elsewhere
+        others = [GPU_PRECISION, stored_precision(model)] if config.step == "score" else []
+        judge = config.judge or bench.judge
+        listening = judge_facts(judge, bench.grammar, config.judge_model, device) if judge else {}
+        voices = {name: path_digest(getattr(config, name)) for name in ("speaker_model", "mos_model")}
+        scoring = {
+            "normaliser": bench.normaliser,
+            "spelling": path_digest(bench.spelling_file),
+            "unit": bench.unit,
+            "answers": bench.answers,
+        }
+        return cls(
+            digest,
+            weights,
+            path_digest(model / "codec"),
+            list(dict.fromkeys([precision, *others])),
+            config.missing_audio,
+            listening | voices if judge else {},
+            scoring,
+        )
+
+    def identity(self, task: str, decoding: Decoding, contents: Mapping[str, Content], place: Path) -> Identity:
+        listening = self.listening if task in SPEAKING_TASKS else {}
+        found = [
+            Identity(
+                task,
+                self.model,
+                self.weights,
+                self.codec,
+                {
+                    "pattern": list(decoding.pattern),
+                    "verify": decoding.verify,
+                    "constrained": decoding.constrained,
+                    "max_new_tokens": decoding.max_new_tokens,
+                    "precision": precision,
+                },
+                self.unreadable,
+                listening,
+                self.scoring,
+                contents,
+            )
+            for precision in self.precisions
+        ]
+        answered = set(_answered(place)) if len(found) > 1 else set()
+        return next((identity for identity in found if identity.answers in answered), found[0])
+
+
+def _answered(place: Path) -> Iterator[str]:
+    """`Identity.answers` of the evaluations that stand in a folder."""
+    for path in place.glob(f"*/{KEY_FILE}"):
+        try:
+            yield json.loads(path.read_bytes())["answers"]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+
+
+def stored_precision(model: Path) -> str:
+    """The precision of a model's files, as its `config.json` names it."""
+    config = read_json(model / "config.json")
+    return str(config.get("torch_dtype") or config.get("dtype") or "float32")
+
+
+def last_stage(run: Path) -> str:
+    """The finished stage of a run that none of its other stages started from.
+
+    Raises:
+        UserError: no stage is finished, or the run has several ends.
+    """
+    manifests = {path.parents[1].name: read_manifest(path.parent) for path in sorted(run.glob("*/model/manifest.json"))}
+    starts = {manifest.get("parent_weights") for manifest in manifests.values()}
+    ends = [stage for stage, manifest in manifests.items() if manifest.get("weights") not in starts]
+    if len(ends) != 1:
+        raise UserError(
+            f"{run} has {'no finished stage' if not ends else 'several last stages, ' + ', '.join(ends)}; name the stage "
+            "in the suite's entries"
+        )
+    return ends[0]
+
+
+def own_pattern(model: Path) -> tuple[int, ...]:
+    """The decoding pattern that a model folder names.
+
+    Raises:
+        UserError: it names none.
+    """
+    path = model / "generation_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    if not settings.get("mtp_inference_mode"):
+        raise UserError(f"mode=own takes the pattern that the model names, and {path} names none; choose another mode")
+    return DecodePattern.of(settings["mtp_inference_mode"]).runs

@@ -1,0 +1,163 @@
+"""Result files of an evaluation: JSON for programs, Markdown for people, one line per utterance for the curious."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import FORMAT
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file
+from vita_audio_pl.evaluation.runs.runner import Records
+from vita_audio_pl.evaluation.scores.scoring import Scoring, score_utterances, summarise, worst_first
+from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.recordings import read_recording
+
+METRIC_LABELS = {
+    "wer": "WER of the transcript",
+    "speech_wer": "WER of the speech, as the judge hears it",
+    "text_wer": "WER of the text written beside the speech",
+    "text_accuracy": "accepted answers, text",
+    "speech_accuracy": "accepted answers, speech as the judge hears it",
+}
+VOICE_LABELS = {
+    "similarity": "likeness to the prompted voice, cosine",
+    "naturalness": "naturalness, predicted mean opinion score",
+}
+
+
+def score_record(record: Records, rules: Scoring) -> list[dict[str, Any]]:
+    """Rows of a complete evaluation under a profile, worst first."""
+    evaluation = record.evaluation
+    answers = {item.id: record.answer_of(item.id) for item in evaluation.items}
+    heard = {id: record.heard_of(id) for id in answers} if evaluation.listens else None
+    rows = score_utterances(evaluation.task, evaluation.items, answers, heard, rules)
+    return worst_first(evaluation.task, rows)
+
+
+def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dict[str, Any]:
+    """Score a complete evaluation and write `result.json`, `result.md` and `utterances.jsonl` (worst first).
+
+    Under another profile than `strict` the files carry its name: `result.reference.json`. The files depend only on
+    the records and the kept audio: a resumed evaluation writes the same bytes.
+
+    Args:
+        about: what is also stated in the result, e.g. the normaliser's name and the published figures.
+
+    Returns:
+        The contents of `result.json`.
+    """
+    evaluation = record.evaluation
+    rows = score_record(record, rules)
+    items = {item.id: item for item in evaluation.items}
+    for row in rows:
+        row["content"] = record.content(row["id"]).whole
+        kept = audio_file(row["id"])
+        if (evaluation.folder / kept).is_file():
+            row["audio"] = kept
+        for name, _, copy in _recordings(record, items[row["id"]]):
+            if copy.is_file():
+                row[name] = copy.relative_to(evaluation.bench_folder).as_posix()
+    result = _header(evaluation, rules) | about | summarise(evaluation.task, rows)
+    suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
+    folder = evaluation.folder
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # The result last: who finds it finds its utterances
+    write_whole(folder / f"utterances{suffix}.jsonl", "".join(lines).encode())
+    write_whole(folder / f"result{suffix}.md", markdown(result).encode())
+    write_whole(folder / f"result{suffix}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    return result
+
+
+def keep_recordings(record: Records, ids: Iterable[str]) -> None:
+    """Copy the recordings of questions and of expected answers below the bench's folder, where pages play them from.
+
+    What a page would not play, or is not there, is not copied: its row goes on naming the file that the bench names.
+    """
+    wanted = set(ids)
+    for item in record.evaluation.items:
+        for _, recording, copy in _recordings(record, item) if item.id in wanted else ():
+            try:
+                content = read_recording(recording)
+            except UserError:
+                continue
+            if not copy.is_file() or copy.read_bytes() != content:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(copy, content, flush=False)
+
+
+def _recordings(record: Records, item: Item) -> Iterator[tuple[str, Path, Path]]:
+    """What a row calls a recording, where the bench has it, and where its copy is."""
+    folder = record.evaluation.bench_folder / "recordings"
+    for name, recording in (("source", item.source), ("spoken_reference", item.spoken_reference)):
+        if recording is not None:
+            yield name, recording, folder / f"{record.content(item.id).whole}.{name}{recording.suffix.lower()}"
+
+
+def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
+    identity = evaluation.identity
+    return {
+        "format": FORMAT,
+        "key": identity.key,
+        "stage": evaluation.stage,
+        "bench": evaluation.bench,
+        "split": evaluation.split,
+        "task": evaluation.task,
+        **asdict(evaluation.decoding),
+        "precision": identity.answering["precision"],
+        "profile": rules.profile.name,
+        "profile_differences": rules.profile.differences(),
+        "answer_rule": rules.answers,
+        "limited_to": len(evaluation.items) if evaluation.limited else None,
+        "judge": evaluation.judge if evaluation.listens else "",
+        "listening": dict(identity.listening),
+        "scoring": dict(identity.scoring),
+        "unreadable": identity.unreadable,
+        "model": str(evaluation.model),
+        "model_digest": identity.model,
+        "weights": identity.weights,
+        "utterance_set": identity.utterances,
+    }
+
+
+def metric_label(name: str, result: dict[str, Any]) -> str:
+    """What a figure of a result is called; for spoken answers that only have to contain an accepted one, see `Scoring`."""
+    own = name == "speech_wer" and result["task"] == "sqa" and result["answer_rule"] == "contains"
+    return METRIC_LABELS[name] + (", against the text written beside it" if own else "")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """One result as a small Markdown page."""
+    lines = [
+        f"# {result['bench']} {result['split']}: {result['task']}, {result['stage']}, {result['mode']}",
+        "",
+        f"{result['utterances']} utterances, profile `{result['profile']}`, 95 % intervals by bootstrap over utterances.",
+        "",
+        "| | value | 95 % interval |",
+        "|---|---:|---:|",
+    ]
+    for name, metric in result["metrics"].items():
+        lines.append(f"| {metric_label(name, result)} | {percent(metric['value'])} | {interval(metric)} |")
+    for name, figure in result["voice"].items():
+        lines.append(f"| {VOICE_LABELS[name]} ({figure['utterances']} answers) | {figure['mean']:.3f} | |")
+    lines += [
+        f"| backbone passes per answer | {result['backbone_passes']:.1f} | |",
+        f"| tokens per answer | {result['tokens']:.1f} | |",
+        f"| answers without audio | {result['silent']} | |",
+        f"| answers cut at the token limit | {result['unfinished']} | |",
+        f"| utterances that could not be asked | {result['failed']} | |",
+    ]
+    if result["profile_differences"]:
+        lines += ["", "This profile differs from `strict`:"]
+        lines += [f"- {sentence}" for sentence in result["profile_differences"]]
+    return "\n".join(lines) + "\n"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def interval(metric: dict[str, Any]) -> str:
+    return f"{100 * metric['low']:.1f} to {100 * metric['high']:.1f} %"

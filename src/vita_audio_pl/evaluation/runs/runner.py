@@ -1,0 +1,243 @@
+"""Runs evaluations batch by batch on a pool of processes; what is done stays done."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import Content, digest
+from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.evaluation.records import Answer, Heard, HeardFile, RecordFile, answered_elsewhere, claim_folder
+from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
+from vita_audio_pl.evaluation.runs.ranks import Share
+from vita_audio_pl.processes import worker_processes
+
+STEPS = ("generate", "listen")
+
+T = TypeVar("T")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, what is done and what there is to do, in utterances."""
+
+
+class Toolbox(Protocol):
+    """What does the work of an evaluation; lives in every process of the pool."""
+
+    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
+        """One answer for each item, in order."""
+        ...
+
+    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Heard]:
+        """What the judge hears in each answer.
+
+        `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
+        """
+        ...
+
+
+@dataclass
+class Records:
+    """The records of one evaluation, as far as they are there."""
+
+    evaluation: Evaluation
+    answers: RecordFile
+    heard: RecordFile
+
+    @classmethod
+    def open(cls, evaluation: Evaluation, share: Share) -> "Records":
+        """Claims the evaluation's folder, and copies what this process needs of equal answers in folders beside it."""
+        folder = evaluation.folder
+        claim_folder(folder, evaluation.identity)
+        records = cls(evaluation, RecordFile(folder, "answers", share.rank), RecordFile(folder, "heard", share.rank))
+        if records.missing(records.answers, share):
+            for beside, facts in answered_elsewhere(folder, evaluation.identity):
+                records._copy(beside, facts, share)
+        return records
+
+    def _copy(self, beside: Path, facts: dict[str, Any], share: Share) -> None:
+        answers, heard = RecordFile(beside, "answers"), RecordFile(beside, "heard")
+        ids = [
+            item.id
+            for item in self.missing(self.answers, share)
+            if item.id in answers
+            and answers[item.id].get("question") == self.content(item.id).question
+            and not answers[item.id].get("failure")
+        ]
+        self.answers.append([answers[id] for id in ids])
+        if self.evaluation.listens and facts.get("listening") == self.evaluation.identity.facts["listening"]:
+            self.heard.append([heard[id] for id in ids if id in heard and id not in self.heard])
+
+    def content(self, id: str) -> Content:
+        return self.evaluation.identity.contents[id]
+
+    def refresh(self) -> None:
+        """Read what other ranks added."""
+        self.answers.refresh()
+        self.heard.refresh()
+
+    def answered(self) -> bool:
+        return self.answers.done(item.id for item in self.evaluation.items)
+
+    def complete(self) -> bool:
+        """True where every item has an answer and, if answers are listened to, was heard."""
+        heard = not self.evaluation.listens or self.heard.done(item.id for item in self.evaluation.items)
+        return heard and self.answered()
+
+    def missing(self, file: RecordFile, share: Share) -> list[Item]:
+        """Items of this process's part without a record in `file`."""
+        return [item for batch in share.mine(self.evaluation.batches()) for item in batch if item.id not in file]
+
+    def answer_of(self, id: str) -> Answer:
+        return Answer.of(self.answers[id])
+
+    def sound_of(self, answer: Answer) -> str:
+        """Digest of what an answer's `Heard` depends on: the judge, the codec, the codes, the voice that was asked for."""
+        identity = self.evaluation.identity
+        return digest([identity.codec, dict(identity.listening), answer.codes, self.content(answer.id).voice])
+
+    @cached_property
+    def voices(self) -> dict[str, Path]:
+        """The recordings of voices that answers were to be spoken in, by id."""
+        return {item.id: item.voice for item in self.evaluation.items if item.voice is not None}
+
+    def heard_of(self, id: str) -> Heard:
+        return Heard(**self.heard[id])
+
+
+def run_evaluations(
+    evaluations: Sequence[Evaluation],
+    run: "Run",
+    share: Share | None = None,
+    progress: Progress = lambda step, done, total: None,
+    steps: Sequence[str] = STEPS,
+    heard: HeardFile | None = None,
+) -> list[Records]:
+    """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
+
+    Args:
+        run: the processes that do it, from `worker_pool`.
+        share: this process's part; by default the whole.
+        steps: some of `STEPS`; `listen` alone takes answers that were generated before.
+        heard: what the judge heard in other runs.
+
+    Raises:
+        UserError: `listen` alone was asked for, and answers are missing.
+    """
+    share = share or Share()
+    records = [Records.open(evaluation, share) for evaluation in evaluations]
+    if "generate" in steps:
+        _generate(records, share, run, progress)
+    for record in records:
+        missing = len(record.missing(record.answers, share))
+        if missing and "generate" not in steps:
+            raise UserError(
+                f"{missing} answers of {record.evaluation.name} are missing in {record.evaluation.folder}; "
+                "generate them first (step=generate, with the same settings)"
+            )
+    if "listen" in steps:
+        _listen(records, share, run, progress, heard)
+    return records
+
+
+def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Progress) -> None:
+    units = [
+        (record, batch)
+        for record in records
+        for batch in _batches(record.missing(record.answers, share), record.evaluation.batch_size)
+    ]
+    done, total = 0, sum(len(batch) for _, batch in units)
+    calls = []
+    for record, batch in units:
+        job = record.evaluation
+        calls.append((job.model, job.decoding, job.batch_size, batch))
+    results = run("answer", calls)
+    for (record, batch), answers in zip(units, results, strict=True):
+        record.answers.append([asdict(a) | {"question": record.content(a.id).question} for a in answers])
+        done += len(batch)
+        progress("generate", done, total)
+
+
+def _listen(
+    records: Sequence[Records], share: Share, run: "Run", progress: Progress, elsewhere: HeardFile | None
+) -> None:
+    """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
+    known: dict[str, Heard] = {} if elsewhere is None else elsewhere.read()
+    units: list[tuple[Records, list[Answer]]] = []
+    for record in (record for record in records if record.evaluation.listens):
+        missing = record.missing(record.heard, share)
+        for item in record.evaluation.items:
+            if item.id in record.heard and item.id in record.answers:
+                known.setdefault(record.sound_of(record.answer_of(item.id)), record.heard_of(item.id))
+        answers = [record.answer_of(item.id) for item in missing]
+        units += [(record, batch) for batch in _batches(answers, record.evaluation.batch_size)]
+
+    planned, calls = set(known), []
+    for record, answers in units:
+        fresh = []
+        for answer in answers:
+            sound = record.sound_of(answer)
+            if answer.codes and sound not in planned:
+                fresh.append(answer)
+                planned.add(sound)
+        voices = {answer.id: record.voices[answer.id] for answer in fresh if answer.id in record.voices}
+        calls.append((record.evaluation.model, record.evaluation.judge, fresh, voices))
+
+    done, total = 0, sum(len(answers) for _, answers in units)
+    for (record, answers), (_, _, sent, _), heard in zip(units, calls, run("listen", calls), strict=True):
+        news = {record.sound_of(a): h for a, h in zip(sent, heard, strict=True)}
+        known |= news
+        if elsewhere is not None and news:
+            elsewhere.append(news)
+        said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Heard(a.id, "", 0.0) for a in answers]
+        record.heard.append([asdict(one) for one in said])
+        done += len(answers)
+        progress("listen", done, total)
+
+
+def _batches(of: Sequence[T], size: int) -> list[list[T]]:
+    return [list(of[start : start + size]) for start in range(0, len(of), size)]
+
+
+Run = Callable[[str, list[Any]], Iterator[list[Any]]]
+"""Calls a method of the toolbox once for each tuple of arguments; results come in that order."""
+
+_toolbox: Any  # set in every process of the pool
+
+
+@contextmanager
+def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
+    """Calls methods of `toolbox` in this process if `workers` is 1, else in that many forked ones.
+
+    Raises (when results are read):
+        UserError: a process of the pool was killed; the same command goes on.
+    """
+    if workers <= 1:
+        yield lambda method, calls: (getattr(toolbox, method)(*call) for call in calls)
+        return
+    # Forked, so that each process has torch imported and the toolbox without pickling it
+    with worker_processes(workers, "fork", _adopt, toolbox) as executor:
+
+        def run(method: str, calls: list[Any]) -> Iterator[list[Any]]:
+            try:
+                yield from executor.map(_call, [method] * len(calls), calls)
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process of the evaluation was killed, probably for lack of memory; give workers=1 or a smaller "
+                    "batch_size, and the same command goes on where it stopped"
+                ) from None
+
+        yield run
+
+
+def _adopt(toolbox: Any) -> None:
+    global _toolbox
+    _toolbox = toolbox
+
+
+def _call(method: str, arguments: tuple[Any, ...]) -> list[Any]:
+    result: list[Any] = getattr(_toolbox, method)(*arguments)
+    return result

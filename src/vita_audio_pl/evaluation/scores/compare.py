@@ -1,0 +1,161 @@
+"""Two results side by side: the same utterances, the difference, and whether it could be chance."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import FORMAT
+from vita_audio_pl.evaluation.scores.scoring import METRICS, per_utterance
+from vita_audio_pl.evaluation.scores.significance import compare_paired
+from vita_audio_pl.storage.files import write_json
+
+COMPARISONS = "comparisons.json"
+_MUST_AGREE = ("task", "profile", "scoring", "listening")
+"""Without these, a difference would be one of rules or of judges and not of models."""
+_STATED = ("model_digest", "pattern", "verify", "constrained", "max_new_tokens", "precision", "unreadable")
+"""What may differ, and is said to: it is what a comparison is made for."""
+_NAMES = ("stage", "mode", "verify", "split", "model", "key", "utterances")
+
+
+class _Loaded:
+    """A result with its utterances, which are read when they are needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.figures: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no results (result.json is missing); evaluate first") from None
+        except ValueError as error:
+            raise UserError(f"{folder / 'result.json'} is not JSON ({error}); evaluate again") from None
+        self._rows: list[dict[str, Any]] | None = None
+
+    @property
+    def current(self) -> bool:
+        return self.figures.get("format") == FORMAT
+
+    @property
+    def label(self) -> str:
+        mode, verify = self.figures["mode"], self.figures["verify"]
+        return mode if verify == "none" else f"{mode}+verify"
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        if self._rows is None:
+            try:
+                lines = (self.folder / "utterances.jsonl").read_bytes().split(b"\n")
+            except FileNotFoundError:
+                raise UserError(f"{self.folder} has no utterances.jsonl; evaluate again") from None
+            self._rows = [json.loads(line) for line in lines if line]
+        return self._rows
+
+    @property
+    def contents(self) -> dict[str, str]:
+        return {row["id"]: row["content"] for row in self.rows}
+
+
+def compare_results(first: Path, second: Path) -> dict[str, Any]:
+    """Second minus first for every metric that both have, over the utterances that both have.
+
+    Args:
+        first, second: folders with `result.json` and `utterances.jsonl`.
+
+    Raises:
+        UserError: a folder has no results, or results that an older version wrote without what decides them; task, rules
+            or judge differ; they share no utterance, or one of the same id is another.
+    """
+    one, two = _Loaded(first), _Loaded(second)
+    for loaded in (one, two):
+        if not loaded.current:
+            raise UserError(
+                f"{loaded.folder} cannot be compared: an older version wrote it and did not record which files decided "
+                "it; evaluate again"
+            )
+    for name in _MUST_AGREE:
+        if one.figures[name] != two.figures[name]:
+            raise UserError(
+                f"{first} and {second} cannot be compared: {name} is {_short(one.figures[name])} and "
+                f"{_short(two.figures[name])}; evaluate both alike"
+            )
+    others = [id for id, content in one.contents.items() if two.contents.get(id, content) != content]
+    if others:
+        raise UserError(
+            f"{first} and {second} cannot be compared: {len(others)} utterances of one id have other recordings, words "
+            f"or references, the first is '{others[0]}'; evaluate both on one bench"
+        )
+    return _comparison(one, two)
+
+
+def compare_modes(bench: Path) -> list[dict[str, Any]]:
+    """Every mode against Vanilla with the same model, for each stage, split and task below a bench's folder.
+
+    Of several results of Vanilla the one with the most common utterances is the baseline. Writes `comparisons.json`.
+    """
+    loaded = [_Loaded(path.parent) for path in sorted(bench.glob("*/*/*/result.json"))]
+    loaded = [result for result in loaded if result.current]
+    comparisons = []
+    for result in loaded:
+        baselines = [other for other in loaded if other.label == "vanilla" and _paired(other, result)]
+        if result.label == "vanilla" or not baselines:
+            continue
+        baseline = max(baselines, key=lambda other: (_common(other, result), other.figures["key"]))
+        comparisons.append({name: result.figures[name] for name in ("stage", "split", "task")}
+                           | {"mode": result.label} | _comparison(baseline, result))  # fmt: skip
+    write_json(bench / COMPARISONS, {"format": FORMAT, "comparisons": comparisons})
+    return comparisons
+
+
+def _paired(baseline: _Loaded, result: _Loaded) -> bool:
+    """Whether two results differ in nothing but the decoding pattern, its verification and the number of utterances."""
+    alike = (*_MUST_AGREE, "stage", "split", "model_digest", "constrained", "max_new_tokens", "precision", "unreadable")
+    if any(baseline.figures[name] != result.figures[name] for name in alike):
+        return False
+    contents = baseline.contents
+    return _common(baseline, result) > 0 and all(
+        contents.get(id, content) == content for id, content in result.contents.items()
+    )
+
+
+def _common(one: _Loaded, two: _Loaded) -> int:
+    return len(one.contents.keys() & two.contents.keys())
+
+
+def _comparison(one: _Loaded, two: _Loaded) -> dict[str, Any]:
+    differs = [name for name in _STATED if one.figures[name] != two.figures[name]]
+    return compare_rows(one.figures["task"], one.rows, two.rows) | {
+        "first": {name: one.figures[name] for name in _NAMES},
+        "second": {name: two.figures[name] for name in _NAMES},
+        "differs": differs,
+    }
+
+
+def compare_rows(task: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Paired differences of all metrics of a task, and the share of backbone passes, over common utterances.
+
+    A metric has both rates over the common utterances, `first` and `second`, beside their difference `value`.
+    """
+    metrics: dict[str, Any] = {}
+    for metric in METRICS[task]:
+        one, two = per_utterance(first, metric.name), per_utterance(second, metric.name)
+        common = [id for id in one if id in two]
+        if not common:
+            continue
+        (top_one, below_one), (top_two, below_two) = (zip(*(of[id] for id in common), strict=True) for of in (one, two))
+        difference = asdict(compare_paired(top_one, top_two, below_one, below_two))
+        rates = {"first": sum(top_one) / sum(below_one), "second": sum(top_two) / sum(below_two)}
+        metrics[metric.name] = {name: round(value, 5) for name, value in (difference | rates).items()}
+        metrics[metric.name]["utterances"] = len(common)
+    passes_one, passes_two = ({row["id"]: row["backbone_passes"] for row in rows} for rows in (first, second))
+    common = [id for id in passes_one if id in passes_two]
+    if not common:
+        raise UserError("the two results have no utterance in common, so there is nothing to compare")
+    share = sum(passes_two[id] for id in common) / max(1, sum(passes_one[id] for id in common))
+    return {"utterances": len(common), "metrics": metrics, "backbone_passes_share": round(share, 5)}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 200 else f"{text[:200]}..."

@@ -1,0 +1,1 @@
+"""Results of evaluations: reading them, choosing among them, a page for each."""

@@ -1,0 +1,1 @@
+"""Several stages or runs by one command: chains of stages, ablations."""

@@ -1,0 +1,127 @@
+"""Stages one after another, each in a process of its own: a fresh process group, and a hand-over through disk."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from vita_audio_pl.config.component import plain
+from vita_audio_pl.config.entry import to_dataclass
+from vita_audio_pl.processes import check_status, run_command
+from vita_audio_pl.training.checks import apply_stage_settings
+from vita_audio_pl.training.run_folder.identity import decisive_settings
+from vita_audio_pl.training.run_folder.layout import StageFolder, stage_folder
+from vita_audio_pl.training.run_folder.manifest import StageManifest, is_model_folder
+from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.invocation import again, invoked
+
+COMMAND = ("-m", "vita_audio_pl.train")
+
+
+def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[str]) -> None:
+    """Train `stages` in order; finished ones are skipped, the first failure ends the chain.
+
+    Args:
+        overrides: what the person gave on the command line, without the choice of stage. An `init_from` is the first
+            stage's alone.
+
+    Raises:
+        UserError: a stage failed; its own message is above.
+    """
+    with invoked(config.force) as invocation:
+        for number, stage in enumerate(stages, 1):
+            heading = f"[{number}/{len(stages)}] stage {stage} of {config.run_name}"
+            folder = stage_folder(config, stage)
+            if config.force:
+                invocation.forced.append(folder)
+            if is_finished(folder, settings_of_stage(stage, overrides), invocation.id):
+                print(f"{heading} is finished ({again(config.force, invocation.id)})", flush=True)
+                continue
+            print(heading, flush=True)
+            start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
+            command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
+            status = run_command(command, _environment(number))
+            check_status(status, f"stage '{stage}'", f"finished before it: {', '.join(stages[: number - 1]) or 'none'}")
+
+
+def _environment(number: int) -> dict[str, str]:
+    """What a stage's processes find in their environment.
+
+    torchrun's agent keeps one store for all that its processes start, in which a stage would read the addresses of the one
+    before it; each stage gets a store of its own, on a port of its own.
+    """
+    environment = dict(os.environ)
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        port = int(environment["MASTER_PORT"]) + number
+        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    return environment
+
+
+def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
+    """What the stage's own process would be told; must be called inside an entry point, whose search path it uses."""
+    settings = [*(override for override in overrides if not override.startswith("--")), f"stage={stage}"]
+    config: TrainConfig = to_dataclass(compose("train", settings), apply_stage_settings, settings)
+    return config
+
+
+def is_finished(folder: StageFolder, config: TrainConfig, invocation: str = "") -> bool:
+    """Whether the folder holds the finished stage of these settings, made from the parent that is there now.
+
+    Decided from manifests alone, without the start of a process; in doubt the stage's own process looks closer.
+    """
+    if folder.begins_anew(None, config.force, invocation) or not folder.finished:
+        return False
+    manifest = StageManifest.read(folder.model)
+    parent = folder.root / manifest.parent if manifest.parent else None
+    same = decisive_settings(manifest.config) == decisive_settings(plain(config))
+    same = same and manifest.config["model"]["pretrained"] == config.model.pretrained
+    return same and (
+        parent is None or (is_model_folder(parent) and StageManifest.read(parent).weights == manifest.parent_weights)
+    )
+
+
+def command_overrides() -> list[str]:
+    """Overrides of this process, to be given to a stage's: all but the choice of stage and what steers the chain."""
+    hydra_config = HydraConfig.get()
+    steering = ("stage=", "with_parents=", "init_from=")
+    kept = [override for override in hydra_config.overrides.task if not override.lstrip("+").startswith(steering)]
+    extra = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    return [*(f"--config-dir={path.removeprefix('file://')}" for path in extra), *kept]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that this process's job belongs to.
+
+    Attributes:
+        axes: the keys that it varies.
+        number: of the job.
+        optimises: whether a sweeper chooses arms by what the arms before them reached.
+    """
+
+    axes: tuple[str, ...] = ()
+    number: int = 0
+    optimises: bool = False
+
+    @classmethod
+    def current(cls) -> "Sweep":
+        hydra_config = HydraConfig.get()
+        sweeper = hydra_config.sweeper
+        number = int(OmegaConf.select(hydra_config, "job.num") or 0)
+        return cls(tuple(sweeper.get("params") or ()), number, optimises="direction" in sweeper)
+
+
+def missing_parents(config: TrainConfig) -> list[str]:
+    """Stages that have to run before the configured one, in order: its first allowed parent, that one's, and so on."""
+    missing: list[str] = []
+    stage = config.stage.name
+    while allowed := config.variant.parents.get(stage, []):
+        if any(stage_folder(config, parent).finished for parent in allowed):
+            break
+        stage = allowed[0]
+        missing.insert(0, stage)
+    return missing

@@ -1,0 +1,1 @@
+"""What happens around steps: checkpoints are asked for, bad steps undone, samples answered, the run watched."""

@@ -1,0 +1,162 @@
+"""Callbacks that tell the run's owner how it goes: figures to the loggers, a bar or plain lines to the terminal."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vita_audio_pl.models.flops import StepFlops
+from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.training.callbacks.guard import StepGuard
+from vita_audio_pl.training.callbacks.speed import data_wait_of, memory_in_use, peak_flops
+from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
+from vita_audio_pl.training.settings import TrainerConfig
+from vita_audio_pl.training.step.module import SpeechLMModule
+
+
+class Monitor(Callback):
+    """Writes the figures of training every `log_every` optimiser steps, those of validation when it ends.
+
+    Args:
+        log_every: optimiser steps between two lines.
+        flops: counts the operations of a step, for MFU.
+        settings: name the devices' peak, where it is not in the table.
+        guard: knows how many steps were left out.
+        writer: knows how long training waited for checkpoints.
+    """
+
+    def __init__(
+        self, log_every: int, flops: StepFlops, settings: TrainerConfig, guard: StepGuard, writer: CheckpointWriter
+    ) -> None:
+        self.log_every, self.flops, self.settings, self.guard, self.writer = log_every, flops, settings, guard, writer
+        self._stalled = 0.0
+        self.latest: dict[str, float] = {}
+        self.validation: dict[str, float] = {}  # figures of the last one
+        self.step = 0
+        self._peak: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._peak = peak_flops(self.settings, module.device)
+        self._stalled = self.writer.stalled
+        module.train_tally.restart()
+        self._waited(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not ends_step or (step % self.log_every and step != trainer.max_steps):
+            return
+        tally = module.train_tally
+        figures = tally.read("train", reduce=trainer.world_size > 1, device=module.device)
+        figures |= self._speed(trainer, module)
+        figures["skipped_steps"] = self.guard.skipped
+        for group in trainer.optimizers[0].param_groups:
+            figures[f"lr/{group['name']}"] = group["lr"]
+        norm = module.engine.norm_of_last_step(module)
+        if norm is not None:
+            figures["grad_norm"] = float(norm)
+        figures |= {f"position/{name}": value for name, value in batch.position.items() if _is_number(value)}
+        self._log(trainer, figures, step)
+
+    def on_validation_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        for tally in (module.val_tally, *module.val_tallies.values()):
+            tally.restart()
+
+    def on_validation_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        shared = trainer.world_size > 1
+        figures = module.val_tally.read("val", shared, module.device)
+        for name, tally in module.val_tallies.items():  # every rank in the same order: reading is collective
+            figures |= tally.read(f"val/{name}", shared, module.device)
+        self.validation = figures
+        self._log(trainer, figures, trainer.global_step)
+        module.train_tally.restart()  # the time of validation is not the time of training
+        self._waited(trainer)
+
+    def _speed(self, trainer: L.Trainer, module: SpeechLMModule) -> dict[str, float]:
+        """Use of the devices between the last two readings."""
+        tally = module.train_tally
+        waited = self._waited(trainer) / tally.seconds
+        figures = {"data_wait_share": min(1.0, waited), "memory_gib": memory_in_use(module.device)}
+        figures["checkpoint_wait_share"] = min(1.0, (self.writer.stalled - self._stalled) / tally.seconds)
+        self._stalled = self.writer.stalled
+        if tally.work is not None:
+            rate = self.flops.of(tally.work) / tally.seconds / trainer.world_size
+            figures["tflops_per_device"] = rate / 1e12
+            if self._peak is not None:
+                figures["mfu"] = rate / self._peak
+        return figures
+
+    @staticmethod
+    def _waited(trainer: L.Trainer) -> float:
+        wait = data_wait_of(trainer)
+        return 0.0 if wait is None else wait.read()
+
+    def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
+        self.latest |= figures
+        self.step = step
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step)
+
+
+class ProgressReport(Callback):
+    """A progress bar on a terminal, a line about every twentieth of the stage elsewhere."""
+
+    def __init__(self, monitor: Monitor, title: str) -> None:
+        self.monitor, self.title = monitor, title
+        self._bar: Progress | None = None
+        self._started, self._first_step, self._printed = 0.0, 0, 0
+
+    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._printed = self._first_step
+        if trainer.is_global_zero and sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
+            self._bar = Progress(*columns, refresh_per_second=4)
+            self._task = self._bar.add_task(self.title, total=trainer.max_steps, figures="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=self._figures())
+        elif step - self._printed >= trainer.max_steps / 20 and step == self.monitor.step:
+            self._printed = step
+            pace = (time.perf_counter() - self._started) / max(1, step - self._first_step)
+            left = pace * (trainer.max_steps - step)
+            print(f"{self.title}  step {step}/{trainer.max_steps}  {self._figures()}  {left:.0f} s left", flush=True)
+
+    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _figures(self) -> str:
+        latest = self.monitor.latest
+        shown = {"loss": "train/loss", "accuracy": "train/accuracy_main", "head 0": "train/accuracy_head_0"}
+        parts = [f"{name} {latest[key]:.3f}" for name, key in shown.items() if key in latest]
+        if "mfu" in latest:
+            parts.append(f"MFU {latest['mfu']:.0%}")
+        if "tokens_per_second" in latest:
+            parts.append(f"{latest['tokens_per_second']:,.0f} tokens/s")
+        return "  ".join(parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not isinstance(value, torch.Tensor)

@@ -1,0 +1,112 @@
+"""Proof that what was frozen stayed as it was, and that what should train did."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.step.freezing import bunch, fingerprint
+from vita_audio_pl.training.step.module import SpeechLMModule
+
+PATIENCE = 20
+"""Optimiser steps within which every trained tensor must have had a gradient."""
+_ROUNDED_AWAY = " or choose trainer.precision=bf16-mixed, whose weights are float32"
+
+
+class TrainingProof(Callback):
+    """Hashes every parameter when the stage starts and when it ends, and looks for gradients after the first steps.
+
+    Whole tensors are hashed, so the result is the same under every engine and on every rank.
+
+    Raises:
+        UserError: a trained tensor has had no gradient in the first steps; at the end, a frozen tensor has changed, or no
+            trained one has.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.frozen = self.trained = 0
+        self._before: dict[str, str] = {}
+        self._at_start: dict[str, str] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        # a resumed stage compares what trains with the stage's start, and what is frozen with what the parent holds
+        self._before = self._fingerprints(module) | self._at_start
+        self._at_start = {name: self._before[name] for name, p in _parameters(module) if p.requires_grad}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not ends_step or trainer.global_step != min(PATIENCE, trainer.max_steps):
+            return
+        idle = []
+        for name, parameter in _parameters(module):
+            if parameter.requires_grad:
+                moments = self.engine.moments(trainer.optimizers[0], parameter)
+                if not any(bool(value.any()) for value in moments.values()):
+                    idle.append(name)
+        if idle:
+            raise UserError(
+                f"stage '{module.stage.name}': {bunch(idle)} should train, but got no gradient in {trainer.global_step} "
+                "steps; freeze them, or choose an objective and a decode_pattern that use them"
+            )
+
+    def conclude(self, module: SpeechLMModule) -> None:
+        """Compare all parameters with the start and count them; what trains and did not change is named."""
+        after = self._fingerprints(module)
+        trains = {name: p.requires_grad for name, p in _parameters(module)}
+        changed = {name for name, value in after.items() if value != self._before[name]}
+        moved = sorted(name for name in changed if not trains[name])
+        still = sorted(name for name, training in trains.items() if training and name not in changed)
+        if moved:
+            raise UserError(
+                f"stage '{module.stage.name}' changed frozen weights: {bunch(moved)}; nothing is handed over"
+            )
+        if not changed:
+            raise UserError(
+                f"stage '{module.stage.name}' ended without changing any weight; raise stage.learning_rate{_ROUNDED_AWAY}, "
+                "and start over with force=true; nothing is handed over"
+            )
+        if still and module.trainer.is_global_zero:
+            print(
+                f"stage '{module.stage.name}': {bunch(still)} did train, and ended as it started: its updates were smaller "
+                f"than its precision; if it should change, raise stage.learning_rate{_ROUNDED_AWAY}",
+                flush=True,
+            )
+        self.trained = len(changed)
+        self.frozen = len(trains) - sum(trains.values())
+
+    def state(self) -> dict[str, str]:
+        """Hashes of what trains at the stage's start, for a checkpoint."""
+        return self._at_start
+
+    def resume_from(self, state: dict[str, str]) -> None:
+        """Take over `state()` of a checkpoint; to be called before training starts."""
+        self._at_start = dict(state)
+
+    def _fingerprints(self, module: SpeechLMModule) -> dict[str, str]:
+        """Hashes by name, on every rank. Each is made by one rank, while all gather the tensors after it."""
+        rank, ranks = module.trainer.global_rank, module.trainer.world_size
+        making: dict[str, Future[str]] = {}
+        latest: Future[str] | None = None
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            for number, (name, parameter) in enumerate(_parameters(module)):
+                whole = self.engine.weight(parameter)
+                if number % ranks == rank:
+                    if latest is not None:
+                        latest.result()  # a rank holds one whole tensor at a time
+                    making[name] = latest = pool.submit(fingerprint, whole.cpu())
+        shares = [{name: hashed.result() for name, hashed in making.items()}]
+        if ranks > 1:
+            own, shares = shares[0], [{}] * ranks
+            torch.distributed.all_gather_object(shares, own)
+        return {name: value for share in shares for name, value in share.items()}
+
+
+def _parameters(module: SpeechLMModule) -> list[tuple[str, Any]]:
+    return list(module.speech_lm.named_parameters())

@@ -1,0 +1,103 @@
+"""Names the rank that hangs: heartbeats on disk, and stack dumps when nothing has moved for too long."""
+
+import faulthandler
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from vita_audio_pl.training.step.module import SpeechLMModule
+
+_BEAT_EVERY = 1.0  # seconds between heartbeats on disk, at most
+COMPUTING, WAITING_FOR_DATA = "computing", "waiting for data"
+
+
+class Watchdog(Callback):
+    """Each rank notes where it is; a thread looks whether that moves.
+
+    After `patience` seconds without progress every rank writes its stacks to `<folder>/stacks.rank-<r>.txt`, and rank 0
+    says which ranks are behind the others, and what each was doing. The run is not ended: a slow disk may recover.
+
+    Args:
+        folder: for `heartbeat.rank-<r>.json` and the stacks.
+        patience: seconds.
+    """
+
+    def __init__(self, folder: Path, patience: float) -> None:
+        self.folder, self.patience = folder, patience
+        self.alarms = 0
+        self._state: dict[str, Any] = {}
+        self._moved = 0.0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._rank, self._ranks = trainer.global_rank, trainer.world_size
+        self._note(trainer, WAITING_FOR_DATA)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: SpeechLMModule, batch: Any, batch_idx: int) -> None:
+        self._note(trainer, COMPUTING)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._note(trainer, WAITING_FOR_DATA)
+
+    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self._stop.set()
+
+    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+        self._stop.set()
+
+    def _note(self, trainer: L.Trainer, doing: str) -> None:
+        self._moved = time.monotonic()
+        self._state = {"step": trainer.global_step, "doing": doing, "since": time.time()}
+
+    def _watch(self) -> None:
+        seen = 0.0
+        while not self._stop.wait(min(_BEAT_EVERY, self.patience / 4)):
+            beat = self.folder / f"heartbeat.rank-{self._rank}.json"
+            if self._moved != seen:
+                seen = self._moved
+                beside = beat.with_suffix(".new")  # rank 0 never reads half of it
+                beside.write_text(json.dumps(self._state), encoding="utf-8")
+                beside.replace(beat)
+            elif time.monotonic() - seen > self.patience:
+                self._alarm()
+                self._moved = seen = time.monotonic()  # the next alarm only after the same time again
+
+    def _alarm(self) -> None:
+        stacks = self.folder / f"stacks.rank-{self._rank}.txt"
+        with stacks.open("a", encoding="utf-8") as file:
+            file.write(f"no progress for {self.patience:.0f} s, {time.ctime()}, {self._state}\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        if self._rank == 0:
+            print(f"watchdog: {self.report()}; stacks are in {stacks.parent}", file=sys.stderr, flush=True)
+        self.alarms += 1
+
+    def report(self) -> str:
+        """One sentence on where every rank stands, those behind first."""
+        beats = {}
+        for rank in range(self._ranks):
+            path = self.folder / f"heartbeat.rank-{rank}.json"
+            if path.exists():
+                beats[rank] = json.loads(path.read_text(encoding="utf-8"))
+        behind = sorted(beats, key=lambda rank: (beats[rank]["step"], beats[rank]["since"]))
+        now = time.time()
+        told = [
+            f"rank {rank} has been {beats[rank]['doing']} for {now - beats[rank]['since']:.0f} s after step "
+            f"{beats[rank]['step']}"
+            for rank in behind[:3]
+        ]
+        silent = sorted(set(range(self._ranks)) - set(beats))
+        missing = f"; no heartbeat of ranks {silent}" if silent else ""
+        return f"no progress for {self.patience:.0f} s: " + ", ".join(told) + missing

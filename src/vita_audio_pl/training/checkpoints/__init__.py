@@ -1,0 +1,1 @@
+"""Checkpoints on disk: their folders, writing, reading, local copies, random states."""

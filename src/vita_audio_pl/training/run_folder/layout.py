@@ -1,0 +1,184 @@
+"""Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.lease import hold, this_job
+from vita_audio_pl.storage.metrics import read_metrics
+from vita_audio_pl.storage.owned import Kind, Owned, below
+from vita_audio_pl.training.run_folder.identity import CHANGES
+from vita_audio_pl.training.run_folder.manifest import is_model_folder
+from vita_audio_pl.training.settings import TrainConfig
+
+IDENTITY, FORCED, METRICS = "identity.json", "forced.json", "metrics.csv"
+_CHECKPOINT = ("part-*.safetensors", "part-*.json", "rng-*.json", "state.json", "rank-*.done", "reason.txt")
+STAGE = Kind(
+    "training stage",
+    (
+        IDENTITY,
+        FORCED,
+        METRICS,
+        f"{METRICS}.tmp",
+        f"{METRICS}.damaged*",
+        "config.yaml",
+        CHANGES,
+        "cost.json",
+        "bad_steps.rank-*.jsonl",
+        "ranks/heartbeat.rank-*",
+        "ranks/stacks.rank-*.txt",
+        "checkpoints/best.json",
+        "checkpoints/local.*",
+        *(f"checkpoints/step-*/{name}" for name in _CHECKPOINT),
+        "samples/step-*/samples.jsonl",
+        "samples/step-*/audio/*.wav",
+        "tensorboard/events.out.tfevents.*",
+        "tensorboard/hparams.yaml",
+        "wandb/**",
+    ),
+    sign=(IDENTITY,),
+)
+"""What a stage leaves, beside `model`, which lists its own files."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """`runs/<run_name>/<stage>/` with `checkpoints/`, `model/`, `samples/`, `metrics.csv`, `config.yaml`."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model folder that the stage hands over; it exists once the stage is finished."""
+        return self.root / "model"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def finished(self) -> bool:
+        return is_model_folder(self.model)
+
+    def last_metric(self, name: str) -> float | None:
+        """Last value of a column of `metrics.csv`; None where there is none."""
+        rows, _ = read_metrics(self.root / METRICS)
+        values = [row[name] for _, row in sorted(rows.items()) if name in row]
+        return float(values[-1]) if values else None
+
+    @contextmanager
+    def held(self, what: str) -> Iterator[None]:
+        """Makes this process the only one that writes here; of a run's ranks the first holds the folder for all.
+
+        Raises:
+            UserError: another run works here; the sentence says who.
+        """
+        with hold(self.root, "run", what, launch=this_job(), advice="choose another run_name"):
+            yield
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Confirm that the folder is this run's, or nobody's yet.
+
+        Args:
+            identity: settings that decide the result, flat, JSON values.
+
+        Raises:
+            UserError: the folder holds a run with other settings; the sentence names the first that differ.
+        """
+        if differing := self._differing(identity):
+            more = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise UserError(
+                f"{self.root} holds another run: {'; '.join(differing[:3])}{more}; choose another run_name, or force=true to "
+                "start over"
+            )
+
+    def open(self, identity: Mapping[str, Any], force: bool, invocation: str) -> None:
+        """Make the folder this run's before it trains; rank 0 calls it, and holds the folder.
+
+        Args:
+            identity: as for `check`.
+            force: remove what an earlier run left, where `begins_anew` says so.
+            invocation: that this run belongs to.
+
+        Raises:
+            UserError: the folder holds another run, or what this program did not write.
+        """
+        anew = self.begins_anew(identity, force, invocation)
+        mine = Owned.claim(self.root, STAGE)
+        if anew:
+            mine.clear(first=[self.model.name])
+        mine.remove_abandoned()
+        self.check(identity)
+        if self.model.exists() and (foreign := mine.foreign(self.model.name)):
+            raise UserError(f"{self.root / foreign[0]} is in the way of the finished model: move it away")
+        if force:
+            write_json(self.root / FORCED, {"invocation": invocation, "open": True})
+        else:
+            mine.remove(FORCED)
+        write_json(self.root / IDENTITY, dict(identity))
+
+    def begins_anew(self, identity: Mapping[str, Any] | None, force: bool, invocation: str) -> bool:
+        """Whether `force` asks for what is here to be removed: once for an invocation, however often its job is started.
+
+        What `force` began goes on until it has ended well, and is not begun again by the same invocation.
+
+        Args:
+            identity: as for `check`; None where it is not known.
+        """
+        forced = self._forced()
+        if not force or forced is None or forced["invocation"] == invocation:
+            return force and forced is None
+        return not forced["open"] or (identity is not None and bool(self._differing(identity)))
+
+    def force_ended_well(self, invocation: str) -> None:
+        """Note that the command which began this stage with `force`, or went on with it, has ended well."""
+        if self._forced() is not None:
+            write_json(self.root / FORCED, {"invocation": invocation, "open": False})
+
+    def _forced(self) -> dict[str, Any] | None:
+        """The invocation that began this stage with `force`; None where it was not begun so."""
+        try:
+            forced: dict[str, Any] = json.loads((self.root / FORCED).read_text(encoding="utf-8"))
+            return {"invocation": forced["invocation"], "open": forced["open"]}
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return {"invocation": "", "open": True}  # damaged: nothing is removed because of it
+
+    def _differing(self, identity: Mapping[str, Any]) -> list[str]:
+        """What differs from the run that is here, in words."""
+        path = self.root / IDENTITY
+        if not path.exists():
+            return []
+        wanted = json.loads(json.dumps(dict(identity)))
+        try:
+            held = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            return [
+                f"{path} cannot be read ({error}; where config.yaml beside it has these settings, delete it to go on)"
+            ]
+        names = [name for name in wanted | held if wanted.get(name) != held.get(name)]
+        return [f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in names]
+
+
+def sample_folder(samples: Path, step: int) -> Path:
+    """Where the samples of a step lie, below a stage's `samples`."""
+    return samples / f"step-{step:06d}"
+
+
+def stage_folder(config: TrainConfig, stage: str) -> StageFolder:
+    """Folder of a stage of the configured run.
+
+    Raises:
+        UserError: its name leads out of `paths.runs`.
+    """
+    return StageFolder(below(below(Path(config.paths.runs), config.run_name, "run_name"), stage, "stage.name"))

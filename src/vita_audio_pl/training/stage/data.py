@@ -1,0 +1,118 @@
+"""The data of a stage from the configuration: prepared where it can be made here, opened, checked."""
+
+from pathlib import Path
+
+from vita_audio_pl.codecs.protocol import Codec, load_codec
+from vita_audio_pl.data.datamodule import SpeechDataModule
+from vita_audio_pl.data.prepared import MANIFEST
+from vita_audio_pl.data.staging import is_remote
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.models.released import ENCODER_FOLDER
+from vita_audio_pl.models.sensevoice import load_front_end
+from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
+from vita_audio_pl.text import RenderOptions, TextTokenizer
+from vita_audio_pl.training.callbacks.sample_prompts import sample_prompts
+from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.starting_model import encoder_folder
+from vita_audio_pl.training.stage.train import StageData, find_parent
+from vita_audio_pl.training.stage.trainer import micro_batches
+
+
+def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
+    """Data of the configured stage; the tokenizer and the codec lie beside the shards.
+
+    Args:
+        n_heads: heads of the stage's model, for who writes which token.
+
+    Raises:
+        UserError: not prepared, or made by another codec than the configured one.
+    """
+    shards, tokenizer_folder, codec_folder = (
+        config.data.folder,
+        config.data.beside("tokenizer"),
+        config.data.beside("codec"),
+    )
+    if not is_remote(shards) and not Path(shards).is_dir():
+        raise UserError(
+            f"there is no folder {shards}, whose shards data.shards asks for: prepare a corpus there, or leave data.shards out "
+            f"with data.spoken_world=full, and the small spoken world is made in {config.data.world_folder}"
+        )
+    tokenizer = TextTokenizer.load(tokenizer_folder)
+    codec = load_codec(codec_folder)
+    if codec.name != config.codec.name or codec.codebook_size != config.codec.codebook_size:
+        raise UserError(
+            f"{shards} was prepared with the codec {codec.name} of {codec.codebook_size} codes, but codec={config.codec.name} "
+            f"with {config.codec.codebook_size} codes is configured; choose the codec it was made with, or other data"
+        )
+    rows, accumulate = micro_batches(config)
+    front_end = stage_front_end(config)
+    vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=front_end is not None)
+    datamodule = SpeechDataModule(
+        config.data,
+        vocabulary,
+        tokenizer,
+        render_options(config, codec, n_heads),
+        rows_per_batch=rows,
+        row_length=config.stage.sequence_length,
+        accumulate=accumulate,
+        seed=config.seed,
+        front_end=front_end,
+    )
+    samples = config.callbacks.samples
+    capacity = config.model.max_position_embeddings - samples.max_new_tokens
+    return StageData(
+        datamodule=datamodule,
+        vocabulary=vocabulary,
+        tokenizer_folder=tokenizer_folder,
+        tokenizer=tokenizer.fingerprint,
+        codec_folder=codec_folder,
+        codec=codec.name,
+        codec_fingerprint=codec.fingerprint,
+        codes_per_second=codec.codes_per_second,
+        source_names=datamodule.source_names,
+        plan=datamodule.fingerprint,
+        held_out=tuple(datamodule.source_names[number] for number in datamodule.validation_sources),
+        manifests={source.name: source.folder / MANIFEST for source in datamodule.sources},
+        front_end=front_end,
+        prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, capacity),
+    )
+
+
+def render_options(config: TrainConfig, codec: Codec, n_heads: int) -> RenderOptions:
+    """How conversations become rows under these settings."""
+    return RenderOptions(
+        ratio=IntervalRatio.of(config.text_audio_interval_ratio),
+        pattern=DecodePattern.of(config.decode_pattern),
+        n_heads=n_heads,
+        lead_in=tuple(int(code) for code in codec.silence(config.rendering.lead_in_codes)),
+        prompt_corruption=config.rendering.prompt_corruption,
+        text_weight=config.rendering.text_weight,
+        audio_weight=config.rendering.audio_weight,
+    )
+
+
+def stage_front_end(config: TrainConfig) -> SenseVoiceFrontEnd | None:
+    """Makes the features that the stage's audio encoder hears: its parent's, or the encoder folder's; None for codes.
+
+    Raises:
+        UserError: the parent hears codes, the folder is incomplete, or the front end counts other frames than prepared
+            data does.
+    """
+    if not config.variant.hears_by_encoder:
+        return None
+    parent = find_parent(config)
+    if parent is not None and StageManifest.read(parent).speech_input != config.variant.speech_input:
+        raise UserError(
+            f"variant={config.variant.name} hears through an encoder, but {parent} was trained to hear codes; give another "
+            "init_from, or choose a variant that hears codes"
+        )
+    folder = encoder_folder(config) if parent is None else parent / ENCODER_FOLDER
+    front_end, usual = load_front_end(folder), SenseVoiceFrontEnd()
+    if front_end.stride != usual.stride:
+        raise UserError(
+            f"{folder} stacks every {front_end.stride}th frame, and the places of audio in prepared data are counted for "
+            f"every {usual.stride}th, as SenseVoiceSmall has it; use an encoder with lfr_n: {usual.stride}"
+        )
+    return front_end

@@ -1,0 +1,406 @@
+"""One stage from start to hand-over."""
+
+import os
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from vita_audio_pl.config.component import plain
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.flops import StepFlops
+from vita_audio_pl.models.objectives import Objective
+from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
+from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
+from vita_audio_pl.processes import LAUNCHER, end_with_launcher
+from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
+from vita_audio_pl.storage.owned import whole_folder
+from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.callbacks.guard import StepGuard
+from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, check_best_by
+from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
+from vita_audio_pl.training.callbacks.preemption import Preemption
+from vita_audio_pl.training.callbacks.proof import TrainingProof
+from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
+from vita_audio_pl.training.callbacks.samples import Samples
+from vita_audio_pl.training.callbacks.watchdog import Watchdog
+from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, step_of
+from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
+from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
+from vita_audio_pl.training.engines import Engine, build_engine
+from vita_audio_pl.training.run_folder.identity import (
+    CHANGES,
+    decisive_settings,
+    flatten,
+    freezes_backbone,
+    pretrained_identity,
+    record_changes,
+)
+from vita_audio_pl.training.run_folder.layout import (
+    StageFolder,
+    stage_folder,
+)
+from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest, check_parent, model_damage, weights_hash
+from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.invocation import again, invoked
+from vita_audio_pl.training.stage.launch import rank_of_launch
+from vita_audio_pl.training.stage.starting_model import starting_model
+from vita_audio_pl.training.stage.trainer import build_trainer, check_devices, micro_batches
+from vita_audio_pl.training.step.freezing import Frozen, freeze
+from vita_audio_pl.training.step.module import SpeechLMModule
+from vita_audio_pl.training.tracking.lineage import log_lineage
+from vita_audio_pl.training.tracking.loggers import build_loggers, wandb_run_ends
+
+if TYPE_CHECKING:
+    from vita_audio_pl.training.callbacks.sample_writer import SampleWriter
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage needs to know of its data.
+
+    Attributes:
+        datamodule: yields packed batches; `consumed(batch)` moves the position that its state holds.
+        vocabulary: of the rendered ids.
+        tokenizer_folder: text tokenizer, copied into the model folder; `tokenizer` is its fingerprint.
+        codec_folder: audio codec, copied likewise; `codec` is its name.
+        codes_per_second: of the codec.
+        source_names: sources by number.
+        plan: fingerprint of what decides which rows come in which order.
+        held_out: names of the sources with held-out data.
+        front_end: of the audio encoder, in the Plus variants; it goes into the model folder.
+        manifests: of the sources, by name; told to wandb.
+        prompts: held-out ones that the model answers while it trains.
+    """
+
+    datamodule: L.LightningDataModule
+    vocabulary: Vocabulary
+    tokenizer_folder: Path
+    tokenizer: str
+    codec_folder: Path
+    codec: str
+    codec_fingerprint: str
+    codes_per_second: float
+    source_names: tuple[str, ...]
+    plan: str
+    held_out: tuple[str, ...]
+    front_end: SenseVoiceFrontEnd | None = None
+    manifests: dict[str, Path] = field(default_factory=dict)
+    prompts: tuple[SamplePrompt, ...] = ()
+
+
+def find_parent(config: TrainConfig) -> Path | None:
+    """Model folder that the stage starts from; None where it starts from a plain backbone.
+
+    Raises:
+        UserError: no parent is finished, with the command that makes it.
+    """
+    if config.init_from is not None:
+        return Path(config.init_from)
+    stage = config.stage.name
+    allowed = config.variant.parents.get(stage)
+    if allowed is None:
+        raise UserError(
+            f"variant '{config.variant.name}' has no stage '{stage}', only {', '.join(config.variant.stages)}; choose one "
+            f"of them, or say what it starts from with '+variant.parents.{stage}=[...]'"
+        )
+    if not allowed:
+        return None
+    for parent in allowed:
+        if stage_folder(config, parent).finished:
+            return stage_folder(config, parent).model
+    there = stage_folder(config, allowed[0])
+    damaged = f" ({model_damage(there.model)})" if there.model.exists() else ""
+    raise UserError(
+        f"stage '{stage}' starts from stage '{allowed[0]}', and {there.root} has no finished one{damaged}; "
+        f"make it with 'python -m vita_audio_pl.train stage={allowed[0]}' and your other settings, or add "
+        "with_parents=true, or name a model folder with init_from=DIR"
+    )
+
+
+def heads_of_stage(config: TrainConfig) -> int:
+    """MCTP heads of the stage's model: its own number, or its parent's.
+
+    Raises:
+        UserError: as `find_parent`.
+    """
+    parent = find_parent(config)
+    if config.stage.n_heads is not None:
+        return config.stage.n_heads
+    return 0 if parent is None else StageManifest.read(parent).n_heads
+
+
+def train_stage(config: TrainConfig, data: StageData) -> Path:
+    """Train the configured stage, or go on with it, and return the model folder it hands over.
+
+    Raises:
+        UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
+    """
+    _quiet()
+    end_with_launcher()
+    rank_zero_only.rank = rank_of_launch(config.trainer)
+    micro_batches(config)
+    check_devices(config.trainer)
+    folder = stage_folder(config, config.stage.name)
+    parent_folder = find_parent(config)
+    parent = None if parent_folder is None else StageManifest.read(parent_folder)
+    if parent is not None and parent_folder is not None:
+        check_parent(
+            parent,
+            parent_folder,
+            stage=config.stage.name,
+            variant=config.variant.name,
+            allowed=config.variant.parents.get(config.stage.name, []),
+            n_heads=config.stage.n_heads,
+            facts={
+                "speech_input": config.variant.speech_input,
+                "vocabulary": data.vocabulary.fingerprint,
+                "tokenizer": data.tokenizer,
+                "codec_fingerprint": data.codec_fingerprint,
+                "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
+            },
+        )
+    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out)
+    identity = run_identity(config, data, parent)
+    with invoked(config.force) as invocation:
+        if config.force and rank_zero_only.rank == 0:
+            invocation.forced.append(folder)
+        # in this order: rank 0, which may be ahead, makes the stage unfinished before it notes that it begins anew
+        if not folder.begins_anew(identity, config.force, invocation.id) and folder.finished:
+            if rank_zero_only.rank == 0:
+                folder.check(identity)
+            _say(
+                f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} "
+                f"({again(config.force, invocation.id)})"
+            )
+            return folder.model
+        if rank_zero_only.rank > 0:
+            return _train(config, data, folder, parent_folder, parent)
+        with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
+            folder.open(identity, config.force, invocation.id)
+            if folder.model.exists():
+                _say(f"stage '{config.stage.name}' is not finished, and goes on: {model_damage(folder.model)}")
+            return _train(config, data, folder, parent_folder, parent)
+
+
+def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | None) -> tuple[SpeechLMModule, Frozen]:
+    """The stage's LightningModule, its parameters frozen as the stage wants them, and what is frozen.
+
+    Args:
+        parent_folder: model folder that it starts from; None for a plain backbone.
+    """
+    model = starting_model(config, data.vocabulary, parent_folder)
+    frozen = freeze(model, config.stage.freeze, train_encoder=config.stage.name in config.encoder.trains_in)
+    module = SpeechLMModule(
+        model,
+        configured_objective(config, data.vocabulary),
+        config.stage,
+        config.optim,
+        build_engine(config.trainer),
+        source_names=data.source_names,
+        codes=(data.vocabulary.first_code, data.vocabulary.used),
+        codes_per_second=data.codes_per_second,
+    )
+    return module, frozen
+
+
+def _train(
+    config: TrainConfig, data: StageData, folder: StageFolder, parent_folder: Path | None, parent: StageManifest | None
+) -> Path:
+    """Train in the stage's folder, which is this run's; collective."""
+    L.seed_everything(config.seed, verbose=False)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    module, frozen = stage_module(config, data, parent_folder)
+    engine, model = module.engine, module.speech_lm
+    settings = plain(config)
+    proof = TrainingProof(engine)
+    save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
+
+    def write(weights: dict[str, Tensor]) -> None:
+        hand_over(config, data, weights, proof, parent_folder, parent, folder)
+
+    keep, local = config.callbacks.keep_last, config.callbacks.local_checkpoints
+    on_nodes = None if local is None else LocalCheckpoints(Path(local), folder.checkpoints, keep)
+    writer = CheckpointWriter(folder.checkpoints, engine, keep, on_nodes)
+    guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
+    module.verdict = guard.verdict
+    monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
+    stateful = {"proof": proof, "guard": guard}
+    checkpointing = Checkpointing(writer, guard, stateful, save_every, monitor, config.callbacks.keep_best_by)
+    preemption = Preemption(checkpointing, config.callbacks.requeue)
+    callbacks = [
+        Resume(writer, engine, stateful),
+        guard,  # a bad step is undone before it can be logged or saved
+        proof,
+        monitor,
+        checkpointing,
+        preemption,
+        Watchdog(folder.root / "ranks", config.callbacks.watchdog_seconds),
+        *_samples(config, data, engine, model.n_heads, folder),
+        HandOver(engine, proof, write, folder.checkpoints),
+    ]
+    if config.callbacks.progress_bar:
+        callbacks.append(ProgressReport(monitor, config.stage.name))
+    callbacks += [callback.build() for callback in config.callbacks.extra.values()]
+    trainer = build_trainer(
+        config,
+        engine,
+        callbacks,
+        build_loggers(config, folder.root, settings),
+        max_steps=config.stage.steps,
+        validate=bool(data.held_out),
+    )
+    resumed = checkpoints(folder.checkpoints, GOOD, DOUBT)[-1:]
+    if rank_zero_only.rank == 0:
+        for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
+            _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
+        (folder.root / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    _say(
+        f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
+        f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
+        f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
+    )
+    os.environ[LAUNCHER] = str(os.getpid())  # ranks that Lightning starts end with this process
+    with wandb_run_ends(trainer.loggers):
+        trainer.fit(module, datamodule=data.datamodule)
+        if preemption.left_at is not None:
+            raise SystemExit(preemption.status)
+        if trainer.global_step < config.stage.steps:
+            raise UserError(
+                f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the "
+                "same command again to go on"
+            )
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+                log_lineage(logger.experiment, folder.model, data.manifests)
+    _say(f"stage '{config.stage.name}' is done: {folder.model}")
+    return folder.model
+
+
+def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int, folder: StageFolder) -> list[Samples]:
+    """The callback that lets the model answer `data.prompts`, where there are any and it is wanted."""
+    settings = config.callbacks.samples
+    if settings.every_steps == 0 or not data.prompts:
+        return []
+
+    def make_writer() -> "SampleWriter":
+        from vita_audio_pl.training.callbacks.sample_writer import (
+            SampleWriter,  # the packages of evaluation may be missing
+        )
+
+        return SampleWriter(
+            settings,
+            data.prompts,
+            vocabulary=data.vocabulary,
+            tokenizer_folder=data.tokenizer_folder,
+            codec_folder=data.codec_folder,
+            grammar=Path(settings.grammar or config.data.beside("grammar.jsgf")),
+            pattern=DecodePattern.of(config.decode_pattern if n_heads else "vanilla"),
+            folder=folder.samples,
+        )
+
+    every = settings.every_steps or -(-config.stage.steps // 5)
+    return [Samples(every, engine, config.model.lora, folder.samples, make_writer)]
+
+
+def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
+    """The objective that the configuration names, with the options that were given.
+
+    Heads are weighed beside the backbone: where that is frozen, their weight is 1.
+    """
+    frozen = freezes_backbone(config.stage.freeze, plain(config))
+    return config.objective.build(vocabulary, weight=1.0 if frozen else config.objective.weight)
+
+
+def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
+    """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
+    decisive = {
+        "format": 2,
+        **decisive_settings(plain(config)),
+        "vocabulary": data.vocabulary.fingerprint,
+        "codec": data.codec_fingerprint,
+        "data": data.plan,
+        "parent_weights": None if parent is None else parent.weights,
+        "pretrained_weights": pretrained_identity(config.model.pretrained) if parent is None else None,
+    }
+    return flatten(decisive)
+
+
+def hand_over(
+    config: TrainConfig,
+    data: StageData,
+    weights: dict[str, Tensor],
+    proof: TrainingProof,
+    parent_folder: Path | None,
+    parent: StageManifest | None,
+    folder: StageFolder,
+) -> None:
+    """Write the model folder aside and rename it: weights, tokenizer, codec, the encoder's front end, manifest.
+
+    Args:
+        weights: whole values of the parameters that trained, by name; the others are the starting model's.
+    """
+    model = starting_model(config, data.vocabulary, parent_folder)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+    with whole_folder(folder.model, "trained model", replace=True) as aside:
+        save_released(model, aside, decode_pattern=config.decode_pattern, first_code=data.vocabulary.first_code)
+        shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
+        shutil.copytree(data.codec_folder, aside / "codec")
+        if data.front_end is not None:
+            write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
+        written = sum_of_folder(aside)
+        manifest = StageManifest(
+            stage=config.stage.name,
+            variant=config.variant.name,
+            run_name=config.run_name,
+            parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
+            parent_stage=None if parent is None else parent.stage,
+            parent_weights=None if parent is None else parent.weights,
+            weights=weights_hash(written),
+            vocabulary=data.vocabulary.fingerprint,
+            tokenizer=data.tokenizer,
+            codec=data.codec,
+            codec_fingerprint=data.codec_fingerprint,
+            text_audio_interval_ratio=list(config.text_audio_interval_ratio),
+            decode_pattern=list(config.decode_pattern),
+            n_heads=model.n_heads,
+            steps=config.stage.steps,
+            frozen=proof.frozen,
+            trained=proof.trained,
+            speech_input=config.variant.speech_input,
+            config=plain(config),
+        )
+        write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _quiet() -> None:
+    """Silence Lightning's advice that does not apply: batches come planned and packed, workers are chosen."""
+    import logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",
+        ".*LeafSpec.*",
+        ".*is deprecated. Please use.*_single.*",  # torch's collectives, called by DeepSpeed
+        ".*DeepSpeed handles gradient clipping internally.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,140 @@
+"""The Lightning Trainer of a stage: devices, accumulation, validation."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from vita_audio_pl.config.fields import did_you_mean
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.callbacks.speed import DataWait
+from vita_audio_pl.training.engines import Engine
+from vita_audio_pl.training.settings import TrainConfig, TrainerConfig
+
+OWNED = {
+    "accelerator": "give trainer.accelerator",
+    "devices": "give trainer.devices",
+    "num_nodes": "give trainer.num_nodes",
+    "strategy": "give trainer.engine",
+    "precision": "give trainer.precision",
+    "plugins": "trainer.engine and trainer.precision choose them",
+    "max_steps": "give stage.steps",
+    "max_epochs": "give stage.steps",
+    "min_steps": "give stage.steps",
+    "min_epochs": "give stage.steps",
+    "max_time": "a stage ends after its steps; schedulers' time limits are caught",
+    "accumulate_grad_batches": "give stage.rows_per_step and trainer.rows_per_device",
+    "gradient_clip_val": "give optim.clip_norm",
+    "gradient_clip_algorithm": "gradients are clipped by their norm: give optim.clip_norm",
+    "val_check_interval": "give callbacks.validate_every",
+    "check_val_every_n_epoch": "give callbacks.validate_every",
+    "limit_val_batches": "give data.validation_rows",
+    "logger": "give logger.extra",
+    "callbacks": "give callbacks.extra",
+    "log_every_n_steps": "give callbacks.log_every",
+    "default_root_dir": "give paths.runs and run_name",
+    "fast_dev_run": "give stage.steps=2",
+    "overfit_batches": "data come in the order of the plan",
+    "limit_train_batches": "give stage.steps",
+}
+"""Arguments of `lightning.Trainer` that settings of this package decide, and which."""
+
+
+def micro_batches(config: TrainConfig) -> tuple[int, int]:
+    """Rows of a forward pass on one device, and how many of them make an optimiser step.
+
+    Raises:
+        UserError: the step's rows cannot be shared out evenly.
+    """
+    rows, ranks = config.stage.rows_per_step, config.trainer.world_size
+    if rows % ranks:
+        raise UserError(
+            f"stage.rows_per_step={rows} cannot be shared by {ranks} devices; choose a multiple of {ranks}, or other "
+            "trainer.devices"
+        )
+    share = rows // ranks
+    per_device = config.trainer.rows_per_device or share
+    if share % per_device:
+        raise UserError(
+            f"each of {ranks} devices takes {share} of stage.rows_per_step={rows} rows, which trainer.rows_per_device="
+            f"{per_device} does not divide; choose a divisor of {share}"
+        )
+    return per_device, share // per_device
+
+
+def check_devices(settings: TrainerConfig) -> None:
+    """Refuse a run that wants more GPUs than this machine has.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    if settings.accelerator == "cpu":
+        return
+    there = torch.cuda.device_count()
+    if there < settings.devices:
+        raise UserError(
+            f"trainer={settings.name} wants {settings.devices} GPUs on each machine and this one has {there}; give "
+            f"trainer.devices={there}, or choose trainer=cpu"
+            if there
+            else f"trainer={settings.name} wants {settings.devices} GPUs on each machine and this one has none; choose "
+            "trainer=cpu, or run it where GPUs are (nvidia-smi lists them)"
+        )
+
+
+def build_trainer(
+    config: TrainConfig,
+    engine: Engine,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    *,
+    max_steps: int,
+    validate: bool,
+) -> L.Trainer:
+    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`."""
+    _, accumulate = micro_batches(config)
+    every = min(config.callbacks.validate_every or max_steps, max_steps)
+    settings = config.trainer
+    ours = {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        "strategy": engine.strategy(),
+        "plugins": [engine.precision()],
+        "max_steps": max_steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": accumulate,
+        "gradient_clip_val": config.optim.clip_norm,
+        "val_check_interval": every * accumulate if validate else None,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": 1.0 if validate else 0,
+        "num_sanity_val_steps": 0,
+        "logger": list(loggers),
+        "callbacks": list(callbacks),
+        "log_every_n_steps": config.callbacks.log_every,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "profiler": DataWait(),
+    }
+    return L.Trainer(**ours, **checked_extra(settings.extra, ours))
+
+
+def checked_extra(extra: Mapping[str, Any], ours: Iterable[str]) -> dict[str, Any]:
+    """`trainer.extra`, arguments of `lightning.Trainer` that this package leaves to it.
+
+    Raises:
+        UserError: Lightning has no such argument, or it follows from other settings.
+    """
+    known = inspect.signature(L.Trainer.__init__).parameters.keys() - {"self"}
+    for name in extra:
+        if name not in known:
+            raise UserError(f"trainer.extra: lightning.Trainer takes no '{name}'{did_you_mean(name, known)}")
+        if name in (*ours, *OWNED):
+            way = OWNED.get(name, "it follows from other settings (--help-all)")
+            raise UserError(f"trainer.extra cannot set '{name}': {way}")
+    return dict(extra)

@@ -1,0 +1,1 @@
+"""One training step: the LightningModule, its optimiser and schedule, what is frozen, what is counted."""
