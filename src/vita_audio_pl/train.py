@@ -17,7 +17,8 @@ def train(config: TrainConfig) -> float | None:
 
 
 def _train(config: TrainConfig) -> float | None:
-    from vita_audio_pl.sweeps.chain import Sweep, command_overrides, missing_parents, train_chain
+    from vita_audio_pl.sweeps.chain import command_overrides, missing_parents, train_chain
+    from vita_audio_pl.sweeps.sweep import Sweep
     from vita_audio_pl.training.run_folder.layout import stage_folder
 
     if config.stage.name == CHAIN and config.experiment.name:

@@ -17,8 +17,9 @@ from vita_audio_pl.reporting.experiment.files import ExperimentFiles
 from vita_audio_pl.reporting.experiment.wandb_arms import fetch_arms
 from vita_audio_pl.reporting.run.listening import utterances_to_hear
 from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.sweeps.wandb_arm import log_arm
 from vita_audio_pl.training.run_folder.manifest import StageManifest
-from vita_audio_pl.training.tracking.lineage import log_arm, log_lineage
+from vita_audio_pl.training.tracking.lineage import log_lineage
 
 
 @pytest.fixture(autouse=True)

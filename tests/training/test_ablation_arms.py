@@ -7,7 +7,7 @@ import pytest
 from tests.config.test_conf import composed
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.sweeps.ablation import Arm, train_arm
-from vita_audio_pl.sweeps.chain import Sweep
+from vita_audio_pl.sweeps.sweep import Sweep
 
 AXES = Sweep(axes=("seed", "objective"))
 

@@ -7,7 +7,7 @@ import pytest
 from tests.config.test_conf import composed
 from vita_audio_pl.sweeps import ablation
 from vita_audio_pl.sweeps.ablation import train_arm
-from vita_audio_pl.sweeps.chain import Sweep
+from vita_audio_pl.sweeps.sweep import Sweep
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 OVERRIDES = ["experiment=objective", "seed=1"]

@@ -21,13 +21,15 @@ from vita_audio_pl.evaluation.runs.wandb_log import never_fatal
 from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.secrets import without_credentials
-from vita_audio_pl.sweeps.chain import COMMAND, Sweep, settings_of_stage
+from vita_audio_pl.sweeps.chain import COMMAND
+from vita_audio_pl.sweeps.sweep import Sweep
+from vita_audio_pl.sweeps.wandb_arm import log_arm
+from vita_audio_pl.training.checks import settings_of_stage
 from vita_audio_pl.training.run_folder.layout import StageFolder, stage_folder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.data import prepared_data
 from vita_audio_pl.training.stage.train import find_parent, heads_of_stage, run_identity
-from vita_audio_pl.training.tracking.lineage import log_arm
 from vita_audio_pl.training.tracking.loggers import wandb_mode
 
 SHARED = "shared_stages"

@@ -3,16 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from vita_audio_pl.config.component import plain
-from vita_audio_pl.config.entry import to_dataclass
 from vita_audio_pl.processes import check_status, run_command
-from vita_audio_pl.training.checks import apply_stage_settings
+from vita_audio_pl.training.checks import settings_of_stage
 from vita_audio_pl.training.run_folder.identity import decisive_settings
 from vita_audio_pl.training.run_folder.layout import StageFolder, stage_folder
 from vita_audio_pl.training.run_folder.manifest import StageManifest, is_model_folder
@@ -61,13 +57,6 @@ def _environment(number: int) -> dict[str, str]:
     return environment
 
 
-def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
-    """What the stage's own process would be told; must be called inside an entry point, whose search path it uses."""
-    settings = [*(override for override in overrides if not override.startswith("--")), f"stage={stage}"]
-    config: TrainConfig = to_dataclass(compose("train", settings), apply_stage_settings, settings)
-    return config
-
-
 def is_finished(folder: StageFolder, config: TrainConfig, invocation: str = "") -> bool:
     """Whether the folder holds the finished stage of these settings, made from the parent that is there now.
 
@@ -91,28 +80,6 @@ def command_overrides() -> list[str]:
     kept = [override for override in hydra_config.overrides.task if not override.lstrip("+").startswith(steering)]
     extra = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     return [*(f"--config-dir={path.removeprefix('file://')}" for path in extra), *kept]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The sweep that this process's job belongs to.
-
-    Attributes:
-        axes: the keys that it varies.
-        number: of the job.
-        optimises: whether a sweeper chooses arms by what the arms before them reached.
-    """
-
-    axes: tuple[str, ...] = ()
-    number: int = 0
-    optimises: bool = False
-
-    @classmethod
-    def current(cls) -> "Sweep":
-        hydra_config = HydraConfig.get()
-        sweeper = hydra_config.sweeper
-        number = int(OmegaConf.select(hydra_config, "job.num") or 0)
-        return cls(tuple(sweeper.get("params") or ()), number, optimises="direction" in sweeper)
 
 
 def missing_parents(config: TrainConfig) -> list[str]:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra import compose
 from omegaconf import DictConfig
 
+from vita_audio_pl.config.entry import to_dataclass
 from vita_audio_pl.config.fields import require
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
@@ -79,3 +81,10 @@ def check_train_config(config: TrainConfig) -> None:
 
 def _on_gpus_in_16_bits(config: TrainConfig | DictConfig) -> bool:
     return config.trainer.accelerator != "cpu" and config.trainer.precision != "32-true"
+
+
+def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
+    """What the stage's own process would be told; must be called inside an entry point, whose search path it uses."""
+    settings = [*(override for override in overrides if not override.startswith("--")), f"stage={stage}"]
+    config: TrainConfig = to_dataclass(compose("train", settings), apply_stage_settings, settings)
+    return config

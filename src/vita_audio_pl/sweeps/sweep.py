@@ -1,0 +1,28 @@
+"""The sweep of Hydra that a process belongs to."""
+
+from dataclasses import dataclass
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that this process's job belongs to.
+
+    Attributes:
+        axes: the keys that it varies.
+        number: of the job.
+        optimises: whether a sweeper chooses arms by what the arms before them reached.
+    """
+
+    axes: tuple[str, ...] = ()
+    number: int = 0
+    optimises: bool = False
+
+    @classmethod
+    def current(cls) -> "Sweep":
+        hydra_config = HydraConfig.get()
+        sweeper = hydra_config.sweeper
+        number = int(OmegaConf.select(hydra_config, "job.num") or 0)
+        return cls(tuple(sweeper.get("params") or ()), number, optimises="direction" in sweeper)
