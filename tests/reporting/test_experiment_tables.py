@@ -12,7 +12,7 @@ from vita_audio_pl.reporting.experiment.files import ExperimentFiles
 from vita_audio_pl.reporting.experiment.first_sound import first_sound
 from vita_audio_pl.reporting.experiment.summary import headline
 from vita_audio_pl.reporting.experiment.tables import differences_by_seed, heads_table, results_over_seeds
-from vita_audio_pl.reporting.run import first_sound as first_sounds
+from vita_audio_pl.reporting.experiment import first_sound as first_sounds
 from vita_audio_pl.reporting.seeds import over_seeds
 
 
