@@ -159,7 +159,7 @@ def test_without_a_decoder_it_still_encodes(cases, waves):
     "changes, sentence",
     [
         ({"tokenizer": 3}, "must be the paths"),
-        ({"tokenizer": "nowhere"}, "no such file"),
+        ({"tokenizer": "nowhere"}, "config.json is missing"),
         ({"sample_rate": 1}, "cannot work at 1 Hz"),
         ({"sample_rate": "16k"}, "must be a whole number"),
         ({"fingerprint": None}, "'fingerprint' a text"),
