@@ -1,13 +1,14 @@
 """A corpus described in ten lines of YAML: what it is, where it is had, how it is read. `data_recipes/sources/*.yaml`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.readers import Reader, make_reader
+from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.yaml_file import read_yaml, shown
 from vita_audio_pl.errors import UserError
@@ -32,6 +33,8 @@ class SourceRecipe:
         layout: how it lies on disk once it has been fetched, seen from `root`.
         reader: `kind` of the reader and its options.
         splits: other options of the reader per split; `train` is always there.
+        otherwise: other layouts in which the corpus is shipped, each with `layout`, `reader` and the same `splits`: the
+            first whose files are there is read.
         hours: audio in it, about; None for text.
         samples: conversations in it, about.
         checked: the release and the files that the recipe was read against, and what could not be confirmed.
@@ -49,6 +52,7 @@ class SourceRecipe:
     layout: str
     reader: Mapping[str, Any]
     splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    otherwise: Sequence[Mapping[str, Any]] = ()
     hours: float | None = None
     samples: int | None = None
     checked: str = ""
@@ -73,12 +77,25 @@ class SourceRecipe:
                 f"{root} is not a folder: get '{self.name}' from {self.home} and say where it is with root=DIR; "
                 f"expected there: {self.layout}"
             )
-        options = {**self.reader, **self.splits.get(split, {})}
+        ways = [{**way["reader"], **way.get("splits", {}).get(split, {})} for way in self._layouts]
+        options = next((way for way in ways[1:] if _is_there(root, way) and not _is_there(root, ways[0])), ways[0])
         return make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters)
+
+    @property
+    def _layouts(self) -> Sequence[Mapping[str, Any]]:
+        return ({"reader": self.reader, "splits": self.splits}, *self.otherwise)
 
     @property
     def all_splits(self) -> tuple[str, ...]:
         return (TRAIN, *(split for split in self.splits if split != TRAIN))
+
+
+def _is_there(root: Path, options: Mapping[str, Any]) -> bool:
+    """Whether there are files for a reader with these options."""
+    try:
+        return bool(files_matching(root, options.get("files", ())))
+    except UserError:
+        return False
 
 
 def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
@@ -116,6 +133,7 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         "reader": (dict,),
         "splits": (dict,),
         "filters": (dict,),
+        "otherwise": (list,),
         "hours": (int, float, type(None)),
         "samples": (int, type(None)),
         "max_seconds": (int, float),
@@ -134,11 +152,25 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         number = value.get(key)
         if number is not None and not 0 <= number <= most:
             raise UserError(f"{where}: '{key}' is {shown(number)}; it must lie between 0 and {most:g}")
-    if "kind" not in value["reader"]:
-        raise UserError(f"{where}: 'reader' needs a 'kind', as in 'reader: {{kind: jsonl, files: [train.jsonl]}}'")
-    if not all(isinstance(options, dict) for options in value.get("splits", {}).values()):
-        raise UserError(f"{where}: each of 'splits' takes options of the reader, as in 'dev: {{files: [dev.jsonl]}}'")
-    if not all(isinstance(split, str) and re.fullmatch(r"[\w-]+", split) for split in value.get("splits", {})):
-        raise UserError(f"{where}: each of 'splits' is named by letters, digits, _ and -, as in 'dev: {{...}}'")
+    ways = value.get("otherwise", [])
+    if not all(
+        isinstance(way, dict) and {"layout", "reader"} <= set(way) <= {"layout", "reader", "splits"} for way in ways
+    ):
+        raise UserError(f"{where}: each of 'otherwise' has a 'layout', a 'reader' and perhaps 'splits'")
+    for way in (value, *ways):
+        _check_reading(way, where)
+        if set(way.get("splits", {})) != set(value.get("splits", {})):
+            raise UserError(f"{where}: every layout must have the same splits")
     languages, filters = tuple(map(str, value["languages"])), Filters.of(value.get("filters", {}), where)
     return SourceRecipe(name=name, **{**value, "languages": languages, "filters": filters})
+
+
+def _check_reading(way: Mapping[str, Any], where: str) -> None:
+    """Refuses a reader and splits of the wrong form."""
+    reader, splits = way["reader"], way.get("splits", {})
+    if not isinstance(reader, dict) or "kind" not in reader:
+        raise UserError(f"{where}: 'reader' needs a 'kind', as in 'reader: {{kind: jsonl, files: [train.jsonl]}}'")
+    if not isinstance(splits, dict) or not all(isinstance(options, dict) for options in splits.values()):
+        raise UserError(f"{where}: each of 'splits' takes options of the reader, as in 'dev: {{files: [dev.jsonl]}}'")
+    if not all(isinstance(split, str) and re.fullmatch(r"[\w-]+", split) for split in splits):
+        raise UserError(f"{where}: each of 'splits' is named by letters, digits, _ and -, as in 'dev: {{...}}'")

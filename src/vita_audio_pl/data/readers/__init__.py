@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.config.plugins import load_inherited_plugins
+from vita_audio_pl.data.readers.archived import ArchivesReader
 from vita_audio_pl.data.readers.base import (
     AudioBytes,
     AudioFile,
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _KINDS: dict[str, Any] = {
+    "archives": ArchivesReader,
     "jsonl": JsonlReader,
     "kaldi": KaldiReader,
     "lhotse": LhotseReader,

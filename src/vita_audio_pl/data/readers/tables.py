@@ -10,6 +10,7 @@ from typing import Any
 
 from vita_audio_pl.data.readers.base import (
     EACH,
+    NO_AUDIO,
     NO_TEXT,
     AudioRef,
     LeftOut,
@@ -24,7 +25,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
-from vita_audio_pl.data.readers.templates import columns_in, filled
+from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, searched
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
@@ -42,6 +43,7 @@ _COLUMNS = (
     "user_audio",
     "assistant_audio",
 )
+_FOLDER = "folder"
 _PAIR = {"human", "user", "assistant", "gpt", "system"}
 
 
@@ -53,11 +55,15 @@ class TableReader:
     chats: `messages`, a list of `{role, content}`, `{from, value}`, `{human, assistant}` or plain texts in turn, and
     `audio`, what their placeholders stand for. For questions and answers: `user` and `assistant` (several columns joined
     with +), `system`, `user_audio`, `assistant_audio`. Audio is a column of a Hugging Face `Audio` feature, a column of
-    paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`.
+    paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`; `{folder}` is where the file lies.
 
     Attributes:
         root: the corpus.
         columns: what each column of `_COLUMNS` is called here.
+        message_audio: key of a message's own recording, as in `{"role": .., "content": .., "wavpath": ..}`; it is heard in
+            the place of a user's text, and after an assistant's.
+        inside: pattern; the part of a recording's path that it matches is its path below `root`, for corpora that give
+            the paths of the machine that they were made on.
         numbers: those of them whose numbers are text, too; elsewhere a number is no text.
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`; for chats and questions only `task`,
             `filters` and a numbered `channel` are looked at.
@@ -67,6 +73,8 @@ class TableReader:
 
     root: Path
     columns: Mapping[str, str] = field(default_factory=dict)
+    message_audio: str = ""
+    inside: str = ""
     numbers: tuple[str, ...] = ()
     task: str = "text"
     files: tuple[str, ...] = ("**/*.parquet",)
@@ -87,12 +95,14 @@ class TableReader:
             raise UserError(f"'numbers' names '{unknown[0]}', which is none of the columns {', '.join(self.columns)}")
         if self.channel == EACH and "text" not in self.columns:
             raise UserError("channel: each is for recordings with transcripts; give the number of a channel")
+        check_pattern(self.inside, "inside")
         for name in self.columns.values():
             columns_in(name)
 
     def parts(self) -> list[Part]:
         described = json.dumps(
             [dict(self.columns), self.numbers, self.task, self.speaker_prompt, self.lower, self.join, self.channel]
+            + [option for option in (self.message_audio, self.inside) if option]
         )
         rules = hashlib.sha256(described.encode()).hexdigest()[:12] + self.filters.identity
         parts = []
@@ -108,7 +118,11 @@ class TableReader:
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        found = rows(Path(str(part.where["path"])), dict(part.where), self._wanted())
+        path, wanted = Path(str(part.where["path"])), self._wanted()
+        found = rows(path, dict(part.where), wanted)
+        if _FOLDER in wanted:
+            folder = {_FOLDER: path.parent.relative_to(self.root).as_posix()}
+            found = ((where, row if isinstance(row, Unreadable) else {**folder, **row}) for where, row in found)
         if "text" in self.columns:
             rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
             yield from rules.samples(self._made(self._utterance, where, row) for where, row in found)
@@ -144,9 +158,12 @@ class TableReader:
             listed = row.get(self.columns["audio"]) if "audio" in self.columns else None
             listed = [] if listed is None else listed if isinstance(listed, list | tuple) else [listed]
             chat = _in_pairs(_cell(row, self.columns["messages"]))
+            chat = (
+                [self._spoken(message) for message in chat] if self.message_audio and isinstance(chat, list) else chat
+            )
             messages, sources = parse_messages(chat, listed, where)
             audios = [
-                audio_ref(source, self.root, f"{where} audio {number}", channel=channel)
+                audio_ref(self._below(source), self.root, f"{where} audio {number}", channel=channel)
                 for number, source in enumerate(sources, 1)
             ]
         else:
@@ -161,6 +178,22 @@ class TableReader:
             messages = tuple(turns)
         conversation = Conversation(self._name(row, where), messages, tuple(map(str, audios)))
         return self.filters.chat(RawSample(conversation, tuple(audios)), row)
+
+    def _spoken(self, message: Any) -> Any:
+        """A message with its own recording as a part of its content."""
+        if not isinstance(message, Mapping) or message.get(self.message_audio) is None:
+            return message
+        audio = {"type": "audio", "audio": message[self.message_audio]}
+        heard = [audio] if message.get("role") == "user" else [message.get("content"), "\n", audio]
+        return {"role": message.get("role"), "content": heard}
+
+    def _below(self, source: Any) -> Any:
+        if not self.inside or not isinstance(source, str):
+            return source
+        found = searched(self.inside, source)
+        if found is None:
+            raise LeftOut(NO_AUDIO, f"in the path {source!r:.200} nothing is {self.inside!r:.200}")
+        return found
 
     def _joined(self, role: str, row: Row) -> str:
         """The texts of a role's columns, without those that are empty or null."""

@@ -56,6 +56,16 @@ def check_pattern(pattern: str, what: str) -> set[str]:
         raise UserError(f"'{what}': {pattern!r:.200} is no regular expression ({error})") from None
 
 
+def searched(pattern: str, text: str) -> str | None:
+    """What a pattern finds first in the text; None where it finds nothing.
+
+    Raises:
+        LeftOut: the pattern takes too long.
+    """
+    found = _timed(pattern, regex.compile(pattern).search, text)
+    return None if found is None else str(found[0])
+
+
 def groups_of(pattern: str, text: str, whole: bool = True) -> dict[str, str] | None:
     """Named groups of a pattern in the whole text, or at its beginning; None where it is not there.
 
@@ -63,8 +73,12 @@ def groups_of(pattern: str, text: str, whole: bool = True) -> dict[str, str] | N
         LeftOut: the pattern takes too long.
     """
     compiled = regex.compile(pattern)
+    found = _timed(pattern, compiled.fullmatch if whole else compiled.match, text)
+    return None if found is None else {name: value or "" for name, value in found.groupdict().items()}
+
+
+def _timed(pattern: str, match: Any, text: str) -> Any:
     try:
-        found = (compiled.fullmatch if whole else compiled.match)(text, timeout=SLOWEST_MATCH)
+        return match(text, timeout=SLOWEST_MATCH)
     except TimeoutError:
         raise LeftOut("pattern too slow", f"the pattern {pattern!r:.200} takes over {SLOWEST_MATCH:g} s") from None
-    return None if found is None else {name: value or "" for name, value in found.groupdict().items()}
