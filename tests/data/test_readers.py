@@ -14,7 +14,7 @@ import soundfile
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.readers import AudioBytes, AudioFile, LeftOut, RawSample, Reader, Unreadable, make_reader
-from vita_audio_pl.data.readers.base import file_identities
+from vita_audio_pl.data.readers.base import file_identities, read_part
 from vita_audio_pl.data.readers.lhotse import LhotseReader, _write_utterances
 from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
 from vita_audio_pl.errors import UserError
@@ -465,3 +465,58 @@ def test_a_recipe_with_a_mistake_is_refused_in_one_sentence(change: dict, senten
     fine = {"task": "asr", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
     with pytest.raises(UserError, match=sentence):
         parse_recipe("mine", {**fine, "reader": {"kind": "jsonl"}, **change}, "mine.yaml")
+
+
+def test_tars_and_the_table_beside_them_are_joined_and_what_is_in_neither_is_told(tmp_path: Path) -> None:
+    rows = ["path\tsentence", "a.mp3\tone", "b\ttwo", "c.wav\tthree", "c.wav\tagain", "\tnameless", "short row"]
+    (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n")
+    members = [(f"x/{name}.wav", wav_bytes()) for name in ("a", "b", "c", "unknown")]
+    write_tar(tmp_path / "train_0.tar", [*members, ("x/notes.txt", b"hm"), ("../a.wav", wav_bytes())])
+    write_tar(tmp_path / "train_1.tar", members[:1])
+    write_tar(tmp_path / "dev_0.tar", members[:1])
+    options = {
+        "kind": "archives", "files": ["*.tar"], "place": r"(?P<split>\w+)_\d+\.tar", "table": "{split}.tsv",
+        "columns": {"audio": "path", "text": "sentence"},
+    }  # fmt: skip
+    reader = make_reader(tmp_path, "asr", options, "test")
+    assert [part.name for part in reader.parts()] == ["dev_0.tar", "train_0.tar", "train_1.tar"]
+    found = [sample for part in reader.parts() for sample in read_part(reader, part)]
+    assert [contents(s)[1][1] for s in found if isinstance(s, RawSample)] == ["one", "two", "one"]
+    assert [problem.reason for problem in found if isinstance(problem, Unreadable)] == [
+        "damaged file",  # no table for dev_0.tar
+        "no audio",
+        "not a sample",
+        "repeated key",
+        "no transcript",
+        "unsafe member name",
+    ]
+    before = [part.identity for part in reader.parts()]
+    (tmp_path / "train.tsv").write_text("\n".join(rows[:3]) + "\n")
+    changed = [one != other.identity for one, other in zip(before, reader.parts(), strict=True)]
+    assert changed == [False, True, True]
+    for change, sentence in (
+        ({"table": "{other}.tsv"}, "no group of 'place'"),
+        ({"place": "("}, "no regular expression"),
+        ({"columns": {"audio": "path"}}, "needs the columns 'audio' and 'text'"),
+        ({"columns": {"words": "path"}}, "no column 'words'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            make_reader(tmp_path, "asr", options | change, "test")
+
+
+def test_a_recipe_reads_the_layout_that_is_there(tmp_path: Path) -> None:
+    value = {"task": "text", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
+    reader = {"kind": "table", "columns": {"user": "q", "assistant": "a"}}
+    value |= {
+        "reader": reader | {"files": ["new/*.jsonl"]}, "splits": {"dev": {"files": ["new/dev/*.jsonl"]}},
+        "otherwise": [{"layout": "old", "reader": reader | {"files": ["old/*.csv"]}, "splits": {"dev": {"files": ["old/dev/*.csv"]}}}],
+    }  # fmt: skip
+    recipe = parse_recipe("mine", value, "mine.yaml")
+    assert recipe.open(tmp_path).files == ("new/*.jsonl",)  # so that what is missing is the first layout's
+    (tmp_path / "old/dev").mkdir(parents=True)
+    for path in ("old/train.csv", "old/dev/dev.csv"):
+        (tmp_path / path).write_text("q,a\nwho,me\n")
+    assert recipe.open(tmp_path).files == ("old/*.csv",) and recipe.open(tmp_path, "dev").files == ("old/dev/*.csv",)
+    for wrong in ({"layout": "old"}, {"layout": "old", "reader": reader}, {"layout": "o", "reader": {}, "splits": {}}):
+        with pytest.raises(UserError, match="otherwise|same splits|needs a 'kind'"):
+            parse_recipe("mine", value | {"otherwise": [wrong]}, "mine.yaml")

@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 _KINDS: dict[str, Any] = {
-    "archives": ArchivesReader,
     "jsonl": JsonlReader,
     "kaldi": KaldiReader,
     "lhotse": LhotseReader,
@@ -57,6 +56,7 @@ _KINDS: dict[str, Any] = {
     "table": TableReader,
     "textgrid": TextGridReader,
     "webdataset": WebDatasetReader,
+    "archives": ArchivesReader,
 }
 _OURS = frozenset(_KINDS)
 _TOLD = {"root", "task", "filters"}  # told to a reader by the recipe, never among its options
