@@ -6,13 +6,13 @@ import pytest
 from made_up_experiment import CHOICES, write_experiment
 
 from vita_audio_pl.inference import streaming
+from vita_audio_pl.reporting.experiment import first_sound as first_sounds
 from vita_audio_pl.reporting.experiment.cost import cost_sentences, cost_table, sweep_over_arm
 from vita_audio_pl.reporting.experiment.figures import experiment_pictures, front
 from vita_audio_pl.reporting.experiment.files import ExperimentFiles
 from vita_audio_pl.reporting.experiment.first_sound import first_sound
 from vita_audio_pl.reporting.experiment.summary import headline
 from vita_audio_pl.reporting.experiment.tables import differences_by_seed, heads_table, results_over_seeds
-from vita_audio_pl.reporting.experiment import first_sound as first_sounds
 from vita_audio_pl.reporting.seeds import over_seeds
 
 
