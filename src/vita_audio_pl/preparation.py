@@ -99,6 +99,7 @@ def tokenize_job(
     codec_folder: Path | None,
     batch_seconds: float = 120.0,
     decoders: int = 2,
+    codes: Path | None = None,
     keep_audio: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
@@ -115,6 +116,7 @@ def tokenize_job(
         codec_folder: codec to encode with; None for text.
         batch_seconds: audio that the codec encodes at a time.
         decoders: threads that read audio beside the codec.
+        codes: folder that keeps the codes of recordings, for other sources that have the same.
         keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
         device, dtype: where the codec's networks run, and the type that they compute in.
         max_skipped: share of the samples that may be left out; None takes the recipe's.
@@ -132,6 +134,7 @@ def tokenize_job(
         filters=recipe.filters,
         max_skipped=recipe.max_skipped if max_skipped is None else max_skipped,
         decoders=decoders,
+        codes=codes,
         placeholders=encoder_placeholders if keep_audio else None,
     )
 

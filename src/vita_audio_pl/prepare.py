@@ -46,6 +46,7 @@ def prepare(config: PrepareConfig) -> None:
         codec_folder=Path(config.codec_folder) if config.codec_folder else None,
         batch_seconds=config.batch_seconds,
         decoders=config.decoders,
+        codes=Path(config.codes) if config.codes else None,
         keep_audio=config.keep_audio,
         device=config.device,
         dtype=config.dtype,

@@ -107,6 +107,11 @@ class PrepareConfig(CommandConfig):
         common=True,
     )
     codec_folder: str | None = setting(None, "of the codec; null for text", common=True)
+    codes: str | None = setting(
+        None,
+        "folder that keeps the codes of every recording, so that none is encoded twice (such as Emilia, plain and with a "
+        "voice); null = none",
+    )
     device: str = setting("cpu", "where the codec's networks run, or cuda", choices=("cpu", "cuda"), common=True)
     dtype: str = setting(
         "float32",

@@ -18,6 +18,7 @@ import numpy as np
 
 from vita_audio_pl.data import clips
 from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, check_entry, write_index
+from vita_audio_pl.data.kept_codes import KeptCodes
 from vita_audio_pl.data.readers import (
     AudioBytes,
     AudioRef,
@@ -106,6 +107,7 @@ class TokenizeJob:
         filters: which samples are wanted by their audio; the reader, whose parts tell their identity, does the rest.
         max_skipped: share of its samples that may be left out.
         decoders: threads that read audio beside the codec.
+        codes: folder that keeps the codes of recordings for other sources of the same; None keeps none.
         placeholders: of a clip of so many samples at 16 kHz, the tokens that stand for it with continuous input. If
             given, audio outside answers is kept beside the codes, so that an encoder can hear it.
     """
@@ -122,6 +124,7 @@ class TokenizeJob:
     filters: Filters = NONE
     max_skipped: float = 0.05
     decoders: int = 2
+    codes: Path | None = None
     placeholders: Callable[[int], int] | None = None
 
     def __post_init__(self) -> None:
@@ -209,6 +212,7 @@ class _PartTask:
         self.job, self.part, self.report_progress = job, part, progress
         self.done = Progress()
         self.codec = _codec_of(job)
+        self.kept = KeptCodes(job.codes, part, job.codec)
         self.rule = Renderer(
             job.tokenizer.vocabulary(max(1, int(job.codec.get("codebook_size", 1)))), job.tokenizer, RenderOptions(None)
         ).length_rule
@@ -260,6 +264,7 @@ class _PartTask:
             write_array(base.with_suffix(".audio.npy"), np.array(places, clips.PLACES))
             audio_bytes = sums[audio_shard.name].bytes
             report["audio_shard"] = {"name": audio_shard.name, "bytes": audio_bytes, "samples": len(entries)}
+        self.kept.save()
         write_sealed(self.job.done_file(self.part), report)
 
     def _skip(self, left_out: Unreadable) -> None:
@@ -368,13 +373,16 @@ class _PartTask:
         return found
 
     def _encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
-        """What the codec makes of each wave; they go through it longest first."""
+        """What the codec makes of each wave; those that are not known go through it, longest first."""
         assert self.codec is not None
-        order = sorted(range(len(waves)), key=lambda i: -len(waves[i]))
-        codes: list[np.ndarray] = [np.empty(0, np.int32)] * len(waves)
-        for i, encoded in zip(order, self.codec.encode([waves[i] for i in order]), strict=True):
-            codes[i] = encoded
-        return codes
+        keys = [KeptCodes.key(wave) for wave in waves]
+        new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in self.kept}
+        order = sorted(new, key=lambda key: -len(new[key]))
+        made = dict(zip(order, self.codec.encode([new[key] for key in order]), strict=True)) if new else {}
+        for key, codes in made.items():
+            if self._are_codes(codes):
+                self.kept.add(key, codes)
+        return [made[key] if key in made else self.kept[key] for key in keys]
 
     def _are_codes(self, codes: np.ndarray) -> bool:
         return codes.size > 0 and codes.min() >= 0 and codes.max() < int(self.job.codec["codebook_size"])

@@ -89,7 +89,8 @@ class ArchivesReader:
                 where: dict[str, str | int] = {"path": name, "first": int(table not in tables)}
                 if table not in tables:
                     tables[table] = file_identities([self.root / table], self.root)[0]
-                parts.append(Part(name, f"{content} {tables[table]} {rules}", where, path.stat().st_mtime_ns))
+                identity, changed = f"{content} {tables[table]} {rules}", path.stat().st_mtime_ns
+                parts.append(Part(name, identity, where, changed, content))
             except UserError as error:
                 parts.append(broken_part(name, f"{content} {rules}", error))
         return parts

@@ -110,12 +110,14 @@ class Part:
         identity: changes when the piece's content does; names the output, together with codec and tokenizer.
         where: what the reader needs to find the piece again; `problem` says why it cannot be read.
         changed: time of the last change of its file (ns), where `identity` does not cover every byte of it.
+        content: tells which recordings it has, whatever is made of them: the name under which their codes are kept.
     """
 
     name: str
     identity: str
     where: Mapping[str, str | int]
     changed: int = 0
+    content: str = ""
 
 
 class Reader(Protocol):

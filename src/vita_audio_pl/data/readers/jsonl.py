@@ -50,7 +50,7 @@ class JsonlReader:
                         "line": block.first,
                         "lines": block.lines,
                     }
-                    parts.append(Part(f"{path.name}:{block.first}", block.digest + rules, where))
+                    parts.append(Part(f"{path.name}:{block.first}", block.digest + rules, where, content=block.digest))
             except UserError as error:
                 parts.append(broken_part(path.name, file_identities([path], self.root)[0], error))
         return parts

@@ -75,7 +75,8 @@ class KaldiReader:
             chosen = names[first : first + self.utterances_per_part]
             facts = [repr(tables.facts(name)) for name in chosen]
             identity = hashlib.sha256("\n".join([*facts, self._rules.identity]).encode()).hexdigest()
-            parts.append(Part(f"{self.folder}:{chosen[0]}", identity, {"first": first, "count": len(chosen)}))
+            name, where = f"{self.folder}:{chosen[0]}", {"first": first, "count": len(chosen)}
+            parts.append(Part(name, identity, where, content=f"{name} {len(chosen)}"))
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:

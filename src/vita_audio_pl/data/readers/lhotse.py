@@ -62,7 +62,8 @@ class LhotseReader:
             chosen = rows[first : first + self.utterances_per_part]
             content = json.dumps([chosen, self._rules.identity])
             identity = hashlib.sha256(content.encode()).hexdigest()
-            parts.append(Part(f"{self.corpus}:{chosen[0]['id']}", identity, {"first": first, "count": len(chosen)}))
+            name, where = f"{self.corpus}:{chosen[0]['id']}", {"first": first, "count": len(chosen)}
+            parts.append(Part(name, identity, where, content=f"{name} {len(chosen)}"))
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:

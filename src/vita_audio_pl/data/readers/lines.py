@@ -89,7 +89,9 @@ class LinesReader:
                         "line": block.first,
                         "lines": block.lines,
                     }
-                    parts.append(Part(f"{name}:{block.first}", f"{name} {block.digest} {rules}", where))
+                    parts.append(
+                        Part(f"{name}:{block.first}", f"{name} {block.digest} {rules}", where, content=block.digest)
+                    )
             except UserError as error:
                 parts.append(broken_part(name, f"{name} {rules}", error))
         return parts

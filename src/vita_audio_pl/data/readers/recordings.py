@@ -94,7 +94,9 @@ class RecordingsReader:
             try:
                 for block in element_blocks(path, self.recordings_per_part, self.list_key):
                     identity = f"{content} {rules} {block.first} {block.count}"
-                    parts.append(Part(f"{name}:{block.first}", identity, {"path": name, **vars(block)}, changed))
+                    where = {"path": name, **vars(block)}
+                    recordings = f"{content} {block.first} {block.count}"
+                    parts.append(Part(f"{name}:{block.first}", identity, where, changed, recordings))
             except UserError as error:
                 parts.append(broken_part(name, f"{content} {rules}", error))
         return parts
@@ -201,7 +203,9 @@ class TextGridReader:
         paths = files_matching(self.root, self.files)
         names = [path.relative_to(self.root).as_posix() for path in paths]
         found = zip(names, paths, file_identities(paths, self.root), strict=True)
-        return [Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns) for name, path, same in found]
+        return [
+            Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found
+        ]
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(PurePosixPath(str(part.where["path"]))))

@@ -112,7 +112,9 @@ class TableReader:
             try:
                 for first, place in pieces(path, self.rows_per_part):
                     where = {"path": str(path), **place}
-                    parts.append(Part(f"{name}:{first}", f"{identity} {first} {self.rows_per_part}", where, changed))
+                    rows_of = f"{first} {self.rows_per_part}"
+                    part = Part(f"{name}:{first}", f"{identity} {rows_of}", where, changed, f"{content} {rows_of}")
+                    parts.append(part)
             except UserError as error:
                 parts.append(broken_part(name, identity, error))
         return parts

@@ -63,7 +63,13 @@ class WebDatasetReader:
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
         paths = files_matching(self.root, self.files)
         return [
-            Part(str(path.relative_to(self.root)), f"{content} {rules}", {"path": str(path)}, path.stat().st_mtime_ns)
+            Part(
+                str(path.relative_to(self.root)),
+                f"{content} {rules}",
+                {"path": str(path)},
+                path.stat().st_mtime_ns,
+                content,
+            )
             for path, content in zip(paths, file_identities(paths, self.root), strict=True)
         ]
 
