@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from vita_audio_pl.prepare import prepare
 from vita_audio_pl.reporting.run.write import write_report
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.train import train
+from vita_audio_pl.training.step.module import SpeechLMModule
 
 RECIPE = """
 task: text
@@ -127,3 +129,51 @@ def test_nothing_of_others_is_ever_gone(where, workplace):
         ["begin anew", "begin another run anew", *always, *worlds] if where == "everywhere" else [*always, *worlds]
     )
     assert refused == expected
+
+
+def test_checkpoints_that_we_did_not_write_are_never_touched(trained, tmp_path, monkeypatch, capsys):
+    """What has a checkpoint's name and is none stops the run before it trains; a file beside ours keeps its checkpoint."""
+
+    def train_on(stop: bool = False) -> object:
+        local = f"callbacks.local_checkpoints={tmp_path / 'node'}"
+        with monkeypatch.context() as patch:
+            if stop:
+                patch.setattr(SpeechLMModule, "on_train_batch_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            return trained("align", "stage.steps=4", "callbacks.keep_last=1", "callbacks.save_every=1", local)
+
+    with pytest.raises(SystemExit):
+        train_on(stop=True)
+    (node,) = (tmp_path / "node").iterdir()
+    home = tmp_path / "runs/toy/align/checkpoints"
+    for folder in (home, node):
+        assert (folder / "step-00000002.ckpt/state.json").is_file()
+        for name in (
+            "step-00000003.ckpt",
+            "step-00000003.ckpt.tmp",
+            "step-00000003.doubt",
+            "step-00000001.ckpt.old.tmp",
+        ):
+            for plant in (lambda path: write(path / "precious.txt"), write):  # a folder of others, and a file
+                path = plant(folder / name)
+                with pytest.raises(UserError, match="did not write|is no checkpoint that this program wrote"):
+                    train_on()
+                path.unlink()
+                if (folder / name).is_dir():
+                    (folder / name).rmdir()
+    beside = [folder / name for folder in (home, node) for name in (
+        "step-000005/precious.txt", "step-00000002.ckpt.bak/precious.txt", "x.tmp/precious.txt", "step-00000002.ckpt/notes.txt",
+    )]  # fmt: skip
+    for path in beside:
+        write(path)
+    capsys.readouterr()
+    train_on()
+    assert all(path.read_text() == "precious" for path in beside)
+    said = capsys.readouterr().out
+    assert said.count("step-00000002.ckpt stays: ") == 2 and f"{node} stays: " in said
+    assert sorted(path.name for path in home.glob("*.ckpt")) == ["step-00000002.ckpt", "step-00000004.ckpt"]
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("precious")
+    return path

@@ -12,9 +12,11 @@ from ranks import run_ranks
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.objectives import HeadLosses
+from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.checkpoints import writer as checkpoint_writer
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.run_folder.layout import STAGE
 from vita_audio_pl.training.step.tally import Tally
 
 HEADS = 1
@@ -73,6 +75,7 @@ ENGINE = Engine(toy.toy_config(Path("runs"), "trainer=cpu_ddp").trainer)
 
 def save(folder: Path, rank: int) -> CheckpointWriter:
     trainer = Trainer(rank)
+    Owned.claim(folder.parent, STAGE)
     writer = CheckpointWriter(folder, ENGINE, keep=1)
     writer.prepare(trainer)
     writer.save(trainer, trainer.model, {})
@@ -90,8 +93,8 @@ def test_no_rank_leaves_before_the_checkpoint_has_its_name(tmp_path, monkeypatch
     monkeypatch.setattr("vita_audio_pl.training.checkpoints.folders.os.replace", slow)
 
     def leaves(rank: int) -> list[str]:
-        save(tmp_path / "checkpoints", rank).finish()
-        return [path.name for path in (tmp_path / "checkpoints").iterdir()]
+        save(tmp_path / "stage" / "checkpoints", rank).finish()
+        return [path.name for path in (tmp_path / "stage" / "checkpoints").iterdir()]
 
     assert run_ranks(leaves, tmp_path / "ranks") == [["step-00000005.ckpt"]] * 2
 
@@ -104,7 +107,7 @@ def test_a_rank_that_cannot_write_stops_all_with_its_reason(tmp_path, monkeypatc
         if rank == 1:
             monkeypatch.setattr(checkpoint_writer, "save_file", full)
         try:
-            save(tmp_path / "checkpoints", rank).finish()
+            save(tmp_path / "stage" / "checkpoints", rank).finish()
         except UserError as error:
             return str(error)
         return ""

@@ -123,6 +123,16 @@ class Owned:
         ]
         self.remove(*names)
 
+    def discard(self) -> None:
+        """Removes the folder itself with all that is in it, or nothing.
+
+        Raises:
+            UserError: it holds what is not ours.
+        """
+        if foreign := self.foreign():
+            raise UserError(f"{self.root} holds {foreign[0]}, which this program did not write, so it was not removed")
+        _remove(self.root)
+
     def remove_abandoned(self) -> None:
         """Removes what killed writers left half-written: of dead processes here, or not touched for a week."""
         for folder, _, _ in os.walk(self.root):

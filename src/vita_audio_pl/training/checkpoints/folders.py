@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,9 @@ from safetensors import SafetensorError, safe_open
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import FileSum, find_damage, parse_checksums, read_sealed
 from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.owned import MARK, Owned
 from vita_audio_pl.training.checkpoints.rng import check_rng_state
+from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS, STAGE
 
 STATE = "state.json"
 WEIGHT = "weight"
@@ -38,6 +41,7 @@ FORMAT, WITHOUT_CHECKSUMS = 2, 1  # what is written, and what is read beside it
 GOOD, DOUBT, BAD = ".ckpt", ".doubt", ".bad"
 REASON = "reason.txt"
 _NAME = re.compile(r"step-(\d+)(\.ckpt|\.doubt|\.bad)")
+_LEFTOVER = re.compile(r"step-\d+\.(ckpt|doubt|bad)(\.old)?\.tmp")  # older versions removed under `.old.tmp`
 _BLOCK = 16 * 2**20  # bytes copied at a time
 
 
@@ -156,16 +160,56 @@ def set_apart(checkpoint: Path, reason: str) -> Path:
 
 def replace_folder(source: Path, target: Path) -> None:
     """Give a checkpoint its name, in place of one of that name and kind."""
-    if target.exists():
+    if os.path.lexists(target):
         remove(target)
     os.replace(source, target)
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed half-way, what is left of it has no checkpoint's name."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.old{ASIDE}")
-    os.replace(checkpoint, aside)
-    shutil.rmtree(aside)
+    """Remove a checkpoint, or what is left of one; killed half-way, the rest of it has no checkpoint's name.
+
+    Raises:
+        UserError: it holds what this program did not write; nothing of it was removed.
+    """
+    owner = _owner(checkpoint.parent)
+    owner.remove(str(checkpoint.relative_to(owner.root)))
+
+
+def remove_or_say(checkpoint: Path) -> None:
+    """Remove a checkpoint, or say once why it stays."""
+    try:
+        remove(checkpoint)
+    except UserError as error:
+        _say(f"{checkpoint.name} stays: {error}")
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed writers left half-written, before the first checkpoint is written.
+
+    Raises:
+        UserError: something that is not ours has the name of a checkpoint, or of what becomes one.
+    """
+    owner = _owner(folder)
+    for path in sorted(folder.glob("step-*")):
+        if _LEFTOVER.fullmatch(path.name):
+            remove(path)
+        elif _NAME.fullmatch(path.name) and not (path / STATE).is_file():
+            if foreign := owner.foreign(str(path.relative_to(owner.root))):
+                raise UserError(
+                    f"{path} is no checkpoint that this program wrote (it holds {foreign[0].name}), so it is not touched; "
+                    "move it away and give the same command again"
+                )
+
+
+def _owner(folder: Path) -> Owned:
+    """The marked folder that checkpoints in `folder` are part of: a stage's, or itself on a node's own disk."""
+    on_node = (folder / MARK).is_file()
+    return Owned.open(folder, LOCAL_CHECKPOINTS) if on_node else Owned.open(folder.parent, STAGE)
+
+
+@cache
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -174,10 +218,10 @@ def prune(folder: Path, keep: int) -> None:
     oldest_kept = step_of(good[-keep]) if 0 < keep <= len(good) else -1
     for path in good[:-keep]:  # none where `keep` is 0
         if best is None or step_of(path) != best["step"]:
-            remove(path)
+            remove_or_say(path)
     for path in doubtful:
         if path != doubtful[-1] or step_of(path) < oldest_kept:
-            remove(path)
+            remove_or_say(path)
 
 
 def copy_open_file(source: BinaryIO, target: Path) -> None:

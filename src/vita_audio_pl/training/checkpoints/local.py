@@ -6,7 +6,6 @@ mark lies in the shared folder and goes with it, so that what a node kept of a r
 
 import hashlib
 import os
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import lightning as L
 import torch
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.checkpoints.folders import (
     ASIDE,
     BAD,
@@ -28,10 +28,12 @@ from vita_audio_pl.training.checkpoints.folders import (
     copy_open_file,
     damage,
     read_state,
-    remove,
+    remove_or_say,
     step_of,
+    tidy,
 )
 from vita_audio_pl.training.checkpoints.restore import newest_usable
+from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS
 
 MARK = "local.id"
 
@@ -57,7 +59,7 @@ class LocalCheckpoints:
         """Make this node's folder and remove what no run will use any more. Collective.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be made, or holds what is not ours.
         """
         mark = trainer.strategy.broadcast(self._mark() if trainer.is_global_zero else "")
         self.launch = trainer.strategy.broadcast(uuid.uuid4().hex)
@@ -71,9 +73,11 @@ class LocalCheckpoints:
                     f"callbacks.local_checkpoints={self.root} cannot be used on this node ({error.strerror}); give a folder "
                     "on a disk of its own, or null to write to the shared storage at once"
                 ) from None
-            started_over = [path for path in self.root.glob(f"*-{place}-*") if path != self.folder]
-            for leftover in (*started_over, *self.folder.glob(f"*{ASIDE}")):
-                shutil.rmtree(leftover)
+            Owned.claim(self.folder, LOCAL_CHECKPOINTS).remove_abandoned()
+            tidy(self.folder)
+            for started_over in self.root.glob(f"*-{place}-*"):
+                if started_over != self.folder:
+                    _discard(started_over)
         trainer.strategy.barrier("local checkpoints are open")
 
     def bring_home(self, trainer: L.Trainer) -> None:
@@ -94,7 +98,7 @@ class LocalCheckpoints:
                 if (
                     step_of(path) > after or path.suffix != GOOD
                 ):  # parts are lost, and the run will write this step again
-                    remove(path)
+                    remove_or_say(path)
         trainer.strategy.barrier("local checkpoints are brought home")
 
     def prune(self) -> None:
@@ -102,13 +106,13 @@ class LocalCheckpoints:
         home = complete_checkpoints(self.shared)
         for old in complete_checkpoints(self.folder)[: -self.keep]:
             if home and step_of(old) <= step_of(home[-1]):
-                remove(old)
+                remove_or_say(old)
         for old in checkpoints(self.folder, DOUBT, BAD)[:-1]:
-            remove(old)
+            remove_or_say(old)
 
     def drop(self) -> None:
         """Remove all, when the stage is over; one rank of a node calls it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _discard(self.folder)
 
     def _mark(self) -> str:
         path = self.shared / MARK
@@ -148,6 +152,14 @@ class LocalCheckpoints:
             os.replace(aside, self.shared / name)
             print(f"{name} is newer on the nodes' own disks than in {self.shared}: it was copied there", flush=True)
         trainer.strategy.barrier("the checkpoint is in the shared folder")
+
+
+def _discard(folder: Path) -> None:
+    """Remove a stage's folder on this node, or say why it stays."""
+    try:
+        Owned.claim(folder, LOCAL_CHECKPOINTS).discard()
+    except (UserError, OSError) as error:
+        print(f"{folder} stays: {error}", flush=True)
 
 
 def _is_whole(held: list[tuple[int, list[int]]]) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import shutil
 import threading
 import time
 from collections import deque
@@ -38,7 +37,9 @@ from vita_audio_pl.training.checkpoints.folders import (
     flush,
     part_checksums,
     prune,
+    remove,
     replace_folder,
+    tidy,
 )
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
 from vita_audio_pl.training.checkpoints.rng import rng_state
@@ -112,13 +113,16 @@ class CheckpointWriter:
         self._group: Any = None  # of all ranks, with a patience of its own; None where there is one
 
     def prepare(self, trainer: L.Trainer) -> None:
-        """Remove what killed writers left, and bring home what they had only written locally. Collective."""
+        """Remove what killed writers left, and bring home what they had only written locally. Collective.
+
+        Raises:
+            UserError: something that is not ours is in the way.
+        """
         if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_ALL)
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"*{ASIDE}"):
-                shutil.rmtree(leftover)
+            tidy(self.folder)
         trainer.strategy.barrier("leftovers are gone")
         if self.local is not None:
             self.local.open(trainer)
@@ -225,12 +229,12 @@ class CheckpointWriter:
         except Exception as error:  # whatever it is: training must hear of it
             self._failure = self._failure or error
             if rank == 0:
-                shutil.rmtree(aside, ignore_errors=True)
+                _give_up(aside)
             else:
                 with contextlib.suppress(OSError):
                     write_json(aside / save.done, {_FAILED: _reason(error)})
             if self.local is not None and save.place.leads_node:
-                shutil.rmtree(self.local.folder / save.aside, ignore_errors=True)
+                _give_up(self.local.folder / save.aside)
 
     def _write_locally(
         self, local: LocalCheckpoints, aside: Path, save: _Save, facts: dict[str, Any], said: dict[str, Any]
@@ -291,6 +295,11 @@ def _write_part(aside: Path, save: _Save) -> list[Path]:
     sums = {path.name: found for path, found in sum_of_files([part, random]).items()}
     write_checksums(aside, sums, part_checksums(rank))
     return [part, random, aside / part_checksums(rank)]
+
+
+def _give_up(aside: Path) -> None:
+    with contextlib.suppress(OSError, UserError):  # the next start tidies up
+        remove(aside)
 
 
 def _reason(failure: Exception) -> str:

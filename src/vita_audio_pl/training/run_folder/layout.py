@@ -44,6 +44,11 @@ STAGE = Kind(
     sign=(IDENTITY,),
 )
 """What a stage leaves, beside `model`, which lists its own files."""
+LOCAL_CHECKPOINTS = Kind(
+    "folder of checkpoints on a node's own disk",
+    tuple(f"step-*/{name}" for name in _CHECKPOINT),
+    sign=("step-*/state.json", "step-*/part-*.safetensors"),
+)
 
 
 @dataclass(frozen=True)
