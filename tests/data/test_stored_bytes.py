@@ -6,14 +6,16 @@ import os
 import shutil
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset as wds
 from bit_flips import flip, flipped, some_bits
-from toy_corpus import Corpus, toy_job, toy_tokenizer, write_corpus
+from toy_corpus import N_CODES, Corpus, toy_job, toy_tokenizer, write_corpus
 
+from tests.patience import PATIENCE
 from vita_audio_pl import preparation
 from vita_audio_pl.data import executors
 from vita_audio_pl.data.clips import AUDIO_INDEX
@@ -25,7 +27,7 @@ from vita_audio_pl.data.tools.lint import lint_source
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.storage.open_files import open_files
-from vita_audio_pl.text import AudioCodes, Turn
+from vita_audio_pl.text import AudioCodes, Renderer, RenderOptions, Turn
 
 FLIPS = 60
 
@@ -245,3 +247,41 @@ def test_local_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) ->
         taken.append(codec())
     assert taken == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0", "cuda:1"]
     assert preparation.worker_codec(Path("codec"), "cuda:2", "float32") == "cuda:2"
+
+
+@pytest.mark.parametrize("name", ["index.bin", AUDIO_INDEX, ".tar", ".audio.tar"])
+def test_a_file_that_is_cut_while_it_is_in_use_is_a_sentence_and_never_a_dead_process(
+    with_audio: Path, name: str, tmp_path: Path
+) -> None:
+    shutil.copytree(with_audio, tmp_path / "asr")
+    source = PreparedSource(tmp_path / "asr", with_audio=True)
+    samples = range(len(source))
+    before = [contents(source, sample) for sample in samples]
+    shards = source.manifest.shards if name == ".tar" else source.manifest.audio_shards
+    path = tmp_path / "asr" / (name if not name.startswith(".") else shards[0].name)
+    whole = path.read_bytes()
+    rule = Renderer(toy_tokenizer().vocabulary(N_CODES), toy_tokenizer(), RenderOptions(None)).length_rule
+
+    def use() -> None:
+        """Cuts the file shorter and shorter below a source that has been opened and read."""
+        told = set()
+        for size in (len(whole) - 1, len(whole) // 2, 70, 0):
+            os.truncate(path, size)
+            for sample in samples:
+                try:
+                    assert contents(source, sample) == before[sample]
+                except BrokenSample as error:
+                    told.add("broken")
+                    assert path.name in str(error)
+                except UserError as error:
+                    told.add("cut")
+                    assert f"{path} was cut while it was in use" in str(error)
+            if name == "index.bin" and size <= len(whole) // 2:
+                with pytest.raises(UserError, match="was cut while it was in use"):
+                    source.index.measure(rule, continuous=False)
+        assert told == {"broken" if name.endswith("tar") else "cut"}
+
+    child = get_context("fork").Process(target=use)
+    child.start()
+    child.join(PATIENCE)
+    assert child.exitcode == 0

@@ -122,7 +122,7 @@ def _planning(folder: Path, n: int, tokenizer: TextTokenizer) -> list[Figure]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return [
             Figure(f"plan {named}, to the first row", clock.seconds, "s", "<= 10", clock.cpu),
-            Figure(f"peak memory of the whole run, the index of {named} mapped", peak, "GiB", "<= 4"),
+            Figure(f"peak memory of the whole run, with the index of {named}", peak, "GiB", "<= 4"),
         ]
     rows = sum(len(window) for window in windows)
     tokens = sum(int(source.tokens.sum(dtype=np.int64)) for source in sources)

@@ -1,14 +1,16 @@
-"""The index of a source: 24 bytes a sample, memory mapped, from which exact row lengths follow for any interval ratio.
+"""The index of a source: 24 bytes a sample, from which exact row lengths follow for any interval ratio.
 
 File: 64 bytes of head (`VAPLIDX1`, u64 samples, u64 overflow rows, u32 CRC-32 of all that follows), then one contiguous
 column per field, then the overflow table of conversations with several spoken answers.
 """
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from vita_audio_pl.data.shape import ASSISTANT, SampleShape
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import partial_name, write_whole
+from vita_audio_pl.storage.open_files import open_files, read_whole
 from vita_audio_pl.text import LengthRule, Lengths
 
 MAGIC = b"VAPLIDX1"
@@ -41,6 +44,7 @@ OVERFLOW = 1  # answer counts are in the overflow table: several spoken answers,
 ONE_ANSWER = 2  # exactly one assistant turn, and it is the last
 
 _U16 = 2**16 - 1
+_BLOCK = 16 << 20  # bytes read at a time where all are
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,7 @@ def merge_indexes(paths: Sequence[Path], out: Path) -> int:
             raise UserError(
                 f"{path} is damaged: its contents do not agree with its checksum; delete it and prepare again"
             )
-    # each part is opened again for each column: thousands of maps at once would exhaust the file handles
-    sizes = [(len(part), len(part.overflow)) for part in map(Index, paths)]
+    sizes = [(len(part), part.n_overflow) for part in map(Index, paths)]
     samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()
     partial = partial_name(out)
     crc = 0
@@ -158,7 +161,7 @@ def _moved(part: "Index", name: str, shard: int, overflow: int) -> np.ndarray:
     column = part[name]
     if name == "shard":
         return np.full(len(part), shard, column.dtype)
-    if name not in ("answer_text", "answer_codes") or not len(part.overflow):
+    if name not in ("answer_text", "answer_codes") or not part.n_overflow:
         return column
     several = np.flatnonzero(part["flags"] & OVERFLOW)
     first = part["answer_text"][several].astype(np.int64) | part["answer_codes"][several].astype(np.int64) << 16
@@ -168,37 +171,70 @@ def _moved(part: "Index", name: str, shard: int, overflow: int) -> np.ndarray:
 
 
 class Index:
-    """A memory-mapped index file.
+    """An index file, read in pieces: a memory map of a file that is cut while it is in use would kill the process.
 
     Raises:
-        UserError: the file is missing, is no index, or was cut.
+        UserError: the file is missing, is no index, or was cut; methods that read raise it, too.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self._file = os.path.abspath(path)
+        open_files.forget_file(self._file)
         try:
-            data = np.memmap(path, np.uint8, "r")
-            magic, self.n, n_overflow, self.crc = _HEAD.unpack(data[: _HEAD.size].tobytes())
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("it is no regular file")
+            magic, self.n, self.n_overflow, self.crc = _HEAD.unpack(open_files.read(self._file, 0, _HEAD.size))
         except (OSError, ValueError, struct.error) as error:
             raise UserError(f"{path} cannot be read as an index ({error}); prepare the source again") from error
-        sizes = [-(-self.n * COLUMNS[name].itemsize // 64) * 64 for name in COLUMNS.names or ()]
-        expected = _HEAD.size + sum(sizes) + n_overflow * OVERFLOW_ROWS.itemsize
-        if magic != MAGIC or len(data) != expected:
-            raise UserError(f"{path} is not a whole index ({len(data)} bytes, {expected} expected); prepare it again")
-        self._data = data
-        self._columns: dict[str, np.ndarray] = {}
+        self._starts: dict[str, int] = {}
         at = _HEAD.size
-        for name, size in zip(COLUMNS.names or (), sizes, strict=True):
-            self._columns[name] = data[at : at + self.n * COLUMNS[name].itemsize].view(COLUMNS[name]).view(np.ndarray)
-            at += size
-        self.overflow = data[at:].view(OVERFLOW_ROWS).view(np.ndarray)
+        for name in COLUMNS.names or ():
+            self._starts[name] = at
+            at += -(-self.n * COLUMNS[name].itemsize // 64) * 64
+        self._overflow_start, self._size = at, at + self.n_overflow * OVERFLOW_ROWS.itemsize
+        if magic != MAGIC or found.st_size != self._size:
+            raise UserError(
+                f"{path} is not a whole index ({found.st_size} bytes, {self._size} expected); prepare it again"
+            )
 
     def __len__(self) -> int:
         return int(self.n)
 
     def __getitem__(self, column: str) -> np.ndarray:
-        """A whole column, `(samples,)`, without copying."""
-        return self._columns[column]
+        """A whole column, `(samples,)`."""
+        return self.part(column, slice(None))
+
+    def part(self, column: str, samples: np.ndarray | slice) -> np.ndarray:
+        """A column for some samples; what lies between them in the file is read, too."""
+        if isinstance(samples, slice):
+            first, last, step = samples.indices(len(self))
+            return self._column(column, first, max(first, last))[::step]
+        if not len(samples):
+            return np.empty(0, COLUMNS[column])
+        first = int(samples.min())
+        return self._column(column, first, int(samples.max()) + 1)[samples - first]
+
+    def value(self, column: str, sample: int) -> int:
+        """A column of one sample."""
+        return int(self._column(column, sample, sample + 1)[0])
+
+    @cached_property
+    def overflow(self) -> np.ndarray:
+        """The overflow table, `(rows,)` of `OVERFLOW_ROWS`."""
+        return np.frombuffer(self._read(self._overflow_start, self._size - self._overflow_start), OVERFLOW_ROWS)
+
+    def _column(self, name: str, first: int, last: int) -> np.ndarray:
+        if not 0 <= first <= last <= self.n:
+            raise IndexError(f"{self.path} has {self.n} samples, not {first} to {last}")
+        dtype = COLUMNS[name]
+        return np.frombuffer(
+            self._read(self._starts[name] + first * dtype.itemsize, (last - first) * dtype.itemsize), dtype
+        )
+
+    def _read(self, start: int, size: int) -> bytes:
+        return read_whole(self._file, start, size, "copy or prepare the source again, and give the same command again")
 
     def measure(self, rule: LengthRule, continuous: bool, samples: np.ndarray | slice = slice(None)) -> Lengths:
         """Exact row lengths and label counts, `(samples,)`, from the counts alone.
@@ -208,14 +244,15 @@ class Index:
             continuous: the audio outside answers enters as encoder frames, not as codes.
             samples: which ones; all by default.
         """
-        prompt_audio = self["prompt_frames" if continuous else "prompt_codes"][samples]
-        prompt = self["prompt_text"][samples] + prompt_audio.astype(np.int64)
-        text, codes = self["answer_text"][samples], self["answer_codes"][samples]
-        several = np.flatnonzero(self["flags"][samples] & OVERFLOW) if len(self.overflow) else np.empty(0, np.intp)
+        prompt_audio = self.part("prompt_frames" if continuous else "prompt_codes", samples)
+        prompt = self.part("prompt_text", samples) + prompt_audio.astype(np.int64)
+        text, codes = self.part("answer_text", samples), self.part("answer_codes", samples)
+        overflows = self.part("flags", samples) & OVERFLOW if self.n_overflow else np.zeros(0, np.uint16)
+        several = np.flatnonzero(overflows)
         if not len(several):
             answers = _answers(rule, text, codes)
             return Lengths(answers.tokens + prompt, answers.text_labels, answers.audio_labels)
-        answers = _answers(rule, np.where(self["flags"][samples] & OVERFLOW, 0, text), codes)
+        answers = _answers(rule, np.where(overflows, 0, text), codes)
         first = text[several].astype(np.int64) | codes[several].astype(np.int64) << 16
         owners = self.overflow["sample"]
         count = np.searchsorted(owners, owners[first], "right") - first
@@ -228,7 +265,10 @@ class Index:
 
     def intact(self) -> bool:
         """Whether the contents agree with the checksum in the head; reads the whole file."""
-        return bool(zlib.crc32(self._data[_HEAD.size :].data) == self.crc)
+        crc = 0
+        for start in range(_HEAD.size, self._size, _BLOCK):
+            crc = zlib.crc32(self._read(start, min(_BLOCK, self._size - start)), crc)
+        return crc == int(self.crc)
 
 
 def _answers(rule: LengthRule, text: np.ndarray, codes: np.ndarray) -> Lengths:

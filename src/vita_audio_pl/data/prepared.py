@@ -7,6 +7,7 @@ bytes when they are read.
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vita_audio_pl.data.clips import AUDIO_INDEX, unpack_clips
+from vita_audio_pl.data.clips import AUDIO_INDEX, PLACES, unpack_clips
 from vita_audio_pl.data.index import COLUMNS, OFFSET_UNIT, Index
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
 from vita_audio_pl.errors import UserError, is_machine_fault
@@ -32,7 +33,7 @@ from vita_audio_pl.storage.checksums import (
     write_sealed,
 )
 from vita_audio_pl.storage.files import json_bytes, write_whole
-from vita_audio_pl.storage.open_files import open_files
+from vita_audio_pl.storage.open_files import open_files, read_whole
 from vita_audio_pl.storage.owned import Kind
 
 log = logging.getLogger(__name__)
@@ -245,14 +246,15 @@ class PreparedSource:
 
         Raises:
             BrokenSample: its bytes are not what was written.
+            UserError: the index was cut since it was opened.
         """
-        shard = self.manifest.shards[int(self.index["shard"][number])]
+        shard = self.manifest.shards[self.index.value("shard", number)]
         try:
-            start = int(self.index["offset"][number]) * OFFSET_UNIT
+            start = self.index.value("offset", number) * OFFSET_UNIT
             first = self._bytes(shard, start, min(_FIRST_BYTES, shard.bytes - start))
             size = sample_size(first)
             packed = first[:size] if size <= len(first) else self._bytes(shard, start, size)
-            if checksum(packed) != self.index["crc"][number]:
+            if checksum(packed) != self.index.value("crc", number):
                 raise ValueError("its checksum does not agree")
             return unpack_sample(packed)
         except (OSError, ValueError) as error:
@@ -265,10 +267,11 @@ class PreparedSource:
 
         Raises:
             BrokenSample: it is not what was written.
+            UserError: the index, or that of the audio, was cut since it was opened.
         """
-        shard = self.manifest.audio_shards[int(self.index["shard"][number])]
+        shard = self.manifest.audio_shards[self.index.value("shard", number)]
         try:
-            offset, size = self._clip_places[number].tolist()
+            offset, size = self._clip_place(number)
             return unpack_clips(self._bytes(shard, offset * OFFSET_UNIT, size))
         except (OSError, ValueError, RuntimeError) as error:
             if is_machine_fault(error):
@@ -287,10 +290,25 @@ class PreparedSource:
     def _broken(self, number: int, shard: ShardFile, error: Exception) -> BrokenSample:
         return BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}")
 
+    def _clip_place(self, number: int) -> tuple[int, int]:
+        """Where a sample's clips begin in their shard, in units of four bytes, and how many bytes they have."""
+        path, first = self._clip_places
+        place = read_whole(path, first + number * PLACES.itemsize, PLACES.itemsize, "copy or prepare the source again")
+        offset, size = np.frombuffer(place, PLACES)[0].tolist()
+        return offset, size
+
     @cached_property
-    def _clip_places(self) -> np.ndarray:
-        places: np.ndarray = np.load(self.folder / AUDIO_INDEX, mmap_mode="r")
-        return places
+    def _clip_places(self) -> tuple[str, int]:
+        """`audio.npy`, and the byte where its array begins."""
+        path = os.path.abspath(self.folder / AUDIO_INDEX)
+        open_files.forget_file(path)
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            first = file.tell()
+        if shape != (len(self.index),) or dtype != PLACES:
+            raise UserError(f"{path} is not of this source's {len(self.index)} samples; prepare the source again")
+        return path, first
 
 
 def read_quarantine(folder: Path, samples: int) -> dict[int, str]:

@@ -52,7 +52,7 @@ def survey(
         too_long = np.flatnonzero(length > row_length)
         if len(too_long):
             left = text_labels[too_long] - (length[too_long] - row_length)
-            keep = (index["flags"][part][too_long] & ONE_ANSWER > 0) & (audio_labels[too_long] == 0) & (left > 0)
+            keep = (index.part("flags", part)[too_long] & ONE_ANSWER > 0) & (audio_labels[too_long] == 0) & (left > 0)
             keep &= overlong == "cut"
             length[too_long] = np.where(keep, row_length, 0)
             text_labels[too_long] = left

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from vita_audio_pl.errors import UserError, is_machine_fault
+
 _MOST_WANTED = 65_536
 _FEWEST = 16
 
@@ -35,6 +37,10 @@ class OpenFiles:
                 given back.
         """
         return os.pread(self._handle(str(path)).descriptor, size, start)
+
+    def forget_file(self, path: Path | str) -> None:
+        """Closes a file, which may have been replaced."""
+        self._files.pop(str(path), None)
 
     def forget(self, folder: Path) -> None:
         """Closes the files of a folder, which may have been replaced."""
@@ -96,3 +102,29 @@ def _handles_of_process() -> int:
 
 open_files = OpenFiles()
 """All that this process reads in pieces goes through here."""
+
+
+def read_whole(path: Path | str, start: int, size: int, remedy: str) -> bytes:
+    """Just `size` bytes of a file that had them when it was opened.
+
+    Args:
+        remedy: what a person can do where it has been cut or removed since.
+
+    Raises:
+        UserError: it has.
+        OSError: the machine cannot read now.
+    """
+    data = b""
+    while len(data) < size:
+        try:
+            more = open_files.read(path, start + len(data), size - len(data))  # one call reads 2 GiB at most
+        except OSError as error:
+            if is_machine_fault(error):
+                raise
+            raise UserError(
+                f"{path} could be opened before, and cannot be read now ({error.strerror}): {remedy}"
+            ) from None
+        if not more:
+            raise UserError(f"{path} was cut while it was in use, to {start + len(data)} bytes or less: {remedy}")
+        data = data + more if data else more
+    return data
