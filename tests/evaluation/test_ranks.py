@@ -11,31 +11,45 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.runs import ranks
 from vita_audio_pl.evaluation.runs.ranks import Meeting, Share
 
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_PROCID",
+             "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")  # fmt: skip
+
+
+def set_variables(monkeypatch, environment):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500"},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+    ],
+)
+def test_variables_that_another_launch_left_are_named_before_anybody_waits(monkeypatch, environment):
+    set_variables(monkeypatch, environment)
+    rank, ranks = list(environment.items())[:2]
+    with pytest.raises(UserError, match=f"{rank[0]}={rank[1]} and {ranks[0]}={ranks[1]} .* is not set, as a launcher"):
+        Share.of_environment()
+
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, (0, 1)),
-        ({"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}, (1, 3)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, (2, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (1, 3)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1)),
         # srun's task has a step; a batch script has the job's variables alone, and is one process
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, (2, 4)),
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),
     ],
 )
 def test_a_process_knows_its_part_from_torchrun_or_srun(monkeypatch, environment, expected):
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "SLURM_JOB_ID",
-        "SLURM_PROCID",
-        "SLURM_NTASKS",
-        "SLURM_STEP_NUM_TASKS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    set_variables(monkeypatch, environment)
     share = Share.of_environment()
     assert (share.rank, share.ranks) == expected
     monkeypatch.setenv("RANK", "first")

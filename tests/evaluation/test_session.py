@@ -20,7 +20,7 @@ from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.evaluation.runs import evaluate as session
 from vita_audio_pl.evaluation.runs import toolbox
-from vita_audio_pl.evaluation.runs.evaluate import run_session
+from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys, run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern
@@ -191,7 +191,8 @@ def test_controls_measure_the_judge_and_keep_the_codecs_sound(config, tmp_path):
 
 def as_rank(rank, config, folder):
     """What a process does that torchrun starts: evaluates its part, and notes what it was given."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": "29500"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost",
+                   "MASTER_PORT": "29500"}  # fmt: skip
     results = run_session(config)
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
 
@@ -310,3 +311,13 @@ def test_figures_reach_wandb_without_a_network(config, tmp_path, monkeypatch):
     (written,) = (tmp_path / "w/runs/r/eval/tones").glob("wandb/offline-run-*/*.wandb")
     # wandb's writer is a process of its own
     wait_until(lambda: b"tones/test/text/text_accuracy/sft/vanilla" in written.read_bytes(), "the figures in the file")
+
+
+def test_the_keys_of_a_session_are_known_without_it_and_follow_the_bench_and_the_judge(config, tmp_path):
+    asked = replace(config, task="asr")
+    keys = evaluation_keys(asked)
+    assert keys == [result["key"] for result in run_session(asked)]
+    assert evaluation_keys(replace(asked, batch_size=1, players=0)) == keys
+    assert evaluation_keys(replace(asked, limit=2)) != keys
+    (tmp_path / "w" / "0.wav").write_bytes((tmp_path / "w" / "1.wav").read_bytes())
+    assert evaluation_keys(asked) != keys

@@ -1,13 +1,19 @@
 """Arms that learn different things have different names, and axes that change nothing are refused."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
+from hydra import initialize_config_dir
 
-from tests.config.test_conf import composed
+from tests.config.test_conf import CONF, composed
+from vita_audio_pl.config.entry import register_schema
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.sweeps import ablation
 from vita_audio_pl.sweeps.ablation import Arm, train_arm
 from vita_audio_pl.sweeps.sweep import Sweep
+from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.settings import TrainConfig
 
 AXES = Sweep(axes=("seed", "objective"))
 
@@ -37,3 +43,29 @@ def test_a_search_over_objectives_does_not_compare_their_own_losses():
     search = dataclasses.replace(AXES, optimises=True)
     with pytest.raises(UserError, match="smallest objective.*val/served_accuracy"):
         train_arm(composed("experiment=objective"), [], search)
+
+
+def test_an_evaluation_is_made_again_where_bench_judge_or_weights_have_changed(tmp_path, monkeypatch):
+    """The same settings may mean another bench: what decides the results counts, and not only what was written."""
+    config = composed("experiment=objective", f"paths.runs={tmp_path}")
+    arm = Arm.of(config, ["experiment=objective"], AXES)
+    deciding = {"weights": "w", "keys": ["k"]}
+    asked, run = [], []
+    monkeypatch.setattr(ablation, "evaluation_keys", lambda settings: asked.append(settings) or list(deciding["keys"]))
+    monkeypatch.setattr(StageManifest, "read", lambda folder: SimpleNamespace(weights=deciding["weights"]))
+    monkeypatch.setattr(ablation.Cost, "run", lambda self, command: run.append(command) or 0)
+
+    def evaluate(earlier):
+        register_schema("train", TrainConfig)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return ablation._evaluate(config, arm, earlier)
+
+    first = evaluate({})
+    assert asked[0].suite.name and asked[0].bench.name == config.experiment.bench and len(run) == 1
+    assert evaluate(first) == first and len(run) == 1
+    for name, value in (("keys", ["another"]), ("weights", "v")):
+        deciding[name] = value
+        again = evaluate(first)
+        assert again != first and evaluate(again) == again
+        first = again
+    assert len(run) == 3

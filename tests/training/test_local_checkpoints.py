@@ -139,7 +139,7 @@ def test_a_full_shared_disk_stops_cleanly_and_the_local_checkpoint_is_not_lost(s
     copy = checkpoint_writer.copy_open_file
 
     def full(source, target):
-        if "step-00000003" in str(target):
+        if step_of(target.parent.with_suffix("")) >= 3:  # also those that are written before training hears of it
             raise OSError(errno.ENOSPC, "No space left on device")
         copy(source, target)
 

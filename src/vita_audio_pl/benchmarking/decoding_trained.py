@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.text.conversation import Conversation
+from vita_audio_pl.text.lines import read_lines
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,20 @@ def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | N
     Raises:
         UserError: the file is missing or empty, a line is no sample, or its audio cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:limit]
-    except OSError as error:
-        raise UserError(f"the samples {path} cannot be read: {error}") from None
     clock = clock_of(torch.device("cpu"))
     questions = []
-    for number, line in enumerate(lines, 1):
-        sample = Conversation.from_json(line, f"{path}:{number}")
+    for line in islice(read_lines(path), limit):
+        where = f"{path}:{line.number}"
+        if line.problem:
+            raise UserError(f"{where}: {line.problem}")
+        sample = Conversation.from_json(line.text, where)
         messages = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
         n_audios = sum(message.n_audios for message in messages)
         asked = Conversation(sample.id, messages, tuple(str(_found(audio, path)) for audio in sample.audios[:n_audios]))
         try:
             waves = read_recordings(asked, loaded, codec)
         except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         begun = clock()
         audios = listen(asked, waves, loaded, codec)
         seconds = clock() - begun if waves else 0.0

@@ -16,8 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+
+from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys
 from vita_audio_pl.evaluation.runs.wandb_log import never_fatal
+from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.secrets import without_credentials
@@ -237,23 +242,35 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the arm's last stage, unless that was done with these settings; what to say of it in `arm.json`."""
+    """Evaluate the arm's last stage, unless just that was done: the same weights, bench, judge and settings.
+
+    Returns:
+        What to say of it in `arm.json`.
+    """
     experiment, paths = config.experiment, config.paths
     settings = [f"suite={experiment.suite}", f"bench={experiment.bench}", *experiment.evaluate]
+    places = [f"run_name={arm.run_name}", f"paths.data={paths.data}", f"paths.runs={paths.runs}"]
     of = {
         "weights": StageManifest.read(stage_folder(config, config.variant.stages[-1]).model).weights,
         "by": without_credentials(settings),
+        "keys": evaluation_keys(_evaluate_config([*places, *settings])),
     }
     if earlier.get("of") == of:
         print("  evaluation is finished", flush=True)
         return earlier
-    places = [f"run_name={arm.run_name}", f"paths.data={paths.data}", f"paths.runs={paths.runs}"]
     shared = [f"heard={Path(paths.runs) / SHARED / 'heard.jsonl'}"]
     wandb = [f"wandb={wandb_mode(config.logger.wandb)}", f"wandb_project={config.logger.wandb_project}"]
     cost = Cost()
     status = cost.run([sys.executable, "-m", "vita_audio_pl.evaluate", *places, *shared, *wandb, *settings])
     check_status(status, f"the evaluation of {arm.run_name}")
     return {"of": of, **asdict(cost)}
+
+
+def _evaluate_config(settings: Sequence[str]) -> EvaluateConfig:
+    """What the evaluation's own process would be told; must be called inside an entry point, whose search path it uses."""
+    register_schema("evaluate", EvaluateConfig)
+    config: EvaluateConfig = to_dataclass(compose("evaluate", list(settings)))
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import soxr
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.text.lines import read_lines, split_fields
 
 RATE = 16_000  # Hz, what speech recognisers take
 
@@ -95,11 +96,11 @@ def at_rate(wave: np.ndarray, sample_rate: int) -> np.ndarray:
 def _pronunciations(dictionary: Path, words: Sequence[str], grammar: Path) -> str:
     """The lines of the dictionary for `words`, variants like `the(2)` included."""
     wanted, found, lines = set(words), set(), []
-    for line in dictionary.read_text(encoding="utf-8").splitlines():
-        word = line.split(maxsplit=1)[0].partition("(")[0]
+    for line in read_lines(dictionary):
+        word = "".join(split_fields(line.text)[:1]).partition("(")[0]
         if word in wanted:
             found.add(word)
-            lines.append(line + "\n")
+            lines.append(line.text + "\n")
     if wanted - found:
         raise UserError(f"{grammar}: pocketsphinx has no pronunciation of {', '.join(sorted(wanted - found))}")
     return "".join(lines)

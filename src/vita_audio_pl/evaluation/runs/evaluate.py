@@ -77,6 +77,16 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         return _conclude(config, records, run)
 
 
+def evaluation_keys(config: EvaluateConfig) -> list[str]:
+    """What decides the results that `run_session` would give: the keys of their identities.
+
+    Raises:
+        UserError: as `plan_evaluations`.
+    """
+    evaluations = plan_evaluations(config, _device(config.device, Share()))
+    return sorted(evaluation.identity.key for evaluation in evaluations)
+
+
 def _finished(record: Records, config: EvaluateConfig) -> bool:
     return record.answered() if config.step == "generate" else record.complete()
 

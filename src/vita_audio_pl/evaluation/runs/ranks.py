@@ -18,6 +18,7 @@ from vita_audio_pl.storage.names import safe_name
 T = TypeVar("T")
 
 _EVERY = 2.0  # seconds between two looks at the others
+_TORCHRUN, _SRUN = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), ("SLURM_JOB_ID",)  # set with the rank, always
 _SILENCE = 300.0  # seconds without a sign after which a process counts as dead
 
 
@@ -41,13 +42,19 @@ class Share:
 
     @classmethod
     def of_environment(cls) -> "Share":
-        """From torchrun's or SLURM's variables; the whole work where there are none."""
+        """From torchrun's or SLURM's variables; the whole work where there are none.
+
+        Raises:
+            UserError: some are left over from another launch, so this process would wait for others that never come.
+        """
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            _refuse_left_over("WORLD_SIZE", "RANK", _TORCHRUN)
             names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
             return cls(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"), _launch(*names))
         # A batch script has the variables of the job, but it is one process; only srun's tasks have those of a step
         tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_JOB_ID" in os.environ else "SLURM_NTASKS"
         if "SLURM_PROCID" in os.environ and tasks in os.environ:
+            _refuse_left_over(tasks, "SLURM_PROCID", _SRUN)
             launch = _launch("SLURM_JOB_ID", "SLURM_STEP_ID")
             return cls(_number("SLURM_PROCID"), _number(tasks), _number("SLURM_LOCALID"), launch)
         return cls()
@@ -63,6 +70,17 @@ def _number(name: str) -> int:
         raise UserError(
             f"the environment has {name}={os.environ[name]}, which is no number; unset it, or start by torchrun"
         ) from None
+
+
+def _refuse_left_over(ranks: str, rank: str, set_by_launcher: Sequence[str]) -> None:
+    missing = [name for name in set_by_launcher if not os.environ.get(name)]
+    number, of = _number(rank), _number(ranks)
+    if of > 1 and missing:
+        raise UserError(
+            f"{rank}={number} and {ranks}={of} make this process one of several that share an "
+            f"evaluation, but {missing[0]} is not set, as a launcher does: unset {rank} and {ranks} if they are left over "
+            "from another launch, or start all ranks with torchrun or srun"
+        )
 
 
 def _launch(*names: str) -> str:
