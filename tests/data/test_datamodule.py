@@ -246,6 +246,32 @@ def test_quarantined_samples_are_not_planned(corpus: Corpus, tmp_path: Path) -> 
     assert module.fingerprint != corpus.module().fingerprint
 
 
+def test_a_run_goes_on_with_the_same_rows_after_its_broken_samples_were_quarantined(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    """As the advice says that a run ends with: its own samples in quarantine must not make another run of it."""
+    broken, _ = damaged(corpus, tmp_path, "tts", 1.0)
+    module = corpus.module()  # before they broke
+    whole = take(module, 40)
+    module.consumed(whole[2])
+    state = json.loads(json.dumps(module.state_dict()))
+    source = PreparedSource(broken.shards / "tts")
+    source.quarantine({sample: "flipped" for sample in range(len(source))})
+
+    module = broken.module()
+    module.load_state_dict(state)
+    after = take(module, 37)
+    for batch, expected in zip(after, whole[3:], strict=True):
+        assert batch.divisor == expected.divisor and batch.document_ids.equal(expected.document_ids)
+        documents = [
+            pair for names in zip(batch.names, expected.names, strict=True) for pair in zip(*names, strict=True)
+        ]
+        assert all(a.endswith("(broken)") if b.startswith("tts/") else a == b for a, b in documents)
+    assert not module.broken and module.state_dict()["quarantined"] == {}
+    with pytest.raises(UserError, match="of another source than 'tts'"):
+        module.load_state_dict(state | {"quarantined": {"tts": [10**6]}})
+
+
 def train_until_killed(corpus: Corpus, state: Path, last: int) -> None:
     """Trains on, saves its position after every batch, and stands still after row `last`."""
     os.setsid()

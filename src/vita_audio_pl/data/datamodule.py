@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -90,7 +90,10 @@ class SpeechDataModule(lightning.LightningDataModule):
         if options.temperature is not None:
             self.mixture = replace(self.mixture, temperature=options.temperature)
         self.sources = self._open([share.source for share in self.mixture.shares])
-        self._surveys = [self._survey(source) for source in self.sources]
+        # What the order leaves out stays the same as long as the run lasts: samples that are quarantined later keep their
+        # places, empty
+        self._quarantined = {source.name: sorted(source.quarantined) for source in self.sources if source.quarantined}
+        self._surveys = [self._survey(source, self._quarantined.get(source.name, ())) for source in self.sources]
         self._position: Position | None = None
         self._schedule: Schedule | None = None
         self.broken: dict[str, dict[int, str]] = {}  # source -> sample -> reason, found while reading
@@ -102,12 +105,9 @@ class SpeechDataModule(lightning.LightningDataModule):
             folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, self._vocabulary.continuous_input
         )
 
-    def _survey(self, source: PreparedSource) -> Survey:
-        renderer = self.renderer
-        continuous = self._vocabulary.continuous_input
-        return survey(
-            source, renderer.length_rule, renderer.options, continuous, self.row_length, self.options.overlong
-        )
+    def _survey(self, source: PreparedSource, quarantined: Collection[int] | None = None) -> Survey:
+        rule, options, continuous = self.renderer.length_rule, self.renderer.options, self._vocabulary.continuous_input
+        return survey(source, rule, options, continuous, self.row_length, self.options.overlong, quarantined)
 
     @cached_property
     def plan(self) -> Plan:
@@ -130,7 +130,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         rule = self.renderer.length_rule
         facts = {
             "sources": [
-                (source.name, source.manifest.index_crc, share.num, sorted(source.quarantined))
+                (source.name, source.manifest.index_crc, share.num, self._quarantined.get(source.name, []))
                 for source, share in zip(self.sources, self.mixture.shares, strict=True)
             ],
             "rows": (self.row_length, self.options.window, self.options.overlong, self.seed),
@@ -149,10 +149,28 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._position = Position.from_dict(batch.position)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.position.to_dict()
+        return {**self.position.to_dict(), "quarantined": self._quarantined}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "quarantined" in state_dict:  # older versions did not say
+            self._leave_out(state_dict["quarantined"])
         self.seek(state_dict)
+
+    def _leave_out(self, quarantined: Mapping[str, Sequence[int]]) -> None:
+        """Plans as when the run began, whatever was quarantined or taken out of quarantine since."""
+        try:
+            wanted = {name: sorted(int(sample) for sample in samples) for name, samples in quarantined.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"the data position in the checkpoint cannot be read ({error})") from error
+        for number, source in enumerate(self.sources):
+            samples = wanted.get(source.name, [])
+            if samples != self._quarantined.get(source.name, []):
+                if samples and not 0 <= samples[0] <= samples[-1] < len(source):
+                    raise UserError(f"the checkpoint's data position is of another source than '{source.name}' is now")
+                self._surveys[number] = self._survey(source, samples)
+        self._quarantined = wanted
+        for name in ("plan", "fingerprint"):
+            self.__dict__.pop(name, None)
 
     def seek(self, position: dict[str, Any]) -> None:
         """Goes to a batch's `position`: the next training batch is the one after that batch.
@@ -165,7 +183,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         if place.plan != self.fingerprint:
             raise UserError(
                 f"the checkpoint's data position is of another plan ({place.plan}) than this run's "
-                f"({self.fingerprint}): sources, seed, row length, interval ratio, lead-in or quarantine have changed; "
+                f"({self.fingerprint}): sources, seed, row length, interval ratio or lead-in have changed; "
                 "restore them, or start a new run from the model"
             )
         wanted = tuple(self._ratios(self.mixture))
@@ -292,6 +310,8 @@ class SpeechDataModule(lightning.LightningDataModule):
             self._seen[sources[number].name] += count
         for sample in reading.broken:
             name = sources[sample.source].name
+            if sample.sample in sources[sample.source].quarantined:
+                continue  # since this run began: its place stays empty, and nobody needs to hear of it again
             known = self.broken.setdefault(name, {})
             if sample.sample not in known:
                 log.warning("left out: %s", sample.reason)

@@ -210,11 +210,15 @@ class Index:
         """A column for some samples; what lies between them in the file is read, too."""
         if isinstance(samples, slice):
             first, last, step = samples.indices(len(self))
-            return self._column(column, first, max(first, last))[::step]
-        if not len(samples):
-            return np.empty(0, COLUMNS[column])
-        first = int(samples.min())
-        return self._column(column, first, int(samples.max()) + 1)[samples - first]
+            values = self._column(column, first, max(first, last))
+            chosen: np.ndarray | slice = slice(None, None, step)
+        elif len(samples):
+            first = int(samples.min())
+            values, chosen = self._column(column, first, int(samples.max()) + 1), samples - first
+        else:
+            values, chosen = np.empty(0, COLUMNS[column]), samples
+        found: np.ndarray = values[chosen]
+        return found
 
     def value(self, column: str, sample: int) -> int:
         """A column of one sample."""

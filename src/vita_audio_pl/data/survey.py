@@ -1,5 +1,6 @@
 """What every sample of a source weighs in a run: its row length and its loss weight, and why some are left out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,13 @@ class Survey:
 
 
 def survey(
-    source: PreparedSource, rule: LengthRule, options: RenderOptions, continuous: bool, row_length: int, overlong: str
+    source: PreparedSource,
+    rule: LengthRule,
+    options: RenderOptions,
+    continuous: bool,
+    row_length: int,
+    overlong: str,
+    quarantined: Collection[int] | None = None,
 ) -> Survey:
     """Measures a source from its index alone.
 
@@ -41,6 +48,7 @@ def survey(
         row_length: tokens in a row.
         overlong: `skip` leaves out samples longer than a row; `cut` keeps those with one answer without audio, which
             end with the row. A sample whose whole answer would be cut off is left out.
+        quarantined: samples that are left out; None for those that are in quarantine now.
     """
     index = source.index
     tokens, weight = np.empty(len(index), np.uint32), np.empty(len(index), np.float32)
@@ -60,7 +68,8 @@ def survey(
             counts[OVERLONG] += int((~keep).sum())
         tokens[part] = length
         weight[part] = text_labels * options.text_weight + audio_labels * options.audio_weight
-    broken = np.fromiter(source.quarantined, np.int64, len(source.quarantined))
+    quarantined = source.quarantined if quarantined is None else quarantined
+    broken = np.fromiter(quarantined, np.int64, len(quarantined))
     counts[OVERLONG] -= int((tokens[broken] == 0).sum())
     counts[QUARANTINED] = len(broken)
     tokens[broken] = 0
