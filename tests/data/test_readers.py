@@ -520,3 +520,27 @@ def test_a_recipe_reads_the_layout_that_is_there(tmp_path: Path) -> None:
     for wrong in ({"layout": "old"}, {"layout": "old", "reader": reader}, {"layout": "o", "reader": {}, "splits": {}}):
         with pytest.raises(UserError, match="otherwise|same splits|needs a 'kind'"):
             parse_recipe("mine", value | {"otherwise": [wrong]}, "mine.yaml")
+
+
+@pytest.mark.parametrize(("rows_per_part", "share"), [(10, 0.1), (1000, 0.2)])
+def test_every_sample_of_a_corpus_is_trained_on_or_held_out(tmp_path: Path, rows_per_part: int, share: float) -> None:
+    def sides(root: Path) -> list[set[str]]:
+        recipe = parse_recipe("mine", value, "mine.yaml")
+        assert recipe.all_splits == ("train", "dev")
+        return [{contents(s)[0][1] for s in good(recipe.open(root, split))} for split in recipe.all_splits]
+
+    value = {"task": "text", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
+    columns = {"user": "q", "assistant": "a"}
+    reader = {"kind": "table", "files": ["*.jsonl"], "columns": columns, "rows_per_part": rows_per_part}
+    value |= {"reader": reader, "held_out": share}
+    rows = [json.dumps({"q": f"question {n}", "a": "because"}) for n in range(200)]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/x.jsonl").write_text("\n".join([*rows, "broken"]))
+    train, dev = found = sides(tmp_path / "here")
+    assert not train & dev and len(train | dev) == 200 and 0.5 < len(dev) / 200 / share < 1.5
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert sides(tmp_path / "there") == found
+    recipe = parse_recipe("mine", value, "mine.yaml")
+    assert sum(len(bad(recipe.open(tmp_path / "there", split))) for split in recipe.all_splits) == 1
+    with pytest.raises(UserError, match="'held_out' makes the split 'dev'"):
+        parse_recipe("mine", value | {"splits": {"dev": {}}}, "mine.yaml")

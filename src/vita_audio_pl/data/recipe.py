@@ -10,11 +10,12 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.readers import Reader, make_reader
 from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
+from vita_audio_pl.data.readers.sides import SideReader
 from vita_audio_pl.data.yaml_file import read_yaml, shown
 from vita_audio_pl.errors import UserError
 
 TASKS = ("asr", "tts", "sqa", "text", "long_text")
-TRAIN = "train"
+TRAIN, DEV = "train", "dev"
 MAX_SKIPPED = 0.05
 _LONGEST_TEXT = 1000  # characters
 
@@ -35,6 +36,7 @@ class SourceRecipe:
         splits: other options of the reader per split; `train` is always there.
         otherwise: other layouts in which the corpus is shipped, each with `layout`, `reader` and the same `splits`: the
             first whose files are there is read.
+        held_out: share of the corpus that is the split `dev`, where the publisher has none; 0 takes all for training.
         hours: audio in it, about; None for text.
         samples: conversations in it, about.
         checked: the release and the files that the recipe was read against, and what could not be confirmed.
@@ -53,6 +55,7 @@ class SourceRecipe:
     reader: Mapping[str, Any]
     splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     otherwise: Sequence[Mapping[str, Any]] = ()
+    held_out: float = 0.0
     hours: float | None = None
     samples: int | None = None
     checked: str = ""
@@ -70,7 +73,7 @@ class SourceRecipe:
         Raises:
             UserError: there is no such split or no such folder, or the reader has no such option.
         """
-        if split != TRAIN and split not in self.splits:
+        if split not in self.all_splits:
             raise UserError(f"the source '{self.name}' has no split '{split}'; it has {', '.join(self.all_splits)}")
         if not root.is_dir():
             raise UserError(
@@ -79,7 +82,8 @@ class SourceRecipe:
             )
         ways = [{**way["reader"], **way.get("splits", {}).get(split, {})} for way in self._layouts]
         options = next((way for way in ways[1:] if _is_there(root, way) and not _is_there(root, ways[0])), ways[0])
-        return make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters)
+        reader = make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters)
+        return SideReader(reader, root, self.held_out, split == DEV) if self.held_out else reader
 
     @property
     def _layouts(self) -> Sequence[Mapping[str, Any]]:
@@ -87,7 +91,8 @@ class SourceRecipe:
 
     @property
     def all_splits(self) -> tuple[str, ...]:
-        return (TRAIN, *(split for split in self.splits if split != TRAIN))
+        named = (split for split in self.splits if split != TRAIN)
+        return (TRAIN, *named, *((DEV,) if self.held_out else ()))
 
 
 def _is_there(root: Path, options: Mapping[str, Any]) -> bool:
@@ -136,6 +141,7 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         "otherwise": (list,),
         "hours": (int, float, type(None)),
         "samples": (int, type(None)),
+        "held_out": (int, float),
         "max_seconds": (int, float),
         "max_skipped": (int, float),
     }
@@ -148,7 +154,7 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
             raise UserError(f"{where}: '{key}' has {len(content)} characters; {_LONGEST_TEXT} are allowed")
     if value["task"] not in TASKS:
         raise UserError(f"{where}: the task '{value['task']:.100}' is none of {', '.join(TASKS)}")
-    for key, most in {"hours": 1e9, "samples": 1e15, "max_seconds": 1e6, "max_skipped": 1}.items():
+    for key, most in {"hours": 1e9, "samples": 1e15, "max_seconds": 1e6, "max_skipped": 1, "held_out": 0.5}.items():
         number = value.get(key)
         if number is not None and not 0 <= number <= most:
             raise UserError(f"{where}: '{key}' is {shown(number)}; it must lie between 0 and {most:g}")
@@ -161,6 +167,10 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         _check_reading(way, where)
         if set(way.get("splits", {})) != set(value.get("splits", {})):
             raise UserError(f"{where}: every layout must have the same splits")
+    if value.get("held_out") and DEV in value.get("splits", {}):
+        raise UserError(
+            f"{where}: 'held_out' makes the split '{DEV}', which 'splits' has already; leave one of them out"
+        )
     languages, filters = tuple(map(str, value["languages"])), Filters.of(value.get("filters", {}), where)
     return SourceRecipe(name=name, **{**value, "languages": languages, "filters": filters})
 

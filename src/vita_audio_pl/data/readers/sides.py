@@ -1,0 +1,57 @@
+"""A share of a corpus held out for validation, where its publisher has no such split."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vita_audio_pl.data.readers.base import Part, RawSample, Reader, Unreadable
+
+_BY_SAMPLE = "held out by sample"
+
+
+@dataclass(frozen=True)
+class SideReader:
+    """One side of a corpus: the share that is held out, or the rest. Every sample is on one side.
+
+    Whole parts are held out, evenly spaced, where the share is one part or more, so that neither side reads the other's
+    files; else samples are, by a hash of their names, and faults are told with the rest.
+
+    Attributes:
+        reader: the whole corpus.
+        root: where it lies; names of samples begin with it where the corpus gives none.
+        share: of the corpus that is held out.
+        held_out: this is that share.
+    """
+
+    reader: Reader
+    root: Path
+    share: float
+    held_out: bool
+
+    def parts(self) -> list[Part]:
+        parts = self.reader.parts()
+        count = int(self.share * len(parts))
+        if count:
+            chosen = {(2 * n + 1) * len(parts) // (2 * count) for n in range(count)}
+            return [part for n, part in enumerate(parts) if (n in chosen) == self.held_out]
+        side = f"{'' if self.held_out else 'without '}{self.share:g} {_BY_SAMPLE}"
+        return [
+            replace(part, identity=f"{part.identity} {side}", where={**part.where, _BY_SAMPLE: 1})
+            for part in parts
+            if not (self.held_out and "problem" in part.where)
+        ]
+
+    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
+        for sample in self.reader.read(part):
+            if _BY_SAMPLE not in part.where:
+                yield sample
+            elif isinstance(sample, Unreadable):
+                if not self.held_out:
+                    yield sample
+            elif self._is_chosen(sample.conversation.id) == self.held_out:
+                yield sample
+
+    def _is_chosen(self, name: str) -> bool:
+        digest = hashlib.sha256(name.removeprefix(str(self.root)).encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) < self.share * 2**64
