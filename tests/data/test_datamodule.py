@@ -328,3 +328,19 @@ def test_workers_end_with_a_killed_training(
     process.kill()
     process.join()
     assert ended(workers)
+
+
+def test_a_source_that_is_not_prepared_is_left_out_when_asked_to_and_told(
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text("sources: {asr: {ratio: 1.0}, elsewhere: {ratio: 1.0}, tts: {ratio: 2.0}}")
+    wider = replace(corpus, mixture=mixture)
+    with pytest.raises(UserError, match="the source 'elsewhere' is not prepared"):
+        wider.module()
+    module = wider.module(skip_missing=True)
+    assert [source.name for source in module.sources] == ["asr", "tts"] and take(module, 1)
+    assert "WITHOUT 1 of the 3 sources" in caplog.text and "elsewhere" in caplog.text
+    mixture.write_text("sources: {elsewhere: {ratio: 1.0}}")
+    with pytest.raises(UserError, match="none of the sources"):
+        wider.module(skip_missing=True)

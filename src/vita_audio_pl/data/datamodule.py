@@ -17,10 +17,10 @@ import torch.distributed
 
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data.held_out import HeldOut, choose_held_out
-from vita_audio_pl.data.mixture import Mixture, load_mixture
+from vita_audio_pl.data.mixture import Mixture, load_mixture, without_missing
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
-from vita_audio_pl.data.prepared import PreparedSource, open_sources
+from vita_audio_pl.data.prepared import Manifest, NotPrepared, PreparedSource, open_sources
 from vita_audio_pl.data.rows import BatchRequest, FrontEnd, Parcel, PlannedRow, Reading, RowBuilder
 from vita_audio_pl.data.schedule import Geometry, Parcels, Position, Schedule
 from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
@@ -89,6 +89,8 @@ class SpeechDataModule(lightning.LightningDataModule):
         self.mixture = load_mixture(options.mixture)
         if options.temperature is not None:
             self.mixture = replace(self.mixture, temperature=options.temperature)
+        if options.skip_missing:
+            self.mixture = without_missing(self.mixture, self._is_prepared)
         self.sources = self._open([share.source for share in self.mixture.shares])
         # What the order leaves out stays the same as long as the run lasts: samples that are quarantined later keep their
         # places, empty
@@ -104,6 +106,13 @@ class SpeechDataModule(lightning.LightningDataModule):
         return open_sources(
             folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, self._vocabulary.continuous_input
         )
+
+    def _is_prepared(self, name: str) -> bool:
+        try:
+            Manifest.load(local_folder(self.options.folder, name, self.options.cache))
+        except NotPrepared:
+            return False
+        return True
 
     def _survey(self, source: PreparedSource, quarantined: Collection[int] | None = None) -> Survey:
         rule, options, continuous = self.renderer.length_rule, self.renderer.options, self._vocabulary.continuous_input

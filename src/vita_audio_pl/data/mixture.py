@@ -1,8 +1,9 @@
 """Which sources a stage is trained on, and how much of each: `data_recipes/mixtures/*.yaml`."""
 
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.yaml_file import read_yaml, shown
 from vita_audio_pl.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _KEYS = {"description", "temperature", "sources"}
 _SHARE_KEYS = {"ratio", "num"}
@@ -58,6 +61,24 @@ class Mixture:
         weight = plain * tokens
         levelled = np.where(weight > 0, weight, 1.0) ** (1 / self.temperature) * (weight > 0)
         return np.where(tokens > 0, levelled * weight.sum() / levelled.sum() / np.maximum(tokens, 1), 0.0)
+
+
+def without_missing(mixture: Mixture, is_prepared: Callable[[str], bool]) -> Mixture:
+    """The mixture without sources that are not prepared, which are told.
+
+    Raises:
+        UserError: none is.
+    """
+    missing = [share.source for share in mixture.shares if not is_prepared(share.source)]
+    if not missing:
+        return mixture
+    if len(missing) == len(mixture.shares):
+        raise UserError(f"none of the sources of the mixture '{mixture.name}' is prepared: {', '.join(missing)}")
+    log.warning(
+        "TRAINING WITHOUT %d of the %d sources of the mixture '%s', which are not prepared (data.skip_missing=true): %s",
+        len(missing), len(mixture.shares), mixture.name, ", ".join(missing),
+    )  # fmt: skip
+    return replace(mixture, shares=tuple(share for share in mixture.shares if share.source not in missing))
 
 
 def load_mixture(name: str, folder: Path | None = None) -> Mixture:

@@ -42,6 +42,7 @@ class DataOptions:
     max_broken: float = setting(
         0.01, "share of samples that may turn out unreadable before the run stops", at_least=0, at_most=1
     )
+    skip_missing: bool = setting(False, "train without sources of the mixture that are not prepared, and say which")
     adopt_changes: bool = setting(False, "resume with another mixture than the checkpoint's, from the next window on")
     validation: str = setting("dev", "held-out sources are called `<source>.<this>`; '' = no validation")
     validation_rows: int = setting(16, "packed rows of each held-out source", at_least=1)

@@ -56,6 +56,10 @@ class BrokenSample(Exception):
     """A sample that cannot be read; the message says where and why."""
 
 
+class NotPrepared(UserError):
+    """There is no such source yet; `data.skip_missing` can go on without it."""
+
+
 @dataclass(frozen=True)
 class ShardFile:
     """One shard of a source: file name, size, number of samples."""
@@ -125,7 +129,7 @@ class Manifest:
                     raise UserError(f"{path} names the shard {shard.name!r}, which is no plain file name")
             return cls(**values, shards=shards, audio_shards=audio)
         except FileNotFoundError:
-            raise UserError(
+            raise NotPrepared(
                 f"the source '{folder.name}' is not prepared: {path} is missing; run "
                 f"python -m vita_audio_pl.prepare source={folder.name}"
             ) from None

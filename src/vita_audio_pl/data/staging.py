@@ -18,7 +18,7 @@ from typing import Any
 
 import fsspec
 
-from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest
+from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest, NotPrepared
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
 from vita_audio_pl.storage.files import full_disk_is_told, partial_name, write_whole
@@ -84,7 +84,7 @@ def _stage(shards: str, source: str, folder: Path) -> None:
     with hold(folder, "copy", work, wait=True), _said(f"{shards}/{source}"), full_disk_is_told(folder, work):
         described, summed = (_contents(files, f"{home}/{name}") for name in (MANIFEST, CHECKSUMS))
         if described is None:
-            raise UserError(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
+            raise NotPrepared(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
         same = (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == described
         if not same:
             mine.remove(MANIFEST)  # what is there is of other shards until the copy is whole
