@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SIZE ?= full
 SEED ?= 1
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 # Threads that spin while they wait take the core from the other process on a shared machine.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
@@ -37,11 +39,11 @@ demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure 
 
 test: $(VENV)/.dev ## Run the test suite (no network; under 15 minutes on 2 cores)
 	@scripts/system-packages.sh espeak-ng chromium
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=25
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." for some of them
 	@scripts/system-packages.sh espeak-ng chromium
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=25 $(SLOW)
+	$(PYTEST) -m "slow and not gpu" $(SLOW)
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports; build the documentation
 	$(BIN)/ruff check .

@@ -1,5 +1,9 @@
-"""Nothing here hangs on the machine's load; what the tests cost is told in CPU seconds, which other jobs do not stretch."""
+"""Nothing here hangs on the machine's load; what the tests cost is told in CPU seconds, which other jobs do not stretch.
 
+Two workers share the files of tests (`make test`), each with one thread.
+"""
+
+import fcntl
 import os
 import resource
 import shutil
@@ -7,6 +11,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from tests import warm_python
 from tests.patience import PATIENCE, wait_until
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
 
@@ -42,18 +48,57 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-_spent: Counter[str] = Counter()
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`made_once(name, make)` is a folder that `make(folder)` filled, for all workers by the one that came first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made_once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return made_once
 
 
 @pytest.fixture(scope="session")
-def smoke_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_world(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The smallest spoken world with its tokenizer, codec and shards, made from nothing; only to be read, or copied."""
     if shutil.which("espeak-ng") is None:
         pytest.fail("the spoken world needs espeak-ng, which `make test` installs")
-    folder = tmp_path_factory.mktemp("world")
-    command = [warm_python.warm_python(), "-m", "vita_audio_pl.prepare", "size=smoke"]
-    subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=PATIENCE)
-    return folder / "data" / "spoken_world_smoke"
+
+    def make(folder: Path) -> None:
+        command = [warm_python.warm_python(), "-m", "vita_audio_pl.prepare", "size=smoke"]
+        subprocess.run(command, cwd=folder, check=True, timeout=PATIENCE)
+
+    return made_once("world", make) / "data" / "spoken_world_smoke"
+
+
+LONGEST = (
+    "tests/training/test_engines.py", "tests/end_to_end/test_readme.py", "tests/end_to_end/test_ablation.py",
+    "tests/end_to_end/test_chain.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker is left with one of them at the end."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+_spent: Counter[str] = Counter()  # CPU seconds by file; of all workers together where there are some
+_worker_seconds: list[float] = []
 
 
 def _cpu_seconds() -> float:
@@ -71,9 +116,22 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         _spent[item.nodeid.partition("::")[0]] += _cpu_seconds() - before
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"spent": dict(_spent), "seconds": _cpu_seconds()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})  # a worker that died has none
+    _spent.update(output.get("spent", {}))
+    _worker_seconds.append(output.get("seconds", 0.0))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Beside `--durations`, the files that took most; what several tests share counts for the first."""
     if config.option.durations:
-        terminalreporter.section(f"CPU seconds: {_cpu_seconds():.0f}, by file")
+        total = sum(_worker_seconds) or _cpu_seconds()
+        terminalreporter.section(f"CPU seconds: {total:.0f}, by file")
         for name, seconds in _spent.most_common(config.option.durations):
             terminalreporter.write_line(f"{seconds:7.1f} {name}")

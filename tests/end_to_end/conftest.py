@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,26 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def smoke_demo(tmp_path_factory: pytest.TempPathFactory, smoke_world: Path) -> Place:
-    """`make demo SIZE=smoke` in a folder of its own; its first step finds the world that all tests share."""
-    place = Place(tmp_path_factory.mktemp("demo"))
-    shutil.copytree(smoke_world, place.folder / "data" / smoke_world.name)
-    place.run("-m", "vita_audio_pl.demo", "size=smoke")
-    return place
+def smoke_demo(made_once: Callable[[str, Callable[[Path], None]], Path], smoke_world: Path) -> Place:
+    """`make demo SIZE=smoke` in a folder of its own, only to be read; its first step finds the world of all tests."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(smoke_world, folder / "data" / smoke_world.name)
+        Place(folder).run("-m", "vita_audio_pl.demo", "size=smoke")
+
+    return Place(made_once("demo", make))
+
+
+@pytest.fixture
+def copied_demo(smoke_demo: Place, tmp_path: Path) -> Place:
+    """The finished demo, for a test that goes on from it."""
+    shutil.copytree(smoke_demo.folder, tmp_path / "demo", symlinks=True)
+    return Place(tmp_path / "demo")
+
+
+@pytest.fixture
+def place(smoke_world: Path, tmp_path: Path) -> Place:
+    """An empty folder with the smallest spoken world, already prepared and only to be read."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / smoke_world.name).symlink_to(smoke_world)
+    return Place(tmp_path)

@@ -24,13 +24,6 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def place(smoke_demo, tmp_path) -> Place:
-    """An empty folder with the smallest spoken world, already prepared."""
-    (tmp_path / "data").symlink_to(smoke_demo.folder / "data")
-    return Place(tmp_path)
-
-
 def arms(place: Place, experiment: str) -> dict[str, dict]:
     """What the arms say of themselves, by folder, in the order of the sweep."""
     found = [

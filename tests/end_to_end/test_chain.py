@@ -27,9 +27,9 @@ def test_training_makes_its_data_where_nothing_was_before(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_torchrun_takes_a_whole_chain(smoke_demo):
+def test_torchrun_takes_a_whole_chain(place):
     """torchrun's agent gives all processes one store, in which a second stage would find the first one's addresses."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     chain = ("stage=chain", "variant.stages=[align,mtp1]", "trainer=cpu_ddp", "logger=csv", "data.workers=0")
-    told = smoke_demo.run(*launcher, "-m", "vita_audio_pl.train", *SMALL, *chain, "run_name=torchrun")
+    told = place.run(*launcher, "-m", "vita_audio_pl.train", *SMALL, *chain, "run_name=torchrun")
     assert "stage 'align' is done" in told and "stage 'mtp1' is done" in told

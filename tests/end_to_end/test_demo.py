@@ -42,9 +42,9 @@ def test_smoke_demo_lets_every_stage_answer_prompts_while_it_trains(smoke_demo):
     assert "What it answered while it trained" in page
 
 
-def test_a_prepared_world_is_only_read(smoke_demo):
+def test_a_prepared_world_is_only_read(place):
     """It may lie on storage that cannot be written: not even a lease is taken in it."""
-    world = smoke_demo.folder / "data" / "spoken_world_smoke"
+    world = (place.folder / "data" / "spoken_world_smoke").resolve()
     before = {path: path.stat().st_mtime_ns for path in (world, *world.rglob("*"))}
-    smoke_demo.run("-m", "vita_audio_pl.prepare", "size=smoke")
+    place.run("-m", "vita_audio_pl.prepare", "size=smoke")
     assert {path: path.stat().st_mtime_ns for path in (world, *world.rglob("*"))} == before

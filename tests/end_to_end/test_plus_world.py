@@ -1,6 +1,7 @@
 """The small spoken world in its Plus form: a tiny encoder of SenseVoice's shape, trained with the model."""
 
 import csv
+import shutil
 
 import torch
 from safetensors.torch import load_file
@@ -10,8 +11,10 @@ from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.train import train
 
 
-def test_the_spoken_world_is_prepared_with_its_audio_and_the_encoder_learns(smoke_demo, monkeypatch):
-    monkeypatch.chdir(smoke_demo.folder)
+def test_the_spoken_world_is_prepared_with_its_audio_and_the_encoder_learns(smoke_world, tmp_path, monkeypatch):
+    world, stage = tmp_path / "data" / smoke_world.name, tmp_path / "runs/plus/align"
+    shutil.copytree(smoke_world, world)
+    monkeypatch.chdir(tmp_path)
     train(
         composed(
             "variant=vita_audio_plus_boost", "data=spoken_world_smoke", "run_name=plus", "stage.steps=30",
@@ -19,7 +22,6 @@ def test_the_spoken_world_is_prepared_with_its_audio_and_the_encoder_learns(smok
             "callbacks.progress_bar=false", "callbacks.log_every=10", "logger=csv",
         )
     )  # fmt: skip
-    world, stage = smoke_demo.folder / "data/spoken_world_smoke", smoke_demo.folder / "runs/plus/align"
     assert PreparedSource(world / "shards_with_audio/world_asr", with_audio=True).read_clips(0)[0].size > 1600
     assert not PreparedSource(world / "shards/world_asr").manifest.audio_shards  # the discrete variants' own stay
     with (stage / "metrics.csv").open(newline="") as file:

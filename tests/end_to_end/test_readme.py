@@ -27,19 +27,19 @@ def small(command: str) -> list[str]:
     return words
 
 
-def test_readme_commands_run_and_a_stage_that_is_finished_is_not_trained_again(smoke_demo):
-    spoken = next((smoke_demo.folder / "runs" / RUN / "report").rglob("*.wav"))
-    (smoke_demo.folder / "speech.wav").write_bytes(spoken.read_bytes())
+def test_readme_commands_run_and_a_stage_that_is_finished_is_not_trained_again(copied_demo):
+    spoken = next((copied_demo.folder / "runs" / RUN / "report").rglob("*.wav"))
+    (copied_demo.folder / "speech.wav").write_bytes(spoken.read_bytes())
     commands = commands_of(ROOT / "README.md")
     assert len(commands) >= 10
-    told = {re.sub(r".*vita_audio_pl\.", "", command): smoke_demo.run(*small(command)) for command in commands}
+    told = {re.sub(r".*vita_audio_pl\.", "", command): copied_demo.run(*small(command)) for command in commands}
 
     assert "stage 'align' is done" in told["train stage=align"]
     assert "[1/1] stage mtp1" in told["train stage=mtp10 with_parents=true"]
     assert "stage 'mtp10' is done" in told["train stage=mtp10 with_parents=true"]
     assert "[3/4] stage mtp10 of vita_audio_boost-small-seed0 is finished" in told["train stage=chain"]
     assert told["train stage=chain"].count("is done") == 1 and "stage 'sft' is done" in told["train stage=chain"]
-    run = smoke_demo.folder / "runs" / "vita_audio_boost-small-seed0"
+    run = copied_demo.folder / "runs" / "vita_audio_boost-small-seed0"
     heads = [StageManifest.read(run / stage / "model").n_heads for stage in ("align", "mtp1", "mtp10", "sft")]
     assert heads == [0, 1, 2, 2] and load_released(run / "sft" / "model").n_heads == 2
     assert list((run / "mtp1").glob("wandb/offline-run-*")) and list((run / "mtp1" / "tensorboard").iterdir())

@@ -1,6 +1,7 @@
-"""200 steps of each stage on a made-up language, against curves that are kept.
+"""60 steps of each stage on a made-up language, against curves that are kept.
 
-A change that moves a curve changes training. To keep new ones on purpose:
+A change that moves a curve changes training. Rounding moves none: with PyTorch's kernels without vector instructions
+(`ATEN_CPU_CAPABILITY=default`), curves are a hundred times closer to those of AVX2 than the tolerance. To keep new ones on purpose:
 `python tests/models/test_golden_curves.py` writes `golden_curves.json` again.
 """
 
@@ -20,9 +21,9 @@ from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
 CURVES = Path(__file__).with_name("golden_curves.json")
-STEPS, EVERY, VOCABULARY = 200, 20, 61
+STEPS, EVERY, VOCABULARY = 60, 10, 61
 STAGES = {  # heads, whether the backbone is frozen, learning rate
-    "align": (0, False, 1e-3),
+    "align": (0, False, 5e-3),
     "mtp1": (1, True, 1e-3),
     "mtp10": (10, True, 1e-3),
     "sft": (10, False, 3e-4),
@@ -66,7 +67,7 @@ def first_model():
 
 
 def train(model, stage, objective="every_head"):
-    """Per predictor, mean losses of every 20 steps."""
+    """Per predictor, mean losses of every 10 steps."""
     n_heads, frozen, rate = STAGES[stage]
     add_heads(model, n_heads, torch.Generator().manual_seed(0))
     model.requires_grad_(True)

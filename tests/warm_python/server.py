@@ -131,6 +131,7 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], files
     os.environ.update(environment)
     random.seed()
     sys.modules["numpy"].random.seed()
+    sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.__init__()  # or the first fork to end would empty it for all
     sys.executable = executable
     name, *given = arguments[1:] if arguments[0] == "-m" else arguments
     sys.argv = [name, *given]
