@@ -19,8 +19,7 @@ TINY = (
     "decode_pattern=[1,2]", "logger=csv", "data.validation_rows=2", "callbacks.save_every=1000", "callbacks.log_every=1",
     "callbacks.samples.every_steps=0",
 )  # fmt: skip
-SOON = 60.0  # seconds; on an idle machine it takes one
-Ended = Callable[[Sequence[psutil.Process], float], bool]
+Ended = Callable[[Sequence[psutil.Process]], bool]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,9 @@ def test_nothing_of_a_killed_chain_lives_and_one_that_is_told_to_leave_saves(sta
     assert len(everything) >= 1 + 2 + 2 * 2  # the chain, its stage's ranks, and their workers
     process.kill()  # it alone
     process.wait()
-    assert ended(everything[1:], SOON)
+    killed = time.monotonic()
+    assert ended(everything[1:])
+    print(f"{time.monotonic() - killed:.2f} s after the kill the other {len(everything) - 1} processes had ended")
 
     process, _ = start("chain", *chain)  # no lease of the dead is in the way
     everything = training(process, log, len(log.read_text().splitlines()))
@@ -74,7 +75,7 @@ def test_nothing_of_a_killed_chain_lives_and_one_that_is_told_to_leave_saves(sta
     assert process.returncode == 75, error[-3000:]
     assert re.search(r"SIGTERM after step \d+: the step under way is finished and saved", error)
     assert re.search(r"SIGTERM: step \d+ is saved", told) and "stage 'align' was stopped" in error
-    assert "Traceback" not in error and ended(everything, SOON)
+    assert "Traceback" not in error and ended(everything)
     assert list((run / "align" / "checkpoints").glob("step-*.ckpt"))
 
 
@@ -91,7 +92,7 @@ def test_ctrl_c_is_a_sentence_and_status_130(start, ended: Ended, how: str) -> N
         r"Ctrl-C after step \d+: the step under way is finished and saved, and the same command goes on from there.*",
         error,
     )
-    assert "Ctrl-C" in error and "Traceback" not in error and ended(everything, SOON)
+    assert "Ctrl-C" in error and "Traceback" not in error and ended(everything)
 
 
 def test_of_two_commands_for_one_run_one_trains_and_one_is_told_who_does(start) -> None:
