@@ -11,6 +11,8 @@ import pytest
 from bit_flips import flip, some_bits
 from toy_corpus import Corpus, rows_of, take
 
+from vita_audio_pl.config.fields import check_settings
+from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
 from vita_audio_pl.errors import UserError
@@ -144,3 +146,11 @@ def test_a_remote_manifest_cannot_lead_out_of_the_cache(served: tuple[Served, Pa
     with pytest.raises(UserError, match="no plain file name"):
         local_folder(server.url, "asr", str(tmp_path / "cache"))
     assert not list(tmp_path.glob("*.tar"))
+
+
+@pytest.mark.parametrize("name", ["root", "shards", "tokenizer_folder", "codec_folder"])
+def test_an_address_is_no_folder_to_prepare_from_or_into(name: str) -> None:
+    with pytest.raises(
+        UserError, match=f"{name} is the address s3://lab/data, and preparation reads and writes folders"
+    ):
+        check_settings(PrepareConfig(**{"source": "birds", "shards": "shards", name: "s3://lab/data"}))

@@ -148,3 +148,10 @@ class PrepareConfig(CommandConfig):
         """
         if self.prune and self.parts is not None:
             raise UserError("prune=true removes what the whole recipe does not claim, so it does not go with parts=N")
+        for name in ("root", "shards", "tokenizer_folder", "codec_folder", "codes"):
+            value = getattr(self, name)
+            if value is not None and "://" in value:
+                raise UserError(
+                    f"{name} is the address {value}, and preparation reads and writes folders: mount the storage, or give a "
+                    "folder and copy it there"
+                )
