@@ -222,7 +222,10 @@ class Index:
 
     def value(self, column: str, sample: int) -> int:
         """A column of one sample."""
-        return int(self._column(column, sample, sample + 1)[0])
+        if not 0 <= sample < self.n:
+            raise IndexError(f"{self.path} has {self.n} samples, not {sample}")
+        size = COLUMNS[column].itemsize
+        return int.from_bytes(self._read(self._starts[column] + sample * size, size), "little")
 
     @cached_property
     def overflow(self) -> np.ndarray:
