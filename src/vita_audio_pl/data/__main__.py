@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.data info|stats|lint|plan|preview`: look at prepared data.
+"""`python -m vita_audio_pl.data info|stats|lint|overlap|plan|preview`: look at prepared data.
 
 An entry point: what `stats`, `plan` and `preview` show is built by the functions that training uses, from its settings.
 """
@@ -18,7 +18,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 
-COMMANDS = ("info", "stats", "lint", "plan", "preview")
+COMMANDS = ("info", "stats", "lint", "overlap", "plan", "preview")
 RENAMED_HERE = {
     "row_length": "stage.sequence_length",
     "rows": "stage.rows_per_step",
@@ -39,7 +39,12 @@ class DataToolsConfig(TrainConfig):
         None, "one prepared source; null = all in data.shards (plan, preview: those of the mixture)", common=True
     )
     planned_rows: int = setting(1000, "rows whose shares `plan` counts", at_least=1)
-    quarantine: bool = setting(False, "lint: leave broken samples out of training from now on", common=True)
+    against: list[str] = setting(
+        [], "overlap: prepared sources, such as test sets, that training must not share samples with", common=True
+    )
+    quarantine: bool = setting(
+        False, "lint, overlap: leave the samples that are named out of training from now on", common=True
+    )
     output: str = setting("preview.html", "page that preview writes", common=True)
 
 
@@ -54,6 +59,8 @@ def look(config: DataToolsConfig) -> None:
         console.print(tables.info_table(tables.prepared_in(shards, names)))
     elif config.command == "lint":
         lint(config, console, names)
+    elif config.command == "overlap":
+        overlap(config, console, names)
     else:
         show_as_trained(config, console, names)
 
@@ -71,6 +78,23 @@ def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
             quarantine(folder / found.source, found)
     if not all(found.clean for found in findings):
         raise SystemExit(1)
+
+
+def overlap(config: DataToolsConfig, console: Console, names: list[str]) -> None:
+    """Which samples of the sources come twice in them, or are in one of `against`, too."""
+    from vita_audio_pl.data.tools.overlap import Overlap, find_overlap, overlap_table, prints_of
+    from vita_audio_pl.text import TextTokenizer
+
+    tokenizer, folder = TextTokenizer.load(config.data.beside("tokenizer")), Path(config.data.folder)
+    tests = [prints_of(source, tokenizer) for source in tables.prepared_in(folder, config.against)]
+    found: list[tuple[str, str, list[Overlap]]] = []
+    for source in tables.prepared_in(folder, [name for name in names if name not in config.against]):
+        mine = prints_of(source, tokenizer)
+        shared = [(source.name, other.source.name, list(find_overlap(mine, other))) for other in (mine, *tests)]
+        if config.quarantine:
+            source.quarantine({one.number: str(one) for *_, overlaps in shared for one in overlaps})
+        found += shared
+    console.print(overlap_table(found))
 
 
 def show_as_trained(config: DataToolsConfig, console: Console, names: list[str]) -> None:
