@@ -67,14 +67,14 @@ def _kind(value: Any) -> str:
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, f"a {type(value).__name__}")
 
 
-def parse_messages(value: Any, audios: Sequence[Any], where: str) -> tuple[tuple[Message, ...], tuple[Any, ...]]:
+def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tuple[tuple[Message, ...], tuple[Any, ...]]:
     """Messages, and what their placeholders stand for, in order.
 
     Empty system messages are left away. Text parts of one message are joined as they are.
 
     Args:
         value: a list of messages in any of the styles.
-        audios: audio files that are listed beside them.
+        audios: audio files that are listed beside them; None where there never are any, so that `<audio>` is a tag of HTML.
         where: for messages.
 
     Returns:
@@ -90,8 +90,8 @@ def parse_messages(value: Any, audios: Sequence[Any], where: str) -> tuple[tuple
     texts = [piece for turn in parsed for piece in turn.pieces if isinstance(piece, str)]
     own = any(AUDIO_PLACEHOLDER in text for text in texts)
     # where no audio is listed, `<audio>` in a role/content chat is what it looks like: a tag of HTML
-    foreign = not own and (bool(audios) or any(turn.sharegpt for turn in parsed))
-    listed = iter(audios)
+    foreign = not own and (bool(audios) or (audios is not None and any(turn.sharegpt for turn in parsed)))
+    listed = iter(audios or ())
     messages: list[Message] = []
     sources: list[Any] = []
     for turn in parsed:

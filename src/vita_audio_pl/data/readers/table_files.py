@@ -34,7 +34,7 @@ def pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
     elif path.suffix == ".parquet":
         for first in range(0, max(_parquet_rows_in(path), 1), rows):
             yield first, {"first": first, "count": rows}
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" and not _is_lines(path):
         for part in element_blocks(path, rows):
             yield part.first, vars(part)
     else:
@@ -50,7 +50,7 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, int(place["first"]), int(place["count"]), columns)
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" and "lines" not in place:
         block = ElementBlock(int(place["first"]), int(place["count"]), int(place["offset"]))
         for number, text in enumerate(read_elements(path, block), block.first + 1):
             where = f"{path}:{number}"
@@ -67,6 +67,17 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
                 yield where, attempt(where, _named, names, _tsv_cells(line.text))
             elif names is None and line.text.strip():
                 yield where, attempt(where, parsed_row, line.text)
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a .json file holds an object a line, as some data sets name theirs."""
+    with open_text(path) as file:
+        first = next(numbered_lines(file), Line(1, ""))
+    return (
+        not first.problem
+        and first.text.startswith("{")
+        and not isinstance(attempt("", parsed_row, first.text), Unreadable)
+    )
 
 
 def _object(row: Any) -> Row:

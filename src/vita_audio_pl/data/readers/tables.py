@@ -11,6 +11,7 @@ from typing import Any
 from vita_audio_pl.data.readers.base import (
     EACH,
     NO_AUDIO,
+    NO_SAMPLE,
     NO_TEXT,
     AudioRef,
     LeftOut,
@@ -44,6 +45,7 @@ _COLUMNS = (
     "assistant_audio",
 )
 _FOLDER = "folder"
+_ROUND = ("user", "assistant")
 _PAIR = {"human", "user", "assistant", "gpt", "system"}
 
 
@@ -54,7 +56,8 @@ class TableReader:
     `columns` says what is where. For recordings with transcripts: `audio`, `text` and, if there is one, `speaker`. For
     chats: `messages`, a list of `{role, content}`, `{from, value}`, `{human, assistant}` or plain texts in turn, and
     `audio`, what their placeholders stand for. For questions and answers: `user` and `assistant` (several columns joined
-    with +), `system`, `user_audio`, `assistant_audio`. Audio is a column of a Hugging Face `Audio` feature, a column of
+    with +; lists of as many questions as answers are rounds of one chat), `system`, `user_audio`, `assistant_audio`. With
+    `messages` beside them, they serve the rows that have none. Audio is a column of a Hugging Face `Audio` feature, a column of
     paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`; `{folder}` is where the file lies.
 
     Attributes:
@@ -156,9 +159,10 @@ class TableReader:
         audios: list[AudioRef] = []
         messages: tuple[Message, ...]
         channel = self.channel if isinstance(self.channel, int) else None
-        if "messages" in self.columns:
-            listed = row.get(self.columns["audio"]) if "audio" in self.columns else None
-            listed = [] if listed is None else listed if isinstance(listed, list | tuple) else [listed]
+        if "messages" in self.columns and (
+            "assistant" not in self.columns or row.get(self.columns["messages"]) is not None
+        ):
+            listed = self._listed(row)
             chat = _in_pairs(_cell(row, self.columns["messages"]))
             chat = (
                 [self._spoken(message) for message in chat] if self.message_audio and isinstance(chat, list) else chat
@@ -168,6 +172,8 @@ class TableReader:
                 audio_ref(self._below(source), self.root, f"{where} audio {number}", channel=channel)
                 for number, source in enumerate(sources, 1)
             ]
+        elif any(isinstance(row.get(name), list) for name in self.columns["assistant"].split("+")):
+            messages = self._rounds(row)
         else:
             turns = []
             for role in ("system", "user", "assistant"):
@@ -180,6 +186,35 @@ class TableReader:
             messages = tuple(turns)
         conversation = Conversation(self._name(row, where), messages, tuple(map(str, audios)))
         return self.filters.chat(RawSample(conversation, tuple(audios)), row)
+
+    def _listed(self, row: Row) -> list[Any] | None:
+        """Audio that is listed beside the messages; None where the corpus has none, so that nothing stands for any."""
+        if "audio" not in self.columns:
+            return [] if self.message_audio else None
+        value = row.get(self.columns["audio"])
+        return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+    def _rounds(self, row: Row) -> tuple[Message, ...]:
+        """Questions and answers of columns that hold lists; texts of other columns stand before the first."""
+        asked, answered = ([row.get(name) for name in self.columns.get(role, "").split("+")] for role in _ROUND)
+        questions, answers = ([cell for cell in cells if isinstance(cell, list)] for cells in (asked, answered))
+        if len(questions) != 1 or len(answers) != 1 or len(questions[0]) != len(answers[0]):
+            counts = [[len(cell) for cell in cells] for cells in (questions, answers)]
+            raise LeftOut(
+                NO_SAMPLE, f"it has lists of {counts[0]} questions and {counts[1]} answers, not one of as many"
+            )
+        before = [plain_text_of(cell, "a column before its questions") for cell in asked if isinstance(cell, str)]
+        messages = []
+        for number, pair in enumerate(zip(questions[0], answers[0], strict=True)):
+            question, answer = (
+                plain_text_of(text, f"its {role}'s text {number + 1}") for role, text in zip(_ROUND, pair, strict=True)
+            )
+            texts = [text.strip() for text in (*(before if number == 0 else ()), question)]
+            messages += [
+                Message("user", "\n".join(text for text in texts if text)),
+                Message("assistant", answer.strip()),
+            ]
+        return tuple(messages)
 
     def _spoken(self, message: Any) -> Any:
         """A message with its own recording as a part of its content."""
