@@ -1,5 +1,6 @@
 """Files with damage of every sort go through the readers, and nothing comes out but samples, skips and sentences."""
 
+import json
 import resource
 from collections import Counter
 from dataclasses import dataclass, field
@@ -42,6 +43,52 @@ sources:
   other: 0.5
 """
 
+LINES = {
+    "kind": "lines",
+    "files": ["list.txt"],
+    "line": r"(?P<id>u\d) (?P<file>\S+) (?P<text>.*)",
+    "audio": "{file}",
+    "skip": "header",
+}
+SEGMENTS = [
+    {"sid": f"u{n}", "begin_time": n / 2, "end_time": n / 2 + 0.5, "text": "the bird", "subsets": ["L"]}
+    for n in range(4)
+]
+RECORDINGS = json.dumps(
+    {"n": 1, "audios": [{"path": "a.wav", "aid": "a", "segments": SEGMENTS}] * 3}, indent=1
+).encode()
+GRID = b"""File type = "ooTextFile"
+Object class = "TextGrid"
+xmin = 0
+xmax = 2
+tiers? <exists>
+size = 2
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "anna"
+        xmin = 0
+        xmax = 2
+        intervals: size = 2
+        intervals [1]:
+            xmin = 0
+            xmax = 1.5
+            text = "a ""bird\"""
+        intervals [2]:
+            xmin = 1.5
+            xmax = 2
+            text = "sings"
+    item [2]:
+        class = "TextTier"
+        name = "marks"
+        xmin = 0
+        xmax = 2
+        points: size = 1
+        points [1]:
+            number = 1
+            mark = "x"
+"""
+
 
 @dataclass(frozen=True)
 class Seed:
@@ -80,6 +127,10 @@ def seeds() -> dict[str, Seed]:
         "chats": Seed({"a.jsonl": lines(*(row for row in conversations if "messages" in row)), **sound}, ["a.jsonl"], {"kind": "table", "files": ["*.jsonl"], "columns": {"messages": "messages", "audio": "audios"}}, "sqa"),
         "questions": Seed({"a.jsonl": lines({"q": "what", "a": "ok"}, {"q": "which", "a": "no"})}, ["a.jsonl"], QUESTIONS, "text"),
         "kaldi": Seed(kaldi(segments, utt2spk=b"u1 anna\nu2 bob\nu3\n") | {"long.wav": tone(2)}, ["wav.scp", "text", "segments", "utt2spk"], KALDI),
+        "lists of transcripts": Seed({"list.txt": b"header\nu1 a.wav the bird\nu2 a.wav sings\n", **sound}, ["list.txt"], LINES),
+        "transcripts in their own files": Seed({"u.lst": b"a\nb\n", "a.txt": b"a\ta bird\n0.1\n", "b.txt": b"b\tsings", **sound, "b.wav": tone(0.1)}, ["u.lst", "a.txt", "b.txt"], {**LINES, "files": ["u.lst"], "line": r"(?P<id>\S+)", "audio": "{id}.wav", "transcript": "{id}.txt", "transcript_line": r"\S+\t(?P<text>.*)"}),
+        "recordings": Seed({"a.json": RECORDINGS, "a.wav": tone(2)}, ["a.json"], {"kind": "recordings", "recordings_per_part": 1}),
+        "TextGrid": Seed({"a.TextGrid": GRID, "a.wav": tone(2)}, ["a.TextGrid"], {"kind": "textgrid", "audio": "{list}.wav"}),
         "tar": Seed({"a.tar": tar(*utterances("1", "2", "3"))}, ["a.tar"], {**TAR, "channel": "each"}),
         "tar of JSON": Seed({"a.tar": tar(*named)}, ["a.tar"], {**TAR, "text": "json", "speaker_prompt": True}, "tts"),
         **{f"tar of {kind}": Seed({"a.tar": tar((f"1.{kind.lower()}", tone(0.3, kind)), ("1.txt", "a"))}, ["a.tar"], TAR) for kind in ("FLAC", "OGG", "MP3")},
