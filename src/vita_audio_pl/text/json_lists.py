@@ -11,6 +11,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.text.lines import LONGEST_LINE, open_text
 
 _CHUNK = 1 << 22  # bytes read at a time
+_AHEAD = 3  # characters after a value that show that it is whole: `1` may go on as `1e-9`
 _BLANKS = " \t\r\n"
 _DECODER = json.JSONDecoder(strict=False)  # only where a value ends is asked; who reads it judges it
 
@@ -135,20 +136,20 @@ class _Window:
     def _value(self) -> str:
         """The text of the value that begins here, passed over."""
         while True:
-            problem, end = "", 0
+            problem, size = "", 0
             try:
-                end = _DECODER.raw_decode(self._text, self._place)[1]
+                size = _DECODER.raw_decode(self._text, self._place)[1] - self._place
             except RecursionError:
                 raise self._damaged("it is nested too deeply") from None
             except ValueError as error:
                 problem = str(error)
-            if end and end < len(self._text):
-                return self._pass(end - self._place)
+            if size and self._place + size + _AHEAD <= len(self._text):
+                return self._pass(size)
             if len(self._text) - self._place > LONGEST_LINE:  # characters, so at least as many bytes
                 raise self._damaged(problem or f"an element is larger than {LONGEST_LINE >> 20} MiB")
             if not self._more():
-                if end:
-                    return self._pass(end - self._place)
+                if size:
+                    return self._pass(size)
                 raise self._damaged(problem)
 
     def _more(self) -> bool:
