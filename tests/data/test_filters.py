@@ -1,6 +1,7 @@
 """Rules and filters of a recipe: what they take, what they change, and under which name they leave out."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.readers import make_reader
 from vita_audio_pl.data.readers.filters import Filters
 from vita_audio_pl.data.recipe import SourceRecipe, parse_recipe
-from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.data.tokenize import MOST_FILTERED, TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
 
@@ -93,6 +94,17 @@ def test_what_a_recipe_does_not_want_is_left_out_by_name_and_counts_as_no_fault(
     assert made.tokenizer.decode(sample.turns[-1].segments[0].ids) == "red, cow"
     named = {line["where"]: line["problem"] for line in map(json.loads, (made.out / "skipped.jsonl").open())}
     assert named["noisy"] == "noisy: 'dnsmos' is 2.9, below 3" and set(named) == {row["id"] for row in ROWS[1:]}
+
+
+def test_what_is_not_wanted_is_counted_whole_and_named_by_example(tmp_path: Path) -> None:
+    root = corpus(tmp_path / "birds")
+    many = [ROWS[1] | {"id": f"music {n}"} for n in range(3 * MOST_FILTERED)] + [ROWS[2] | {"id": "french 2"}]
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, [*ROWS, *many])))
+    made = job(recipe(FILTERS), root, tmp_path / "shards/birds")
+    manifest = prepare_source(made)
+    assert manifest is not None and manifest.report["filtered"]["refused text"] == 3 * MOST_FILTERED + 1
+    reasons = Counter(json.loads(line)["reason"] for line in (made.out / "skipped.jsonl").open())
+    assert reasons["refused text"] == MOST_FILTERED and reasons["other language"] == 2 and reasons["no transcript"] == 1
 
 
 def test_other_filters_make_other_shards_and_none_make_the_same(tmp_path: Path) -> None:

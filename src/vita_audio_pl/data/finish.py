@@ -21,7 +21,7 @@ from vita_audio_pl.storage.owned import Owned
 def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     """Makes a prepared source of finished parts; doing it again changes nothing.
 
-    Every skipped sample is named in `skipped.jsonl`, with its reason. Files of parts that are not asked for stay.
+    Every sample that cannot be used is named in `skipped.jsonl`, with its reason, and some that are not wanted. Files of parts that are not asked for stay.
 
     Raises:
         UserError: a part is not finished, no sample at all could be used, or more were left out than may be.

@@ -45,6 +45,9 @@ LAYOUT = 2  # raised when the same input gives other shards
 TOO_LONG, SILENT, BROKEN_AUDIO = "audio too long", "silent audio", "unreadable audio"
 TOO_MUCH_TEXT, NO_CODES, NO_CODEC, NOT_USABLE = "text too long", "no codes", "audio without a codec", "not usable"
 
+MOST_FILTERED = 20
+"""Samples that filters do not want, named of each reason in a part; a filter may want a hundredth of a corpus."""
+
 LONGEST_TEXT = 1 << 20
 """Characters of a sample's messages: several times what the longest row holds."""
 
@@ -268,15 +271,18 @@ class _PartTask:
         write_sealed(self.job.done_file(self.part), report)
 
     def _skip(self, left_out: Unreadable) -> None:
-        (self.filtered if left_out.filtered else self.reasons)[left_out.reason] += 1
+        counts = self.filtered if left_out.filtered else self.reasons
+        counts[left_out.reason] += 1
+        self.rest_lost |= left_out.rest
+        self.done.skipped += 1
+        if left_out.filtered and counts[left_out.reason] > MOST_FILTERED:
+            return
         culprit = {
             "where": left_out.where[:LONGEST_NAME],
             "reason": left_out.reason,
             "problem": left_out.problem[:LONGEST_PROBLEM],
         }
         self.culprits.append(culprit | ({"trace": left_out.trace} if left_out.trace else {}))
-        self.rest_lost |= left_out.rest
-        self.done.skipped += 1
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[list[tuple[RawSample, list[np.ndarray]]]]:
         """Samples with their waves, in order, about `batch_seconds` of audio at a time; reading runs ahead."""
