@@ -219,12 +219,14 @@ def test_streamed_and_whole_answers_are_the_same(folder, tmp_path, recording, ca
 
 def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for arguments, says in [
         (["task=asr", "audio=missing.wav"], "missing.wav: there is no such audio file"),
         (["task=text", "text=a", "mode=[1,0,3]"], "has 3 numbers"),
         (["task=text", "text=a", "verify=maybe"], "verify is 'maybe': choose one of"),
         (["task=text", "text=a", "beam=4"], "no setting 'beam'"),
         (["task=text", "text=a", "first_chunk=draft"], "first_chunk=draft means something only with verify"),
+        (["task=text", "text=a", "device=cuda"], "there is no GPU here"),
     ]:
         monkeypatch.setattr(sys, "argv", ["generate", f"model={folder}", *arguments])
         with pytest.raises(SystemExit) as stop:

@@ -18,6 +18,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.storage.owned import Kind, Owned
 
 
@@ -37,9 +38,8 @@ def run_decoding_benchmark(
             something else.
     """
     Owned.claim(folder, Kind("decoding benchmark", sign=("decoding.json",)))
+    require_device(device)
     where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
     with console.status("decoding") as status:
         if protocol.model_folder is not None:
             name, measured = _trained(protocol, where, dtype, status.update)

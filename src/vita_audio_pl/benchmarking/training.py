@@ -14,6 +14,7 @@ from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.objectives import EveryHead, build_objective
 from vita_audio_pl.models.speech_lm import SpeechLM
@@ -93,8 +94,9 @@ def benchmark_training(
         attention: kernel of ours; the naive step uses sdpa with a block-diagonal mask over the whole row.
 
     Raises:
-        UserError: an unknown stage, or no repetition.
+        UserError: an unknown stage, no repetition, or a device that is not there.
     """
+    require_device(device)
     if stage not in STAGES:
         raise UserError(f"the stage to measure is '{stage}'; it must be one of {', '.join(STAGES)}")
     if repetitions < 1:

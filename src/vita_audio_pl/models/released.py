@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields
+from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
@@ -254,8 +255,10 @@ def load_released(
         device: where the weights go.
 
     Raises:
-        UserError: a key is missing or extra, a shape differs, a file is cut short or damaged, a weight is not finite.
+        UserError: a key is missing or extra, a shape differs, a file is cut short or damaged, a weight is not finite, or
+            there is no such device.
     """
+    require_device(device)
     verify_model_files(Path(folder))
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
     config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)

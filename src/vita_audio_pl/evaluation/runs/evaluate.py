@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.evaluation.records import HeardFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
@@ -22,6 +21,7 @@ from vita_audio_pl.evaluation.runs.toolbox import ModelToolbox
 from vita_audio_pl.evaluation.runs.wandb_log import log_to_wandb
 from vita_audio_pl.evaluation.scores.compare import compare_modes
 from vita_audio_pl.evaluation.settings import EvaluateConfig
+from vita_audio_pl.models.devices import require_device
 
 
 def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
@@ -161,8 +161,7 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
 
 
 def _device(name: str, share: Share) -> str:
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={name} was asked for, but there is no GPU here; use device=cpu")
+    require_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and share.ranks > 1:
