@@ -70,4 +70,6 @@ def _give_back_freed_memory() -> None:
 
 def _memory(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise UserError(f"memory is read from /proc/self/status, which does not say {field} here")
     return int(found.group(1)) * 1024

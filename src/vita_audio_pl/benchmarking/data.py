@@ -293,4 +293,5 @@ class _Clock:
     def _cpu_now() -> float:
         this = psutil.Process(os.getpid())
         times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
-        return sum(t.user + t.system for t in times)
+        seconds: float = sum(t.user + t.system for t in times)
+        return seconds

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.random_model import random_model
-from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.runtime import Runtime
@@ -201,7 +201,7 @@ def random_vocoder(codec: Codec | None) -> Callable[[], Vocoder] | None:
         return None
 
     def start() -> Vocoder:
-        streams = defaultdict(codec.decode_stream)
+        streams: defaultdict[int, DecodeStream] = defaultdict(codec.decode_stream)
 
         def sound(session: int, codes: NDArray[np.int32]) -> int:
             return len(streams[session].push(codes % codec.codebook_size))
@@ -329,7 +329,8 @@ def transformers_loop(
     backbone = random_model(size, protocol.prompt_tokens + tokens, device, dtype).config.backbone
     backbone._attn_implementation = "sdpa"
     with device:
-        model = Qwen2ForCausalLM(backbone).to(dtype).eval()
+        model = Qwen2ForCausalLM(backbone).eval()
+        cast(torch.nn.Module, model).to(dtype)  # transformers' wrapper of `to` has a signature without `self`
     clock = clock_of(device)
     tokens = min(tokens, protocol.new_tokens)
     for repetition in range(protocol.repetitions + 1):

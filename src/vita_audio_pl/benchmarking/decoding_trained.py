@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, run_sessions, settings_of
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
-from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
 from vita_audio_pl.inference.constraint import SpanConstraint
@@ -131,7 +131,7 @@ def _add(kept: Measurement, total: Measurement) -> None:
 
 
 def _vocoder(codec: Codec) -> Vocoder:
-    streams = defaultdict(codec.decode_stream)
+    streams: defaultdict[int, DecodeStream] = defaultdict(codec.decode_stream)
 
     def sound(session: int, codes: NDArray[np.int32]) -> int:
         return len(streams[session].push(codes))

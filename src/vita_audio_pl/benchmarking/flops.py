@@ -1,5 +1,6 @@
 """Floating-point operations of a measured step, by the count that plans and the log of training use."""
 
+import numpy as np
 import torch
 
 from vita_audio_pl.models.flops import StepFlops
@@ -12,6 +13,6 @@ from vita_audio_pl.packed import PackedBatch
 def step_flops(model: SpeechLM, batch: PackedBatch, objective: Objective) -> float:
     """Operations of forward and backward of `batch`, see `models.flops`."""
     layout = PackedLayout(batch)
-    rows = [slice(None), *(layout.head(k).tokens for k in range(model.n_heads))]
+    rows: list[slice | np.ndarray] = [slice(None), *(layout.head(k).tokens for k in range(model.n_heads))]
     scored = [int(objective.trains_on(layout, j)[tokens].sum()) for j, tokens in enumerate(rows)]
     return StepFlops(model, objective).of_batch(batch, torch.tensor(scored))

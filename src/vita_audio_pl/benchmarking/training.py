@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.models.layout import PackedLayout
-from vita_audio_pl.models.objectives import EveryHead, build_objective
+from vita_audio_pl.models.objectives import EveryHead, HeadLosses, Objective, build_objective
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
@@ -113,13 +114,13 @@ def benchmark_training(
         chosen[LIGER] = build_objective(OURS, kernel="liger")
     steps: dict[str, Callable[[], Tensor]] = {NAIVE: lambda: naive_loss(model, batch)} if naive else {}
     for name, objective in chosen.items():
-        steps[name] = lambda objective=objective: model(batch, objective).total
+        steps[name] = partial(_loss, model, batch, objective)
     costs: dict[str, list[Cost]] = {name: [] for name in steps}
     losses: dict[str, float] = {}
     for repetition in range(1 + repetitions):
         for name, step in steps.items():
             model.zero_grad()
-            losses[name], cost = measure(lambda step=step: _forward_backward(step), place, memory=repetition == 0)
+            losses[name], cost = measure(partial(_forward_backward, step), place, memory=repetition == 0)
             costs[name].append(cost)
     results = {}
     for name, (first, *counted) in costs.items():
@@ -127,6 +128,11 @@ def benchmark_training(
         flops = step_flops(model, batch, chosen.get(name, chosen[OURS]))
         results[name] = StepResult(name, seconds, first.peak_bytes, first.held_bytes, losses[name], flops)
     return TrainingComparison(stage, device, results)
+
+
+def _loss(model: SpeechLM, batch: PackedBatch, objective: Objective) -> Tensor:
+    losses: HeadLosses = model(batch, objective)
+    return losses.total
 
 
 def _forward_backward(step: Callable[[], Tensor]) -> float:

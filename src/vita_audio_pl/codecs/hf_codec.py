@@ -11,13 +11,13 @@ import reprlib
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import DacModel, MimiModel, PreTrainedModel
+from transformers import DacConfig, DacModel, MimiConfig, MimiModel, PreTrainedConfig, PreTrainedModel
 
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file
 from vita_audio_pl.errors import UserError
@@ -110,7 +110,9 @@ class TransformersCodec:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "TransformersCodec":
         """Moves the model."""
-        self.model.to(device, dtype)
+        cast(torch.nn.Module, self.model).to(
+            device, dtype
+        )  # transformers' wrapper of `to` has a signature without `self`
         return self
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -131,8 +133,9 @@ class TransformersCodec:
         levels = torch.arange(self.levels, device=self.model.device)[:, None] * self._entries
         piece = _PIECE_SECONDS * self.sample_rate // frame * frame
         quantisers = "num_quantizers" if self.model.config.model_type == "mimi" else "n_quantizers"
+        encode: Callable[..., Any] = self.model.encode
         rows = [
-            self.model.encode(part[None, None], **{quantisers: self.levels}).audio_codes[0] + levels
+            encode(part[None, None], **{quantisers: self.levels}).audio_codes[0] + levels
             for part in samples.split(piece)
         ]
         return torch.cat(rows, dim=1).T.flatten().to("cpu", torch.int32).numpy()
@@ -179,7 +182,8 @@ class TransformersCodec:
     def _decoded(self, frames: np.ndarray) -> np.ndarray:
         """Wave of `frames: (frames, levels)`, exactly `samples_per_frame` samples each."""
         codes = torch.from_numpy(frames.T.astype(np.int64))[None].to(self.model.device)
-        wave: Tensor = self.model.decode(audio_codes=codes).audio_values.reshape(-1).to("cpu", torch.float32)
+        decode: Callable[..., Any] = self.model.decode
+        wave: Tensor = decode(audio_codes=codes).audio_values.reshape(-1).to("cpu", torch.float32)
         wanted = len(frames) * self.samples_per_frame
         return torch.nn.functional.pad(wave[:wanted], (0, max(0, wanted - len(wave)))).clamp(-1, 1).numpy()
 
@@ -240,22 +244,26 @@ class WindowedStream:
         return self._tail
 
 
-_MODELS = {"mimi": MimiModel, "dac": DacModel}
+_MODELS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
+    "mimi": (MimiModel, MimiConfig),
+    "dac": (DacModel, DacConfig),
+}
 
 
-def _loaded(folder: Path) -> PreTrainedModel:
+def _loaded(folder: Path) -> MimiModel | DacModel:
     values = read_json(folder / "config.json")
     if values.get("model_type") not in _MODELS:
         raise UserError(f"{folder}/config.json is not that of a codec known here ({', '.join(_MODELS)})")
-    model_class = _MODELS[values["model_type"]]
+    model_class, config_class = _MODELS[values["model_type"]]
     _check_sizes(values, f"{folder / 'config.json'}")
     with open_safetensors(folder / "model.safetensors") as file:
         held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     try:
         with torch.device("meta"):
-            wanted = model_class(model_class.config_class(**values)).state_dict()
+            wanted = model_class(config_class(**values)).state_dict()
         _check_shapes(held, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, folder)
-        return model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        model = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        return cast(MimiModel | DacModel, model)
     except UserError:
         raise
     except Exception as error:  # transformers raises nearly any type on a configuration that cannot be

@@ -83,7 +83,7 @@ def invert_mel(mel: Tensor, filters: Tensor, iterations: int = 60) -> Tensor:
         `(frames, bins)`, no negative entry.
     """
     step = 1.0 / float(torch.linalg.matrix_norm(filters, ord=2)) ** 2
-    spectrum = (mel @ torch.linalg.pinv(filters)).clamp(min=0.0)
+    spectrum: Tensor = (mel @ torch.linalg.pinv(filters)).clamp(min=0.0)
     ahead, momentum = spectrum, 1.0
     for _ in range(iterations):
         following = (ahead - step * (ahead @ filters - mel) @ filters.T).clamp(min=0.0)
@@ -106,7 +106,8 @@ def overlap_add(spectra: Tensor, hop: int) -> Tensor:
 
 def analyse(waves: Tensor, hop: int) -> Tensor:
     """Complex spectra of `waves: (batch, (frames + 3) * hop)`: `(batch, frames, bins)`."""
-    return torch.fft.rfft(waves.unfold(1, OVERLAP * hop, hop) * hann(hop))
+    out: Tensor = torch.fft.rfft(waves.unfold(1, OVERLAP * hop, hop) * hann(hop))
+    return out
 
 
 def griffin_lim(magnitudes: Tensor, hop: int, iterations: int, phases: Tensor, known: Tensor | None = None) -> Tensor:

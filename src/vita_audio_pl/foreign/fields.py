@@ -20,7 +20,7 @@ class _Reference(str):
     """The text after `!ref`: the value of a top-level key, written `<key>`."""
 
 
-class _DataLoader(yaml.SafeLoader):
+class _DataLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """SafeLoader that takes the value behind any tag and leaves the tag alone; aliases, which can swell, are refused."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -65,7 +65,7 @@ def read_tagged_yaml(path: str | Path) -> dict[str, Any]:
 class _References:
     """Puts values in the place of `!ref <key>`, each key once, so that neither loops nor doubling can grow."""
 
-    def __init__(self, top: dict, path: str | Path):
+    def __init__(self, top: dict[str, Any], path: str | Path):
         self._top, self._path = top, path
         self._done: dict[str, Any] = {}
         self._open: set[str] = set()
@@ -183,16 +183,16 @@ class Fields:
         values = self._get(name)
         if not isinstance(values, list) or not 1 <= len(values) <= 64:
             raise UserError(f"{self._where}: {name} is {_shown(values)}; a list of whole numbers is wanted")
-        entries = Fields(dict(enumerate(values)), f"{self._where}: {name}")
-        return tuple(entries.integer(index, least=least, most=most) for index in range(len(values)))
+        entries = Fields({str(index): value for index, value in enumerate(values)}, f"{self._where}: {name}")
+        return tuple(entries.integer(str(index), least=least, most=most) for index in range(len(values)))
 
     def tables(self, name: str, *, most: int = _LARGEST_NUMBER) -> tuple[tuple[int, ...], ...]:
         """A list of lists of whole numbers."""
         rows = self._get(name)
         if not isinstance(rows, list) or not 1 <= len(rows) <= 64:
             raise UserError(f"{self._where}: {name} is {_shown(rows)}; a list of lists of whole numbers is wanted")
-        entries = Fields(dict(enumerate(rows)), f"{self._where}: {name}")
-        return tuple(entries.integers(index, most=most) for index in range(len(rows)))
+        entries = Fields({str(index): row for index, row in enumerate(rows)}, f"{self._where}: {name}")
+        return tuple(entries.integers(str(index), most=most) for index in range(len(rows)))
 
     def number(self, name: str, *, least: float = 0.0, most: float = 1e9, default: float | None = None) -> float:
         """A finite number; `default` where the field is absent or null, if there is one."""

@@ -67,7 +67,8 @@ class Cache:
     def places(self, rows: Rows) -> Tensor:
         """Where in `by_row` the keys and values of `rows` belong: `(rows.total * 2 * key_heads,)`."""
         starts = rows.slot_numbers * self._slot_step + rows.positions
-        return (starts[:, None] + self._head_starts).flatten()
+        out: Tensor = (starts[:, None] + self._head_starts).flatten()
+        return out
 
     def clear(self, slot: int) -> None:
         """Zeroes what a slot holds."""
@@ -97,4 +98,5 @@ class Cache:
         return self.hidden[level].index_select(0, self._window_rows(rows, 1))
 
     def _window_rows(self, rows: Rows, back: int) -> Tensor:
-        return rows.slot_numbers * self.window + (rows.positions - back) % self.window
+        out: Tensor = rows.slot_numbers * self.window + (rows.positions - back) % self.window
+        return out

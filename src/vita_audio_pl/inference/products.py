@@ -75,7 +75,7 @@ class PackedProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self._column = None if bias is None else self.bias[:, None]
+        self._column = None if self.bias is None else self.bias[:, None]
         # packed outside inference mode, because an inference tensor may not be used outside it later
         with torch.inference_mode(False), torch.no_grad():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.clone(), TYPICAL_ROWS)
@@ -84,7 +84,8 @@ class PackedProduct:
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
         if rows > 2:
-            return self._run(x, self._packed, self.bias, "none", [], "")
+            result: Tensor = self._run(x, self._packed, self.bias, "none", [], "")
+            return result
         columns = (torch.cat((x, x)) if rows == 1 else x).t()
         if self._column is None:
             out = torch.mm(self.weight, columns)

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.generation import Generation
-from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation, Message
+from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation
+from vita_audio_pl.text.messages import Message
 from vita_audio_pl.text.rendering import Renderer, RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.turns import AudioFrames, conversation_to_turns

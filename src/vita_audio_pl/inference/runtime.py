@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
@@ -25,7 +26,7 @@ from vita_audio_pl.text.turns import EXTRA_FRAMES
 class Norm:
     """RMSNorm with fixed weights."""
 
-    def __init__(self, norm: nn.Module):
+    def __init__(self, norm: Qwen2RMSNorm):
         weight, self._eps = norm.weight.detach(), norm.variance_epsilon
         self._weight, self._width = weight, weight.shape[-1]
         self._by_parts = weight.dtype == torch.float32 and weight.device.type == "cpu"
@@ -54,7 +55,7 @@ class Layer:
     down: Product
 
     @classmethod
-    def of(cls, layer: nn.Module, pack: bool) -> "Layer":
+    def of(cls, layer: Qwen2DecoderLayer, pack: bool) -> "Layer":
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         qkv_weight = torch.cat([p.weight.detach() for p in projections])
@@ -113,7 +114,7 @@ class Runtime:
 
     def __init__(self, model: SpeechLM, *, n_heads: int | None = None, pack: bool = True, compile: bool = False):
         config = model.config.backbone
-        if "sliding_attention" in config.layer_types or config.hidden_act != "silu":
+        if "sliding_attention" in (config.layer_types or ()) or config.hidden_act != "silu":
             raise UserError(
                 "decoding knows Qwen2 backbones with full attention and SiLU, and this one is of another kind"
             )
@@ -122,7 +123,8 @@ class Runtime:
         self.n_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
-        self.query_heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.query_heads = config.num_attention_heads
+        self.key_heads = config.num_key_value_heads or self.query_heads
         self.groups = self.query_heads // self.key_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.scale = self.head_size**-0.5
@@ -136,7 +138,7 @@ class Runtime:
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         with torch.inference_mode(False), torch.no_grad():
             self.final_norm = Norm(backbone.norm)
-            self.layers = [Layer.of(layer, pack) for layer in backbone.layers]
+            self.layers = [Layer.of(layer, pack) for layer in model.backbone_layers]
             self.heads = [
                 Head(
                     Norm(block.embed_norm),
@@ -155,7 +157,7 @@ class Runtime:
         self._pack = pack
         self._rotate, self._gated = rotate_, gated
         if compile:
-            self._rotate, self._gated = (torch.compile(function, dynamic=True) for function in (rotate_, gated))
+            self._rotate, self._gated = torch.compile(rotate_, dynamic=True), torch.compile(gated, dynamic=True)
         self._rotary = backbone.rotary_emb
         self.angles = (torch.empty(0, self.head_size, device=self.device),) * 2
 
@@ -184,7 +186,8 @@ class Runtime:
 
         clips: features `(frames, size)` of each recording, as `check_clips` lets them pass.
         """
-        weight = self._speech_input.audio_projection[0].weight
+        assert self._speech_input is not None  # `check_clips` refuses recordings without it
+        weight = next(self._speech_input.audio_projection.parameters())
         states: Tensor = self._speech_input([clip.to(weight) for clip in clips])
         return states.to(self.dtype)
 
@@ -196,7 +199,7 @@ class Runtime:
         """
         if len(clips) and self._speech_input is None:
             raise UserError("this model reads audio as codes and has no encoder to hear it with")
-        size = self._speech_input.encoder.config.input_size if len(clips) else 0
+        size = 0 if self._speech_input is None else self._speech_input.encoder.config.input_size
         for number, clip in enumerate(clips, 1):
             shape = tuple(clip.shape) if isinstance(clip, Tensor) else type(clip).__name__
             if not isinstance(clip, Tensor) or clip.dim() != 2 or clip.shape[1] != size or not len(clip):
@@ -279,7 +282,8 @@ class Runtime:
         query = query.permute(0, 2, 3, 1, 4).reshape(slots, self.key_heads, self.groups * width, self.head_size)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
         out = out.unflatten(2, (self.groups, width)).permute(0, 3, 1, 2, 4).reshape(slots * width, -1)
-        return out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
+        result: Tensor = out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
+        return result
 
     def _extend_angles(self, capacity: int) -> None:
         """Makes the table of cosines and signed sines of all positions long enough."""

@@ -6,8 +6,10 @@ plain sdpa with the mask it is given (what decoding with a cache needs).
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from transformers.masking_utils import sdpa_mask
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.layout import Documents, to_device
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 IMPLEMENTATION = "packed_documents"
 KERNELS = ("per_document", "sdpa", "flex", "flash")
@@ -47,7 +52,8 @@ class DocumentAttention:
         Raises:
             UserError: `flash` in another type than bfloat16 or float16.
         """
-        return getattr(self, f"_{self.kernel}")(query.to(value.dtype), key.to(value.dtype), value, scale)
+        out: Tensor = getattr(self, f"_{self.kernel}")(query.to(value.dtype), key.to(value.dtype), value, scale)
+        return out
 
     def _per_document(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         lengths = self.documents.lengths
@@ -64,7 +70,8 @@ class DocumentAttention:
     def _flex(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         gqa = query.shape[1] != key.shape[1]
         attend = _flex_attention(query.is_cuda)
-        return attend(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=gqa).transpose(1, 2)
+        out: Tensor = attend(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=gqa).transpose(1, 2)
+        return out
 
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         from torch.nn.attention import varlen
@@ -75,13 +82,13 @@ class DocumentAttention:
                 "train with trainer.precision=bf16-mixed, or choose 'per_document'"
             )
         if flash_shares_keys():
-            shared = {"enable_gqa": query.shape[1] != key.shape[1]}
+            shared: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]}
         else:
             shared, (key, value) = {}, (_for_each_head(tensor, query.shape[1]) for tensor in (key, value))
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         ends, longest = self.boundaries, self.documents.longest
         out = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), **shared)
-        return out[None]
+        return cast(Tensor, out)[None]  # a tuple only where more than the output is asked for
 
     @cached_property
     def boundaries(self) -> Tensor:
@@ -98,12 +105,12 @@ class DocumentAttention:
         return same.tril()[None, None]
 
     @cached_property
-    def block_mask(self):
+    def block_mask(self) -> "BlockMask":
         from torch.nn.attention.flex_attention import create_block_mask
 
         numbers, rows = self.numbers, self.documents.total
 
-        def visible(batch, head, q, kv):
+        def visible(batch: Tensor, head: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             return (q >= kv) & (numbers[q] == numbers[kv])
 
         return create_block_mask(visible, None, None, rows, rows, device=self.device)
@@ -132,17 +139,20 @@ def _equal_documents(query: Tensor, key: Tensor, value: Tensor, scale: float, nu
     """Documents of one length form a batch: one kernel call for all of them."""
 
     def stack(tensor: Tensor) -> Tensor:  # (1, heads, rows, size) -> (documents, heads, length, size)
-        return tensor[0].unflatten(1, (number, -1)).transpose(0, 1)
+        out: Tensor = tensor[0].unflatten(1, (number, -1)).transpose(0, 1)
+        return out
 
     out = _causal(stack(query), stack(key), stack(value), scale)
     return out.transpose(1, 2).flatten(0, 1)[None]
 
 
 @lru_cache(maxsize=2)
-def _flex_attention(compiled: bool):
+def _flex_attention(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    if compiled:
+        return torch.compile(flex_attention, dynamic=True)
+    return flex_attention
 
 
 def check_kernel(kernel: str) -> None:
@@ -162,7 +172,7 @@ def _attend(
     scaling: float,
     dropout: float = 0.0,
     documents: DocumentAttention | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if documents is None:
         return sdpa_attention_forward(
@@ -171,9 +181,10 @@ def _attend(
     return _apart(documents, query, key, value, scaling), None
 
 
-@torch.compiler.disable  # the lengths of documents are new in every row: a compiled block would be compiled anew
-def _apart(documents: DocumentAttention, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return documents(query, key, value, scale)
+# the lengths of documents are new in every row: a compiled block would be compiled anew
+_apart: Callable[[DocumentAttention, Tensor, Tensor, Tensor, float], Tensor] = torch.compiler.disable(
+    DocumentAttention.__call__
+)
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)

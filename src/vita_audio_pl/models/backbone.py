@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign.fields import Fields, read_json_if_there
+from vita_audio_pl.foreign.fields import Fields, read_json, read_json_if_there
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.released import (
@@ -26,7 +26,6 @@ from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import (
     WeightFolder,
     load_strictly,
-    read_json,
     save_weights,
     verify_model_files,
     write_json,

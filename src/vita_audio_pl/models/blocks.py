@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import partial
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.speech_lm import SpeechLM
@@ -12,7 +12,7 @@ from vita_audio_pl.models.speech_lm import SpeechLM
 CHECKPOINTED = ("none", "backbone", "heads", "all")
 
 
-def blocks(model: SpeechLM, which: str = "all") -> Iterator[nn.Module]:
+def blocks(model: SpeechLM, which: str = "all") -> Iterator[GradientCheckpointingLayer]:
     """Decoder layers of the backbone, then heads; or one kind alone.
 
     Args:
@@ -24,7 +24,7 @@ def blocks(model: SpeechLM, which: str = "all") -> Iterator[nn.Module]:
     if which not in CHECKPOINTED:
         raise UserError(f"'{which}' names no blocks of the model; use one of {', '.join(CHECKPOINTED)}")
     if which in ("backbone", "all"):
-        yield from model.model.layers
+        yield from model.backbone_layers
     if which in ("heads", "all"):
         yield from model.heads
 
@@ -46,7 +46,8 @@ def checkpoint_activations(model: SpeechLM, which: str, every: int = 1) -> None:
     chosen = {id(block) for block in list(blocks(model, which))[::every]}
     for block in blocks(model):
         block.gradient_checkpointing = id(block) in chosen
-        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        function = partial(checkpoint, use_reentrant=False)
+        block._gradient_checkpointing_func = function  # type: ignore[assignment]  # transformers does not declare it
 
 
 def compile_blocks(model: SpeechLM, which: str = "all", backend: str = "inductor") -> None:

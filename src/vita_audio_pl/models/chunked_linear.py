@@ -1,5 +1,7 @@
 """A linear layer a chunk of rows at a time: logits are made, used and overwritten; gradients are accumulated on the way."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,13 +54,13 @@ class ChunkedLinear:
                 return torch.mm(left, right, out=out)
             return torch.mm(left, right, out_dtype=self.result, out=out)
 
-    def keep_gradients(self, ctx) -> None:
+    def keep_gradients(self, ctx: Any) -> None:
         """Leaves the gradients with an autograd context, for `scaled_gradients`."""
         ctx.gradients = self.grad_hidden, self.grad_weight
         ctx.types = self.hidden.dtype, self.weight.dtype
 
 
-def scaled_gradients(ctx, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def scaled_gradients(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of hidden states and weight that `keep_gradients` left, times the loss's own gradient.
 
     Raises:

@@ -6,6 +6,8 @@ is `lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_
 the predictor's logits, `dKL = s - t` and `dTV = s * (g - sum_v s_v g_v)` with `g = 1/2 sign(s - t)`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,19 @@ def distillation_loss(
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, teacher, rows, row_weights, kl_share, chunk_rows, wants_gradient):
-        layer = ChunkedLinear(hidden, weight, tuple(wants_gradient and wants for wants in ctx.needs_input_grad[:2]))
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        teacher: Tensor,
+        rows: Tensor,
+        row_weights: Tensor,
+        kl_share: float,
+        chunk_rows: int,
+        wants_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wants_hidden, wants_weight = (wants_gradient and wants for wants in ctx.needs_input_grad[:2])
+        layer = ChunkedLinear(hidden, weight, (wants_hidden, wants_weight))
         each = torch.empty_like(row_weights)
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         for start in range(0, len(hidden), chunk_rows):
@@ -61,5 +74,5 @@ class _Distillation(torch.autograd.Function):
         return (each * row_weights).sum(), each, correct
 
     @staticmethod
-    def backward(ctx, grad_total, *_):
+    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return *scaled_gradients(ctx, grad_total), None, None, None, None, None, None

@@ -7,14 +7,19 @@ is counted twice for recomputation, and attention counts the pairs of tokens tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from vita_audio_pl.models.objectives import Objective
-from vita_audio_pl.models.sensevoice import N_QUERIES
+from vita_audio_pl.models.sensevoice import N_QUERIES, MemoryLayer
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 _QUERY_KEY_AND_VALUE = 2 * 2  # operations of a pair of tokens for each feature: score, and weighted sum
 
@@ -81,7 +86,7 @@ class StepFlops:
         deepest = model.n_heads if objective.weight else 0
         self._encoder, heard = self._speech_input()
         backbone, flows = _Part(), trains and (heard or model.model.embed_tokens.weight.requires_grad)
-        for layer in model.model.layers:
+        for layer in model.backbone_layers:
             flows = _layer(backbone, layer, flows)
         flows = trains and (flows or _trains(model.model.norm))
         flowing, self._predictors = [flows], [backbone]
@@ -127,16 +132,16 @@ class StepFlops:
         encoder, layers = speech.encoder, speech.encoder.encoder
         flows = _trains(encoder.embed)
         for layer in (*layers.encoders0, *layers.encoders):
-            flows = _encoder_layer(part, layer, flows)
+            flows = _encoder_layer(part, cast(MemoryLayer, layer), flows)
         flows |= _trains(layers.after_norm)
         for layer in layers.tp_encoders:
-            flows = _encoder_layer(part, layer, flows)
+            flows = _encoder_layer(part, cast(MemoryLayer, layer), flows)
         norm, first, _, second = speech.audio_projection
         read = flows or _trains(layers.tp_norm) or _trains(norm)
         return part, _linear(part, second, _linear(part, first, read))
 
 
-def _layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
+def _layer(part: _Part, layer: Qwen2DecoderLayer, flows: bool) -> bool:
     """Add a decoder layer; whether gradients come out of it where they flow into it."""
     attention, mlp = layer.self_attn, layer.mlp
     read = flows or _trains(layer.input_layernorm)
@@ -148,7 +153,7 @@ def _layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
     return _linear(part, mlp.down_proj, gated) or flows
 
 
-def _encoder_layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
+def _encoder_layer(part: _Part, layer: MemoryLayer, flows: bool) -> bool:
     """Add a SAN-M layer; whether gradients come out of it where they flow into it."""
     attention, feed_forward = layer.self_attn, layer.feed_forward
     looked = _linear(part, attention.linear_q_k_v, flows or _trains(layer.norm1))
@@ -163,12 +168,13 @@ def _encoder_layer(part: _Part, layer: nn.Module, flows: bool) -> bool:
 
 def _linear(part: _Part, module: nn.Module, flows: bool) -> bool:
     """Add a linear layer, with its LoRA adapters; whether gradients come out of it."""
-    if not hasattr(module, "lora_A"):
+    if isinstance(module, nn.Linear):
         part.row += 2 * module.in_features * module.out_features * (1 + flows + module.weight.requires_grad)
         return flows or _trains(module)
-    out = _linear(part, module.get_base_layer(), flows)
-    for adapter in module.active_adapters:
-        out |= _linear(part, module.lora_B[adapter], _linear(part, module.lora_A[adapter], flows))
+    adapted = cast("LoraLayer", module)
+    out = _linear(part, adapted.get_base_layer(), flows)
+    for adapter in adapted.active_adapters:
+        out |= _linear(part, adapted.lora_B[adapter], _linear(part, adapted.lora_A[adapter], flows))
     return out
 
 

@@ -74,7 +74,7 @@ def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | N
 
 
 @torch.no_grad()
-def _resized(weight: nn.Parameter, size: int, generator: torch.Generator | None) -> nn.Parameter:
+def _resized(weight: Tensor, size: int, generator: torch.Generator | None) -> nn.Parameter:
     added = size - len(weight)
     if added <= 0:
         return nn.Parameter(weight[:size].clone(), requires_grad=weight.requires_grad)

@@ -88,7 +88,7 @@ class PackedLayout:
     def _kept(self, values: Tensor) -> np.ndarray:
         return values.numpy().reshape(-1)[self.flat]
 
-    def _next(self, values: np.ndarray, fill) -> np.ndarray:
+    def _next(self, values: np.ndarray, fill: int | np.float32) -> np.ndarray:
         """`values` of the next token of the same document, `fill` at a document's end."""
         following = np.full_like(values, fill)
         inside = self._left[:-1] > 1

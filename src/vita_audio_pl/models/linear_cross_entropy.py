@@ -5,7 +5,7 @@ For rows `h_i` with targets `y_i` and weights `w_i`, `total = sum_i w_i * (logsu
 that a chunk needs is at hand in its forward pass, so its logits are overwritten by `p` and thrown away.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +36,17 @@ def linear_cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, row_weights, chunk_rows, wants_gradient):
-        layer = ChunkedLinear(hidden, weight, tuple(wants_gradient and wants for wants in ctx.needs_input_grad[:2]))
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        row_weights: Tensor,
+        chunk_rows: int,
+        wants_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wants_hidden, wants_weight = (wants_gradient and wants for wants in ctx.needs_input_grad[:2])
+        layer = ChunkedLinear(hidden, weight, (wants_hidden, wants_weight))
         each = torch.empty_like(row_weights)
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         buffer = layer.buffer(min(chunk_rows, len(hidden)))
@@ -57,5 +66,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (each * row_weights).sum(), each, correct
 
     @staticmethod
-    def backward(ctx, grad_total, *_):
+    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return *scaled_gradients(ctx, grad_total), None, None, None, None

@@ -1,5 +1,8 @@
 """Multiple cross-modal token prediction: small blocks, each a next-token predictor whose language model lags behind."""
 
+from collections.abc import Iterator
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config
@@ -29,7 +32,7 @@ class MCTPBlock(GradientCheckpointingLayer):
         self.layer.self_attn.layer_idx = config.num_hidden_layers + index
 
     def forward(
-        self, embeds: Tensor, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], **attention
+        self, embeds: Tensor, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], **attention: Any
     ) -> Tensor:
         """Hidden states before the final norm.
 
@@ -38,7 +41,8 @@ class MCTPBlock(GradientCheckpointingLayer):
         decoder layer takes besides (`documents`, or `attention_mask` and `past_key_values`).
         """
         joined = torch.cat((self.embed_norm(embeds), self.hidden_norm(hidden)), dim=-1)
-        return self.layer(self.proj(joined), position_embeddings=position_embeddings, **attention)
+        out: Tensor = self.layer(self.proj(joined), position_embeddings=position_embeddings, **attention)
+        return out
 
 
 class MCTPStack(nn.ModuleList):
@@ -46,3 +50,6 @@ class MCTPStack(nn.ModuleList):
 
     def __init__(self, config: Qwen2Config, n_heads: int):
         super().__init__(MCTPBlock(config, k) for k in range(n_heads))
+
+    def __iter__(self) -> Iterator[MCTPBlock]:
+        return cast(Iterator[MCTPBlock], super().__iter__())

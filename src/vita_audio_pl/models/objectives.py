@@ -100,7 +100,8 @@ class Objective:
 
     def trains_on(self, layout: PackedLayout, predictor: int) -> np.ndarray:
         """Tokens whose successor `predictor` (0 the backbone, k + 1 head k) is trained to predict: `(tokens,)` bool."""
-        return layout.targets != IGNORE_INDEX
+        labelled: np.ndarray = layout.targets != IGNORE_INDEX
+        return labelled
 
     def weight_of(self, predictor: int, n_heads: int) -> float:
         """Weight of a predictor's loss: 1 for the backbone, `w / K` for a head."""
@@ -160,12 +161,13 @@ class AudioOnly(Objective):
         words, targets = self._vocabulary, layout.targets
         closing = (targets == words.im_end) & (layout.ids == words.end_of_audio)
         marker = (targets == words.begin_of_audio) | (targets == words.end_of_audio)
-        return words.is_code(targets) | marker | closing
+        heads_learn: np.ndarray = words.is_code(targets) | marker | closing
+        return heads_learn
 
     def vocabulary_rows(self, predictor: int, rows: int) -> int:
         return len(self._ids) if predictor else rows
 
-    def losses(self, lm_head, scored, backbone, n_heads):
+    def losses(self, lm_head: torch.nn.Module, scored: Sequence[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:
         heads = [part for part in scored if part.predictor]
         others = [part for part in scored if not part.predictor]
         parts = [self.cross_entropy(lm_head, heads, n_heads, self._ids)] if heads else []
@@ -209,14 +211,14 @@ class Distil(Objective):
             rows if predictor == 1 else 0
         )  # once for all heads of a token; the first head has all tokens of the others
 
-    def losses(self, lm_head, scored, backbone, n_heads):
+    def losses(self, lm_head: torch.nn.Module, scored: Sequence[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:
         heads = [part for part in scored if part.predictor]
         others = [part for part in scored if not part.predictor]
         parts = [self._distil(lm_head, heads, backbone, n_heads)] if heads else []
         parts += [self.cross_entropy(lm_head, others, n_heads)] if others else []
         return parts[0] if len(parts) == 1 else parts[0].merge(parts[1])
 
-    def _distil(self, lm_head, heads, backbone, n_heads) -> HeadLosses:
+    def _distil(self, lm_head: torch.nn.Module, heads: Sequence[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:
         tokens = torch.cat([part.tokens for part in heads])
         order = torch.argsort(tokens, stable=True)  # all heads of a token side by side: its teacher is made once
         back = torch.argsort(order)

@@ -46,7 +46,8 @@ class ReferenceHead(nn.Module):
         z = self.proj(torch.cat([self.embed_norm(embeddings), self.hidden_norm(hidden)], dim=-1))
         rows = len(z)
         causal = torch.full((rows, rows), float("-inf")).triu(1)[None, None]
-        return self.layer(z[None], attention_mask=causal, position_embeddings=angles)[0]
+        out: Tensor = self.layer(z[None], attention_mask=causal, position_embeddings=angles)[0]
+        return out
 
 
 class ReferenceModel(nn.Module):

@@ -108,9 +108,10 @@ class SenseVoiceConfig:
             "lfr_m": self.stack,
             "lfr_n": self.stride,
         }
-        return yaml.safe_dump(
+        text: str = yaml.safe_dump(
             {"encoder": "SenseVoiceEncoderSmall", "encoder_conf": encoder, "frontend_conf": front}, sort_keys=False
         )
+        return text
 
 
 class SenseVoiceEncoder(nn.Module):
@@ -178,7 +179,8 @@ class SenseVoiceEncoder(nn.Module):
 
     def tokens(self, states: Tensor) -> Tensor:
         """Scores of the recognition layer, `(items, frames, ctc_tokens)`."""
-        return self.ctc["ctc_lo"](states)
+        out: Tensor = self.ctc["ctc_lo"](states)
+        return out
 
 
 def load_front_end(folder: str | Path, dither: float = 0.0) -> SenseVoiceFrontEnd:
@@ -203,9 +205,9 @@ def _positions(x: Tensor) -> Tensor:
 class _Layers(nn.Module):
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
-        self.encoders0 = nn.ModuleList([_Layer(config, config.input_size)])
-        self.encoders = nn.ModuleList(_Layer(config, config.width) for _ in range(config.layers - 1))
-        self.tp_encoders = nn.ModuleList(_Layer(config, config.width) for _ in range(config.text_layers))
+        self.encoders0 = nn.ModuleList([MemoryLayer(config, config.input_size)])
+        self.encoders = nn.ModuleList(MemoryLayer(config, config.width) for _ in range(config.layers - 1))
+        self.tp_encoders = nn.ModuleList(MemoryLayer(config, config.width) for _ in range(config.text_layers))
         self.after_norm = nn.LayerNorm(config.width)
         self.tp_norm = nn.LayerNorm(config.width)
 
@@ -216,10 +218,13 @@ class _Layers(nn.Module):
         x = self.after_norm(x)
         for layer in self.tp_encoders:
             x = layer(x, valid)
-        return self.tp_norm(x)
+        out: Tensor = self.tp_norm(x)
+        return out
 
 
-class _Layer(nn.Module):
+class MemoryLayer(nn.Module):
+    """A SAN-M layer; the first of all changes the width of its input."""
+
     def __init__(self, config: SenseVoiceConfig, input_size: int):
         super().__init__()
         self.self_attn = _MemoryAttention(config, input_size)
@@ -229,8 +234,9 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         mixed = self.self_attn(self.norm1(x), valid)
-        x = x + mixed if x.shape[-1] == mixed.shape[-1] else mixed  # the first layer changes the width
-        return x + self.feed_forward(self.norm2(x))
+        x = x + mixed if x.shape[-1] == mixed.shape[-1] else mixed
+        out: Tensor = x + self.feed_forward(self.norm2(x))
+        return out
 
 
 class _FeedForward(nn.Module):
@@ -240,7 +246,8 @@ class _FeedForward(nn.Module):
         self.w_2 = nn.Linear(config.ffn_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.relu(self.w_1(x)))
+        out: Tensor = self.w_2(F.relu(self.w_1(x)))
+        return out
 
 
 class _MemoryAttention(nn.Module):
@@ -256,6 +263,7 @@ class _MemoryAttention(nn.Module):
         query, key, value = self.linear_q_k_v(x).chunk(3, dim=-1)
         kept = value * valid
         memory = (self.fsmn_block(kept.transpose(1, 2)).transpose(1, 2) + kept) * valid
-        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=valid[:, None, None, :, 0])
-        return self.linear_out(mixed.transpose(1, 2).flatten(2)) + memory
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=valid[:, None, None, :, 0])
+        out: Tensor = self.linear_out(mixed.transpose(1, 2).flatten(2)) + memory
+        return out

@@ -89,7 +89,8 @@ class SenseVoiceFrontEnd:
         frames = (frames - _PRE_EMPHASIS * before) * _hamming(window, samples.device)
         n_fft = 1 << (window - 1).bit_length()
         powers = torch.fft.rfft(frames, n=n_fft).abs().square()
-        return (powers @ _filters(self.n_mels, n_fft, samples.device)).clamp(min=_QUIETEST).log()
+        out: Tensor = (powers @ _filters(self.n_mels, n_fft, samples.device)).clamp(min=_QUIETEST).log()
+        return out
 
     def stacked(self, banks: Tensor) -> Tensor:
         """Every `stride`-th frame between its neighbours, `(ceil(frames / stride), stack * n_mels)`; edges repeat."""

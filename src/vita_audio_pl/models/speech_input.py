@@ -6,6 +6,7 @@ In published checkpoints the parts lie at `model.audio_model.model.*` and `model
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class SpeechInput(nn.Module):
 
     @property
     def encoder(self) -> SenseVoiceEncoder:
-        return self.audio_model["model"]
+        return cast(SenseVoiceEncoder, self.audio_model["model"])
 
     @classmethod
     def from_released(
@@ -77,4 +78,5 @@ class SpeechInput(nn.Module):
         lengths = torch.tensor([len(clip) for clip in clips], device=clips[0].device)
         states, lengths = self.encoder(pad_sequence(list(clips), batch_first=True), lengths)
         valid = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
-        return self.audio_projection(states[valid])
+        out: Tensor = self.audio_projection(states[valid])
+        return out

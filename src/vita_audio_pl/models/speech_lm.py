@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
@@ -36,7 +38,7 @@ class SpeechLMConfig:
     encoder: SenseVoiceConfig | None = None
     context_of_audio: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_kernel(self.attention)
 
 
@@ -46,7 +48,13 @@ class VocabularyHead(nn.Linear):
     A loss runs inside this module's forward, so that a strategy which shards parameters gathers `W` around it.
     """
 
-    def forward(self, hidden: Tensor, loss: Callable[[Tensor, Tensor], RowLosses] | None = None):
+    @overload
+    def forward(self, hidden: Tensor, loss: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, hidden: Tensor, loss: Callable[[Tensor, Tensor], RowLosses]) -> RowLosses: ...
+
+    def forward(self, hidden: Tensor, loss: Callable[[Tensor, Tensor], RowLosses] | None = None) -> Tensor | RowLosses:
         """Logits (..., vocabulary) of `hidden`, or `loss(hidden, W)`."""
         return F.linear(hidden, self.weight) if loss is None else loss(hidden, self.weight)
 
@@ -103,6 +111,10 @@ class SpeechLM(nn.Module):
         return len(self.heads)
 
     @property
+    def backbone_layers(self) -> list[Qwen2DecoderLayer]:
+        return [cast(Qwen2DecoderLayer, layer) for layer in self.model.layers]
+
+    @property
     def train_backbone(self) -> bool:
         """Whether any parameter outside the heads takes gradients.
 
@@ -130,14 +142,14 @@ class SpeechLM(nn.Module):
         def scored(predictor: int) -> Scored:
             """The rows of a predictor that the objective trains, with targets and weights."""
             tokens = np.arange(len(layout)) if predictor == 0 else layout.head(predictor - 1).tokens  # (R,)
-            rows = np.flatnonzero(objective.trains_on(layout, predictor)[tokens])  # (S,) among its own R rows
-            tokens = tokens[rows]
+            own = np.flatnonzero(objective.trains_on(layout, predictor)[tokens])  # (S,) among its own R rows
+            tokens = tokens[own]
             # the loss is divided here: by the labels of the whole step, so it does not depend on how a batch is cut
-            weights = layout.target_weights[tokens] * np.float32(objective.weight_of(predictor, self.n_heads) / divisor)
-            served = layout.target_writers[tokens] == predictor
+            share = layout.target_weights[tokens] * np.float32(objective.weight_of(predictor, self.n_heads) / divisor)
+            written = layout.target_writers[tokens] == predictor
             device = states[0].device
             rows, targets, weights, served = (
-                to_device(array, device) for array in (rows, layout.targets[tokens], weights, served)
+                to_device(array, device) for array in (own, layout.targets[tokens], share, written)
             )
             hidden = states[predictor][0].index_select(0, rows)  # (S, H)
             return Scored(predictor, hidden, targets, weights, torch.from_numpy(tokens), served)
@@ -195,7 +207,7 @@ class SpeechLM(nn.Module):
             documents = Documents((1,))
             inputs, angles = (tuple(F.pad(t, (0, 0, 0, 1)) for t in pair) for pair in (inputs, angles))
         attention = DocumentAttention(documents, self.config.attention, inputs[0].device)
-        hidden = self.model.norm(self.heads[k](*inputs, angles, documents=attention))
+        hidden: Tensor = self.model.norm(self.heads[k](*inputs, angles, documents=attention))
         return hidden[:, missing:]
 
     def input_embeddings(self, ids: Tensor, embeddings: Tensor, clips: Sequence[Tensor]) -> Tensor:
@@ -214,14 +226,14 @@ class SpeechLM(nn.Module):
             if len(clips):
                 raise UserError("the batch has audio for an encoder, but the model has none; use a Plus variant")
             return embeddings
-        weight = self.speech_input.audio_projection[0].weight
+        weight = next(self.speech_input.audio_projection.parameters())
         # without a clip the modules run all the same, since ranks that shard parameters have to agree on what they run
-        features = clips or [torch.zeros(1, self.config.encoder.input_size)]
-        states = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in features]).to(
-            embeddings.dtype
-        )
+        features = clips or [torch.zeros(1, self.speech_input.encoder.config.input_size)]
+        states: Tensor = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in features])
+        states = states.to(embeddings.dtype)
         if not len(clips):
             return embeddings + 0.0 * states.sum()
+        assert self.config.context_of_audio is not None  # every encoder comes with it
         places = ids == self.config.context_of_audio
         if int(places.sum()) != len(states):
             raise UserError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -50,12 +51,13 @@ class WeightFolder:
             raise UserError(f"{self.folder} has neither {single} nor {INDEX}; give a folder with safetensors weights")
 
     def _listed(self, weight_map: object) -> dict[str, str]:
-        names = weight_map.values() if isinstance(weight_map, dict) else [None]
-        if not all(isinstance(name, str) and name == Path(name).name for name in names):
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(name, str) and name == Path(name).name for name in weight_map.values()
+        ):
             raise UserError(f"{self.folder / INDEX} does not list files of its own folder; copy the whole folder again")
         return dict(weight_map)
 
-    def _open(self, name: str):
+    def _open(self, name: str) -> Any:
         return open_safetensors(self.folder / name, f"{INDEX} lists it; copy the whole folder again")
 
     def keys(self) -> list[str]:
@@ -85,12 +87,13 @@ class WeightFolder:
             UserError: a tensor holds NaN or infinity.
         """
         for key, file in self._each(keys):
-            tensor = file.get_tensor(key)
+            tensor: Tensor = file.get_tensor(key)
             if not is_finite(tensor):
                 raise UserError(f"the tensor '{key}' in {self.folder / self._files[key]} holds NaN or infinity")
             yield key, tensor
 
-    def _each(self, keys: Iterable[str]):
+    def _each(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Each key with the opened file that holds it."""
         by_file: dict[str, list[str]] = {}
         for key in keys:
             by_file.setdefault(self._files[key], []).append(key)
@@ -221,7 +224,7 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(least) and math.isfinite(greatest)
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

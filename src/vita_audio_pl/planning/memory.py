@@ -58,7 +58,7 @@ class Arithmetic:
 def block_bytes(backbone: Qwen2Config, kinds: Arithmetic, attention: str, rows: float) -> float:
     """What the backward pass of a decoder layer over `rows` keeps for each of them, its input included."""
     hidden, inner, heads = backbone.hidden_size, backbone.intermediate_size, backbone.num_attention_heads
-    shared = backbone.num_key_value_heads * (hidden // heads)
+    shared = (backbone.num_key_value_heads or heads) * (hidden // heads)
     norms = 2 * (2 * hidden * FLOAT + FLOAT)  # input and normed state in float32, and the scale
     if kinds.stream == HALF:
         norms = 2 * (hidden * FLOAT + hidden * HALF + FLOAT)
@@ -173,7 +173,7 @@ def _products(model: SpeechLM) -> int:
 
 def _activations(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work) -> tuple[float, float]:
     """What is kept for the backward pass, and what one recomputed block needs on top."""
-    backbone, attention = model.config.backbone, config.model.attention
+    backbone, attention = model.config.backbone, config.model.kernel
     trains = model.train_backbone
     layer = block_bytes(backbone, kinds, attention, work.tokens[0])
     recomputed = 0.0

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vita_audio_pl.config.component import plain
@@ -20,7 +21,7 @@ from vita_audio_pl.planning.rows import expected_row
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
-from vita_audio_pl.training.engines.gpus import GPUS
+from vita_audio_pl.training.engines.gpus import GPUS, Gpu
 from vita_audio_pl.training.run_folder.identity import freezes_backbone
 from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.stage.trainer import micro_batches
@@ -95,7 +96,7 @@ def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> Spee
     """The stage's model without memory for its weights, frozen as the stage freezes it."""
     backbone = backbone_config(config.model, vocabulary)
     with torch.device("meta"):
-        model = SpeechLM(SpeechLMConfig(backbone, n_heads, config.model.attention, config.objective.detach_heads))
+        model = SpeechLM(SpeechLMConfig(backbone, n_heads, config.model.kernel, config.objective.detach_heads))
         if vocabulary.continuous_input:
             add_speech_input(model, SenseVoiceEncoder(SenseVoiceConfig()), vocabulary.context_of_audio)
         lora = config.model.lora
@@ -119,8 +120,8 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     rows, accumulate = micro_batches(config)
     vocabulary = plan_vocabulary(config)
     model = plan_model(config, vocabulary, n_heads)
-    frozen = freezes_backbone(config.stage.freeze, plain(config))
-    objective = config.objective.build(vocabulary, weight=1.0 if frozen else config.objective.weight)
+    heads_alone = freezes_backbone(config.stage.freeze, plain(config))
+    objective = config.objective.build(vocabulary, weight=1.0 if heads_alone else config.objective.weight)
     IntervalRatio.of(config.text_audio_interval_ratio)
     pattern = DecodePattern.of(config.decode_pattern)
     batch = expected_row(
@@ -128,7 +129,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     )
     layout = PackedLayout(batch)
     tokens, pairs = rows_and_pairs(batch, n_heads).chunk(2)
-    own = [slice(None), *(layout.head(k).tokens for k in range(n_heads))]
+    own: list[slice | np.ndarray] = [slice(None), *(layout.head(k).tokens for k in range(n_heads))]
     scored = [float(objective.trains_on(layout, j)[each].sum()) for j, each in enumerate(own)]
     if not model.train_backbone:
         scored[0] = 0.0
@@ -194,7 +195,7 @@ def memory_of_device(config: PlanConfig) -> float:
     return (config.gpu_memory or _gpu(config).memory) * GIB
 
 
-def _gpu(config: PlanConfig):
+def _gpu(config: PlanConfig) -> Gpu:
     if config.gpu not in GPUS:
         raise UserError(
             f"gpu={config.gpu} is not in the table ({', '.join(GPUS)}); choose one, or give peak_tflops and gpu_memory"

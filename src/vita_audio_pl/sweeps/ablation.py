@@ -187,7 +187,7 @@ def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
                 )
 
 
-def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str) -> dict[str, Any]:
+def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str | None) -> dict[str, Any]:
     """Make a stage of the arm, unless it is there; what to say of it in `arm.json`."""
     config = settings_of_stage(stage, overrides)
     config.data.shards = shards

@@ -1,9 +1,10 @@
 """The sweep of Hydra that a process belongs to."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Sweep:
 
     @classmethod
     def current(cls) -> "Sweep":
-        hydra_config = HydraConfig.get()
+        hydra_config = cast(DictConfig, HydraConfig.get())  # declared as the dataclass that it is made from
         sweeper = hydra_config.sweeper
         number = int(OmegaConf.select(hydra_config, "job.num") or 0)
         return cls(tuple(sweeper.get("params") or ()), number, optimises="direction" in sweeper)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vita_audio_pl.reporting.experiment.wandb_arms import ARM_TYPE
 from vita_audio_pl.reporting.run_files import RunFiles
@@ -17,7 +17,7 @@ _UPLOAD_SECONDS = 900
 _COSTS = ("cpu_seconds", "wall_seconds")
 
 
-def log_arm(config: TrainConfig, folder: Path, mode: str) -> None:
+def log_arm(config: TrainConfig, folder: Path, mode: Literal["online", "offline"]) -> None:
     """Log a finished arm as a run with one artifact: all that `report experiment=... wandb=...` reads of it.
 
     The run says of each stage, reused or not, which weights it has, who made them, where they are and what they cost,

@@ -146,6 +146,12 @@ class ModelConfig:
     compile: str = setting("none", "blocks compiled by torch.compile", choices=BLOCKS)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
+    @property
+    def kernel(self) -> str:
+        """`attention`, which the checks of a stage fill in where it is null."""
+        assert self.attention is not None
+        return self.attention
+
     def check(self) -> None:
         require(
             self.hidden_size % self.num_attention_heads == 0,

@@ -225,7 +225,9 @@ class _Resampled:
         self._resampler = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
 
     def push(self, codes: np.ndarray) -> np.ndarray:
-        return self._resampler.resample_chunk(self._stream.push(codes))
+        samples: np.ndarray = self._resampler.resample_chunk(self._stream.push(codes))
+        return samples
 
     def finish(self) -> np.ndarray:
-        return self._resampler.resample_chunk(self._stream.finish(), last=True)
+        samples: np.ndarray = self._resampler.resample_chunk(self._stream.finish(), last=True)
+        return samples

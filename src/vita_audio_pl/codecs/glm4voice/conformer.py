@@ -30,7 +30,8 @@ class BlockCausalEncoder(nn.Module):
         positions = relative_positions(x.shape[1], self.settings.width, x.device).to(x.dtype)
         for layer in self.encoders:
             x = layer(x, positions, allowed)
-        return self.after_norm(x)
+        out: Tensor = self.after_norm(x)
+        return out
 
 
 def relative_positions(length: int, width: int, device: torch.device) -> Tensor:
@@ -51,7 +52,8 @@ class _InputLayer(nn.Module):
         self.scale = math.sqrt(settings.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(x) * self.scale
+        out: Tensor = self.out(x) * self.scale
+        return out
 
 
 class _Layer(nn.Module):
@@ -64,7 +66,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm_mha(x), positions, allowed)
-        return x + self.feed_forward(self.norm_ff(x))
+        out: Tensor = x + self.feed_forward(self.norm_ff(x))
+        return out
 
 
 class _FeedForward(nn.Module):
@@ -74,7 +77,8 @@ class _FeedForward(nn.Module):
         self.w_2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.silu(self.w_1(x)))
+        out: Tensor = self.w_2(F.silu(self.w_1(x)))
+        return out
 
 
 class _RelativeAttention(nn.Module):
@@ -102,7 +106,9 @@ class _RelativeAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             (query + self.pos_bias_u).transpose(1, 2), key, value, attn_mask=scores.masked_fill(~allowed, -torch.inf)
         )
-        return self.linear_out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.linear_out(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+        out: Tensor = x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+        return out

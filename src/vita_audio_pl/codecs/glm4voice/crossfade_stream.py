@@ -69,13 +69,14 @@ class CrossfadeStream(ChunkedStream):
         frames = torch.arange(first, end, device=codes.values.device, dtype=torch.float64)
         # a frame keeps its code however the window moves
         places = (frames * self._codes_per_frame).floor().long().clamp(codes.start, codes.end - 1) - codes.start
-        return self._decoder.flow(
+        mel: Tensor = self._decoder.flow(
             codes.values[None],
             places,
             self._mel_noise.at(first, end).T[None],
             prompt=self._mel.since(first)[None] if finished > first else None,
             steps=self._steps,
-        )[0]
+        )
+        return mel[0]
 
     def _new_wave(self, mel: Tensor, final: int) -> Tensor:
         """Wave of `mel: (n_mels, frames)`, whose first `final` frames are finished with this."""
@@ -87,11 +88,11 @@ class CrossfadeStream(ChunkedStream):
         pitch = vocoder.pitch(mel_in_reach)[:, context:]
         noise = self._source_noise.at(begin, begin + mel.shape[-1]).permute(1, 0, 2).flatten(1)[None]
         source = vocoder.m_source(pitch, self._phases, noise, self._cycles)[0, 0]
-        wave = vocoder(mel_in_reach, torch.cat((self._source.since(start * frame), source))[None, None])[0]
+        waves: Tensor = vocoder(mel_in_reach, torch.cat((self._source.since(start * frame), source))[None, None])
         self._cycles = vocoder.m_source.cycles_after(pitch[:, :final], self._cycles)
         self._mel.append(mel[:, :final])
         self._source.append(source[: final * frame])
-        return wave[context * frame :]
+        return waves[0, context * frame :]
 
     def _forget(self) -> None:
         """Drops what later chunks do not read; the window of codes starts where a block of the encoder starts."""

@@ -105,7 +105,8 @@ class SpeechDecoder:
         frames = self.settings.frames(codes.shape[1])
         noise = torch.randn(1, self.settings.flow.n_mels, frames, generator=generator).to(self.device)
         places = stretched(codes.shape[1], frames, self.device)
-        return self.flow(codes, places, noise.expand(len(codes), -1, -1), prompt=prompt, steps=steps)
+        out: Tensor = self.flow(codes, places, noise.expand(len(codes), -1, -1), prompt=prompt, steps=steps)
+        return out
 
     def wave(
         self, mel: Tensor, generator: torch.Generator, cached_source: Tensor | None = None

@@ -4,6 +4,7 @@ The architecture is Matcha-TTS's decoder (arXiv 2309.03199); names of weights as
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +56,19 @@ class VelocityEstimator(nn.Module):
         time = self.time_mlp(t)
         x = torch.cat((x, mean, speaker[..., None].expand_as(x), prompt), dim=1)
         masks, skips = [mask], []
-        for level, (residual, layers, down) in enumerate(self.down_blocks):
-            x = _stage(x, time, masks[-1], residual, layers)
+        for level, block in enumerate(self.down_blocks):
+            residual, layers, down = cast(nn.ModuleList, block)
+            here = masks[-1]
+            x = _stage(x, time, here, residual, layers)
             skips.append(x)
-            x = down(_masked(x, masks[-1]))
+            x = down(_masked(x, here))
             if level < len(self.down_blocks) - 1:
-                masks.append(None if mask is None else masks[-1][..., ::2])
-        for residual, layers in self.mid_blocks:
+                masks.append(None if here is None else here[..., ::2])
+        for block in self.mid_blocks:
+            residual, layers = cast(nn.ModuleList, block)
             x = _stage(x, time, masks[-1], residual, layers)
-        for residual, layers, up in self.up_blocks:
+        for block in self.up_blocks:
+            residual, layers, up = cast(nn.ModuleList, block)
             skip = skips.pop()
             # an odd number of frames comes back one longer than it went down
             x = torch.cat((x[..., : skip.shape[-1]], skip), dim=1)
@@ -77,11 +82,11 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
-def _stage(x: Tensor, time: Tensor, mask: Tensor | None, residual: nn.Module, layers: nn.ModuleList) -> Tensor:
+def _stage(x: Tensor, time: Tensor, mask: Tensor | None, residual: nn.Module, layers: nn.Module) -> Tensor:
     x = residual(x, time, mask).transpose(1, 2)
     # the published network adds the 0/1 mask product to the scores, so padding is weakened, not shut out
     bias = None if mask is None else (mask.transpose(1, 2) * mask)[:, None]
-    for layer in layers:
+    for layer in cast(nn.ModuleList, layers):
         x = layer(x, bias)
     return x.transpose(1, 2)
 
@@ -89,16 +94,17 @@ def _stage(x: Tensor, time: Tensor, mask: Tensor | None, residual: nn.Module, la
 class _TimeEmbedding(nn.Module):
     def __init__(self, size: int, width: int):
         super().__init__()
-        self.half = size // 2
+        self.frequencies = size // 2
         self.linear_1 = nn.Linear(size, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
         # in float32: a thousand times a rounded time would be another time
-        steps = torch.arange(self.half, dtype=torch.float32, device=t.device)
-        angles = 1000 * t.float()[:, None] * torch.exp(steps * (-math.log(10_000.0) / (self.half - 1)))
+        steps = torch.arange(self.frequencies, dtype=torch.float32, device=t.device)
+        angles = 1000 * t.float()[:, None] * torch.exp(steps * (-math.log(10_000.0) / (self.frequencies - 1)))
         sines = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(sines)))
+        out: Tensor = self.linear_2(F.silu(self.linear_1(sines)))
+        return out
 
 
 class _ConvBlock(nn.Module):
@@ -122,7 +128,8 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, mask: Tensor | None) -> Tensor:
         h = self.block1(x, mask) + self.mlp(time)[..., None]
-        return self.block2(h, mask) + self.res_conv(_masked(x, mask))
+        out: Tensor = self.block2(h, mask) + self.res_conv(_masked(x, mask))
+        return out
 
 
 class _Downsample(nn.Module):
@@ -131,7 +138,8 @@ class _Downsample(nn.Module):
         self.conv = nn.Conv1d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class _Upsample(nn.Module):
@@ -140,7 +148,8 @@ class _Upsample(nn.Module):
         self.conv = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class _TransformerLayer(nn.Module):
@@ -153,7 +162,8 @@ class _TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x + self.attn1(self.norm1(x), bias)
-        return x + self.ff(self.norm3(x))
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
 
 
 class _Attention(nn.Module):
@@ -170,7 +180,8 @@ class _Attention(nn.Module):
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 class _FeedForward(nn.Module):
@@ -179,7 +190,8 @@ class _FeedForward(nn.Module):
         self.net = nn.ModuleList([_GeluProjection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+        out: Tensor = self.net[2](self.net[0](x))
+        return out
 
 
 class _GeluProjection(nn.Module):

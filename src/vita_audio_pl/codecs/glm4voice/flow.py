@@ -1,6 +1,7 @@
 """Codes to mel spectrogram by conditional flow matching: encoder, stretching to frames, ODE, training loss."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,16 +42,19 @@ class CodesToMel(nn.Module):
 
     def code_states(self, codes: Tensor) -> Tensor:
         """What each code says about the mel, `(items, n, n_mels)`, of `codes: (items, n)`; negative codes count as 0."""
-        return self.encoder_proj(self.encoder(self.input_embedding(codes.clamp(min=0))))
+        out: Tensor = self.encoder_proj(self.encoder(self.input_embedding(codes.clamp(min=0))))
+        return out
 
     def mean(self, states: Tensor, code_of_frame: Tensor) -> Tensor:
         """Mean of the mel, `(items, n_mels, frames)`: the states of `code_of_frame: (frames,)`, smoothed."""
-        return self.length_regulator(states[:, code_of_frame].transpose(1, 2))
+        out: Tensor = self.length_regulator(states[:, code_of_frame].transpose(1, 2))
+        return out
 
     def speaker(self, embedding: Tensor) -> Tensor:
         """Speaker condition `(items, n_mels)` of `embedding: (items, speaker_size)`; zeros stand for no speaker."""
         # in float32: half precision would round the smallest norm to 0, and no speaker would be 0 / 0
-        return self.spk_embed_affine_layer(F.normalize(embedding.float(), dim=1).to(self.dtype))
+        out: Tensor = self.spk_embed_affine_layer(F.normalize(embedding.float(), dim=1).to(self.dtype))
+        return out
 
     def forward(
         self,
@@ -100,7 +104,8 @@ class _LengthRegulator(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv1d(n_mels, n_mels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        out: Tensor = self.model(x)
+        return out
 
 
 def _cosine(u: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ class ConditionalFlow(nn.Module):
             generator: of the draws: time, noise, dropped conditions, in that order.
         """
 
-        def draw(kind, *shape: int) -> Tensor:
+        def draw(kind: Callable[..., Tensor], *shape: int) -> Tensor:
             return kind(*shape, generator=generator, device=target.device, dtype=target.dtype)
 
         t = _cosine(draw(torch.rand, len(target), 1, 1))
@@ -160,5 +165,7 @@ class ConditionalFlow(nn.Module):
         kept = (draw(torch.rand, len(target)) > self.drop_rate).to(target.dtype)[:, None, None]
         point = (1 - (1 - self.sigma_min) * t) * noise + t * target
         velocity = target - (1 - self.sigma_min) * noise
-        estimate = self.estimator(point, mean * kept, t.flatten(), speaker * kept[..., 0], condition * kept, mask)
+        estimate: Tensor = self.estimator(
+            point, mean * kept, t.flatten(), speaker * kept[..., 0], condition * kept, mask
+        )
         return ((estimate - velocity) * mask).square().sum() / (mask.sum() * target.shape[1])

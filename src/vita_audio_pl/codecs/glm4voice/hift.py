@@ -55,7 +55,8 @@ class Vocoder(nn.Module):
 
     def pitch(self, mel: Tensor) -> Tensor:
         """Pitch in Hz, `(items, frames)`."""
-        return self.f0_predictor(mel)
+        out: Tensor = self.f0_predictor(mel)
+        return out
 
     def forward(self, mel: Tensor, source: Tensor) -> Tensor:
         """Wave of the mel, driven by `source: (items, 1, frames * 256)`."""
@@ -90,7 +91,8 @@ class _PitchPredictor(nn.Module):
         self.classifier = nn.Linear(width, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
-        return self.classifier(self.condnet(mel).transpose(1, 2)).squeeze(-1).abs()
+        out: Tensor = self.classifier(self.condnet(mel).transpose(1, 2)).squeeze(-1).abs()
+        return out
 
 
 class _Snake(nn.Module):

@@ -21,10 +21,11 @@ class PublishedStream(ChunkedStream):
 
     def __init__(self, decoder: SpeechDecoder, options: StreamOptions):
         super().__init__(decoder, options)
-        first = decoder.settings.frames(options.chunk_codes[0])
+        codes, _ = next(options.chunks())
+        first = decoder.settings.frames(codes)
         if first <= options.overlap_frames:
             raise UserError(
-                f"streamed decoding: a first chunk of {options.chunk_codes[0]} codes has {first} mel frames, too few to "
+                f"streamed decoding: a first chunk of {codes} codes has {first} mel frames, too few to "
                 f"hold {options.overlap_frames} back; use larger chunk_codes"
             )
         self._prompt_codes = np.empty(0, np.int64)
@@ -42,7 +43,8 @@ class PublishedStream(ChunkedStream):
     def _held_back(self) -> np.ndarray:
         if self._overlap is None:
             return np.empty(0, np.float32)
-        return self._vocoded(self._overlap, published_generator(), last=True)
+        wave: np.ndarray = self._vocoded(self._overlap, published_generator(), last=True)
+        return wave
 
     @torch.inference_mode()
     def _decoded(self, chunk: np.ndarray, last: bool) -> np.ndarray:
@@ -53,18 +55,18 @@ class PublishedStream(ChunkedStream):
             faded = mel[..., : options.overlap_frames] * self._rise + self._overlap * self._fall
             mel = torch.cat((faded, mel[..., options.overlap_frames :]), dim=-1)
         self._prompt_codes = np.concatenate((self._prompt_codes, chunk))
-        if last:
-            return self._vocoded(mel, generator, last=True)
-        kept = mel.shape[-1] - options.overlap_frames
-        self._overlap = mel[..., kept:]
-        return self._vocoded(mel[..., :kept], generator, last=False)
+        if not last:
+            kept = mel.shape[-1] - options.overlap_frames
+            mel, self._overlap = mel[..., :kept], mel[..., kept:]
+        wave: np.ndarray = self._vocoded(mel, generator, last=last)
+        return wave
 
     @torch.inference_mode()
     def _vocoded(self, mel: Tensor, generator: torch.Generator, last: bool) -> np.ndarray:
         decoder, frame = self._decoder, self._decoder.samples_per_frame
         mel = torch.cat((self._last_frame, mel), dim=-1)
-        wave, source = decoder.wave(mel, generator, self._last_source)
-        wave = wave[0].cpu().numpy()
+        waves, source = decoder.wave(mel, generator, self._last_source)
+        wave: np.ndarray = waves[0].cpu().numpy()
         if last:
             return wave
         self._prompt_mel = torch.cat((self._prompt_mel, mel), dim=-1)

@@ -71,7 +71,7 @@ class StreamOptions:
         defaults = asdict(cls())
         if not isinstance(values, dict) or set(values) - set(defaults):
             raise UserError(f"{where}: 'stream' is {reprlib.repr(values)}; it takes {', '.join(defaults)}")
-        read = {}
+        read: dict[str, Any] = {}
         for name, value in values.items():
             numbers = isinstance(value, list) and all(type(number) is int for number in value)
             if not (numbers if isinstance(defaults[name], tuple) else type(value) is type(defaults[name])):

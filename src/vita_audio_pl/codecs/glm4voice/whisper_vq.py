@@ -25,8 +25,8 @@ class WhisperVQEncoder(nn.Module):
             encoder_attention_heads=settings.heads,
             encoder_ffn_dim=settings.ffn_width,
             activation_function="gelu",
-            attn_implementation="sdpa",
         )
+        whisper._attn_implementation = "sdpa"
         self.conv1 = nn.Conv1d(settings.n_mels, settings.width, 3)
         self.conv2 = nn.Conv1d(settings.width, settings.width, 3, stride=2)
         self.embed_positions = nn.Embedding(settings.positions, settings.width)

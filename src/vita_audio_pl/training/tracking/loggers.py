@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from lightning.pytorch.loggers import Logger
 
@@ -95,12 +95,14 @@ def log_samples(
             logger.experiment.log({"samples/answers": table, "trainer/global_step": step})
 
 
-def wandb_mode(wanted: str) -> str:
+def wandb_mode(wanted: str) -> Literal["online", "offline", "off"]:
     """`online`, `offline` or `off`; `auto` asks whether a key is there."""
     if wanted != "auto":
-        return wanted
-    if os.environ.get("WANDB_MODE") in ("disabled", "offline"):
-        return {"disabled": "off", "offline": "offline"}[os.environ["WANDB_MODE"]]
+        return cast(Literal["online", "offline", "off"], wanted)
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return "off"
+    if os.environ.get("WANDB_MODE") == "offline":
+        return "offline"
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
