@@ -1,6 +1,7 @@
 """The plan of one stage: parameters, memory, operations, time and cost."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,8 +138,10 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
         scored[1:] = [0.0] * n_heads
 
     def work(times: int) -> Work:
-        of = lambda values: [times * float(value) for value in values]  # noqa: E731
-        return Work(of(tokens), of(pairs), of(scored), *of(frames_and_pairs(batch)))
+        def of(values: Iterable[float]) -> list[float]:
+            return [times * float(value) for value in values]
+
+        return Work(of(tokens.tolist()), of(pairs.tolist()), of(scored), *of(frames_and_pairs(batch)))
 
     flops = StepFlops(model, objective).of(work(config.stage.rows_per_step))
     devices = config.trainer.world_size

@@ -39,15 +39,17 @@ class Monitor(Callback):
         self.step = 0
         self._peak: float | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         self._peak = peak_flops(self.settings, module.device)
         self._stalled = self.writer.stalled
         module.train_tally.restart()
         self._waited(trainer)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
+        assert isinstance(module, SpeechLMModule)
         step = trainer.global_step
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not ends_step or (step % self.log_every and step != trainer.max_steps):
@@ -64,11 +66,13 @@ class Monitor(Callback):
         figures |= {f"position/{name}": value for name, value in batch.position.items() if _is_number(value)}
         self._log(trainer, figures, step)
 
-    def on_validation_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         for tally in (module.val_tally, *module.val_tallies.values()):
             tally.restart()
 
-    def on_validation_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         shared = trainer.world_size > 1
         figures = module.val_tally.read("val", shared, module.device)
         for name, tally in module.val_tallies.items():  # every rank in the same order: reading is collective
@@ -112,7 +116,7 @@ class ProgressReport(Callback):
         self._bar: Progress | None = None
         self._started, self._first_step, self._printed = 0.0, 0, 0
 
-    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started, self._first_step = time.perf_counter(), trainer.global_step
         self._printed = self._first_step
         if trainer.is_global_zero and sys.stdout.isatty():
@@ -123,7 +127,7 @@ class ProgressReport(Callback):
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if not trainer.is_global_zero or (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -136,10 +140,10 @@ class ProgressReport(Callback):
             left = pace * (trainer.max_steps - step)
             print(f"{self.title}  step {step}/{trainer.max_steps}  {self._figures()}  {left:.0f} s left", flush=True)
 
-    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

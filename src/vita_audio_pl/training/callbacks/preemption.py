@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -39,7 +39,7 @@ class Preemption(Callback):
         self._trainer: L.Trainer | None = None
         self._handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._trainer = trainer
         # after Lightning has set its own, whose SIGTERM handler runs a collective inside the signal handler
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -47,8 +47,9 @@ class Preemption(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(module, SpeechLMModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         writer, guard = self.checkpointing.writer, self.checkpointing.guard
@@ -60,7 +61,8 @@ class Preemption(Callback):
         if failed:
             writer.finish(failed_elsewhere=True)
         if spoilt and trainer.global_step < trainer.max_steps:  # no step is left after the last: it is not handed over
-            guard.go_back(trainer, module, trainer.strategy.broadcast(writer.spoilt))
+            why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 says it
+            guard.go_back(trainer, module, why)
         if signalled and trainer.global_step < trainer.max_steps:
             self.checkpointing.save(trainer, module)
             writer.finish()
@@ -76,10 +78,10 @@ class Preemption(Callback):
                 if not by_hand:
                     self.requeue_job()
 
-    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restore()
 
-    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
 
     def requeue_job(self) -> None:

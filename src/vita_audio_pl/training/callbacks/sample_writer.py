@@ -90,8 +90,10 @@ class SampleWriter:
         self.settings, self.prompts, self.folder = settings, tuple(prompts), folder
         self.vocabulary, self.pattern = vocabulary, pattern
         self.tokenizer = TextTokenizer.load(tokenizer_folder)
-        self._make_codec = lambda device: load_codec(codec_folder, device)
-        self._make_judge = lambda device: judge_maker(str(grammar), settings.judge_model, device)(settings.judge or "")
+        self._make_codec: Callable[[str], Codec] = lambda device: load_codec(codec_folder, device)
+        self._make_judge: Callable[[str], Judge] = lambda device: judge_maker(
+            str(grammar), settings.judge_model, device
+        )(settings.judge or "")
         self._kept: dict[str, Any] = {}
         self._tell = WarnOnce()
 

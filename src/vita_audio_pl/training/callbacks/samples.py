@@ -44,15 +44,17 @@ class Samples(Callback):
         self._writer: SampleWriter | None = None
         self._tell = WarnOnce()
 
-    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         # killed after the checkpoint of this step and before its samples
         step = trainer.global_step
         if trainer.strategy.broadcast(self._due(trainer) and not sample_folder(self.folder, step).is_dir()):
             self._sample(trainer, module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(module, SpeechLMModule)
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ends_step and self._due(trainer) and not trainer.should_stop:  # a resumed run catches up
             self._sample(trainer, module)

@@ -53,9 +53,11 @@ def memory_in_use(device: torch.device) -> float:
     """GiB: the most that tensors have taken of a GPU, or what this process holds of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    held: int = psutil.Process().memory_info().rss
+    return held / 2**30
 
 
 def data_wait_of(trainer: L.Trainer) -> DataWait | None:
     """The profiler of a trainer that `build_trainer` made."""
-    return trainer.profiler if isinstance(trainer.profiler, DataWait) else None
+    profiler = getattr(trainer, "profiler", None)
+    return profiler if isinstance(profiler, DataWait) else None

@@ -11,8 +11,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.training.step.module import SpeechLMModule
-
 _BEAT_EVERY = 1.0  # seconds between heartbeats on disk, at most
 COMPUTING, WAITING_FOR_DATA = "computing", "waiting for data"
 
@@ -36,25 +34,25 @@ class Watchdog(Callback):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
         self._note(trainer, WAITING_FOR_DATA)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: SpeechLMModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         self._note(trainer, COMPUTING)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._note(trainer, WAITING_FOR_DATA)
 
-    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._stop.set()
 
-    def on_exception(self, trainer: L.Trainer, module: SpeechLMModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._stop.set()
 
     def _note(self, trainer: L.Trainer, doing: str) -> None:

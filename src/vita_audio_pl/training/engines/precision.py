@@ -4,7 +4,8 @@ The plugins cast every float tensor of a batch, inside dataclasses too. Ours are
 batch take the type of the layer that reads them.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.plugins import DeepSpeedPrecision, HalfPrecision, MixedPrecision, Precision
@@ -23,8 +24,9 @@ class HalfWeights(HalfPrecision):
     def convert_input(self, data: Any) -> Any:
         return data
 
-    def forward_context(self) -> AbstractContextManager:
-        return nullcontext()
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        yield
 
 
 class DeepSpeedWeights(DeepSpeedPrecision):

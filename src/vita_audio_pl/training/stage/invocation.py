@@ -90,7 +90,7 @@ def _kubernetes_job() -> str:
 
 def _of_torchruns_agent() -> str:
     """A name that torchrun's agents keep for all ranks as long as they live: it outlasts the ranks that they start again."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, without being declared so
 
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

@@ -26,7 +26,7 @@ from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.callbacks.guard import StepGuard
-from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, check_best_by
+from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, Stateful, check_best_by
 from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.proof import TrainingProof
@@ -147,7 +147,8 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     """
     _quiet()
     end_with_launcher()
-    rank_zero_only.rank = rank_of_launch(config.trainer)
+    rank = rank_of_launch(config.trainer)
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # Lightning keeps it there, without declaring it
     micro_batches(config)
     check_devices(config.trainer)
     folder = stage_folder(config, config.stage.name)
@@ -172,18 +173,18 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out)
     identity = run_identity(config, data, parent)
     with invoked(config.force) as invocation:
-        if config.force and rank_zero_only.rank == 0:
+        if config.force and rank == 0:
             invocation.forced.append(folder)
         # in this order: rank 0, which may be ahead, makes the stage unfinished before it notes that it begins anew
         if not folder.begins_anew(identity, config.force, invocation.id) and folder.finished:
-            if rank_zero_only.rank == 0:
+            if rank == 0:
                 folder.check(identity)
             _say(
                 f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} "
                 f"({again(config.force, invocation.id)})"
             )
             return folder.model
-        if rank_zero_only.rank > 0:
+        if rank > 0:
             return _train(config, data, folder, parent_folder, parent)
         with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
             folder.open(identity, config.force, invocation.id)
@@ -235,7 +236,7 @@ def _train(
     guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
     module.verdict = guard.verdict
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
-    stateful = {"proof": proof, "guard": guard}
+    stateful: dict[str, Stateful] = {"proof": proof, "guard": guard}
     checkpointing = Checkpointing(writer, guard, stateful, save_every, monitor, config.callbacks.keep_best_by)
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
@@ -261,7 +262,7 @@ def _train(
         validate=bool(data.held_out),
     )
     resumed = checkpoints(folder.checkpoints, GOOD, DOUBT)[-1:]
-    if rank_zero_only.rank == 0:
+    if trainer.is_global_zero:
         for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
             _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
         (folder.root / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -281,7 +282,7 @@ def _train(
                 "same command again to go on"
             )
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 log_lineage(logger.experiment, folder.model, data.manifests)
     _say(f"stage '{config.stage.name}' is done: {folder.model}")
     return folder.model

@@ -98,7 +98,7 @@ def build_trainer(
     _, accumulate = micro_batches(config)
     every = min(config.callbacks.validate_every or max_steps, max_steps)
     settings = config.trainer
-    ours = {
+    ours: dict[str, Any] = {
         "accelerator": settings.accelerator,
         "devices": settings.devices,
         "num_nodes": settings.num_nodes,

@@ -64,7 +64,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, train_encoder: bool = F
 def fingerprint(value: Tensor) -> str:
     """Hash of a tensor's bytes (32 hex digits)."""
     flat = value.detach().cpu().contiguous().flatten()
-    return hashlib.blake2b(flat.view(torch.uint8).numpy(), digest_size=16).hexdigest()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
 def top_levels(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vita_audio_pl.models.objectives import Objective
+from vita_audio_pl.models.objectives import HeadLosses, Objective
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.engines.base import Engine
@@ -58,12 +58,12 @@ class SpeechLMModule(L.LightningModule):
         self.rate_factor = optim.schedule.build(stage.steps)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        losses = self.speech_lm(
-            batch, self.objective
-        )  # total: () with gradient, divided by the labels of the whole step
+        # total: () with gradient, divided by the labels of the whole step
+        losses: HeadLosses = self.speech_lm(batch, self.objective)
         accumulate = self.trainer.accumulate_grad_batches
         self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
-        self.trainer.datamodule.consumed(batch)  # moves the data position that a checkpoint stores
+        # moves the data position that a checkpoint stores
+        self.trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]  # set by `fit`, not declared
         self.last_loss = losses.total.detach()
         # ranks and micro-batches are averaged by engine and Lightning, while the step's loss is their sum
         return losses.total * self.engine.averaging(accumulate)

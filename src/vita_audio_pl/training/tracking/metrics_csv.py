@@ -25,7 +25,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = folder / METRICS
         self._rows, damaged = read_metrics(self.path)
-        if damaged and rank_zero_only.rank == 0:
+        if damaged and getattr(rank_zero_only, "rank", 0) == 0:
             kept = keep_damaged(self.path)
             print(
                 f"{damaged} lines of {self.path} are cut or damaged and left out; all of it is kept as {kept}",
