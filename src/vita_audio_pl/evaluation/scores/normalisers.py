@@ -57,7 +57,7 @@ def whisper_english(spelling_file: str | None = None) -> Normaliser:
         if not path.is_file():
             raise UserError(f"the spelling map {path} does not exist; give the normalizer.json of a Whisper checkpoint")
         spelling = json.loads(path.read_text(encoding="utf-8"))
-    normalise: Callable[[str], str] = EnglishTextNormalizer(spelling)  # type: ignore[no-untyped-call]
+    normalise: Callable[[str], str] = EnglishTextNormalizer(spelling)
     return lambda text: normalise(text).split()
 
 
