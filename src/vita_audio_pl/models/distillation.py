@@ -6,6 +6,7 @@ is `lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_
 the predictor's logits, `dKL = s - t` and `dTV = s * (g - sum_v s_v g_v)` with `g = 1/2 sign(s - t)`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def distillation_loss(
     gradient can be taken once. `correct` says whether predictor and backbone have the same maximum.
     """
     wants = torch.is_grad_enabled()
-    return RowLosses(*_Distillation.apply(hidden, weight, teacher, rows, row_weights, kl_share, chunk_rows, wants))
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Distillation.apply
+    return RowLosses(*apply(hidden, weight, teacher, rows, row_weights, kl_share, chunk_rows, wants))
 
 
 class _Distillation(torch.autograd.Function):

@@ -5,6 +5,7 @@ For rows `h_i` with targets `y_i` and weights `w_i`, `total = sum_i w_i * (logsu
 that a chunk needs is at hand in its forward pass, so its logits are overwritten by `p` and thrown away.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ def linear_cross_entropy(
     is correct.
     """
     wants = torch.is_grad_enabled()
-    return RowLosses(*_LinearCrossEntropy.apply(hidden, weight, targets, row_weights, chunk_rows, wants))
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LinearCrossEntropy.apply
+    return RowLosses(*apply(hidden, weight, targets, row_weights, chunk_rows, wants))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,8 +1,10 @@
 """Convolutions stored with weight normalisation (`weight_g`, `weight_v`) and held as plain, folded weights."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+
+_Convolution = TypeVar("_Convolution", nn.Conv1d, nn.ConvTranspose1d)
 
 
 def _fold(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -18,7 +20,7 @@ def _unfold(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -
     state[f"{prefix}weight_v"] = weight
 
 
-def weight_normed(convolution: nn.Conv1d | nn.ConvTranspose1d) -> nn.Conv1d | nn.ConvTranspose1d:
+def weight_normed(convolution: _Convolution) -> _Convolution:
     """The same module, whose state dict has the gain over all but the first dimension apart from the direction.
 
     For transposed convolutions the first dimension is the input channel, as in the public files.
