@@ -55,7 +55,7 @@ def export_model(
                     shutil.copy(source / name, aside / name)
         else:
             loaded = load_speech_model(source, dtype=dtype)
-            model, pattern, first_code = loaded.model, list(loaded.pattern.runs), loaded.vocabulary.first_code
+            model, pattern, first_code = loaded.model, loaded.pattern.runs, loaded.vocabulary.first_code
             loaded.tokenizer.save(aside)
             spell_out(aside / "tokenizer.json", loaded.vocabulary)
         LAYOUTS[layout](model, aside, decode_pattern=pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
