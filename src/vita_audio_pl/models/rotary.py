@@ -16,7 +16,7 @@ class ExactRotaryEmbedding(Qwen2RotaryEmbedding):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExactRotaryEmbedding":
         """What `to`, `bfloat16`, `cuda` and the like end in: moves the frequencies, and undoes a change of their type."""
         exact = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch declares no types here
         for name, value in exact.items():
             moved = self._buffers[name]
             if value is not None and moved is not None and moved.dtype != value.dtype:

@@ -61,7 +61,7 @@ class Naturalness:
             raise UserError(f"{file} does not exist; give the TorchScript file of UTMOS as mos_model=FILE")
         require_trust(file, "a TorchScript file", trust_file)
         try:
-            self.model = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
+            self.model = torch.jit.load(file, map_location=device).eval()
         except RuntimeError as error:
             raise UserError(f"{file} is no TorchScript model: {str(error).splitlines()[0]}") from None
         self.device = device
