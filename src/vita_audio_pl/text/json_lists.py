@@ -87,7 +87,7 @@ class _Window:
         if key and self._next() == "{":
             self._pass(1)
             while self._next() == '"':
-                name = json.loads(self._value())
+                name = _DECODER.decode(self._value())
                 if self._next() != ":":
                     break
                 self._pass(1)
