@@ -33,7 +33,19 @@ reader:
   columns: {id: id, audio: file, text: text}
   lower: true
 splits:
-  dev: {files: ['*.jsonl']}
+  test: {files: ['*.jsonl']}
+held_out: 0.25
+filters:
+  refuse: ['<(MUSIC|NOISE)>', '(a|aa)+$']
+  replace: {'\\s*<COMMA>': ','}
+  normalise: [nfkc, lower]
+  only: {id: ['0', '1', '2', '3']}
+  at_least: {id: -0.5}
+  characters_per_second: [1, 400]
+otherwise:
+  - layout: a table
+    reader: {kind: table, files: [b.jsonl], columns: {text: text, audio: file}}
+    splits: {test: {}}
 """
 MIXTURE = b"""description: The spoken world, and birds twice.
 temperature: 1.5
@@ -132,6 +144,7 @@ def seeds() -> dict[str, Seed]:
         "recordings": Seed({"a.json": RECORDINGS, "a.wav": tone(2)}, ["a.json"], {"kind": "recordings", "recordings_per_part": 1}),
         "TextGrid": Seed({"a.TextGrid": GRID, "a.wav": tone(2)}, ["a.TextGrid"], {"kind": "textgrid", "audio": "{list}.wav"}),
         "tar": Seed({"a.tar": tar(*utterances("1", "2", "3"))}, ["a.tar"], {**TAR, "channel": "each"}),
+        "tars and a table": Seed({"a.tar": tar(("x/1.wav", tone(0.1)), ("x/2.wav", tone(0.1)), ("3.wav", tone(0.1))), "t.tsv": b"path\ttext\n1.wav\ta bird\n2\tsings\n3\tx\n"}, ["a.tar", "t.tsv"], {"kind": "archives", "files": ["*.tar"], "place": r"(?P<name>\w+)\.tar", "table": "t.tsv", "columns": {"audio": "path", "text": "text"}}),
         "tar of JSON": Seed({"a.tar": tar(*named)}, ["a.tar"], {**TAR, "text": "json", "speaker_prompt": True}, "tts"),
         **{f"tar of {kind}": Seed({"a.tar": tar((f"1.{kind.lower()}", tone(0.3, kind)), ("1.txt", "a"))}, ["a.tar"], TAR) for kind in ("FLAC", "OGG", "MP3")},
         "recipe": Seed({"recipe.yaml": RECIPE, "a.jsonl": lines(*rows), **sound}, ["recipe.yaml"]),
