@@ -8,6 +8,7 @@ from miniatures import MINIATURES, Miniature
 from toy_codec import N_CODES, LoudnessCodec
 from toy_corpus import toy_tokenizer
 
+from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.recipe import load_recipe
@@ -35,6 +36,11 @@ def text_of(turns: tuple[Turn, ...], task: str, tokenizer: TextTokenizer) -> str
         assert written(turns[-2], tokenizer) == f"{TTS_INSTRUCTION}\n{text}"
         return text
     return "\n".join(f"{turn.role}: {written(turn, tokenizer)}" for turn in turns)
+
+
+@pytest.mark.parametrize("mixture", ["mixture_1", "mixture_2"])
+def test_every_corpus_of_a_mixture_has_a_miniature(mixture: str) -> None:
+    assert {share.source for share in load_mixture(mixture).shares} <= {m.source for m in MINIATURES}
 
 
 @pytest.mark.parametrize("miniature", MINIATURES, ids=lambda m: f"{m.source}, {m.name}")

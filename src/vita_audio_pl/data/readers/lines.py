@@ -19,7 +19,7 @@ from vita_audio_pl.data.readers.base import (
     files_matching,
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
-from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, groups_of
+from vita_audio_pl.data.readers.templates import PLACES, check_pattern, columns_in, filled, groups_of, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text.lines import line_blocks, read_block, read_lines
@@ -63,7 +63,7 @@ class LinesReader:
     lines_per_part: int = 2000
 
     def __post_init__(self) -> None:
-        columns = check_pattern(self.line, "line") | {"list", "folder", "parent"}
+        columns = check_pattern(self.line, "line") | {*PLACES}
         check_pattern(self.skip, "skip")
         told = check_pattern(self.transcript_line, "transcript_line") if self.transcript else columns
         if "text" not in told:
@@ -105,7 +105,7 @@ class LinesReader:
 
     def _utterances(self, place: Mapping[str, str | int]) -> Iterator[Utterance | Unreadable]:
         name = PurePosixPath(str(place["path"]))
-        known = {"list": name.stem, "folder": str(name.parent), "parent": str(name.parent.parent)}
+        known = places_of(name)
         for line in read_block(self.root / name, int(place["offset"]), int(place["line"]), int(place["lines"])):
             where = f"{name}:{line.number}"
             if line.problem:

@@ -28,7 +28,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import parsed_row
-from vita_audio_pl.data.readers.templates import columns_in, filled
+from vita_audio_pl.data.readers.templates import PLACES, columns_in, filled, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
@@ -195,8 +195,8 @@ class TextGridReader:
     filters: Filters = NONE
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(columns_in(self.audio)) - {"list", "folder", "parent"}):
-            raise UserError(f"{self.audio!r:.200} names {{{unknown[0]}}}, which is none of list, folder, parent")
+        if unknown := sorted(set(columns_in(self.audio)) - {*PLACES}):
+            raise UserError(f"{self.audio!r:.200} names {{{unknown[0]}}}, which is none of {', '.join(PLACES)}")
 
     def parts(self) -> list[Part]:
         rules = hashlib.sha256(json.dumps([self.audio, self._rules.identity]).encode()).hexdigest()[:12]
@@ -215,8 +215,7 @@ class TextGridReader:
         return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterances(self, name: PurePosixPath) -> Iterator[Utterance | Unreadable]:
-        places = {"list": name.stem, "folder": str(name.parent), "parent": str(name.parent.parent)}
-        audio = audio_ref(filled(self.audio, places), self.root, str(name))
+        audio = audio_ref(filled(self.audio, places_of(name)), self.root, str(name))
         intervals = [interval for interval in read_textgrid(self.root / name) if interval.text.strip()]
         for interval, overlap in zip(intervals, overlaps(intervals), strict=True):
             id = f"{name.stem}-{interval.tier}-{interval.number}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from string import Formatter
 from typing import Any
 
@@ -42,6 +43,14 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
         if not isinstance(values[key], str | int):
             raise LeftOut(NO_AUDIO, f"'{key}' is no part of a file's name: {values[key]!r:.60}")
     return template.format_map(values)
+
+
+PLACES = ("list", "folder", "parent")
+
+
+def places_of(file: PurePosixPath) -> dict[str, str]:
+    """What a template may say of a file of a corpus: its name without extension, its folder below `root`, and that one's."""
+    return dict(zip(PLACES, (file.stem, str(file.parent), str(file.parent.parent)), strict=True))
 
 
 def check_pattern(pattern: str, what: str) -> set[str]:
