@@ -1,4 +1,4 @@
-"""A finished demo in its smoke form, made once for all end-to-end tests."""
+"""A finished demo in its smoke form, made once for all end-to-end tests of all workers."""
 
 import os
 import shutil
@@ -36,13 +36,19 @@ class Place:
         return result.stdout
 
 
+FEWER_STEPS = (
+    "per_stage.align.steps=160", "per_stage.mtp1.steps=10", "per_stage.mtp10.steps=30", "per_stage.sft.steps=10",
+    *(f"per_stage.{stage}.rows_per_step=4" for stage in ("mtp1", "mtp10", "sft")),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def smoke_demo(made_once: Callable[[str, Callable[[Path], None]], Path], smoke_world: Path) -> Place:
-    """`make demo SIZE=smoke` in a folder of its own, only to be read; its first step finds the world of all tests."""
+    """`make demo SIZE=smoke` with fewer steps, in a folder of its own, only to be read."""
 
     def make(folder: Path) -> None:
-        shutil.copytree(smoke_world, folder / "data" / smoke_world.name)
-        Place(folder).run("-m", "vita_audio_pl.demo", "size=smoke")
+        shutil.copytree(smoke_world, folder / "data" / smoke_world.name)  # its first step finds it there
+        Place(folder).run("-m", "vita_audio_pl.demo", "size=smoke", f"train=[{','.join(FEWER_STEPS)}]")
 
     return Place(made_once("demo", make))
 
