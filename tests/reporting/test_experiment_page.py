@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -27,10 +26,8 @@ def files(tmp_path_factory) -> ExperimentFiles:
 
 @pytest.fixture(scope="module")
 def written(files, tmp_path_factory):
-    """The report of twelve runs, and the CPU seconds that it took."""
-    started = time.process_time()
-    found = write_experiment_report(files, tmp_path_factory.mktemp("report"))
-    return found, time.process_time() - started
+    """The report of twelve runs."""
+    return write_experiment_report(files, tmp_path_factory.mktemp("report"))
 
 
 def test_a_ratio_is_shown_by_its_numbers_and_name():
@@ -93,7 +90,7 @@ def test_arms_that_differ_in_training_steps_are_named(tmp_path):
 
 
 def test_page_is_whole_and_loads_nothing_from_elsewhere(files, written):
-    page = written[0].page.read_text(encoding="utf-8")
+    page = written.page.read_text(encoding="utf-8")
     found: dict[str, list[dict]] = {}
 
     class Reader(HTMLParser):
@@ -110,19 +107,14 @@ def test_page_is_whole_and_loads_nothing_from_elsewhere(files, written):
     assert "Which targets should heads learn?" in page and all(
         escape(sentence) in page for sentence in headline(files, "test")
     )
-    assert {path.name for path in written[0].figures} == {"wer_against_speed.png", "curves_mtp10.png"}
-    markdown = (written[0].page.parent / "report.md").read_text(encoding="utf-8")
+    assert {path.name for path in written.figures} == {"wer_against_speed.png", "curves_mtp10.png"}
+    markdown = (written.page.parent / "report.md").read_text(encoding="utf-8")
     assert "| every_head | own |" in markdown and "![wer_against_speed.png]" in markdown
 
 
 @pytest.mark.slow
-def test_report_of_twelve_runs_takes_under_20_seconds(written):
-    assert written[1] < 20
-
-
-@pytest.mark.slow
 def test_players_play_and_tables_sort_in_a_browser(written, dump_dom, tmp_path):
-    page = written[0].page.read_text(encoding="utf-8")
+    page = written.page.read_text(encoding="utf-8")
     probe = """<script>addEventListener("load", async () => {
       const players = [...document.querySelectorAll("audio")];
       await Promise.all(players.slice(0, 4).map((p) => p.play()));
