@@ -153,7 +153,7 @@ def test_heads_and_batches_pay_in_the_published_proportions(monkeypatch):
     size = DecodingSize(hidden_size=64, intermediate_size=128, layers=28, vocabulary=5000, codes=500)
     runtime = Runtime(random_model(size, 256).eval().requires_grad_(False), pack=False)
     protocol = DecodingProtocol(
-        new_tokens=112,
+        new_tokens=56,
         modes=["vanilla", "boost", "turbo"],
         sessions=[1, 8],
         constrain=[False],
@@ -162,7 +162,6 @@ def test_heads_and_batches_pay_in_the_published_proportions(monkeypatch):
     )
     by_label = {m.setting.label: m for m in benchmark_decoding(runtime, protocol, size)}
     speed = {label: m.tokens_per_second for label, m in by_label.items() if label != "transformers"}
-    print(speed, {k: (m.first_chunk) for k, m in by_label.items()})
     assert speed["turbo"] > 1.8 * speed["vanilla"] and speed["boost"] > 1.3 * speed["vanilla"]
     assert speed["vanilla x8"] > 2.5 * speed["vanilla"]
     assert speed["boost verify=greedy"] > 0.9 * speed["boost"]

@@ -20,7 +20,6 @@ def test_every_stage_of_the_smoke_demo_learns(smoke_demo):
     for stage, column in columns.items():
         with (smoke_demo.folder / "runs" / RUN / stage / "metrics.csv").open(newline="") as file:
             losses = [float(row[column]) for row in csv.DictReader(file) if row[column]]
-        print(stage, losses)
         assert losses[-1] < 0.6 * losses[0], stage
 
 
@@ -36,7 +35,6 @@ def test_smoke_demo_is_measured_in_every_stage_and_mode(smoke_demo):
             ("sft", "sqa", "boost", "speech_wer"),
         )
     }
-    print(rates)
     assert all(0 <= rate for rate in rates.values())
 
 
