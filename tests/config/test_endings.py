@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE
 from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.errors import UserError
 
@@ -54,4 +55,4 @@ def test_a_reader_that_goes_away_is_no_error():
     process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)
     process.stdout.close()
-    assert (process.wait(60), process.stderr.read()) == (141, b"")
+    assert (process.wait(PATIENCE), process.stderr.read()) == (141, b"")

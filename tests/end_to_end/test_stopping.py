@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+from tests.patience import PATIENCE, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
 
 TINY = (
     "data=spoken_world_smoke", "data.workers=2", "stage.rows_per_step=4", "trainer.rows_per_device=2", "n_heads=2",
@@ -47,13 +49,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[subpr
 
 def training(process: subprocess.Popen[str], log: Path, after: int) -> list[psutil.Process]:
     """All processes of a run, once it has trained more than `after` steps."""
-    deadline = time.monotonic() + 900
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and len(log.read_text().splitlines()) > after + 1:
-            return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(process.communicate()[1][-3000:])
+    wait_until(
+        lambda: process.poll() is not None or (log.exists() and len(log.read_text().splitlines()) > after + 1), "steps"
+    )
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
 
 
 def test_nothing_of_a_killed_chain_lives_and_one_that_is_told_to_leave_saves(start, ended: Ended) -> None:
@@ -71,7 +71,7 @@ def test_nothing_of_a_killed_chain_lives_and_one_that_is_told_to_leave_saves(sta
     process, _ = start("chain", *chain)  # no lease of the dead is in the way
     everything = training(process, log, len(log.read_text().splitlines()))
     process.terminate()  # it alone again
-    told, error = process.communicate(timeout=900)
+    told, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, error[-3000:]
     assert re.search(r"SIGTERM after step \d+: the step under way is finished and saved", error)
     assert re.search(r"SIGTERM: step \d+ is saved", told) and "stage 'align' was stopped" in error
@@ -86,7 +86,7 @@ def test_ctrl_c_is_a_sentence_and_status_130(start, ended: Ended, how: str) -> N
     process, run = start(name, "stage=align", "stage.steps=100000", *sweep)
     everything = training(process, run / "align" / "metrics.csv", 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, error = process.communicate(timeout=900)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, error[-3000:]
     assert re.findall(r"Ctrl-C .*", error) == re.findall(
         r"Ctrl-C after step \d+: the step under way is finished and saved, and the same command goes on from there.*",
@@ -98,7 +98,7 @@ def test_ctrl_c_is_a_sentence_and_status_130(start, ended: Ended, how: str) -> N
 def test_of_two_commands_for_one_run_one_trains_and_one_is_told_who_does(start) -> None:
     stage = ("stage=align", "stage.steps=30")
     both, [run, _] = zip(*(start("twice", *stage) for _ in range(2)), strict=True)
-    said = [process.communicate(timeout=900) for process in both]
+    said = [process.communicate(timeout=PATIENCE) for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], [error[-2000:] for _, error in said]
     loser, winner = sorted(range(2), key=lambda number: both[number].returncode, reverse=True)
     error = said[loser][1]

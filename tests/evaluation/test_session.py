@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen2Config
 
 from tests.margins import assert_same_answers
-from tests.patience import wait_until
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
@@ -204,7 +204,7 @@ def test_ranks_share_the_work_end_together_and_one_writes_the_results(config, tm
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
+        rank.join(PATIENCE)
     assert [rank.exitcode for rank in ranks] == [0, 0]
     assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)] == [
         json.loads(json.dumps(alone)),

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from bit_flips import flipped, some_bits
 from poison import plant, poison, poison_where
 from safetensors.torch import load_file
 
+from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks import guard
 from vita_audio_pl.training.checkpoints.folders import (
@@ -74,9 +74,7 @@ def killed_once(checkpoint: Path, step: int, patch) -> None:
     """Kill the run in the step after `step`, when the checkpoint is written."""
 
     def kill():
-        deadline = time.monotonic() + 120
-        while not checkpoint.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(checkpoint.exists, "the checkpoint")
         raise Killed
 
     stop_at(step, patch, kill)
