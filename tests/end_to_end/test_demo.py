@@ -14,10 +14,9 @@ def figure(place, stage: str, task: str, mode: str, name: str) -> float:
     return json.loads(path.read_text(encoding="utf-8"))["metrics"][name]["value"]
 
 
-def test_every_stage_of_the_smoke_demo_learns(smoke_demo):
+def test_the_backbone_and_the_last_head_of_the_smoke_demo_learn(smoke_demo):
     """Losses of the first and the last steps; what a model of this size then hears or says is `make demo`'s to show."""
-    columns = {"align": "train/loss", "mtp1": "train/loss", "mtp10": "train/loss_head_9"}
-    for stage, column in columns.items():
+    for stage, column in (("align", "train/loss"), ("mtp10", "train/loss_head_9")):
         with (smoke_demo.folder / "runs" / RUN / stage / "metrics.csv").open(newline="") as file:
             losses = [float(row[column]) for row in csv.DictReader(file) if row[column]]
         assert losses[-1] < 0.6 * losses[0], stage
@@ -40,7 +39,7 @@ def test_smoke_demo_is_measured_in_every_stage_and_mode(smoke_demo):
 
 @pytest.mark.slow
 def test_the_whole_smoke_demo_hears_and_its_heads_speak(place):
-    """Bounds are three times what it reached on two machines (0.18 and 0.23), and no model is below 1 before it learns."""
+    """Bounds are three times what it reached (0.18 and 0.23); a model that has learnt nothing has about 1."""
     place.run("-m", "vita_audio_pl.demo", "size=smoke")
     assert figure(place, "sft", "asr", "vanilla", "wer") < 0.55
     assert figure(place, "mtp10", "tts", "boost", "speech_wer") < 0.7
