@@ -315,9 +315,7 @@ def train_until_the_workers_wait(corpus: Corpus, ready: Connection) -> None:
     time.sleep(PATIENCE)
 
 
-def test_workers_end_with_a_killed_training(
-    corpus: Corpus, ended: Callable[[Sequence[psutil.Process]], bool]
-) -> None:
+def test_workers_end_with_a_killed_training(corpus: Corpus, ended: Callable[[Sequence[psutil.Process]], bool]) -> None:
     ready, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=train_until_the_workers_wait, args=(corpus, there))
     process.start()
