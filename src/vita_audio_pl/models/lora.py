@@ -1,11 +1,15 @@
 """Low-rank adapters on the backbone (LoRA, arXiv 2106.09685), by way of peft."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.speech_lm import SpeechLM
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as LoraLinear
 
 BESIDE_ADAPTERS = r"^model\.layers\.(?!.*\.lora_)"
 """Names of the parameters that LoRA leaves frozen: those of the backbone's layers that are no adapters."""
@@ -46,7 +50,10 @@ def add_lora(
         raise UserError(f"no linear layer of the backbone is called {', '.join(unknown)}; known: {known}")
     outside = {name: p.requires_grad for name, p in model.named_parameters() if ".layers." not in f".{name}"}
     settings = LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=list(targets)
+        r=rank,
+        lora_alpha=cast(int, 2 * rank if alpha is None else alpha),  # declared whole, and used as any number
+        lora_dropout=dropout,
+        target_modules=list(targets),
     )
     inject_adapter_in_model(settings, model.model)
     for name, requires_grad in outside.items():  # peft freezes all that is no adapter
@@ -63,9 +70,9 @@ def merge_lora(model: SpeechLM) -> None:
         setattr(model.get_submodule(owner), attribute, plain)
 
 
-def adapted_layers(model: SpeechLM) -> Iterator[tuple[str, nn.Module]]:
+def adapted_layers(model: SpeechLM) -> Iterator[tuple[str, "LoraLinear"]]:
     """Name and module of every layer with an adapter."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+    return ((name, cast("LoraLinear", module)) for name, module in model.named_modules() if hasattr(module, "lora_A"))
 
 
 def merged_parameters(model: SpeechLM) -> dict[str, Tensor]:

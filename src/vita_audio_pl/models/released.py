@@ -10,7 +10,7 @@ adapter under `model.audio_model` and `model.audio_projection`; the encoder's si
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,7 +18,7 @@ from transformers import Qwen2Config
 from transformers.activations import ACT2FN
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign.fields import Fields
+from vita_audio_pl.foreign.fields import Fields, read_json
 from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
@@ -27,7 +27,6 @@ from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import (
     WeightFolder,
     load_strictly,
-    read_json,
     save_weights,
     verify_model_files,
     write_json,
@@ -86,13 +85,13 @@ def save_released(
     save_weights(tensors, folder, max_shard_bytes)
     save_encoder_config(model, Path(folder))
     write_json(Path(folder) / "config.json", released_config(model, first_code))
-    generation = {"do_sample": False}
+    generation: dict[str, Any] = {"do_sample": False}
     if decode_pattern is not None:
         generation["mtp_inference_mode"] = list(decode_pattern)
     write_json(Path(folder) / "generation_config.json", generation)
 
 
-def released_config(model: SpeechLM, first_code: int | None = None) -> dict:
+def released_config(model: SpeechLM, first_code: int | None = None) -> dict[str, Any]:
     """`config.json` of the published layout for `model`."""
     config = backbone_dict(model.config.backbone) | {
         "architectures": ["Qwen2MTPForCausalLM"],
@@ -150,16 +149,16 @@ _BACKBONE_FIELDS = (
 )
 
 
-def backbone_dict(backbone: Qwen2Config) -> dict:
+def backbone_dict(backbone: Qwen2Config) -> dict[str, Any]:
     """The fields of a Qwen2 `config.json`, with RoPE the way both old and new transformers read it."""
-    rope = dict(backbone.rope_parameters)
+    rope = dict(cast(dict[str, Any], backbone.rope_parameters))  # transformers fills them in where they are not given
     theta = rope.pop("rope_theta")
     scaling = None if rope.get("rope_type", "default") == "default" else rope
     fields = {name: getattr(backbone, name) for name in _BACKBONE_FIELDS}
     return fields | {"rope_theta": theta, "rope_scaling": scaling, "use_sliding_window": False}
 
 
-def backbone_config(fields: dict, n_layers: int, where: Path) -> Qwen2Config:
+def backbone_config(fields: dict[str, Any], n_layers: int, where: Path) -> Qwen2Config:
     """Qwen2 configuration of `n_layers` layers from the fields of a `config.json`.
 
     Raises:

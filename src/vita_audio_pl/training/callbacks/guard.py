@@ -64,8 +64,9 @@ class StepGuard(Callback):
         return None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: PackedBatch, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
+        assert isinstance(module, SpeechLMModule)
         self._window.append((batch.names, module.last_loss))
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return

@@ -53,7 +53,8 @@ class Resume(Callback):
     def __init__(self, writer: CheckpointWriter, engine: Engine, stateful: Mapping[str, Stateful]) -> None:
         self.writer, self.engine, self.stateful = writer, engine, stateful
 
-    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         self.writer.prepare(trainer)
         checkpoint = newest_usable(trainer, self.writer.folder, GOOD, DOUBT)
         if checkpoint is None:
@@ -117,13 +118,15 @@ class Checkpointing(Callback):
         self.monitor, self.best_by = monitor, best_by
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(module, SpeechLMModule)
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ends_step and (trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps):
             self.save(trainer, module)
 
-    def on_validation_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         if self.best_by is None:
             return
         if trainer.is_global_zero and self.best_by not in self.monitor.validation:
@@ -146,9 +149,10 @@ class Checkpointing(Callback):
         best = best_checkpoint(self.writer.folder)
         if best is None or best["metric"] != self.best_by:
             return True
-        return value > best["value"] if "accuracy" in str(self.best_by).rpartition("/")[2] else value < best["value"]
+        before: float = best["value"]
+        return value > before if "accuracy" in str(self.best_by).rpartition("/")[2] else value < before
 
-    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.writer.end(trainer)
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
@@ -173,11 +177,13 @@ class HandOver(Callback):
     ) -> None:
         self.engine, self.proof, self.write, self.folder = engine, proof, write, folder
 
-    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         if trainer.global_step >= trainer.max_steps:  # killed between the last step and the hand-over: no step is left
             self._conclude(trainer, module)
 
-    def on_train_end(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         if trainer.global_step >= trainer.max_steps:
             self._conclude(trainer, module)
 

@@ -33,14 +33,16 @@ class TrainingProof(Callback):
         self._before: dict[str, str] = {}
         self._at_start: dict[str, str] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
         # a resumed stage compares what trains with the stage's start, and what is frozen with what the parent holds
         self._before = self._fingerprints(module) | self._at_start
         self._at_start = {name: self._before[name] for name, p in _parameters(module) if p.requires_grad}
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: SpeechLMModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(module, SpeechLMModule)
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not ends_step or trainer.global_step != min(PATIENCE, trainer.max_steps):
             return

@@ -1,6 +1,9 @@
 """Where Lightning's loop stands, set from a step number alone, so that a run goes on under another geometry."""
 
+from typing import cast
+
 import lightning as L
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 def set_progress(trainer: L.Trainer, step: int, accumulate: int) -> None:
@@ -8,6 +11,6 @@ def set_progress(trainer: L.Trainer, step: int, accumulate: int) -> None:
     loop = trainer.fit_loop.epoch_loop
     optimiser = loop.automatic_optimization.optim_progress.optimizer
     optimiser.step.total.ready = optimiser.step.total.completed = step
-    batches = loop.batch_progress.total
+    batches = cast(_ProcessedTracker, loop.batch_progress.total)  # declared as the class that it derives from
     batches.ready = batches.started = batches.processed = batches.completed = step * accumulate
     loop._batches_that_stepped = step

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ import torch
 def rng_state() -> dict[str, Any]:
     """State of Python's, NumPy's and torch's global generators, and of every GPU's."""
     version, internal, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    # declared as if the kind might stand in the place of the keys
+    kind, keys, *rest = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
     return {
         "python": [version, list(internal), gauss],
         "numpy": [kind, keys.tolist(), *rest],

@@ -28,6 +28,7 @@ class FSDP2Engine(Engine):
         )
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
+        assert module.device_mesh is not None  # Lightning's strategy has made it
         mesh = module.device_mesh["data_parallel"]
         # inputs are not cast: hidden states have the embeddings' type, and the batch and its documents, dataclasses that
         # the cast would copy for every block, stay as they are

@@ -38,10 +38,12 @@ class ZeroEngine(Engine):
             logging_batch_size_per_gpu=settings.rows_per_device or 1,  # for DeepSpeed's own log only
         )
 
+        config = self._strategy.config
+        assert config is not None  # Lightning has made it of the arguments
         # micro-batches add up in float32, not in the model's bfloat16; ranks exchange bfloat16, at half the traffic
-        self._strategy.config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
         if settings.offload:  # torch's fused AdamW runs on the host, too, and needs no compiler there
-            self._strategy.config["zero_force_ds_cpu_optimizer"] = False
+            config["zero_force_ds_cpu_optimizer"] = False
 
     def precision(self) -> Precision:
         return DeepSpeedWeights(self.settings.precision)  # type: ignore[arg-type]
@@ -54,7 +56,8 @@ class ZeroEngine(Engine):
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         if parameter.requires_grad:
-            return safe_get_full_fp32_param(parameter)
+            whole: Tensor = safe_get_full_fp32_param(parameter)
+            return whole
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
 
@@ -92,7 +95,8 @@ class ZeroEngine(Engine):
         return None
 
     def norm_of_last_step(self, module: nn.Module) -> Tensor | float | None:
-        return self._strategy.deepspeed_engine.get_global_grad_norm()
+        norm: Tensor | float | None = self._strategy.deepspeed_engine.get_global_grad_norm()
+        return norm
 
     def left_out_last_step(self) -> bool:
         """DeepSpeed leaves out what is not finite; it knows nothing of spikes."""
@@ -101,7 +105,8 @@ class ZeroEngine(Engine):
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """Our optimiser inside DeepSpeed's; it holds this rank's flattened partitions."""
-    return optimizer.optimizer
+    inner: torch.optim.Optimizer = optimizer.optimizer
+    return inner
 
 
 def _partitions(optimizer: Any) -> list[Tensor]:
@@ -145,6 +150,7 @@ class _AnyDeviceDeepSpeedStrategy(DeepSpeedStrategy):
         if not self._on_cpu:
             super().setup_environment()
             return
+        assert self.accelerator is not None  # a CPU's
         self.accelerator.setup_device(torch.device("cpu"))
         self.setup_distributed()
 
