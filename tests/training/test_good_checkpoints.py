@@ -23,13 +23,11 @@ from vita_audio_pl.training.checkpoints.folders import (
     DOUBT,
     GOOD,
     REASON,
-    WITHOUT_CHECKSUMS,
     checkpoints,
     complete_checkpoints,
-    damage,
-    read_state,
     step_of,
 )
+from vita_audio_pl.training.checkpoints.parts import damage, open_checkpoint, read_state
 from vita_audio_pl.training.checkpoints.restore import newest_usable
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.stage.train import train_stage
@@ -131,13 +129,14 @@ def test_a_run_preempted_in_doubt_goes_on_as_if_it_had_not_been(trained, monkeyp
 
 def test_a_checkpoint_that_does_not_help_is_set_apart_and_the_one_before_it_does(trained, monkeypatch, folder):
     returns: list[int] = []
-    restore = guard.restore_tensors
+    restore = guard.restore_newest
 
-    def noted(checkpoint, *arguments):
-        returns.append(step_of(checkpoint))
-        restore(checkpoint, *arguments)
+    def noted(*arguments, **options):
+        found = restore(*arguments, **options)
+        returns.append(found.step)
+        return found
 
-    monkeypatch.setattr(guard, "restore_tensors", noted)
+    monkeypatch.setattr(guard, "restore_newest", noted)
     poison_where(lambda trainer: trainer.global_step >= 4 and returns[-1:] != [2], monkeypatch.setattr)
     stage = ("callbacks.save_every=2", "callbacks.guard.bad_steps=2", "stage.steps=12")
     assert trained("align", *stage).finished
@@ -156,11 +155,26 @@ def of_two_steps(tmp_path_factory):
 class OneRank:
     """What is asked of a trainer and its strategy."""
 
-    is_global_zero = True
+    is_global_zero, world_size = True, 1
     strategy = property(lambda self: self)
 
     def broadcast(self, value):
         return value
+
+    def barrier(self, name):
+        pass
+
+
+def read_all(checkpoint):
+    """Reads every element, as ranks that restore it do together."""
+    checkpoint.read(
+        (key, 0, torch.empty(pieces[-1].stop, dtype=torch.float32)) for key, pieces in checkpoint.pieces.items()
+    )
+
+
+def found_in(place: Path, *kinds: str) -> Path | None:
+    checkpoint = newest_usable(OneRank(), place, *kinds, read=read_all)
+    return None if checkpoint is None else checkpoint.path
 
 
 def cut(path):
@@ -194,7 +208,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used_and_it_is_said(of_two_ste
         shutil.copytree(of_two_steps, place)
         spoil(place / "step-00000004.ckpt" / name)
         try:
-            found = newest_usable(OneRank(), place, GOOD, DOUBT)
+            found = found_in(place, GOOD, DOUBT)
         except UserError as error:
             assert "format" in str(error)  # of another version: refused, and left where it is
             continue
@@ -210,17 +224,18 @@ def test_no_flipped_bit_of_a_checkpoint_is_restored(of_two_steps, name):
     for bit in some_bits(checkpoint / name, 14):
         with flipped(checkpoint / name, bit):
             assert name in (damage(checkpoint) or "")
+            with pytest.raises(ValueError, match=name):
+                read_all(open_checkpoint(checkpoint))
     assert damage(checkpoint) is None
 
 
-def test_a_checkpoint_of_an_older_version_is_used_and_said_to_have_no_checksums(of_two_steps, tmp_path, capsys):
+def test_a_checkpoint_of_another_version_is_refused_and_left_where_it_is(of_two_steps, tmp_path):
     shutil.copytree(of_two_steps, place := tmp_path / "older")
-    checkpoint = place / "step-00000004.ckpt"
-    state = {**read_state(checkpoint), "format": WITHOUT_CHECKSUMS}
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    (checkpoint / "part-00000.json").unlink()
-    assert newest_usable(OneRank(), place, GOOD) == checkpoint
-    assert "without checksums" in capsys.readouterr().out
+    path = place / "step-00000004.ckpt" / "state.json"
+    path.write_text(json.dumps({**read_state(path.parent), "format": 2}))
+    with pytest.raises(UserError, match="has format 2; this version reads 3: go on with the version that wrote it"):
+        found_in(place, GOOD)
+    assert len(complete_checkpoints(place)) == 2
 
 
 def test_a_machine_out_of_file_handles_is_no_damage(of_two_steps, tmp_path, monkeypatch):
@@ -228,10 +243,12 @@ def test_a_machine_out_of_file_handles_is_no_damage(of_two_steps, tmp_path, monk
         raise OSError(errno.EMFILE, "Too many open files")
 
     shutil.copytree(of_two_steps, place := tmp_path / "copy")
-    monkeypatch.setattr("vita_audio_pl.training.checkpoints.folders.safe_open", none_left)
-    with pytest.raises(UserError, match="Too many open files"):
-        newest_usable(OneRank(), place, GOOD, DOUBT)
-    assert len(complete_checkpoints(place)) == 2
+    for opens in ("training.checkpoints.parts.read_sealed", "storage.checksums.os.pread"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"vita_audio_pl.{opens}", none_left)
+            with pytest.raises(UserError, match="Too many open files"):
+                found_in(place, GOOD, DOUBT)
+        assert len(complete_checkpoints(place)) == 2
 
 
 def test_any_cut_or_overwritten_checkpoint_is_read_or_named(of_two_steps, tmp_path):
@@ -249,7 +266,7 @@ def test_any_cut_or_overwritten_checkpoint_is_read_or_named(of_two_steps, tmp_pa
             data[at : at + 9] = rng.bytes(len(data[at : at + 9]))
         path.write_bytes(data)
         try:
-            assert newest_usable(OneRank(), place, GOOD) in complete_checkpoints(place)
+            assert found_in(place, GOOD) in complete_checkpoints(place)
         except UserError as error:
             assert "format" in str(error)
 

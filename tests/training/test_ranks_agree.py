@@ -13,7 +13,7 @@ from ranks import run_ranks
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.objectives import HeadLosses
 from vita_audio_pl.storage.owned import Owned
-from vita_audio_pl.training.checkpoints import writer as checkpoint_writer
+from vita_audio_pl.training.checkpoints import parts
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder.layout import STAGE
@@ -105,7 +105,7 @@ def test_a_rank_that_cannot_write_stops_all_with_its_reason(tmp_path, monkeypatc
 
     def leaves(rank: int) -> str:
         if rank == 1:
-            monkeypatch.setattr(checkpoint_writer, "save_file", full)
+            monkeypatch.setattr(parts, "save_file", full)
         try:
             save(tmp_path / "stage" / "checkpoints", rank).finish()
         except UserError as error:

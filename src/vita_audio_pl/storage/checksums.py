@@ -108,6 +108,57 @@ class SummedFile(io.RawIOBase):
         return FileSum(len(self._blocks) * BLOCK + self._filled, (*self._blocks, *last))
 
 
+class VerifiedFile:
+    """A file that is read by ranges; each block is compared with its checksum when a range needs it.
+
+    Attributes:
+        bytes_read: from the disk, whole blocks; one that the next range needs again is not read again.
+    """
+
+    def __init__(self, path: Path, expected: FileSum):
+        self.path, self.expected = path, expected
+        self.bytes_read = 0
+        self._number, self._block = -1, b""
+
+    def __enter__(self) -> "VerifiedFile":
+        self._file = self.path.open("rb", buffering=0)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._block = b""
+
+    def read_into(self, start: int, target: bytearray) -> None:
+        """Fill `target` with the bytes from `start` on.
+
+        Raises:
+            ValueError: says which bytes are not those that were written.
+            OSError: the file cannot be read.
+        """
+        done = 0
+        while done < len(target):
+            number, at = divmod(start + done, BLOCK)
+            if number != self._number:
+                self._block, self._number = self._read(number), number
+            part = self._block[at : at + len(target) - done]
+            target[done : done + len(part)] = part
+            done += len(part)
+
+    def _read(self, number: int) -> bytes:
+        start = number * BLOCK
+        stop = min(start + BLOCK, self.expected.bytes)
+        data = b""
+        while start + len(data) < stop and (
+            more := os.pread(self._file.fileno(), stop - start - len(data), start + len(data))
+        ):
+            data += more
+        self.bytes_read += len(data)
+        if start >= stop or xxhash.xxh3_64_hexdigest(data) != self.expected.blocks[number]:
+            problem = f"is damaged: bytes {start} to {stop - 1} are not what was written"
+            raise ValueError(str(Damage(self.path, problem)))
+        return data
+
+
 def sum_of_bytes(data: bytes) -> FileSum:
     """Checksums of a file that holds `data`."""
     view = memoryview(data)
@@ -141,10 +192,10 @@ def sum_of_folder(folder: Path) -> dict[str, FileSum]:
     return {path.relative_to(folder).as_posix(): made for path, made in sum_of_files(found).items()}
 
 
-def write_checksums(folder: Path, sums: Mapping[str, FileSum], name: str = CHECKSUMS) -> None:
-    """Writes `checksums.json` for files of a folder, by relative name; `name` calls it otherwise."""
+def write_checksums(folder: Path, sums: Mapping[str, FileSum], name: str = CHECKSUMS, **more: Any) -> None:
+    """Writes `checksums.json` for files of a folder, by relative name; `name` calls it otherwise, `more` goes into it."""
     files = {name: found.to_json() for name, found in sums.items()}
-    write_sealed(folder / name, {"format": FORMAT, "block": BLOCK, "files": files})
+    write_sealed(folder / name, {"format": FORMAT, "block": BLOCK, "files": files, **more})
 
 
 def read_checksums(folder: Path) -> dict[str, FileSum] | None:

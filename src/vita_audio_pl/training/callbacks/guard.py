@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, set_apart, step_of
-from vita_audio_pl.training.checkpoints.restore import newest_usable, restore_tensors
+from vita_audio_pl.training.checkpoints.restore import newest_usable, restore_newest
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.settings import GuardConfig
@@ -103,11 +103,14 @@ class StepGuard(Callback):
         allowed = self.rollbacks < self.settings.rollbacks
         if trainer.is_global_zero:
             self._set_apart(reason, with_doubtful=not allowed)
-        back_to = newest_usable(trainer, self.writer.folder, GOOD)
+        if allowed:
+            back_to = restore_newest(trainer, self.writer.folder, GOOD, model=module.speech_lm, engine=self.engine)
+        else:
+            back_to = newest_usable(trainer, self.writer.folder, GOOD)
         if back_to is None or not allowed:
             again = "there is no good checkpoint to go back to; force=true starts over"
             if back_to is not None:
-                again = f"the same command goes on from {back_to.name}, the last good checkpoint"
+                again = f"the same command goes on from {back_to.path.name}, the last good checkpoint"
             raise UserError(
                 f"stage '{module.stage.name}' stops at step {trainer.global_step}: {reason}, {self._in_a_row} bad steps in a "
                 f"row, and {self.rollbacks} returns to a checkpoint did not help; the rows, first those of rank 0: "
@@ -115,10 +118,9 @@ class StepGuard(Callback):
                 f"look at the rows; {again}"
             )
         self.rollbacks += 1
-        self._in_a_row, self._returned_to = 0, step_of(back_to)
-        restore_tensors(back_to, trainer, module.speech_lm, self.engine, step_of(back_to))
+        self._in_a_row, self._returned_to = 0, back_to.step
         if trainer.is_global_zero:
-            print(f"{reason}: weights and moments are those of {back_to.name} again; the data goes on", flush=True)
+            print(f"{reason}: weights and moments are those of {back_to.path.name} again; the data goes on", flush=True)
 
     def _set_apart(self, reason: str, with_doubtful: bool) -> None:
         """Take checkpoints that did not help from those to go back to, and doubtful ones from those to resume from."""

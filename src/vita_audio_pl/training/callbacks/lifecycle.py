@@ -25,7 +25,7 @@ from vita_audio_pl.training.checkpoints.folders import (
     complete_checkpoints,
     mark_best,
 )
-from vita_audio_pl.training.checkpoints.restore import newest_usable, restore
+from vita_audio_pl.training.checkpoints.restore import restore_newest, resume
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.step.module import SpeechLMModule
@@ -56,7 +56,9 @@ class Resume(Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         self.writer.prepare(trainer)
-        checkpoint = newest_usable(trainer, self.writer.folder, GOOD, DOUBT)
+        checkpoint = restore_newest(
+            trainer, self.writer.folder, GOOD, DOUBT, model=module.speech_lm, engine=self.engine
+        )
         if checkpoint is None:
             bad = trainer.strategy.broadcast([path.name for path in checkpoints(self.writer.folder, BAD)])
             if bad:
@@ -66,11 +68,11 @@ class Resume(Callback):
                 )
             return
         if trainer.is_global_zero:
-            print(f"going on from {checkpoint.name}", flush=True)
-        state = restore(checkpoint, trainer, module.speech_lm, self.engine)
-        trainer.datamodule.load_state_dict(state["data"])  # type: ignore[attr-defined]
+            print(f"going on from {checkpoint.path.name}", flush=True)
+        resume(checkpoint, trainer)
+        trainer.datamodule.load_state_dict(checkpoint.state["data"])  # type: ignore[attr-defined]
         for name, part in self.stateful.items():
-            part.resume_from(state[name])
+            part.resume_from(checkpoint.state[name])
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
                 logger.cut_after(trainer.global_step)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.engines.base import WEIGHT, Engine
 from vita_audio_pl.training.step.freezing import bunch, fingerprint
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -46,12 +46,13 @@ class TrainingProof(Callback):
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not ends_step or trainer.global_step != min(PATIENCE, trainer.max_steps):
             return
-        idle = []
-        for name, parameter in _parameters(module):
-            if parameter.requires_grad:
-                moments = self.engine.moments(trainer.optimizers[0], parameter)
-                if not any(bool(value.any()) for value in moments.values()):
-                    idle.append(name)
+        held = self.engine.held(module.speech_lm, trainer.optimizers[0])
+        moved = torch.zeros(len(held), dtype=torch.int32, device=module.device)
+        for number, each in enumerate(held.values()):
+            moved[number] = any(bool(value.any()) for kind, value in each.tensors.items() if kind != WEIGHT)
+        if trainer.world_size > 1:  # each rank knows of what it holds
+            torch.distributed.all_reduce(moved, torch.distributed.ReduceOp.MAX)
+        idle = [name for name, any_moved in zip(held, moved.tolist(), strict=True) if not any_moved]
         if idle:
             raise UserError(
                 f"stage '{module.stage.name}': {bunch(idle)} should train, but got no gradient in {trainer.global_step} "

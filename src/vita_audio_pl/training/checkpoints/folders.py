@@ -1,8 +1,8 @@
-"""Canonical checkpoints: whole tensors by parameter name, whatever engine and number of ranks wrote them.
+"""Checkpoints: weights and moments by parameter name and range of elements, whatever engine and number of ranks wrote them.
 
-`step-<n>.ckpt/` holds `part-<r>.safetensors` (weights and AdamW's moments of the parameters that train, dealt out over the
-ranks), `rng-<r>.json`, `part-<r>.json` with the checksums of both, and `state.json`, which is sealed and written last.
-Frozen weights are not in it: they come from the parent.
+`step-<n>.ckpt/` holds `part-<r>.safetensors` (what rank r holds, or its share of what ranks hold in common, of the parameters
+that train), `rng-<r>.json`, `part-<r>.json` with the checksums of both and what lies where, and `state.json`, which is sealed
+and written last. Frozen weights are not in it: they come from the parent.
 
 What the folder is called says what the checkpoint is good for:
 
@@ -17,27 +17,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError, safe_open
-
-from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.checksums import FileSum, find_damage, parse_checksums, read_sealed
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.owned import MARK, Owned
-from vita_audio_pl.training.checkpoints.rng import check_rng_state
 from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS, STAGE
 
 STATE = "state.json"
-WEIGHT = "weight"
 ASIDE = ".tmp"
 BEST = "best.json"
 LAUNCH = "launch"
-FORMAT, WITHOUT_CHECKSUMS = 2, 1  # what is written, and what is read beside it
+FORMAT = 3
 GOOD, DOUBT, BAD = ".ckpt", ".doubt", ".bad"
 REASON = "reason.txt"
 _NAME = re.compile(r"step-(\d+)(\.ckpt|\.doubt|\.bad)")
@@ -61,11 +55,6 @@ def checkpoint_name(step: int, kind: str = GOOD) -> str:
     return f"step-{step:08d}{kind}"
 
 
-def part_checksums(rank: int) -> str:
-    """Name of the file with the checksums of what a rank wrote."""
-    return f"part-{rank:05d}.json"
-
-
 def step_of(checkpoint: Path) -> int:
     """Optimiser steps done when the checkpoint was written."""
     match = _NAME.fullmatch(checkpoint.name)
@@ -86,67 +75,6 @@ def best_checkpoint(folder: Path) -> dict[str, Any] | None:
 def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
     """Keep the checkpoint of `step` as the best by `metric`."""
     write_json(folder / BEST, {"step": step, "metric": metric, "value": value})
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint.
-
-    Raises:
-        OSError, ValueError: it cannot be read.
-        UserError: it is of another version's format.
-    """
-    path = checkpoint / STATE
-    try:
-        state = read_sealed(path)
-    except UserError as error:
-        state = _read_object(path)
-        if "format" not in state or "seal" in state or state["format"] == FORMAT:
-            raise ValueError(str(error)) from error
-    if state["format"] not in (FORMAT, WITHOUT_CHECKSUMS):
-        raise UserError(f"the checkpoint {checkpoint} has format {state['format']}; this version reads {FORMAT}")
-    return state
-
-
-def damage(checkpoint: Path, ranks: Iterable[int] | None = None) -> str | None:
-    """What is wrong with the bytes of a checkpoint; None where they are what was written.
-
-    Of a checkpoint without checksums, as older versions wrote them, sizes and formats tell.
-
-    Args:
-        ranks: whose files have to be there; None asks for those of all ranks that wrote.
-
-    Raises:
-        UserError: it has the format of another version, and may be in order.
-        OSError: the machine cannot read now, and it may be in order.
-    """
-    path = checkpoint / STATE
-    try:
-        state = read_state(checkpoint)
-        step, wrote = state.get("step"), state.get("ranks")
-        if step != step_of(checkpoint) or not isinstance(wrote, int):
-            raise ValueError(f"it is of step {step} and of {wrote} ranks")
-        for rank in range(wrote) if ranks is None else ranks:
-            if state["format"] == FORMAT:
-                path = checkpoint / part_checksums(rank)
-                for changed in find_damage(checkpoint, _written(path)):
-                    return str(changed)
-            path = checkpoint / f"part-{rank:05d}.safetensors"
-            with safe_open(path, "pt"):  # compares the file's size with what its header lists
-                pass
-            path = checkpoint / f"rng-{rank:05d}.json"
-            check_rng_state(_read_object(path))
-    except (OSError, ValueError, SafetensorError) as error:
-        if is_machine_fault(error):
-            raise
-        return f"{path} is missing, cut or damaged ({error})"
-    return None
-
-
-def _written(path: Path) -> dict[str, FileSum]:
-    try:
-        return parse_checksums(path, path.read_bytes())
-    except UserError as error:
-        raise ValueError(str(error)) from error
 
 
 def set_apart(checkpoint: Path, reason: str) -> Path:
@@ -238,13 +166,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError("it is nested without end") from None
-    if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
-    return value

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import find_damage
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.checkpoints.folders import (
     ASIDE,
@@ -26,12 +27,11 @@ from vita_audio_pl.training.checkpoints.folders import (
     checkpoints,
     complete_checkpoints,
     copy_open_file,
-    damage,
-    read_state,
     remove_or_say,
     step_of,
     tidy,
 )
+from vita_audio_pl.training.checkpoints.parts import Checkpoint, damage, part_name, read_state
 from vita_audio_pl.training.checkpoints.restore import newest_usable
 from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS
 
@@ -82,8 +82,14 @@ class LocalCheckpoints:
 
     def bring_home(self, trainer: L.Trainer) -> None:
         """Copy the newest checkpoint that all nodes together hold to the shared folder, where it is newer. Collective."""
-        newest = newest_usable(trainer, self.shared, GOOD, DOUBT)
-        after = -1 if newest is None else step_of(newest)
+
+        def read(checkpoint: Checkpoint) -> None:
+            mine = [part_name(rank) for rank in range(trainer.global_rank, len(checkpoint.parts), trainer.world_size)]
+            for changed in find_damage(checkpoint.path, {name: checkpoint.parts[name] for name in mine}):
+                raise ValueError(str(changed))
+
+        newest = newest_usable(trainer, self.shared, GOOD, DOUBT, read=read)
+        after = -1 if newest is None else newest.step
         held = self._held(after) if trainer.local_rank == 0 else {}
         of_ranks: list[dict[tuple[int, str], tuple[int, list[int]]]] = [held]
         if trainer.world_size > 1:

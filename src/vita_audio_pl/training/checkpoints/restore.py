@@ -1,53 +1,109 @@
 """A run put back where a checkpoint left it, under any engine and number of ranks."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import torch.distributed as dist
 
-from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.checkpoints.folders import (
-    WEIGHT,
-    WITHOUT_CHECKSUMS,
-    checkpoints,
-    damage,
-    read_state,
-    set_apart,
-)
+from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.training.checkpoints.folders import checkpoints, set_apart
 from vita_audio_pl.training.checkpoints.loop_progress import set_progress
+from vita_audio_pl.training.checkpoints.parts import (
+    Checkpoint,
+    open_checkpoint,
+    rng_name,
+    shares,
+    this_ranks_share,
+)
 from vita_audio_pl.training.checkpoints.rng import restore_rng_state
-from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.engines.base import WEIGHT, Engine, trained_parameters, whole_shape
 
 
-def newest_usable(trainer: L.Trainer, folder: Path, *kinds: str) -> Path | None:
+def newest_usable(
+    trainer: L.Trainer, folder: Path, *kinds: str, read: Callable[[Checkpoint], object] | None = None
+) -> Checkpoint | None:
     """The newest checkpoint of these kinds that can be read; None where there is none. Collective.
 
     Rank 0 looks for all: ranks never choose each for itself. Newer ones that are damaged are set apart, and it is said.
 
+    Args:
+        read: what this rank reads of the parts, which else are not read; raises ValueError where it meets damage.
+
     Raises:
-        UserError: the newest has the format of another version, or cannot be set apart.
+        UserError: the newest has the format of another version, or is of another model, or cannot be read or set apart now.
     """
-    found: Path | UserError | None = trainer.strategy.broadcast(
-        _look(folder, kinds) if trainer.is_global_zero else None
-    )
-    if isinstance(found, UserError):
-        raise found
+    while True:
+        found: Checkpoint | UserError | None = trainer.strategy.broadcast(
+            _look(folder, kinds) if trainer.is_global_zero else None
+        )
+        if isinstance(found, UserError):
+            raise found
+        if found is None or read is None:
+            return found
+        damages = _of_all_ranks(trainer, _try(read, found))
+        for refusal in damages:
+            if isinstance(refusal, UserError):
+                raise refusal
+        damage = next(filter(None, damages), None)
+        if damage is None:
+            return found
+        if trainer.is_global_zero:
+            _reject(found.path, str(damage))
+        trainer.strategy.barrier("the damaged checkpoint is set apart")
+
+
+def restore_newest(
+    trainer: L.Trainer, folder: Path, *kinds: str, model: torch.nn.Module, engine: Engine
+) -> Checkpoint | None:
+    """Overwrite weights and moments with those of the newest checkpoint whose bytes are in order. Collective.
+
+    Each rank reads what it holds. What ranks hold in common they read in equal shares, and send to each other.
+
+    Returns:
+        The checkpoint; None where there is none, and weights and moments are then not to be used.
+
+    Raises:
+        UserError: as `newest_usable`.
+    """
+    optimizer = trainer.optimizers[0]
+
+    def read(checkpoint: Checkpoint) -> None:
+        kinds_of = _kinds(checkpoint, model)
+        engine.expect(model, optimizer, kinds_of, checkpoint.step)
+        held = engine.held(model, optimizer)
+        wanted = []
+        with torch.no_grad():
+            for name, cut in this_ranks_share(engine, held).items():
+                for kind in (WEIGHT, *kinds_of[name]):
+                    wanted.append((f"{kind}/{name}", held[name].start + cut.start, held[name].tensors[kind][cut]))
+            checkpoint.read(wanted)
+
+    found = newest_usable(trainer, folder, *kinds, read=read)
+    if found is not None:
+        _exchange(engine, model, optimizer)
+        engine.overwritten(optimizer)
     return found
 
 
-def _look(folder: Path, kinds: tuple[str, ...]) -> Path | UserError | None:
+def resume(checkpoint: Checkpoint, trainer: L.Trainer) -> None:
+    """Put progress and, under as many ranks, random generators where they were."""
+    set_progress(trainer, checkpoint.step, trainer.accumulate_grad_batches)
+    if checkpoint.state["ranks"] == trainer.world_size:
+        rng = checkpoint.path / rng_name(trainer.global_rank)
+        restore_rng_state(json.loads(rng.read_text(encoding="utf-8")))
+
+
+def _look(folder: Path, kinds: tuple[str, ...]) -> Checkpoint | UserError | None:
     try:
         for checkpoint in reversed(checkpoints(folder, *kinds)):
-            why = damage(checkpoint)
-            if why is None:
-                if read_state(checkpoint)["format"] == WITHOUT_CHECKSUMS:
-                    print(f"{checkpoint.name} was written by an older version, without checksums to verify", flush=True)
-                return checkpoint
-            print(f"{checkpoint.name} is damaged: {why}; it is kept as {set_apart(checkpoint, why)}", flush=True)
+            try:
+                return open_checkpoint(checkpoint)
+            except ValueError as damage:
+                _reject(checkpoint, str(damage))
     except UserError as error:
         return error
     except OSError as error:
@@ -55,71 +111,58 @@ def _look(folder: Path, kinds: tuple[str, ...]) -> Path | UserError | None:
     return None
 
 
-def restore(checkpoint: Path, trainer: L.Trainer, model: torch.nn.Module, engine: Engine) -> dict[str, Any]:
-    """Put weights, moments, progress and random generators where they were; any engine and number of ranks. Collective.
+def _reject(checkpoint: Path, why: str) -> None:
+    print(f"{checkpoint.name} is damaged: {why}; it is kept as {set_apart(checkpoint, why)}", flush=True)
 
-    Returns:
-        `state.json`, with what was given to `save`.
+
+def _try(read: Callable[[Checkpoint], object], checkpoint: Checkpoint) -> str | UserError | None:
+    """What was wrong on this rank."""
+    try:
+        read(checkpoint)
+    except UserError as error:
+        return error
+    except (OSError, ValueError) as error:
+        if is_machine_fault(error):
+            return UserError(f"the checkpoint {checkpoint.path} cannot be read now: {error}")
+        return str(error)
+    return None
+
+
+def _of_all_ranks(trainer: L.Trainer, value: Any) -> list[Any]:
+    values = [value]
+    if trainer.world_size > 1:
+        values = [None] * trainer.world_size
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _kinds(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, list[str]]:
+    """Names of the moments that are stored of each parameter that trains.
 
     Raises:
-        UserError: the checkpoint is damaged, or of a model with other trained parameters.
+        UserError: the checkpoint is of a model with other trained parameters.
     """
-    state = read_state(checkpoint)
-    restore_tensors(checkpoint, trainer, model, engine, int(state["step"]))
-    set_progress(trainer, int(state["step"]), trainer.accumulate_grad_batches)
-    rng = checkpoint / f"rng-{trainer.global_rank:05d}.json"
-    if state["ranks"] == trainer.world_size:
-        restore_rng_state(json.loads(rng.read_text(encoding="utf-8")))
-    return state
-
-
-def restore_tensors(checkpoint: Path, trainer: L.Trainer, model: torch.nn.Module, engine: Engine, step: int) -> None:
-    """Overwrite weights and moments alone."""
-    optimizer = trainer.optimizers[0]
-    with _Parts(checkpoint) as parts:
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                engine.load_weight(parameter, parts.get(f"{WEIGHT}/{name}", parameter))
-                moments = {kind: parts.get(f"{kind}/{name}", parameter) for kind in parts.kinds(name) if kind != WEIGHT}
-                if moments:
-                    engine.load_moments(optimizer, parameter, moments, step)
-
-
-class _Parts:
-    """All tensors of a checkpoint's parts, read one at a time."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        try:
-            self._files = [safe_open(part, "pt") for part in sorted(checkpoint.glob("part-*.safetensors"))]
-        except (OSError, SafetensorError) as error:
+    shapes = checkpoint.state["shapes"]
+    for name, parameter in trained_parameters(model):
+        shape = whole_shape(parameter)
+        if name not in shapes:
+            raise UserError(f"the checkpoint {checkpoint.path} has no '{name}': it is of another model")
+        if tuple(shapes[name]) != shape:
             raise UserError(
-                f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one before"
-            ) from (error)
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
-
-    def __enter__(self) -> "_Parts":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._files.clear()
-        self._where.clear()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def kinds(self, name: str) -> list[str]:
-        """What is stored of a parameter: its weight, and moments by the names that its optimiser gives them."""
-        return sorted(kind for kind, _, of in (key.partition("/") for key in self._where) if of == name)
-
-    def get(self, name: str, like: Tensor) -> Tensor:
-        """A tensor by name, refused where it is missing or of another shape than the whole of `like`."""
-        shape = tuple(getattr(like, "ds_shape", like.shape))
-        if name not in self._where:
-            raise UserError(f"the checkpoint {self._checkpoint} has no '{name}': it is of another model")
-        value: Tensor = self._where[name].get_tensor(name)
-        if tuple(value.shape) != shape:
-            raise UserError(
-                f"the checkpoint {self._checkpoint} has '{name}' as {tuple(value.shape)}, the model as {shape}"
+                f"the checkpoint {checkpoint.path} has '{name}' as {tuple(shapes[name])}, the model as {shape}"
             )
-        return value
+    kinds = checkpoint.kinds()
+    return {name: [kind for kind in kinds.get(name, ()) if kind != WEIGHT] for name, _ in trained_parameters(model)}
+
+
+def _exchange(engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Send what each rank has read to the ranks that hold the same."""
+    group = engine.copies
+    if group is None:
+        return
+    held = engine.held(model, optimizer)
+    for owner, share in enumerate(shares(held, dist.get_world_size(group))):
+        source = dist.get_global_rank(group, owner)
+        for name, cut in share.items():
+            for value in held[name].tensors.values() if cut.stop > cut.start else ():
+                dist.broadcast(value[cut], source, group=group)

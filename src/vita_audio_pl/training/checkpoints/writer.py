@@ -14,12 +14,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.weight_files import is_finite
-from vita_audio_pl.storage.checksums import sum_of_files, write_checksums, write_sealed
+from vita_audio_pl.storage.checksums import write_sealed
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.training.checkpoints.folders import (
     ASIDE,
@@ -30,20 +29,18 @@ from vita_audio_pl.training.checkpoints.folders import (
     LAUNCH,
     REASON,
     STATE,
-    WEIGHT,
     checkpoint_name,
     complete_checkpoints,
     copy_open_file,
-    flush,
-    part_checksums,
     prune,
     remove,
     replace_folder,
     tidy,
 )
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
+from vita_audio_pl.training.checkpoints.parts import this_ranks_share, write_part
 from vita_audio_pl.training.checkpoints.rng import rng_state
-from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.engines.base import Engine, trained_parameters, whole_shape
 from vita_audio_pl.training.step.freezing import bunch
 
 _WAIT_FOR_RANKS = 1800.0  # seconds until the last rank has written its part
@@ -67,6 +64,7 @@ class _Save:
 
     step: int
     tensors: dict[str, Tensor]
+    starts: dict[str, int]
     rng: dict[str, Any]
     facts: dict[str, Any]
     place: _Place
@@ -131,7 +129,7 @@ class CheckpointWriter:
     def save(
         self, trainer: L.Trainer, model: torch.nn.Module, state: Mapping[str, Any], doubt: str | None = None
     ) -> None:
-        """Copy weights and moments to host memory, then write them while training goes on. Collective.
+        """Copy this rank's weights and moments to host memory, then write them while training goes on. All ranks call it.
 
         Args:
             state: JSON values that go into `state.json`.
@@ -143,11 +141,19 @@ class CheckpointWriter:
         kinds = (GOOD, DOUBT) if doubt else (GOOD,)
         if step != self._latest and not any((self.folder / checkpoint_name(step, kind)).exists() for kind in kinds):
             self._latest = step
-            tensors = self._gather(trainer, model)
-            facts = {"format": FORMAT, "step": step, "ranks": trainer.world_size, "doubt": doubt, **state}
+            tensors, starts = own_share(self.engine, model, trainer.optimizers[0])
+            shapes = {name: list(whole_shape(parameter)) for name, parameter in trained_parameters(model)}
+            facts = {
+                "format": FORMAT,
+                "step": step,
+                "ranks": trainer.world_size,
+                "doubt": doubt,
+                "shapes": shapes,
+                **state,
+            }
             place = _Place(trainer.global_rank, trainer.world_size, trainer.local_rank == 0, trainer.num_devices)
             before = self._threads[-1] if self._threads else None
-            save = _Save(step, tensors, rng_state(), facts, place, before)
+            save = _Save(step, tensors, starts, rng_state(), facts, place, before)
             thread = threading.Thread(target=self._write, args=(save,), name="checkpoint writer", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -199,23 +205,12 @@ class CheckpointWriter:
         while len(self._threads) > leave:
             self._threads.popleft().join()
 
-    def _gather(self, trainer: L.Trainer, model: torch.nn.Module) -> dict[str, Tensor]:
-        """This rank's share of whole tensors, in host memory."""
-        optimizer = trainer.optimizers[0]
-        share: dict[str, Tensor] = {}
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        for number, (name, parameter) in enumerate(trained):
-            whole = {WEIGHT: self.engine.weight(parameter), **self.engine.moments(optimizer, parameter)}
-            if number % trainer.world_size == trainer.global_rank:
-                share |= {f"{kind}/{name}": _host_copy(value) for kind, value in whole.items()}
-        return share
-
     def _write(self, save: _Save) -> None:
         aside, rank = self.folder / save.aside, save.place.rank
         try:
             said = {_NOT_FINITE: [name for name, value in save.tensors.items() if not is_finite(value)]}
             if self.local is None:
-                _write_part(aside, save)
+                write_part(aside, save.place.rank, save.tensors, save.starts, save.rng)
                 facts = save.facts
             else:
                 facts = {**save.facts, LAUNCH: self.local.launch}
@@ -242,7 +237,10 @@ class CheckpointWriter:
         """This rank's part to the node's disk, then from there to `aside`, after the checkpoint before it."""
         here = local.folder / save.aside
         # opened before the folder gets its name, so that neither this nor its removal can come between
-        opened = {file.name: file.open("rb") for file in _write_part(here, save)}
+        opened = {
+            file.name: file.open("rb")
+            for file in write_part(here, save.place.rank, save.tensors, save.starts, save.rng)
+        }
         save.tensors.clear()
         write_json(here / save.done, said)
         if save.place.leads_node:
@@ -283,20 +281,6 @@ class CheckpointWriter:
         return sorted(name for part in said.values() for name in part[_NOT_FINITE])
 
 
-def _write_part(aside: Path, save: _Save) -> list[Path]:
-    """One rank's files, on the disk."""
-    aside.mkdir(parents=True, exist_ok=True)
-    rank = save.place.rank
-    part, random = aside / f"part-{rank:05d}.safetensors", aside / f"rng-{rank:05d}.json"
-    save_file(save.tensors, part)
-    random.write_text(json.dumps(save.rng), encoding="utf-8")
-    flush(part)
-    flush(random)
-    sums = {path.name: found for path, found in sum_of_files([part, random]).items()}
-    write_checksums(aside, sums, part_checksums(rank))
-    return [part, random, aside / part_checksums(rank)]
-
-
 def _give_up(aside: Path) -> None:
     with contextlib.suppress(OSError, UserError):  # the next start tidies up
         remove(aside)
@@ -307,6 +291,18 @@ def _reason(failure: Exception) -> str:
     return "the disk is full" if full or "No space left" in str(failure) else str(failure) or type(failure).__name__
 
 
-def _host_copy(value: Tensor) -> Tensor:
-    copy = torch.empty(value.shape, dtype=value.dtype)
-    return copy.copy_(value)
+def own_share(
+    engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What this rank writes: copies in host memory by `<kind>/<name>`, and the first element of each. Not collective."""
+    held = engine.held(model, optimizer)
+    tensors, starts, on_gpu = {}, {}, False
+    for name, cut in this_ranks_share(engine, held).items():
+        for kind, value in held[name].tensors.items() if cut.stop > cut.start else ():
+            on_gpu |= value.is_cuda
+            copy = torch.empty(cut.stop - cut.start, dtype=value.dtype, pin_memory=value.is_cuda)
+            tensors[f"{kind}/{name}"] = copy.copy_(value[cut], non_blocking=True)
+            starts[f"{kind}/{name}"] = held[name].start + cut.start
+    if on_gpu:
+        torch.cuda.current_stream().synchronize()
+    return tensors, starts

@@ -1,21 +1,42 @@
 """What every engine offers; this one keeps the whole model on each device (one process, or DDP)."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.precision import check_precision, plain_precision
 from vita_audio_pl.training.settings import TrainerConfig
 
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A rank's range of a parameter, flattened.
+
+    Attributes:
+        start: its first element.
+        tensors: `WEIGHT`, in the precision that the optimiser updates, and moments by the optimiser's names: one dimension,
+            the memory that is in use.
+    """
+
+    start: int
+    tensors: dict[str, Tensor]
+
 
 class Engine:
     """Strategy of a run, and access to whole parameters and moments under it.
 
-    All methods that take a parameter are collective: every rank calls them, in the same order.
+    `weight` and `clip` are collective: every rank calls them, in the same order.
     """
 
     def __init__(self, settings: TrainerConfig) -> None:
@@ -54,40 +75,49 @@ class Engine:
         """Whole value, in the precision that the optimiser updates."""
         return parameter.detach()
 
-    def moments(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Whole moments of a trained parameter, the tensors of its shape in the optimiser's state; none before step 1.
+    @property
+    def copies(self) -> Any:
+        """Process group of the ranks that hold the same as this one; None where no other does."""
+        group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+        return group if group is not None and torch.distributed.get_world_size(group) > 1 else None
+
+    def held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
+        """What this rank holds of every parameter that trains, by name; moments before step 1 are none. Not collective.
 
         Raises:
             UserError: the optimiser keeps tensors of another shape, which a checkpoint could not restore.
         """
-        state = optimizer.state.get(parameter, {})
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.numel() > 1}
-        for name, value in tensors.items():
-            if value.shape != parameter.shape:
-                raise UserError(
-                    f"{type(optimizer).__name__} keeps '{name}' {tuple(value.shape)} for a parameter {tuple(parameter.shape)}; "
-                    "checkpoints hold state of the parameter's own shape only: choose another optim.optimizer"
-                )
-        return {
-            name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape
-        }
+        found = {}
+        for name, parameter in trained_parameters(model):
+            tensors = {WEIGHT: parameter.detach(), **moments_of(optimizer, parameter)}
+            found[name] = Held(self.first_element(parameter), {kind: flat(value) for kind, value in tensors.items()})
+        return found
+
+    def first_element(self, parameter: nn.Parameter) -> int:
+        """Where in the flattened parameter this rank's elements begin."""
+        return 0
+
+    def expect(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, kinds: Mapping[str, Sequence[str]], step: int
+    ) -> None:
+        """Make place for moments, where there are none yet, before they are read into what `held` gives.
+
+        Args:
+            kinds: names of the moments by parameter; step: steps that the optimiser has done.
+        """
+        for name, parameter in trained_parameters(model):
+            if kinds[name]:
+                state = optimizer.state[parameter]
+                state["step"] = step_count(optimizer, parameter, step)
+                for kind in kinds[name]:
+                    if kind not in state:
+                        state[kind] = torch.empty_like(parameter.detach())
+
+    def overwritten(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take over what was written into the tensors of `held`. Collective."""
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse an optimiser whose state this engine cannot save and restore."""
-
-    def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Overwrite a parameter with a whole value."""
-        with torch.no_grad():
-            parameter.copy_(value)
-
-    def load_moments(
-        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor], step: int
-    ) -> None:
-        """Overwrite a trained parameter's optimiser state with whole moments after `step` steps."""
-        optimizer.state[parameter] = {
-            "step": step_count(optimizer, parameter, step),
-            **{name: value.to(parameter).clone() for name, value in values.items()},
-        }
 
     def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor | None:
         """Clip the gradients by their norm over all ranks, and return that norm; None where the engine does it later."""
@@ -112,3 +142,34 @@ class Engine:
 def step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:
     """AdamW's `step` of a parameter, where its kernel reads it: the fused one on the parameter's device."""
     return torch.tensor(float(step), device=parameter.device if optimizer.defaults.get("fused") else "cpu")
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that train."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter; ZeRO-3 leaves an empty one behind and keeps the shape aside."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Tensors of a parameter's shape in the optimiser's state.
+
+    Raises:
+        UserError: it keeps tensors of another shape.
+    """
+    tensors = {name: v for name, v in optimizer.state.get(parameter, {}).items() if isinstance(v, Tensor)}
+    for name, value in tensors.items():
+        if value.shape != parameter.shape and value.numel() > 1:
+            raise UserError(
+                f"{type(optimizer).__name__} keeps '{name}' {tuple(value.shape)} for a parameter {tuple(parameter.shape)}; "
+                "checkpoints hold state of the parameter's own shape only: choose another optim.optimizer"
+            )
+    return {name: value for name, value in tensors.items() if name != "step" and value.shape == parameter.shape}
+
+
+def flat(value: Tensor) -> Tensor:
+    """This rank's elements of a tensor in one dimension, in the same memory."""
+    return (value.to_local() if isinstance(value, DTensor) else value).view(-1)

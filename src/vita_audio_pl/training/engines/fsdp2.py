@@ -1,6 +1,7 @@
 """FSDP2: every block is a group of its own, gathered when it runs; embeddings, vocabulary layer and final norm, which
 the backbone and every head use, are the root group."""
 
+import math
 from dataclasses import replace
 
 import lightning as L
@@ -8,12 +9,13 @@ import torch
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.training.engines.base import Engine
+from vita_audio_pl.training.engines.base import Engine, Held
 
 
 class FSDP2Engine(Engine):
@@ -42,17 +44,20 @@ class FSDP2Engine(Engine):
     def weight(self, parameter: nn.Parameter) -> Tensor:
         return _whole(parameter.detach())
 
-    def moments(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {name: _whole(value) for name, value in super().moments(optimizer, parameter).items()}
+    @property
+    def copies(self) -> None:
+        return None
 
-    def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        super().load_weight(parameter, _like(parameter, value))
+    def held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # after a validation the root group is still gathered
+        return super().held(model, optimizer)
 
-    def load_moments(
-        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor], step: int
-    ) -> None:
-        shards = {name: _like(parameter, value) for name, value in values.items()}
-        super().load_moments(optimizer, parameter, shards, step)
+    def first_element(self, parameter: nn.Parameter) -> int:
+        assert isinstance(parameter, DTensor)
+        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+        return offset[0] * math.prod(parameter.shape[1:])
 
     def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
         norm = super().clip(module, optimizer, max_norm)
@@ -69,11 +74,3 @@ class _CPUModelParallelStrategy(ModelParallelStrategy):
 
 def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's part of a whole value that every rank has."""
-    if not isinstance(parameter, DTensor):
-        return value
-    local = value.to(parameter.device, parameter.dtype)
-    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -1,19 +1,20 @@
 """DeepSpeed ZeRO: stage 2 shards gradients and moments, stage 3 parameters too; on GPUs, or on CPUs over gloo."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from deepspeed.utils import safe_get_full_fp32_param
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.engines.base import Engine, step_count
+from vita_audio_pl.training.engines.base import WEIGHT, Engine, Held, step_count, trained_parameters
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights
 from vita_audio_pl.training.settings import TrainerConfig
 
@@ -61,11 +62,38 @@ class ZeroEngine(Engine):
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
 
-    def moments(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-        if not _inner(optimizer).state:
-            return {}
-        _link(optimizer)
-        return {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
+    @property
+    def copies(self) -> None:
+        return None
+
+    def held(self, model: nn.Module, optimizer: Any) -> dict[str, Held]:
+        kinds = (None, *MOMENTS) if _inner(optimizer).state else (None,)
+        _link(optimizer, moments=len(kinds) > 1)
+        found = {}
+        for name, parameter in trained_parameters(model):
+            start, tensors = _range(parameter, kinds)
+            found[name] = Held(start, {kind or WEIGHT: value for kind, value in zip(kinds, tensors, strict=True)})
+        return found
+
+    def expect(self, model: nn.Module, optimizer: Any, kinds: Mapping[str, Sequence[str]], step: int) -> None:
+        if not any(kinds.values()):
+            return
+        inner = _inner(optimizer)
+        for flat in _partitions(optimizer):
+            state = inner.state[flat]
+            for name in MOMENTS:
+                state.setdefault(name, torch.zeros_like(flat))
+            state["step"] = step_count(inner, flat, step)
+
+    def overwritten(self, optimizer: Any) -> None:
+        if not hasattr(optimizer, "fp32_partitioned_groups_flat"):
+            optimizer.update_lp_params()
+            return
+        optimizer._partition_all_parameters()
+        for group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if optimizer.persistent_parameters:  # small ones that every rank has whole
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
@@ -73,23 +101,6 @@ class ZeroEngine(Engine):
                 f"trainer={self.settings.name} keeps Adam's moments, and optim.optimizer is {type(optimizer).__name__}; choose "
                 "trainer=fsdp2, or optim=adamw"
             )
-
-    def load_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():  # what the forward pass reads
-            parameter.copy_(value)
-        _set_whole(parameter, value, None)  # what the optimiser updates
-
-    def load_moments(
-        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, values: dict[str, Tensor], step: int
-    ) -> None:
-        for flat in _partitions(optimizer):
-            state = _inner(optimizer).state[flat]
-            for name in MOMENTS:
-                state.setdefault(name, torch.zeros_like(flat))
-            state["step"] = step_count(_inner(optimizer), flat, step)
-        _link(optimizer)
-        for name, value in values.items():
-            _set_whole(parameter, value, name)
 
     def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
         return None
@@ -115,24 +126,28 @@ def _partitions(optimizer: Any) -> list[Tensor]:
     return list(optimizer.single_partition_of_fp32_groups if stage3 is None else stage3)
 
 
-def _link(optimizer: Any) -> None:
+def _link(optimizer: Any, moments: bool) -> None:
     """Let stage 2 find the moments of all groups; by itself it looks when the first group alone has made its step."""
-    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+    if moments and hasattr(optimizer, "_hp_optimizer_states_linked"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _set_whole(parameter: Any, value: Tensor, moment: str | None) -> None:
-    """Copy this rank's part of a whole value into the fp32 partition: of the weight, or of a moment."""
-    if not hasattr(parameter, "ds_id"):
-        parameter.set_full_hp_param(value, moment)
-        return
-    # DeepSpeed's own setter fails where the ranks do not divide the number of elements
-    stage3 = parameter._z3_optimizer
-    partition, _ = stage3._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=moment)
-    start = partition.numel() * torch.distributed.get_rank()
-    mine = value.flatten()[start : start + partition.numel()]
-    partition.data[: mine.numel()].copy_(mine)
+def _range(parameter: Any, kinds: Sequence[str | None]) -> tuple[int, list[Tensor]]:
+    """First element of this rank's fp32 range of a parameter, and the range of the weight (None) or of moments."""
+    if not hasattr(parameter, "ds_id"):  # stage 2
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return 0, [torch.empty(0) for _ in kinds]
+        return mapping.lp_fragment_address.start, [mapping.get_hp_fragment(kind) for kind in kinds]
+    found = []
+    for kind in kinds:
+        partition, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=kind
+        )
+        start = partition.numel() * torch.distributed.get_rank()
+        found.append(partition[: max(0, parameter.ds_numel - start)])  # the last ranks' are padded
+    return min(start, parameter.ds_numel), found
 
 
 class _AnyDeviceDeepSpeedStrategy(DeepSpeedStrategy):
