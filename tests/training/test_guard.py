@@ -20,7 +20,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.watchdog import Watchdog
-from vita_audio_pl.training.checkpoints import writer as checkpoint_writer
+from vita_audio_pl.training.checkpoints import parts
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.settings import GuardConfig
@@ -66,7 +66,7 @@ def test_a_spike_is_told_from_noise():
 
 
 def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path):
-    save = checkpoint_writer.save_file
+    save = parts.save_file
     written = []
 
     def full(tensors, path):
@@ -75,7 +75,7 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, m
         written.append(path)
         save(tensors, path)
 
-    monkeypatch.setattr(checkpoint_writer, "save_file", full)
+    monkeypatch.setattr(parts, "save_file", full)
     with pytest.raises(UserError, match="the disk is full; the last good one is .*step-00000002.ckpt"):
         trained("align", "callbacks.save_every=1", "stage.steps=20")
     folder = tmp_path / "runs" / "toy" / "align" / "checkpoints"
