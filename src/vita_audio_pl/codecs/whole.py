@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 ReadAt = Callable[[int, int], bytes]
 """Offset and number of bytes to these bytes, fewer at the end of the file."""
@@ -47,13 +48,13 @@ def cut_by_log(format: str, log: str) -> str | None:
 
 def _cut_chunks(read_at: ReadAt, size: int, head: bytes) -> str | None:
     """WAV (also RIFX and RF64) and AIFF: the size of the chunk of samples."""
-    order = "little" if head[:4] in (b"RIFF", b"RF64") else "big"
+    order: Literal["little", "big"] = "little" if head[:4] in (b"RIFF", b"RF64") else "big"
     at, long_size = 12, None
     for _ in range(_CHUNKS):
         chunk = read_at(at, 8)
         if len(chunk) < 8:
             return None
-        kind, length = chunk[:4], int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
+        kind, length = chunk[:4], int.from_bytes(chunk[4:], order)
         if kind == b"ds64":
             long_size = int.from_bytes(read_at(at + 16, 8), "little")
         if kind in (b"data", b"SSND"):

@@ -375,7 +375,7 @@ class Batches:
         return self._length
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        builder: RowBuilder = self._loader.dataset  # type: ignore[assignment]
+        builder: RowBuilder = self._loader.dataset  # type: ignore[assignment]  # the loader is made of one
         options = self._owner.renderer.options
         weighted = (options.text_weight, options.audio_weight) != (1, 1)
         for parcel in self._loader:

@@ -12,7 +12,7 @@ _DEEPEST = 20
 _SHOWN = 120
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """SafeLoader without aliases, which let a few lines stand for billions of values, and with every key once."""
 
     _depth = 0

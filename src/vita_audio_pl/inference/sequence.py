@@ -187,9 +187,9 @@ class Sequence:
 
     def _trusted(self, token: int) -> bool:
         """Whether a drafted token belongs to the first audio chunk, which is played unverified."""
-        if not self._trusts_draft:
+        if not self._trusts_draft or self.options.first_chunk is None:
             return False
-        begin, end = self.options.first_chunk  # type: ignore[misc]
+        begin, end = self.options.first_chunk
         opens_span = self.run > 1 or token == begin
         self._trusts_draft = opens_span and token != end
         return opens_span

@@ -97,6 +97,7 @@ def line_blocks(path: Path, lines: int) -> Iterator[Block]:
         offset, first, count, digest = 0, 1, 0, hashlib.sha256()
         while piece := file.readline(_PIECE):
             digest.update(piece)
+            # a buffered file, whose `peek` BinaryIO does not declare
             if not piece.endswith(b"\n") and len(piece) == _PIECE and file.peek(1):  # type: ignore[attr-defined]
                 continue  # the line goes on
             count += 1

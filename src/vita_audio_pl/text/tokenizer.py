@@ -175,7 +175,7 @@ class TextTokenizer:
         return {"description": self._tokenizer.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(tokenizers.Tokenizer.from_str(state["description"]))  # type: ignore[misc]
+        self.__init__(tokenizers.Tokenizer.from_str(state["description"]))  # type: ignore[misc]  # not of a subclass
 
 
 def _text_part(added: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

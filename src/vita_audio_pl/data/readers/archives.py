@@ -64,11 +64,11 @@ def _unpacked(raw: BinaryIO) -> BinaryIO:
     start = raw.read(6)
     raw.seek(0)
     if start[:2] == b"\x1f\x8b":
-        return gzip.open(raw)  # type: ignore[return-value]
+        return gzip.open(raw)  # type: ignore[return-value]  # these are files of bytes in all but their declared class
     if start[:3] == b"BZh":
-        return bz2.open(raw)  # type: ignore[return-value]
+        return bz2.open(raw)  # type: ignore[return-value]  # likewise
     if start == b"\xfd7zXZ\x00":
-        return lzma.open(raw)  # type: ignore[return-value]
+        return lzma.open(raw)  # type: ignore[return-value]  # likewise
     return raw
 
 

@@ -43,7 +43,8 @@ class Preemption(Callback):
         self._trainer = trainer
         # after Lightning has set its own, whose SIGTERM handler runs a collective inside the signal handler
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
-        # its loop would still ask all ranks before every micro-batch, and wait for the device, whether a signal came
+        # its loop would still ask all ranks before every micro-batch, and wait for the device, whether a signal came; no
+        # setting turns that off
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_end(
