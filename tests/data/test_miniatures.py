@@ -62,8 +62,3 @@ def test_a_corpus_as_its_publisher_ships_it(miniature: Miniature, tmp_path: Path
         assert manifest.report["skipped"] == expected.skipped and manifest.report["filtered"] == expected.filtered
         assert manifest.seconds == pytest.approx(expected.seconds, abs=0.06 * len(texts))  # MP3 is padded to its frames
         assert load_recipe(miniature.source).checked, "a recipe says what it was checked against"
-
-
-def test_every_corpus_of_the_published_mixtures_has_a_miniature() -> None:
-    published = {share.source for name in ("mixture_1", "mixture_2") for share in load_mixture(name).shares}
-    assert published == {miniature.source for miniature in MINIATURES}
