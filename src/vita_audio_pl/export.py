@@ -14,7 +14,7 @@ class ExportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.export` can be told."""
 
     source: str = setting(
-        MISSING, "model folder, folder of its stage, published weights, or an exported backbone", common=True
+        MISSING, "a run, a stage, a model folder, adapters, published weights, or an exported backbone", common=True
     )
     target: str = setting(MISSING, "new folder", common=True)
     format: str = setting(
@@ -29,6 +29,7 @@ class ExportConfig(CommandConfig):
         choices=("float32", "bfloat16", "float16"),
         common=True,
     )
+    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder, if there is one")
     max_shard_gb: float = setting(5.0, "weights are split into files of this size at most", above=0, common=True)
 
 
@@ -40,7 +41,15 @@ def export(config: ExportConfig) -> None:
 
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     limit = round(config.max_shard_gb * 10**9)
-    export_model(config.source, config.target, config.format, dtype=dtype, max_shard_bytes=limit)
+    export_model(
+        config.source,
+        config.target,
+        config.format,
+        dtype=dtype,
+        max_shard_bytes=limit,
+        codec_folder=config.codec_folder,
+        runs=config.paths.runs,
+    )
     print(f"{config.target}: {config.source} in the {config.format} layout")
 
 

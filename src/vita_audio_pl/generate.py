@@ -4,6 +4,7 @@ import sys
 import time
 
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.options import GenerateConfig
 
 
@@ -12,7 +13,7 @@ def generate(config: GenerateConfig) -> None:
     import torch
 
     from vita_audio_pl.codecs.audio import write_wav
-    from vita_audio_pl.inference.answering import codec_of, open_session
+    from vita_audio_pl.inference.answering import SPOKEN_TASKS, codec_of, open_session
     from vita_audio_pl.inference.loading import load_speech_model
     from vita_audio_pl.inference.prompts import Prompter
     from vita_audio_pl.inference.sinks import PIPE, show_stream
@@ -22,7 +23,19 @@ def generate(config: GenerateConfig) -> None:
         output_file(config.output)  # what cannot be written is said before the answer is made
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    loaded = load_speech_model(config.model, device=config.device, dtype=dtype)
+    loaded = load_speech_model(
+        config.model,
+        device=config.device,
+        dtype=dtype,
+        codec_folder=config.codec_folder,
+        encoder_folder=config.encoder_folder,
+        runs=config.paths.runs,
+    )
+    if loaded.codec_dir is None and (config.task in SPOKEN_TASKS or config.voice is not None):
+        raise UserError(
+            f"task={config.task} speaks, and the model {config.model} carries no audio codec: give codec_folder=DIR, the one "
+            "that it was trained with"
+        )
     codec = codec_of(loaded, config.device)
     with open_session(config, loaded, codec) as session:
         begun = time.perf_counter()

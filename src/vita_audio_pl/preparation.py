@@ -166,6 +166,7 @@ def prepare_spoken_world(
     workers: int = 2,
     console: Console | None = None,
     keep_audio: bool = False,
+    text: Path | None = None,
 ) -> Path:
     """Everything that training on the spoken world needs, made on this machine; at once if it is there already.
 
@@ -181,6 +182,8 @@ def prepare_spoken_world(
         console: where progress is shown.
         keep_audio: for the Plus variants: shards with the audio outside answers, in a folder of their own beside the
             others', and `speech_input`, a tiny encoder with random weights.
+        text: folder of another text tokenizer, a pretrained model's; the shards of its ids, and a copy of it
+            (`world_tokenizer`), go to folders of their own beside the world's.
 
     Returns:
         The folder of the shards.
@@ -189,23 +192,39 @@ def prepare_spoken_world(
         UserError: espeak-ng is missing, the folder holds another world or something else, or the disk is full.
     """
     folder, console = Path(folder), console or Console(stderr=True)
-    shards = folder / _WORLD_SHARDS[keep_audio]
-    if not _is_prepared(folder, size, seed, codebook_size, keep_audio):
+    tokenizer = None if text is None else TextTokenizer.load(text)
+    if not _is_prepared(folder, size, seed, codebook_size, keep_audio, tokenizer):
         Owned.claim(folder, WORLD)
         with hold(folder, "build", "preparing the spoken world", wait=True):
-            _prepare_world(folder, size, seed, codebook_size, workers, console, keep_audio)
-    return shards
+            _prepare_world(folder, size, seed, codebook_size, workers, console, keep_audio, tokenizer)
+    return _world_shards(folder, keep_audio, tokenizer)
 
 
-def _is_prepared(folder: Path, size: str, seed: int, codebook_size: int, keep_audio: bool) -> bool:
+def world_tokenizer(folder: Path, text: Path | None = None) -> Path:
+    """Folder of the tokenizer in a spoken world: its own, or its copy of the pretrained model's in `text`."""
+    return _world_tokenizer(folder, None if text is None else TextTokenizer.load(text))
+
+
+def _world_tokenizer(folder: Path, tokenizer: TextTokenizer | None) -> Path:
+    return folder / ("tokenizer" if tokenizer is None else f"tokenizer-{tokenizer.fingerprint}")
+
+
+def _world_shards(folder: Path, keep_audio: bool, tokenizer: TextTokenizer | None) -> Path:
+    name = _WORLD_SHARDS[keep_audio]
+    return folder / (name if tokenizer is None else f"{name}-{tokenizer.fingerprint}")
+
+
+def _is_prepared(
+    folder: Path, size: str, seed: int, codebook_size: int, keep_audio: bool, tokenizer: TextTokenizer | None
+) -> bool:
     """Whether nothing is left to be made; nothing is written, so that a world on read-only storage can be used."""
     world = find_world(folder, size, seed)
-    made = ("tokenizer", "codec", *([ENCODER_FOLDER] if keep_audio else []))
+    made = (_world_tokenizer(folder, tokenizer).name, "codec", *([ENCODER_FOLDER] if keep_audio else []))
     return (
         world is not None
         and _has_facts(folder, world, codebook_size)
         and all((folder / name).is_dir() for name in made)
-        and all(finished_manifest(job) is not None for job in _world_jobs(folder, keep_audio))
+        and all(finished_manifest(job) is not None for job in _world_jobs(folder, keep_audio, tokenizer))
     )
 
 
@@ -219,9 +238,9 @@ def _facts(world: World, codebook_size: int) -> dict[str, Any]:
     return {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
 
 
-def _world_jobs(folder: Path, keep_audio: bool) -> Iterator[TokenizeJob]:
+def _world_jobs(folder: Path, keep_audio: bool, tokenizer: TextTokenizer | None) -> Iterator[TokenizeJob]:
     """The tasks of every split of the world's sources."""
-    tokenizer = TextTokenizer.load(folder / "tokenizer")
+    own = TextTokenizer.load(_world_tokenizer(folder, tokenizer))
     for name in WORLD_SOURCES:
         recipe = load_recipe(name)
         for split in recipe.all_splits:
@@ -229,15 +248,22 @@ def _world_jobs(folder: Path, keep_audio: bool) -> Iterator[TokenizeJob]:
                 recipe,
                 split,
                 root=folder,
-                shards=folder / _WORLD_SHARDS[keep_audio],
-                tokenizer=tokenizer,
+                shards=_world_shards(folder, keep_audio, tokenizer),
+                tokenizer=own,
                 codec_folder=folder / "codec",
                 keep_audio=keep_audio,
             )
 
 
 def _prepare_world(
-    folder: Path, size: str, seed: int, codebook_size: int, workers: int, console: Console, keep_audio: bool
+    folder: Path,
+    size: str,
+    seed: int,
+    codebook_size: int,
+    workers: int,
+    console: Console,
+    keep_audio: bool,
+    tokenizer: TextTokenizer | None,
 ) -> None:
     """Makes what is missing; one process at a time."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -258,9 +284,12 @@ def _prepare_world(
             f"tokenizer, codec and shards in {folder} were made of another world or for other settings ({told}), and runs may "
             "need them: delete the folder, or choose another one (data.world_folder=DIR; root=DIR of prepare)"
         )
-    if not (folder / "tokenizer").is_dir():
-        with whole_folder(folder / "tokenizer", "tokenizer") as aside:
-            TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
+    if not _world_tokenizer(folder, tokenizer).is_dir():
+        with whole_folder(_world_tokenizer(folder, tokenizer), "tokenizer") as aside:
+            if tokenizer is None:
+                TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
+            else:
+                tokenizer.save(aside)
     if not (folder / "codec").is_dir():
         console.print(f"fitting the codec mel_vq ({codebook_size} codes) to the training audio")
         config = MelVQConfig(codebook_size=codebook_size)
@@ -270,7 +299,7 @@ def _prepare_world(
         waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
         with whole_folder(folder / ENCODER_FOLDER, "audio encoder") as aside:
             new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
-    for job in _world_jobs(folder, keep_audio):
+    for job in _world_jobs(folder, keep_audio, tokenizer):
         prepare_split(job, console=console)
 
 

@@ -1,7 +1,10 @@
 """`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
 
+from pathlib import Path
+
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.run_folder.origin import start_tokenizer
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
@@ -43,17 +46,20 @@ def _train(config: TrainConfig) -> float | None:
 
 
 def prepare_data(config: TrainConfig) -> None:
-    """Make the spoken world, unless shards are given: then nothing is made."""
-    from vita_audio_pl.preparation import prepare_spoken_world
+    """Make the spoken world, in the ids of a pretrained model's tokenizer; where shards are given, nothing is made."""
+    from vita_audio_pl.preparation import prepare_spoken_world, world_tokenizer
 
     if not config.data.shards:
+        text = start_tokenizer(config)
         shards = prepare_spoken_world(
             config.data.world_folder,
             str(config.data.spoken_world),
             codebook_size=config.codec.codebook_size,
             keep_audio=config.variant.hears_by_encoder,
+            text=text,
         )
         config.data.shards = str(shards)
+        config.data.tokenizer_folder = str(world_tokenizer(Path(config.data.world_folder), text))
 
 
 def main() -> None:

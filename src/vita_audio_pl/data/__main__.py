@@ -112,7 +112,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
         raise UserError("a chain has no rows of its own: give one of its stages, as stage=align")
     heads = config.n_heads if config.stage.n_heads is None else config.stage.n_heads
     if config.command == "stats":
-        codec, tokenizer = load_codec(config.data.beside("codec")), TextTokenizer.load(config.data.beside("tokenizer"))
+        codec, tokenizer = load_codec(config.data.beside("codec")), TextTokenizer.load(config.data.tokenizer)
         hears = config.variant.hears_by_encoder
         vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=hears)
         rule = Renderer(vocabulary, tokenizer, render_options(config, codec, heads)).length_rule

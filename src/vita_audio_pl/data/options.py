@@ -18,6 +18,9 @@ class DataOptions:
     shards: str | None = setting(
         None, "folder or URL with one folder per prepared source; null = the spoken world's, made here", common=True
     )
+    tokenizer_folder: str | None = setting(
+        None, "text tokenizer whose ids the shards hold; null = tokenizer beside the shards"
+    )
     spoken_world: str | None = setting(
         None,
         "without shards: full or smoke, the spoken world to make; null = shards are given",
@@ -51,6 +54,11 @@ class DataOptions:
     def folder(self) -> str:
         """Folder or URL of the shards that are read: those that are given, or the spoken world's."""
         return self.shards or f"{self.world_folder}/shards"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the text tokenizer whose ids the shards hold."""
+        return self.beside("tokenizer") if self.tokenizer_folder is None else Path(self.tokenizer_folder)
 
     def beside(self, name: str) -> Path:
         """What lies beside the shards: `tokenizer`, `codec`, `speech_input`, `grammar.jsgf`."""

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, sum_of_files
+from vita_audio_pl.storage.model_folders import read_manifest
 
 FORMAT = 2
 """Of identities, records and results; raised where the same facts would give other answers or figures."""
@@ -112,24 +112,6 @@ def model_facts(folder: Path) -> tuple[str, str]:
     files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.name not in _NO_WEIGHTS}
     files |= {path for name in _MODEL_FOLDERS for path in _all_files(folder / name)}
     return digest([facts, _names_and_contents(folder, files)]), str(manifest.get("weights", ""))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """`manifest.json` of a model folder; empty where there is none.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return {}
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); the model folder is damaged") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path} must hold an object; the model folder is damaged")
-    return manifest
 
 
 def path_digest(path: Path | str | None) -> str:

@@ -44,7 +44,13 @@ class EvaluateConfig(CommandConfig):
     run_name: str | None = setting(
         None, "with a suite: the stages are in runs/<run_name>/<stage>/model; null without one", common=True
     )
-    model: str | None = setting(None, "model folder of a single evaluation; null with a suite", common=True)
+    model: str | None = setting(
+        None, "a run, a stage, a model folder, adapters, or published weights; null with a suite", common=True
+    )
+    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder")
+    encoder_folder: str | None = setting(
+        None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
+    )
     task: str = setting(
         "asr", "asr, tts, sqa, text or all (that the bench has)", choices=(*METRICS, "all"), common=True
     )

@@ -38,7 +38,10 @@ def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Code
     """
     through_codec = _through_codec(conversation, loaded)
     if any(through_codec) and codec is None:
-        raise UserError("the model folder has no codec, so recordings cannot be read; put one into its folder 'codec'")
+        raise UserError(
+            "the model carries no audio codec, so recordings cannot be read; give codec_folder=DIR, or put one into its folder "
+            "'codec'"
+        )
     return [
         read_audio(path, codec.sample_rate if coded and codec is not None else SAMPLE_RATE)
         for path, coded in zip(conversation.audios, through_codec, strict=True)

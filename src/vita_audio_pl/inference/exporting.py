@@ -8,17 +8,16 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign.fields import read_json
-from vita_audio_pl.inference.loading import load_speech_model, model_folder
-from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
+from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.models.backbone import save_backbone
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
+from vita_audio_pl.storage.model_folders import find_model, part_of
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
 LAYOUTS = {"released": save_released, "backbone": save_backbone}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export_model(
@@ -28,40 +27,41 @@ def export_model(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    codec_folder: Path | str | None = None,
+    runs: Path | str = "runs",
 ) -> None:
     """Writes the model of `source`, in either layout, to the new folder `target`.
 
     The tokenizer is written beside the weights, its special and audio tokens spelled out; codec and manifest go along.
 
     Args:
-        source: a model folder, the folder of its stage, published weights with a tokenizer, or an exported backbone.
+        source: a model by any name that `find_model` knows.
         layout: `released` (published checkpoints) or `backbone` (transformers loads it as Qwen2).
         dtype: converted to; None keeps the source's.
+        codec_folder: of the audio codec; None takes the source's own, if it has one.
+        runs: where runs are found by their names.
 
     Raises:
         UserError: an unknown layout, a source that does not hold together, or a target that is there already.
     """
     if layout not in LAYOUTS:
         raise UserError(f"format is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
-    source, target = model_folder(source), Path(target)
+    source, target = find_model(source, runs), Path(target)
     if os.path.lexists(target):
         raise UserError(f"{target} is there already; give a folder that is not, or move it away")
     verify_model_files(source)
     with whole_folder(target, "exported model", marked=False) as aside:
-        if read_json(source / "config.json").get("model_type") == "qwen2":
-            model, (pattern, first_code) = load_backbone(source, dtype=dtype), backbone_notes(source)
-            for name in _TOKENIZER_FILES:
-                if (source / name).is_file():
-                    shutil.copy(source / name, aside / name)
-        else:
-            loaded = load_speech_model(source, dtype=dtype)
-            model, pattern, first_code = loaded.model, loaded.pattern.runs, loaded.vocabulary.first_code
-            loaded.tokenizer.save(aside)
-            spell_out(aside / "tokenizer.json", loaded.vocabulary)
-        LAYOUTS[layout](model, aside, decode_pattern=pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
-        for name in ("codec", "speech_input"):
-            if (source / name).is_dir():
-                shutil.copytree(source / name, aside / name, dirs_exist_ok=True)
+        loaded = load_speech_model(source, dtype=dtype, codec_folder=codec_folder)
+        model, pattern, words = loaded.model, loaded.pattern.runs, loaded.vocabulary
+        loaded.tokenizer.save(aside)
+        spell_out(aside / "tokenizer.json", words)
+        LAYOUTS[layout](
+            model, aside, decode_pattern=pattern, first_code=words.first_code, max_shard_bytes=max_shard_bytes
+        )
+        beside = {"codec": loaded.codec_dir, "speech_input": part_of(source, "speech_input")}
+        for name, folder in beside.items():
+            if folder is not None and folder.is_dir():
+                shutil.copytree(folder, aside / name, dirs_exist_ok=True)
         if (source / "manifest.json").is_file():
             shutil.copy(source / "manifest.json", aside / "manifest.json")
         write_checksums(aside, sum_of_folder(aside))

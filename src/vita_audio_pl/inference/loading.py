@@ -12,11 +12,15 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json_if_there
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
-from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
+from vita_audio_pl.models.adapters import load_model
+from vita_audio_pl.models.backbone import backbone_notes, heads_beside
+from vita_audio_pl.models.released import ENCODER_FOLDER, HEADS
 from vita_audio_pl.models.sensevoice import load_front_end
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
+from vita_audio_pl.models.speech_input import RELEASED_PREFIX
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.models.weight_files import verify_model_files
+from vita_audio_pl.models.weight_files import tensor_names, verify_model_files
+from vita_audio_pl.storage.model_folders import base_of, find_model, part_of
 from vita_audio_pl.text.rendering import RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
@@ -74,61 +78,92 @@ class LoadedModel:
         return None if self.speech_input_dir is None else load_front_end(self.speech_input_dir)
 
 
-def load_speech_model(
-    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> LoadedModel:
-    """Loads a model folder (`runs/NAME/STAGE/model`), the folder of its stage, or published weights with a tokenizer.
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model folder says of itself, as `LoadedModel` has it, before any weight is read; n_heads: MCTP heads."""
 
-    Args:
-        device: where the weights go.
-        dtype: converted to; None keeps the file's.
+    tokenizer: TextTokenizer
+    vocabulary: Vocabulary
+    manifest: dict[str, Any]
+    pattern: DecodePattern
+    ratio: IntervalRatio
+    lead_in_codes: int
+    n_heads: int
+
+
+def read_model_facts(folder: Path) -> ModelFacts:
+    """Reads the small files of a model folder of any layout; what no manifest says is found in them.
 
     Raises:
-        UserError: the folder is missing, incomplete or damaged, or its parts do not belong together.
+        UserError: the folder has no tokenizer, or its parts do not belong together.
     """
-    folder = model_folder(folder)
-    verify_model_files(folder)
-    tokenizer = TextTokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    tokenizer = TextTokenizer.load(part_of(folder, "tokenizer") or base_of(folder) or folder)
     config, manifest, generation = (
         read_json_if_there(folder / name) for name in ("config.json", "manifest.json", "generation_config.json")
     )
-    vocabulary = _vocabulary(tokenizer, config, manifest, folder)
-    model = load_released(folder, dtype=dtype, device=device).eval().requires_grad_(False)
-    if vocabulary.continuous_input and model.config.context_of_audio is None:
-        model.config.context_of_audio = vocabulary.context_of_audio
-    runs = generation.get("mtp_inference_mode") or manifest.get("decode_pattern")
+    noted, first_code, context = backbone_notes(folder)
+    given = config | {} if first_code is None else config | {"speech_token_offset": first_code}
+    hears = context is not None or config.get("context_of_audio_id") is not None or _has_encoder(folder)
+    vocabulary = _vocabulary(tokenizer, given, manifest, folder, hears)
+    runs = generation.get("mtp_inference_mode") or noted or manifest.get("decode_pattern")
     ratio = manifest.get("text_audio_interval_ratio")
     try:
         pattern = DecodePattern.of(runs) if runs else VANILLA
         trained_ratio = IntervalRatio.of(ratio) if ratio else IntervalRatio.behind(pattern)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    return LoadedModel(
-        model,
-        tokenizer,
-        vocabulary,
-        folder / "codec" if (folder / "codec").is_dir() else None,
-        manifest,
-        pattern,
-        trained_ratio,
-        _lead_in_codes(manifest, folder),
-        folder / ENCODER_FOLDER if model.speech_input is not None else None,
+    n_heads = heads_beside(folder) if config.get("model_type") == "qwen2" else int(config.get(HEADS) or 0)
+    return ModelFacts(
+        tokenizer, vocabulary, manifest, pattern, trained_ratio, _lead_in_codes(manifest, folder), n_heads
     )
 
 
-def model_folder(folder: Path | str) -> Path:
-    """The folder with `config.json`: `folder` itself, or `model` inside the folder of a stage.
+def load_speech_model(
+    folder: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    codec_folder: Path | str | None = None,
+    encoder_folder: Path | str | None = None,
+    runs: Path | str = "runs",
+) -> LoadedModel:
+    """Loads a model by any name that `find_model` knows: a run, a stage, a model folder, adapters, published weights.
+
+    Args:
+        device: where the weights go.
+        dtype: converted to; None keeps the file's.
+        codec_folder: of the audio codec; None takes the one in the model folder, if there is one.
+        encoder_folder: with the front end of the audio encoder (`config.yaml`, `am.mvn`); None likewise.
+        runs: where runs are found by their names.
 
     Raises:
-        UserError: neither holds a model.
+        UserError: the folder is missing, incomplete or damaged, or its parts do not belong together.
     """
-    folder = Path(folder)
-    for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not folder.exists():
-        raise UserError(f"there is no model folder {folder}; train one, or give a folder such as runs/NAME/sft/model")
-    raise UserError(f"{folder} is no model folder: it has no config.json; the stage that makes it may not be finished")
+    folder = find_model(folder, runs)
+    verify_model_files(folder)
+    facts = read_model_facts(folder)
+    model = load_model(folder, dtype=dtype, device=device).eval().requires_grad_(False)
+    if facts.vocabulary.continuous_input and model.config.context_of_audio is None:
+        model.config.context_of_audio = facts.vocabulary.context_of_audio
+    hearing = None
+    if model.speech_input is not None:
+        hearing = Path(encoder_folder) if encoder_folder else part_of(folder, ENCODER_FOLDER) or folder / ENCODER_FOLDER
+    return LoadedModel(
+        model,
+        facts.tokenizer,
+        facts.vocabulary,
+        Path(codec_folder) if codec_folder else part_of(folder, "codec"),
+        facts.manifest,
+        facts.pattern,
+        facts.ratio,
+        facts.lead_in_codes,
+        hearing,
+    )
+
+
+def _has_encoder(folder: Path) -> bool:
+    """Whether the weights hold an audio encoder, in the published layout."""
+    return any(name.startswith(f"{RELEASED_PREFIX}audio_model.") for name in tensor_names(folder))
 
 
 def _lead_in_codes(manifest: dict[str, Any], folder: Path) -> int:
@@ -140,10 +175,15 @@ def _lead_in_codes(manifest: dict[str, Any], folder: Path) -> int:
     return fields.integer("lead_in_codes", least=0, most=_MOST_LEAD_IN, default=0)
 
 
-def _vocabulary(tokenizer: TextTokenizer, config: dict[str, Any], manifest: dict[str, Any], folder: Path) -> Vocabulary:
-    """The vocabulary whose padded size is the model's; the manifest's fingerprint, or a power of two, says how many codes."""
+def _vocabulary(
+    tokenizer: TextTokenizer, config: dict[str, Any], manifest: dict[str, Any], folder: Path, hears: bool
+) -> Vocabulary:
+    """The vocabulary whose padded size is the model's; the manifest's fingerprint, or a power of two, says how many codes.
+
+    hears: through an encoder, so that there is one special token more.
+    """
     fields = Fields(config, str(folder / "config.json"))
-    first_code = fields.integer("speech_token_offset", default=tokenizer.n_text + len(special_tokens(False)))
+    first_code = fields.integer("speech_token_offset", default=tokenizer.n_text + len(special_tokens(hears)))
     n_specials = first_code - tokenizer.n_text
     continuous = n_specials == len(special_tokens(True))
     if n_specials not in (len(special_tokens(False)), len(special_tokens(True))):

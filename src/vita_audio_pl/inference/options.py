@@ -35,7 +35,11 @@ class SamplingConfig:
 class GenerateConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.generate` can be told."""
 
-    model: str = setting(MISSING, "a model folder, or the folder of the stage that made it", common=True)
+    model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
+    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)
+    encoder_folder: str | None = setting(
+        None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
+    )
     task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
     text: str | None = setting(None, "what to speak (tts) or to answer (text); null for other tasks", common=True)
     audio: str | None = setting(

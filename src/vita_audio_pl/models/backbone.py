@@ -1,7 +1,7 @@
 """Plain Qwen2 folders as transformers reads them: base models in, a model's backbone out with its heads beside it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vita_audio_pl.models.weight_files import (
     WeightFolder,
     load_strictly,
     save_weights,
+    tensor_names,
     verify_model_files,
     write_json,
 )
@@ -65,7 +66,7 @@ def load_backbone(
     config = backbone_config(fields, Fields(fields, str(path)).integer("num_hidden_layers", most=MOST_LAYERS), path)
     beside = WeightFolder(folder, BESIDE) if (folder / BESIDE).is_file() else None
     shapes = {} if beside is None else beside.shapes()
-    heads = {int(key.split(".")[1]) for key in shapes if re.match(r"heads\.\d+\.", key)}
+    heads = _head_numbers(shapes)
     if len(heads) > MOST_HEADS or heads != set(range(len(heads))):
         raise UserError(f"{folder / BESIDE} does not hold heads 0, 1, ... (at most {MOST_HEADS}); copy it again")
     notes = Fields(_notes(folder), str(folder / NOTES))
@@ -117,12 +118,27 @@ def save_backbone(
     write_json(folder / NOTES, notes)
 
 
-def backbone_notes(folder: Path | str) -> tuple[list[int] | None, int | None]:
-    """Decoding pattern and id of the first code that `save_backbone` left in `folder`; None for what is not there."""
+def backbone_notes(folder: Path | str) -> tuple[list[int] | None, int | None, int | None]:
+    """What `save_backbone` left in `folder`: decoding pattern, ids of the first code and of `<|context_of_audio|>`.
+
+    None stands for what is not there.
+    """
     values = _notes(Path(folder))
     notes = Fields(values, str(Path(folder) / NOTES))
     pattern = list(DecodePattern.of(values["decode_pattern"]).runs) if notes.has("decode_pattern") else None
-    return pattern, notes.integer("first_code", least=0) if notes.has("first_code") else None
+    first, context = (
+        notes.integer(name, least=0) if notes.has(name) else None for name in ("first_code", "context_of_audio")
+    )
+    return pattern, first, context
+
+
+def heads_beside(folder: Path) -> int:
+    """Number of the heads that `save_backbone` left in `folder`; nothing is verified."""
+    return len(_head_numbers(tensor_names(folder, BESIDE)))
+
+
+def _head_numbers(names: Iterable[str]) -> set[int]:
+    return {int(name.split(".")[1]) for name in names if re.match(r"heads\.\d+\.", name)}
 
 
 def _notes(folder: Path) -> dict[str, Any]:

@@ -23,14 +23,15 @@ def add_lora(
     alpha: float | None = None,
     dropout: float = 0.0,
     targets: Sequence[str] = DEFAULT_TARGETS,
+    heads: bool = False,
 ) -> None:
     """Puts adapters beside linear layers of the backbone, in place; what they adapt stops training.
 
-    Embeddings, vocabulary layer and heads stay as they are. `save_released` and `save_backbone` write merged weights.
+    Without `heads`, embeddings, vocabulary layer and heads stay as they are. `save_released` and `save_backbone` write merged weights.
 
     Args:
         rank: inner size of an adapter; alpha: adapters are scaled by `alpha / rank`, None for `alpha = 2 * rank`;
-        targets: last parts of the names of the layers.
+        targets: last parts of the names of the layers; heads: adapt those of the heads, too.
 
     Raises:
         UserError: peft is not installed, the model has adapters, or a target matches no layer.
@@ -56,6 +57,9 @@ def add_lora(
         target_modules=list(targets),
     )
     inject_adapter_in_model(settings, model.model)
+    if heads and model.n_heads:
+        inject_adapter_in_model(settings, model.heads)
+        outside = {name: requires_grad for name, requires_grad in outside.items() if not name.startswith("heads.")}
     for name, requires_grad in outside.items():  # peft freezes all that is no adapter
         model.get_parameter(name).requires_grad_(requires_grad)
 

@@ -34,6 +34,7 @@ from vita_audio_pl.models.weight_files import (
 
 _PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
 _MODEL_TYPE = "qwen2_mtp"
+HEADS = "num_nextn_predict_layers"
 MOST_LAYERS, MOST_HEADS = 1024, 100
 _SCALED = ("factor", "original_max_position_embeddings", "attention_factor")
 ROPE_KINDS = {
@@ -227,7 +228,7 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     """
     path = Path(folder) / "config.json"
     fields = read_json(path)
-    if fields.get("model_type") != _MODEL_TYPE:
+    if not str(fields.get("model_type")).startswith(_MODEL_TYPE):  # the Plus variants' has a suffix
         raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; a base model?")
     read = Fields(fields, str(path))
     all_layers = read.integer("num_hidden_layers", most=MOST_LAYERS)

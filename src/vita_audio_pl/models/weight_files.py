@@ -1,9 +1,10 @@
 """Safetensors folders: read strictly and one tensor at a time, written in shards."""
 
+import hashlib
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.foreign.fields import read_json, read_json_if_there
 from vita_audio_pl.foreign.weights import open_safetensors
-from vita_audio_pl.storage.checksums import CHECKSUMS, read_checksums, verify
+from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, read_checksums, sum_of_files, verify
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,41 @@ def verify_model_files(folder: Path, names: Collection[str] | None = None) -> No
             raise UserError(f"{folder / name} was not written with this folder: {CHECKSUMS} does not list it; {remedy}")
     wanted = [name for name in sums if (name in names if names is not None else "/" in name or not is_weights(name))]
     verify(folder, {name: sums[name] for name in wanted}, remedy)
+
+
+def tensor_names(folder: Path, single: str = SINGLE) -> list[str]:
+    """Names of the tensors in a folder's weights; nothing but headers is read, and nothing is verified."""
+    if not (folder / single).is_file():
+        index = read_json_if_there(folder / INDEX, largest=_LARGEST_INDEX) if single == SINGLE else {}
+        return list(index.get("weight_map") or ())
+    with open_safetensors(folder / single, "copy the whole folder again") as file:
+        return list(file.keys())
+
+
+def folder_weights(folder: Path) -> str:
+    """Hash of the weights of a model folder: the one that its manifest tells, or that of its files' bytes."""
+    told = read_json_if_there(folder / "manifest.json").get("weights")
+    return str(told) if told else weights_hash(_sums(folder))
+
+
+def weights_hash(written: Mapping[str, FileSum]) -> str:
+    """Hash of the weights among the files of a model folder, by name and content (32 hex digits)."""
+    weights = sorted((name, written[name].to_json()) for name in written if "/" not in name and is_weights(name))
+    return hashlib.blake2b(json.dumps(weights).encode(), digest_size=16).hexdigest()
+
+
+def _sums(folder: Path) -> Mapping[str, FileSum]:
+    known = read_checksums(folder)
+    if known is not None:
+        return known
+    paths = sorted(path for path in folder.iterdir() if is_weights(path.name))
+    return _sums_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@cache
+def _sums_of(versions: tuple[tuple[Path, int, int], ...]) -> Mapping[str, FileSum]:
+    """By name; the versions' sizes and times tell files apart that are written again."""
+    return {path.name: found for path, found in sum_of_files([path for path, *_ in versions]).items()}
 
 
 def is_weights(name: str) -> bool:

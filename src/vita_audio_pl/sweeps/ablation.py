@@ -218,7 +218,7 @@ def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str | None) -
 def content_hash(config: TrainConfig) -> str:
     """Hash of all that the configured stage's weights follow from: settings, data, the parent's weights, precision."""
     parent = find_parent(config)
-    manifest = None if parent is None else StageManifest.read(parent)
+    manifest = None if parent is None else StageManifest.of(parent)
     identity = run_identity(config, prepared_data(config, heads_of_stage(config)), manifest)
     if config.trainer.precision != FULL_PRECISION:
         identity["precision"] = config.trainer.precision

@@ -28,6 +28,8 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
     Raises:
         UserError: a stage failed; its own message is above.
     """
+    if config.model.pretrained is not None:  # also where it was given as init_from
+        overrides = [*overrides, f"model.pretrained={config.model.pretrained}"]
     with invoked(config.force) as invocation:
         for number, stage in enumerate(stages, 1):
             heading = f"[{number}/{len(stages)}] stage {stage} of {config.run_name}"

@@ -11,6 +11,7 @@ from vita_audio_pl.config.fields import require
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.storage.owned import below
+from vita_audio_pl.training.run_folder.origin import apply_origin
 from vita_audio_pl.training.settings import CHAIN, TrainConfig
 
 SHORTEST_ROW = 16
@@ -21,17 +22,18 @@ def apply_stage_settings(config: DictConfig, given: Sequence[str] = ()) -> None:
 
     The numbers of a stage come, later ones winning, from `conf/numbers/<scale>/<stage>.yaml`, an experiment, and the
     command line; `per_stage.<stage>` says them for one stage of a chain. `stage.<setting>` on the command line wins over
-    a `per_stage` that is not on it.
+    a `per_stage` that is not on it. What follows from the model that the stage starts from is `run_folder.origin`'s.
 
     Args:
         given: overrides of the command line, as `key=value`.
 
     Raises:
-        UserError: the command line says two things of one setting.
+        UserError: the command line says two things of one setting, or what the model that the stage starts from is not.
     """
     if config.model.attention is None:
         config.model.attention = "flash" if _on_gpus_in_16_bits(config) else "per_document"
     on_command_line = {override.partition("=")[0].lstrip("+") for override in given}
+    apply_origin(config, on_command_line)
     name = config.stage.name
     for key, value in (config.per_stage.get(name) or {}).items():
         if value is None:

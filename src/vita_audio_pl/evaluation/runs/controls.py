@@ -57,7 +57,7 @@ def _columns(pairs: Sequence[tuple[Path | None, str]]) -> tuple[tuple[Path, ...]
 
 def measure_controls(
     folder: Path,
-    model: Path,
+    codec: Path,
     judge: str,
     identity: Identity,
     sets: Sequence[Recordings],
@@ -69,12 +69,11 @@ def measure_controls(
 
     Args:
         folder: gets `controls/<key>/` with `controls.json` and sounds; the same measurement is not made again.
-        model: the model folder, for its codec.
+        codec: folder of the model's codec.
         identity: of an evaluation with this judge, codec and normaliser.
         resynthesise: `(name, recording)` of recordings that are written as they sound after the codec.
         run: the processes that do it.
     """
-    codec = model / "codec"
     audios = file_digests([path for one in sets for path in one.audios] + [path for _, path in resynthesise])
     heard_sets = [[one.name, one.texts, one.treatments, [audios[path] for path in one.audios]] for one in sets]
     sounds = [[name, audios[path]] for name, path in resynthesise]

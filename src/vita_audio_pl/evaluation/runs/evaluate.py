@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.evaluation.records import HeardFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
-from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file
+from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file, codec_folder
 from vita_audio_pl.evaluation.runs.plan import plan_evaluations
 from vita_audio_pl.evaluation.runs.ranks import Meeting, Share
 from vita_audio_pl.evaluation.runs.results import keep_recordings, score_record, write_results
@@ -48,6 +48,8 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         mos_model=Path(config.mos_model) if config.mos_model else None,
         trust_file=config.trust_file,
         graphs=config.graphs,
+        codec_folder=config.codec_folder,
+        encoder_folder=config.encoder_folder,
     )
     steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
     workers = config.workers or _processes(device)
@@ -157,7 +159,16 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
         sets = [recordings for recordings in sets if recordings.audios]
         if sets or players:
             last = spoken[-1]
-            measure_controls(folder, last.model, last.judge, last.identity, sets, players, normalise, run)
+            measure_controls(
+                folder,
+                codec_folder(last.model, config.codec_folder),
+                last.judge,
+                last.identity,
+                sets,
+                players,
+                normalise,
+                run,
+            )
 
 
 def _device(name: str, share: Share) -> str:

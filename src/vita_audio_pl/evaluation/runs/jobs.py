@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vita_audio_pl.evaluation.identity import Identity, read_manifest
+from vita_audio_pl.evaluation.identity import Identity
 from vita_audio_pl.evaluation.items import Item
+from vita_audio_pl.storage.model_folders import part_of, read_manifest
 from vita_audio_pl.storage.names import safe_name
 
 SPEAKING_TASKS = ("tts", "sqa")
@@ -86,6 +87,11 @@ class Evaluation:
     def batches(self) -> list[tuple[Item, ...]]:
         """How ranks share the work: the same batches whatever was done before and however many ranks there are."""
         return [self.items[start : start + self.batch_size] for start in range(0, len(self.items), self.batch_size)]
+
+
+def codec_folder(model: Path, given: str | None = None) -> Path:
+    """Folder of a model's codec: the given one, or the model's own; where there is none, where it would be."""
+    return Path(given) if given else part_of(model, "codec") or model / "codec"
 
 
 def stage_of(folder: Path) -> str:

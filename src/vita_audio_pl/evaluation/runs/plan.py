@@ -14,7 +14,6 @@ from vita_audio_pl.evaluation.identity import (
     file_digests,
     model_facts,
     path_digest,
-    read_manifest,
 )
 from vita_audio_pl.evaluation.items import Item, check_audio
 from vita_audio_pl.evaluation.judges.choice import judge_facts
@@ -25,13 +24,14 @@ from vita_audio_pl.evaluation.runs.jobs import (
     Decoding,
     Evaluation,
     bench_folder,
+    codec_folder,
     split_folder,
     stage_of,
 )
 from vita_audio_pl.evaluation.settings import OWN, EvaluateConfig, SuiteEntry
 from vita_audio_pl.foreign.fields import read_json
-from vita_audio_pl.inference.loading import model_folder
 from vita_audio_pl.interleave import NAMED_PATTERNS, DecodePattern
+from vita_audio_pl.storage.model_folders import find_model, last_stage
 
 
 def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evaluation]:
@@ -89,10 +89,10 @@ def _entries(config: EvaluateConfig) -> list[tuple[Path, SuiteEntry]]:
     if config.suite is None:
         tasks = list(config.bench.tasks) if config.task == "all" else [config.task]
         modes = list(NAMED_PATTERNS) if config.mode == "all" else [config.mode]
-        model = model_folder(config.model or "")
+        model = find_model(config.model or "", config.paths.runs)
         return [(model, SuiteEntry(stage_of(model), modes, tasks, config.split, config.limit))]
     run = Path(config.paths.runs) / str(config.run_name)
-    return [(model_folder(run / (entry.stage or last_stage(run))), entry) for entry in config.suite.evaluations]
+    return [(find_model(run / (entry.stage or last_stage(run))), entry) for entry in config.suite.evaluations]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Facts:
         return cls(
             digest,
             weights,
-            path_digest(model / "codec"),
+            path_digest(codec_folder(model, config.codec_folder)),
             list(dict.fromkeys([precision, *others])),
             config.missing_audio,
             listening | voices if judge else {},
@@ -176,23 +176,6 @@ def stored_precision(model: Path) -> str:
     """The precision of a model's files, as its `config.json` names it."""
     config = read_json(model / "config.json")
     return str(config.get("torch_dtype") or config.get("dtype") or "float32")
-
-
-def last_stage(run: Path) -> str:
-    """The finished stage of a run that none of its other stages started from.
-
-    Raises:
-        UserError: no stage is finished, or the run has several ends.
-    """
-    manifests = {path.parents[1].name: read_manifest(path.parent) for path in sorted(run.glob("*/model/manifest.json"))}
-    starts = {manifest.get("parent_weights") for manifest in manifests.values()}
-    ends = [stage for stage, manifest in manifests.items() if manifest.get("weights") not in starts]
-    if len(ends) != 1:
-        raise UserError(
-            f"{run} has {'no finished stage' if not ends else 'several last stages, ' + ', '.join(ends)}; name the stage "
-            "in the suite's entries"
-        )
-    return ends[0]
 
 
 def own_pattern(model: Path) -> tuple[int, ...]:

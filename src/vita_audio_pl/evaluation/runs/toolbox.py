@@ -13,7 +13,7 @@ from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
 from vita_audio_pl.evaluation.judges.voice_quality import Naturalness, SpeakerSimilarity
 from vita_audio_pl.evaluation.records import Answer, Heard
-from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding
+from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_folder
 from vita_audio_pl.foreign.weights import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
@@ -47,6 +47,7 @@ class ModelToolbox:
         mos_model: UTMOS as TorchScript that rates how natural answers sound; None for no rating.
         trust_file: load `mos_model`, which can run any code.
         graphs: decode with CUDA graphs; None for on a GPU.
+        codec_folder, encoder_folder: of models that carry none; None for their own.
     """
 
     def __init__(
@@ -59,7 +60,10 @@ class ModelToolbox:
         mos_model: Path | None = None,
         trust_file: bool = False,
         graphs: bool | None = None,
+        codec_folder: str | None = None,
+        encoder_folder: str | None = None,
     ) -> None:
+        self.codec_folder, self.encoder_folder = codec_folder, encoder_folder
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
         self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(partial(load_codec, device=device))
@@ -76,7 +80,7 @@ class ModelToolbox:
         prompts, clips, answers = {}, {}, {}
         for item in items:
             try:
-                codec = self.codec(model / "codec") if item.prompt.audios else None
+                codec = self.codec(codec_folder(model, self.codec_folder)) if item.prompt.audios else None
                 audios = listen(item.prompt, read_recordings(item.prompt, loaded, codec), loaded, codec)
                 prompts[item.id] = prompt_ids(item.prompt, audios, loaded, codec)
                 clips[item.id] = clips_of(audios)
@@ -94,7 +98,7 @@ class ModelToolbox:
         if not answers:
             return []
         torch.set_num_threads(self.threads)
-        codec = self.codec(model / "codec")
+        codec = self.codec(codec_folder(model, self.codec_folder))
         waves = codec.decode_batch([np.asarray(answer.codes) for answer in answers])
         texts = self.judge(judge).transcribe(waves, codec.sample_rate)
         likeness = dict(zip(voices, self._likeness(voices, answers, waves, codec.sample_rate), strict=True))
@@ -117,7 +121,7 @@ class ModelToolbox:
     def speak(self, model: Path, files: Sequence[tuple[Answer, Path]]) -> list[Path]:
         """Write answers as wav files; `files` are `(answer, wav to write)`."""
         torch.set_num_threads(self.threads)
-        codec = self.codec(model / "codec")
+        codec = self.codec(codec_folder(model, self.codec_folder))
         waves = codec.decode_batch([np.asarray(answer.codes) for answer, _ in files])
         for wave, (_, path) in zip(waves, files, strict=True):
             write_wav(path, wave, codec.sample_rate)
@@ -146,7 +150,13 @@ class ModelToolbox:
 
     def _load_model(self, folder: Path) -> LoadedModel:
         dtype = getattr(torch, GPU_PRECISION) if self.device.startswith("cuda") else None
-        return load_speech_model(folder, device=self.device, dtype=dtype)
+        return load_speech_model(
+            folder,
+            device=self.device,
+            dtype=dtype,
+            codec_folder=self.codec_folder,
+            encoder_folder=self.encoder_folder,
+        )
 
     def _generate(
         self,

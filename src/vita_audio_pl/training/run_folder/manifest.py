@@ -1,7 +1,6 @@
 """What a finished stage says of itself, and the check that the next stage starts from the right one."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.weight_files import INDEX, SINGLE, is_weights, verify_model_files
+from vita_audio_pl.inference.loading import read_model_facts
+from vita_audio_pl.models.weight_files import INDEX, SINGLE, folder_weights, is_weights, verify_model_files
 from vita_audio_pl.storage.checksums import FileSum, read_checksums, size_damage, sum_of_bytes
 
 MANIFEST = "manifest.json"
@@ -39,6 +39,7 @@ class StageManifest:
         steps: optimiser steps of the stage.
         frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that trained and changed.
         speech_input: how the user's speech enters: `codes`, or `encoder` in the Plus variants.
+        pretrained: the weights descend from others than random ones.
         config: all settings of the run.
     """
 
@@ -60,6 +61,7 @@ class StageManifest:
     frozen: int
     trained: int
     speech_input: str = "codes"
+    pretrained: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -85,6 +87,40 @@ class StageManifest:
             raise UserError(f"{folder} is not the model folder of a stage: it has no {MANIFEST}") from None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} cannot be read as a stage's manifest: {error}") from error
+
+    @classmethod
+    def of(cls, folder: Path) -> "StageManifest":
+        """What a model folder is: its manifest, or for published weights what their files say of it.
+
+        What the files do not say (stage, codec, ratio) is empty, and is not compared with anything.
+
+        Raises:
+            UserError: it is no model folder, or its parts do not belong together.
+        """
+        if (folder / MANIFEST).is_file():
+            return cls.read(folder)
+        facts = read_model_facts(folder)
+        return cls(
+            stage="",
+            variant="",
+            run_name=folder.name,
+            parent=None,
+            parent_stage=None,
+            parent_weights=None,
+            weights=folder_weights(folder),
+            vocabulary=facts.vocabulary.fingerprint,
+            tokenizer=facts.tokenizer.fingerprint,
+            codec="",
+            codec_fingerprint="",
+            text_audio_interval_ratio=[],
+            decode_pattern=list(facts.pattern.runs),
+            n_heads=facts.n_heads,
+            steps=0,
+            frozen=0,
+            trained=0,
+            speech_input="encoder" if facts.vocabulary.continuous_input else "codes",
+            pretrained=True,
+        )
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -118,12 +154,6 @@ def model_damage(folder: Path) -> str | None:
     return None
 
 
-def weights_hash(written: Mapping[str, FileSum]) -> str:
-    """Hash of the weights among the files of a model folder, by name and content (32 hex digits)."""
-    weights = sorted((name, written[name].to_json()) for name in written if "/" not in name and is_weights(name))
-    return hashlib.blake2b(json.dumps(weights).encode(), digest_size=16).hexdigest()
-
-
 def check_parent(
     parent: StageManifest,
     folder: Path,
@@ -146,7 +176,7 @@ def check_parent(
     Raises:
         UserError: naming the first thing that does not fit.
     """
-    if parent.stage not in allowed:
+    if parent.stage and parent.stage not in allowed:
         choices = " or ".join(f"'{name}'" for name in allowed) or "a plain backbone"
         raise UserError(
             f"stage '{stage}' of {variant} starts from {choices}, but {folder} was made by stage '{parent.stage}'; give "
@@ -154,7 +184,7 @@ def check_parent(
         )
     for name, wanted in facts.items():
         found = getattr(parent, name)
-        if found != wanted:
+        if found and found != wanted:  # what published weights do not tell is empty
             raise UserError(
                 f"{folder} cannot be the parent of stage '{stage}': its {_MEANING.get(name, name)} is {found}, and this "
                 f"run's is {wanted}; {_REMEDY.get(name, 'train the parent again with these settings')}"

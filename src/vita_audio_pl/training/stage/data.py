@@ -10,12 +10,13 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import load_front_end
-from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
+from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd
+from vita_audio_pl.storage.model_folders import part_of
 from vita_audio_pl.text import RenderOptions, TextTokenizer
 from vita_audio_pl.training.callbacks.sample_prompts import sample_prompts
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage.starting_model import encoder_folder
+from vita_audio_pl.training.stage.starting_model import check_pretrained_tokenizer, encoder_folder
 from vita_audio_pl.training.stage.train import StageData, find_parent
 from vita_audio_pl.training.stage.trainer import micro_batches
 
@@ -31,7 +32,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
     """
     shards, tokenizer_folder, codec_folder = (
         config.data.folder,
-        config.data.beside("tokenizer"),
+        config.data.tokenizer,
         config.data.beside("codec"),
     )
     if not is_remote(shards) and not Path(shards).is_dir():
@@ -40,6 +41,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
             f"with data.spoken_world=full, and the small spoken world is made in {config.data.world_folder}"
         )
     tokenizer = TextTokenizer.load(tokenizer_folder)
+    check_pretrained_tokenizer(config, tokenizer)
     codec = load_codec(codec_folder)
     if codec.name != config.codec.name or codec.codebook_size != config.codec.codebook_size:
         raise UserError(
@@ -103,12 +105,13 @@ def stage_front_end(config: TrainConfig) -> SenseVoiceFrontEnd | None:
     if not config.variant.hears_by_encoder:
         return None
     parent = find_parent(config)
-    if parent is not None and StageManifest.read(parent).speech_input != config.variant.speech_input:
+    if parent is not None and StageManifest.of(parent).speech_input != config.variant.speech_input:
         raise UserError(
             f"variant={config.variant.name} hears through an encoder, but {parent} was trained to hear codes; give another "
             "init_from, or choose a variant that hears codes"
         )
-    folder = encoder_folder(config) if parent is None else parent / ENCODER_FOLDER
+    own = None if parent is None else part_of(parent, ENCODER_FOLDER)
+    folder = own if own is not None and (own / CMVN).is_file() else encoder_folder(config)
     front_end, usual = load_front_end(folder), SenseVoiceFrontEnd()
     if front_end.stride != usual.stride:
         raise UserError(

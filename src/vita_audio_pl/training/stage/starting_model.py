@@ -6,13 +6,15 @@ import torch
 from transformers import Qwen2Config
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.adapters import load_model
 from vita_audio_pl.models.backbone import load_backbone
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
 from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
 from vita_audio_pl.models.lora import add_lora
-from vita_audio_pl.models.released import ENCODER_FOLDER, load_released
+from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.settings import ModelConfig, TrainConfig
 
@@ -30,7 +32,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     generator = torch.Generator().manual_seed(config.seed)
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
     if parent is not None:
-        model = load_released(parent, attention=config.model.attention, dtype=dtype)
+        model = load_model(parent, attention=config.model.attention, dtype=dtype)
     elif config.model.pretrained is not None:
         model = load_backbone(_folder(config.model.pretrained), attention=config.model.attention, dtype=dtype)
         resize_vocabulary(model, vocabulary.size, generator)
@@ -87,6 +89,27 @@ def encoder_folder(config: TrainConfig) -> Path:
             "model.pt or model.safetensors); download SenseVoiceSmall there, or give encoder.folder=DIR"
         )
     return folder
+
+
+def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) -> None:
+    """Refuse a pretrained backbone that reads other text ids than the data holds.
+
+    Args:
+        tokenizer: the data's.
+
+    Raises:
+        UserError: they do not belong together, or the backbone's folder has no tokenizer to tell.
+    """
+    if config.model.pretrained is None or config.init_from is not None or config.variant.parents.get(config.stage.name):
+        return
+    folder = _folder(config.model.pretrained)
+    own = TextTokenizer.load(folder)
+    if own.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"model.pretrained={folder} reads the ids of its own tokenizer ({own.n_text} entries), and the shards in "
+            f"{config.data.folder} hold those of another ({tokenizer.n_text} entries, {config.data.tokenizer}): prepare the "
+            f"data with tokenizer_folder={folder}, or leave data.shards out, and the small spoken world is made so"
+        )
 
 
 def _folder(path: str) -> Path:

@@ -21,8 +21,10 @@ from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
+from vita_audio_pl.models.weight_files import weights_hash
 from vita_audio_pl.processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
+from vita_audio_pl.storage.model_folders import find_model
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.callbacks.guard import StepGuard
@@ -49,7 +51,8 @@ from vita_audio_pl.training.run_folder.layout import (
     StageFolder,
     stage_folder,
 )
-from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest, check_parent, model_damage, weights_hash
+from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest, check_parent, model_damage
+from vita_audio_pl.training.run_folder.origin import is_pretrained, rates_told
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.invocation import again, invoked
 from vita_audio_pl.training.stage.launch import rank_of_launch
@@ -105,7 +108,7 @@ def find_parent(config: TrainConfig) -> Path | None:
         UserError: no parent is finished, with the command that makes it.
     """
     if config.init_from is not None:
-        return Path(config.init_from)
+        return find_model(config.init_from, config.paths.runs)
     stage = config.stage.name
     allowed = config.variant.parents.get(stage)
     if allowed is None:
@@ -136,7 +139,7 @@ def heads_of_stage(config: TrainConfig) -> int:
     parent = find_parent(config)
     if config.stage.n_heads is not None:
         return config.stage.n_heads
-    return 0 if parent is None else StageManifest.read(parent).n_heads
+    return 0 if parent is None else StageManifest.of(parent).n_heads
 
 
 def train_stage(config: TrainConfig, data: StageData) -> Path:
@@ -153,7 +156,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     check_devices(config.trainer)
     folder = stage_folder(config, config.stage.name)
     parent_folder = find_parent(config)
-    parent = None if parent_folder is None else StageManifest.read(parent_folder)
+    parent = None if parent_folder is None else StageManifest.of(parent_folder)
     if parent is not None and parent_folder is not None:
         check_parent(
             parent,
@@ -172,6 +175,8 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         )
     check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out)
     identity = run_identity(config, data, parent)
+    if rates := rates_told(config):
+        _say(rates)
     with invoked(config.force) as invocation:
         if config.force and rank == 0:
             invocation.forced.append(folder)
@@ -368,7 +373,7 @@ def hand_over(
             variant=config.variant.name,
             run_name=config.run_name,
             parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
-            parent_stage=None if parent is None else parent.stage,
+            parent_stage=None if parent is None else parent.stage or None,
             parent_weights=None if parent is None else parent.weights,
             weights=weights_hash(written),
             vocabulary=data.vocabulary.fingerprint,
@@ -382,6 +387,7 @@ def hand_over(
             frozen=proof.frozen,
             trained=proof.trained,
             speech_input=config.variant.speech_input,
+            pretrained=config.model.pretrained is not None if parent_folder is None else is_pretrained(parent_folder),
             config=plain(config),
         )
         write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})

@@ -1,0 +1,129 @@
+"""What a person names as a model, found on disk: the one place that all commands ask."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+
+CONFIG, MANIFEST = "config.json", "manifest.json"
+ADAPTERS = "adapters.json"
+"""In a model folder that holds adapters alone: says which model they were trained on."""
+
+
+def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
+    """The model folder that a person names: the one with `config.json`.
+
+    Args:
+        name: a model folder (published, a base model's, `.../model`, adapters), the folder of a stage or of a run, or the
+            name of a run in `runs`.
+
+    Raises:
+        UserError: there is no model, or it cannot be told which one is meant.
+    """
+    found = find_model_if_there(name, runs)
+    if found is not None:
+        return found
+    folder = Path(name)
+    if not folder.exists():
+        raise UserError(
+            f"there is no model folder {folder}, and no run of that name in {runs}; train one, or give a folder such as "
+            "runs/NAME/sft"
+        )
+    raise UserError(
+        f"{folder} is no model folder: it has no {CONFIG}, nor has a stage in it; the stage that makes it may not be finished"
+    )
+
+
+def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | None:
+    """As `find_model`; None where there is no model.
+
+    Raises:
+        UserError: it cannot be told which model is meant, or a checkpoint is named.
+    """
+    places = [Path(name)]
+    if not places[0].is_absolute() and str(name) not in ("", "."):
+        places.append(Path(runs) / name)
+    for place in places:
+        for folder in (place, place / "model"):
+            if (folder / CONFIG).is_file():
+                return folder
+        if is_checkpoint(place):
+            raise UserError(
+                f"{place} is a checkpoint, from which only its own stage goes on: name a finished stage, or give the command "
+                "of this one again to finish it"
+            )
+        if any(place.glob(f"*/model/{MANIFEST}")):
+            return place / last_stage(place) / "model"
+    return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder is a checkpoint that a stage left, or holds them."""
+    return (folder / "state.json").is_file() or (folder.name == "checkpoints" and any(folder.glob("step-*")))
+
+
+def last_stage(run: Path) -> str:
+    """The finished stage of a run that none of its other stages started from.
+
+    Raises:
+        UserError: no stage is finished, or the run has several ends.
+    """
+    manifests = {path.parents[1].name: read_manifest(path.parent) for path in sorted(run.glob(f"*/model/{MANIFEST}"))}
+    starts = {manifest.get("parent_weights") for manifest in manifests.values()}
+    ends = [stage for stage, manifest in manifests.items() if manifest.get("weights") not in starts]
+    if len(ends) != 1:
+        raise UserError(
+            f"{run} has {'no finished stage' if not ends else 'several last stages, ' + ', '.join(ends)}; name the stage, as "
+            f"{run / (ends or ['sft'])[0]}"
+        )
+    return ends[0]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`manifest.json` of a model folder; empty where there is none.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); the model folder is damaged") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} must hold an object; the model folder is damaged")
+    return manifest
+
+
+def base_of(folder: Path) -> Path | None:
+    """The model that the adapters in a model folder were trained on; None where the folder holds a whole model.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    path = folder / ADAPTERS
+    if not path.is_file():
+        return None
+    try:
+        places = [str(place) for place in json.loads(path.read_bytes())["base"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not say which model the adapters belong to ({error}); copy it again") from None
+    for place in places:
+        if (folder / place / CONFIG).is_file():
+            return Path(os.path.normpath(folder / place))
+    raise UserError(
+        f"{folder} holds adapters of the model {places[-1]}, which is not there; move it back, or write its place into 'base' "
+        f"of {path}"
+    )
+
+
+def part_of(folder: Path, name: str) -> Path | None:
+    """A folder that goes with a model (`tokenizer`, `codec`, `speech_input`): in its own, or in that of the model which it
+    adapts; None where there is none.
+    """
+    whole = base_of(folder) or folder
+    return next((place / name for place in (folder, whole) if (place / name).is_dir()), None)
