@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor, worker_number
+from vita_audio_pl.data.left_out import told
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
@@ -155,6 +156,14 @@ def prepare_split(
         most_parts,
         prune,
         tell=partial(console.print, soft_wrap=True, highlight=False, markup=False),
+    )
+
+
+def manifest_told(manifest: Manifest, shards: Path) -> str:
+    """The sentence that a prepared split ends with."""
+    return (
+        f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
+        f"{told(manifest.report)}; in {shards / manifest.source}"
     )
 
 

@@ -13,12 +13,17 @@ def prepare(config: PrepareConfig) -> None:
     from rich.console import Console
 
     from vita_audio_pl.data.executors import executor_of
-    from vita_audio_pl.data.left_out import told
     from vita_audio_pl.data.recipe import load_recipe
-    from vita_audio_pl.preparation import prepare_split, prepare_spoken_world, tokenize_job
+    from vita_audio_pl.preparation import manifest_told, prepare_split, prepare_spoken_world, tokenize_job
     from vita_audio_pl.text import TextTokenizer
 
     console = Console(stderr=True)
+    if config.samples is not None:
+        from vita_audio_pl.own_data import prepare_own_data
+
+        out = prepare_own_data(config, console)
+        print(f"ready for python -m vita_audio_pl.train finetune={config.model} shards={out}")
+        return
     if config.source == "spoken_world":
         folder = Path(config.root or f"{config.paths.data}/spoken_world{'_smoke' if config.size == 'smoke' else ''}")
         shards = prepare_spoken_world(
@@ -55,10 +60,7 @@ def prepare(config: PrepareConfig) -> None:
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts, config.prune)
         if manifest is not None:
-            print(
-                f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
-                f"{told(manifest.report)}; in {Path(config.shards) / manifest.source}"
-            )
+            print(manifest_told(manifest, Path(config.shards)))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
+from vita_audio_pl.training.finetune import with_finetune
 from vita_audio_pl.training.run_folder.origin import start_tokenizer
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 from vita_audio_pl.training.stage.launch import rank_of_launch
@@ -63,7 +64,7 @@ def prepare_data(config: TrainConfig) -> None:
 
 
 def main() -> None:
-    run_entry_point(train, "train", TrainConfig, apply_stage_settings, renamed=RENAMED)
+    run_entry_point(train, "train", TrainConfig, apply_stage_settings, renamed=RENAMED, expand=with_finetune)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_all_that_a_stage_leaves_is_known_to_be_its_own(trained):
         (("stage=mtp10", "init_from={align}"), {}, "starts from 'mtp1', but .* was made by stage 'align'"),
         (("stage=mtp1", "text_audio_interval_ratio=[1,4,3,8,4,10]"), {}, "its text_audio_interval_ratio is"),
         (("stage=mtp1",), {"codec": "codec-b"}, "its audio codec .* is codec-a, and this run's is codec-b"),
-        (("stage=mtp1", "init_from=nowhere"), {}, "nowhere is not the model folder of a stage"),
+        (("stage=mtp1", "init_from=nowhere"), {}, "there is no model folder nowhere"),
         (("stage=align", "stage.steps=9"), {}, "holds another run: stage.steps is 6 there and 9 here"),
         (("stage=align", "stage.rows_per_step=5", "trainer.rows_per_device=2"), {}, "does not divide"),
     ],

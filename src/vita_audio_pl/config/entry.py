@@ -42,6 +42,7 @@ def run_entry_point(
     amend: Amend | None = None,
     own: Sequence[str] = (),
     renamed: Mapping[str, str] | None = None,
+    expand: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
 
@@ -58,6 +59,7 @@ def run_entry_point(
         own: settings of `schema` that are named like a group of `conf/` that other commands choose from. Hydra would
             take `name=value` for the choice of an option, so they are taken off the command line before it reads it.
         renamed: settings of earlier versions and their names today.
+        expand: what one word of the command line stands for; gets the arguments and returns those that are meant.
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -93,6 +95,8 @@ def run_entry_point(
         if wants_help(sys.argv[1:]):
             print_help(config_name, schema, sys.argv[1:])
             raise SystemExit(0)
+        if expand is not None:
+            sys.argv[1:] = expand(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(asset_dir("conf")), config_name=config_name)(typed_task)()
 
 

@@ -105,6 +105,25 @@ class PrepareConfig(CommandConfig):
     source: str = setting(
         "spoken_world", "a recipe of data_recipes/sources, a path to a .yaml, or `spoken_world`", common=True
     )
+    samples: str | None = setting(
+        None,
+        "instead of a source, data of your own: a JSONL file, or a folder of name.wav with name.txt; docs/your-data.md",
+        common=True,
+    )
+    model: str | None = setting(
+        None, "with samples: the model to be fine-tuned, whose tokenizer and codec are used", common=True
+    )
+    out: str | None = setting(
+        None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True
+    )
+    pairs: str = setting(
+        "tts",
+        "what a folder of name.wav and name.txt teaches: to speak (tts), or to hear (asr)",
+        choices=("tts", "asr"),
+    )
+    held_out: float = setting(
+        0.05, "with samples: share that is held out for validation, of at most 200", at_least=0, below=1
+    )
     root: str | None = setting(
         None, "folder of the corpus; null = the spoken world's own place, the only source that needs none", common=True
     )
@@ -163,3 +182,7 @@ class PrepareConfig(CommandConfig):
                     f"{name} is the address {value}, and preparation reads and writes folders: mount the storage, or give a "
                     "folder and copy it there"
                 )
+        if (self.samples is None) != (self.model is None):
+            raise UserError(
+                "data of your own takes both samples=FILE.jsonl and model=DIR, the model that is to be fine-tuned on them"
+            )

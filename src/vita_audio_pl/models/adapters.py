@@ -53,11 +53,11 @@ def save_adapters(
     folder: Path,
     base: Path,
     model: SpeechLM,
-    *,
     rank: int,
     alpha: float | None,
     targets: Sequence[str],
     place: Path,
+    *,
     decode_pattern: Sequence[int] | None = None,
     first_code: int | None = None,
 ) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 BESIDE_ADAPTERS = r"^model\.layers\.(?!.*\.lora_)"
 """Names of the parameters that LoRA leaves frozen: those of the backbone's layers that are no adapters."""
 
+NO_ADAPTER = r"^(?!.*\.lora_)"
+"""Names of the parameters that are no adapters."""
+
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -102,7 +102,7 @@ def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> Spee
             add_speech_input(model, SenseVoiceEncoder(SenseVoiceConfig()), vocabulary.context_of_audio)
         lora = config.model.lora
         if lora.rank:
-            add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+            add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.only)
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
     freeze(model, config.stage.freeze, train_encoder=config.stage.name in config.encoder.trains_in)
     return model

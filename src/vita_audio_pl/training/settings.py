@@ -114,9 +114,18 @@ class LoraConfig:
     rank: int = setting(0, "of the adapters; 0 = none", at_least=0)
     alpha: float | None = setting(None, "adapters are scaled by alpha / rank; null = 2 * rank", above=0)
     dropout: float = setting(0.0, "of the adapters' inputs", at_least=0, below=1)
+    only: bool = setting(
+        False,
+        "adapt the heads, too, train nothing but adapters, and hand over these alone, a few MB beside their model",
+    )
     targets: list[str] = setting(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers that are adapted"
     )
+
+    def check(self) -> None:
+        require(
+            self.rank > 0 or not self.only, "model.lora.only=true trains adapters alone: give model.lora.rank, as 8"
+        )
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Our own format: JSONL files of `{"messages": [...], "audios": [path, ...], "id": name}`."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ class JsonlReader:
         files: globs below `root`.
         lines_per_part: lines that one task takes.
         channel: which channel of audio to take; None mixes all.
+        held_out: lines whose `share_of` is below it are the held-out ones; 0 holds none out.
+        dev: read the held-out lines, and not the others.
         filters: which conversations are taken, and what is changed in their text.
     """
 
@@ -36,11 +39,14 @@ class JsonlReader:
     files: tuple[str, ...] = ("*.jsonl",)
     lines_per_part: int = 2000
     channel: int | None = None
+    held_out: float = 0.0
+    dev: bool = False
     filters: Filters = NONE
 
     def parts(self) -> list[Part]:
         parts = []
         rules = ("" if self.channel is None else f" channel {self.channel}") + self.filters.identity
+        rules += f" {'dev' if self.dev else 'not dev'} {self.held_out!r}" if self.held_out or self.dev else ""
         for path in files_matching(self.root, self.files):
             try:
                 for block in line_blocks(path, self.lines_per_part):
@@ -61,7 +67,7 @@ class JsonlReader:
             here = f"{path}:{line.number}"
             if line.problem:
                 yield Unreadable(here, f"{here}: {line.problem}")
-            elif line.text.strip():
+            elif line.text.strip() and (share_of(line.text) < self.held_out) == self.dev:
                 yield attempt(here, self._sample, line, here)
 
     def _sample(self, line: Line, where: str) -> RawSample:
@@ -72,3 +78,8 @@ class JsonlReader:
             for number, value in enumerate(conversation.audios, 1)
         )
         return self.filters.chat(RawSample(replace(conversation, audios=tuple(map(str, audios))), audios), facts)
+
+
+def share_of(line: str) -> float:
+    """A number from 0 to 1 that is drawn from a line's text: which side of a split it is on does not change with others."""
+    return int.from_bytes(hashlib.blake2b(line.strip().encode(), digest_size=6).digest()) / 2**48

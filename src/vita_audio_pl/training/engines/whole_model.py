@@ -33,7 +33,7 @@ def plain_model(config: SpeechLMConfig, lora: LoraConfig, weights: dict[str, Ten
     """
     if lora.rank:
         adapted = SpeechLM.on_meta(copy.deepcopy(config))
-        add_lora(adapted, lora.rank, lora.alpha, 0.0, lora.targets)
+        add_lora(adapted, lora.rank, lora.alpha, 0.0, lora.targets, lora.only)
         weights = merged_parameters(_filled(adapted, weights, torch.device("cpu")))
     return _filled(SpeechLM.on_meta(copy.deepcopy(config)), weights, device).eval()
 

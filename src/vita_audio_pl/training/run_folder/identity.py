@@ -66,6 +66,9 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for group in ("model", "objective"):
         left_out = (*ROUNDING[group], *_PLACES[group])
         decisive[group] = {name: value for name, value in settings[group].items() if name not in left_out}
+    lora = decisive["model"]["lora"]
+    if not lora["only"]:  # as runs from before this setting have it
+        decisive["model"]["lora"] = {name: value for name, value in lora.items() if name != "only"}
     if settings["stage"]["n_heads"] == 0:
         del decisive["objective"]
     elif freezes_backbone(settings["stage"]["freeze"], settings):

@@ -46,12 +46,14 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # of the adapter
             add_speech_input(model, encoder, vocabulary.context_of_audio)
+    if model.speech_input is not None:  # published weights do not tell
+        model.config.context_of_audio = vocabulary.context_of_audio
     if config.stage.n_heads is not None:
         add_heads(model, config.stage.n_heads, generator)
     model.config.detach_heads = config.objective.detach_heads
     lora = config.model.lora
     if lora.rank:
-        add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+        add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.only)
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
     compile_blocks(model, config.model.compile)
     return model.train()

@@ -17,7 +17,9 @@ from torch import Tensor
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.adapters import save_adapters
 from vita_audio_pl.models.flops import StepFlops
+from vita_audio_pl.models.lora import NO_ADAPTER
 from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
@@ -173,6 +175,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
                 "text_audio_interval_ratio": list(config.text_audio_interval_ratio),
             },
         )
+    check_adapters(config, parent, heads_of_stage(config))
     check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out)
     identity = run_identity(config, data, parent)
     if rates := rates_told(config):
@@ -198,6 +201,20 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             return _train(config, data, folder, parent_folder, parent)
 
 
+def check_adapters(config: TrainConfig, parent: StageManifest | None, n_heads: int) -> None:
+    """Refuse `model.lora.only` where there would be new weights beside the adapters.
+
+    Raises:
+        UserError: the stage starts from a plain backbone, or adds heads.
+    """
+    if config.model.lora.only and (parent is None or parent.n_heads != n_heads):
+        raise UserError(
+            "model.lora.only=true hands over adapters of a whole model, and this stage adds "
+            f"{'audio tokens to a plain backbone' if parent is None else 'heads'}; leave it out, or start from a model that has "
+            "them"
+        )
+
+
 def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | None) -> tuple[SpeechLMModule, Frozen]:
     """The stage's LightningModule, its parameters frozen as the stage wants them, and what is frozen.
 
@@ -205,7 +222,11 @@ def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | Non
         parent_folder: model folder that it starts from; None for a plain backbone.
     """
     model = starting_model(config, data.vocabulary, parent_folder)
-    frozen = freeze(model, config.stage.freeze, train_encoder=config.stage.name in config.encoder.trains_in)
+    frozen = freeze(
+        model,
+        [*config.stage.freeze, *([NO_ADAPTER] if config.model.lora.only else [])],
+        train_encoder=config.stage.name in config.encoder.trains_in and not config.model.lora.only,
+    )
     module = SpeechLMModule(
         model,
         configured_objective(config, data.vocabulary),
@@ -362,10 +383,18 @@ def hand_over(
         for name, value in weights.items():
             parameters[name].copy_(value)
     with whole_folder(folder.model, "trained model", replace=True) as aside:
-        save_released(model, aside, decode_pattern=config.decode_pattern, first_code=data.vocabulary.first_code)
-        shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
-        shutil.copytree(data.codec_folder, aside / "codec")
-        if data.front_end is not None:
+        how = {"decode_pattern": config.decode_pattern, "first_code": data.vocabulary.first_code}
+        lora = config.model.lora
+        if lora.only and parent_folder is not None:  # `check_adapters` has refused any other
+            adapters = {name: value for name, value in parameters.items() if ".lora_" in name}
+            save_adapters(
+                adapters, aside, parent_folder, model, lora.rank, lora.alpha, lora.targets, folder.model, **how
+            )
+        else:
+            save_released(model, aside, **how)
+            shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
+            shutil.copytree(data.codec_folder, aside / "codec")
+        if data.front_end is not None and not lora.only:
             write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
         written = sum_of_folder(aside)
         manifest = StageManifest(

@@ -1,0 +1,153 @@
+"""A person's own recordings and texts as shards that fit a model: `python -m vita_audio_pl.prepare samples=... model=...`."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from vita_audio_pl.data.executors import executor_of
+from vita_audio_pl.data.options import PrepareConfig
+from vita_audio_pl.data.readers.jsonl import share_of
+from vita_audio_pl.data.recipe import SourceRecipe
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.loading import read_model_facts
+from vita_audio_pl.preparation import manifest_told, prepare_split, tokenize_job
+from vita_audio_pl.spoken_world.plan import ASR_PROMPT, TTS_PROMPT
+from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.model_folders import find_model, part_of
+from vita_audio_pl.storage.owned import Kind, Owned, whole_folder
+from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
+from vita_audio_pl.text.lines import read_block
+
+SOURCE, DEV = "own", "dev"
+SHARDS, MIXTURE = "shards", "mixture.yaml"
+PAIRS = "pairs.jsonl"
+"""The samples that a folder of recordings and texts stands for."""
+OWN_DATA = Kind("data of your own", (MIXTURE, PAIRS))
+_MOST_HELD_OUT = 200
+_LONGEST_SECONDS = 60.0
+_RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
+
+
+def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
+    """Prepare what `config.samples` names for `config.model`; returns the folder with `shards`, tokenizer and codec.
+
+    Raises:
+        UserError: there are no samples, or the model has no codec and none is given.
+    """
+    samples, model = Path(str(config.samples)), find_model(str(config.model), config.paths.runs)
+    if not samples.exists():
+        raise UserError(
+            f"there is no file or folder {samples}; give samples=FILE.jsonl, or a folder of name.wav and name.txt"
+        )
+    facts = read_model_facts(model)
+    codec = Path(config.codec_folder) if config.codec_folder else part_of(model, "codec")
+    if codec is None:
+        raise UserError(
+            f"{model} carries no audio codec: give codec_folder=DIR, the one that the model was trained with (for the published "
+            "models, the folder of GLM-4-Voice's tokenizer and decoder)"
+        )
+    out = Path(config.out) if config.out else samples.parent / f"{samples.stem}_prepared"
+    Owned.claim(out, OWN_DATA)
+    listed = samples
+    if samples.is_dir():
+        listed = out / PAIRS
+        write_whole(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs)).encode())
+    _keep(out / "tokenizer", "tokenizer", facts.tokenizer)
+    if not (out / "codec").is_dir():
+        with whole_folder(out / "codec", "codec") as aside:
+            shutil.copytree(codec, aside, dirs_exist_ok=True)
+    recipe = _recipe(listed, config.held_out)
+    for split in recipe.all_splits:
+        job = tokenize_job(
+            recipe,
+            split,
+            root=listed.parent,
+            shards=out / SHARDS,
+            tokenizer=facts.tokenizer,
+            codec_folder=out / "codec",
+            batch_seconds=config.batch_seconds,
+            decoders=config.decoders,
+            keep_audio=facts.vocabulary.continuous_input,
+            device=config.device,
+            dtype=config.dtype,
+            max_skipped=config.max_skipped,
+        )
+        manifest = prepare_split(job, executor_of(config.executor), console, prune=True)
+        if manifest is not None:
+            print(manifest_told(manifest, out / SHARDS))
+    write_whole(out / MIXTURE, f"description: Your own data.\nsources:\n  {SOURCE}: {{ratio: 1.0}}\n".encode())
+    return out
+
+
+def _keep(folder: Path, what: str, tokenizer: TextTokenizer) -> None:
+    """Write the model's tokenizer, or refuse a folder that was prepared for a model with another."""
+    if not folder.is_dir():
+        with whole_folder(folder, what) as aside:
+            tokenizer.save(aside)
+    elif TextTokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{folder.parent} was prepared for a model with another tokenizer; give another out=DIR")
+
+
+def _recipe(path: Path, held_out: float) -> SourceRecipe:
+    """The recipe that a person would have to write for one file of samples."""
+    shares, task = [], ""
+    for line in read_block(path, 0, 1, 2**62):
+        if line.text.strip():
+            shares.append(share_of(line.text))
+            task = task or _task(line.text)
+    if not shares:
+        raise UserError(f"{path} holds no samples; docs/your-data.md shows one of each task")
+    least = 1 if held_out and len(shares) > 1 else 0
+    number = max(least, min(_MOST_HELD_OUT, round(held_out * len(shares))))
+    threshold = sorted(shares)[number]
+    reader = {"kind": "jsonl", "files": [path.name], "held_out": threshold}
+    return SourceRecipe(
+        name=SOURCE,
+        task=task,
+        description="A person's own samples.",
+        languages=(),
+        licence="its owner's",
+        home=str(path),
+        layout=path.name,
+        reader=reader,
+        splits={DEV: {"dev": True}} if threshold > min(shares) else {},
+        max_seconds=_LONGEST_SECONDS,
+    )
+
+
+def _task(line: str) -> str:
+    """What the first sample asks for; the word is shown beside the source, and chooses prompts for samples in training."""
+    if AUDIO_PLACEHOLDER not in line:
+        return "text"
+    for task, prompt in (("asr", ASR_PROMPT), ("tts", TTS_PROMPT)):
+        if prompt.splitlines()[0] in line:
+            return task
+    return "sqa"
+
+
+def _pairs(folder: Path, task: str) -> Iterator[str]:
+    """A JSON line for each recording with a text of the same name.
+
+    Raises:
+        UserError: there is no such pair.
+    """
+    recordings = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _RECORDINGS)
+    pairs = [(path, path.with_suffix(".txt")) for path in recordings if path.with_suffix(".txt").is_file()]
+    if not pairs:
+        raise UserError(
+            f"{folder} holds no recording (name.wav, name.flac, ...) beside a text of the same name (name.txt), of "
+            f"{len(recordings)} recordings; or give samples=FILE.jsonl"
+        )
+    for audio, text in pairs:
+        try:
+            said = " ".join(text.read_text(encoding="utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{text} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        ask = (TTS_PROMPT + said, AUDIO_PLACEHOLDER) if task == "tts" else (ASR_PROMPT, said)
+        messages = [
+            {"role": role, "content": content} for role, content in zip(("user", "assistant"), ask, strict=True)
+        ]
+        yield json.dumps({"id": str(audio.relative_to(folder)), "messages": messages, "audios": [str(audio.resolve())]})

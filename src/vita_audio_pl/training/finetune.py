@@ -1,0 +1,157 @@
+"""`train finetune=DIR shards=DIR`: the settings that fine-tuning a finished model on a person's own data stands for."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.data.prepared import MANIFEST, Manifest
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.model_folders import find_model, read_manifest
+
+WORDS = ("finetune", "shards", "lora")
+LORA_RANK = 8
+_EPOCHS = ((500, 10), (5_000, 5), (50_000, 3), (math.inf, 2))
+"""Passes over the data, by the number of samples up to which it holds."""
+_FULL_RATE_HOURS = 10.0
+_LORA_FACTOR = 5.0
+_MOST_STEPS, _FEWEST_STEPS = 4000, 20
+_PUBLISHED = {"learning_rate": 5e-5, "head_rate_factor": 10.0, "sequence_length": 2048, "rows_per_step": 32}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What follows from the size of the data.
+
+    Attributes:
+        learning_rate: peak.
+        rows_per_step: packed rows in an optimiser step; `steps` of them are `epochs` passes over the data.
+        why: one line for people.
+    """
+
+    learning_rate: float
+    rows_per_step: int
+    steps: int
+    epochs: int
+    why: str
+
+
+def choose(samples: int, tokens: int, hours: float, usual: dict[str, Any], lora: bool) -> Choice:
+    """Learning rate and steps for data of this size.
+
+    Args:
+        tokens: in one pass over the samples, about.
+        hours: of audio; text alone counts as 0.
+        usual: `learning_rate`, `sequence_length` and `rows_per_step` of the stage that the model comes from.
+    """
+    epochs = next(number for most, number in _EPOCHS if samples <= most)
+    rows = max(1, math.ceil(tokens / (0.9 * usual["sequence_length"])))
+    rows_per_step = min(int(usual["rows_per_step"]), max(1, 2 ** int(math.log2(max(1, rows // 10)))))
+    steps = min(_MOST_STEPS, max(_FEWEST_STEPS, math.ceil(epochs * rows / rows_per_step)))
+    factor = (1.0 if hours >= _FULL_RATE_HOURS else 0.5) * (_LORA_FACTOR if lora else 1.0)
+    rate = float(f"{usual['learning_rate'] * factor:.2g}")
+    why = (
+        f"{samples} samples, {hours:.2f} h of audio, about {tokens} tokens: {epochs} passes are stage.steps={steps} of "
+        f"stage.rows_per_step={rows_per_step}, at stage.learning_rate={rate:g} ({factor:g} times that of the model's own last "
+        f"stage{', since adapters train alone' if lora else ''}); give others to change them"
+    )
+    return Choice(rate, rows_per_step, steps, epochs, why)
+
+
+def with_finetune(arguments: Sequence[str]) -> list[str]:
+    """The command line with `finetune=`, `shards=` and `lora=` written out; what a person gives beside them wins.
+
+    Raises:
+        UserError: one is given without the others, or model and data cannot be found or do not belong together.
+    """
+    said = dict(
+        argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in WORDS and "=" in argument
+    )
+    if not said:
+        return list(arguments)
+    if "finetune" not in said or "shards" not in said:
+        raise UserError(
+            "fine-tuning takes finetune=MODEL and shards=DIR, which python -m vita_audio_pl.prepare samples=FILE.jsonl "
+            "model=MODEL makes (data.shards and init_from are for other stages)"
+        )
+    if said.get("lora", "false").lower() not in ("true", "false"):
+        raise UserError(f"lora is '{said['lora']}': give lora=true to train adapters alone, or leave it out")
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in WORDS]
+    runs = next((a.partition("=")[2] for a in rest if a.startswith("paths.runs=")), "runs")
+    lora = said.get("lora", "false").lower() == "true"
+    meant, why = _settings(find_model(said["finetune"], runs), Path(said["shards"]), lora)
+    print(why, flush=True)
+    given = {argument.partition("=")[0].lstrip("+") for argument in rest}
+    return [*(setting for setting in meant if setting.partition("=")[0] not in given), *rest]
+
+
+def _settings(model: Path, shards: Path, lora: bool) -> tuple[list[str], str]:
+    """Overrides for fine-tuning `model` on the data in `shards`, and the choice in a line."""
+    from vita_audio_pl.inference.loading import read_model_facts  # torch comes with it
+
+    facts, manifest = read_model_facts(model), read_manifest(model)
+    folder = shards / "shards" if (shards / "shards").is_dir() else shards
+    sources = [Manifest.load(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    sources = [source for source in sources if not source.source.endswith(".dev")]
+    if not sources:
+        raise UserError(
+            f"{folder} holds no prepared data; make it with python -m vita_audio_pl.prepare samples=FILE.jsonl model={model} "
+            f"out={shards}"
+        )
+    if (
+        other := next((source for source in sources if source.tokenizer != facts.tokenizer.fingerprint), None)
+    ) is not None:
+        raise UserError(
+            f"'{other.source}' in {folder} was prepared with another tokenizer than that of {model}; prepare it with model={model}"
+        )
+    codec = next((source.codec for source in sources if source.codec), {})
+    config = manifest.get("config") or {}
+    stage, rendering = config.get("stage") or {}, config.get("rendering") or {}
+    own = stage if manifest.get("stage") == "sft" else {}
+    usual = {name: own.get(name, default) for name, default in _PUBLISHED.items()}
+    if stage:  # rows of a length that the model has seen
+        usual["sequence_length"] = stage.get("sequence_length", usual["sequence_length"])
+    tokens = sum(source.text_tokens + round(1.3 * source.codes) + 16 * source.samples for source in sources)
+    samples, hours = sum(source.samples for source in sources), sum(source.seconds for source in sources) / 3600
+    choice = choose(samples, tokens, hours, usual, lora)
+    hears, n_heads = facts.vocabulary.continuous_input, facts.n_heads
+    variant = manifest.get("variant") or (
+        f"vita_audio_plus_{'boost' if n_heads else 'vanilla'}"
+        if hears
+        else f"vita_audio_{'balance' if facts.pattern.runs[1:2] == (4,) else 'boost'}"
+    )
+    settings = [
+        "stage=sft",
+        f"variant={variant}",
+        f"run_name=finetune-{shards.resolve().name}{'-lora' if lora else ''}",
+        f"init_from={model}",
+        f"variant.parents.sft=[{manifest.get('stage') or 'sft'}]",
+        f"n_heads={n_heads}",
+        f"text_audio_interval_ratio={list(facts.ratio.runs)}".replace(" ", ""),
+        f"decode_pattern={list(facts.pattern.runs)}".replace(" ", ""),
+        f"data.shards={folder}",
+        f"stage.learning_rate={choice.learning_rate:g}",
+        f"stage.head_rate_factor={usual['head_rate_factor']:g}",
+        f"stage.sequence_length={usual['sequence_length']}",
+        f"stage.rows_per_step={choice.rows_per_step}",
+        f"stage.steps={choice.steps}",
+        f"callbacks.validate_every={max(1, choice.steps // 5)}",
+        *(f"rendering.{name}={value}" for name, value in _rendering(rendering).items()),
+    ]
+    if (shards / "mixture.yaml").is_file():
+        settings.append(f"stage.mixture={shards / 'mixture.yaml'}")
+    if codec:
+        settings += [f"codec.name={codec['name']}", f"codec.codebook_size={codec['codebook_size']}"]
+    if lora:
+        settings += [f"model.lora.rank={LORA_RANK}", "model.lora.only=true"]
+    if shutil.which("nvidia-smi"):
+        settings.append("trainer=gpu")
+    return settings, f"fine-tuning {model} on {folder}: {choice.why}"
+
+
+def _rendering(held: dict[str, Any]) -> dict[str, Any]:
+    """How the model's own data was rendered; published weights were trained without any of these."""
+    plain = {"lead_in_codes": 0, "prompt_corruption": 0.0, "text_weight": 1.0, "audio_weight": 1.0}
+    return {name: held.get(name, default) for name, default in plain.items()}
