@@ -79,6 +79,7 @@ def make_calls(folder: Path) -> None:
         for audio in json.loads(line)["audios"]:
             (folder / "my" / audio).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(world / audio, folder / "my" / audio)
+            (folder / "my" / audio).with_suffix(".txt").write_text(json.loads(line)["messages"][1]["content"])
     (folder / "my" / "calls.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import toy
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from vita_audio_pl.errors import UserError
@@ -14,6 +14,7 @@ from vita_audio_pl.inference.exporting import export_model, spell_out
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.models.adapters import load_model
 from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -24,7 +25,7 @@ from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.run_folder.origin import rates_told
 from vita_audio_pl.training.stage.data import prepared_data
-from vita_audio_pl.training.stage.starting_model import backbone_config
+from vita_audio_pl.training.stage.starting_model import backbone_config, starting_model
 from vita_audio_pl.training.stage.train import train_stage
 
 BOOST, BALANCE = [1, 10, 4, 10], [1, 4, 3, 8, 4, 10]
@@ -200,3 +201,42 @@ def test_a_model_is_named_by_its_run_its_stage_or_its_folder(start, tmp_path):
     (runs / "mine/align/model/config.json").unlink()
     with pytest.raises(UserError, match="is no model folder: it has no config.json"):
         find_model("mine/align", runs)
+
+
+def test_adapters_alone_are_the_model_that_was_trained(start, tmp_path):
+    source = published(tmp_path / "published", "vita_audio_boost")
+    only = ("model.lora.rank=8", "model.lora.only=true")
+    folder = start("sft", f"init_from={source}", *only).model
+    held = load_file(folder / "model.safetensors")
+    assert all(".lora_" in name for name in held) and any(name.startswith("heads.2.") for name in held)
+    assert any(bool(value.any()) for name, value in held.items() if ".lora_B" in name)
+    assert not (folder / "codec").exists() and not (folder / "tokenizer").exists()
+
+    config = toy.toy_config(tmp_path / "runs", "stage=sft", "run_name=mine", *only)
+    adapted = starting_model(config, TOKENIZER.vocabulary(32), source)
+    adapted.load_state_dict(held, strict=False)
+    loaded = load_speech_model(folder.parent, dtype=torch.float32).model
+    assert {name: value.tolist() for name, value in merged_parameters(adapted).items()} == {
+        name: value.tolist() for name, value in loaded.named_parameters()
+    }
+    assert not torch.equal(
+        loaded.model.layers[0].mlp.up_proj.weight, load_model(source).model.layers[0].mlp.up_proj.weight
+    )
+    export_model("mine", tmp_path / "whole", dtype=torch.float32, runs=tmp_path / "runs")
+    assert same(load_speech_model(tmp_path / "whole").model, loaded)
+
+    again = start(
+        "sft", f"init_from={folder}", "variant.parents.sft=[sft]", "run_name=again", *only
+    )  # adapters on adapters
+    assert load_speech_model(again.root).model.n_heads == 3
+    with pytest.raises(UserError, match="hands over adapters of a whole model, and this stage adds audio tokens"):
+        start("align", f"init_from={plain_qwen2(tmp_path / 'qwen2')}", "run_name=base", *only)
+    shutil.rmtree(source)
+    published(source, "vita_audio_balance")
+    weights = load_file(next(source.glob("model-00001*")))
+    save_file({name: value + 1 for name, value in weights.items()}, next(source.glob("model-00001*")))
+    with pytest.raises(UserError, match="were trained on other weights than those in"):
+        load_speech_model(folder)
+    shutil.rmtree(source)
+    with pytest.raises(UserError, match="holds adapters of the model .*published, which is not there; move it back"):
+        load_speech_model(folder)

@@ -1,0 +1,150 @@
+"""A person's own samples and a finished model: two commands' worth of calls, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import toy
+from rich.console import Console
+
+from vita_audio_pl.codecs import MelVQ, MelVQConfig, write_wav
+from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
+from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.models.released import save_released
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.notebook import train_config, train_stage
+from vita_audio_pl.own_data import prepare_own_data
+from vita_audio_pl.text import TextTokenizer
+from vita_audio_pl.training.finetune import choose, with_finetune
+from vita_audio_pl.training.stage.starting_model import backbone_config
+
+TOKENIZER = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
+RATE, N_CODES = 16_000, 16
+
+
+def tone(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (0.2 * np.sin(np.arange(RATE // 2) * rng.uniform(0.05, 0.3)) + rng.normal(0, 0.02, RATE // 2)).astype(
+        np.float32
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A published-looking folder with a codec: the layout of Boost, random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    words = TOKENIZER.vocabulary(N_CODES)
+    torch.manual_seed(0)
+    small = SpeechLM(SpeechLMConfig(backbone_config(toy.toy_config(folder).model, words), 2))
+    save_released(small, folder, decode_pattern=[1, 10, 4, 10], first_code=words.first_code)
+    TOKENIZER.save(folder / "tokenizer")
+    MelVQ.fit([tone(seed) for seed in range(8)], MelVQConfig(codebook_size=N_CODES), 0).save(folder / "codec")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Twelve samples of four tasks, one of them with a recording that is not there."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "a").mkdir()
+    lines = []
+    for number in range(12):
+        write_wav(folder / "a" / f"{number}.wav", tone(number), RATE)
+        (folder / "a" / f"{number}.txt").write_text(f"the cow {number}")
+        audio, said = f"a/{number}.wav" if number != 5 else "a/gone.wav", f"the big red cow {number}"
+        ask, answer, audios = [
+            (f"Convert the text to speech.\n{said}", "<|audio|>", [audio]),
+            ("Convert the speech to text.\n<|audio|>", said, [audio]),
+            ("<|audio|>", f"{said}\n<|audio|>", [audio, audio]),
+            (f"where is {said}", "in the tree", []),
+        ][number % 4]
+        messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": messages, "audios": audios}))
+    (folder / "my.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def prepared(samples, model, out, **options):
+    config = PrepareConfig(
+        samples=str(samples), model=str(model), out=str(out), shards="", executor=ExecutorOptions(workers=1), **options
+    )
+    return prepare_own_data(config, Console(quiet=True))
+
+
+def size(folder):
+    return len(PreparedSource(folder))
+
+
+@pytest.fixture(scope="module")
+def mine(samples, model, tmp_path_factory):
+    return prepared(samples / "my.jsonl", model, tmp_path_factory.mktemp("prepared") / "mine", held_out=0.2)
+
+
+def test_samples_become_shards_with_a_dev_split_that_stays(mine, samples, model):
+    split = size(mine / "shards/own"), size(mine / "shards/own.dev")
+    assert sum(split) == 11 and 1 <= split[1] <= 3  # one recording is not there
+    assert TextTokenizer.load(mine / "tokenizer").fingerprint == TOKENIZER.fingerprint
+    before = {path: path.stat().st_mtime_ns for path in mine.rglob("*.tar")}
+    assert prepared(samples / "my.jsonl", model, mine, held_out=0.2) == mine
+    assert {path: path.stat().st_mtime_ns for path in mine.rglob("*.tar")} == before
+    with pytest.raises(UserError, match="no file or folder"):
+        prepared(samples / "none.jsonl", model, mine)
+
+
+def test_recordings_with_texts_beside_them_are_samples_too(samples, model, tmp_path):
+    out = prepared(samples / "a", model, tmp_path / "voice")
+    assert size(out / "shards/own") + size(out / "shards/own.dev") == 12
+    with pytest.raises(UserError, match="holds no recording .* beside a text of the same name"):
+        prepared(model / "codec", model, tmp_path / "none")
+
+
+def test_a_model_without_a_codec_is_asked_for_one(samples, model, tmp_path):
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    TOKENIZER.save(tmp_path)
+    with pytest.raises(UserError, match="carries no audio codec: give codec_folder=DIR"):
+        prepared(samples / "my.jsonl", tmp_path, tmp_path / "out")
+    out = prepared(samples / "my.jsonl", tmp_path, tmp_path / "out", codec_folder=str(model / "codec"))
+    assert size(out / "shards/own")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_one_command_fine_tunes_and_says_what_it_chose(lora, mine, model, tmp_path, capsys):
+    words = [f"finetune={model}", f"shards={mine}", f"lora={str(lora).lower()}"]
+    extra = ["logger=csv", "stage.steps=2", "data.workers=0", "callbacks.progress_bar=false", f"paths.runs={tmp_path}"]
+    arguments = with_finetune([*words, *extra])
+    told = capsys.readouterr().out
+    assert "10 passes are stage.steps=20 of stage.rows_per_step=" in told and ("adapters train alone" in told) == lora
+    assert arguments.count("stage.steps=2") == 1 and not any(a.startswith(("finetune", "lora=")) for a in arguments)
+    config = train_config(*arguments)
+    assert config.stage.learning_rate == pytest.approx(5e-5 * 0.5 * (5 if lora else 1), rel=0.05)
+    folder = train_stage(config)
+    loaded = load_speech_model(folder)
+    assert loaded.codec_dir is not None and list(loaded.pattern.runs) == [1, 10, 4, 10] and loaded.model.n_heads == 2
+    assert (folder / "adapters.json").exists() == lora
+    assert "val/loss" in (folder.parent / "metrics.csv").read_text()
+
+
+def test_half_a_command_is_one_sentence(model, mine, tmp_path):
+    for arguments, says in (
+        ([f"finetune={model}"], "takes finetune=MODEL and shards=DIR"),
+        ([f"finetune={model}", f"shards={tmp_path}"], "holds no prepared data; make it with"),
+        ([f"finetune={tmp_path}", f"shards={mine}"], "is no model folder"),
+        ([f"finetune={model}", f"shards={mine}", "lora=8"], "give lora=true"),
+    ):
+        with pytest.raises(UserError, match=says):
+            with_finetune(arguments)
+    assert with_finetune(["stage=sft"]) == ["stage=sft"]
+
+
+def test_more_data_takes_fewer_passes_and_never_fewer_steps():
+    usual = {"learning_rate": 6e-4, "sequence_length": 256, "rows_per_step": 8}
+    choices = [choose(n, 100 * n, n / 1000, usual, False) for n in (1, 50, 500, 5_000, 50_000, 500_000)]
+    assert [choice.epochs for choice in choices] == [10, 10, 10, 5, 3, 2]
+    steps = [choice.steps for choice in choices]
+    assert steps == sorted(steps) and steps[0] == 20 and steps[-1] == 4000
+    assert [choice.learning_rate for choice in choices][-3:] == [3e-4, 6e-4, 6e-4]
+    assert all(1 <= choice.rows_per_step <= 8 for choice in choices)
