@@ -19,6 +19,7 @@ from vita_audio_pl.reporting.run.write import Report, write_report
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.settings import ReportConfig
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, terminal
+from vita_audio_pl.storage.model_folders import find_run
 from vita_audio_pl.storage.owned import below
 
 
@@ -60,10 +61,10 @@ def _of_experiment(config: ReportConfig, console: Console) -> Report:
 
 
 def _of_run(config: ReportConfig, console: Console) -> Report:
-    folder = below(Path(config.paths.runs), config.run_name, "run_name")
+    folder = find_run(config.run_name, config.paths.runs)
     run = RunFiles.read(folder, config.bench_name)
     output = Path(config.output) if config.output else folder / "report"
-    written = write_report(run, output, config.title or f"Vita-Audio-PL: {config.run_name}", config.split)
+    written = write_report(run, output, config.title or f"Vita-Audio-PL: {folder.name}", config.split)
     stage = last_stage(run, config.split)
     for title, table in (
         ("Held-out results (WER: lower is better; small: 95 % interval)", main_table(run, config.split)),

@@ -10,7 +10,7 @@ from vita_audio_pl.config.fields import setting
 class ReportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report` can be told."""
 
-    run_name: str = setting("demo", "the run in runs/<run_name>")
+    run_name: str = setting("demo", "the run in runs/<run_name>, or a path to it, to a stage or to its model")
     experiment: str | None = setting(
         None, "instead of a run: the ablation in runs/<experiment>, all its arms; null = a run"
     )

@@ -59,6 +59,24 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
     return None
 
 
+def find_run(name: Path | str, runs: Path | str = "runs") -> Path:
+    """The folder of the run that a person names: itself, one of its stages, its model folder, or its name in `runs`.
+
+    Raises:
+        UserError: there is none.
+    """
+    inside = Path(runs) / name
+    if inside.is_dir() and not is_part_of_run(inside):
+        return inside
+    model = find_model(name, runs)
+    return model.parents[1] if model.name == "model" else model
+
+
+def is_part_of_run(folder: Path) -> bool:
+    """Whether the folder is a stage of a run, or its model, rather than a run."""
+    return (folder / CONFIG).is_file() or (folder / "model" / CONFIG).is_file()
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder is a checkpoint that a stage left, or holds them."""
     return (folder / "state.json").is_file() or (folder.name == "checkpoints" and any(folder.glob("step-*")))

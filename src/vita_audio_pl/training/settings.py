@@ -384,7 +384,10 @@ class TrainConfig(CommandConfig):
     )
     n_heads: int = setting(10, "MCTP heads of the finished model", at_least=0, common=True)
     init_from: str | None = setting(
-        None, "model folder to start from; null = the parent stage of this run", common=True
+        None,
+        "a run, a stage, a model folder, adapters, published weights or a Qwen2 folder to start from; null = the parent stage "
+        "of this run",
+        common=True,
     )
     with_parents: bool = setting(False, "train missing parent stages first", common=True)
     force: bool = setting(
