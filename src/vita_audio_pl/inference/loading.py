@@ -20,7 +20,7 @@ from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.models.weight_files import tensor_names, verify_model_files
-from vita_audio_pl.storage.model_folders import base_of, find_model, part_of
+from vita_audio_pl.storage.model_folders import find_model, part_of, whole_model
 from vita_audio_pl.text.rendering import RenderOptions
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary, special_tokens
@@ -97,7 +97,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     Raises:
         UserError: the folder has no tokenizer, or its parts do not belong together.
     """
-    tokenizer = TextTokenizer.load(part_of(folder, "tokenizer") or base_of(folder) or folder)
+    tokenizer = TextTokenizer.load(part_of(folder, "tokenizer") or whole_model(folder))
     config, manifest, generation = (
         read_json_if_there(folder / name) for name in ("config.json", "manifest.json", "generation_config.json")
     )
@@ -141,8 +141,8 @@ def load_speech_model(
     """
     folder = find_model(folder, runs)
     verify_model_files(folder)
+    model = load_model(folder, dtype=dtype, device=device).eval().requires_grad_(False)  # and verifies the files
     facts = read_model_facts(folder)
-    model = load_model(folder, dtype=dtype, device=device).eval().requires_grad_(False)
     if facts.vocabulary.continuous_input and model.config.context_of_audio is None:
         model.config.context_of_audio = facts.vocabulary.context_of_audio
     hearing = None

@@ -16,7 +16,7 @@ from vita_audio_pl.models.lora import add_lora, merge_lora
 from vita_audio_pl.models.released import load_released, released_config
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.models.weight_files import SINGLE, WeightFolder, folder_weights, is_finite, write_json
-from vita_audio_pl.storage.model_folders import ADAPTERS, CONFIG, base_of
+from vita_audio_pl.storage.model_folders import ADAPTERS, CONFIG, base_of, whole_model
 
 _FORMAT = 1
 _MOST_RANK = 4096
@@ -40,7 +40,7 @@ def load_model(
         UserError: a file is missing or damaged, or what belongs together does not fit.
     """
     folder = Path(folder)
-    base = base_of(folder)
+    base = base_of(folder) if whole_model(folder) != folder else None  # adapters that lead in a circle are refused
     if base is not None:
         return _adapted(folder, load_model(base, attention=attention, dtype=dtype, device=device), base)
     plain = read_json(folder / CONFIG).get("model_type") == "qwen2"

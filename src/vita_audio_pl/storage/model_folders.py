@@ -10,6 +10,7 @@ from vita_audio_pl.errors import UserError
 CONFIG, MANIFEST = "config.json", "manifest.json"
 ADAPTERS = "adapters.json"
 """In a model folder that holds adapters alone: says which model they were trained on."""
+_MOST_ADAPTERS = 20  # trained on one another
 
 
 def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
@@ -25,8 +26,9 @@ def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
     found = find_model_if_there(name, runs)
     if found is not None:
         return found
-    folder = Path(name)
-    if not folder.exists():
+    folder = next((place for place in _places(name, runs) if place.exists()), None)
+    if folder is None:
+        folder = Path(name)
         raise UserError(
             f"there is no model folder {folder}, and no run of that name in {runs}; train one, or give a folder such as "
             "runs/NAME/sft"
@@ -42,10 +44,7 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
     Raises:
         UserError: it cannot be told which model is meant, or a checkpoint is named.
     """
-    places = [Path(name)]
-    if not places[0].is_absolute() and str(name) not in ("", "."):
-        places.append(Path(runs) / name)
-    for place in places:
+    for place in _places(name, runs):
         for folder in (place, place / "model"):
             if (folder / CONFIG).is_file():
                 return folder
@@ -57,6 +56,12 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
         if any(place.glob(f"*/model/{MANIFEST}")):
             return place / last_stage(place) / "model"
     return None
+
+
+def _places(name: Path | str, runs: Path | str) -> list[Path]:
+    """Where the name may lead."""
+    named = Path(name)
+    return [named] if named.is_absolute() or str(name) in ("", ".") else [named, Path(runs) / named]
 
 
 def find_run(name: Path | str, runs: Path | str = "runs") -> Path:
@@ -143,5 +148,18 @@ def part_of(folder: Path, name: str) -> Path | None:
     """A folder that goes with a model (`tokenizer`, `codec`, `speech_input`): in its own, or in that of the model which it
     adapts; None where there is none.
     """
-    whole = base_of(folder) or folder
-    return next((place / name for place in (folder, whole) if (place / name).is_dir()), None)
+    return next((place / name for place in (folder, whole_model(folder)) if (place / name).is_dir()), None)
+
+
+def whole_model(folder: Path) -> Path:
+    """The model folder with all weights: `folder`, or the one that its adapters lead to.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    for _ in range(_MOST_ADAPTERS):
+        base = base_of(folder)
+        if base is None:
+            return folder
+        folder = base
+    raise UserError(f"{folder} holds adapters of adapters, {_MOST_ADAPTERS} deep: export the model first")

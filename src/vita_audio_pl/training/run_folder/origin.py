@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json
-from vita_audio_pl.storage.model_folders import CONFIG, find_model_if_there, read_manifest
+from vita_audio_pl.storage.model_folders import CONFIG, find_model_if_there, part_of, read_manifest, whole_model
 from vita_audio_pl.training.settings import CHAIN, StageConfig, TrainConfig
 
 _RATES = ("learning_rate", "head_rate_factor")
@@ -86,7 +86,7 @@ def start_tokenizer(config: TrainConfig) -> Path | None:
     start = _start(config)
     if start is None or not (start / CONFIG).is_file() or not is_pretrained(start):
         return None
-    folder = start / "tokenizer" if (start / "tokenizer").is_dir() else start
+    folder = part_of(start, "tokenizer") or whole_model(start)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; copy the model's own there, so that the data gets its ids")
     return folder
