@@ -70,6 +70,7 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             codec_folder=out / "codec",
             batch_seconds=config.batch_seconds,
             decoders=config.decoders,
+            codes=Path(config.codes) if config.codes else None,
             keep_audio=facts.vocabulary.continuous_input,
             device=config.device,
             dtype=config.dtype,

@@ -175,7 +175,7 @@ class PrepareConfig(CommandConfig):
         """
         if self.prune and self.parts is not None:
             raise UserError("prune=true removes what the whole recipe does not claim, so it does not go with parts=N")
-        for name in ("root", "shards", "tokenizer_folder", "codec_folder", "codes"):
+        for name in ("root", "shards", "tokenizer_folder", "codec_folder", "codes", "samples", "model", "out"):
             value = getattr(self, name)
             if value is not None and "://" in value:
                 raise UserError(
