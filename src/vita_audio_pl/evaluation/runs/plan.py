@@ -11,6 +11,7 @@ from vita_audio_pl.evaluation.identity import (
     Content,
     Identity,
     content_of,
+    digest,
     file_digests,
     model_facts,
     path_digest,
@@ -114,7 +115,8 @@ class _Facts:
     @classmethod
     def of(cls, config: EvaluateConfig, model: Path, device: str) -> "_Facts":
         bench = config.bench
-        digest, weights = model_facts(model)
+        contents, weights = model_facts(model)
+        given = {name: path_digest(folder) for name in ("codec_folder", "encoder_folder") if (folder := getattr(config, name))}
         precision = GPU_PRECISION if device.startswith("cuda") else stored_precision(model)
         # What a GPU has generated may be scored elsewhere
         others = [GPU_PRECISION, stored_precision(model)] if config.step == "score" else []
@@ -128,7 +130,7 @@ class _Facts:
             "answers": bench.answers,
         }
         return cls(
-            digest,
+            digest([contents, given]) if given else contents,
             weights,
             path_digest(codec_folder(model, config.codec_folder)),
             list(dict.fromkeys([precision, *others])),
