@@ -28,6 +28,8 @@ DECIDING = {
     "constrain_audio": [True, False],
     "max_new_tokens": [10, 20],
     "limit": [None, 1],
+    "codec_folder": [None, "m/codec", "other-codec/codec"],
+    "encoder_folder": [None, "m/codec", "m/tokenizer"],
     "judge": ["whisper", "paraformer"],
     "judge_model": ["m", "other-weights"],
     "speaker_model": [None, "m", "other-weights"],
@@ -111,7 +113,8 @@ def planned(world: Path, deciding: dict, other: dict):
     )  # fmt: skip
     names = ("mode", "verify", "constrain_audio", "limit", "missing_audio")
     files = {
-        name: deciding[name] and str(place / deciding[name]) for name in ("judge_model", "speaker_model", "mos_model")
+        name: deciding[name] and str(place / deciding[name])
+        for name in ("judge_model", "speaker_model", "mos_model", "codec_folder", "encoder_folder")
     }
     more = {name: value for name, value in other.items() if name not in ("title", "incomparable", "copied")}
     config = EvaluateConfig(

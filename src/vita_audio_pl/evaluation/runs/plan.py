@@ -116,7 +116,11 @@ class _Facts:
     def of(cls, config: EvaluateConfig, model: Path, device: str) -> "_Facts":
         bench = config.bench
         contents, weights = model_facts(model)
-        given = {name: path_digest(folder) for name in ("codec_folder", "encoder_folder") if (folder := getattr(config, name))}
+        given = {
+            name: path_digest(folder)
+            for name in ("codec_folder", "encoder_folder")
+            if (folder := getattr(config, name))
+        }
         precision = GPU_PRECISION if device.startswith("cuda") else stored_precision(model)
         # What a GPU has generated may be scored elsewhere
         others = [GPU_PRECISION, stored_precision(model)] if config.step == "score" else []
