@@ -383,7 +383,7 @@ def hand_over(
         for name, value in weights.items():
             parameters[name].copy_(value)
     with whole_folder(folder.model, "trained model", replace=True) as aside:
-        how = {"decode_pattern": config.decode_pattern, "first_code": data.vocabulary.first_code}
+        how: dict[str, Any] = {"decode_pattern": config.decode_pattern, "first_code": data.vocabulary.first_code}
         lora = config.model.lora
         if lora.only and parent_folder is not None:  # `check_adapters` has refused any other
             adapters = {name: value for name, value in parameters.items() if ".lora_" in name}
