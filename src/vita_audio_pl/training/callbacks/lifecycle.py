@@ -70,7 +70,7 @@ class Resume(Callback):
         if trainer.is_global_zero:
             print(f"going on from {checkpoint.path.name}", flush=True)
         resume(checkpoint, trainer)
-        trainer.datamodule.load_state_dict(checkpoint.state["data"])  # type: ignore[attr-defined]
+        trainer.datamodule.load_state_dict(checkpoint.state["data"])  # type: ignore[attr-defined]  # set by `fit`
         for name, part in self.stateful.items():
             part.resume_from(checkpoint.state[name])
         for logger in trainer.loggers:
@@ -159,7 +159,7 @@ class Checkpointing(Callback):
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         """Write a checkpoint of the step just done; all ranks call it."""
-        state = {"data": trainer.datamodule.state_dict()}  # type: ignore[attr-defined]
+        state = {"data": trainer.datamodule.state_dict()}  # type: ignore[attr-defined]  # set by `fit`
         state |= {name: part.state() for name, part in self.stateful.items()}
         self.writer.save(trainer, module.speech_lm, state, doubt=self.guard.doubt)
 

@@ -126,7 +126,7 @@ class Engine:
 
     def norm_of_last_step(self, module: nn.Module) -> Tensor | float | None:
         """Gradient norm before clipping of the step just done, over all ranks."""
-        return module.grad_norm  # type: ignore[return-value]
+        return module.grad_norm  # type: ignore[return-value]  # SpeechLMModule keeps it
 
     def left_out_last_step(self) -> bool:
         """Whether a bad step just done has changed nothing; `drop_gradients` sees to it."""

@@ -47,7 +47,7 @@ class ZeroEngine(Engine):
             config["zero_force_ds_cpu_optimizer"] = False
 
     def precision(self) -> Precision:
-        return DeepSpeedWeights(self.settings.precision)  # type: ignore[arg-type]
+        return DeepSpeedWeights(self.settings.precision)  # type: ignore[arg-type]  # `check_precision` knows it
 
     def averaging(self, accumulate: int) -> int:
         return super().averaging(accumulate) * accumulate  # Lightning and DeepSpeed both divide by it
