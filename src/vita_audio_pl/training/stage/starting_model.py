@@ -32,15 +32,15 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     generator = torch.Generator().manual_seed(config.seed)
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
     if parent is not None:
-        model = load_model(parent, attention=config.model.attention, dtype=dtype)
+        model = load_model(parent, attention=config.model.kernel, dtype=dtype)
     elif config.model.pretrained is not None:
-        model = load_backbone(_folder(config.model.pretrained), attention=config.model.attention, dtype=dtype)
+        model = load_backbone(_folder(config.model.pretrained), attention=config.model.kernel, dtype=dtype)
         resize_vocabulary(model, vocabulary.size, generator)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             backbone = backbone_config(config.model, vocabulary)
-            model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.attention)).to(dtype)
+            model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.kernel)).to(dtype)
     if config.variant.hears_by_encoder and model.speech_input is None:
         encoder = SenseVoiceEncoder.load(encoder_folder(config))
         with torch.random.fork_rng(devices=[]):

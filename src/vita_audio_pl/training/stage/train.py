@@ -378,7 +378,7 @@ def hand_over(
         weights: whole values of the parameters that trained, by name; the others are the starting model's.
     """
     model = starting_model(config, data.vocabulary, parent_folder)
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
