@@ -12,16 +12,22 @@ _MACHINE_ERRNOS = frozenset(
 _MACHINE_ERRORS = frozenset({"OutOfMemoryError", "AcceleratorError", "CudaError"})
 
 
+_LONGEST, _BEGINNING = 1400, 900  # characters of a sentence, and those before a cut
+
+
 class UserError(Exception):
     """A mistake that a person can mend: one sentence that says what is wrong, where, and what to do.
 
-    Entry points print the sentence and exit with its status; library callers may catch it.
+    Entry points print the sentence and exit with its status; library callers may catch it. A name or a value out of a
+    damaged file may have thousands of characters: a sentence of more than a screen is cut in its middle.
 
     Args:
         status: exit status of a command that ends by it.
     """
 
     def __init__(self, sentence: str = "", status: int = 2) -> None:
+        if len(sentence) > _LONGEST and "\n" not in sentence:
+            sentence = f"{sentence[:_BEGINNING]} ... {sentence[_BEGINNING - _LONGEST :]}"
         super().__init__(sentence)
         self.status = status
 

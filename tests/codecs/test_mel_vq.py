@@ -180,7 +180,14 @@ def test_bad_waves_codes_and_settings_are_refused(speech):
             speech.codec.decode(codes)
     with pytest.raises(UserError, match=r"too few for 512 codes; give at least 82 s"):
         MelVQ.fit([good])
-    for wrong in ({"frames_per_code": 3}, {"hop": 0}, {"hop": 12.5}, {"quietest": 0.0}, {"pca_size": 10_000}):
+    for wrong in (
+        {"frames_per_code": 3},
+        {"hop": 0},
+        {"hop": 65},
+        {"hop": 12.5},
+        {"quietest": 0.0},
+        {"pca_size": 10_000},
+    ):
         with pytest.raises(ValueError, match="mel_vq"):
             MelVQConfig(**wrong)
     assert speech.codec.encode([]) == [] and speech.codec.decode_batch([]) == []

@@ -64,6 +64,8 @@ class MelVQConfig:
             raise ValueError(f"mel_vq: quietest must lie between 0 and 1, not {reprlib.repr(self.quietest)}")
         if self.frames_per_code < spectral.OVERLAP:
             raise ValueError(f"mel_vq: frames_per_code must be at least {spectral.OVERLAP}, the frames of a window")
+        if self.hop % 2:
+            raise ValueError(f"mel_vq: hop is {self.hop}, and must be even")
         if self.pca_size > self.n_mels * self.frames_per_code:
             raise ValueError("mel_vq: pca_size exceeds n_mels * frames_per_code")
 
