@@ -23,15 +23,16 @@ def validations(monkeypatch, name: str, values: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    ("name", "values", "more"),
     [
-        ("val/loss", [5.0, 3.0, math.nan, 4.0, 4.0, 3.0]),
-        ("val/toy/accuracy_main", [0.1, 0.5, math.nan, 0.2, 0.2, 0.5]),
+        ("val/loss", [5.0, 3.0, math.nan, 4.0, 4.0, 3.0], ()),
+        ("val/toy/accuracy_main", [0.1, 0.5, math.nan, 0.2, 0.2, 0.5], ()),
+        ("val/toy/accuracy_main", [0.5, 0.1, math.nan, 0.2, 0.2, 0.1], ("callbacks.keep_best_when=lower",)),
     ],
 )
-def test_the_best_is_kept_beside_the_last(trained, monkeypatch, name, values):
+def test_the_best_is_kept_beside_the_last(trained, monkeypatch, name, values, more):
     validations(monkeypatch, name, values)
-    folder = trained("align", *STAGE, f"callbacks.keep_best_by={name}")
+    folder = trained("align", *STAGE, f"callbacks.keep_best_by={name}", *more)
     assert best_checkpoint(folder.checkpoints) == {"step": 4, "metric": name, "value": values[1]}
     assert [step_of(path) for path in complete_checkpoints(folder.checkpoints)] == [4, 11, 12]
 

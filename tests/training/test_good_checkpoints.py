@@ -27,7 +27,7 @@ from vita_audio_pl.training.checkpoints.folders import (
     complete_checkpoints,
     step_of,
 )
-from vita_audio_pl.training.checkpoints.parts import damage, open_checkpoint, read_state
+from vita_audio_pl.training.checkpoints.parts import damage, open_checkpoint, read_state, weights_of_checkpoint
 from vita_audio_pl.training.checkpoints.restore import newest_usable
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.stage.train import train_stage
@@ -297,3 +297,12 @@ def test_a_run_without_a_checkpoint_that_can_be_read_is_not_started_over_unasked
             trained("align", *stage)
     assert json.loads((folder.root / "identity.json").read_text())
     assert trained("align", *stage, "force=true").finished
+
+
+def test_the_last_checkpoint_has_the_weights_that_are_handed_over_or_is_refused(of_two_steps):
+    handed_over = load_file(of_two_steps.parent / "model" / "model.safetensors")
+    found = weights_of_checkpoint(of_two_steps / "step-00000004.ckpt")
+    assert found and all(value.equal(handed_over[name]) for name, value in found.items())
+    part = of_two_steps / "step-00000004.ckpt" / "part-00000.safetensors"
+    with flipped(part, 4 * part.stat().st_size), pytest.raises(UserError, match="cannot be used: .*are not what was"):
+        weights_of_checkpoint(part.parent)

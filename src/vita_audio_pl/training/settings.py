@@ -323,6 +323,12 @@ class CallbacksConfig:
     keep_best_by: str | None = setting(
         None, "metric of validation, as val/loss: its best checkpoint is kept beside the last; null = none is"
     )
+    keep_best_when: str | None = setting(
+        None, "which values of it are better; null = higher for accuracies", choices=("lower", "higher")
+    )
+    go_on_from: int | None = setting(
+        None, "step of the checkpoint to go back to, once for a command; null = the newest", at_least=0
+    )
     progress_bar: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)

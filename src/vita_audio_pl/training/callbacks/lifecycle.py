@@ -7,24 +7,30 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.guard import StepGuard
-from vita_audio_pl.training.callbacks.monitor import Monitor
 from vita_audio_pl.training.callbacks.proof import TrainingProof
 from vita_audio_pl.training.checkpoints.folders import (
     BAD,
     DOUBT,
+    ENDED,
     GOOD,
     REASON,
+    WENT_BACK,
     best_checkpoint,
     checkpoint_name,
     checkpoints,
     complete_checkpoints,
     mark_best,
+    note_step,
+    noted_step,
+    set_apart,
+    step_of,
 )
+from vita_audio_pl.training.checkpoints.loop_progress import end_here
 from vita_audio_pl.training.checkpoints.restore import restore_newest, resume
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
@@ -46,16 +52,30 @@ class Stateful(Protocol):
 class Resume(Callback):
     """Goes on from the last checkpoint that can be read. Must stand first: the other callbacks start from what it restores.
 
+    Args:
+        go_back_to: step of the checkpoint to go on from; newer ones are set apart.
+
     Raises:
         UserError: there are checkpoints, and none of them can be used: starting over is not this callback's to decide.
     """
 
-    def __init__(self, writer: CheckpointWriter, engine: Engine, stateful: Mapping[str, Stateful]) -> None:
-        self.writer, self.engine, self.stateful = writer, engine, stateful
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        engine: Engine,
+        stateful: Mapping[str, Stateful],
+        go_back_to: int | None = None,
+    ) -> None:
+        self.writer, self.engine, self.stateful, self.go_back_to = writer, engine, stateful, go_back_to
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         self.writer.prepare(trainer)
+        failure = trainer.strategy.broadcast(self._go_back() if trainer.is_global_zero else None)
+        if failure is not None:
+            raise UserError(failure)
+        if self.writer.local is not None and trainer.local_rank == 0:
+            self.writer.local.forget_what_is_newer()
         checkpoint = restore_newest(
             trainer, self.writer.folder, GOOD, DOUBT, model=module.speech_lm, engine=self.engine
         )
@@ -76,13 +96,37 @@ class Resume(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
                 logger.cut_after(trainer.global_step)
+        if trainer.strategy.broadcast(noted_step(self.writer.folder / ENDED)) == checkpoint.step:
+            end_here(trainer)  # killed before the hand-over
+
+    def _go_back(self) -> str | None:
+        """Set apart what is newer than the checkpoint that was asked for; what is wrong with that."""
+        folder, step = self.writer.folder, self.go_back_to
+        note = folder / WENT_BACK
+        if step is None:
+            note.unlink(missing_ok=True)
+            return None
+        if noted_step(note) == step:  # a job that is started again gives the same command
+            print(f"this run went back to step {step} before; to go back again, remove {note}", flush=True)
+            return None
+        there = checkpoints(folder, GOOD, DOUBT)
+        if step not in map(step_of, there):
+            listed = ", ".join(str(step_of(path)) for path in there) or "none"
+            return f"callbacks.go_on_from={step}: {folder} has no checkpoint of that step; there are {listed}"
+        for path in there:
+            if step_of(path) > step:
+                print(f"{path.name} is kept as {set_apart(path, f'the run went back to step {step}')}", flush=True)
+        (folder / ENDED).unlink(missing_ok=True)
+        note_step(note, step)
+        return None
 
 
-def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str]) -> None:
+def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str], any_name: bool = False) -> None:
     """Refuse to keep the best checkpoint by what validation will not give.
 
     Args:
         held_out: sources with held-out data.
+        any_name: callbacks of the user's own may log other figures.
 
     Raises:
         UserError: with the names that come nearest.
@@ -94,7 +138,7 @@ def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str]) -> No
             f"callbacks.keep_best_by={name}: this stage has no held-out data to validate on; leave it out, or prepare some"
         )
     figures = validation_figures(n_heads, held_out)
-    if name not in figures:
+    if name not in figures and not any_name:
         near = difflib.get_close_matches(name, figures, 3, 0.0)
         raise UserError(f"callbacks.keep_best_by={name} is no figure of validation; did you mean {' or '.join(near)}?")
 
@@ -104,8 +148,12 @@ class Checkpointing(Callback):
 
     Args:
         guard: says whether the state that is saved is in doubt.
-        best_by: the figure, of `monitor`; None keeps the last alone. Of accuracies more is better, of losses less.
+        best_by: the figure, of validation or logged by another callback; None keeps the last alone.
+        best_when: "lower" or "higher"; None is higher for accuracies and lower for others.
     """
+
+    preempted = False
+    """Whether the run leaves before its last step, to go on later."""
 
     def __init__(
         self,
@@ -113,11 +161,12 @@ class Checkpointing(Callback):
         guard: StepGuard,
         stateful: Mapping[str, Stateful],
         every: int,
-        monitor: Monitor,
         best_by: str | None = None,
+        best_when: str | None = None,
     ) -> None:
         self.writer, self.guard, self.stateful, self.every = writer, guard, stateful, every
-        self.monitor, self.best_by = monitor, best_by
+        accuracy = "accuracy" in str(best_by).rpartition("/")[2]
+        self.best_by, self._higher = best_by, accuracy if best_when is None else best_when == "higher"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -131,30 +180,42 @@ class Checkpointing(Callback):
         assert isinstance(module, SpeechLMModule)
         if self.best_by is None:
             return
-        if trainer.is_global_zero and self.best_by not in self.monitor.validation:
-            there = ", ".join(sorted(self.monitor.validation))
+        figures = trainer.callback_metrics
+        if trainer.is_global_zero and self.best_by not in figures:
+            there = ", ".join(sorted(name for name in figures if name.startswith("val/")))
             print(
                 f"callbacks.keep_best_by={self.best_by}: this validation has no such figure, only {there}", flush=True
             )
-        if not trainer.strategy.broadcast(self._is_best()):  # rank 0 decides for all: to save is collective
+        value = float(figures.get(self.best_by, math.nan))
+        if not trainer.strategy.broadcast(self._is_best(value)):  # rank 0 decides for all: to save is collective
             return
         self.save(trainer, module)
         self.writer.finish()
         step = trainer.global_step
         if trainer.is_global_zero and (self.writer.folder / checkpoint_name(step)).is_dir():  # not where it was spoilt
-            mark_best(self.writer.folder, step, self.best_by, self.monitor.validation[self.best_by])
+            mark_best(self.writer.folder, step, self.best_by, value)
 
-    def _is_best(self) -> bool:
-        value = self.monitor.validation.get(self.best_by or "")
-        if value is None or not math.isfinite(value) or self.guard.doubt:
+    def _is_best(self, value: float) -> bool:
+        if not math.isfinite(value) or self.guard.doubt:
             return False
         best = best_checkpoint(self.writer.folder)
         if best is None or best["metric"] != self.best_by:
             return True
         before: float = best["value"]
-        return value > before if "accuracy" in str(self.best_by).rpartition("/")[2] else value < before
+        return value > before if self._higher else value < before
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
+        if trainer.should_stop and not self.preempted and trainer.global_step < trainer.max_steps:
+            # another callback, as EarlyStopping, has ended the stage here
+            self.save(trainer, module)
+            self.writer.finish()
+            if trainer.is_global_zero:
+                note_step(self.writer.folder / ENDED, trainer.global_step)
+                print(
+                    f"stage '{module.stage.name}' is ended by a callback after step {trainer.global_step}", flush=True
+                )
+            end_here(trainer)
         self.writer.end(trainer)
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
@@ -182,6 +243,9 @@ class HandOver(Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         if trainer.global_step >= trainer.max_steps:  # killed between the last step and the hand-over: no step is left
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    callback.on_train_end(trainer, module)
             self._conclude(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Callbacks that tell the run's owner how it goes: figures to the loggers, a bar or plain lines to the terminal."""
+"""Callbacks that tell how a run goes: figures to the loggers and to other callbacks, a bar or plain lines to the terminal."""
 
 import sys
 import time
@@ -104,6 +104,9 @@ class Monitor(Callback):
     def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
         self.latest |= figures
         self.step = step
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+        )
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)
 

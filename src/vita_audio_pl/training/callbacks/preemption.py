@@ -68,7 +68,7 @@ class Preemption(Callback):
             self.checkpointing.save(trainer, module)
             writer.finish()
             self.left_at = trainer.global_step
-            trainer.should_stop = True
+            trainer.should_stop = self.checkpointing.preempted = True
             by_hand = signalled == signal.SIGINT
             self.status = INTERRUPTED if by_hand else TRY_AGAIN
             if trainer.is_global_zero:

@@ -30,6 +30,8 @@ from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS, STAGE
 STATE = "state.json"
 ASIDE = ".tmp"
 BEST = "best.json"
+ENDED = "ended.json"  # the step that a callback made the last one
+WENT_BACK = "went_back.json"  # the step that a command asked to go on from
 LAUNCH = "launch"
 FORMAT = 3
 GOOD, DOUBT, BAD = ".ckpt", ".doubt", ".bad"
@@ -75,6 +77,18 @@ def best_checkpoint(folder: Path) -> dict[str, Any] | None:
 def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
     """Keep the checkpoint of `step` as the best by `metric`."""
     write_json(folder / BEST, {"step": step, "metric": metric, "value": value})
+
+
+def note_step(note: Path, step: int) -> None:
+    """Note a step in a file of the checkpoints' folder, `ENDED` or `WENT_BACK`."""
+    write_json(note, {"step": step})
+
+
+def noted_step(note: Path) -> int | None:
+    """What `note_step` has noted; None where nothing can be read."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return int(json.loads(note.read_text(encoding="utf-8"))["step"])
+    return None
 
 
 def set_apart(checkpoint: Path, reason: str) -> Path:

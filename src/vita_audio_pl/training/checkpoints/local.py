@@ -107,6 +107,13 @@ class LocalCheckpoints:
                     remove_or_say(path)
         trainer.strategy.barrier("local checkpoints are brought home")
 
+    def forget_what_is_newer(self) -> None:
+        """Remove what is newer than all in the shared folder: the run has gone back; one rank of a node calls it."""
+        home = checkpoints(self.shared, GOOD, DOUBT)
+        for path in checkpoints(self.folder, GOOD, DOUBT, BAD):
+            if home and step_of(path) > step_of(home[-1]):
+                remove_or_say(path)
+
     def prune(self) -> None:
         """Remove all but the last that are in the shared folder; one rank of a node calls it."""
         home = complete_checkpoints(self.shared)

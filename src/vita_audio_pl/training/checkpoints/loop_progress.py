@@ -14,3 +14,8 @@ def set_progress(trainer: L.Trainer, step: int, accumulate: int) -> None:
     batches = cast(_ProcessedTracker, loop.batch_progress.total)  # declared as the class that it derives from
     batches.ready = batches.started = batches.processed = batches.completed = step * accumulate
     loop._batches_that_stepped = step
+
+
+def end_here(trainer: L.Trainer) -> None:
+    """Make the step just done the last one."""
+    trainer.fit_loop.epoch_loop.max_steps = trainer.global_step

@@ -5,6 +5,7 @@ each tensor in the part, type, first element, the one after the last, and first 
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -30,7 +31,7 @@ from vita_audio_pl.storage.checksums import (
 )
 from vita_audio_pl.training.checkpoints.folders import FORMAT, STATE, flush, step_of
 from vita_audio_pl.training.checkpoints.rng import check_rng_state
-from vita_audio_pl.training.engines.base import Engine, Held
+from vita_audio_pl.training.engines.base import WEIGHT, Engine, Held
 
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -236,6 +237,26 @@ def open_checkpoint(path: Path, ranks: Iterable[int] | None = None) -> Checkpoin
             raise
         raise ValueError(f"{at} is missing, cut or damaged ({error})") from error
     return Checkpoint(path, state, parts, {key: sorted(each, key=lambda p: p.start) for key, each in pieces.items()})
+
+
+def weights_of_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """Whole weights of the parameters that trained, by name, in the precision that was updated; frozen ones are the parent's.
+
+    Raises:
+        UserError: it is no checkpoint, is damaged, or has the format of another version.
+    """
+    try:
+        checkpoint = open_checkpoint(folder)
+        flat, wanted = {}, []
+        for name, shape in checkpoint.state["shapes"].items():
+            key = f"{WEIGHT}/{name}"
+            stored = _TYPES[checkpoint.pieces[key][0].type]
+            flat[name] = torch.empty(math.prod(shape), dtype=stored)
+            wanted.append((key, 0, flat[name]))
+        checkpoint.read(wanted)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the checkpoint {folder} cannot be used: {error}; choose another one") from error
+    return {name: value.view(checkpoint.state["shapes"][name]) for name, value in flat.items()}
 
 
 def damage(path: Path, ranks: Iterable[int] | None = None) -> str | None:

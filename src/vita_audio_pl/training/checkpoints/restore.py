@@ -20,7 +20,7 @@ from vita_audio_pl.training.checkpoints.parts import (
     this_ranks_share,
 )
 from vita_audio_pl.training.checkpoints.rng import restore_rng_state
-from vita_audio_pl.training.engines.base import WEIGHT, Engine, trained_parameters, whole_shape
+from vita_audio_pl.training.engines.base import AVERAGE, WEIGHT, Engine, trained_parameters, whole_shape
 
 
 def newest_usable(
@@ -73,12 +73,13 @@ def restore_newest(
 
     def read(checkpoint: Checkpoint) -> None:
         kinds_of = _kinds(checkpoint, model)
-        engine.expect(model, optimizer, kinds_of, checkpoint.step)
+        moments = {name: [kind for kind in kinds if kind not in (WEIGHT, AVERAGE)] for name, kinds in kinds_of.items()}
+        engine.expect(model, optimizer, moments, checkpoint.step)
         held = engine.held(model, optimizer)
         wanted = []
         with torch.no_grad():
             for name, cut in this_ranks_share(engine, held).items():
-                for kind in (WEIGHT, *kinds_of[name]):
+                for kind in held[name].tensors.keys() & {WEIGHT, *kinds_of[name]}:
                     wanted.append((f"{kind}/{name}", held[name].start + cut.start, held[name].tensors[kind][cut]))
             checkpoint.read(wanted)
 
@@ -137,7 +138,7 @@ def _of_all_ranks(trainer: L.Trainer, value: Any) -> list[Any]:
 
 
 def _kinds(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, list[str]]:
-    """Names of the moments that are stored of each parameter that trains.
+    """What is stored of each parameter that trains.
 
     Raises:
         UserError: the checkpoint is of a model with other trained parameters.
@@ -152,7 +153,7 @@ def _kinds(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, list[str
                 f"the checkpoint {checkpoint.path} has '{name}' as {tuple(shapes[name])}, the model as {shape}"
             )
     kinds = checkpoint.kinds()
-    return {name: [kind for kind in kinds.get(name, ()) if kind != WEIGHT] for name, _ in trained_parameters(model)}
+    return {name: kinds.get(name, []) for name, _ in trained_parameters(model)}
 
 
 def _exchange(engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

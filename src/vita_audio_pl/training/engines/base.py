@@ -1,6 +1,6 @@
 """What every engine offers; this one keeps the whole model on each device (one process, or DDP)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.precision import check_precision, plain_precision
 from vita_audio_pl.training.settings import TrainerConfig
 
-WEIGHT = "weight"
+WEIGHT, AVERAGE = "weight", "average"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class Engine:
     """Strategy of a run, and access to whole parameters and moments under it.
 
     `weight` and `clip` are collective: every rank calls them, in the same order.
+
+    Attributes:
+        beside: models of the same parameters, not updated by the optimiser, that checkpoints keep, by kind.
     """
 
     def __init__(self, settings: TrainerConfig) -> None:
         check_precision(settings.precision)
         self.settings = settings
+        self.beside: dict[str, Callable[[], nn.Module]] = {}
 
     @property
     def backend(self) -> str:
@@ -88,8 +92,10 @@ class Engine:
             UserError: the optimiser keeps tensors of another shape, which a checkpoint could not restore.
         """
         found = {}
+        others = {kind: dict(beside().named_parameters()) for kind, beside in self.beside.items()}
         for name, parameter in trained_parameters(model):
             tensors = {WEIGHT: parameter.detach(), **moments_of(optimizer, parameter)}
+            tensors |= {kind: beside[name].detach() for kind, beside in others.items()}
             found[name] = Held(self.first_element(parameter), {kind: flat(value) for kind, value in tensors.items()})
         return found
 

@@ -33,6 +33,8 @@ STAGE = Kind(
         "ranks/heartbeat.rank-*",
         "ranks/stacks.rank-*.txt",
         "checkpoints/best.json",
+        "checkpoints/ended.json",
+        "checkpoints/went_back.json",
         "checkpoints/local.*",
         *(f"checkpoints/step-*/{name}" for name in _CHECKPOINT),
         "samples/step-*/samples.jsonl",

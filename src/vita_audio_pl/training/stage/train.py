@@ -29,6 +29,7 @@ from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.model_folders import find_model
 from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.callbacks.extra import ExtraCallbacks
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, Stateful, check_best_by
 from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
@@ -176,7 +177,8 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             },
         )
     check_adapters(config, parent, heads_of_stage(config))
-    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out)
+    own = bool(config.callbacks.extra)
+    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out, any_name=own)
     identity = run_identity(config, data, parent)
     if rates := rates_told(config):
         _say(rates)
@@ -254,7 +256,7 @@ def _train(
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
 
     def write(weights: dict[str, Tensor]) -> None:
-        hand_over(config, data, weights, proof, parent_folder, parent, folder)
+        hand_over(config, data, weights, proof, parent_folder, parent, folder, trainer.global_step)
 
     keep, local = config.callbacks.keep_last, config.callbacks.local_checkpoints
     on_nodes = None if local is None else LocalCheckpoints(Path(local), folder.checkpoints, keep)
@@ -262,23 +264,26 @@ def _train(
     guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
     module.verdict = guard.verdict
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
-    stateful: dict[str, Stateful] = {"proof": proof, "guard": guard}
-    checkpointing = Checkpointing(writer, guard, stateful, save_every, monitor, config.callbacks.keep_best_by)
+    own = {name: callback.build() for name, callback in config.callbacks.extra.items()}
+    stateful: dict[str, Stateful] = {"proof": proof, "guard": guard, "callbacks": ExtraCallbacks(own, engine)}
+    checkpointing = Checkpointing(
+        writer, guard, stateful, save_every, config.callbacks.keep_best_by, config.callbacks.keep_best_when
+    )
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
-        Resume(writer, engine, stateful),
+        Resume(writer, engine, stateful, config.callbacks.go_on_from),
         guard,  # a bad step is undone before it can be logged or saved
         proof,
         monitor,
+        *own.values(),  # a checkpoint has what they made of the step
         checkpointing,
         preemption,
         Watchdog(folder.root / "ranks", config.callbacks.watchdog_seconds),
         *_samples(config, data, engine, model.n_heads, folder),
-        HandOver(engine, proof, write, folder.checkpoints),
     ]
     if config.callbacks.progress_bar:
         callbacks.append(ProgressReport(monitor, config.stage.name))
-    callbacks += [callback.build() for callback in config.callbacks.extra.values()]
+    callbacks.append(HandOver(engine, proof, write, folder.checkpoints))
     trainer = build_trainer(
         config,
         engine,
@@ -302,7 +307,7 @@ def _train(
         trainer.fit(module, datamodule=data.datamodule)
         if preemption.left_at is not None:
             raise SystemExit(preemption.status)
-        if trainer.global_step < config.stage.steps:
+        if trainer.global_step < trainer.max_steps:
             raise UserError(
                 f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the "
                 "same command again to go on"
@@ -371,10 +376,12 @@ def hand_over(
     parent_folder: Path | None,
     parent: StageManifest | None,
     folder: StageFolder,
+    steps: int,
 ) -> None:
     """Write the model folder aside and rename it: weights, tokenizer, codec, the encoder's front end, manifest.
 
     Args:
+        steps: that the stage has done.
         weights: whole values of the parameters that trained, by name; the others are the starting model's.
     """
     model = starting_model(config, data.vocabulary, parent_folder)
@@ -412,7 +419,7 @@ def hand_over(
             text_audio_interval_ratio=list(config.text_audio_interval_ratio),
             decode_pattern=list(config.decode_pattern),
             n_heads=model.n_heads,
-            steps=config.stage.steps,
+            steps=steps,
             frozen=proof.frozen,
             trained=proof.trained,
             speech_input=config.variant.speech_input,

@@ -1,6 +1,7 @@
 """The speech language model as a LightningModule: step, optimiser, schedule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import torch
@@ -53,9 +54,13 @@ class SpeechLMModule(L.LightningModule):
         }  # each source has batches of its own
         self.grad_norm: Tensor | None = None
         self.last_loss: Tensor = torch.zeros(())
-        self.verdict: Callable[[float], str | None] = lambda norm: None  # why a step of this gradient norm is left out
+        self.verdict: Callable[[float], str | None] = no_verdict
         self.engine, self._sharded = engine, False
         self.rate_factor = optim.schedule.build(stage.steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, as weight averaging makes one: it takes no steps, so that it needs no guard."""
+        return {**super().__getstate__(), "verdict": no_verdict}
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         # total: () with gradient, divided by the labels of the whole step
@@ -102,3 +107,8 @@ class SpeechLMModule(L.LightningModule):
         self.grad_norm = self.engine.clip(self, optimizer, self.optim.clip_norm)
         if self.grad_norm is not None and self.verdict(float(self.grad_norm)) is not None:
             self.engine.drop_gradients(optimizer)
+
+
+def no_verdict(norm: float) -> str | None:
+    """Why a step of this gradient norm is left out: None, it is not."""
+    return None

@@ -1,0 +1,71 @@
+"""Callbacks of the user's own, Lightning's among them: what a checkpoint keeps of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from torch import Tensor
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.engines.base import AVERAGE, Engine
+
+_TENSOR, _COUNT = "tensor", "n_averaged"
+
+
+class ExtraCallbacks:
+    """State of `callbacks.extra`: what their `state_dict` gives, and averaged weights beside the model's own.
+
+    Args:
+        callbacks: by name.
+        engine: that the model trains under; it is told to keep the averages.
+
+    Raises:
+        UserError: weights are to be averaged under an engine that shards them: Lightning's callback copies the whole model.
+    """
+
+    def __init__(self, callbacks: Mapping[str, Callback], engine: Engine) -> None:
+        self.callbacks = callbacks
+        for name, callback in callbacks.items():
+            if isinstance(callback, WeightAveraging):
+                if engine.settings.engine not in ("single", "ddp"):
+                    raise UserError(
+                        f"callbacks.extra.{name} averages whole weights, and trainer={engine.settings.name} shards them; "
+                        "choose trainer=ddp"
+                    )
+                engine.beside[AVERAGE] = lambda callback=callback: _averaged(callback).module.speech_lm
+
+    def state(self) -> dict[str, Any]:
+        """JSON values."""
+        states = {}
+        for name, callback in self.callbacks.items():
+            states[name] = {key: _plain(value, f"{name}.{key}") for key, value in callback.state_dict().items()}
+            if isinstance(callback, WeightAveraging):
+                states[name][_COUNT] = int(_averaged(callback).n_averaged)
+        return states
+
+    def resume_from(self, state: dict[str, Any]) -> None:
+        """Take over a `state()`; callbacks that were not there begin anew."""
+        for name in self.callbacks.keys() & state.keys():
+            callback, values = self.callbacks[name], dict(state[name])
+            if isinstance(callback, WeightAveraging):
+                _averaged(callback).n_averaged.fill_(values.pop(_COUNT, 0))
+            callback.load_state_dict({key: _rich(value) for key, value in values.items()})
+
+
+def _averaged(callback: WeightAveraging) -> Any:
+    return callback._average_model
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor) and value.numel() < 1024:
+        return {_TENSOR: value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | float | str | list | dict):
+        return value
+    raise UserError(f"callbacks.extra.{name} is a {type(value).__name__}, which a checkpoint cannot keep")
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, dict) and _TENSOR in value:
+        return torch.tensor(value[_TENSOR], dtype=getattr(torch, value["dtype"]))
+    return value
