@@ -1,11 +1,12 @@
 """Callbacks of the user's own, Lightning's among them: what a checkpoint keeps of them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.base import AVERAGE, Engine
@@ -33,7 +34,7 @@ class ExtraCallbacks:
                         f"callbacks.extra.{name} averages whole weights, and trainer={engine.settings.name} shards them; "
                         "choose trainer=ddp"
                     )
-                engine.beside[AVERAGE] = lambda callback=callback: _averaged(callback).module.speech_lm
+                engine.beside[AVERAGE] = partial(_averaged_model, callback)
 
     def state(self) -> dict[str, Any]:
         """JSON values."""
@@ -55,6 +56,11 @@ class ExtraCallbacks:
 
 def _averaged(callback: WeightAveraging) -> Any:
     return callback._average_model
+
+
+def _averaged_model(callback: WeightAveraging) -> nn.Module:
+    model: nn.Module = _averaged(callback).module.speech_lm
+    return model
 
 
 def _plain(value: Any, name: str) -> Any:
