@@ -16,6 +16,7 @@ from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import ModelConfig, TrainConfig
 
 
@@ -111,6 +112,20 @@ def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) ->
             f"model.pretrained={folder} reads the ids of its own tokenizer ({own.n_text} entries), and the shards in "
             f"{config.data.folder} hold those of another ({tokenizer.n_text} entries, {config.data.tokenizer}): prepare the "
             f"data with tokenizer_folder={folder}, or leave data.shards out, and the small spoken world is made so"
+        )
+
+
+def check_adapters(config: TrainConfig, parent: StageManifest | None, n_heads: int) -> None:
+    """Refuse `model.lora.only` where there would be new weights beside the adapters.
+
+    Raises:
+        UserError: the stage starts from a plain backbone, or adds heads.
+    """
+    if config.model.lora.only and (parent is None or parent.n_heads != n_heads):
+        raise UserError(
+            "model.lora.only=true hands over adapters of a whole model, and this stage adds "
+            f"{'audio tokens to a plain backbone' if parent is None else 'heads'}; leave it out, or start from a model that has "
+            "them"
         )
 
 

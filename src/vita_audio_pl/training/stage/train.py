@@ -59,7 +59,7 @@ from vita_audio_pl.training.run_folder.origin import is_pretrained, rates_told
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.invocation import again, invoked
 from vita_audio_pl.training.stage.launch import rank_of_launch
-from vita_audio_pl.training.stage.starting_model import starting_model
+from vita_audio_pl.training.stage.starting_model import check_adapters, starting_model
 from vita_audio_pl.training.stage.trainer import build_trainer, check_devices, micro_batches
 from vita_audio_pl.training.step.freezing import Frozen, freeze
 from vita_audio_pl.training.step.module import SpeechLMModule
@@ -201,20 +201,6 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             if folder.model.exists():
                 _say(f"stage '{config.stage.name}' is not finished, and goes on: {model_damage(folder.model)}")
             return _train(config, data, folder, parent_folder, parent)
-
-
-def check_adapters(config: TrainConfig, parent: StageManifest | None, n_heads: int) -> None:
-    """Refuse `model.lora.only` where there would be new weights beside the adapters.
-
-    Raises:
-        UserError: the stage starts from a plain backbone, or adds heads.
-    """
-    if config.model.lora.only and (parent is None or parent.n_heads != n_heads):
-        raise UserError(
-            "model.lora.only=true hands over adapters of a whole model, and this stage adds "
-            f"{'audio tokens to a plain backbone' if parent is None else 'heads'}; leave it out, or start from a model that has "
-            "them"
-        )
 
 
 def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | None) -> tuple[SpeechLMModule, Frozen]:
