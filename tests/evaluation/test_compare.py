@@ -8,7 +8,7 @@ from test_runner import SENTENCES, SpellingToolbox, evaluation, run_all
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import tts_item
-from vita_audio_pl.evaluation.records import Heard
+from vita_audio_pl.evaluation.records import Transcript
 from vita_audio_pl.evaluation.runs.jobs import Decoding
 from vita_audio_pl.evaluation.runs.results import write_results
 from vita_audio_pl.evaluation.scores.compare import compare_modes, compare_results
@@ -23,7 +23,7 @@ class Stammering(SpellingToolbox):
 
     def listen(self, model, judge, answers, voices):
         heard = super().listen(model, judge, answers, voices)
-        return [Heard(h.id, f"{h.text} what" if int(h.id) >= 6 else h.text, h.seconds) for h in heard]
+        return [Transcript(h.id, f"{h.text} what" if int(h.id) >= 6 else h.text, h.seconds) for h in heard]
 
 
 def made(folder, toolbox=SpellingToolbox, **settings):

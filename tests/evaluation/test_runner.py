@@ -14,7 +14,7 @@ from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Identity, content_of
 from vita_audio_pl.evaluation.items import sqa_item, tts_item
-from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.runs.ranks import Share
 from vita_audio_pl.evaluation.runs.results import write_results
@@ -50,7 +50,9 @@ class SpellingToolbox:
 
     def listen(self, model, judge, answers, voices):
         self._note("listen", [answer.id for answer in answers])
-        return [Heard(a.id, bytes(a.codes).decode().replace("number 3", "number 7"), len(a.codes)) for a in answers]
+        return [
+            Transcript(a.id, bytes(a.codes).decode().replace("number 3", "number 7"), len(a.codes)) for a in answers
+        ]
 
 
 def evaluation(
@@ -235,7 +237,7 @@ def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol
             ]
 
         def listen(self, model, judge, answers, voices):
-            return [Heard(answer.id, "in the barn", 1.0) for answer in answers]
+            return [Transcript(answer.id, "in the barn", 1.0) for answer in answers]
 
     job = evaluation(tmp_path, task="sqa", items=items)
     (record,) = run_all([job], HalfDeaf(tmp_path / "log"))

@@ -8,7 +8,7 @@ import pytest
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.scores.measures import contains_answer, contains_substring, count_errors, exact_match
 from vita_audio_pl.evaluation.scores.normalisers import get_normaliser, wetext_chinese
 from vita_audio_pl.evaluation.scores.profiles import REFERENCE, STRICT
@@ -100,7 +100,7 @@ def scored(task, references, said, profile, *, codes=(1,), heard="", failure="",
     item = Item(Conversation("u", (Message("user", "?"),), ()), tuple(references))
     rules = Scoring(get_normaliser(unit), answers, profile)
     answer = Answer("u", said, codes, failure=failure)
-    rows = score_utterances(task, [item], {"u": answer}, {"u": Heard("u", heard, 1.0)}, rules)
+    rows = score_utterances(task, [item], {"u": answer}, {"u": Transcript("u", heard, 1.0)}, rules)
     return summarise(task, rows)
 
 

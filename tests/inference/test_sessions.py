@@ -135,10 +135,10 @@ def spoken():
 def recite(monkeypatch, script):
     """Makes the scorer say `script` whatever the model computes; drafts and backbone agree."""
     from vita_audio_pl.inference.scoring import Scorer
-    from vita_audio_pl.inference.sequence import Sequence
+    from vita_audio_pl.inference.sequence import DecodedSequence
 
     spots = {}
-    restriction = Sequence.restriction
+    restriction = DecodedSequence.restriction
 
     def remember(self, position):
         spots.setdefault("asked", []).append(
@@ -150,7 +150,7 @@ def recite(monkeypatch, script):
         asked, spots["asked"] = spots["asked"], []
         return [script[spot] if spot < len(script) else 0 for spot in asked]
 
-    monkeypatch.setattr(Sequence, "restriction", remember)
+    monkeypatch.setattr(DecodedSequence, "restriction", remember)
     monkeypatch.setattr(Scorer, "most_likely", say)
 
 

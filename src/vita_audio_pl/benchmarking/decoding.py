@@ -22,7 +22,7 @@ from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.runtime import Runtime
-from vita_audio_pl.inference.sequence import Options, Sequence
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 
 CODES_PER_SECOND = 12.5
@@ -138,7 +138,7 @@ class ScriptedDecoder(Decoder):
         self._random = np.random.default_rng(0)
 
     def _most_likely(
-        self, sequences: list[Sequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
+        self, sequences: list[DecodedSequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
     ) -> list[int]:
         super()._most_likely(sequences, hidden, greedy_rows, counts)
         tokens = []
@@ -259,7 +259,7 @@ def run_sessions(
     first_chunk_only: bool = False,
     encode_seconds: float = 0.0,
     clips: list[tuple[Tensor, ...]] | None = None,
-) -> list[Sequence]:
+) -> list[DecodedSequence]:
     """Decodes all prompts at once and adds what it took to `into`.
 
     A chunk ends with the audio end marker, where `sounds` has given samples since the last one: a codec that holds short

@@ -46,7 +46,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Transcript:
     """What the judge understood of one spoken answer.
 
     Attributes:
@@ -63,16 +63,16 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class HeardFile:
+class TranscriptFile:
     """What the judge heard, by the hash of what it listened to; one append-only JSONL file for several runs."""
 
     path: Path
 
-    def read(self) -> dict[str, Heard]:
+    def read(self) -> dict[str, Transcript]:
         rows = _rows(self.path.read_bytes()) if self.path.is_file() else []
-        return {row.pop("sound"): Heard(**row) for row in rows if "sound" in row}
+        return {row.pop("sound"): Transcript(**row) for row in rows if "sound" in row}
 
-    def append(self, heard: dict[str, Heard]) -> None:
+    def append(self, heard: dict[str, Transcript]) -> None:
         """Add one batch with a single write, which other processes' batches do not mix with."""
         append_rows(self.path, [{"sound": sound} | asdict(one) for sound, one in heard.items()])
 

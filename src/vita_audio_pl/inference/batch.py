@@ -1,7 +1,6 @@
 """Answers to a list of prompts, several at a time."""
 
-from collections.abc import Collection, Iterable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
@@ -11,23 +10,23 @@ from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sampling import Greedy, Sampling
-from vita_audio_pl.inference.sequence import Options, Sequence
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM
 
 
 def generate(
     model: SpeechLM | Runtime,
-    prompts: SequenceOf[SequenceOf[int]],
+    prompts: Sequence[Sequence[int]],
     pattern: DecodePattern,
     *,
     max_new_tokens: int,
     stop_ids: Iterable[int] = (),
-    sampling: Sampling | SequenceOf[Sampling] = Greedy,
+    sampling: Sampling | Sequence[Sampling] = Greedy,
     constraint: SpanConstraint | None = None,
     verify: str = "none",
     batch_size: int = 8,
-    clips: SequenceOf[SequenceOf[Tensor]] | None = None,
+    clips: Sequence[Sequence[Tensor]] | None = None,
     graphs: bool | None = None,
 ) -> list[Generation]:
     """Decodes every prompt; the answers come in the prompts' order.
@@ -70,7 +69,7 @@ def generate(
     )
     results: list[Generation | None] = [None] * len(prompts)
     waiting = list(enumerate(prompts))[::-1]
-    running: dict[Sequence, int] = {}
+    running: dict[DecodedSequence, int] = {}
     while waiting or running:
         while waiting and decoder.free_slots:
             number, prompt = waiting.pop()

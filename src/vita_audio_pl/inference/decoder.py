@@ -8,8 +8,7 @@ so sequences that joined at different times fall into step, and head k runs once
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +18,10 @@ from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.graphs import GraphedPasses, recurring_shapes
 from vita_audio_pl.inference.rows import Rows, Span
-from vita_audio_pl.inference.runtime import Heard, Runtime
+from vita_audio_pl.inference.runtime import AudioStates, Runtime
 from vita_audio_pl.inference.scoring import Scorer
 from vita_audio_pl.inference.screening import NOT_FINITE
-from vita_audio_pl.inference.sequence import Options, Sequence
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.inference.verify import agreeing, speculative
 
 PREFILL_CHUNK = 512
@@ -78,8 +77,8 @@ class Decoder:
         self._graphed = GraphedPasses(runtime, self.cache) if _chosen(graphs, runtime.device) else None
         self._passes: Runtime | GraphedPasses = self._graphed or runtime
         self.seconds: dict[str, float] = defaultdict(float)
-        self.errors: dict[Sequence, UserError] = {}
-        self._sequences: list[Sequence | None] = [None] * slots
+        self.errors: dict[DecodedSequence, UserError] = {}
+        self._sequences: list[DecodedSequence | None] = [None] * slots
         self._lock = threading.RLock()
         self._clock = clock
 
@@ -88,7 +87,7 @@ class Decoder:
         """Sequences that could join now."""
         return self._sequences.count(None)
 
-    def open(self, prompt: SequenceOf[int], options: Options, clips: SequenceOf[Tensor] = ()) -> Sequence:
+    def open(self, prompt: Sequence[int], options: Options, clips: Sequence[Tensor] = ()) -> DecodedSequence:
         """Adds a sequence; it is decoded from the next round on.
 
         clips: features of the prompt's audio, for models that hear through an encoder.
@@ -101,7 +100,7 @@ class Decoder:
         with self._lock:
             return self._open(prompt, options, clips)
 
-    def _open(self, prompt: SequenceOf[int], options: Options, clips: SequenceOf[Tensor]) -> Sequence:
+    def _open(self, prompt: Sequence[int], options: Options, clips: Sequence[Tensor]) -> DecodedSequence:
         if not self.free_slots:
             raise UserError(f"all {len(self._sequences)} sessions are taken; close one, or decode with more")
         capacity, vocabulary = self.cache.capacity, self.runtime.vocab_size
@@ -117,18 +116,18 @@ class Decoder:
         if self._graphed is not None:
             self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, options.verify != "none"))
         slot = self._sequences.index(None)
-        sequence = Sequence(slot, prompt, options, self.n_heads, self._hear(prompt, clips))
+        sequence = DecodedSequence(slot, prompt, options, self.n_heads, self._hear(prompt, clips))
         self._sequences[slot] = sequence
         return sequence
 
     @torch.inference_mode()
-    def _hear(self, prompt: SequenceOf[int], clips: SequenceOf[Tensor]) -> dict[int, Tensor]:
+    def _hear(self, prompt: Sequence[int], clips: Sequence[Tensor]) -> dict[int, Tensor]:
         """What the backbone reads at the positions of the prompt that stand for audio."""
         places = [p for p, token in enumerate(prompt) if token == self.runtime.place_of_audio]
         self.runtime.check_clips(clips, len(places))
         return dict(zip(places, self.runtime.hear(clips), strict=True)) if clips else {}
 
-    def close(self, sequence: Sequence) -> None:
+    def close(self, sequence: DecodedSequence) -> None:
         """Takes a sequence out; its slot is free again."""
         with self._lock:
             if self._sequences[sequence.slot] is sequence:
@@ -145,7 +144,7 @@ class Decoder:
         with self._lock:
             self._step()
 
-    def step_for(self, sequence: Sequence, n_written: int) -> None:
+    def step_for(self, sequence: DecodedSequence, n_written: int) -> None:
         """Rounds until `sequence` has more than `n_written` tokens or is finished; what other threads did counts."""
         while True:
             with self._lock:
@@ -165,12 +164,12 @@ class Decoder:
                 break
             self._head_pass(k, drafting)
 
-    def _backbone_pass(self, sequences: list[Sequence]) -> None:
+    def _backbone_pass(self, sequences: list[DecodedSequence]) -> None:
         begun = self._clock()
         kind = "prefill" if all(not s.writers for s in sequences) else "backbone"
         stops = [min(len(s.ids), s.read[0] + PREFILL_CHUNK) for s in sequences]
         rows, hidden = self._run(0, sequences, stops)
-        ready: list[Sequence] = []
+        ready: list[DecodedSequence] = []
         wanted: list[int] = []
         for sequence, stop, last in zip(sequences, stops, rows.last, strict=True):
             sequence.backbone_passes += 1
@@ -181,7 +180,7 @@ class Decoder:
             self._settle(ready, hidden[wanted] if len(wanted) < rows.total else hidden)
         self.seconds[kind] += self._clock() - begun
 
-    def _head_pass(self, k: int, sequences: list[Sequence]) -> None:
+    def _head_pass(self, k: int, sequences: list[DecodedSequence]) -> None:
         begun = self._clock()
         rows, hidden = self._run(k + 1, sequences, [len(s.ids) for s in sequences])
         for sequence in sequences:
@@ -197,19 +196,21 @@ class Decoder:
                 sequence.write_head(token, proposal)
         self.seconds["heads"] += self._clock() - begun
 
-    def _run(self, predictor: int, sequences: list[Sequence], stops: list[int]) -> tuple[Rows, Tensor]:
+    def _run(self, predictor: int, sequences: list[DecodedSequence], stops: list[int]) -> tuple[Rows, Tensor]:
         """Runs predictor 0 (the backbone) or k + 1 (head k) over what it has not read of `sequences` before `stops`."""
         for sequence, stop in zip(sequences, stops, strict=True):
             self._make_room(sequence, predictor, stop)
         spans = [Span(s.slot, s.read[predictor], stop) for s, stop in zip(sequences, stops, strict=True)]
         ids = [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
         rows = self.runtime.rows(predictor, spans, ids)
-        hidden = self._passes.run(predictor, rows, self.cache, _heard(sequences, spans) if predictor == 0 else None)
+        hidden = self._passes.run(
+            predictor, rows, self.cache, _audio_states(sequences, spans) if predictor == 0 else None
+        )
         for sequence, stop in zip(sequences, stops, strict=True):
             sequence.read[predictor] = stop
         return rows, hidden
 
-    def _make_room(self, sequence: Sequence, predictor: int, stop: int) -> None:
+    def _make_room(self, sequence: DecodedSequence, predictor: int, stop: int) -> None:
         """Lets the next head read what rows up to `stop` of `predictor` would push out of the window."""
         reader = predictor + 1
         if reader > sequence.n_heads or stop - sequence.read[reader] < self.cache.window:
@@ -218,7 +219,7 @@ class Decoder:
         self._run(reader, [sequence], [available])
         sequence.head_passes += 1
 
-    def _settle(self, sequences: list[Sequence], hidden: Tensor) -> None:
+    def _settle(self, sequences: list[DecodedSequence], hidden: Tensor) -> None:
         """Commits what the backbone says: the drafts that hold, and its own token after them.
 
         hidden: for each sequence in turn, the rows of its last committed token and of every draft.
@@ -240,7 +241,7 @@ class Decoder:
             sequence.run = 0
 
     def _most_likely(
-        self, sequences: list[Sequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
+        self, sequences: list[DecodedSequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
     ) -> list[int]:
         """Largest logits of the last `counts` rows of the `greedy_rows` sequences; `hidden` holds all sequences' rows."""
         if not greedy_rows:
@@ -252,7 +253,7 @@ class Decoder:
             hidden = torch.cat([pieces[i] for i in greedy_rows])
         return self.scorer.most_likely(hidden, restrictions)
 
-    def _draw_draft(self, sequence: Sequence, hidden: Tensor) -> tuple[int, Tensor | None]:
+    def _draw_draft(self, sequence: DecodedSequence, hidden: Tensor) -> tuple[int, Tensor | None]:
         """A head's token and, under sampled verification, the distribution it was drawn from."""
         part, chances = self.scorer.distribution(hidden, sequence, len(sequence.ids) - 1)
         if not bool(chances.isfinite().all()):
@@ -260,7 +261,7 @@ class Decoder:
         token = part.token(sequence.sampler.draw(chances))
         return token, chances if sequence.options.verify == "sample" else None
 
-    def _draw_own(self, sequence: Sequence, hidden: Tensor) -> tuple[int, int]:
+    def _draw_own(self, sequence: DecodedSequence, hidden: Tensor) -> tuple[int, int]:
         """Drafts kept and the backbone's own token after them, both drawn; `hidden: (drafts + 1, hidden_size)`."""
         first = len(sequence.ids) - 1 - sequence.drafts
         scored = [self.scorer.distribution(row, sequence, first + i) for i, row in enumerate(hidden)]
@@ -276,7 +277,7 @@ class Decoder:
         kept = agreeing(drafts, tokens)
         return kept, tokens[kept]
 
-    def _fail(self, sequence: Sequence) -> None:
+    def _fail(self, sequence: DecodedSequence) -> None:
         sequence.finished = True
         self.cache.clear(sequence.slot)  # a NaN left behind would reach the slot's next sequence through masked places
         self.errors[sequence] = UserError(
@@ -288,7 +289,7 @@ def _chosen(graphs: bool | None, device: torch.device) -> bool:
     return device.type == "cuda" if graphs is None else graphs
 
 
-def _heard(sequences: list[Sequence], spans: list[Span]) -> Heard | None:
+def _audio_states(sequences: list[DecodedSequence], spans: list[Span]) -> AudioStates | None:
     """What the backbone hears at the rows of `spans`, if anything."""
     rows: list[int] = []
     states: list[Tensor] = []
@@ -299,4 +300,4 @@ def _heard(sequences: list[Sequence], spans: list[Span]) -> Heard | None:
             rows += [first + p - span.start for p in places]
             states += [sequence.states[p] for p in places]
         first += span.length
-    return Heard(rows, torch.stack(states)) if rows else None
+    return AudioStates(rows, torch.stack(states)) if rows else None

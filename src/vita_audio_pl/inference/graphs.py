@@ -16,7 +16,7 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.rows import Rows, Span
-from vita_audio_pl.inference.runtime import Heard, Runtime
+from vita_audio_pl.inference.runtime import AudioStates, Runtime
 from vita_audio_pl.interleave import DecodePattern
 
 SHORTEST_CONTEXT = 256
@@ -164,14 +164,14 @@ class GraphedPasses:
                 if fits and (shape, context) not in self._captured:
                     self._captured[shape, context] = self._captured_pass(shape, context)
 
-    def run(self, predictor: int, rows: Rows, cache: Cache, heard: Heard | None = None) -> Tensor:
+    def run(self, predictor: int, rows: Rows, cache: Cache, audio: AudioStates | None = None) -> Tensor:
         """As `Runtime.run`; the result of a captured pass is overwritten by the next one of the same shape."""
         captured = None
-        if heard is None and rows.dense and rows.slots == cache.slots:
+        if audio is None and rows.dense and rows.slots == cache.slots:
             context = next(length for length in self._contexts if length >= rows.last_key)
             captured = self._captured.get((Shape(predictor, rows.width), context))
         if captured is None:
-            return self._runtime.run(predictor, rows, cache, heard)
+            return self._runtime.run(predictor, rows, cache, audio)
         captured.rows.numbers.copy_(rows.numbers)
         captured.graph.replay()
         return captured.hidden

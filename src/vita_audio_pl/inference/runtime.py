@@ -81,7 +81,7 @@ class Head:
     layer: Layer
 
 
-class Heard(NamedTuple):
+class AudioStates(NamedTuple):
     """States `(len(rows), hidden_size)` of an audio encoder, and the rows of a pass that they are read at."""
 
     rows: list[int]
@@ -215,20 +215,20 @@ class Runtime:
             if not clip.is_floating_point() or not bool(clip.isfinite().all()):
                 raise UserError(f"the features of recording {number} are not finite numbers; read the recording again")
 
-    def run(self, predictor: int, rows: Rows, cache: Cache, heard: Heard | None = None) -> Tensor:
+    def run(self, predictor: int, rows: Rows, cache: Cache, audio: AudioStates | None = None) -> Tensor:
         """Normed hidden states `(rows.total, hidden_size)` of predictor 0 (the backbone) or k + 1 (head k).
 
         The cache takes in the rows: their keys and values, and the result for the next head.
 
-        heard: what the backbone reads in place of some tokens' embeddings (the heads read the plain ones).
+        audio: what the backbone reads in place of some tokens' embeddings (the heads read the plain ones).
         """
         places = cache.places(rows)
         cos, sin = (table.index_select(0, rows.positions) for table in self.angles)
         at = _Places(rows, cos[:, None], sin[:, None], places)
         hidden = F.embedding(rows.ids, self.embedding)
         if predictor == 0:
-            if heard is not None:
-                hidden.index_copy_(0, torch.tensor(heard.rows, device=self.device), heard.states)
+            if audio is not None:
+                hidden.index_copy_(0, torch.tensor(audio.rows, device=self.device), audio.states)
             for number, layer in enumerate(self.layers):
                 hidden = self._layer(layer, number, hidden, at, cache)
         else:

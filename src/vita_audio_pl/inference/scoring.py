@@ -9,7 +9,7 @@ from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.products import Product
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.screening import NOT_FINITE, Largest
-from vita_audio_pl.inference.sequence import Sequence
+from vita_audio_pl.inference.sequence import DecodedSequence
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Scorer:
                 tokens[row] = column if column == NOT_FINITE else part.token(column)
         return tokens
 
-    def distribution(self, hidden: Tensor, sequence: Sequence, position: int) -> tuple[Part, Tensor]:
+    def distribution(self, hidden: Tensor, sequence: DecodedSequence, position: int) -> tuple[Part, Tensor]:
         """The distribution `(choices,)` that the session's sampling makes of the token after `position`.
 
         hidden: `(hidden_size,)` of that position, from whichever predictor writes the token.

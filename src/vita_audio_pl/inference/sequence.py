@@ -1,7 +1,6 @@
 """One sequence while it is being decoded: its tokens, how far each predictor has read them, and what comes next."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -73,7 +72,7 @@ class Options:
             )
 
 
-class Sequence:
+class DecodedSequence:
     """State of one answer; the caches hold the matching rows in `slot`.
 
     Attributes:
@@ -88,7 +87,7 @@ class Sequence:
     def __init__(
         self,
         slot: int,
-        prompt: SequenceOf[int],
+        prompt: Sequence[int],
         options: Options,
         n_heads: int,
         states: Mapping[int, Tensor] | None = None,

@@ -1,7 +1,6 @@
 """A session: one answer being written, alone or beside others, token by token."""
 
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
 from torch import Tensor
@@ -37,7 +36,7 @@ class Session:
     def __init__(
         self,
         decoder: Decoder,
-        prompt: SequenceOf[int],
+        prompt: Sequence[int],
         pattern: DecodePattern,
         *,
         max_new_tokens: int,
@@ -46,7 +45,7 @@ class Session:
         constraint: SpanConstraint | None = None,
         verify: str = "none",
         first_chunk: tuple[int, int] | None = None,
-        clips: SequenceOf[Tensor] = (),
+        clips: Sequence[Tensor] = (),
     ):
         options = Options(pattern, max_new_tokens, frozenset(stop_ids), sampling, constraint, verify, first_chunk)
         self._decoder = decoder

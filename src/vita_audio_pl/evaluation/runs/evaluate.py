@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vita_audio_pl.evaluation.judges.choice import judge_maker
-from vita_audio_pl.evaluation.records import HeardFile
+from vita_audio_pl.evaluation.records import TranscriptFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
 from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file, codec_folder
 from vita_audio_pl.evaluation.runs.plan import plan_evaluations
@@ -58,7 +58,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             toolbox.judge(judge)  # one that is not there is refused before the first answer
     with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
-            heard = HeardFile(Path(config.heard)) if config.heard else None
+            heard = TranscriptFile(Path(config.heard)) if config.heard else None
             records = run_evaluations(evaluations, run, share, progress, steps, heard)
 
         def complete() -> bool:

@@ -11,7 +11,14 @@ from typing import Any, Protocol, TypeVar
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Content, digest
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.records import Answer, Heard, HeardFile, RecordFile, answered_elsewhere, claim_folder
+from vita_audio_pl.evaluation.records import (
+    Answer,
+    RecordFile,
+    Transcript,
+    TranscriptFile,
+    answered_elsewhere,
+    claim_folder,
+)
 from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.runs.ranks import Share
 from vita_audio_pl.processes import worker_processes
@@ -31,7 +38,7 @@ class Toolbox(Protocol):
         """One answer for each item, in order."""
         ...
 
-    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Heard]:
+    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Transcript]:
         """What the judge hears in each answer.
 
         `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
@@ -95,7 +102,7 @@ class Records:
         return Answer.of(self.answers[id])
 
     def sound_of(self, answer: Answer) -> str:
-        """Digest of what an answer's `Heard` depends on: the judge, the codec, the codes, the voice that was asked for."""
+        """Digest of what an answer's `Transcript` depends on: the judge, the codec, the codes, the voice that was asked for."""
         identity = self.evaluation.identity
         return digest([identity.codec, dict(identity.listening), answer.codes, self.content(answer.id).voice])
 
@@ -104,8 +111,8 @@ class Records:
         """The recordings of voices that answers were to be spoken in, by id."""
         return {item.id: item.voice for item in self.evaluation.items if item.voice is not None}
 
-    def heard_of(self, id: str) -> Heard:
-        return Heard(**self.heard[id])
+    def heard_of(self, id: str) -> Transcript:
+        return Transcript(**self.heard[id])
 
 
 def run_evaluations(
@@ -114,7 +121,7 @@ def run_evaluations(
     share: Share | None = None,
     progress: Progress = lambda step, done, total: None,
     steps: Sequence[str] = STEPS,
-    heard: HeardFile | None = None,
+    heard: TranscriptFile | None = None,
 ) -> list[Records]:
     """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
 
@@ -162,10 +169,10 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
 
 
 def _listen(
-    records: Sequence[Records], share: Share, run: "Run", progress: Progress, elsewhere: HeardFile | None
+    records: Sequence[Records], share: Share, run: "Run", progress: Progress, elsewhere: TranscriptFile | None
 ) -> None:
     """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
-    known: dict[str, Heard] = {} if elsewhere is None else elsewhere.read()
+    known: dict[str, Transcript] = {} if elsewhere is None else elsewhere.read()
     units: list[tuple[Records, list[Answer]]] = []
     for record in (record for record in records if record.evaluation.listens):
         missing = record.missing(record.heard, share)
@@ -192,7 +199,7 @@ def _listen(
         known |= news
         if elsewhere is not None and news:
             elsewhere.append(news)
-        said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Heard(a.id, "", 0.0) for a in answers]
+        said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Transcript(a.id, "", 0.0) for a in answers]
         record.heard.append([asdict(one) for one in said])
         done += len(answers)
         progress("listen", done, total)

@@ -12,7 +12,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
 from vita_audio_pl.evaluation.judges.voice_quality import Naturalness, SpeakerSimilarity
-from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_folder
 from vita_audio_pl.foreign.weights import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
@@ -93,7 +93,7 @@ class ModelToolbox:
             answers[id] = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
         return [answers[item.id] for item in items]
 
-    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Heard]:
+    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Transcript]:
         """See `runner.Toolbox`."""
         if not answers:
             return []
@@ -104,7 +104,7 @@ class ModelToolbox:
         likeness = dict(zip(voices, self._likeness(voices, answers, waves, codec.sample_rate), strict=True))
         scores = self.naturalness().score(waves, codec.sample_rate) if self.naturalness else [None] * len(waves)
         return [
-            Heard(answer.id, text, len(wave) / codec.sample_rate, likeness.get(answer.id), score)
+            Transcript(answer.id, text, len(wave) / codec.sample_rate, likeness.get(answer.id), score)
             for answer, text, wave, score in zip(answers, texts, waves, scores, strict=True)
         ]
 

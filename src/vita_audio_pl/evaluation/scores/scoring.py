@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.scores.measures import (
     contains_answer,
     contains_substring,
@@ -80,7 +80,11 @@ class Scoring:
 
 
 def score_utterances(
-    task: str, items: Sequence[Item], answers: Mapping[str, Answer], heard: Mapping[str, Heard] | None, rules: Scoring
+    task: str,
+    items: Sequence[Item],
+    answers: Mapping[str, Answer],
+    heard: Mapping[str, Transcript] | None,
+    rules: Scoring,
 ) -> list[dict[str, Any]]:
     """One row per item, in order; every item has a row, whatever became of it.
 
@@ -123,7 +127,7 @@ def score_utterances(
 
 
 def score_answer(
-    task: str, references: Sequence[str], answer: Answer, heard: Heard | None, rules: Scoring
+    task: str, references: Sequence[str], answer: Answer, heard: Transcript | None, rules: Scoring
 ) -> tuple[dict[str, dict[str, int]], str]:
     """Scores of one answer by the name of the metric, and why a metric was left out, if one was.
 

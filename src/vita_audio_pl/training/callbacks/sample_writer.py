@@ -13,7 +13,7 @@ from vita_audio_pl.codecs import Codec, load_codec, write_wav
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
-from vita_audio_pl.evaluation.records import Answer, Heard
+from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import SPEAKING_TASKS, audio_file
 from vita_audio_pl.evaluation.runs.toolbox import as_answer
 from vita_audio_pl.evaluation.scores.normalisers import mixed
@@ -139,7 +139,7 @@ class SampleWriter:
                 answers[prompt.id] = as_answer(prompt.id, generation, self.vocabulary, self.tokenizer)
         return answers
 
-    def _listen(self, answers: dict[str, Answer], aside: Path, device: str) -> tuple[dict[str, Heard], bool]:
+    def _listen(self, answers: dict[str, Answer], aside: Path, device: str) -> tuple[dict[str, Transcript], bool]:
         """Sounds as files, with what the judge hears in them, and whether it listened."""
         waves: dict[str, np.ndarray] = {}
         try:
@@ -160,12 +160,12 @@ class SampleWriter:
         except Exception as error:
             self._tell("spoken samples have no WER", error)
         seconds = {id: len(wave) / codec.sample_rate for id, wave in waves.items()}
-        return {id: Heard(id, text, seconds[id]) for id, text in zip(waves, texts, strict=True)}, judged
+        return {id: Transcript(id, text, seconds[id]) for id, text in zip(waves, texts, strict=True)}, judged
 
-    def _row(self, prompt: SamplePrompt, answer: Answer, heard: Heard | None, judged: bool) -> dict[str, Any]:
+    def _row(self, prompt: SamplePrompt, answer: Answer, heard: Transcript | None, judged: bool) -> dict[str, Any]:
         """A line of `samples.jsonl`; `wer` is the rate of the task's first error metric that was measured."""
         spoken = prompt.task in SPEAKING_TASKS
-        listened = heard or Heard(prompt.id, "", 0.0) if judged else None
+        listened = heard or Transcript(prompt.id, "", 0.0) if judged else None
         scores, _ = score_answer(prompt.task, [prompt.reference], answer, listened if spoken else None, _RULES)
         row: dict[str, Any] = {
             "id": prompt.id,
