@@ -36,12 +36,12 @@ def prepare(config: PrepareConfig) -> None:
         )
         print(f"the spoken world is ready: {shards}")
         return
+    recipe = load_recipe(config.source)
     if config.root is None or config.tokenizer_folder is None:
         raise UserError(
             f"preparing '{config.source}' needs root=DIR, where the corpus lies, and tokenizer_folder=DIR, whose ids its text "
             "becomes; a source with audio needs codec_folder=DIR, too"
         )
-    recipe = load_recipe(config.source)
     make_job = partial(
         tokenize_job,
         recipe,

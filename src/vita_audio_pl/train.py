@@ -37,10 +37,14 @@ def _train(config: TrainConfig) -> float | None:
         train_chain(config, missing_parents(config), command_overrides())
 
     # torch is imported only now: the entry has set the environment that it reads, and mistakes are found quickly
+    from vita_audio_pl.data.mixture import load_mixture
     from vita_audio_pl.training.stage.data import prepared_data
     from vita_audio_pl.training.stage.train import heads_of_stage, train_stage
+    from vita_audio_pl.training.stage.trainer import check_devices
 
     n_heads = heads_of_stage(config)
+    check_devices(config.trainer)
+    load_mixture(config.stage.mixture)  # before the world is made: that takes minutes
     prepare_data(config)
     train_stage(config, prepared_data(config, n_heads))
     return stage_folder(config, config.stage.name).last_metric("val/loss")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.patience import PATIENCE
-from vita_audio_pl import train
+from vita_audio_pl import export, prepare, train
 
 
 @pytest.fixture
@@ -63,6 +63,28 @@ def test_a_missing_parent_names_the_command_that_makes_it(run):
     status, _, error = run("stage=mtp10")
     assert status == 2
     assert "python -m vita_audio_pl.train stage=mtp1" in error and "with_parents=true" in error
+
+
+def test_what_can_be_known_before_the_world_is_made_is_said_before(run, tmp_path):
+    status, _, error = run("stage.mixture=nope")
+    assert (status, list(tmp_path.glob("data"))) == (2, []) and "there is no mixture 'nope'" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (export, "the setting 'target' has no value: give target=... on the command line"),
+        (prepare, "there is no source 'librispech'"),
+    ],
+)
+def test_the_first_thing_that_is_missing_is_named(command, says, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", [command.__name__, "source=librispech", *(["root=x"] if command is prepare else [])]
+    )
+    with pytest.raises(SystemExit):
+        command.main()
+    assert says in capsys.readouterr().err
 
 
 def test_the_module_runs_as_a_command_from_any_directory(tmp_path):

@@ -121,6 +121,17 @@ def test_an_error_that_nobody_foresaw_costs_one_sample_and_is_named_with_its_pla
     PreparedSource(job.out)
 
 
+def test_what_is_written_of_a_sample_left_out_holds_no_credentials(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [chat(f"s{i}", "<|audio|>", audios=["https://me:SECRET@host/x.wav?sig=TOKEN"]) for i in range(3)]
+    good = [chat(f"t{i}", "hello there") for i in range(40)]
+    job = job_of(Case({"a.jsonl": lines(*rows, *good)}, {}, {}, {"kind": "jsonl"}), tmp_path, tokenizer)
+    assert prepare_source(job) is not None
+    told = (job.out / "skipped.jsonl").read_text()
+    assert told.count("https://host/x.wav") == 3
+    written = b"".join(path.read_bytes() for path in job.out.rglob("*") if path.is_file())
+    assert b"SECRET" not in written and b"TOKEN" not in written
+
+
 @pytest.mark.parametrize("station", STATIONS)
 @pytest.mark.parametrize(
     "error",

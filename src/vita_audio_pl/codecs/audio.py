@@ -162,20 +162,21 @@ class _Piece:
         if self.first:
             self.file.seek(self.first)
         waves: list[np.ndarray] = []
-        powers = np.zeros(self.file.channels)
+        powers, sums = np.zeros(self.file.channels), np.zeros(self.file.channels)
         got = 0
         for block in self._blocks(expected):
             self._check(block)
             got += len(block)
             powers += np.square(block, dtype=np.float64).sum(axis=0)
+            sums += block.sum(axis=0, dtype=np.float64)
             waves.append(block[:, 0] if self.file.channels == 1 else self._one_channel(block))
         self._check_length(got, expected)
         wave = np.concatenate(waves) if waves else np.empty(0, np.float32)
-        power = float(np.square(wave, dtype=np.float64).sum())
-        if self.channel is None and power < _CANCELLED**2 * powers.max():
+        power = len(wave) * float(np.var(wave, dtype=np.float64))  # a constant offset is no sound
+        if self.channel is None and power < _CANCELLED**2 * (powers - sums**2 / max(got, 1)).max():
             raise UserError(
                 f"{self.name}: its {self.file.channels} channels cancel each other out when mixed; "
-                "say in the recipe which one to take (channel: 0)"
+                "give one of them (in a recipe: channel: 0)"
             )
         return wave, self.rate
 

@@ -194,7 +194,8 @@ def sentence_of(error: BaseException, names: Iterable[str] = ()) -> str:
     unknown = re.search(r"Key '([^']*)' (?:is )?not in '?(\w+)'?", details)
     if unknown:
         return no_such_setting(key or unknown.group(1), names)
-    if "Missing mandatory value" in details:
+    if "missing mandatory value" in details.lower():
+        key = key or details.rpartition(" ")[2]
         return f"the setting '{key}' has no value: give {key}=... on the command line"
     missing_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing_option:

@@ -107,11 +107,11 @@ class PrepareConfig(CommandConfig):
     )
     samples: str | None = setting(
         None,
-        "instead of a source, data of your own: a JSONL file, or a folder of name.wav with name.txt; docs/your-data.md",
+        "instead of a source, data of your own: a JSONL file, or a folder of name.wav with name.txt (docs/your-data.md); null = the source",
         common=True,
     )
     model: str | None = setting(
-        None, "with samples: the model to be fine-tuned, whose tokenizer and codec are used", common=True
+        None, "with samples: the model to be fine-tuned, whose tokenizer and codec are used; null = none", common=True
     )
     out: str | None = setting(
         None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True

@@ -1,5 +1,6 @@
 """Preparing one source from start to end: parts, tasks, manifest."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -15,6 +16,8 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed
 from vita_audio_pl.storage.files import full_disk_is_told
 from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.owned import Owned
+
+log = logging.getLogger(__name__)
 
 Watch = Callable[[str, int], AbstractContextManager[Report]]
 """Source and number of parts to do, to something that is told of progress."""
@@ -130,7 +133,8 @@ def finished_manifest(job: TokenizeJob, parts: Sequence[Part] | None = None) -> 
         if not (job.out / CHECKSUMS).is_file():
             return None
         verify_source(job.out, manifest, with_audio=True)
-    except UserError:
+    except UserError as damage:
+        log.warning("%s is made again: %s", job.out, damage)
         return None
     same = [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]
     return manifest if same and index.crc == manifest.index_crc else None

@@ -38,6 +38,7 @@ from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import read_sealed, write_sealed
 from vita_audio_pl.storage.files import full_disk_is_told, write_array
+from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
 
 LAYOUT = 2  # raised when the same input gives other shards
@@ -278,9 +279,9 @@ class _PartTask:
         if left_out.filtered and counts[left_out.reason] > MOST_FILTERED:
             return
         culprit = {
-            "where": left_out.where[:LONGEST_NAME],
+            "where": without_credentials(left_out.where)[:LONGEST_NAME],
             "reason": left_out.reason,
-            "problem": left_out.problem[:LONGEST_PROBLEM],
+            "problem": without_credentials(left_out.problem)[:LONGEST_PROBLEM],
         }
         self.culprits.append(culprit | ({"trace": left_out.trace} if left_out.trace else {}))
 
@@ -319,7 +320,7 @@ class _PartTask:
                 f"'{self.job.source}' has audio ({audio}): say with codec_folder=DIR which codec makes codes of it",
             )
         wave = self.job.load_audio(audio, self.codec.sample_rate, self.job.rules.max_seconds)
-        if float(np.abs(wave).max(initial=0.0)) < self.job.rules.silence:
+        if float(np.abs(wave - wave.mean()).max(initial=0.0)) < self.job.rules.silence:
             raise LeftOut(SILENT, f"{audio}: nothing but silence")
         return wave
 
