@@ -64,7 +64,7 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def main() -> None:
-    run_entry_point(prepare, "prepare", PrepareConfig)
+    run_entry_point(prepare, "prepare", PrepareConfig, own=("model",))
 
 
 if __name__ == "__main__":

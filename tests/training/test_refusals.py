@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_model(trained):
     (folder.model / "manifest.json").unlink()
     for state in folder.checkpoints.glob("*/state.json"):
         write_sealed(state, {**read_sealed(state), "format": 9})
-    with pytest.raises(UserError, match="has format 9; this version reads 2"):
+    with pytest.raises(UserError, match="has format 9; this version reads 3"):
         trained("align", "callbacks.save_every=3")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from vita_audio_pl.config.component import plain
@@ -31,7 +32,7 @@ def group_of(run_name: str) -> str:
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Settings that differ from what variant, scale and stage alone would give, flat; empty outside a command."""
-    if not HydraConfig.initialized():
+    if not HydraConfig.initialized() or not GlobalHydra.instance().is_initialized():
         return {}
     usual = settings_of_stage(config.stage.name, [f"variant={config.variant.name}", f"scale={config.scale.name}"])
     mine, theirs = (flatten(plain(one)) for one in (config, usual))
