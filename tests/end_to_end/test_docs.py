@@ -27,7 +27,9 @@ def accepts(words: list[str], monkeypatch, capsys) -> None:
     if hydras:
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             compose("train", hydras, return_hydra_config=True)
-    words = [word for word in words[2:] if word != "-m" and word not in hydras]
+    # what finetune=MODEL stands for follows from a model that is there (tests/training/test_finetune.py)
+    fine_tuning = ("finetune=", "shards=", "lora=") if any(word.startswith("finetune=") for word in words) else ()
+    words = [word for word in words[2:] if word != "-m" and word not in hydras and not word.startswith(fine_tuning)]
     monkeypatch.setattr(sys, "argv", [name, *(ONE_OF_MANY.sub(r"=\1", word) for word in words)])
     module.main()
     assert len(asked) == 1, capsys.readouterr().err

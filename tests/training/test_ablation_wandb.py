@@ -34,6 +34,8 @@ def arm(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ablation, "_stage", stage)
     monkeypatch.setattr(ablation, "log_arm", log_arm)
+    monkeypatch.setattr(ablation, "_evaluate_config", list)
+    monkeypatch.setattr(ablation, "evaluation_keys", lambda settings: sorted(settings))
     monkeypatch.setattr(ablation.Cost, "run", lambda self, command: commands.append(command) or 0)
 
     def run() -> dict:

@@ -172,7 +172,7 @@ class _Piece:
             waves.append(block[:, 0] if self.file.channels == 1 else self._one_channel(block))
         self._check_length(got, expected)
         wave = np.concatenate(waves) if waves else np.empty(0, np.float32)
-        power = len(wave) * float(np.var(wave, dtype=np.float64))  # a constant offset is no sound
+        power = len(wave) * float(np.var(wave, dtype=np.float64)) if len(wave) else 0.0  # a constant offset is no sound
         if self.channel is None and power < _CANCELLED**2 * (powers - sums**2 / max(got, 1)).max():
             raise UserError(
                 f"{self.name}: its {self.file.channels} channels cancel each other out when mixed; "
