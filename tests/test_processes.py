@@ -153,7 +153,8 @@ def stay(path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_end_with_their_parent_and_leave_the_terminals_signals_to_it(tmp_path, ended, method):
-    process = fork.Process(target=work, args=(tmp_path, method))
+    # a new Python: libraries that earlier tests have loaded may start threads after a fork, which do not block SIGTERM
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(tmp_path, method))
     process.start()
     written(tmp_path / "busy")
     workers = [psutil.Process(int((tmp_path / name).read_text())) for name in "01"]
