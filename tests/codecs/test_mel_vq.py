@@ -45,7 +45,8 @@ def test_words_survive_the_codec(speech):
     noise = [np.random.default_rng(0).normal(0, 0.05, len(wave)).astype(np.float32) for wave in waves[:5]]
     assert jiwer.wer(texts, on_source) <= 0.02
     assert jiwer.wer(texts, on_codec) <= 0.10
-    assert jiwer.wer(texts[1:] + texts[:1], on_source) >= 0.4  # neighbours share words
+    half = len(texts) // 2  # neighbours share words
+    assert jiwer.wer(texts[half:] + texts[:half], on_source) >= 0.6
     assert jiwer.wer(texts[:5], judge.transcribe(noise, RATE)) >= 0.9
 
 
