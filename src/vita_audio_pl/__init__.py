@@ -19,6 +19,7 @@ _HOMES = {
     "UserError": "vita_audio_pl.errors",
     "load_codec": "vita_audio_pl.codecs",
     "load_speech_model": "vita_audio_pl.inference.loading",
+    "named_model": "vita_audio_pl.model_names",
     "open_stage": "vita_audio_pl.notebook",
     "prepare_data": "vita_audio_pl.notebook",
     "train_config": "vita_audio_pl.notebook",

@@ -16,6 +16,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from vita_audio_pl.evaluation.runs.evaluate import run_session
     from vita_audio_pl.evaluation.runs.jobs import bench_folder
     from vita_audio_pl.evaluation.scores.compare import compare_results
+    from vita_audio_pl.model_names import named_model
     from vita_audio_pl.reporting.run.result_page import write_result_pages
     from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
 
@@ -24,6 +25,8 @@ def evaluate(config: EvaluateConfig) -> None:
         for sentence in comparison_sentences(compare_results(*map(Path, config.compare))):
             console.print(sentence)
         return
+    if config.model:
+        config.model = str(named_model(config.model, config.paths.runs))
     results = run_session(config)
     if not results:  # step=generate, or another rank writes them
         return

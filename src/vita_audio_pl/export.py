@@ -14,7 +14,9 @@ class ExportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.export` can be told."""
 
     source: str = setting(
-        MISSING, "a run, a stage, a model folder, adapters, published weights, or an exported backbone", common=True
+        MISSING,
+        "a run, a stage, a checkpoint, a model folder, adapters, published weights, or an exported backbone",
+        common=True,
     )
     target: str = setting(MISSING, "new folder", common=True)
     format: str = setting(
@@ -38,17 +40,17 @@ def export(config: ExportConfig) -> None:
     import torch
 
     from vita_audio_pl.inference.exporting import export_model
+    from vita_audio_pl.model_names import named_model
 
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     limit = round(config.max_shard_gb * 10**9)
     export_model(
-        config.source,
+        named_model(config.source, config.paths.runs),
         config.target,
         config.format,
         dtype=dtype,
         max_shard_bytes=limit,
         codec_folder=config.codec_folder,
-        runs=config.paths.runs,
     )
     print(f"{config.target}: {config.source} in the {config.format} layout")
 

@@ -17,6 +17,7 @@ def generate(config: GenerateConfig) -> None:
     from vita_audio_pl.inference.loading import load_speech_model
     from vita_audio_pl.inference.prompts import Prompter
     from vita_audio_pl.inference.sinks import PIPE, show_stream
+    from vita_audio_pl.model_names import named_model
     from vita_audio_pl.storage.files import output_file
 
     if config.output != PIPE:
@@ -24,12 +25,11 @@ def generate(config: GenerateConfig) -> None:
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     loaded = load_speech_model(
-        config.model,
+        named_model(config.model, config.paths.runs),
         device=config.device,
         dtype=dtype,
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
-        runs=config.paths.runs,
     )
     if loaded.codec_dir is None and (config.task in SPOKEN_TASKS or config.voice is not None):
         raise UserError(

@@ -13,10 +13,11 @@ from vita_audio_pl.data.readers.jsonl import share_of
 from vita_audio_pl.data.recipe import SourceRecipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import read_model_facts
+from vita_audio_pl.model_names import named_model
 from vita_audio_pl.preparation import manifest_told, prepare_split, tokenize_job
 from vita_audio_pl.spoken_world.plan import ASR_PROMPT, TTS_PROMPT
 from vita_audio_pl.storage.files import write_whole
-from vita_audio_pl.storage.model_folders import find_model, part_of
+from vita_audio_pl.storage.model_folders import part_of
 from vita_audio_pl.storage.owned import Kind, Owned, whole_folder
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
 from vita_audio_pl.text.lines import read_block
@@ -37,7 +38,7 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
     Raises:
         UserError: there are no samples, or the model has no codec and none is given.
     """
-    samples, model = Path(str(config.samples)), find_model(str(config.model), config.paths.runs)
+    samples, model = Path(str(config.samples)), named_model(str(config.model), config.paths.runs)
     if not samples.exists():
         raise UserError(
             f"there is no file or folder {samples}; give samples=FILE.jsonl, or a folder of name.wav and name.txt"

@@ -1,8 +1,13 @@
 """`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.model_names import named_model
+from vita_audio_pl.storage.model_folders import may_name_checkpoint
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.finetune import with_finetune
 from vita_audio_pl.training.run_folder.origin import start_tokenizer
@@ -67,8 +72,27 @@ def prepare_data(config: TrainConfig) -> None:
         config.data.tokenizer_folder = str(world_tokenizer(Path(config.data.world_folder), text))
 
 
+def _settings(config: DictConfig, given: Sequence[str] = ()) -> None:
+    """As `apply_stage_settings`; a checkpoint that the stage starts from is made a model first."""
+    if config.init_from is not None:
+        config.init_from = _model(config.init_from, config.paths.runs)
+    apply_stage_settings(config, given)
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """As `with_finetune`; a checkpoint that is fine-tuned is made a model first."""
+    runs = next((a.partition("=")[2] for a in arguments if a.startswith("paths.runs=")), "runs")
+    word = "finetune="
+    return with_finetune([word + _model(a[len(word) :], runs) if a.startswith(word) else a for a in arguments])
+
+
+def _model(name: str, runs: str) -> str:
+    """`name`, or the model folder of the checkpoint that it may name."""
+    return str(named_model(name, runs)) if may_name_checkpoint(name) else name
+
+
 def main() -> None:
-    run_entry_point(train, "train", TrainConfig, apply_stage_settings, renamed=RENAMED, expand=with_finetune)
+    run_entry_point(train, "train", TrainConfig, _settings, renamed=RENAMED, expand=_words)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """A person's own samples and a finished model: two commands' worth of calls, in this process."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,14 +14,19 @@ from vita_audio_pl.codecs import MelVQ, MelVQConfig, write_wav
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.runs.jobs import bench_folder, stage_of
 from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.model_names import named_model
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.notebook import train_config, train_stage
 from vita_audio_pl.own_data import prepare_own_data
+from vita_audio_pl.storage.model_folders import find_run, last_stage
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.training.finetune import choose, with_finetune
+from vita_audio_pl.training.stage import checkpoint_model
 from vita_audio_pl.training.stage.starting_model import backbone_config
+from vita_audio_pl.training.stage.train import find_parent
 
 TOKENIZER = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
 RATE, N_CODES = 16_000, 16
@@ -126,6 +133,54 @@ def test_one_command_fine_tunes_and_says_what_it_chose(lora, mine, model, tmp_pa
     assert loaded.codec_dir is not None and list(loaded.pattern.runs) == [1, 10, 4, 10] and loaded.model.n_heads == 2
     assert (folder / "adapters.json").exists() == lora
     assert "val/loss" in (folder.parent / "metrics.csv").read_text()
+    of_last_step = named_model(folder.parent / "checkpoints/step-2")
+    assert of_last_step == folder.parent / "models/step-00000002"
+    assert same_weights(of_last_step, folder)
+
+
+def same_weights(one, other):
+    one, other = (load_speech_model(folder).model.state_dict() for folder in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_any_checkpoint_is_a_model(mine, model, tmp_path, monkeypatch):
+    parent = tmp_path / "parent"
+    shutil.copytree(model, parent)
+    words = [f"finetune={parent}", f"shards={mine}", "logger=csv", "stage.steps=3", "data.workers=0", "run_name=x"]
+    more = ["callbacks.progress_bar=false", "callbacks.save_every=1", "callbacks.keep_last=0", f"paths.runs={tmp_path}"]
+    stage = train_stage(train_config(*with_finetune([*words, *more]))).parent
+    checkpoints = stage / "checkpoints"
+
+    made = named_model(f"x/{stage.name}/checkpoints/step-00000001.ckpt", tmp_path)
+    assert not same_weights(made, stage / "model") and not same_weights(made, parent)
+    assert stage_of(made) == f"{stage.name}-step-1" and bench_folder(None, made, "b") == tmp_path / "x/eval/b"
+    assert find_run(made) == tmp_path / "x" and last_stage(tmp_path / "x") == stage.name
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_model, "hand_over", None)  # it is there already
+        assert named_model(checkpoints / "step-1") == made and named_model(made) == made
+    (made / "manifest.json").unlink()
+    assert named_model(checkpoints / "step-1") == made and (made / "manifest.json").is_file()
+
+    goes_on = train_config("stage=sft", f"init_from={made}", f"data.shards={mine}/shards", "run_name=y", *more)
+    assert find_parent(goes_on) == made
+
+    for name, says in (("step-9", "step-00000001.ckpt, step-00000002.ckpt"), ("../checkpoints", "name one of them")):
+        with pytest.raises(UserError, match=says):
+            named_model(checkpoints / name)
+    moved = shutil.copytree(tmp_path / "x", tmp_path / "elsewhere/x")  # the run may move, with its parents in it
+    assert same_weights(named_model(moved / stage.name / "checkpoints/step-1"), made)
+    part = checkpoints / "step-00000002.ckpt/part-00000.safetensors"
+    part.write_bytes(flipped(part.read_bytes()))
+    with pytest.raises(UserError, match="step-00000002.ckpt cannot be used"):
+        named_model(checkpoints / "step-2")
+    identity = stage / "identity.json"
+    identity.write_text(re.sub(r'("parent_weights": ")\w+', r"\1of-another", identity.read_text()))
+    with pytest.raises(UserError, match="trained from other weights"):
+        named_model(checkpoints / "step-3")
+
+
+def flipped(data):
+    return data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
 
 
 def test_half_a_command_is_one_sentence(model, mine, tmp_path):

@@ -193,7 +193,7 @@ def test_a_model_is_named_by_its_run_its_stage_or_its_folder(start, tmp_path):
     for name in ("mine", "mine/mtp1", runs / "mine", runs / "mine/mtp1", folder.model):
         assert find_model(name, runs) == folder.model
     checkpoint = sorted(folder.checkpoints.glob("step-*"))[-1]
-    with pytest.raises(UserError, match="is a checkpoint, from which only its own stage goes on"):
+    with pytest.raises(UserError, match="is a checkpoint; make a model folder of it"):
         find_model(checkpoint, runs)
     with pytest.raises(UserError, match="there is no model folder nobody, and no run of that name in"):
         find_model("nobody", runs)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
+MODELS = "models"  # of a stage: made of its checkpoints
 ADAPTERS = "adapters.json"
 """In a model folder that holds adapters alone: says which model they were trained on."""
 _MOST_ADAPTERS = 20  # trained on one another
@@ -50,8 +52,7 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
                 return folder
         if is_checkpoint(place):
             raise UserError(
-                f"{place} is a checkpoint, from which only its own stage goes on: name a finished stage, or give the command "
-                "of this one again to finish it"
+                f"{place} is a checkpoint; make a model folder of it: python -m vita_audio_pl.export source={place} target=DIR"
             )
         if any(place.glob(f"*/model/{MANIFEST}")):
             return place / last_stage(place) / "model"
@@ -74,12 +75,24 @@ def find_run(name: Path | str, runs: Path | str = "runs") -> Path:
     if inside.is_dir() and not is_part_of_run(inside):
         return inside
     model = find_model(name, runs)
-    return model.parents[1] if model.name == "model" else model
+    return run_of(model) or model
 
 
 def is_part_of_run(folder: Path) -> bool:
     """Whether the folder is a stage of a run, or its model, rather than a run."""
     return (folder / CONFIG).is_file() or (folder / "model" / CONFIG).is_file()
+
+
+def run_of(model: Path) -> Path | None:
+    """The run that a model folder lies in, as `RUN/STAGE/model` or, of a checkpoint, `RUN/STAGE/models/step-N`."""
+    if model.name == "model":
+        return model.parents[1]
+    return model.parents[2] if model.parent.name == MODELS else None
+
+
+def may_name_checkpoint(name: Path | str) -> bool:
+    """Whether a name looks like that of a checkpoint, or of the folder that holds them."""
+    return re.fullmatch(r"checkpoints|step-\d+(\.\w+)?", Path(name).name) is not None
 
 
 def is_checkpoint(folder: Path) -> bool:

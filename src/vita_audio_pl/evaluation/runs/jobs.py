@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vita_audio_pl.evaluation.identity import Identity
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.storage.model_folders import part_of, read_manifest
+from vita_audio_pl.storage.model_folders import part_of, read_manifest, run_of
 from vita_audio_pl.storage.names import safe_name
 
 SPEAKING_TASKS = ("tts", "sqa")
@@ -95,9 +95,12 @@ def codec_folder(model: Path, given: str | None = None) -> Path:
 
 
 def stage_of(folder: Path) -> str:
-    """Stage that made a model folder, from its manifest; the folder's name where it has none."""
-    stage = read_manifest(folder).get("stage")
-    return stage if isinstance(stage, str) and stage else folder.name
+    """Stage that made a model folder, from its manifest, and the step of a checkpoint; without one, the folder's name."""
+    manifest = read_manifest(folder)
+    stage = manifest.get("stage")
+    if not isinstance(stage, str) or not stage:
+        return folder.name
+    return f"{stage}-step-{manifest.get('steps')}" if manifest.get("checkpoint") else stage
 
 
 def audio_file(id: str) -> str:
@@ -109,8 +112,7 @@ def bench_folder(output: str | None, model: Path, bench: str) -> Path:
     """Where a bench's results go: `runs/<run>/eval/<bench>` beside the stage that `runs/<run>/<stage>/model` is of."""
     if output is not None:
         return Path(output)
-    run = model.parent.parent if model.name == "model" else model
-    return run / "eval" / safe_name(bench)
+    return (run_of(model) or model) / "eval" / safe_name(bench)
 
 
 def split_folder(bench: Path, stage: str, split: str) -> Path:

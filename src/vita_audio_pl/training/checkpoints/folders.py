@@ -27,6 +27,7 @@ from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.owned import MARK, Owned
 from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS, STAGE
 
+CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 ASIDE = ".tmp"
 BEST = "best.json"
@@ -63,6 +64,36 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise UserError(f"{checkpoint} is not a checkpoint: its name is not step-<number>.ckpt")
     return int(match.group(1))
+
+
+def find_checkpoint(name: Path) -> Path | None:
+    """The checkpoint that a path names, as `.../checkpoints/step-120`; None where it names none.
+
+    The number may be without the zeros and the ending: of one step the good checkpoint is meant.
+
+    Raises:
+        UserError: there is no checkpoint of that step, or it was set apart.
+    """
+    if not name.parent.is_dir():
+        return None
+    if name.name == CHECKPOINTS and any(checkpoints(name, GOOD, DOUBT, BAD)):
+        step = None
+    elif name.parent.name == CHECKPOINTS and (short := re.fullmatch(r"step-(\d+)(\.ckpt|\.doubt)?", name.name)):
+        step = int(short[1])
+        kinds = (short[2],) if short[2] else (DOUBT, GOOD)
+        found = [path for path in checkpoints(name.parent, *kinds) if step_of(path) == step]
+        if found:
+            return found[-1]
+    elif _NAME.fullmatch(name.name) and (name / STATE).is_file() and name.suffix != BAD:
+        return name
+    elif not (name.suffix == BAD and _NAME.fullmatch(name.name)):
+        return None
+    folder = name if name.name == CHECKPOINTS else name.parent
+    there = ", ".join(path.name for path in checkpoints(folder, GOOD, DOUBT)) or "none"
+    raise UserError(
+        f"{name} is {'a folder of checkpoints: name one of them' if step is None else 'no checkpoint that can be used'}; "
+        f"there are {there}"
+    )
 
 
 def best_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from vita_audio_pl.storage.checksums import (
 )
 from vita_audio_pl.training.checkpoints.folders import FORMAT, STATE, flush, step_of
 from vita_audio_pl.training.checkpoints.rng import check_rng_state
-from vita_audio_pl.training.engines.base import WEIGHT, Engine, Held
+from vita_audio_pl.training.engines.base import AVERAGE, WEIGHT, Engine, Held
 
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -242,6 +242,8 @@ def open_checkpoint(path: Path, ranks: Iterable[int] | None = None) -> Checkpoin
 def weights_of_checkpoint(folder: Path) -> dict[str, Tensor]:
     """Whole weights of the parameters that trained, by name, in the precision that was updated; frozen ones are the parent's.
 
+    Where a callback averages the weights, these are the averages, which the stage would hand over.
+
     Raises:
         UserError: it is no checkpoint, is damaged, or has the format of another version.
     """
@@ -249,12 +251,12 @@ def weights_of_checkpoint(folder: Path) -> dict[str, Tensor]:
         checkpoint = open_checkpoint(folder)
         flat, wanted = {}, []
         for name, shape in checkpoint.state["shapes"].items():
-            key = f"{WEIGHT}/{name}"
+            key = next(key for kind in (AVERAGE, WEIGHT) if (key := f"{kind}/{name}") in checkpoint.pieces)
             stored = _TYPES[checkpoint.pieces[key][0].type]
             flat[name] = torch.empty(math.prod(shape), dtype=stored)
             wanted.append((key, 0, flat[name]))
         checkpoint.read(wanted)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StopIteration) as error:
         raise UserError(f"the checkpoint {folder} cannot be used: {error}; choose another one") from error
     return {name: value.view(checkpoint.state["shapes"][name]) for name, value in flat.items()}
 

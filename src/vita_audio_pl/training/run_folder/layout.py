@@ -11,12 +11,13 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.metrics import read_metrics
+from vita_audio_pl.storage.model_folders import MODELS
 from vita_audio_pl.storage.owned import Kind, Owned, below
 from vita_audio_pl.training.run_folder.identity import CHANGES
 from vita_audio_pl.training.run_folder.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
-IDENTITY, FORCED, METRICS = "identity.json", "forced.json", "metrics.csv"
+IDENTITY, FORCED, METRICS, CONFIG = "identity.json", "forced.json", "metrics.csv", "config.yaml"
 _CHECKPOINT = ("part-*.safetensors", "part-*.json", "rng-*.json", "state.json", "rank-*.done", "reason.txt")
 STAGE = Kind(
     "training stage",
@@ -26,7 +27,7 @@ STAGE = Kind(
         METRICS,
         f"{METRICS}.tmp",
         f"{METRICS}.damaged*",
-        "config.yaml",
+        CONFIG,
         CHANGES,
         "cost.json",
         "bad_steps.rank-*.jsonl",
@@ -37,6 +38,7 @@ STAGE = Kind(
         "checkpoints/went_back.json",
         "checkpoints/local.*",
         *(f"checkpoints/step-*/{name}" for name in _CHECKPOINT),
+        f"{MODELS}/step-*",
         "samples/step-*/samples.jsonl",
         "samples/step-*/audio/*.wav",
         "tensorboard/events.out.tfevents.*",
@@ -45,7 +47,7 @@ STAGE = Kind(
     ),
     sign=(IDENTITY,),
 )
-"""What a stage leaves, beside `model`, which lists its own files."""
+"""What a stage leaves, beside `model` and the folders in `models`, which list their own files."""
 LOCAL_CHECKPOINTS = Kind(
     "folder of checkpoints on a node's own disk",
     tuple(f"step-*/{name}" for name in _CHECKPOINT),
@@ -55,7 +57,7 @@ LOCAL_CHECKPOINTS = Kind(
 
 @dataclass(frozen=True)
 class StageFolder:
-    """`runs/<run_name>/<stage>/` with `checkpoints/`, `model/`, `samples/`, `metrics.csv`, `config.yaml`."""
+    """`runs/<run_name>/<stage>/` with `checkpoints/`, `model/`, `models/`, `samples/`, `metrics.csv`, `config.yaml`."""
 
     root: Path
 
@@ -67,6 +69,11 @@ class StageFolder:
     def model(self) -> Path:
         """The model folder that the stage hands over; it exists once the stage is finished."""
         return self.root / "model"
+
+    @property
+    def models(self) -> Path:
+        """Where models made of checkpoints lie, one folder a step."""
+        return self.root / MODELS
 
     @property
     def samples(self) -> Path:

@@ -40,6 +40,7 @@ class StageManifest:
         frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that trained and changed.
         speech_input: how the user's speech enters: `codes`, or `encoder` in the Plus variants.
         pretrained: the weights descend from others than random ones.
+        checkpoint: seal of the checkpoint that the weights are of; None where the stage has ended.
         config: all settings of the run.
     """
 
@@ -62,6 +63,7 @@ class StageManifest:
     trained: int
     speech_input: str = "codes"
     pretrained: bool = False
+    checkpoint: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

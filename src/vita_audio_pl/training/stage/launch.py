@@ -7,8 +7,16 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.settings import TrainerConfig
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a rank, in its order
+_NODES = ("NODE_RANK", "GROUP_RANK")
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STARTED = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning gives the ranks that it starts
+
+
+def may_be_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether no launcher's variable says that this process is another than the first of all ranks."""
+    return not any(
+        int(environment.get(name) or 0) for name in (*_RANKS, *_NODES) if (environment.get(name) or "0").isdecimal()
+    )
 
 
 def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.environ) -> int:

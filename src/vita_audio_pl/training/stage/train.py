@@ -1,7 +1,6 @@
 """One stage from start to hand-over."""
 
 import os
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +16,11 @@ from torch import Tensor
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.adapters import save_adapters
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.lora import NO_ADAPTER
 from vita_audio_pl.models.objectives import Objective
-from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
-from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
-from vita_audio_pl.models.weight_files import weights_hash
 from vita_audio_pl.processes import LAUNCHER, end_with_launcher
-from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.model_folders import find_model
-from vita_audio_pl.storage.owned import whole_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.callbacks.extra import ExtraCallbacks
 from vita_audio_pl.training.callbacks.guard import StepGuard
@@ -51,12 +44,14 @@ from vita_audio_pl.training.run_folder.identity import (
     record_changes,
 )
 from vita_audio_pl.training.run_folder.layout import (
+    CONFIG,
     StageFolder,
     stage_folder,
 )
-from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest, check_parent, model_damage
-from vita_audio_pl.training.run_folder.origin import is_pretrained, rates_told
+from vita_audio_pl.training.run_folder.manifest import StageManifest, check_parent, model_damage
+from vita_audio_pl.training.run_folder.origin import rates_told
 from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, hand_over
 from vita_audio_pl.training.stage.invocation import again, invoked
 from vita_audio_pl.training.stage.launch import rank_of_launch
 from vita_audio_pl.training.stage.starting_model import check_adapters, starting_model
@@ -70,36 +65,25 @@ if TYPE_CHECKING:
     from vita_audio_pl.training.callbacks.sample_writer import SampleWriter
 
 
-@dataclass(frozen=True)
-class StageData:
+@dataclass(frozen=True, kw_only=True)
+class StageData(ModelParts):
     """What a stage needs to know of its data.
 
     Attributes:
         datamodule: yields packed batches; `consumed(batch)` moves the position that its state holds.
-        vocabulary: of the rendered ids.
-        tokenizer_folder: text tokenizer, copied into the model folder; `tokenizer` is its fingerprint.
-        codec_folder: audio codec, copied likewise; `codec` is its name.
         codes_per_second: of the codec.
         source_names: sources by number.
         plan: fingerprint of what decides which rows come in which order.
         held_out: names of the sources with held-out data.
-        front_end: of the audio encoder, in the Plus variants; it goes into the model folder.
         manifests: of the sources, by name; told to wandb.
         prompts: held-out ones that the model answers while it trains.
     """
 
     datamodule: L.LightningDataModule
-    vocabulary: Vocabulary
-    tokenizer_folder: Path
-    tokenizer: str
-    codec_folder: Path
-    codec: str
-    codec_fingerprint: str
     codes_per_second: float
     source_names: tuple[str, ...]
     plan: str
     held_out: tuple[str, ...]
-    front_end: SenseVoiceFrontEnd | None = None
     manifests: dict[str, Path] = field(default_factory=dict)
     prompts: tuple[SamplePrompt, ...] = ()
 
@@ -242,7 +226,8 @@ def _train(
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
 
     def write(weights: dict[str, Tensor]) -> None:
-        hand_over(config, data, weights, proof, parent_folder, parent, folder, trainer.global_step)
+        ended = Ended(trainer.global_step, proof.frozen, proof.trained)
+        hand_over(config, data, weights, ended, parent_folder, parent, folder.model)
 
     keep, local = config.callbacks.keep_last, config.callbacks.local_checkpoints
     on_nodes = None if local is None else LocalCheckpoints(Path(local), folder.checkpoints, keep)
@@ -282,7 +267,7 @@ def _train(
     if trainer.is_global_zero:
         for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
             _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
-        (folder.root / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (folder.root / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     _say(
         f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
         f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
@@ -352,67 +337,6 @@ def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | N
         "pretrained_weights": pretrained_identity(config.model.pretrained) if parent is None else None,
     }
     return flatten(decisive)
-
-
-def hand_over(
-    config: TrainConfig,
-    data: StageData,
-    weights: dict[str, Tensor],
-    proof: TrainingProof,
-    parent_folder: Path | None,
-    parent: StageManifest | None,
-    folder: StageFolder,
-    steps: int,
-) -> None:
-    """Write the model folder aside and rename it: weights, tokenizer, codec, the encoder's front end, manifest.
-
-    Args:
-        steps: that the stage has done.
-        weights: whole values of the parameters that trained, by name; the others are the starting model's.
-    """
-    model = starting_model(config, data.vocabulary, parent_folder)
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
-    with whole_folder(folder.model, "trained model", replace=True) as aside:
-        how: dict[str, Any] = {"decode_pattern": config.decode_pattern, "first_code": data.vocabulary.first_code}
-        lora = config.model.lora
-        if lora.only and parent_folder is not None:  # `check_adapters` has refused any other
-            adapters = {name: value for name, value in parameters.items() if ".lora_" in name}
-            save_adapters(
-                adapters, aside, parent_folder, model, lora.rank, lora.alpha, lora.targets, folder.model, **how
-            )
-        else:
-            save_released(model, aside, **how)
-            shutil.copytree(data.tokenizer_folder, aside / "tokenizer")
-            shutil.copytree(data.codec_folder, aside / "codec")
-        if data.front_end is not None and not lora.only:
-            write_cmvn(aside / ENCODER_FOLDER / CMVN, data.front_end.shift, data.front_end.scale)
-        written = sum_of_folder(aside)
-        manifest = StageManifest(
-            stage=config.stage.name,
-            variant=config.variant.name,
-            run_name=config.run_name,
-            parent=None if parent_folder is None else os.path.relpath(parent_folder.resolve(), folder.root.resolve()),
-            parent_stage=None if parent is None else parent.stage or None,
-            parent_weights=None if parent is None else parent.weights,
-            weights=weights_hash(written),
-            vocabulary=data.vocabulary.fingerprint,
-            tokenizer=data.tokenizer,
-            codec=data.codec,
-            codec_fingerprint=data.codec_fingerprint,
-            text_audio_interval_ratio=list(config.text_audio_interval_ratio),
-            decode_pattern=list(config.decode_pattern),
-            n_heads=model.n_heads,
-            steps=steps,
-            frozen=proof.frozen,
-            trained=proof.trained,
-            speech_input=config.variant.speech_input,
-            pretrained=config.model.pretrained is not None if parent_folder is None else is_pretrained(parent_folder),
-            config=plain(config),
-        )
-        write_checksums(aside, {**written, MANIFEST: manifest.write(aside)})
 
 
 @rank_zero_only
