@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -22,6 +23,29 @@ INTERRUPTED = 128 + signal.SIGINT
 _STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
 _LOOK = 0.5  # seconds between two looks whether the parent is there
 SAME_PRESS = 2.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
+
+
+def requeue_job() -> None:
+    """Put the SLURM job that this process belongs to, if any, back into the queue, once; SLURM then ends the job."""
+    global _requeued
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and not _requeued and shutil.which("scontrol"):
+        _requeued = True
+        subprocess.run(["scontrol", "requeue", job], check=False)
+
+
+_requeued = False
+
+
+@contextmanager
+def requeued_when_told(wanted: bool) -> Iterator[None]:
+    """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: the same command goes on from what is saved."""
+    try:
+        yield
+    except SystemExit as end:
+        if wanted and end.code in (TRY_AGAIN, _STATUS[signal.SIGTERM]):
+            requeue_job()
+        raise
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from poison import poison
 from safetensors.torch import load_file
 
 from tests.patience import wait_until
+from vita_audio_pl import processes
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import requeued_when_told
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.watchdog import Watchdog
@@ -24,7 +26,9 @@ from vita_audio_pl.training.checkpoints import parts
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.settings import GuardConfig
+from vita_audio_pl.training.stage import train
 from vita_audio_pl.training.step.module import SpeechLMModule
+from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
 
 def bad_steps(folder: StageFolder) -> list[dict]:
@@ -111,16 +115,88 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(trained, t
     ]
 
 
-def test_leaving_requeues_a_slurm_job(tmp_path, monkeypatch):
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/requeued\n")
+@pytest.fixture
+def requeued(tmp_path, monkeypatch):
+    """What a SLURM job is told by its processes, line by line."""
+    told = tmp_path / "requeued"
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {told}\n")
     scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    Preemption(None, requeue=False).requeue_job()
-    assert not (tmp_path / "requeued").exists()
-    Preemption(None, requeue=True).requeue_job()
-    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    monkeypatch.setattr(processes, "_requeued", False)
+    return lambda: told.read_text() if told.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("number", "requeue", "says"),
+    [(signal.SIGTERM, "true", "requeue 77\n"), (signal.SIGTERM, "false", ""), (signal.SIGINT, "true", "")],
+)
+def test_a_job_that_was_told_to_leave_is_requeued_once(trained, requeued, monkeypatch, number, requeue, says):
+    monkeypatch.setattr(SpeechLMModule, "on_train_batch_end", lambda *_: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as end, requeued_when_told(requeue == "true"):
+        trained("align", f"callbacks.requeue={requeue}")
+    assert requeued() == says and end.value.code == (130 if number == signal.SIGINT else 75)
+
+
+def test_a_signal_before_the_first_step_requeues_too(requeued):
+    for code, says in ((2, ""), (143, "requeue 77\n"), (75, "requeue 77\n")):
+        with pytest.raises(SystemExit), requeued_when_told(True):
+            raise SystemExit(code)
+        assert requeued() == says
+
+
+def test_a_validation_is_cut_and_leaves_no_figures(trained, monkeypatch):
+    batches = []
+
+    def signalled(self, *_):
+        batches.append(self.trainer.global_step)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    settings = ("callbacks.save_every=100", "callbacks.validate_every=2", "callbacks.keep_best_by=val/loss")
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechLMModule, "on_validation_batch_end", signalled)
+        with pytest.raises(SystemExit) as end:
+            trained("align", *settings)
+    assert end.value.code == 75 and batches == [2]
+    folder = trained("align", *settings)
+    rows = {row["step"]: row["val/loss"] for row in csv.DictReader((folder.root / "metrics.csv").open())}
+    assert not rows["2"] and rows["4"] and rows["6"]
+
+
+def test_a_signal_after_the_last_step_lets_the_stage_be_handed_over(trained, monkeypatch, capfd):
+    hand_over = train.hand_over
+
+    def signalled(*given):
+        before = signal.getsignal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert before.__self__.__class__ is Preemption  # Lightning's own would run a collective
+        hand_over(*given)
+
+    monkeypatch.setattr(train, "hand_over", signalled)
+    usual = signal.getsignal(signal.SIGTERM)
+    assert trained("align").finished
+    assert "SIGTERM after step 6: the stage is handed over" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == usual
+
+
+def test_a_step_of_the_log_is_one_more_line(tmp_path):
+    log = MetricsCsv(tmp_path)
+    log.log_metrics({"train/loss": 1.0, "lr": 0.1}, 1)
+    file = (tmp_path / "metrics.csv").stat().st_ino
+    for step in range(2, 6):
+        log.log_metrics({"lr": 0.1}, step)
+    assert (tmp_path / "metrics.csv").stat().st_ino == file  # appended to
+    log.log_metrics({"val/loss": 2.0}, 5)
+    log.log_metrics({"val/loss": 2.0, "train/loss": 3.0}, 6)
+    log.cut_after(5)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert rows[-1] == {"step": "5", "train/loss": "", "val/loss": "2", "lr": "0.1"}
+    again = MetricsCsv(tmp_path)
+    again.log_metrics({"lr": 0.2}, 7)
+    assert [row["lr"] for row in csv.DictReader((tmp_path / "metrics.csv").open())] == ["0.1"] * 5 + ["0.2"]
 
 
 def test_the_watchdog_names_the_rank_that_is_behind(tmp_path):

@@ -76,6 +76,11 @@ def check_train_config(config: TrainConfig) -> None:
         "init_from names the model to start from and with_parents=true trains one; give only one of them",
     )
     require(
+        config.trainer.world_size == 1 or config.callbacks.watchdog_seconds < config.trainer.timeout_seconds,
+        f"callbacks.watchdog_seconds={config.callbacks.watchdog_seconds:g} is not below trainer.timeout_seconds="
+        f"{config.trainer.timeout_seconds:g}: a rank that hangs would end the run before it is named",
+    )
+    require(
         stage == CHAIN or config.stage.sequence_length >= SHORTEST_ROW,
         f"stage.sequence_length={config.stage.sequence_length} cannot hold a conversation; give at least {SHORTEST_ROW}",
     )

@@ -247,6 +247,7 @@ class TrainerConfig:
     engine: str = setting(MISSING, "how the model is spread over devices", choices=ENGINES)
     accelerator: str = setting("cpu", "what a device is", choices=("cpu", "gpu"))
     devices: int = setting(1, "of a node", at_least=1, common=True)
+    timeout_seconds: float = setting(1800.0, "that a rank waits for the others, then the run ends", above=0)
     num_nodes: int = setting(1, "machines", at_least=1, common=True)
     precision: str = setting(
         "32-true", "of weights and arithmetic", choices=("32-true", "bf16-mixed", "bf16-true"), common=True
@@ -333,7 +334,7 @@ class CallbacksConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     requeue: bool = setting(True, "SLURM: put the job back into the queue after SIGTERM or SIGUSR1")
-    watchdog_seconds: float = setting(1800.0, "without progress, then the ranks that hang are named", above=0)
+    watchdog_seconds: float = setting(600.0, "without progress, then the ranks that hang are named", above=0)
     extra: dict[str, Any] = setting({}, "callbacks of your own: name -> _target_ and settings")
 
 

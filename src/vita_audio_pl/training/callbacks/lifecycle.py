@@ -3,10 +3,12 @@
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
@@ -37,6 +39,8 @@ from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.step.module import SpeechLMModule
 from vita_audio_pl.training.step.tally import validation_figures
 from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
+
+_HAND_OVER = timedelta(hours=24)  # that ranks wait for the first to write the model folder
 
 
 class Stateful(Protocol):
@@ -178,7 +182,7 @@ class Checkpointing(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
-        if self.best_by is None:
+        if self.best_by is None or self.preempted:
             return
         figures = trainer.callback_metrics
         if trainer.is_global_zero and self.best_by not in figures:
@@ -261,9 +265,12 @@ class HandOver(Callback):
                 whole = self.engine.weight(parameter)
                 if trainer.is_global_zero:
                     weights[name] = whole.cpu()
-        failure = trainer.strategy.broadcast(self._written(module, weights) if trainer.is_global_zero else None)
-        if failure is not None:
-            raise UserError(failure)
+        failure = [self._written(module, weights) if trainer.is_global_zero else None]
+        if trainer.world_size > 1:  # a large model takes longer to write than collectives may last
+            waiting = torch.distributed.new_group(backend="gloo", timeout=_HAND_OVER)
+            torch.distributed.broadcast_object_list(failure, group=waiting)
+        if failure[0] is not None:
+            raise UserError(failure[0])
 
     def _written(self, module: SpeechLMModule, weights: dict[str, Tensor]) -> str | None:
         """Write the model folder; what went wrong."""

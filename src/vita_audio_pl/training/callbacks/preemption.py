@@ -1,9 +1,7 @@
 """What a cluster does to a run: a signal to leave, agreed by all ranks, saved for, and requeued after."""
 
 import os
-import shutil
 import signal
-import subprocess
 import time
 from types import FrameType
 from typing import Any, cast
@@ -12,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.processes import INTERRUPTED, SAME_PRESS, TRY_AGAIN, name_of, say_at_once
+from vita_audio_pl.processes import INTERRUPTED, SAME_PRESS, TRY_AGAIN, name_of, requeue_job, say_at_once
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -22,7 +20,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class Preemption(Callback):
     """Leaves at the next step boundary after SIGTERM, SIGUSR1 or Ctrl-C on any rank: saves, stops; requeues a SLURM job.
 
-    The handler only says so and sets a flag; ranks agree on it between two steps, where no collective is under way. The
+    The handler only says so and sets a flag; ranks agree on it between two steps, or two batches of a validation, where
+    no collective is under way. A validation that is under way is cut, and its figures are left out. After the last step
+    the stage is handed over in spite of a signal. Before the first step, `processes.stopping_is_said` leaves at once. The
     same word carries a checkpoint that could not be written on one rank, so that all stop together, and one that is
     not finite, so that all go back together. After Ctrl-C nothing is requeued, and one more ends the process at once.
 
@@ -41,7 +41,6 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._trainer = trainer
-        # after Lightning has set its own, whose SIGTERM handler runs a collective inside the signal handler
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         # its loop would still ask all ranks before every micro-batch, and wait for the device, whether a signal came; no
         # setting turns that off
@@ -54,11 +53,7 @@ class Preemption(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         writer, guard = self.checkpointing.writer, self.checkpointing.guard
-        here = [self._signal, int(writer.failed), int(writer.spoilt is not None)]
-        word = torch.tensor(here, device=trainer.strategy.root_device)
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MAX)
-        signalled, failed, spoilt = word.tolist()
+        signalled, failed, spoilt = self._agreed(trainer, self._signal, writer.failed, writer.spoilt is not None)
         if failed:
             writer.finish(failed_elsewhere=True)
         if spoilt and trainer.global_step < trainer.max_steps:  # no step is left after the last: it is not handed over
@@ -69,6 +64,7 @@ class Preemption(Callback):
             writer.finish()
             self.left_at = trainer.global_step
             trainer.should_stop = self.checkpointing.preempted = True
+            trainer.limit_val_batches = 0  # Lightning validates before it stops, and there is little time
             by_hand = signalled == signal.SIGINT
             self.status = INTERRUPTED if by_hand else TRY_AGAIN
             if trainer.is_global_zero:
@@ -76,20 +72,35 @@ class Preemption(Callback):
                     f"{name_of(signalled)}: step {self.left_at} is saved, the same command goes on from there",
                     flush=True,
                 )
-                if not by_hand:
-                    self.requeue_job()
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        assert isinstance(module, SpeechLMModule)
+        if trainer.global_step < trainer.max_steps and self._agreed(trainer, self._signal)[0]:
+            self.checkpointing.preempted = True
+            for tally in (module.val_tally, *module.val_tallies.values()):
+                tally.restart()
+            raise StopIteration  # ends Lightning's loop over the held-out batches; the next step saves and leaves
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.left_at is not None and self.status == TRY_AGAIN:
+            if trainer.is_global_zero and self.requeue:
+                requeue_job()
+            trainer.strategy.barrier("requeued")  # a rank that ends before makes srun end the others
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
 
-    def requeue_job(self) -> None:
-        """Put the SLURM job that this process belongs to, if any, back into the queue."""
-        job = os.environ.get("SLURM_JOB_ID")
-        if self.requeue and job and shutil.which("scontrol"):
-            subprocess.run(["scontrol", "requeue", job], check=False)
+    def _agreed(self, trainer: L.Trainer, *here: int) -> list[int]:
+        """The largest of every number over all ranks; collective."""
+        word = torch.tensor(here, device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MAX)
+        return cast(list[int], word.tolist())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self._signal == number == signal.SIGINT
@@ -99,10 +110,13 @@ class Preemption(Callback):
             self._signal, self._came = number, time.monotonic()
             if self._trainer is not None and self._trainer.is_global_zero:
                 more = " (one more ends it at once)" if number == signal.SIGINT else ""
-                say_at_once(
-                    f"{name_of(number)} after step {self._trainer.global_step}: the step under way is finished and saved, "
-                    f"and the same command goes on from there{more}"
+                step, last = self._trainer.global_step, self._trainer.max_steps
+                what = (
+                    "the step under way is finished and saved, and the same command goes on from there"
+                    if step < last
+                    else "the stage is handed over"
                 )
+                say_at_once(f"{name_of(number)} after step {step}: {what}{more}")
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

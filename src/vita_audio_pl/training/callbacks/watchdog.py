@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import os
 import sys
 import threading
 import time
@@ -11,7 +12,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-_BEAT_EVERY = 1.0  # seconds between heartbeats on disk, at most
+_BEAT_EVERY = 1.0  # seconds between heartbeats on disk
+_BEATS = 32.0  # heartbeats a second of all ranks, at most
 COMPUTING, WAITING_FOR_DATA = "computing", "waiting for data"
 
 
@@ -61,7 +63,8 @@ class Watchdog(Callback):
 
     def _watch(self) -> None:
         seen = 0.0
-        while not self._stop.wait(min(_BEAT_EVERY, self.patience / 4)):
+        every = min(max(_BEAT_EVERY, self._ranks / _BEATS), self.patience / 4)
+        while not self._stop.wait(every):
             beat = self.folder / f"heartbeat.rank-{self._rank}.json"
             if self._moved != seen:
                 seen = self._moved
@@ -99,3 +102,14 @@ class Watchdog(Callback):
         silent = sorted(set(range(self._ranks)) - set(beats))
         missing = f"; no heartbeat of ranks {silent}" if silent else ""
         return f"no progress for {self.patience:.0f} s: " + ", ".join(told) + missing
+
+
+def record_collectives(folder: Path) -> None:
+    """Keep NCCL's last collectives, which a time-out writes to `folder/nccl.<rank>`; before the process group is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder / "nccl."),
+    }.items():
+        os.environ.setdefault(name, value)

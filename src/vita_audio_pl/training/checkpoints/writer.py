@@ -45,6 +45,7 @@ from vita_audio_pl.training.step.freezing import bunch
 
 _WAIT_FOR_RANKS = 1800.0  # seconds until the last rank has written its part
 _WAIT_FOR_ALL = timedelta(seconds=3 * _WAIT_FOR_RANKS)  # until all know that the folder has its name, renaming included
+_LOOK = 0.5  # seconds between two looks for other ranks' parts, at most
 _NOT_FINITE, _FAILED = "not_finite", "failed"  # what a rank says of its part
 
 
@@ -267,6 +268,7 @@ class CheckpointWriter:
         """Wait for all parts; names of tensors in them that are not finite."""
         deadline = time.monotonic() + _WAIT_FOR_RANKS
         said: dict[str, dict[str, Any]] = {}
+        pause = 0.01
         while len(said) < ranks:
             for path in aside.glob("rank-*.done"):
                 if path.name not in said:
@@ -277,7 +279,8 @@ class CheckpointWriter:
                 raise OSError("another rank could not write its part")
             if time.monotonic() > deadline:
                 raise OSError(f"not all of {ranks} ranks wrote their part within {_WAIT_FOR_RANKS:.0f} s")
-            time.sleep(0.01)
+            time.sleep(pause)
+            pause = min(2 * pause, _LOOK)
         return sorted(name for part in said.values() for name in part[_NOT_FINITE])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -52,6 +53,11 @@ class Engine:
         """Process group: gloo on CPUs, NCCL on GPUs."""
         return "gloo" if self.settings.accelerator == "cpu" else "nccl"
 
+    @property
+    def timeout(self) -> timedelta:
+        """How long a collective waits for the other ranks."""
+        return timedelta(seconds=self.settings.timeout_seconds)
+
     def precision(self) -> Precision:
         """Lightning's plugin; an engine that casts by itself takes the one that does nothing."""
         return plain_precision(self.settings.precision, "cpu" if self.settings.accelerator == "cpu" else "cuda")
@@ -70,7 +76,12 @@ class Engine:
         if self.settings.engine == "single":
             return "auto"
         # the only buffers are the rotary frequencies, the same on all ranks
-        return DDPStrategy(process_group_backend=self.backend, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return DDPStrategy(
+            process_group_backend=self.backend,
+            timeout=self.timeout,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         """Spread `model` over the devices, in place, before it is moved to them."""

@@ -26,7 +26,10 @@ class FSDP2Engine(Engine):
 
     def strategy(self) -> Strategy:
         return _CPUModelParallelStrategy(
-            data_parallel_size=self.settings.world_size, tensor_parallel_size=1, process_group_backend=self.backend
+            data_parallel_size=self.settings.world_size,
+            tensor_parallel_size=1,
+            process_group_backend=self.backend,
+            timeout=self.timeout,
         )
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:

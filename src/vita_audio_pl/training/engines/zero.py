@@ -35,6 +35,7 @@ class ZeroEngine(Engine):
             offload_optimizer=settings.offload,
             offload_parameters=settings.offload and settings.zero_stage == 3,
             process_group_backend=self.backend,
+            timeout=self.timeout,
             logging_level=logging.WARNING,
             logging_batch_size_per_gpu=settings.rows_per_device or 1,  # for DeepSpeed's own log only
         )

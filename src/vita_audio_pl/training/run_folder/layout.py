@@ -33,6 +33,7 @@ STAGE = Kind(
         "bad_steps.rank-*.jsonl",
         "ranks/heartbeat.rank-*",
         "ranks/stacks.rank-*.txt",
+        "ranks/nccl.*",
         "checkpoints/best.json",
         "checkpoints/ended.json",
         "checkpoints/went_back.json",

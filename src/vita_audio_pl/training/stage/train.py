@@ -30,7 +30,7 @@ from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.proof import TrainingProof
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.samples import Samples
-from vita_audio_pl.training.callbacks.watchdog import Watchdog
+from vita_audio_pl.training.callbacks.watchdog import Watchdog, record_collectives
 from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, step_of
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
@@ -262,6 +262,7 @@ def _train(
         build_loggers(config, folder.root, settings),
         max_steps=config.stage.steps,
         validate=bool(data.held_out),
+        folder=folder.root,
     )
     resumed = checkpoints(folder.checkpoints, GOOD, DOUBT)[-1:]
     if trainer.is_global_zero:
@@ -273,6 +274,8 @@ def _train(
         f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
         f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
     )
+    if config.trainer.accelerator != "cpu":
+        record_collectives(folder.root / "ranks")
     os.environ[LAUNCHER] = str(os.getpid())  # ranks that Lightning starts end with this process
     with wandb_run_ends(trainer.loggers):
         trainer.fit(module, datamodule=data.datamodule)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -93,8 +94,13 @@ def build_trainer(
     *,
     max_steps: int,
     validate: bool,
+    folder: Path,
 ) -> L.Trainer:
-    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`."""
+    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`.
+
+    Args:
+        folder: of the stage, so that Lightning finds no files of other runs.
+    """
     _, accumulate = micro_batches(config)
     every = min(config.callbacks.validate_every or max_steps, max_steps)
     settings = config.trainer
@@ -110,6 +116,7 @@ def build_trainer(
         "gradient_clip_val": config.optim.clip_norm,
         "val_check_interval": every * accumulate if validate else None,
         "check_val_every_n_epoch": None,
+        "default_root_dir": folder,
         "limit_val_batches": 1.0 if validate else 0,
         "num_sanity_val_steps": 0,
         "logger": list(loggers),
@@ -121,7 +128,11 @@ def build_trainer(
         "use_distributed_sampler": False,
         "profiler": DataWait(),
     }
-    return L.Trainer(**ours, **checked_extra(settings.extra, ours))
+    trainer = L.Trainer(**ours, **checked_extra(settings.extra, ours))
+    # Lightning's handler of SIGTERM runs a collective in the signal handler, and its handling of SLURM writes hpc_ckpt_*
+    # and requeues by itself; ours (`processes.stopping_is_said`, `callbacks.preemption`) stay in their places
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def checked_extra(extra: Mapping[str, Any], ours: Iterable[str]) -> dict[str, Any]:

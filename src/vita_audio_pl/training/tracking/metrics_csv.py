@@ -25,6 +25,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = folder / METRICS
         self._rows, damaged = read_metrics(self.path)
+        self._columns: list[str] = []  # as the file has them; none until this run has written it
         if damaged and getattr(rank_zero_only, "rank", 0) == 0:
             kept = keep_damaged(self.path)
             print(
@@ -45,9 +46,14 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = self._rows.setdefault(int(step or 0), {})
-        row.update({name: f"{value:.8g}" for name, value in metrics.items()})
-        self.save()
+        at, new = int(step or 0), {name: f"{value:.8g}" for name, value in metrics.items()}
+        append = at > max(self._rows, default=at) and new.keys() <= set(self._columns) and self.path.is_file()
+        self._rows.setdefault(at, {}).update(new)
+        if append:  # a whole line at once: a file of many steps is not written anew for each
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, [STEP, *self._columns]).writerow({STEP: str(at), **new})
+        else:
+            self.save()
 
     @rank_zero_only
     def cut_after(self, step: int) -> None:
@@ -57,10 +63,11 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        names = dict.fromkeys(name for row in self._rows.values() for name in row)
+        self._columns = sorted(names, key=_column_order)
         aside = self.path.with_suffix(".csv.tmp")
         with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [STEP, *sorted(columns, key=_column_order)])
+            writer = csv.DictWriter(file, [STEP, *self._columns])
             writer.writeheader()
             writer.writerows({STEP: str(step), **self._rows[step]} for step in sorted(self._rows))
         os.replace(aside, self.path)
