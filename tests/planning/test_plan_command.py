@@ -121,9 +121,9 @@ def test_what_does_not_fit_is_one_sentence():
 def test_devices_that_cannot_be_are_one_sentence(wrong, says):
     with pytest.raises(UserError, match=says):
         config = settings("stage=align", "model=qwen2_5_7b", *wrong)
-        if config.trainer.engine == "single":
+        if config.trainer.name == "gpu":
             config.trainer.devices = 8
-            config.trainer.check()
+            config.trainer.engine.check_devices(config.trainer)
         plan_stage(config, 0)
 
 

@@ -1,4 +1,4 @@
-"""The page on one's own optimiser, callback, logger, codec and reader works as it is printed."""
+"""The page on one's own classes works as it is printed."""
 
 import json
 import re
@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy import ToyData, toy_config, toy_data
+from toy import ToyData, toy_batch, toy_config, toy_data
 
 from vita_audio_pl.codecs import load_codec, protocol
 from vita_audio_pl.config import plugins
+from vita_audio_pl.config.component import component, plain
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data import readers
 from vita_audio_pl.data.recipe import SourceRecipe
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.stage.train import train_stage
+from vita_audio_pl.evaluation.judges.choice import judge_facts, judge_maker, judge_name
+from vita_audio_pl.training.checks import check_train_config
+from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.stage.train import run_identity, stage_module, train_stage
 from vita_audio_pl.training.stage.trainer import checked_extra
 
 DOC = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -49,6 +53,58 @@ def test_a_stage_trains_with_an_optimiser_a_callback_and_a_logger_from_outside(m
     identity = json.loads((model.parent / "identity.json").read_text())
     assert identity["optim.optimizer._target_"] == "my_lab.SignSGD"
     assert not [key for key in identity if "extra" in key]
+
+
+def test_a_stage_trains_heads_with_an_objective_and_an_engine_from_outside(my_lab, monkeypatch):
+    objective = {"_target_": "my_lab.FirstTokens", "tokens": 6, "weight": 0.5}
+    own = ["~objective", *(f"+objective.{key}={value}" for key, value in objective.items())]
+    engine = [
+        "trainer.engine=null",
+        *(f"+trainer.engine.{e}" for e in ("_target_=my_lab.ValueClipping", "largest=1e-9")),
+    ]
+    align = toy_config(my_lab / "runs", *own, *engine)
+    model = train_stage(align, toy_data(my_lab, ToyData()))
+    config = toy_config(my_lab / "runs", "stage=mtp1", *own, *engine)
+    check_train_config(config)
+    module, _ = stage_module(config, toy_data(my_lab, ToyData()), model)
+    assert type(module.objective).__name__ == "Beginnings" and module.objective.weight == 1.0  # the backbone is frozen
+    counts = module.speech_lm(toy_batch(0, 0, slice(0, 4), 4), module.objective, score_frozen_backbone=True).counts
+    assert counts[0] > counts[1] > 0
+    module.speech_lm(toy_batch(0, 0, slice(0, 4), 4), module.objective).total.backward()
+    module.engine.clip(module.speech_lm, torch.optim.SGD(module.speech_lm.heads.parameters()), 1.0)
+    assert all(p.grad.abs().max() <= 1e-9 for p in module.speech_lm.heads.parameters() if p.grad is not None)
+    assert plain(config)["trainer"]["engine"] == {"_target_": "my_lab.ValueClipping", "largest": 1e-9}
+    identity = run_identity(config, toy_data(my_lab), StageManifest.of(model))
+    assert (identity["objective._target_"], identity["objective.tokens"]) == ("my_lab.FirstTokens", 6)
+    for wrong, says in (
+        ("objective.tokens=many", "objective.tokens"),
+        ("+objective.tokns=3", "did you mean 'objective.tokens'"),
+        ("trainer.engine=fsdp2", "trainer.engine is 'fsdp2': give the path of a class"),
+    ):
+        with pytest.raises(UserError, match=says):
+            toy_config(my_lab / "runs", *own, wrong)
+    with pytest.raises(UserError, match="my_lab.SignSGD must derive from .*ObjectiveSettings"):
+        toy_config(my_lab / "runs", "~objective", "+objective._target_=my_lab.SignSGD")
+
+
+def test_a_judge_from_outside_listens(my_lab):
+    node = yaml.safe_load(re.findall(r"'judge=({.*?})'", DOC)[0].replace(":", ": "))
+    judge = component(node, "judge")
+    assert judge_name(judge) == "Counting"
+    listen = judge_maker(own=judge)("Counting").transcribe
+    assert listen([np.zeros(16000), np.zeros(32000)], 16000) == ["boop", "boop boop"]
+    (my_lab / "words").write_text("boop")
+    of_file = component(node | {"word": str(my_lab / "words")}, "judge")
+    facts = judge_facts(of_file)
+    (my_lab / "words").write_text("bleep")
+    assert (
+        judge_facts(judge)
+        == {"judge": "my_lab.Counting", "settings": {"word": "boop"}}
+        != facts
+        != judge_facts(of_file)
+    )
+    with pytest.raises(UserError, match="no judge 'wisper'; choose one of .*judge._target_="):
+        judge_facts("wisper")
 
 
 def test_a_plugin_registers_a_codec_and_a_reader(my_lab):

@@ -7,7 +7,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
-ONE, TWO = TrainerConfig(name="cpu"), TrainerConfig(name="cpu_ddp", engine="ddp", devices=2)
+ONE, TWO = TrainerConfig(name="cpu"), TrainerConfig(name="cpu_ddp", devices=2)
 STARTED = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
 TORCHRUN = STARTED | {"RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
 SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
@@ -25,7 +25,7 @@ SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
         (TWO, STARTED | {"NODE_RANK": "0"}, 1),
         (TWO, SRUN, 1),
         (TWO, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, 0),
-        (TrainerConfig(engine="ddp", devices=2, num_nodes=2), STARTED | {"NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
+        (TrainerConfig(devices=2, num_nodes=2), STARTED | {"NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
     ],
 )
 def test_launches_are_understood(trainer, environment, rank):

@@ -7,7 +7,7 @@ import toy
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed, write_sealed
-from vita_audio_pl.training.engines import build_engine
+from vita_audio_pl.training.engines.kinds import DeepSpeed
 from vita_audio_pl.training.run_folder.manifest import model_damage
 from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.stage.trainer import check_devices, micro_batches
@@ -46,7 +46,7 @@ def test_an_engine_that_is_not_installed(monkeypatch):
     with pytest.raises(
         UserError, match="trainer=deepspeed_zero2 needs DeepSpeed, which cannot be imported .*pip install"
     ):
-        build_engine(TrainerConfig(name="deepspeed_zero2", engine="deepspeed", accelerator="cpu"))
+        DeepSpeed().build(TrainerConfig(name="deepspeed_zero2", accelerator="cpu"))
 
 
 def test_a_finished_stage_says_so_and_offers_force(trained, capsys):

@@ -21,7 +21,6 @@ from vita_audio_pl.training.checkpoints.folders import GOOD, checkpoint_name, co
 from vita_audio_pl.training.checkpoints.parts import Checkpoint, open_checkpoint
 from vita_audio_pl.training.checkpoints.restore import restore_newest
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
-from vita_audio_pl.training.engines import build_engine
 from vita_audio_pl.training.engines.base import moments_of
 from vita_audio_pl.training.run_folder.layout import STAGE
 from vita_audio_pl.training.stage.starting_model import starting_model
@@ -46,7 +45,7 @@ class Trainer:
             "trainer.precision=32-true",
         )
         config = toy.toy_config(Path("runs"), "stage=sft", *sizes, *settings, f"seed={seed}")
-        self.engine = build_engine(config.trainer)
+        self.engine = config.trainer.engine.build(config.trainer)
         self.model: SpeechLM = starting_model(config, toy.VOCABULARY, None)
         self.objective = configured_objective(config, toy.VOCABULARY)
         self.engine.shard(self.model, SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (ranks,))}))

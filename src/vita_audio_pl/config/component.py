@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vita_audio_pl.config.fields import check_settings, no_such_setting
+from vita_audio_pl.config.fields import check_settings, no_such_setting, rules_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.secrets import without_credentials
 
@@ -93,14 +93,25 @@ def with_components(value: Any, where: str = "") -> Any:
     """`value`, a settings object or container, with every node that has a `_target_` made a component; in place."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            inner = getattr(value, field.name)
-            setattr(value, field.name, with_components(inner, f"{where}{'.' if where else ''}{field.name}"))
+            name = f"{where}{'.' if where else ''}{field.name}"
+            made = with_components(getattr(value, field.name), name)
+            if base := rules_of(field).base:
+                _require_base(made, base, name)
+            setattr(value, field.name, made)
     elif isinstance(value, dict):
         if TARGET in value:
             return component(value, where)
         for name, inner in value.items():
             value[name] = with_components(inner, f"{where}.{name}")
     return value
+
+
+def _require_base(made: Any, base: str, where: str) -> None:
+    if isinstance(made, find_class(base, where)):
+        return
+    if isinstance(made, Custom):
+        raise UserError(f"{where}: {made.path} must derive from {base}; docs/extend.md shows one")
+    raise UserError(f"{where} is '{made}': give the path of a class, {where}._target_=package.module.Class")
 
 
 def plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ class Rules:
         choices: the words that are allowed; of a list, for each of its items.
         length: items of a list.
         common: among the settings that people change first; `--help` shows these.
+        base: of a component, the path of the class that it must derive from; empty where any class will do.
     """
 
     meaning: str = ""
@@ -37,6 +38,7 @@ class Rules:
     choices: tuple[str, ...] = ()
     length: int | None = None
     common: bool = False
+    base: str = ""
 
     def refuse(self, name: str, value: Any) -> None:
         """Raise `UserError` where `value` of the setting `name` is out of range or not among the choices."""
@@ -72,9 +74,10 @@ def setting(
     choices: Sequence[str] = (),
     length: int | None = None,
     common: bool = False,
+    base: str = "",
 ) -> Any:
     """A dataclass field with `Rules`; a default that is a list or a dictionary is copied for each instance."""
-    rules = Rules(meaning, at_least, above, at_most, below, tuple(choices), length, common)
+    rules = Rules(meaning, at_least, above, at_most, below, tuple(choices), length, common, base)
     metadata = {_KEY: rules}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)

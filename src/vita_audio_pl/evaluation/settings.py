@@ -1,11 +1,13 @@
 """The schema of `conf/evaluate.yaml`: every setting of an evaluation, its type and its meaning."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.benches.bench import JUDGES, BenchConfig
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
+from vita_audio_pl.evaluation.judges.choice import JUDGES
 from vita_audio_pl.evaluation.scores.scoring import METRICS
 from vita_audio_pl.interleave import NAMED_PATTERNS
 
@@ -70,7 +72,12 @@ class EvaluateConfig(CommandConfig):
         choices=("strict", "reference", "both"),
         common=True,
     )
-    judge: str | None = setting(None, "who listens to answers; null = the bench's own", choices=JUDGES, common=True)
+    judge: Any = setting(
+        None,
+        "who listens to answers; or the component of your own; null = the bench's own",
+        choices=tuple(JUDGES),
+        common=True,
+    )
     judge_model: str | None = setting(
         None, "folder of a Whisper or Paraformer checkpoint; null = the one that the bench names, or none", common=True
     )

@@ -13,10 +13,10 @@ from vita_audio_pl.models.attention import flash_shares_keys
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.flops import Work
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.training.engines.kinds import DeepSpeed
 from vita_audio_pl.training.settings import TrainConfig
 
 FLOAT, HALF, INDEX = 4, 2, 8
-_LOGIT_TABLES = {"distil": 8}  # of a chunk, at once: both distributions, what is made of them, and the last chunk's
 _ZERO_BUCKET = 200_000_000  # elements of DeepSpeed's buckets, as Lightning sets them
 _ZERO_LIVE = 1_000_000_000  # parameters that stage 3 keeps gathered at most
 
@@ -51,7 +51,7 @@ class Arithmetic:
     def of(cls, config: TrainConfig) -> "Arithmetic":
         if config.trainer.precision == "32-true":
             return cls(FLOAT, FLOAT, False)
-        casts = config.trainer.precision == "bf16-mixed" and config.trainer.engine in ("single", "ddp")
+        casts = config.trainer.precision == "bf16-mixed" and not config.trainer.engine.shards
         return cls(FLOAT if casts else HALF, HALF, casts)
 
 
@@ -140,25 +140,26 @@ def _states(
     """Weights, gradients, optimiser state, working copies on the device, and what lies in host memory."""
     trainer = config.trainer
     half = trainer.precision != "32-true"
-    if trainer.engine == "deepspeed":
+    if isinstance(trainer.engine, DeepSpeed):
+        zero = trainer.engine
         model_bytes = HALF if half else FLOAT
         master = FLOAT * trained / ranks  # a float32 copy is kept for float32 models too
         optimiser, host = master + 2 * FLOAT * trained / ranks, 0.0
         gradients = FLOAT * trained / ranks
         bucket = model_bytes * float(min(_ZERO_BUCKET, trained))
-        if trainer.zero_stage < 3:
+        if zero.stage < 3:
             weights, working = model_bytes * float(total), 2 * bucket
         else:
             weights = model_bytes * total / ranks
             working = model_bytes * float(min(_ZERO_LIVE, total, shared + 2 * block)) + bucket
-        if trainer.offload:
+        if zero.offload:
             host, optimiser = optimiser + gradients, 0.0
             gradients = 0.0
-            if trainer.zero_stage == 3:
+            if zero.stage == 3:
                 host, weights = host + weights, 0.0
         return weights, gradients, optimiser, working, host
     parameter = HALF if trainer.precision == "bf16-true" else FLOAT
-    if trainer.engine == "fsdp2":
+    if trainer.engine.shards:
         gathered = HALF if half else FLOAT
         working = gathered * (shared + 2.0 * block) + FLOAT * (shared + block if trained > total / 2 else block)
         return parameter * total / ranks, parameter * trained / ranks, 2.0 * parameter * trained / ranks, working, 0.0
@@ -208,7 +209,7 @@ def _loss(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work, a
     cast = vocabulary * backbone.hidden_size * HALF if kinds.autocast else 0.0
     # on a GPU in 16 bits the logits' gradient is cast, and each chunk's part of the vocabulary's gradient stands beside it
     in_16_bits = config.trainer.accelerator != "cpu" and kinds.products == HALF
-    logit = _LOGIT_TABLES.get(config.objective.name, 1) * FLOAT + (HALF if in_16_bits else 0)
+    logit = config.objective.logit_tables * FLOAT + (HALF if in_16_bits else 0)
     chunk = min(config.objective.chunk_rows, scored) * (vocabulary * logit + 2 * backbone.hidden_size * FLOAT)
     chunk += gradient if in_16_bits else 0.0
     waits = states * kinds.stream + gradient
@@ -218,10 +219,12 @@ def _loss(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work, a
 def _update(model: SpeechLM, trained: int, weights: float, ranks: int, config: TrainConfig, on_gpu: bool) -> float:
     """AdamW's temporaries: of one parameter after another on a CPU; on a GPU it is one kernel, for which DeepSpeed alone
     makes a flat copy of the gradients."""
-    if config.trainer.offload:
+    engine = config.trainer.engine
+    zero = isinstance(engine, DeepSpeed)
+    if zero and engine.offload:
         return 0.0
-    spread = ranks if config.trainer.engine in ("fsdp2", "deepspeed") else 1
+    spread = ranks if engine.shards else 1
     if on_gpu:
-        return FLOAT * trained / spread if config.trainer.engine == "deepspeed" else 0.0
+        return FLOAT * trained / spread if zero else 0.0
     largest = max(p.numel() for p in model.parameters() if p.requires_grad)
     return 2.0 * FLOAT * largest / spread

@@ -79,7 +79,7 @@ def spread(config: PlanConfig) -> PlanConfig:
             "or other trainer.devices"
         )
     settings = dataclasses.replace(trainer, devices=on_node, num_nodes=config.devices // on_node)
-    settings.check()
+    settings.engine.check_devices(settings)
     return dataclasses.replace(config, trainer=settings)
 
 
@@ -216,7 +216,7 @@ def check_memory(plan: StagePlan, config: PlanConfig) -> None:
     if config.trainer.accelerator == "cpu" or plan.memory.peak <= capacity:
         return
     largest = max(("weights", "gradients", "optimiser", "activations", "loss"), key=lambda k: getattr(plan.memory, k))
-    sharded = {"single": "fsdp2", "ddp": "fsdp2"}.get(config.trainer.engine, "deepspeed_zero3")
+    sharded = "deepspeed_zero3" if config.trainer.engine.shards else "fsdp2"
     advice = {
         "activations": "model.activation_checkpointing=all or a smaller trainer.rows_per_device",
         "loss": "a smaller trainer.rows_per_device",

@@ -61,6 +61,7 @@ def check_train_config(config: TrainConfig) -> None:
         f"model.attention=flash computes in 16 bits on GPUs, and trainer={config.trainer.name} has accelerator="
         f"{config.trainer.accelerator} and precision={config.trainer.precision}; leave model.attention out",
     )
+    config.trainer.engine.check_devices(config.trainer)
     variant, stage = config.variant, config.stage.name
     require(
         variant.hears_by_encoder or config.encoder.folder is None,

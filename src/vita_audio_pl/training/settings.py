@@ -6,7 +6,7 @@ mistakes on the command line are answered at once.
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -14,12 +14,8 @@ from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.judges.choice import JUDGES
 
-if TYPE_CHECKING:
-    from vita_audio_pl.models.objectives import Objective
-    from vita_audio_pl.text.vocabulary import Vocabulary
-
-ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
 CHAIN = "chain"
 RENAMED = {
     "optim.betas": "optim.optimizer.betas",
@@ -27,6 +23,8 @@ RENAMED = {
     "optim.warmup_share": "optim.schedule.warmup_share",
     "optim.warmup": "optim.schedule.warmup",
     "optim.min_rate_share": "optim.schedule.min_rate_share",
+    "trainer.zero_stage": "trainer.engine.stage",
+    "trainer.offload": "trainer.engine.offload",
     **{f"experiment.steps.{stage}": f"per_stage.{stage}.steps" for stage in ("align", "mtp1", "mtp10", "sft")},
 }
 """Settings of earlier versions and what they are called today."""
@@ -205,32 +203,6 @@ class RenderingConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    """What the predictors are trained on; see `vita_audio_pl.models.objectives`."""
-
-    name: str = MISSING
-    weight: float = setting(
-        1.0, "of the mean loss of the heads, beside the main loss; 1 where the backbone is frozen", at_least=0
-    )
-    kernel: str = setting("torch", "of the cross entropy; liger on CUDA only", choices=("torch", "liger"))
-    chunk_rows: int = setting(512, "rows whose logits exist at a time", at_least=1)
-    kl_share: float | None = setting(
-        None, "distil only: share of KL beside total variation; null = 0.5", at_least=0, at_most=1
-    )
-    detach_heads: bool = setting(False, "the heads send no gradient into the backbone, even where it trains")
-
-    def build(self, vocabulary: "Vocabulary | None", *, weight: float | None = None) -> "Objective":
-        """The objective of this name; weight: in place of the configured one."""
-        from vita_audio_pl.models.objectives import build_objective
-
-        options = {} if self.kl_share is None else {"kl_share": self.kl_share}
-        weight = self.weight if weight is None else weight
-        return build_objective(
-            self.name, vocabulary, weight=weight, kernel=self.kernel, chunk_rows=self.chunk_rows, **options
-        )
-
-
-@dataclass
 class OptimConfig:
     """How the weights move: gradients are clipped, `optimizer` steps, `schedule` sets its rate."""
 
@@ -244,7 +216,11 @@ class TrainerConfig:
     """Engine and devices."""
 
     name: str = MISSING
-    engine: str = setting(MISSING, "how the model is spread over devices", choices=ENGINES)
+    engine: Any = setting(
+        MISSING,
+        "component: how the model is spread over devices",
+        base="vita_audio_pl.training.engines.kinds.EngineSettings",
+    )
     accelerator: str = setting("cpu", "what a device is", choices=("cpu", "gpu"))
     devices: int = setting(1, "of a node", at_least=1, common=True)
     timeout_seconds: float = setting(1800.0, "that a rank waits for the others, then the run ends", above=0)
@@ -256,20 +232,10 @@ class TrainerConfig:
         None, "packed rows in a forward pass; null = all of a step's share", at_least=1, common=True
     )
     threads: int | None = setting(None, "CPU threads of a process; null = torch's default", at_least=1)
-    zero_stage: int = setting(
-        2, "DeepSpeed: 2 shards optimiser state and gradients, 3 parameters too", at_least=2, at_most=3
-    )
     peak_tflops: float | None = setting(
         None, "of a device, for MFU; null = the table's for a known GPU, else no MFU", above=0
     )
-    offload: bool = setting(False, "DeepSpeed: optimiser state (and parameters at stage 3) in CPU memory")
     extra: dict[str, Any] = setting({}, "further arguments of lightning.Trainer, by name")
-
-    def check(self) -> None:
-        require(
-            self.engine != "single" or self.world_size == 1,
-            f"trainer={self.name} runs on one device: choose trainer=ddp for more",
-        )
 
     @property
     def world_size(self) -> int:
@@ -288,7 +254,6 @@ class GuardConfig:
 
 
 SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
-JUDGES = ("pocketsphinx", "whisper", "paraformer")
 
 
 @dataclass
@@ -299,7 +264,11 @@ class SamplesConfig:
     per_task: int = setting(2, "prompts of each task", at_least=1)
     tasks: list[str] = setting(list(SAMPLE_TASKS), "of those that the stage's data has", choices=SAMPLE_TASKS)
     max_new_tokens: int = setting(256, "of an answer", at_least=1)
-    judge: str | None = setting(None, "who transcribes spoken answers; null = nobody", choices=JUDGES)
+    judge: Any = setting(
+        None,
+        "who transcribes spoken answers; or the component of a judge of your own; null = nobody",
+        choices=tuple(JUDGES),
+    )
     judge_model: str | None = setting(
         None, "folder of a Whisper or Paraformer checkpoint; null where the judge needs none"
     )
@@ -411,7 +380,11 @@ class TrainConfig(CommandConfig):
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: DataOptions = field(default_factory=DataOptions)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Any = setting(
+        MISSING,
+        "component: what the predictors are trained on",
+        base="vita_audio_pl.models.objective_settings.ObjectiveSettings",
+    )
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

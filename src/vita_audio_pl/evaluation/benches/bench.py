@@ -13,8 +13,6 @@ from vita_audio_pl.evaluation.scores.normalisers import get_normaliser
 from vita_audio_pl.evaluation.scores.profiles import get_profile
 from vita_audio_pl.evaluation.scores.scoring import METRICS, Scoring
 
-JUDGES = ("pocketsphinx", "whisper", "paraformer")
-
 
 @dataclass
 class PublishedFigure:
@@ -47,9 +45,7 @@ class BenchConfig:
     answers: str = setting(
         "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
     )
-    judge: str = setting(
-        "", "who listens to spoken answers: pocketsphinx, whisper or paraformer", choices=("", *JUDGES)
-    )
+    judge: str = setting("", "who listens to spoken answers: pocketsphinx, whisper or paraformer")
     grammar: str | None = setting(None, "JSGF file, for pocketsphinx; null where the judge needs none")
     max_new_tokens: dict[str, int] = setting({}, "by task; 512 where not given")
     published: list[PublishedFigure] = setting([], "")

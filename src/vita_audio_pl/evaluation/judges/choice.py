@@ -1,55 +1,177 @@
-"""Judges by name, so that a bench file can ask for one."""
+"""Judges: the settings of ours, each of which builds its own, by name; and judges of one's own by the path of their class.
 
-from collections.abc import Callable
+Bench files name ours; `judge=` on the command line also takes a class. Packages are imported when a judge is built.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from vita_audio_pl.config.component import Component, Custom
+from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import path_digest
-from vita_audio_pl.evaluation.judges.pocketsphinx import Judge, PocketsphinxJudge
-from vita_audio_pl.foreign.weights import require_trust
 
-JUDGES = ("pocketsphinx", "whisper", "paraformer")
-
-
-def judge_maker(
-    grammar: str | None = None, model: str | None = None, device: str = "cpu", trust_file: bool = False
-) -> Callable[[str], Judge]:
-    """A function from a judge's name to the judge; packages are imported when it is called.
-
-    Args:
-        grammar: JSGF file, for pocketsphinx.
-        model: folder of the checkpoint, for whisper and paraformer.
-        device: where neural judges run.
-        trust_file: let FunASR load a Paraformer checkpoint, which can run any code.
-    """
-
-    def make(name: str) -> Judge:
-        if name not in JUDGES:
-            raise UserError(f"there is no judge '{name}'; choose one of {', '.join(JUDGES)}")
-        if name == "pocketsphinx":
-            if grammar is None:
-                raise UserError("the judge 'pocketsphinx' needs a grammar: give bench.grammar=FILE.jsgf")
-            return PocketsphinxJudge(Path(grammar))
-        if model is None:
-            raise UserError(f"judge={name} needs its checkpoint: give judge_model=FOLDER (nothing is downloaded)")
-        from vita_audio_pl.evaluation.judges.neural import ParaformerJudge, WhisperJudge
-
-        if name == "whisper":
-            return WhisperJudge(Path(model), device)
-        require_trust(Path(model), "a FunASR checkpoint", trust_file)
-        return ParaformerJudge(Path(model), device)
-
-    return make
+if TYPE_CHECKING:
+    from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
 
 
-def judge_facts(name: str, grammar: str | None = None, model: str | None = None, device: str = "cpu") -> dict[str, str]:
-    """What decides a judge's transcripts: its name, the contents of the files that it reads, its precision."""
-    if name == "pocketsphinx":
+@dataclass
+class JudgeSettings(Component):
+    """What the settings of every judge of ours offer."""
+
+    def build(self, device: str = "cpu") -> "Judge":
+        """The judge; device: where a neural one runs."""
+        raise NotImplementedError
+
+    def facts(self, device: str) -> dict[str, str]:
+        """What decides its transcripts: the contents of the files that it reads, its precision."""
+        raise NotImplementedError
+
+
+@dataclass
+class Pocketsphinx(JudgeSettings):
+    """Of `pocketsphinx.PocketsphinxJudge`."""
+
+    grammar: str | None = setting(None, "JSGF file of the sentences to expect; null = it cannot be built")
+
+    def build(self, device: str = "cpu") -> "Judge":
+        from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxJudge
+
+        if self.grammar is None:
+            raise UserError("the judge 'pocketsphinx' needs a grammar: give bench.grammar=FILE.jsgf")
+        return PocketsphinxJudge(Path(self.grammar))
+
+    def facts(self, device: str) -> dict[str, str]:
         try:
             version = metadata.version("pocketsphinx")  # its acoustic model comes with it
         except metadata.PackageNotFoundError:
             version = ""
-        return {"judge": name, "grammar": path_digest(grammar), "version": version}
-    precision = "float16" if name == "whisper" and device.startswith("cuda") else "float32"
-    return {"judge": name, "checkpoint": path_digest(model), "precision": precision}
+        return {"grammar": path_digest(self.grammar), "version": version}
+
+
+@dataclass
+class Whisper(JudgeSettings):
+    """Of `neural.WhisperJudge`."""
+
+    model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
+
+    def build(self, device: str = "cpu") -> "Judge":
+        from vita_audio_pl.evaluation.judges.neural import WhisperJudge
+
+        return WhisperJudge(_checkpoint("whisper", self.model), device)
+
+    def facts(self, device: str) -> dict[str, str]:
+        precision = "float16" if device.startswith("cuda") else "float32"
+        return {"checkpoint": path_digest(self.model), "precision": precision}
+
+
+@dataclass
+class Paraformer(JudgeSettings):
+    """Of `neural.ParaformerJudge`."""
+
+    model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
+    trust_file: bool = setting(False, "let FunASR load it, which can run any code")
+
+    def build(self, device: str = "cpu") -> "Judge":
+        from vita_audio_pl.evaluation.judges.neural import ParaformerJudge
+        from vita_audio_pl.foreign.weights import require_trust
+
+        folder = _checkpoint("paraformer", self.model)
+        require_trust(folder, "a FunASR checkpoint", self.trust_file)
+        return ParaformerJudge(folder, device)
+
+    def facts(self, device: str) -> dict[str, str]:
+        return {"checkpoint": path_digest(self.model), "precision": "float32"}
+
+
+JUDGES: dict[str, type[JudgeSettings]] = {
+    "pocketsphinx": Pocketsphinx,
+    "whisper": Whisper,
+    "paraformer": Paraformer,
+}
+
+
+_OR_OWN = ", or give one of your own by its class, judge._target_=package.module.Class"
+
+
+def judge_name(judge: "str | JudgeSettings | Custom") -> str:
+    """What results call a judge: the name of ours, the class of another."""
+    if isinstance(judge, str):
+        return judge
+    names = {kind: name for name, kind in JUDGES.items()}
+    return names.get(type(judge)) or (judge.path if isinstance(judge, Custom) else judge.target()).rpartition(".")[2]
+
+
+def own_judge(judge: "str | JudgeSettings | Custom | None") -> "JudgeSettings | Custom | None":
+    """The judge that a configuration gives by its class; None where it gives a name, or nothing."""
+    return None if isinstance(judge, str) else judge
+
+
+def judge_settings(
+    judge: "str | JudgeSettings | Custom",
+    grammar: str | None = None,
+    model: str | None = None,
+    trust_file: bool = False,
+) -> "JudgeSettings | Custom":
+    """The settings of a judge: as they are, or those of a judge of ours by its name.
+
+    Args:
+        grammar: JSGF file, for pocketsphinx.
+        model: folder of the checkpoint, for whisper and paraformer.
+        trust_file: let FunASR load a Paraformer checkpoint, which can run any code.
+
+    Raises:
+        UserError: no judge of ours has this name, or a mapping names no class.
+    """
+    if isinstance(judge, str):
+        if judge not in JUDGES:
+            raise UserError(f"there is no judge '{judge}'; choose one of {', '.join(JUDGES)}{_OR_OWN}")
+        given = {"grammar": grammar, "model": model, "trust_file": trust_file}
+        kind = JUDGES[judge]
+        return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
+    if not isinstance(judge, (JudgeSettings, Custom)):
+        raise UserError(f"judge is {judge}: choose one of {', '.join(JUDGES)}{_OR_OWN}")
+    return judge
+
+
+def judge_maker(
+    grammar: str | None = None,
+    model: str | None = None,
+    device: str = "cpu",
+    trust_file: bool = False,
+    own: "JudgeSettings | Custom | None" = None,
+) -> "Callable[[str], Judge]":
+    """A function from a judge's name to the judge, see `judge_settings`; `own` is built whatever the name."""
+
+    def make(name: str) -> "Judge":
+        judge: Judge = judge_settings(name if own is None else own, grammar, model, trust_file).build(device=device)
+        return judge
+
+    return make
+
+
+def judge_facts(judge: "str | JudgeSettings | Custom", device: str = "cpu", **files: Any) -> dict[str, Any]:
+    """What decides a judge's transcripts; of files and folders their contents. files: as `judge_settings` takes them."""
+    settings = judge_settings(judge, **files)
+    if isinstance(settings, JudgeSettings):
+        return {"judge": judge_name(judge), **settings.facts(device)}
+    return {"judge": settings.path, "settings": _with_contents(settings.settings)}
+
+
+def _with_contents(value: Any) -> Any:
+    """Settings with the digest of what lies there in place of each path."""
+    if isinstance(value, Mapping):
+        return {name: _with_contents(inner) for name, inner in value.items()}
+    if isinstance(value, str) and value and Path(value).exists():
+        return path_digest(value)
+    return value
+
+
+def _checkpoint(name: str, model: str | None) -> Path:
+    if model is None:
+        raise UserError(f"judge={name} needs its checkpoint: give judge_model=FOLDER (nothing is downloaded)")
+    return Path(model)

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vita_audio_pl.evaluation.judges.choice import judge_maker
+from vita_audio_pl.evaluation.judges.choice import judge_maker, own_judge
 from vita_audio_pl.evaluation.records import TranscriptFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
 from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file, codec_folder
@@ -41,7 +41,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     device = _device(config.device, share)
     evaluations = plan_evaluations(config, device)
     toolbox = ModelToolbox(
-        judge_maker(config.bench.grammar, config.judge_model, device, config.trust_file),
+        judge_maker(config.bench.grammar, config.judge_model, device, config.trust_file, own_judge(config.judge)),
         device,
         count_unreadable=config.missing_audio == "count",
         speaker_model=Path(config.speaker_model) if config.speaker_model else None,

@@ -17,7 +17,7 @@ from vita_audio_pl.evaluation.identity import (
     path_digest,
 )
 from vita_audio_pl.evaluation.items import Item, check_audio
-from vita_audio_pl.evaluation.judges.choice import judge_facts
+from vita_audio_pl.evaluation.judges.choice import judge_facts, judge_name
 from vita_audio_pl.evaluation.records import KEY_FILE
 from vita_audio_pl.evaluation.runs.jobs import (
     GPU_PRECISION,
@@ -76,7 +76,7 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                         task=task,
                         items=items,
                         decoding=decoding,
-                        judge=config.judge or config.bench.judge,
+                        judge=judge_name(config.judge or config.bench.judge),
                         identity=facts.identity(task, decoding, contents, place),
                         place=place,
                         batch_size=config.batch_size,
@@ -125,7 +125,7 @@ class _Facts:
         # What a GPU has generated may be scored elsewhere
         others = [GPU_PRECISION, stored_precision(model)] if config.step == "score" else []
         judge = config.judge or bench.judge
-        listening = judge_facts(judge, bench.grammar, config.judge_model, device) if judge else {}
+        listening = judge_facts(judge, device, grammar=bench.grammar, model=config.judge_model) if judge else {}
         voices = {name: path_digest(getattr(config, name)) for name in ("speaker_model", "mos_model")}
         scoring = {
             "normaliser": bench.normaliser,

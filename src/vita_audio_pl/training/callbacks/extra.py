@@ -29,7 +29,7 @@ class ExtraCallbacks:
         self.callbacks = callbacks
         for name, callback in callbacks.items():
             if isinstance(callback, WeightAveraging):
-                if engine.settings.engine not in ("single", "ddp"):
+                if engine.settings.engine.shards:
                     raise UserError(
                         f"callbacks.extra.{name} averages whole weights, and trainer={engine.settings.name} shards them; "
                         "choose trainer=ddp"

@@ -11,7 +11,7 @@ import torch
 
 from vita_audio_pl.codecs import Codec, load_codec, write_wav
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.judges.choice import judge_maker
+from vita_audio_pl.evaluation.judges.choice import judge_maker, judge_name, own_judge
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
 from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import SPEAKING_TASKS, audio_file
@@ -92,8 +92,8 @@ class SampleWriter:
         self.tokenizer = TextTokenizer.load(tokenizer_folder)
         self._make_codec: Callable[[str], Codec] = lambda device: load_codec(codec_folder, device)
         self._make_judge: Callable[[str], Judge] = lambda device: judge_maker(
-            str(grammar), settings.judge_model, device
-        )(settings.judge or "")
+            str(grammar), settings.judge_model, device, False, own_judge(settings.judge)
+        )(judge_name(settings.judge))
         self._kept: dict[str, Any] = {}
         self._tell = WarnOnce()
 

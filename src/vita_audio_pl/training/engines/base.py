@@ -1,4 +1,4 @@
-"""What every engine offers; this one keeps the whole model on each device (one process, or DDP)."""
+"""What every engine offers; those here keep the whole model on each device (one process, or DDP)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,15 +73,7 @@ class Engine:
 
     def strategy(self) -> Strategy | str:
         """Lightning's strategy."""
-        if self.settings.engine == "single":
-            return "auto"
-        # the only buffers are the rotary frequencies, the same on all ranks
-        return DDPStrategy(
-            process_group_backend=self.backend,
-            timeout=self.timeout,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,
-        )
+        return "auto"
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         """Spread `model` over the devices, in place, before it is moved to them."""
@@ -154,6 +146,19 @@ class Engine:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+
+class DDPEngine(Engine):
+    """Every rank has the whole model and a share of the rows; gradients are averaged."""
+
+    def strategy(self) -> Strategy:
+        # the only buffers are the rotary frequencies, the same on all ranks
+        return DDPStrategy(
+            process_group_backend=self.backend,
+            timeout=self.timeout,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
 
 
 def step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.base import WEIGHT, Engine, Held, step_count, trained_parameters
+from vita_audio_pl.training.engines.kinds import DeepSpeed
 from vita_audio_pl.training.engines.precision import DeepSpeedWeights
 from vita_audio_pl.training.settings import TrainerConfig
 
@@ -25,15 +26,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ZeroEngine(Engine):
     """DeepSpeed with our AdamW and its groups; the engine clips by itself, between the backward pass and the step."""
 
-    def __init__(self, settings: TrainerConfig) -> None:
+    def __init__(self, settings: TrainerConfig, zero: DeepSpeed) -> None:
         super().__init__(settings)
         # an all-reduce through shared memory, compiled at the first start: gloo does without, and a compilation that is
         # killed leaves a lock that every later start waits for
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._strategy = _AnyDeviceDeepSpeedStrategy(
-            stage=settings.zero_stage,
-            offload_optimizer=settings.offload,
-            offload_parameters=settings.offload and settings.zero_stage == 3,
+            stage=zero.stage,
+            offload_optimizer=zero.offload,
+            offload_parameters=zero.offload and zero.stage == 3,
             process_group_backend=self.backend,
             timeout=self.timeout,
             logging_level=logging.WARNING,
@@ -44,7 +45,7 @@ class ZeroEngine(Engine):
         assert config is not None  # Lightning has made it of the arguments
         # micro-batches add up in float32, not in the model's bfloat16; ranks exchange bfloat16, at half the traffic
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-        if settings.offload:  # torch's fused AdamW runs on the host, too, and needs no compiler there
+        if zero.offload:  # torch's fused AdamW runs on the host, too, and needs no compiler there
             config["zero_force_ds_cpu_optimizer"] = False
 
     def precision(self) -> Precision:

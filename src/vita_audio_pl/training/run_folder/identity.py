@@ -37,13 +37,23 @@ ROUNDING = {
         "precision",
         "rows_per_device",
         "threads",
-        "zero_stage",
     ),
 }
 """Settings that compute the same up to rounding, by group."""
+FORMAT = 3
+"""Of `identity.json`. Format 2 named the objective and not its class; it is read."""
+_OBJECTIVES_OF_FORMAT_2 = {
+    name: f"vita_audio_pl.models.objective_settings.{kind}"
+    for name, kind in (
+        ("every_head", "EveryHead"),
+        ("audio_only", "AudioOnly"),
+        ("served_slots", "ServedSlots"),
+        ("distil", "Distil"),
+    )
+}
 CHANGES = "changes.jsonl"
 """Lines of a stage's folder: which of `ROUNDING` changed at which step."""
-_PLACES = {"model": ("name", "pretrained"), "objective": (), "optim": ()}
+_PLACES = {"model": ("name", "pretrained"), "objective": ("name",)}
 """Names and paths; what lies at a path is part of the identity by its content."""
 _LAYER = (
     "input_layernorm.weight",
@@ -62,10 +72,10 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     to detach.
     """
     groups = [*DECISIVE, *(["encoder"] if settings["variant"]["speech_input"] == "encoder" else [])]
-    decisive = {name: settings[name] for name in groups}
-    for group in ("model", "objective"):
-        left_out = (*ROUNDING[group], *_PLACES[group])
-        decisive[group] = {name: value for name, value in settings[group].items() if name not in left_out}
+    decisive = {name: settings[name] for name in groups} | {"objective": _objective_today(settings["objective"])}
+    for group, places in _PLACES.items():
+        left_out = (*ROUNDING[group], *places)
+        decisive[group] = {name: value for name, value in decisive[group].items() if name not in left_out}
     lora = decisive["model"]["lora"]
     if not lora["only"]:  # as runs from before this setting have it
         decisive["model"]["lora"] = {name: value for name, value in lora.items() if name != "only"}
@@ -75,6 +85,28 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         del decisive["objective"]["detach_heads"]
         decisive["objective"]["weight"] = 1.0
     return decisive
+
+
+def identity_today(held: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat identity as this version writes it, where it is of format 2; any other as it is."""
+    if held.get("format") != 2:
+        return dict(held)
+    group = "objective."
+    objective = {name.removeprefix(group): value for name, value in held.items() if name.startswith(group)}
+    rest = {name: value for name, value in held.items() if not name.startswith(group)}
+    today = flatten({"objective": _objective_today(objective)}) if objective else {}
+    return {**rest, **{name: value for name, value in today.items() if name != "objective.name"}, "format": FORMAT}
+
+
+def _objective_today(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an objective as this version has them; those of earlier ones have a name in place of a class."""
+    if "_target_" in objective:
+        return dict(objective)
+    name, share = objective["name"], objective.get("kl_share")
+    rest = {key: value for key, value in objective.items() if key != "kl_share"}
+    if name == "distil":
+        rest["kl_share"] = 0.5 if share is None else share
+    return {"_target_": _OBJECTIVES_OF_FORMAT_2[name], **rest}
 
 
 def freezes_backbone(patterns: Sequence[str], settings: Mapping[str, Any]) -> bool:

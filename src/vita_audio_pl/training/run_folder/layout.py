@@ -13,7 +13,7 @@ from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.metrics import read_metrics
 from vita_audio_pl.storage.model_folders import MODELS
 from vita_audio_pl.storage.owned import Kind, Owned, below
-from vita_audio_pl.training.run_folder.identity import CHANGES
+from vita_audio_pl.training.run_folder.identity import CHANGES, identity_today
 from vita_audio_pl.training.run_folder.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -176,8 +176,8 @@ class StageFolder:
             return []
         wanted = json.loads(json.dumps(dict(identity)))
         try:
-            held = dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            held = identity_today(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             return [
                 f"{path} cannot be read ({error}; where config.yaml beside it has these settings, delete it to go on)"
             ]

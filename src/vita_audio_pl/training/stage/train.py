@@ -34,9 +34,10 @@ from vita_audio_pl.training.callbacks.watchdog import Watchdog, record_collectiv
 from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, step_of
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
-from vita_audio_pl.training.engines import Engine, build_engine
+from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder.identity import (
     CHANGES,
+    FORMAT,
     decisive_settings,
     flatten,
     freezes_backbone,
@@ -204,7 +205,7 @@ def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | Non
         configured_objective(config, data.vocabulary),
         config.stage,
         config.optim,
-        build_engine(config.trainer),
+        config.trainer.engine.build(config.trainer),
         source_names=data.source_names,
         codes=(data.vocabulary.first_code, data.vocabulary.used),
         codes_per_second=data.codes_per_second,
@@ -331,7 +332,7 @@ def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objecti
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
     """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
     decisive = {
-        "format": 2,
+        "format": FORMAT,
         **decisive_settings(plain(config)),
         "vocabulary": data.vocabulary.fingerprint,
         "codec": data.codec_fingerprint,

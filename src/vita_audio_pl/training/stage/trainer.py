@@ -13,14 +13,14 @@ from lightning.pytorch.loggers import Logger
 from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.speed import DataWait
-from vita_audio_pl.training.engines import Engine
+from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.settings import TrainConfig, TrainerConfig
 
 OWNED = {
     "accelerator": "give trainer.accelerator",
     "devices": "give trainer.devices",
     "num_nodes": "give trainer.num_nodes",
-    "strategy": "give trainer.engine",
+    "strategy": "choose a trainer, or give trainer.engine",
     "precision": "give trainer.precision",
     "plugins": "trainer.engine and trainer.precision choose them",
     "max_steps": "give stage.steps",

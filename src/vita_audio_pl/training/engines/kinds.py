@@ -1,0 +1,94 @@
+"""Settings of the engines, each of which builds its own; `conf/trainer/` names one by `_target_`.
+
+Apart from the engines, so that a configuration is read without torch, and planned for without DeepSpeed.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vita_audio_pl.config.component import Component
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from vita_audio_pl.training.engines.base import Engine
+    from vita_audio_pl.training.settings import TrainerConfig
+
+
+@dataclass
+class EngineSettings(Component):
+    """What every engine's settings offer. One of your own derives from this, or from an engine's below."""
+
+    shards: ClassVar[bool] = False
+    """Whether parameters or what belongs to them are spread over the ranks, so that none has a whole model."""
+
+    def check_devices(self, trainer: "TrainerConfig") -> None:
+        """Refuse devices that the engine cannot use, with a `UserError`."""
+
+    def build(self, trainer: "TrainerConfig") -> "Engine":
+        """The engine for these devices and this precision."""
+        raise NotImplementedError
+
+
+@dataclass
+class Single(EngineSettings):
+    """Of `base.Engine`: one process on one device."""
+
+    def check_devices(self, trainer: "TrainerConfig") -> None:
+        if trainer.world_size > 1:
+            raise UserError(f"trainer={trainer.name} runs on one device: choose trainer=ddp for more")
+
+    def build(self, trainer: "TrainerConfig") -> "Engine":
+        from vita_audio_pl.training.engines.base import Engine
+
+        return Engine(trainer)
+
+
+@dataclass
+class DDP(EngineSettings):
+    """Of `base.DDPEngine`: every rank has the whole model."""
+
+    def build(self, trainer: "TrainerConfig") -> "Engine":
+        from vita_audio_pl.training.engines.base import DDPEngine
+
+        return DDPEngine(trainer)
+
+
+@dataclass
+class FSDP2(EngineSettings):
+    """Of `fsdp2.FSDP2Engine`: parameters, gradients and moments are sharded."""
+
+    shards: ClassVar[bool] = True
+
+    def build(self, trainer: "TrainerConfig") -> "Engine":
+        from vita_audio_pl.training.engines.fsdp2 import FSDP2Engine
+
+        return FSDP2Engine(trainer)
+
+
+@dataclass
+class DeepSpeed(EngineSettings):
+    """Of `zero.ZeroEngine`: DeepSpeed's ZeRO."""
+
+    stage: int = setting(2, "2 shards optimiser state and gradients, 3 parameters too", at_least=2, at_most=3)
+    offload: bool = setting(False, "optimiser state (and parameters at stage 3) in CPU memory")
+
+    shards: ClassVar[bool] = True
+
+    def build(self, trainer: "TrainerConfig") -> "Engine":
+        """See `EngineSettings`.
+
+        Raises:
+            UserError: DeepSpeed is not installed.
+        """
+        if trainer.accelerator == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        try:
+            from vita_audio_pl.training.engines.zero import ZeroEngine
+        except ImportError as error:
+            raise UserError(
+                f"trainer={trainer.name} needs DeepSpeed, which cannot be imported ({error}); "
+                "pip install 'vita-audio-pl[deepspeed]', or choose trainer=fsdp2"
+            ) from error
+        return ZeroEngine(trainer, self)
