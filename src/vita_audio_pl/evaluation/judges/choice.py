@@ -102,8 +102,9 @@ def judge_name(judge: "str | JudgeSettings | Custom") -> str:
     """What results call a judge: the name of ours, the class of another."""
     if isinstance(judge, str):
         return judge
-    names = {kind: name for name, kind in JUDGES.items()}
-    return names.get(type(judge)) or (judge.path if isinstance(judge, Custom) else judge.target()).rpartition(".")[2]
+    if isinstance(judge, Custom):
+        return judge.path.rpartition(".")[2]
+    return next((name for name, kind in JUDGES.items() if type(judge) is kind), type(judge).__name__)
 
 
 def own_judge(judge: "str | JudgeSettings | Custom | None") -> "JudgeSettings | Custom | None":

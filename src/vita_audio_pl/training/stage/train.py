@@ -18,6 +18,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.lora import NO_ADAPTER
+from vita_audio_pl.models.objective_settings import ObjectiveSettings
 from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.storage.model_folders import find_model
@@ -326,7 +327,8 @@ def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objecti
     Heads are weighed beside the backbone: where that is frozen, their weight is 1.
     """
     frozen = freezes_backbone(config.stage.freeze, plain(config))
-    return config.objective.build(vocabulary, weight=1.0 if frozen else config.objective.weight)
+    settings: ObjectiveSettings = config.objective
+    return settings.build(vocabulary, weight=1.0 if frozen else settings.weight)
 
 
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
