@@ -2,6 +2,7 @@
 
 from vita_audio_pl.inference.batch import generate
 from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.dialogue import Conversation, Manner
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
 from vita_audio_pl.inference.prompts import Prompter, task_conversation
@@ -9,9 +10,11 @@ from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sampling import Greedy, Sampling
 
 __all__ = [
+    "Conversation",
     "Generation",
     "Greedy",
     "LoadedModel",
+    "Manner",
     "Prompter",
     "Runtime",
     "Sampling",

@@ -74,6 +74,12 @@ class Cache:
         """Zeroes what a slot holds."""
         self.memory[:, :, slot].zero_()
 
+    def copy_slot(self, source: int, target: int) -> None:
+        """Makes slot `target` hold what slot `source` holds."""
+        self.memory[:, :, target] = self.memory[:, :, source]
+        hidden = self.hidden.unflatten(1, (self.slots, self.window))
+        hidden[:, target] = hidden[:, source]
+
     @contextmanager
     def kept(self, start: int, stop: int) -> Iterator[None]:
         """Puts rows `start <= p < stop` of every slot back afterwards."""

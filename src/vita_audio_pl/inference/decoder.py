@@ -5,6 +5,7 @@ so sequences that joined at different times fall into step, and head k runs once
 (VITA-Audio, arXiv 2505.03739, section 3.2; drafts are verified as in speculative decoding).
 """
 
+import copy
 import threading
 import time
 from collections import defaultdict
@@ -16,6 +17,7 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.checks import token_ids
+from vita_audio_pl.inference.continuing import go_on, hear
 from vita_audio_pl.inference.graphs import GraphedPasses, recurring_shapes
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import AudioStates, Runtime
@@ -79,18 +81,28 @@ class Decoder:
         self.seconds: dict[str, float] = defaultdict(float)
         self.errors: dict[DecodedSequence, UserError] = {}
         self._sequences: list[DecodedSequence | None] = [None] * slots
+        self._resting: dict[int, DecodedSequence] = {}  # by slot, the one that has rested longest first
         self._lock = threading.RLock()
         self._clock = clock
 
     @property
     def free_slots(self) -> int:
-        """Sequences that could join now."""
+        """Sequences that could join now; slots of resting ones count."""
         return self._sequences.count(None)
 
-    def open(self, prompt: Sequence[int], options: Options, clips: Sequence[Tensor] = ()) -> DecodedSequence:
+    def open(
+        self,
+        prompt: Sequence[int],
+        options: Options,
+        clips: Sequence[Tensor] = (),
+        after: DecodedSequence | None = None,
+    ) -> DecodedSequence:
         """Adds a sequence; it is decoded from the next round on.
 
-        clips: features of the prompt's audio, for models that hear through an encoder.
+        Args:
+            clips: features of the prompt's audio, for models that hear through an encoder.
+            after: a resting sequence to go on from: what the prompt begins with in common with it is not read again.
+                Where its slot has gone to another meanwhile, the whole prompt is read.
 
         Raises:
             UserError: no free slot, an empty prompt, something that is no token of the vocabulary in the prompt, the stop
@@ -98,9 +110,11 @@ class Decoder:
                 prompt's places for them. The sequences that are being decoded are not touched.
         """
         with self._lock:
-            return self._open(prompt, options, clips)
+            return self._open(prompt, options, clips, after)
 
-    def _open(self, prompt: Sequence[int], options: Options, clips: Sequence[Tensor]) -> DecodedSequence:
+    def _open(
+        self, prompt: Sequence[int], options: Options, clips: Sequence[Tensor], after: DecodedSequence | None
+    ) -> DecodedSequence:
         if not self.free_slots:
             raise UserError(f"all {len(self._sequences)} sessions are taken; close one, or decode with more")
         capacity, vocabulary = self.cache.capacity, self.runtime.vocab_size
@@ -115,21 +129,61 @@ class Decoder:
             )
         if self._graphed is not None:
             self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, options.verify != "none"))
-        slot = self._sequences.index(None)
-        sequence = DecodedSequence(slot, prompt, options, self.n_heads, self._hear(prompt, clips))
+        resting = after is not None and self._resting.get(after.slot) is after
+        audio = hear(self.runtime, prompt, clips, after if resting else None)
+        slot = after.slot if after is not None and resting else self._take_slot()
+        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio)
+        if after is not None and resting:
+            del self._resting[slot]
+            go_on(sequence, after, self.cache.window)
         self._sequences[slot] = sequence
         return sequence
 
-    @torch.inference_mode()
-    def _hear(self, prompt: Sequence[int], clips: Sequence[Tensor]) -> dict[int, Tensor]:
-        """What the backbone reads at the positions of the prompt that stand for audio."""
-        places = [p for p, token in enumerate(prompt) if token == self.runtime.place_of_audio]
-        self.runtime.check_clips(clips, len(places))
-        return dict(zip(places, self.runtime.hear(clips), strict=True)) if clips else {}
+    def _take_slot(self) -> int:
+        """An empty slot, or that of the sequence that has rested longest."""
+        empty = [n for n, s in enumerate(self._sequences) if s is None and n not in self._resting]
+        if empty:
+            return empty[0]
+        slot = next(iter(self._resting))
+        if not self._resting.pop(slot).sound:
+            self.cache.clear(slot)
+        return slot
+
+    def rest(self, sequence: DecodedSequence) -> None:
+        """Ends a sequence where it stands. Its slot is free, and keeps what was read until another sequence needs it."""
+        with self._lock:
+            if self._sequences[sequence.slot] is not sequence:
+                return
+            if sequence in self.errors:
+                self.close(sequence)
+                return
+            self._sequences[sequence.slot] = None
+            self._resting[sequence.slot] = sequence
+            sequence.interrupt()
+
+    def rests(self, sequence: DecodedSequence) -> bool:
+        """Whether what a resting sequence read is still there."""
+        return self._resting.get(sequence.slot) is sequence
+
+    def copy(self, sequence: DecodedSequence) -> DecodedSequence | None:
+        """A second resting sequence with what a resting one has read; None where nothing is left of it, or no slot empty."""
+        with self._lock:
+            empty = [n for n, s in enumerate(self._sequences) if s is None and n not in self._resting]
+            if not empty or not self.rests(sequence):
+                return None
+            other = copy.copy(sequence)
+            other.slot = empty[0]
+            self.cache.copy_slot(sequence.slot, other.slot)
+            self._resting[other.slot] = other
+            return other
 
     def close(self, sequence: DecodedSequence) -> None:
-        """Takes a sequence out; its slot is free again."""
+        """Takes a sequence out, also one that rests; its slot is free again."""
         with self._lock:
+            if self.rests(sequence):
+                del self._resting[sequence.slot]
+                if not sequence.sound:
+                    self.cache.clear(sequence.slot)
             if self._sequences[sequence.slot] is sequence:
                 self._sequences[sequence.slot] = None
                 if not sequence.finished:
@@ -207,7 +261,7 @@ class Decoder:
             predictor, rows, self.cache, _audio_states(sequences, spans) if predictor == 0 else None
         )
         for sequence, stop in zip(sequences, stops, strict=True):
-            sequence.read[predictor] = stop
+            sequence.has_read(predictor, stop, self.cache.window)
         return rows, hidden
 
     def _make_room(self, sequence: DecodedSequence, predictor: int, stop: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -72,15 +73,24 @@ class Options:
             )
 
 
+class Heard(NamedTuple):
+    """Features of a prompt's recordings, and what the backbone reads at the positions that stand for them."""
+
+    clips: tuple[Tensor, ...]
+    states: Mapping[int, Tensor]
+
+
 class DecodedSequence:
     """State of one answer; the caches hold the matching rows in `slot`.
 
     Attributes:
         ids: prompt, committed tokens, and drafts that await verification at the end.
-        read: per predictor (backbone first), the first position it has not read yet.
+        read: per predictor (backbone first) of the decoder, the first position it has not read yet.
+        oldest: per predictor, the first position whose output the next one can still get.
+        sound: whether all that was read of it was also looked at, so that no NaN can lie in its slot.
         drafts: number of tokens at the end of `ids` that await verification.
         run: heads that have written since the last backbone pass.
-        states: what the backbone reads in place of the tokens at these positions of the prompt.
+        states: what the backbone reads in place of the tokens at these positions of the prompt, heard in `clips`.
         proposals: under sampled verification, the distribution each draft was drawn from.
     """
 
@@ -90,17 +100,20 @@ class DecodedSequence:
         prompt: Sequence[int],
         options: Options,
         n_heads: int,
-        states: Mapping[int, Tensor] | None = None,
+        heard: Heard | None = None,
     ):
         self.slot, self.options = slot, options
-        self.states = dict(states or {})
+        self.states = dict(heard.states) if heard else {}
+        self.clips = heard.clips if heard else ()
         self.ids = list(prompt)
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(options.sampling)
         self.verifies = options.verify != "none"
         self._pattern_writers: list[int] = options.pattern.writers(options.max_new_tokens, n_heads).tolist()
         self.n_heads = max(self._pattern_writers)
-        self.read = list(range(self.n_heads + 1))
+        self.read = list(range(n_heads + 1))
+        self.oldest = list(range(n_heads + 1))
+        self.sound = True
         self.drafts = self.run = 0
         self.proposals: list[Tensor] = []
         self.writers: list[int] = []
@@ -171,6 +184,19 @@ class DecodedSequence:
         self._cut(self.n_committed)
         if not self.finished:
             self.write_backbone(token)
+
+    def has_read(self, predictor: int, stop: int, window: int) -> None:
+        """Notes that a predictor has read all before `stop`, of whose outputs the last `window` are kept."""
+        self.oldest[predictor] = max(min(self.oldest[predictor], self.read[predictor]), stop - window)
+        self.read[predictor] = stop
+
+    def interrupt(self) -> None:
+        """Ends it where it stands; drafts that await verification are forgotten."""
+        self.sound = self.finished
+        self.drafts = 0
+        self.proposals.clear()
+        self._cut(self.n_committed)
+        self.finished = True
 
     def result(self) -> Generation:
         """The answer so far."""

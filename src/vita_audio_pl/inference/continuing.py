@@ -1,0 +1,59 @@
+"""Going on from a sequence that rests: how much of a new prompt its slot holds already, and what has to be read again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vita_audio_pl.inference.runtime import Runtime
+from vita_audio_pl.inference.sequence import DecodedSequence, Heard
+from vita_audio_pl.text.turns import EXTRA_FRAMES
+
+
+@torch.inference_mode()
+def hear(runtime: Runtime, prompt: Sequence[int], clips: Sequence[Tensor], after: DecodedSequence | None) -> Heard:
+    """What the backbone reads at the positions of a prompt that stand for audio; what `after` heard is not heard again.
+
+    Raises:
+        UserError: clips that are no features, or do not fill the prompt's places for them.
+    """
+    places = [p for p, token in enumerate(prompt) if token == runtime.place_of_audio]
+    runtime.check_clips(clips, len(places))
+    known = 0 if after is None else _same(clips, after.clips)
+    states = [] if after is None else list(after.states.values())[: sum(map(_places, clips[:known]))]
+    if len(clips) > known:
+        states += list(runtime.hear(clips[known:]))
+    return Heard(tuple(clips), dict(zip(places, states, strict=True)))
+
+
+def go_on(sequence: DecodedSequence, after: DecodedSequence, window: int) -> None:
+    """Takes over what `after` has read, in the same slot: the tokens and recordings that both begin with.
+
+    Head k needs the outputs of the predictor before it from one position before the first that it has not read, of which the last
+    `window` are kept. Where they are gone (a deep cut, or an answer written without heads), that predictor
+    reads again from there.
+    """
+    common = _same(sequence.ids, after.ids)
+    first_new = sum(map(_places, sequence.clips[: _same(sequence.clips, after.clips)]))
+    if first_new < len(sequence.states):
+        common = min(common, list(sequence.states)[first_new])
+    sequence.read = [max(first, min(read, common)) for first, read in enumerate(after.read)]
+    sequence.oldest = list(after.oldest)
+    # the last token is read again if need be: what follows it is not known
+    sequence.read[0] = min(sequence.read[0], len(sequence.ids) - 1)
+    for reader in range(sequence.n_heads, 0, -1):
+        needed = sequence.read[reader] - 1
+        if needed < sequence.oldest[reader - 1]:
+            sequence.read[reader - 1] = max(reader - 1, min(sequence.read[reader - 1], needed))
+
+
+def _same(first: Sequence[object], second: Sequence[object]) -> int:
+    """Number of items that both begin with; tensors are the same only if they are one object."""
+    for count, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one is not other and (isinstance(one, Tensor) or one != other):
+            return count
+    return min(len(first), len(second))
+
+
+def _places(clip: Tensor) -> int:
+    return len(clip) + EXTRA_FRAMES

@@ -1,0 +1,281 @@
+"""A conversation with a model: turns that are added, answers that are written, and caches that last from one to the next."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
+from vita_audio_pl.interleave import IntervalRatio
+from vita_audio_pl.text.messages import ROLES, plain_text_of
+from vita_audio_pl.text.rendering import Renderer, RenderOptions
+from vita_audio_pl.text.tokenizer import TextTokenizer
+from vita_audio_pl.text.turns import AudioCodes, AudioFrames, Segment, TextIds, Turn
+from vita_audio_pl.text.vocabulary import Vocabulary
+
+Said: TypeAlias = str | NDArray[np.integer] | AudioFrames
+"""A piece of a turn: text, codes `(n,)`, or features for a model that hears through an encoder."""
+WHEN_FULL = ("slide", "refuse")
+ROOM_AFTER_SLIDING = 4
+"""Sliding frees at least this part of the cache (a quarter), so that the history is seldom read again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One turn of a conversation's history.
+
+    Attributes:
+        turn: as training knows it; an answer's codes have their lead-in with them.
+        written: of an answer, its tokens as the model wrote them; None for turns that were given.
+        writers: who wrote each (0 the backbone, k + 1 head k).
+    """
+
+    turn: Turn
+    written: tuple[int, ...] | None = None
+    writers: tuple[int, ...] = ()
+
+    @cached_property
+    def clips(self) -> tuple[Tensor, ...]:
+        """Features of what an encoder has to hear in it."""
+        frames = (segment.features for segment in self.turn.segments if isinstance(segment, AudioFrames))
+        return tuple(torch.from_numpy(features) for features in frames)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a model's training data writes answers.
+
+    Attributes:
+        vocabulary, tokenizer: of the model.
+        ratio: interval ratio of answers that hold audio; None leaves them as they stand.
+        lead_in: codes before an answer's audio.
+    """
+
+    vocabulary: Vocabulary
+    tokenizer: TextTokenizer
+    ratio: IntervalRatio | None
+    lead_in: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, codec: Codec | None) -> "Manner":
+        """The manner of a loaded model; codec: its own, None for one that never speaks."""
+        rendering = loaded.rendering(codec) if codec is not None else RenderOptions(loaded.ratio)
+        return cls(loaded.vocabulary, loaded.tokenizer, rendering.ratio, rendering.lead_in)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Writes turns as training does; lead-ins stand in the turns already, as answers bring theirs with them."""
+        return Renderer(self.vocabulary, self.tokenizer, RenderOptions(self.ratio))
+
+    def given(self, role: str, *pieces: Said) -> Item:
+        """A turn that was given, not written by the model.
+
+        Raises:
+            UserError: an unknown role, nothing in it, or an answer with more than one audio or with frames.
+        """
+        if role not in ROLES:
+            raise UserError(f"a turn has the role {role!r}; use one of {', '.join(ROLES)}")
+        segments: list[Segment] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                ids = self.tokenizer.encode(plain_text_of(piece, f"a turn of the {role}")) if piece else []
+                segments += [TextIds(np.asarray(ids, np.int32))] if ids else []
+            elif isinstance(piece, AudioFrames):
+                segments.append(piece)
+            else:
+                codes = np.asarray(piece)
+                self.vocabulary.code_ids(codes)
+                if role == "assistant" and codes.size:
+                    codes = np.concatenate([np.asarray(self.lead_in, codes.dtype), codes])
+                segments.append(AudioCodes(codes))
+        audios = [segment for segment in segments if not isinstance(segment, TextIds)]
+        if role == "assistant" and (len(audios) > 1 or any(isinstance(audio, AudioFrames) for audio in audios)):
+            raise UserError("an answer must hold at most one audio, as codes; join the audios or split the answer")
+        if not segments:
+            raise UserError(f"a turn of the {role} is empty; give it text or audio")
+        return Item(Turn(role, tuple(segments)))
+
+    def written(self, ids: Sequence[int], writers: Sequence[int] = ()) -> Item | None:
+        """An answer as the model wrote it; None where it says nothing."""
+        generation = Generation(list(ids), list(writers), 0, 0, True)
+        text, codes = generation.text_ids(self.vocabulary), generation.codes(self.vocabulary)
+        segments: list[Segment] = [TextIds(np.asarray(text, np.int32))] if text else []
+        segments += [AudioCodes(codes)] if codes.size else []
+        return Item(Turn("assistant", tuple(segments)), tuple(ids), tuple(writers)) if segments else None
+
+    def cut(self, ids: Sequence[int], n_codes: int) -> int:
+        """Tokens of an answer that were heard when its first `n_codes` codes were: those up to the last of these codes."""
+        inside, left = False, n_codes
+        for place, token in enumerate(ids):
+            if token in (self.vocabulary.begin_of_audio, self.vocabulary.end_of_audio):
+                inside = token == self.vocabulary.begin_of_audio
+            elif inside and self.vocabulary.first_code <= token < self.vocabulary.used:
+                if left <= 1:
+                    return place + 1 if left == 1 else 0
+                left -= 1
+        return len(ids)
+
+
+@dataclass
+class Conversation:
+    """Turns, and the answers of a model to them; between answers its caches are kept, so that only new tokens are read.
+
+    The history is what training would write for the same text and codes (interval ratio, lead-in, markers), whatever layout the
+    model itself wrote. `items` may be edited freely between answers, also in the middle: the next answer is that to a fresh prompt of
+    the same history, token for token but for near ties. What stands at its beginning as it was is not read again,
+    unless another conversation needed the slot meanwhile.
+
+    An answer that would not fit: under `slide` the oldest exchanges (a user's turns and what follows them) are left out, until a quarter of
+    the cache is free or one exchange is left; system turns at the beginning stay. Under `refuse`, or where that
+    one does not fit, it is refused.
+
+    Attributes:
+        items: the history.
+        left_out: turns that sliding has left out of it so far.
+        answering: the answer that is being written.
+    """
+
+    decoder: Decoder
+    manner: Manner
+    when_full: str = "slide"
+    items: list[Item] = field(default_factory=list)
+    left_out: int = 0
+    answering: DecodedSequence | None = None
+    _kept: DecodedSequence | None = None
+
+    def __post_init__(self) -> None:
+        if self.when_full not in WHEN_FULL:
+            raise UserError(f"when_full={self.when_full!r} is unknown; use one of {', '.join(WHEN_FULL)}")
+
+    def add(self, role: str, *pieces: Said) -> Item:
+        """Adds a turn that was given; see `Manner.given`."""
+        item = self.manner.given(role, *pieces)
+        self.items.append(item)
+        return item
+
+    def prompt(self) -> list[int]:
+        """Token ids that the next answer follows."""
+        ids: list[int] = self.manner.renderer.prompt([item.turn for item in self.items]).tolist()
+        return ids
+
+    def begin(self, options: Options) -> DecodedSequence:
+        """Begins an answer; it is decoded with the decoder's other sequences until `end`.
+
+        Raises:
+            UserError: there is nothing to answer, it does not fit, an answer is being written, or no slot is free.
+        """
+        if self.answering is not None:
+            raise UserError("an answer is being written; end it before the next one begins")
+        if not self.items:
+            raise UserError("the conversation is empty; add a turn before it is answered")
+        prompt = self._fitting(options.max_new_tokens)
+        clips = [clip for item in self.items for clip in item.clips]
+        self.answering = self.decoder.open(prompt, options, clips, self._kept)
+        self._kept = None
+        return self.answering
+
+    def end(self, n_codes: int | None = None) -> Generation:
+        """Ends the answer, at whatever token it stands, and adds it to the history.
+
+        n_codes: codes of it that were played; text and codes behind them were not heard and are left out. None keeps all.
+
+        Raises:
+            UserError: the answer failed; the history is as it was before it.
+        """
+        sequence, self.answering = self.answering, None
+        if sequence is None:
+            raise UserError("no answer is being written")
+        error = self.decoder.errors.get(sequence)
+        self.decoder.rest(sequence)
+        if error is not None:
+            raise error
+        self._kept = sequence
+        result = sequence.result()
+        item = self.manner.written(result.ids, result.writers)
+        if item is not None:
+            self.items.append(item)
+            if n_codes is not None:
+                self.cut(item, n_codes)
+        return result
+
+    def answer(self, options: Options) -> Iterator[list[int]]:
+        """New tokens of an answer, one list for each round; leaving the loop ends the answer there."""
+        sequence = self.begin(options)
+        taken = 0
+        try:
+            while True:
+                self.decoder.step_for(sequence, taken)
+                new = sequence.result().ids[taken:]
+                if not new:
+                    return
+                taken += len(new)
+                yield new
+        finally:
+            if self.answering is sequence:
+                self.end()
+
+    def cut(self, item: Item, n_codes: int) -> None:
+        """Cuts an answer to what was heard of it: its first `n_codes` codes, and the text written before the last of them.
+
+        An answer of which nothing is left is taken out.
+
+        Raises:
+            UserError: it is no answer of this conversation that the model wrote.
+        """
+        if item not in self.items or item.written is None:
+            raise UserError("only an answer that the model wrote in this conversation can be cut")
+        length = self.manner.cut(item.written, max(n_codes, 0))
+        place = self.items.index(item)
+        left = self.manner.written(item.written[:length], item.writers[:length])
+        self.items[place : place + 1] = [] if left is None else [left]
+
+    def fork(self) -> "Conversation":
+        """A second conversation with the same history; it has a copy of the caches where a slot is empty.
+
+        Raises:
+            UserError: an answer is being written.
+        """
+        if self.answering is not None:
+            raise UserError("an answer is being written; end it before the conversation is forked")
+        kept = None if self._kept is None else self.decoder.copy(self._kept)
+        return replace(self, items=list(self.items), _kept=kept)
+
+    def close(self) -> None:
+        """Gives up an answer under way, and the caches."""
+        for sequence in (self.answering, self._kept):
+            if sequence is not None:
+                self.decoder.close(sequence)
+        self.answering = self._kept = None
+
+    def _fitting(self, max_new_tokens: int) -> list[int]:
+        """The prompt, after leaving out what does not fit."""
+        capacity = self.decoder.cache.capacity
+        prompt = self.prompt()
+        if len(prompt) + max_new_tokens <= capacity:
+            return prompt
+        if self.when_full == "slide":
+            roles = [item.turn.role for item in self.items]
+            first = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
+            starts = [n for n in range(first + 1, len(roles)) if roles[n] == "user" and roles[n - 1] != "user"]
+            for start in starts:
+                items = self.items[:first] + self.items[start:]
+                prompt = self.manner.renderer.prompt([item.turn for item in items]).tolist()
+                enough = len(prompt) + max_new_tokens <= capacity - capacity // ROOM_AFTER_SLIDING
+                if enough or (start == starts[-1] and len(prompt) + max_new_tokens <= capacity):
+                    self.left_out += start - first
+                    self.items = items
+                    return prompt
+        raise UserError(
+            f"the conversation has {len(self.prompt())} tokens, and with an answer of up to {max_new_tokens} it does not fit "
+            f"into the {capacity} of its cache; begin a new one, shorten the question or lower max_new_tokens"
+        )
