@@ -152,6 +152,7 @@ class Conversation:
     left_out: int = 0
     answering: DecodedSequence | None = None
     _kept: DecodedSequence | None = None
+    _place: int = 0  # of the answer that is being written
 
     def __post_init__(self) -> None:
         if self.when_full not in WHEN_FULL:
@@ -181,7 +182,7 @@ class Conversation:
         prompt = self._fitting(options.max_new_tokens)
         clips = [clip for item in self.items for clip in item.clips]
         self.answering = self.decoder.open(prompt, options, clips, self._kept)
-        self._kept = None
+        self._kept, self._place = None, len(self.items)
         return self.answering
 
     def end(self, n_codes: int | None = None) -> Generation:
@@ -203,7 +204,7 @@ class Conversation:
         result = sequence.result()
         item = self.manner.written(result.ids, result.writers)
         if item is not None:
-            self.items.append(item)
+            self.items.insert(self._place, item)  # turns that were added meanwhile come after it
             if n_codes is not None:
                 self.cut(item, n_codes)
         return result

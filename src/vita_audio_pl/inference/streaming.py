@@ -1,6 +1,6 @@
 """An answer as it is written: pieces of text, codes and sound, in the order in which they can be shown and played."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,16 +19,18 @@ CODES_PER_CHUNK = 16
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text that follows what came before; never part of a character."""
+    """Text that follows what came before; never part of a character. writers: of its tokens, 0 the backbone, k + 1 head k."""
 
     text: str
+    writers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class NewCodes:
-    """Audio codes, `(n,)` int32."""
+    """Audio codes, `(n,)` int32, and who wrote each (0 the backbone, k + 1 head k)."""
 
     codes: NDArray[np.int32]
+    writers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,35 +68,68 @@ def stream(
         codec: makes the sound; without one there are no `AudioChunk` events.
         codes_per_chunk: codes that wait at most for the end of their span.
     """
-    text = _TextPieces(tokenizer)
-    sound = None if codec is None else codec.decode_stream()
-    waiting: list[int] = []
-    inside = False
+    maker = EventMaker(tokenizer, vocabulary, codec, codes_per_chunk=codes_per_chunk)
     for tokens in session:
-        codes: list[int] = []
-        for token in tokens:
-            if token in (vocabulary.begin_of_audio, vocabulary.end_of_audio):
-                inside = token == vocabulary.begin_of_audio
-            elif inside and vocabulary.first_code <= token < vocabulary.used:
-                codes.append(token - vocabulary.first_code)
-            elif not inside and (piece := text.push(token)):
-                yield TextPiece(piece)
-        if codes:
-            yield NewCodes(np.asarray(codes, np.int32))
-            waiting += codes
-        if sound is not None and codec is not None and waiting and (not inside or len(waiting) >= codes_per_chunk):
-            wave = sound.push(np.asarray(waiting, np.int32))
-            waiting.clear()
-            if wave.size:
-                yield AudioChunk(wave, codec.sample_rate)
-    if piece := text.finish():
-        yield TextPiece(piece)
-    if sound is not None and codec is not None:
-        rest = [sound.push(np.asarray(waiting, np.int32))] if waiting else []
-        wave = np.concatenate([*rest, sound.finish()])
-        if wave.size:
-            yield AudioChunk(wave, codec.sample_rate)
+        yield from maker.push(tokens, session.result().writers[maker.taken : maker.taken + len(tokens)])
+    yield from maker.finish()
     yield End(session.result())
+
+
+class EventMaker:
+    """Makes events of tokens that arrive bit by bit; see `stream`.
+
+    Attributes:
+        taken: tokens so far.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        vocabulary: Vocabulary,
+        codec: Codec | None = None,
+        *,
+        codes_per_chunk: int = CODES_PER_CHUNK,
+    ):
+        self.taken = 0
+        self._vocabulary, self._codec, self._codes_per_chunk = vocabulary, codec, codes_per_chunk
+        self._text = _TextPieces(tokenizer)
+        self._sound = None if codec is None else codec.decode_stream()
+        self._waiting: list[int] = []
+        self._inside = False
+
+    def push(self, tokens: Sequence[int], writers: Sequence[int]) -> Iterator[Event]:
+        """Takes tokens and who wrote each; gives what can be shown and played now, text first, as sound takes time to make."""
+        self.taken += len(tokens)
+        vocabulary, codes, wrote = self._vocabulary, [], []
+        for token, writer in zip(tokens, writers, strict=True):
+            if token in (vocabulary.begin_of_audio, vocabulary.end_of_audio):
+                self._inside = token == vocabulary.begin_of_audio
+            elif self._inside and vocabulary.first_code <= token < vocabulary.used:
+                codes.append(token - vocabulary.first_code)
+                wrote.append(writer)
+            elif not self._inside and (piece := self._text.push(token, writer)):
+                yield piece
+        if codes:
+            yield NewCodes(np.asarray(codes, np.int32), tuple(wrote))
+            self._waiting += codes
+        if self._waiting and (not self._inside or len(self._waiting) >= self._codes_per_chunk):
+            yield from self._make_sound()
+
+    def finish(self) -> Iterator[Event]:
+        """What was held back."""
+        if piece := self._text.finish():
+            yield piece
+        yield from self._make_sound(last=True)
+
+    def _make_sound(self, last: bool = False) -> Iterator[Event]:
+        codes = np.asarray(self._waiting, np.int32)
+        self._waiting.clear()
+        if self._sound is None or self._codec is None:
+            return
+        waves = [self._sound.push(codes)] if codes.size else []
+        wave = np.concatenate([*waves, self._sound.finish()]) if last else waves[0]
+        if wave.size:
+            yield AudioChunk(wave, self._codec.sample_rate)
 
 
 class _TextPieces:
@@ -103,16 +138,19 @@ class _TextPieces:
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
         self._pending: list[int] = []
+        self._writers: list[int] = []
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, writer: int) -> TextPiece | None:
         self._pending.append(token)
+        self._writers.append(writer)
         text = self._tokenizer.decode(self._pending)
-        if text.endswith("\ufffd"):
-            return ""
-        self._pending.clear()
-        return text
+        return None if text.endswith("\ufffd") else self._taken(text)
 
-    def finish(self) -> str:
-        text = self._tokenizer.decode(self._pending)
+    def finish(self) -> TextPiece | None:
+        return self._taken(self._tokenizer.decode(self._pending))
+
+    def _taken(self, text: str) -> TextPiece | None:
+        writers = tuple(self._writers)
         self._pending.clear()
-        return text
+        self._writers.clear()
+        return TextPiece(text, writers) if text else None
