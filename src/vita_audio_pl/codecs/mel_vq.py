@@ -143,6 +143,10 @@ class MelVQ:
         counts = [len(wave) // self.config.samples_per_code for wave in padded]
         return [part.numpy() for part in codes.split(counts)]
 
+    def encode_stream(self) -> "MelVQEncodeStream":
+        """A stream that takes audio at `sample_rate` as it comes and hands out codes as they become final."""
+        return MelVQEncodeStream(self)
+
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Wave `(n * samples per code,) float32` of `codes: (n,) integer`."""
         return self.decode_batch([codes])[0]
@@ -228,6 +232,38 @@ class MelVQ:
         if codec.fingerprint != header["fingerprint"]:
             raise UserError(f"{path} does not belong to {folder / CODEC_FILE}: its contents have another fingerprint")
         return codec
+
+
+class MelVQEncodeStream:
+    """Codes of a wave that arrives bit by bit, each as soon as the 1.5 hops behind it are heard: those of the whole wave.
+
+    Attributes:
+        changed: codes handed out that later audio would give otherwise; none ever.
+    """
+
+    changed = 0
+
+    def __init__(self, codec: MelVQ) -> None:
+        self._codec = codec
+        self._wave = np.empty(0, np.float32)  # from one code before the first that is not handed out, if there is one
+        self._before = 0  # codes at its beginning that are there for their overlap alone
+
+    def push(self, wave: np.ndarray) -> np.ndarray:
+        """Takes `wave: (samples,) float` and returns the codes that became final, `(n,) int32`."""
+        self._wave = np.concatenate((self._wave, np.asarray(wave, np.float32)))
+        size, reach = self._codec.config.samples_per_code, (spectral.OVERLAP - 1) * self._codec.config.hop // 2
+        ready = (len(self._wave) - reach) // size
+        if ready <= self._before:
+            return np.empty(0, np.int32)
+        codes = self._codec.encode([self._wave[: ready * size + reach]])[0][self._before : ready]
+        self._wave, self._before = self._wave[(ready - 1) * size :], 1
+        return codes
+
+    def finish(self) -> np.ndarray:
+        """Returns the codes still held back, the last one filled up with silence."""
+        if len(self._wave) <= self._before * self._codec.config.samples_per_code:
+            return np.empty(0, np.int32)
+        return self._codec.encode([self._wave])[0][self._before :]
 
 
 class MelVQStream:

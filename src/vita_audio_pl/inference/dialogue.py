@@ -166,8 +166,7 @@ class Conversation:
 
     def prompt(self) -> list[int]:
         """Token ids that the next answer follows."""
-        ids: list[int] = self.manner.renderer.prompt([item.turn for item in self.items]).tolist()
-        return ids
+        return self._ids(self.items)
 
     def begin(self, options: Options) -> DecodedSequence:
         """Begins an answer; it is decoded with the decoder's other sequences until `end`.
@@ -258,6 +257,10 @@ class Conversation:
                 self.decoder.close(sequence)
         self.answering = self._kept = None
 
+    def _ids(self, items: Sequence[Item]) -> list[int]:
+        ids: list[int] = self.manner.renderer.prompt([item.turn for item in items]).tolist()
+        return ids
+
     def _fitting(self, max_new_tokens: int) -> list[int]:
         """The prompt, after leaving out what does not fit."""
         capacity = self.decoder.cache.capacity
@@ -270,7 +273,7 @@ class Conversation:
             starts = [n for n in range(first + 1, len(roles)) if roles[n] == "user" and roles[n - 1] != "user"]
             for start in starts:
                 items = self.items[:first] + self.items[start:]
-                prompt = self.manner.renderer.prompt([item.turn for item in items]).tolist()
+                prompt = self._ids(items)
                 enough = len(prompt) + max_new_tokens <= capacity - capacity // ROOM_AFTER_SLIDING
                 if enough or (start == starts[-1] and len(prompt) + max_new_tokens <= capacity):
                     self.left_out += start - first
