@@ -45,6 +45,32 @@ def test_the_sequence_is_the_same_over_changes_of_ranks_and_workers(corpus: Corp
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("ranks", "rows", "accumulate"), [(1, 5, 1), (1, 2, 3), (2, 3, 1), (2, 1, 3), (4, 2, 1), (4, 1, 2)]
+)
+def test_rows_that_do_not_divide_are_the_same_step_with_empty_places(
+    corpus: Corpus, ranks: int, rows: int, accumulate: int
+) -> None:
+    steps, [expected] = 3, [take(corpus.module(rows=5), 3)]
+    shared = [
+        corpus.module(ranks=ranks, rank=rank, rows=rows, accumulate=accumulate, rows_per_step=5)
+        for rank in range(ranks)
+    ]
+    batches = [take(module, steps * accumulate) for module in shared]
+    for step, whole in enumerate(expected):
+        mine = [batch for rank in batches for batch in rank[step * accumulate :][:accumulate]]
+        assert {len(batch.input_ids) for batch in mine} == {rows} and {batch.divisor for batch in mine} == {
+            whole.divisor
+        }
+        found = sorted(row for batch in mine for row in rows_of(batch) if any(batch.names))
+        assert [row for row in found if row in rows_of(whole)] == sorted(rows_of(whole))
+        assert sum(len(names) for batch in mine for names in batch.names) == sum(map(len, whole.names))
+        assert sum(int((batch.labels >= 0).sum()) for batch in mine) == int((whole.labels >= 0).sum())
+    reference = corpus.module(rows=5)
+    take(reference, steps)
+    assert all(module.state_dict() == reference.state_dict() for module in shared)
+
+
 def test_state_is_tens_of_bytes_and_the_same_on_every_rank(corpus: Corpus) -> None:
     states = []
     for rank in range(3):

@@ -78,6 +78,7 @@ class Corpus:
         rank: int = 0,
         rows: int = 2,
         accumulate: int = 1,
+        rows_per_step: int | None = None,
         row_length: int = 256,
         seed: int = 0,
         render: RenderOptions | None = None,
@@ -92,6 +93,7 @@ class Corpus:
             rows_per_batch=rows,
             row_length=row_length,
             accumulate=accumulate,
+            rows_per_step=rows_per_step,
             seed=seed,
         )
         module.trainer = None if ranks == 1 else _Ranks(ranks, rank)

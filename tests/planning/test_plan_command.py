@@ -113,7 +113,6 @@ def test_what_does_not_fit_is_one_sentence():
     ("wrong", "says"),
     [
         (("devices=12",), "devices=12 does not fill nodes of trainer.devices=8"),
-        (("devices=24",), "rows_per_step=256 cannot be shared by 24 devices"),
         (("gpu=abacus",), "gpu=abacus is not in the table"),
         (("trainer=gpu", "devices=8"), "runs on one device"),
     ],

@@ -1,5 +1,6 @@
 """A person's own samples and a finished model: two commands' worth of calls, in this process."""
 
+import csv
 import json
 import re
 import shutil
@@ -181,6 +182,23 @@ def test_any_checkpoint_is_a_model(mine, model, tmp_path, monkeypatch):
 
 def flipped(data):
     return data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+
+
+def test_rows_that_do_not_divide_give_the_same_losses(mine, model, tmp_path):
+    curves = []
+    for name, at_once in (("one", 1), ("three", 3), ("two", 2)):
+        settings = [
+            f"finetune={model}",
+            f"shards={mine}",
+            "stage.rows_per_step=3",
+            f"trainer.rows_per_device={at_once}",
+        ]
+        more = ["logger=csv", "stage.steps=3", "data.workers=0", f"run_name={name}", "callbacks.log_every=1"]
+        folder = train_stage(train_config(*with_finetune([*settings, *more, f"paths.runs={tmp_path}"])))
+        rows = csv.DictReader((folder.parent / "metrics.csv").open())
+        curves.append([(float(row["train/loss"]), float(row["train/loss_main"])) for row in rows])
+    for other in curves[1:]:
+        assert np.allclose(other, curves[0], rtol=1e-5)
 
 
 def test_half_a_command_is_one_sentence(model, mine, tmp_path):

@@ -1,6 +1,7 @@
 """What cannot be trained is refused in one sentence, before the first step."""
 
 import builtins
+from types import SimpleNamespace
 
 import pytest
 import toy
@@ -19,10 +20,16 @@ def refused(says: str, *overrides: str, run=micro_batches, tmp: str = "runs") ->
     assert "\n" not in str(error.value)
 
 
-def test_devices_that_do_not_divide_the_batch():
-    refused("stage.rows_per_step=4 cannot be shared by 3 devices", "trainer=cpu_ddp", "trainer.devices=3")
-    refused("each of 2 devices takes 2 .* trainer.rows_per_device=3 does not divide", "trainer=cpu_ddp",
-            "trainer.rows_per_device=3")  # fmt: skip
+@pytest.mark.parametrize("rows", range(1, 12))
+@pytest.mark.parametrize("ranks", range(1, 5))
+@pytest.mark.parametrize("at_most", [None, 1, 2, 3])
+def test_every_rank_has_place_for_its_share_of_any_number_of_rows(rows, ranks, at_most):
+    settings = SimpleNamespace(
+        stage=SimpleNamespace(rows_per_step=rows), trainer=SimpleNamespace(world_size=ranks, rows_per_device=at_most)
+    )
+    per_device, accumulate = micro_batches(settings)
+    assert per_device <= (at_most or rows) and ranks * per_device * accumulate >= rows
+    assert ranks * per_device * (accumulate - 1) < rows  # no batch is empty on all ranks
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_all_that_a_stage_leaves_is_known_to_be_its_own(trained):
         (("stage=mtp1",), {"codec": "codec-b"}, "its audio codec .* is codec-a, and this run's is codec-b"),
         (("stage=mtp1", "init_from=nowhere"), {}, "there is no model folder nowhere"),
         (("stage=align", "stage.steps=9"), {}, "holds another run: stage.steps is 6 there and 9 here"),
-        (("stage=align", "stage.rows_per_step=5", "trainer.rows_per_device=2"), {}, "does not divide"),
+        (("stage=align", "stage.rows_per_step=5"), {}, "stage.rows_per_step is 4 there and 5 here"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(trained, overrides, data, says):

@@ -21,7 +21,7 @@ from vita_audio_pl.data.mixture import Mixture, load_mixture, without_missing
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
 from vita_audio_pl.data.prepared import Manifest, NotPrepared, PreparedSource, open_sources
-from vita_audio_pl.data.rows import BatchRequest, FrontEnd, Parcel, PlannedRow, Reading, RowBuilder
+from vita_audio_pl.data.rows import EMPTY_ROW, BatchRequest, FrontEnd, Parcel, PlannedRow, Reading, RowBuilder
 from vita_audio_pl.data.schedule import Geometry, Parcels, Position, Schedule
 from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
 from vita_audio_pl.data.survey import Survey, survey
@@ -52,6 +52,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         row_length: tokens in a row.
         accumulate: batches per optimiser step.
         seed: of the order and of the prompt corruption.
+        rows_per_step: of all ranks, where their batches hold more; the last ones then have empty rows.
         front_end: audio to an encoder's features; needed with a vocabulary for continuous input. The order then keeps
             blocks of samples together, so that their audio is read in long stretches.
 
@@ -70,6 +71,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         row_length: int,
         accumulate: int,
         seed: int,
+        rows_per_step: int | None = None,
         front_end: FrontEnd | None = None,
     ):
         super().__init__()
@@ -83,7 +85,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             )
         self._front_end = front_end
         self.options, self.row_length, self.seed = options, row_length, seed
-        self._rows_per_batch, self._accumulate = rows_per_batch, accumulate
+        self._rows_per_batch, self._accumulate, self._rows_per_step = rows_per_batch, accumulate, rows_per_step
         self._vocabulary, self._tokenizer = vocabulary, tokenizer
         self.renderer = Renderer(vocabulary, tokenizer, renderer_options)
         self.mixture = load_mixture(options.mixture)
@@ -236,7 +238,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
         elif torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        return Geometry(self._rows_per_batch, self._accumulate, ranks, rank)
+        return Geometry(self._rows_per_batch, self._accumulate, ranks, rank, self._rows_per_step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -277,7 +279,7 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _validation(self) -> list[BatchRequest]:
-        geometry = replace(self.geometry, accumulate=1)
+        geometry = self.geometry
         requests: list[BatchRequest] = []
         for number, source in self.validation_sources.items():
             surveyed = self._survey(source)
@@ -285,13 +287,12 @@ class SpeechDataModule(lightning.LightningDataModule):
             window = pack_once(planned, self.row_length, self.options.validation_rows)
             spans = zip(window.starts[:-1], window.starts[1:], strict=True)
             rows = [PlannedRow(window.source[a:b] + number, window.sample[a:b], r) for r, (a, b) in enumerate(spans)]
-            for first in range(0, len(rows), geometry.rows_per_step):
-                batch = rows[first : first + geometry.rows_per_step]
+            for first in range(0, len(rows), geometry.rows_at_once):
+                batch = rows[first : first + geometry.rows_at_once]
                 divisor = sum(float(surveyed.weight[row.sample].sum(dtype="f8")) for row in batch)
                 mine = batch[geometry.rank :: geometry.ranks]
-                empty = PlannedRow(window.source[:0], window.sample[:0], 0)
                 missing = -(-len(batch) // geometry.ranks) - len(mine)  # every rank runs as many rows as any other
-                requests.append(BatchRequest([*mine, *[empty] * missing], divisor, {}))
+                requests.append(BatchRequest([*mine, *[EMPTY_ROW] * missing], divisor, {}))
         return requests
 
     def _loader(

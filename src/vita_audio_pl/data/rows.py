@@ -35,6 +35,10 @@ class PlannedRow:
     number: int
 
 
+EMPTY_ROW = PlannedRow(np.empty(0, np.int16), np.empty(0, np.int64), 0)
+"""Has no document and no label: fills a batch up where rows do not divide."""
+
+
 @dataclass(frozen=True, eq=False)
 class BatchRequest:
     """Rows of one batch, the divisor of its optimiser step, and the data position when it has been consumed."""

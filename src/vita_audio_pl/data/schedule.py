@@ -9,22 +9,32 @@ import numpy as np
 import torch
 
 from vita_audio_pl.data.plan import Change, Place, Plan
-from vita_audio_pl.data.rows import BatchRequest, PlannedRow
+from vita_audio_pl.data.rows import EMPTY_ROW, BatchRequest, PlannedRow
 from vita_audio_pl.errors import UserError
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a step's rows are cut: `rows` per batch and rank, `accumulate` batches per step, `ranks`, this `rank`."""
+    """How a step's rows are cut: `rows` per batch and rank, `accumulate` batches per step, `ranks`, this `rank`.
+
+    Where a step has fewer rows (`step`) than these batches hold, the last places are empty: every rank runs as many batches,
+    and empty rows have no labels.
+    """
 
     rows: int
     accumulate: int = 1
     ranks: int = 1
     rank: int = 0
+    step: int | None = None
 
     @property
     def rows_per_step(self) -> int:
-        return self.rows * self.accumulate * self.ranks
+        return self.rows * self.accumulate * self.ranks if self.step is None else self.step
+
+    @property
+    def rows_at_once(self) -> int:
+        """Of one batch of all ranks."""
+        return self.rows * self.ranks
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,11 @@ class Schedule:
         while True:
             step = [next(rows) for _ in range(geometry.rows_per_step)]
             divisor = self._weight([row for row, _ in step])
-            per_batch = geometry.rows * geometry.ranks
-            for first in range(0, len(step), per_batch):
-                batch = step[first : first + per_batch]
+            for number in range(geometry.accumulate):
+                batch = step[number * geometry.rows_at_once :][: geometry.rows_at_once]
                 mine = [row for row, _ in batch[geometry.rank :: geometry.ranks]]
-                yield BatchRequest(mine, divisor, batch[-1][1].to_dict())
+                mine += [EMPTY_ROW] * (geometry.rows - len(mine))
+                yield BatchRequest(mine, divisor, (batch or step)[-1][1].to_dict())
 
     def _rows(self) -> Iterator[tuple[PlannedRow, Position]]:
         for source, sample, place in self._plan.rows(self.planned.place):

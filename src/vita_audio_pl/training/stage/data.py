@@ -59,6 +59,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         rows_per_batch=rows,
         row_length=config.stage.sequence_length,
         accumulate=accumulate,
+        rows_per_step=config.stage.rows_per_step,
         seed=config.seed,
         front_end=front_end,
     )

@@ -141,7 +141,6 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     end_with_launcher()
     rank = rank_of_launch(config.trainer)
     rank_zero_only.rank = rank  # type: ignore[attr-defined]  # Lightning keeps it there, without declaring it
-    micro_batches(config)
     check_devices(config.trainer)
     folder = stage_folder(config, config.stage.name)
     parent_folder = find_parent(config)
@@ -271,6 +270,9 @@ def _train(
         for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
             _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
         (folder.root / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    per_device, accumulate = micro_batches(config)
+    if spare := per_device * accumulate * config.trainer.world_size - config.stage.rows_per_step:
+        _say(f"stage.rows_per_step={config.stage.rows_per_step} do not divide: {spare} rows of every step stay empty")
     _say(
         f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
         f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "

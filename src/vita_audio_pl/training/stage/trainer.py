@@ -46,25 +46,13 @@ OWNED = {
 
 
 def micro_batches(config: TrainConfig) -> tuple[int, int]:
-    """Rows of a forward pass on one device, and how many of them make an optimiser step.
+    """Rows of a forward pass on one device, and how many passes make an optimiser step.
 
-    Raises:
-        UserError: the step's rows cannot be shared out evenly.
+    Where the step's rows do not divide, the last passes have empty rows.
     """
-    rows, ranks = config.stage.rows_per_step, config.trainer.world_size
-    if rows % ranks:
-        raise UserError(
-            f"stage.rows_per_step={rows} cannot be shared by {ranks} devices; choose a multiple of {ranks}, or other "
-            "trainer.devices"
-        )
-    share = rows // ranks
-    per_device = config.trainer.rows_per_device or share
-    if share % per_device:
-        raise UserError(
-            f"each of {ranks} devices takes {share} of stage.rows_per_step={rows} rows, which trainer.rows_per_device="
-            f"{per_device} does not divide; choose a divisor of {share}"
-        )
-    return per_device, share // per_device
+    share = -(-config.stage.rows_per_step // config.trainer.world_size)
+    per_device = min(config.trainer.rows_per_device or share, share)
+    return per_device, -(-share // per_device)
 
 
 def check_devices(settings: TrainerConfig) -> None:
