@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl import processes
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import check_status, run_command, stopping_is_said, worker_processes
+from vita_audio_pl.processes import check_agent, check_status, run_command, stopping_is_said, worker_processes
 
 fork = multiprocessing.get_context("fork")
 
@@ -136,8 +138,13 @@ def test_a_signal_that_comes_from_a_terminal_and_from_the_chain_is_one(monkeypat
     assert end.value.code == 130 and capfd.readouterr().err.count("Ctrl-C") == 1
 
 
+def start_a_thread() -> None:
+    threading.Thread(target=time.sleep, args=(PATIENCE,), daemon=True).start()
+
+
 def work(folder: Path, method: str) -> None:
     """Keeps a pool busy, whose processes leave their numbers."""
+    os.register_at_fork(after_in_child=start_a_thread)  # as libraries do
     with worker_processes(2, method) as pool:
         for place in [folder / "0", folder / "1"]:
             pool.submit(stay, place)
@@ -153,13 +160,12 @@ def stay(path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_end_with_their_parent_and_leave_the_terminals_signals_to_it(tmp_path, ended, method):
-    # a new Python: libraries that earlier tests have loaded may start threads after a fork, which do not block SIGTERM
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(tmp_path, method))
+    process = fork.Process(target=work, args=(tmp_path, method))
     process.start()
     written(tmp_path / "busy")
     workers = [psutil.Process(int((tmp_path / name).read_text())) for name in "01"]
     for worker in workers:
-        for number in (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if method == "fork" else [])):
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
             worker.send_signal(number)
     time.sleep(1.0)  # SIGTERM is looked at within half a second
     assert all(worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
@@ -176,3 +182,22 @@ def test_ctrl_c_does_not_wait_for_what_workers_are_doing(tmp_path):
             raise KeyboardInterrupt
     with pytest.raises(BrokenProcessPool):
         future.result()
+
+
+def test_torchruns_variables_are_refused_where_its_agent_has_gone():
+    left_over = {
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as agent:
+        launched = left_over | {"MASTER_PORT": str(agent.getsockname()[1])}
+        check_agent(launched)
+    for environment in (launched, left_over | {"MASTER_PORT": "x"}):
+        with pytest.raises(
+            UserError, match="^RANK=1 and .* does not answer at .*unset TORCHELASTIC_RUN_ID .* MASTER_PORT$"
+        ):
+            check_agent(environment, patience=0)
+    check_agent(launched | {"TORCHELASTIC_USE_AGENT_STORE": "False"})  # rank 0 keeps the store, and may come later
+    check_agent({})

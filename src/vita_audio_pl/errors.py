@@ -1,6 +1,9 @@
 """The one exception that is meant for a person, and which exceptions are the machine's and no sample's or file's."""
 
 import errno
+import reprlib
+from collections.abc import Mapping
+from typing import Any
 
 _MACHINE_ERRNOS = frozenset(
     {
@@ -43,3 +46,35 @@ def is_machine_fault(error: BaseException) -> bool:
         return True
     # torch's errors by name: workers that read text alone never import torch
     return any(kind.__name__ in _MACHINE_ERRORS for kind in type(error).__mro__)
+
+
+def kind_in_words(value: Any) -> str:
+    """What a value out of a file is, as a sentence says it: `null`, `the number 7`, `a list`; never a type of Python's."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {value!r:.40}"
+    kinds = {"text": str, "bytes": bytes | bytearray, "an object": Mapping, "a list": list | tuple | set}
+    return next((words for words, kind in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+class _Shown(reprlib.Repr):
+    """As Python writes a value, of a bounded length (what references repeat may be endless), and with JSON's words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 200
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+
+def shown(value: Any, most: int = 100) -> str:
+    """A value out of a file as a sentence shows it, cut after `most` characters."""
+    text = _Shown().repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

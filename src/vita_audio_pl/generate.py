@@ -52,10 +52,12 @@ def generate(config: GenerateConfig) -> None:
                 write_wav(config.output, wave, codec.sample_rate)
                 spoken = wave.size / codec.sample_rate
         seconds, answer = time.perf_counter() - begun, session.result()
+    speaks = config.output != PIPE and (config.task in SPOKEN_TASKS or config.output != GenerateConfig.output)
+    silent = f"; the answer has no speech, so {config.output} is not written" if speaks else ""
     print(
         f"{len(answer.ids)} tokens in {answer.backbone_passes} backbone and {answer.head_passes} head passes, "
         f"{seconds:.2f} s"
-        + (f"; {spoken:.2f} s of speech in {config.output}" if spoken else "")
+        + (f"; {spoken:.2f} s of speech in {config.output}" if spoken else silent)
         + ("" if answer.stopped else f"; cut at max_new_tokens={config.max_new_tokens}"),
         file=sys.stderr,
     )

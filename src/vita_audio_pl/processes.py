@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import context, resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -17,6 +19,16 @@ from vita_audio_pl.errors import UserError
 
 LAUNCHER = "VITA_AUDIO_LAUNCHER"
 """Environment variable with the number of the process that started this one, and that it must not outlive."""
+TORCHRUN = (
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""What torchrun tells each process that it starts, the names that matter here."""
 TRY_AGAIN = 75
 """`EX_TEMPFAIL`: the same command goes on from what is saved."""
 INTERRUPTED = 128 + signal.SIGINT
@@ -183,11 +195,80 @@ def end_with(parent: int) -> None:
 _watching = False
 
 
+def check_agent(environment: Mapping[str, str] = os.environ, patience: float = 10.0) -> None:
+    """Refuse torchrun's variables where its agent has gone: the store that it keeps for its ranks would be there.
+
+    Args:
+        patience: seconds in which the store must answer.
+
+    Raises:
+        UserError: nobody answers, so this process would wait for others that never come.
+    """
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    host, port = environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=max(1.0, deadline - time.monotonic())).close()
+            return
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline or isinstance(error, ValueError):
+                names = " ".join(name for name in TORCHRUN if name in environment)
+                raise UserError(
+                    f"RANK={environment.get('RANK', '')} and TORCHELASTIC_RUN_ID say that torchrun started this process, but "
+                    f"torchrun does not answer at MASTER_ADDR:MASTER_PORT ({host}:{port}): if they are left over from another "
+                    f"launch, unset {names}"
+                ) from None
+            time.sleep(0.5)
+
+
+class _Attached:
+    """A process that begins with the run's signals blocked, so that all its threads leave them to `attach_worker`.
+
+    Blocked there alone, a thread that a library has started before it (OpenBLAS does as it is imported, others after a
+    fork) would take a SIGTERM that is meant for the parent, and end the worker.
+    """
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STATUS)
+        try:
+            super().start()  # type: ignore[misc]  # of the process that this is mixed into
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Forked(_Attached, context.ForkProcess):
+    pass
+
+
+class _Spawned(_Attached, context.SpawnProcess):
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # else the first start does it, which unblocks them
+        super().start()
+
+
+class _Forking(context.ForkContext):
+    Process = _Forked
+
+
+class _Spawning(context.SpawnContext):
+    Process = _Spawned
+
+
+def worker_context(method: str = "") -> context.BaseContext:
+    """How processes are started whose first call is `attach_worker`; method: `fork` or `spawn`, empty = the usual one."""
+    method = method or multiprocessing.get_start_method()
+    ours = {"fork": _Forking, "spawn": _Spawning}
+    return ours[method]() if method in ours else multiprocessing.get_context(method)
+
+
 def attach_worker(parent: int, *_: Any) -> None:
     """First call of a worker process (DataLoader, pool): it ends with `parent`, and leaves the run's signals to it.
 
     A signal that comes to all processes of a run, as a terminal's or SLURM's, would else kill the workers that the parent
-    needs until it has saved. SIGTERM is taken from the parent alone, which ends workers by it.
+    needs until it has saved. SIGTERM is taken from the parent alone, which ends workers by it. The process is one of
+    `worker_context`.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -234,13 +315,13 @@ def worker_processes(
         initializer: called with `arguments` in every process.
     """
     begin = (os.getpid(), initializer, arguments)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _begin_worker, begin)
+    pool = ProcessPoolExecutor(workers, worker_context(method), _begin_worker, begin)
     try:
         yield pool
     except BaseException as error:
         if not isinstance(error, Exception):
             for process in list((pool._processes or {}).values()):
-                process.terminate()
+                process.kill()  # one that still starts does not look at SIGTERM yet
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.model_names import named_model
-from vita_audio_pl.processes import requeued_when_told
+from vita_audio_pl.processes import check_agent, requeued_when_told
 from vita_audio_pl.storage.model_folders import may_name_checkpoint
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.finetune import with_finetune
@@ -23,6 +23,7 @@ def train(config: TrainConfig) -> float | None:
 
     check_train_config(config)
     rank_of_launch(config.trainer)  # a left-over rank is refused before anything is written
+    check_agent()
     first = may_be_first()
     with (
         requeued_when_told(config.callbacks.requeue and first),

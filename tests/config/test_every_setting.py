@@ -73,6 +73,8 @@ def wrong_values(setting: Described) -> list:
         items += ["maybe"]
     elif rules.choices:
         items += [f"{rules.choices[-1]}x"]
+    elif "str" in kind and not rules.address:
+        items += ["s3://bucket/place"]
     if kind.startswith("list"):
         items = [[item] for item in items] + ([[1] * (rules.length + 1)] if rules.length else [])
     if "None" not in kind and kind != "Any":

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from toy_corpus import N_CODES, Corpus, boost, take
 
-from vita_audio_pl.data.__main__ import DataToolsConfig, look
+from vita_audio_pl.data.__main__ import DataToolsConfig, look, main
 from vita_audio_pl.data.options import DataOptions
-from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.prepared import PreparedSource, nothing_prepared
 from vita_audio_pl.data.shards import iterate_shard
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.data.tools.preview import preview_html
@@ -128,3 +128,23 @@ def test_the_command_ends_with_status_1_where_something_is_broken(
     assert "asr sample 4" in (output := capsys.readouterr().out) and shard.name in output
     with pytest.raises(UserError, match="nothing is prepared"):
         look(replace(config, data=DataOptions(shards=str(tmp_path))))
+
+
+def test_a_misspelt_tool_is_named_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["data", "ifno"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and "command is 'ifno': choose one of info, " in (said := capsys.readouterr().err)
+    assert "did you mean 'info'?" in said
+
+
+def test_a_folder_in_which_nothing_is_prepared_is_said_and_the_right_one_beside_it(
+    source: Path, tmp_path: Path
+) -> None:
+    for folder, meant in ((source, source.parent), (tmp_path, source.parent)):
+        assert f"nothing is prepared in {folder} (" in (said := nothing_prepared(folder))
+        assert said.endswith(f"did you mean {meant}?")
+    (tmp_path / "empty").mkdir()
+    assert nothing_prepared(tmp_path / "empty").endswith("or set data.shards=DIR")

@@ -10,7 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 from mutations import mutate
-from troublesome import KALDI, QUESTIONS, TABLE, TAR, chat, kaldi, lines, parquet, spoken, tar, tone, utterances
+from troublesome import (
+    KALDI,
+    PYTHONS_WORDS,
+    QUESTIONS,
+    TABLE,
+    TAR,
+    chat,
+    kaldi,
+    lines,
+    parquet,
+    spoken,
+    tar,
+    tone,
+    utterances,
+)
 
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.readers import RawSample, Unreadable, make_reader, read_part
@@ -172,7 +186,7 @@ def outcomes(seed: Seed, folder: Path) -> Counter[str]:
         for raw in read_part(reader, part):
             if isinstance(raw, Unreadable):
                 found[raw.reason] += 1
-                assert not raw.trace, raw
+                assert not raw.trace and not PYTHONS_WORDS.search(raw.problem), raw
                 continue
             assert isinstance(raw, RawSample) and len(raw.audios) == len(raw.conversation.audios)
             for audio in raw.audios:

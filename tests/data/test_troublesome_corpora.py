@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy_codec import N_CODES, LoudnessCodec
 from toy_corpus import toy_tokenizer
-from troublesome import CASES, Case
+from troublesome import CASES, PYTHONS_WORDS, Case
 
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
@@ -72,4 +72,5 @@ def test_what_can_be_used_is_used_and_the_rest_is_named(name: str, tmp_path: Pat
     assert {reason: reasons.count(reason) for reason in reasons} == case.skipped
     for line in named:
         assert not line["reason"].startswith("unexpected") and "trace" not in line
+        assert not PYTHONS_WORDS.search(line["problem"])
         assert line["where"][:50].rpartition("/")[2] in line["problem"] and len(line["problem"]) <= 1000

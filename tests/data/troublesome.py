@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import soundfile
 
 RATE = 8000
+PYTHONS_WORDS = re.compile(r"NoneType|\bNone\b|\b(an?|not|got|expected) '?(str|int|dict|float|bool|bytes|tuple)\b")
+"""What types are called in Python, and to nobody who has a corpus."""
 HELLO, SINGS = "hello there", "the red bird sings"
 ASR = {"task": "asr"}
 
@@ -142,7 +145,9 @@ CASES = {
     ),
     "audio as a part": jsonl(chat("x", [{"type": "audio", "audio": "a.wav"}, "what?"], "ok"), used={"x": "ok"}),
     "a role of tools": jsonl({"messages": [{"role": "tool", "content": "42"}, *chat()["messages"]]}, skipped=1),
-    "answers without a word": jsonl(chat("x", answer=""), chat("y", answer=" \u3000\n"), skipped=2),
+    "answers without a word": jsonl(
+        chat("x", answer=""), chat("y", answer=" \u3000\n"), chat("z", answer="\u200b\u2060\0\u0301"), skipped=3
+    ),
     "control tokens spelled out": jsonl(chat("x", _CONTROL, _CONTROL), used={"x": _CONTROL}),
     "a data URI that is no audio": jsonl(
         chat("x", AUDIO, "ok", audios=["data:audio/wav;base64,UklGRiQA" + "UklGRiQA" * 500]),
@@ -163,6 +168,9 @@ CASES = {
         reason="unreadable audio",
     ),
     "conversations of ShareGPT": jsonl({**_SHAREGPT, "id": "x", "audio": ["a.wav"], "set": "s"}, used={"x": "hello"}),
+    "conversations written out as text": jsonl(
+        {"conversations": json.dumps(_SHAREGPT["conversations"]), "id": "x", "audio": '["a.wav"]'}, used={"x": "hello"}
+    ),
     "conversations whose audio is missing": jsonl({**_SHAREGPT, "id": "x"}, skipped=1),
     "samples with and without audio": jsonl(
         chat("t1", audios=[]),
@@ -208,11 +216,11 @@ CASES = {
         lines(
             *(
                 spoken(str(n), text)
-                for n, text in enumerate([float("nan"), None, SINGS, ["a", "b"], {"en": "a"}, 3, True, ""])
+                for n, text in enumerate([float("nan"), None, SINGS, ["a", "b"], {"en": "a"}, 3, True, "", "\u200b"])
             )
         ),
         {"2": SINGS},
-        {"not text": 5, "no transcript": 2},
+        {"not text": 5, "no transcript": 3},
     ),
     "table: numbers where the recipe takes them": table(
         lines(spoken("a", 3), spoken("b", 2.5), spoken("c", float("inf")), spoken("d", True)),

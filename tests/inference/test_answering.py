@@ -215,6 +215,7 @@ def test_streamed_and_whole_answers_are_the_same(folder, tmp_path, recording, ca
     assert again.out.strip() == said.out.strip()
     assert (whole is None and streamed is None) or np.array_equal(whole, streamed)
     assert "backbone and" in said.err and "cut at max_new_tokens=60" in said.err
+    assert ("s of speech in" if whole is not None else "the answer has no speech, so") in said.err
 
 
 def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeypatch, capsys, tmp_path):

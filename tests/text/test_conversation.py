@@ -34,7 +34,7 @@ def test_a_line_is_read_and_named_after_its_place_or_its_id():
         ('{"messages": ["hi"]}', "message 1 must be an object"),
         ('{"messages": [{"content": "hi"}]}', "message 1 has no 'role'"),
         ('{"messages": [{"from": "human", "content": "hi"}]}', "message 1 has no 'value'"),
-        ('{"messages": [{"role": null, "content": "hi"}]}', "message 1 has the role None"),
+        ('{"messages": [{"role": null, "content": "hi"}]}', "message 1 has the role null"),
         ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "part 1: its 'text' is null, not text"),
         ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "is of the type 'image_url'"),
         ('{"messages": [{"role": "user", "content": NaN}]}', "its 'content' is the number nan, not text"),
@@ -55,7 +55,11 @@ def test_a_line_is_read_and_named_after_its_place_or_its_id():
         (sample(("user", "<|audio|>"), audios=[None]), "'audios' must be a list of paths"),
         (sample(("user", "a"), ("assistant", "<|audio|> <|audio|>"), audios=["a", "b"]), "answer with 2 audios"),
         (sample(("user", "half a face \ud83d")), "half a character"),
-        (sample(("user", "hi"), id=[1]), "'id' must be a name"),
+        (sample(("user", "hi"), id=[1]), "'id' must be a name or a number, not a list"),
+        (sample(("user", "hi"), ("assistant", "\u200b\ufeff\u0301\0")), r"message 2 \(assistant\) is empty"),
+        (sample(("system", "a"), ("user", "hi"), ("system", "b")), "two system messages"),
+        (sample(("system", "a"), ("user", "hi"), system="b"), "two system messages"),
+        ("null", "must be an object with 'messages', not null"),
     ],
 )
 def test_bad_lines_are_refused_by_name(line, sentence):

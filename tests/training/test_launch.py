@@ -1,10 +1,15 @@
 """A left-over rank variable is named before anything is written; what launchers really set is understood."""
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 
+from tests.patience import PATIENCE
 from vita_audio_pl import train
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.settings import TrainerConfig
+from vita_audio_pl.training.stage import launch
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
 ONE, TWO = TrainerConfig(name="cpu"), TrainerConfig(name="cpu_ddp", devices=2)
@@ -53,6 +58,19 @@ def test_launches_are_understood(trainer, environment, rank):
 def test_what_is_left_over_or_incomplete_is_named(trainer, environment, says):
     with pytest.raises(UserError, match=says):
         rank_of_launch(trainer, environment)
+
+
+def test_a_rank_whose_others_do_not_come_says_so(monkeypatch, capfd):
+    """A process group waits for half an hour; that others may be late is no reason to refuse them."""
+    monkeypatch.setenv("RANK", "0")
+    told = threading.Event()
+    monkeypatch.setattr(launch, "say_at_once", lambda sentence: (print(sentence), told.set()))
+    for trainer, waits in ((TWO, True), (ONE, False)):
+        strategy = SimpleNamespace(setup_environment=lambda waits=waits: told.wait(PATIENCE if waits else 0))
+        launch.tell_of_waiting(strategy, trainer, after=0)
+        strategy.setup_environment()
+        assert ("still waiting for the other ranks of 2; where RANK=0" in capfd.readouterr().out) is waits
+        told.clear()
 
 
 def test_the_command_refuses_before_it_writes(tmp_path, monkeypatch, capsys):

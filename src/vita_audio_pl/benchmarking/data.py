@@ -35,7 +35,7 @@ from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.data.shards import decode_block
 from vita_audio_pl.data.survey import survey
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
-from vita_audio_pl.processes import attach_worker, worker_processes
+from vita_audio_pl.processes import attach_worker, worker_context, worker_processes
 from vita_audio_pl.storage.owned import Kind, Owned
 from vita_audio_pl.text import Rendered, Renderer, RenderOptions, TextTokenizer
 
@@ -188,6 +188,7 @@ def _plain_webdataset(shards: Path, tokenizer: TextTokenizer, options: DataBench
         num_workers=options.workers,
         prefetch_factor=8 if options.workers else None,
         worker_init_fn=partial(attach_worker, os.getpid()),
+        multiprocessing_context=worker_context() if options.workers else None,
     )
     filled: list[float] = []
 

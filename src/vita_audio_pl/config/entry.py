@@ -22,7 +22,7 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.component import with_components
 from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
-from vita_audio_pl.config.fields import check_settings, described, did_you_mean, no_such_setting
+from vita_audio_pl.config.fields import Rules, check_settings, described, did_you_mean, no_such_setting
 from vita_audio_pl.config.help import print_help, wants_help
 from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
@@ -65,7 +65,7 @@ def run_entry_point(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_credentials_out_of_logs()
     register_schema(config_name, schema)
-    names = [setting.name for setting in described(schema)]
+    rules = {setting.name: setting.rules for setting in described(schema)}
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with status 1
 
@@ -85,12 +85,13 @@ def run_entry_point(
             for name, value in given.items():
                 config[name] = value
             load_plugins(config.plugins)
-            return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, names))
+            return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, rules))
 
     end_with_launcher()
-    with one_sentence(), _hydras_mistakes(names, restore):
+    with one_sentence(), _hydras_mistakes(rules, restore):
         sys.argv[1:] = arguments_with_homes(sys.argv[1:])
         _refuse_renamed(sys.argv[1:], renamed or {})
+        _refuse_addresses(sys.argv[1:], rules)
         given = _take(own)
         if wants_help(sys.argv[1:]):
             print_help(config_name, schema, sys.argv[1:])
@@ -141,6 +142,14 @@ def _refuse_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> Non
         for old, new in renamed.items():
             if name == old or name.startswith(f"{old}."):
                 raise UserError(f"the setting '{name}' is now '{new}{name.removeprefix(old)}'")
+
+
+def _refuse_addresses(arguments: Sequence[str], rules: Mapping[str, Rules]) -> None:
+    """An address where a folder belongs is refused before Hydra makes a folder of that name."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if "://" in value and (name := name.lstrip("+")) in rules:
+            rules[name].refuse(name, value)
 
 
 def register_schema(config_name: str, schema: type) -> None:

@@ -6,6 +6,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -15,6 +16,7 @@ from omegaconf import MISSING
 from vita_audio_pl.errors import UserError
 
 _KEY = "setting"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Rules:
         length: items of a list.
         common: among the settings that people change first; `--help` shows these.
         base: of a component, the path of the class that it must derive from; empty where any class will do.
+        address: may be a URL; anything else that is named is on this machine.
     """
 
     meaning: str = ""
@@ -39,9 +42,10 @@ class Rules:
     length: int | None = None
     common: bool = False
     base: str = ""
+    address: bool = False
 
     def refuse(self, name: str, value: Any) -> None:
-        """Raise `UserError` where `value` of the setting `name` is out of range or not among the choices."""
+        """Raise `UserError` where `value` of the setting `name` is out of range, not among the choices, or an address."""
         if isinstance(value, list):
             if self.length is not None and len(value) != self.length:
                 raise UserError(f"{name} takes {self.length} values, not {len(value)}: {value}")
@@ -50,6 +54,11 @@ class Rules:
         elif isinstance(value, str) and self.choices and value not in self.choices:
             listed = ", ".join(choice or "''" for choice in self.choices)
             raise UserError(f"{name} is '{value}': choose one of {listed}{did_you_mean(value, self.choices)}")
+        elif isinstance(value, str) and not self.address and _ADDRESS.fullmatch(value):
+            raise UserError(
+                f"{name} is the address {value}: it takes what is on this machine, so mount the storage and give the folder, or "
+                "copy it here"
+            )
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             if not math.isfinite(value):
                 raise UserError(f"{name} is {value}: it must be a finite number")
@@ -75,9 +84,10 @@ def setting(
     length: int | None = None,
     common: bool = False,
     base: str = "",
+    address: bool = False,
 ) -> Any:
     """A dataclass field with `Rules`; a default that is a list or a dictionary is copied for each instance."""
-    rules = Rules(meaning, at_least, above, at_most, below, tuple(choices), length, common, base)
+    rules = Rules(meaning, at_least, above, at_most, below, tuple(choices), length, common, base, address)
     metadata = {_KEY: rules}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.data.prepared import prepared_names
+from vita_audio_pl.data.prepared import nothing_prepared, prepared_names
 from vita_audio_pl.data.tools import tables
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.errors import UserError
@@ -54,7 +54,7 @@ def look(config: DataToolsConfig) -> None:
     shards = Path(config.data.folder)
     names = [config.source] if config.source else list(prepared_names(shards))
     if not names:
-        raise UserError(f"nothing is prepared in {shards}: run python -m vita_audio_pl.prepare, or set data.shards=DIR")
+        raise UserError(nothing_prepared(shards))
     if config.command == "info":
         console.print(tables.info_table(tables.prepared_in(shards, names)))
     elif config.command == "lint":
@@ -134,7 +134,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
 
 
 def main() -> None:
-    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:  # `data lint` reads better than `data command=lint`
+    if len(sys.argv) > 1 and sys.argv[1].isidentifier():  # `data lint` reads better than `data command=lint`
         sys.argv[1] = f"command={sys.argv[1]}"
     run_entry_point(look, "data_tools", DataToolsConfig, apply_stage_settings, renamed=RENAMED | RENAMED_HERE)
 

@@ -27,7 +27,7 @@ from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.processes import attach_worker
+from vita_audio_pl.processes import attach_worker, worker_context
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -306,6 +306,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             sampler=Parcels(requests, batches),
             num_workers=workers,
             worker_init_fn=partial(attach_worker, os.getpid()),
+            multiprocessing_context=worker_context() if workers else None,
             prefetch_factor=self.options.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
         )

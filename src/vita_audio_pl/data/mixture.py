@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.data.yaml_file import read_yaml, shown
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.data.yaml_file import read_yaml
+from vita_audio_pl.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,13 @@ class DataOptions:
 
     name: str = "spoken_world"
     shards: str | None = setting(
-        None, "folder or URL with one folder per prepared source; null = the spoken world's, made here", common=True
+        None,
+        "folder or URL with one folder per prepared source; null = the spoken world's, made here",
+        common=True,
+        address=True,
     )
     tokenizer_folder: str | None = setting(
-        None, "text tokenizer whose ids the shards hold; null = tokenizer beside the shards"
+        None, "text tokenizer whose ids the shards hold; null = tokenizer beside the shards", address=True
     )
     spoken_world: str | None = setting(
         None,
@@ -109,12 +112,13 @@ class PrepareConfig(CommandConfig):
         None,
         "instead of a source, data of your own: a JSONL file, or a folder of name.wav with name.txt (docs/your-data.md); null = the source",
         common=True,
+        address=True,
     )
     model: str | None = setting(
         None, "with samples: the model to be fine-tuned, whose tokenizer and codec are used; null = none", common=True
     )
     out: str | None = setting(
-        None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True
+        None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True, address=True
     )
     pairs: str = setting(
         "tts",
@@ -125,20 +129,25 @@ class PrepareConfig(CommandConfig):
         0.05, "with samples: share that is held out for validation, of at most 200", at_least=0, below=1
     )
     root: str | None = setting(
-        None, "folder of the corpus; null = the spoken world's own place, the only source that needs none", common=True
+        None,
+        "folder of the corpus; null = the spoken world's own place, the only source that needs none",
+        common=True,
+        address=True,
     )
     split: str | None = setting(None, "one of the recipe's splits; null = all of them")
-    shards: str = setting(MISSING, "folder that the sources' shards go to", common=True)
+    shards: str = setting(MISSING, "folder that the sources' shards go to", common=True, address=True)
     tokenizer_folder: str | None = setting(
         None,
         "folder or tokenizer.json of the text tokenizer; null for the spoken world, which makes its own",
         common=True,
+        address=True,
     )
-    codec_folder: str | None = setting(None, "of the codec; null for text", common=True)
+    codec_folder: str | None = setting(None, "of the codec; null for text", common=True, address=True)
     codes: str | None = setting(
         None,
         "folder that keeps the codes of every recording, so that none is encoded twice (such as Emilia, plain and with a "
         "voice); null = none",
+        address=True,
     )
     device: str = setting("cpu", "where the codec's networks run, or cuda", choices=("cpu", "cuda"), common=True)
     dtype: str = setting(

@@ -390,6 +390,14 @@ def open_sources(
     return sources
 
 
+def nothing_prepared(folder: Path) -> str:
+    """The sentence for a folder of shards in which no source is prepared: `data.shards` is the one above the sources'."""
+    likely = (folder / "shards", folder.parent) if (folder / MANIFEST).is_file() else (folder / "shards",)
+    meant = next((place for place in reversed(likely) if any(prepared_names(place))), None)
+    near = f"did you mean {meant}?" if meant else "run python -m vita_audio_pl.prepare, or set data.shards=DIR"
+    return f"nothing is prepared in {folder} (a prepared source is a folder there, with {MANIFEST}): {near}"
+
+
 def prepared_names(folder: Path) -> Iterator[str]:
     """Names of the sources prepared in `folder`, sorted."""
     yield from sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))

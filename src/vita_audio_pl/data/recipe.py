@@ -11,8 +11,8 @@ from vita_audio_pl.data.readers import Reader, make_reader
 from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.sides import SideReader
-from vita_audio_pl.data.yaml_file import read_yaml, shown
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.data.yaml_file import read_yaml
+from vita_audio_pl.errors import UserError, shown
 
 TASKS = ("asr", "tts", "sqa", "text", "long_text")
 TRAIN, DEV = "train", "dev"
@@ -147,9 +147,8 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
     }
     for key, content in value.items():
         if not isinstance(content, kinds.get(key, (str,))) or isinstance(content, bool):
-            raise UserError(
-                f"{where}: '{key}' is {shown(content)}, not {' or '.join(k.__name__ for k in kinds.get(key, (str,)))}"
-            )
+            wanted = " or ".join(dict.fromkeys(_IN_WORDS[kind] for kind in kinds.get(key, (str,))))
+            raise UserError(f"{where}: '{key}' is {shown(content)}, not {wanted}")
         if isinstance(content, str) and len(content) > _LONGEST_TEXT:
             raise UserError(f"{where}: '{key}' has {len(content)} characters; {_LONGEST_TEXT} are allowed")
     if value["task"] not in TASKS:
@@ -173,6 +172,9 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         )
     languages, filters = tuple(map(str, value["languages"])), Filters.of(value.get("filters", {}), where)
     return SourceRecipe(name=name, **{**value, "languages": languages, "filters": filters})
+
+
+_IN_WORDS = {str: "text", list: "a list", dict: "a mapping", int: "a number", float: "a number", type(None): "null"}
 
 
 def _check_reading(way: Mapping[str, Any], where: str) -> None:

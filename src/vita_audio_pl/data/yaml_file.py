@@ -9,7 +9,6 @@ from vita_audio_pl.errors import UserError, is_machine_fault
 
 _LARGEST = 64 << 10  # bytes; a recipe has ten lines
 _DEEPEST = 20
-_SHOWN = 120
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -61,9 +60,3 @@ def read_yaml(path: Path) -> Any:
     # besides YAMLError, PyYAML lets through what its dates, numbers and tables stumble over
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
-
-
-def shown(value: Any) -> str:
-    """A value as a sentence shows it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -2,7 +2,6 @@
 
 import json
 import math
-import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, shown
 
 _LARGEST_FILE = 1 << 20  # bytes; real ones have a few thousand
 _LARGEST_NUMBER = 10_000_000
@@ -157,7 +156,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str):
         if not isinstance(values, Mapping):
-            raise UserError(f"{where} must be a mapping, not {_shown(values)}")
+            raise UserError(f"{where} must be a mapping, not {shown(values)}")
         self._values, self._where = values, where
 
     def section(self, name: str) -> "Fields":
@@ -167,22 +166,20 @@ class Fields:
         """A mapping, as it stands."""
         value = self._get(name)
         if not isinstance(value, Mapping):
-            raise UserError(f"{self._where}: {name} is {_shown(value)}; a mapping is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; a mapping is wanted")
         return value
 
     def integer(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER, default: int | None = None) -> int:
         """A whole number; `default` where the field is absent or null, if there is one."""
         value = self._get(name) if default is None or self.has(name) else default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(
-                f"{self._where}: {name} is {_shown(value)}; a whole number from {least} to {most} is wanted"
-            )
+            raise UserError(f"{self._where}: {name} is {shown(value)}; a whole number from {least} to {most} is wanted")
         return value
 
     def integers(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER) -> tuple[int, ...]:
         values = self._get(name)
         if not isinstance(values, list) or not 1 <= len(values) <= 64:
-            raise UserError(f"{self._where}: {name} is {_shown(values)}; a list of whole numbers is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(values)}; a list of whole numbers is wanted")
         entries = Fields({str(index): value for index, value in enumerate(values)}, f"{self._where}: {name}")
         return tuple(entries.integer(str(index), least=least, most=most) for index in range(len(values)))
 
@@ -190,7 +187,7 @@ class Fields:
         """A list of lists of whole numbers."""
         rows = self._get(name)
         if not isinstance(rows, list) or not 1 <= len(rows) <= 64:
-            raise UserError(f"{self._where}: {name} is {_shown(rows)}; a list of lists of whole numbers is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(rows)}; a list of lists of whole numbers is wanted")
         entries = Fields({str(index): row for index, row in enumerate(rows)}, f"{self._where}: {name}")
         return tuple(entries.integers(str(index), most=most) for index in range(len(rows)))
 
@@ -203,21 +200,21 @@ class Fields:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if isinstance(value, bool) or not least <= number <= most:
-            raise UserError(f"{self._where}: {name} is {_shown(value)}; a number from {least} to {most} is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; a number from {least} to {most} is wanted")
         return number
 
     def text(self, name: str, *, default: str | None = None) -> str:
         """A text; `default` where the field is absent or null, if there is one."""
         value = self._get(name) if default is None or self.has(name) else default
         if not isinstance(value, str):
-            raise UserError(f"{self._where}: {name} is {_shown(value)}; a text is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; a text is wanted")
         return value
 
     def flag(self, name: str, *, default: bool = False) -> bool:
         """True or false; `default` where the field is absent or null."""
         value = self._get(name) if self.has(name) else default
         if not isinstance(value, bool):
-            raise UserError(f"{self._where}: {name} is {_shown(value)}; true or false is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; true or false is wanted")
         return value
 
     def only(self, name: str, *supported: Any, default: Any = None) -> Any:
@@ -225,7 +222,7 @@ class Fields:
         value = self._values.get(name, default)
         if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in supported):
             wanted = " or ".join(repr(choice) for choice in supported)
-            raise UserError(f"{self._where}: {name} is {_shown(value)}; only {wanted} is supported")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; only {wanted} is supported")
         return value
 
     def has(self, name: str) -> bool:
@@ -235,8 +232,3 @@ class Fields:
         if name not in self._values:
             raise UserError(f"{self._where}: the field '{name}' is missing")
         return self._values[name]
-
-
-def _shown(value: Any) -> str:
-    """`value` in at most a line: what references repeat may be of any size when it is written out."""
-    return reprlib.repr(value)[:120]

@@ -41,7 +41,9 @@ class GenerateConfig(CommandConfig):
         None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
     )
     task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
-    text: str | None = setting(None, "what to speak (tts) or to answer (text); null for other tasks", common=True)
+    text: str | None = setting(
+        None, "what to speak (tts) or to answer (text); null for other tasks", common=True, address=True
+    )
     audio: str | None = setting(
         None, "recording to answer (sts) or to transcribe (asr); null for other tasks", common=True
     )

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, kind_in_words
 from vita_audio_pl.text.lines import load_json
-from vita_audio_pl.text.messages import ROLES, Message, parse_messages, text_of
+from vita_audio_pl.text.messages import ROLES, Message, as_list, is_blank, parse_messages, text_of
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 ASR_INSTRUCTION = "Convert the speech to text."
@@ -20,12 +20,12 @@ class Conversation:
 
     Attributes:
         id: name in reports.
-        messages: in order, at least one, none blank.
+        messages: in order, at least one, none blank, one of the system at most.
         audios: paths, as many as there are placeholders.
 
     Raises:
-        UserError: no messages, an unknown role, an empty message, two audios in an assistant's message, or another
-            number of placeholders than of paths.
+        UserError: no messages, an unknown role, an empty message, two audios in an assistant's message, two messages of the
+            system, or another number of placeholders than of paths.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Conversation:
             here = f"{self.id}: message {number}"
             if message.role not in ROLES:
                 raise UserError(f"{here} has the role {message.role!r}; use one of {', '.join(ROLES)}")
-            if not message.content.strip():
+            if is_blank(message.content):
                 raise UserError(
                     f"{here} ({message.role}) is empty; give it text or {AUDIO_PLACEHOLDER}, or leave it out"
                 )
@@ -49,6 +49,10 @@ class Conversation:
                     f"{here} is an answer with {message.n_audios} audios; an answer is interleaved with one audio, "
                     "so join them or split the answer into turns"
                 )
+        if sum(message.role == "system" for message in self.messages) > 1:
+            raise UserError(
+                f"{self.id}: there are two system messages, and a conversation has one: join them, or leave one out"
+            )
         placeholders = sum(message.n_audios for message in self.messages)
         if placeholders != len(self.audios):
             raise UserError(
@@ -81,11 +85,11 @@ class Conversation:
             except ValueError as error:
                 raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
         if not isinstance(value, dict):
-            raise UserError(f"{where}: a sample must be an object with 'messages', not a {type(value).__name__}")
+            raise UserError(f"{where}: a sample must be an object with 'messages', not {kind_in_words(value)}")
         id = value.get("id")
         if id is not None and (not isinstance(id, str | int) or isinstance(id, bool)):
-            raise UserError(f"{where}: 'id' must be a name or a number, not a {type(id).__name__}")
-        messages = _only(value, ("messages", "conversations"), where)
+            raise UserError(f"{where}: 'id' must be a name or a number, not {kind_in_words(id)}")
+        messages = as_list(_only(value, ("messages", "conversations"), where))
         system = value.get("system")
         if system is not None and isinstance(messages, list):
             messages = [{"role": "system", "content": system}, *messages]
@@ -121,7 +125,7 @@ def _only(value: dict[str, Any], names: tuple[str, str], where: str) -> Any:
 
 
 def _audio_paths(value: dict[str, Any], where: str) -> Sequence[str]:
-    audios = _only(value, ("audios", "audio"), where)
+    audios = as_list(_only(value, ("audios", "audio"), where))
     if isinstance(audios, str) and "audio" in value:
         audios = [audios]
     if audios is None:

@@ -5,11 +5,14 @@ among them), and that of ShareGPT (`{from, value}` of human and gpt, with `<audi
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, kind_in_words
+from vita_audio_pl.text.lines import load_json
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 ROLES = ("system", "user", "assistant")
@@ -18,6 +21,7 @@ ROLES = ("system", "user", "assistant")
 SHAREGPT_AUDIO = "<audio>"
 
 _ROLE_OF = {**{role: role for role in ROLES}, "developer": "system", "human": "user", "gpt": "assistant"}
+_UNSEEN = frozenset({"Cc", "Cf", "Mc", "Me", "Mn", "Zl", "Zp", "Zs"})
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -41,7 +45,7 @@ def text_of(value: Any, what: str) -> str:
         UserError: it is no text, or holds half of a surrogate pair.
     """
     if not isinstance(value, str):
-        raise UserError(f"{what} is {_kind(value)}, not text")
+        raise UserError(f"{what} is {kind_in_words(value)}, not text")
     if not value.isascii() and _LONE_SURROGATE.search(value):
         raise UserError(f"{what} holds half a character; write the file as UTF-8 again")
     return value
@@ -59,12 +63,18 @@ def plain_text_of(value: Any, what: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float):
-        return f"the number {value!r:.40}" if not isinstance(value, bool) else str(value).lower()
-    return {"list": "a list", "dict": "an object"}.get(type(value).__name__, f"a {type(value).__name__}")
+def is_blank(text: str) -> bool:
+    """Whether nothing in a text can be read or said: blanks, control and format characters, marks that stand on nothing."""
+    return not text.strip() or all(unicodedata.category(char) in _UNSEEN for char in text)
+
+
+def as_list(value: Any) -> Any:
+    """A list that is written out as JSON, as CSV files and some exports have them; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            found = load_json(value)
+            return found if isinstance(found, list) else value
+    return value
 
 
 def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tuple[tuple[Message, ...], tuple[Any, ...]]:
@@ -73,7 +83,7 @@ def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tupl
     Empty system messages are left away. Text parts of one message are joined as they are.
 
     Args:
-        value: a list of messages in any of the styles.
+        value: a list of messages in any of the styles, or JSON of one.
         audios: audio files that are listed beside them; None where there never are any, so that `<audio>` is a tag of HTML.
         where: for messages.
 
@@ -84,6 +94,7 @@ def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tupl
     Raises:
         UserError: something is no message, has an unknown role, or holds what cannot be read.
     """
+    value = as_list(value)
     if not isinstance(value, list | tuple) or not value:
         raise UserError(f"{where}: there are no messages; 'messages' must be a list of {{role, content}}")
     parsed = [_message(message, f"{where}: message {number}") for number, message in enumerate(value, 1)]
@@ -104,7 +115,7 @@ def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tupl
             text = piece.replace(SHAREGPT_AUDIO, AUDIO_PLACEHOLDER) if foreign else piece
             content += text
             sources += _next(listed, text.count(AUDIO_PLACEHOLDER))
-        if content.strip() or turn.role != "system":
+        if not is_blank(content) or turn.role != "system":
             messages.append(Message(turn.role, content))
     return tuple(messages), (*sources, *listed)
 
@@ -131,7 +142,7 @@ class _Turn:
 
 def _message(value: Any, here: str) -> _Turn:
     if not isinstance(value, Mapping):
-        raise UserError(f"{here} must be an object with 'role' and 'content', not {_kind(value)}")
+        raise UserError(f"{here} must be an object with 'role' and 'content', not {kind_in_words(value)}")
     sharegpt = "role" not in value and "from" in value
     role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
     for key in (role_key, content_key):
@@ -139,7 +150,8 @@ def _message(value: Any, here: str) -> _Turn:
             raise UserError(f'{here} has no \'{key}\'; give it as {{"role": ..., "content": ...}}')
     role = value[role_key]
     if not isinstance(role, str) or role not in _ROLE_OF:
-        raise UserError(f"{here} has the role {role!r:.60}; use one of {', '.join(ROLES)}")
+        named = f"{role!r:.60}" if isinstance(role, str) else kind_in_words(role)
+        raise UserError(f"{here} has the role {named}; use one of {', '.join(ROLES)}")
     if value.get("tool_calls") or value.get("function_call"):
         raise UserError(f"{here} calls a tool, which cannot be trained here")
     content = value[content_key]
@@ -154,13 +166,14 @@ def _part(value: Any, here: str) -> str | _Audio:
     if isinstance(value, str):
         return text_of(value, here)
     if not isinstance(value, Mapping):
-        raise UserError(f"{here} must be text or an object with a 'type', not {_kind(value)}")
+        raise UserError(f"{here} must be text or an object with a 'type', not {kind_in_words(value)}")
     kind = value.get("type", "text")
     if kind == "text":
         return text_of(value.get("text"), f"{here}: its 'text'")
     if kind in ("audio", "input_audio", "audio_url"):
         return _Audio(_audio_source(value))
-    raise UserError(f"{here} is of the type {kind!r:.60}; text and audio are read")
+    named = f"{kind!r:.60}" if isinstance(kind, str) else kind_in_words(kind)
+    raise UserError(f"{here} is of the type {named}; text and audio are read")
 
 
 def _audio_source(part: Mapping[str, Any]) -> Any:

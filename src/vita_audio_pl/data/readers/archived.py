@@ -29,7 +29,7 @@ from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, groups_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.data.readers.webdataset import DAMAGED, TOO_LARGE, UNSAFE
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, shown
 
 _COLUMNS = ("audio", "text", "id", "speaker")
 REPEATED_KEY = "repeated key"
@@ -169,7 +169,7 @@ def _read_table(
                 continue
             value = row.get(audio)
             if not isinstance(value, str) or not value:
-                found[where] = Unreadable(where, f"{where}: {audio!r:.100} is {value!r:.60}", NO_AUDIO)
+                found[where] = Unreadable(where, f"{where}: {audio!r:.100} is {shown(value)}", NO_AUDIO)
                 continue
             name = PurePosixPath(value).name
             stem, _, extension = name.rpartition(".")

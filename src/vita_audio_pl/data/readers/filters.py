@@ -13,8 +13,9 @@ import regex
 from vita_audio_pl.config.fields import check_settings, setting
 from vita_audio_pl.data.readers.base import Filtered, LeftOut, RawSample
 from vita_audio_pl.data.readers.options import check_options
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, shown
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Message
+from vita_audio_pl.text.messages import is_blank
 
 SLOWEST_MATCH = 1.0
 """Seconds that a pattern may take on one transcript; patterns exist that take years on forty characters."""
@@ -115,10 +116,10 @@ class Filters:
                 raise LeftOut("no such column", f"a filter looks at {column!r:.100}; it has {_listed(facts)}")
         for column, wanted in self.only.items():
             if not _values(facts[column]) & set(wanted):
-                raise Filtered(f"other {column}", f"{column!r} is {facts[column]!r:.100}")
+                raise Filtered(f"other {column}", f"{column!r} is {shown(facts[column], 100)}")
         for column, unwanted in self.without.items():
             if _values(facts[column]) & set(unwanted):
-                raise Filtered(f"refused {column}", f"{column!r} is {facts[column]!r:.100}")
+                raise Filtered(f"refused {column}", f"{column!r} is {shown(facts[column], 100)}")
         for column, least in self.at_least.items():
             if (value := _number(column, facts[column])) < least:
                 raise Filtered(f"low {column}", f"{column!r} is {value:g}, below {least:g}")
@@ -142,7 +143,7 @@ class Filters:
             text = _timed(pattern, partial(_replaced, instead, text))
         for name in self.normalise:
             text = NORMALISERS[name](text)
-        if not text.strip():
+        if is_blank(text):
             raise Filtered("no text left", "nothing is left of its text")
         return text
 
@@ -160,7 +161,7 @@ class Filters:
 
     def _around_audio(self, message: Message) -> str:
         pieces = message.content.split(AUDIO_PLACEHOLDER)
-        return AUDIO_PLACEHOLDER.join(self.text(piece) if piece.strip() else piece for piece in pieces)
+        return AUDIO_PLACEHOLDER.join(self.text(piece) if not is_blank(piece) else piece for piece in pieces)
 
     def heard(self, transcript: str, seconds: Sequence[float]) -> None:
         """Judges the audio of a sample.
@@ -205,7 +206,7 @@ def _number(column: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise Filtered(f"no {column}", f"{column!r} is {value!r:.60}, no number") from None
+        raise Filtered(f"no {column}", f"{column!r} is {shown(value)}, no number") from None
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

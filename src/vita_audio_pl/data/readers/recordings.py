@@ -30,7 +30,7 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import parsed_row
 from vita_audio_pl.data.readers.templates import PLACES, columns_in, filled, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, kind_in_words, shown
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
 
 NO_SEGMENT = "not a segment"
@@ -47,7 +47,7 @@ def _piece(audio: AudioFile, start: Any, end: Any) -> AudioFile:
     """
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (start, end))
     if not numbers or not 0 <= start < end:
-        raise LeftOut(NO_SEGMENT, f"a segment from {start!r:.40} to {end!r:.40} s is none")
+        raise LeftOut(NO_SEGMENT, f"a segment from {shown(start)} to {shown(end)} s is none")
     return AudioFile(audio.path, float(start), float(end) - float(start))
 
 
@@ -142,9 +142,9 @@ class RecordingsReader:
         self, segment: Any, audio: AudioFile, facts: Mapping[str, Any], keys: Mapping[str, str], where: str
     ) -> Utterance:
         if not isinstance(segment, dict):
-            raise LeftOut(NO_SEGMENT, f"it is {segment!r:.100}, not an object")
+            raise LeftOut(NO_SEGMENT, f"it is {kind_in_words(segment)}, not an object")
         if self.subset and self.subset not in (segment.get(keys["subsets"]) or ()):
-            raise Filtered("other subset", f"it is in {segment.get(keys['subsets'])!r:.100}")
+            raise Filtered("other subset", f"it is in {shown(segment.get(keys['subsets']), 100)}")
         piece = _piece(audio, segment.get(keys["start"]), segment.get(keys["end"]))
         speaker = speaker_of(segment.get(keys["speaker"])) or speaker_of(facts.get(keys["speaker"]))
         name = speaker_of(segment.get(keys["id"])) or where

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from vita_audio_pl.data.readers.base import LeftOut, Stamp, Unreadable, attempt, stamp_of
-from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.errors import UserError, is_machine_fault, kind_in_words
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
 from vita_audio_pl.text.lines import LONGEST_LINE, Line, line_blocks, load_json, numbered_lines, open_text, read_block
 
@@ -82,7 +82,7 @@ def _is_lines(path: Path) -> bool:
 
 def _object(row: Any) -> Row:
     if not isinstance(row, dict):
-        raise UserError(f"a row must be an object, not a {type(row).__name__}")
+        raise UserError(f"a row must be an object, not {kind_in_words(row)}")
     return row
 
 

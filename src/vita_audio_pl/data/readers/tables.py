@@ -28,9 +28,9 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, searched
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, kind_in_words
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
-from vita_audio_pl.text.messages import parse_messages, plain_text_of
+from vita_audio_pl.text.messages import as_list, parse_messages, plain_text_of
 
 _COLUMNS = (
     "id",
@@ -163,7 +163,7 @@ class TableReader:
             "assistant" not in self.columns or row.get(self.columns["messages"]) is not None
         ):
             listed = self._listed(row)
-            chat = _in_pairs(_cell(row, self.columns["messages"]))
+            chat = _in_pairs(as_list(_cell(row, self.columns["messages"])))
             chat = (
                 [self._spoken(message) for message in chat] if self.message_audio and isinstance(chat, list) else chat
             )
@@ -253,7 +253,7 @@ class TableReader:
         if value is None or value == "":
             return where
         if not isinstance(value, str | int) or isinstance(value, bool):
-            raise LeftOut("no name", f"'{self.columns['id']}' is {value!r:.60}, neither a name nor a number")
+            raise LeftOut("no name", f"'{self.columns['id']}' is {kind_in_words(value)}, neither a name nor a number")
         return str(value)
 
     def _audio(self, column: str, row: Row, where: str) -> AudioRef:

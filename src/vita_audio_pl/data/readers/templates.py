@@ -10,7 +10,7 @@ import regex
 
 from vita_audio_pl.data.readers.base import NO_AUDIO, LeftOut
 from vita_audio_pl.data.readers.filters import SLOWEST_MATCH
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, shown
 
 
 def columns_in(template: str) -> list[str]:
@@ -41,7 +41,7 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
     """
     for key in columns_in(template):
         if not isinstance(values[key], str | int):
-            raise LeftOut(NO_AUDIO, f"'{key}' is no part of a file's name: {values[key]!r:.60}")
+            raise LeftOut(NO_AUDIO, f"'{key}' is no part of a file's name: {shown(values[key])}")
     return template.format_map(values)
 
 

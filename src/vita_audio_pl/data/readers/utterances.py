@@ -21,7 +21,7 @@ from vita_audio_pl.data.readers.base import (
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, TTS_INSTRUCTION, Conversation, Message
-from vita_audio_pl.text.messages import plain_text_of
+from vita_audio_pl.text.messages import is_blank, plain_text_of
 
 VOICE_PROMPT = f"Your Voice: {AUDIO_PLACEHOLDER}\n"
 
@@ -124,7 +124,7 @@ class UtteranceRules:
             text = plain_text_of(utterance.text, "its transcript")
         except UserError as error:
             raise LeftOut(NO_TEXT, str(error)) from None
-        if not text.strip():
+        if is_blank(text):
             raise LeftOut(NO_TRANSCRIPT, "its transcript is blank")
         text = self.filters.text(text)
         # other blanks, such as no-break spaces and form feeds, are characters of the text

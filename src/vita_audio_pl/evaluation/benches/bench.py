@@ -31,7 +31,7 @@ class BenchConfig:
 
     name: str = ""
     title: str = ""
-    homepage: str = setting("", "where it is had; nothing is downloaded")
+    homepage: str = setting("", "where it is had; nothing is downloaded", address=True)
     format: str = setting(
         "samples", "how the files are laid out, see evaluation/benches/readers.py", choices=tuple(READERS)
     )

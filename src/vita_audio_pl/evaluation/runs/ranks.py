@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import check_agent, say_at_once
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.names import safe_name
 
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 _EVERY = 2.0  # seconds between two looks at the others
 _TORCHRUN, _SRUN = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), ("SLURM_JOB_ID",)  # set with the rank, always
+_ALONE = 20.0  # seconds without a sign of any other process, after which it is said
 _SILENCE = 300.0  # seconds without a sign after which a process counts as dead
 
 
@@ -49,6 +51,7 @@ class Share:
         """
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             _refuse_left_over("WORLD_SIZE", "RANK", _TORCHRUN)
+            check_agent()
             names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
             return cls(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"), _launch(*names))
         # A batch script has the variables of the job, but it is one process; only srun's tasks have those of a step
@@ -81,6 +84,11 @@ def _refuse_left_over(ranks: str, rank: str, set_by_launcher: Sequence[str]) -> 
             f"evaluation, but {missing[0]} is not set, as a launcher does: unset {rank} and {ranks} if they are left over "
             "from another launch, or start all ranks with torchrun or srun"
         )
+
+
+def _names() -> str:
+    """Those variables that say that there are other ranks."""
+    return ", ".join(name for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS") if name in os.environ)
 
 
 def _launch(*names: str) -> str:
@@ -159,11 +167,10 @@ class Meeting:
             time.sleep(self.every)
 
     def _refuse(self, rank: int, what: str) -> None:
-        names = ", ".join(name for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS") if name in os.environ)
         raise UserError(
             f"this is rank {self.share.rank} of {self.share.ranks}, and rank {rank} has given no sign for "
             f"{self.silence:.0f} s, so {what} are not complete; the same command goes on where it stopped, and a process "
-            f"that was started alone must not have {names} in its environment"
+            f"that was started alone must not have {_names()} in its environment"
         )
 
     def _is_news(self, rank: int) -> bool:
@@ -187,7 +194,15 @@ class Meeting:
             )
 
     def _beat(self) -> None:
+        looks = round(_ALONE / (2 * self.every))
         while not self._ended.wait(2 * self.every):
+            looks -= 1
+            others = [rank for rank in range(self.share.ranks) if rank != self.share.rank]
+            if looks == 0 and not any(self._is_news(rank) for rank in others):
+                say_at_once(
+                    f"no other of the {self.share.ranks} ranks has given a sign for {_ALONE:.0f} s; if this process was started "
+                    f"alone, end it, and unset {_names()}, which are left over from another launch"
+                )
             try:
                 self._say("working")
             except OSError:  # the next one may succeed; who is silent for long is missed

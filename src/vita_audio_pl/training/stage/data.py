@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.data.datamodule import SpeechDataModule
-from vita_audio_pl.data.prepared import MANIFEST
+from vita_audio_pl.data.prepared import MANIFEST, nothing_prepared, prepared_names
 from vita_audio_pl.data.staging import is_remote
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
@@ -40,6 +40,8 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
             f"there is no folder {shards}, whose shards data.shards asks for: prepare a corpus there, or leave data.shards out "
             f"with data.spoken_world=full, and the small spoken world is made in {config.data.world_folder}"
         )
+    if not is_remote(shards) and not any(prepared_names(Path(shards))):
+        raise UserError(nothing_prepared(Path(shards)))
     tokenizer = TextTokenizer.load(tokenizer_folder)
     check_pretrained_tokenizer(config, tokenizer)
     codec = load_codec(codec_folder)

@@ -1,15 +1,55 @@
 """Which rank this process is, and whether its launcher started the processes that the trainer is configured for."""
 
 import os
+import threading
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.processes import say_at_once
 from vita_audio_pl.training.settings import TrainerConfig
+
+if TYPE_CHECKING:  # the command line is checked before Lightning is imported
+    from lightning.pytorch.strategies import Strategy
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a rank, in its order
 _NODES = ("NODE_RANK", "GROUP_RANK")
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STARTED = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning gives the ranks that it starts
+_TOLD = ("RANK", *_STARTED)
+_LONG = 60.0  # seconds in which ranks that start together have met
+
+
+def tell_of_waiting(strategy: "Strategy", settings: TrainerConfig, after: float = _LONG) -> None:
+    """Make `strategy` say what it waits for where the other ranks do not come; how long it waits stays the same.
+
+    Args:
+        after: seconds until it is said.
+    """
+    meet = strategy.setup_environment
+    told = ", ".join(f"{name}={os.environ[name]}" for name in _TOLD if os.environ.get(name))
+
+    def say() -> None:
+        say_at_once(
+            f"still waiting for the other ranks of {settings.world_size}"
+            + (
+                f"; where {told} are left over from another launch, none will come: end it, and unset them"
+                if told
+                else ""
+            )
+        )
+
+    def meet_and_tell() -> None:
+        timer = threading.Timer(after, say)
+        timer.daemon = True
+        timer.start()
+        try:
+            meet()
+        finally:
+            timer.cancel()
+
+    if settings.world_size > 1:
+        strategy.setup_environment = meet_and_tell  # type: ignore[method-assign]
 
 
 def may_be_first(environment: Mapping[str, str] = os.environ) -> bool:

@@ -15,6 +15,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.speed import DataWait
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.settings import TrainConfig, TrainerConfig
+from vita_audio_pl.training.stage.launch import tell_of_waiting
 
 OWNED = {
     "accelerator": "give trainer.accelerator",
@@ -120,6 +121,7 @@ def build_trainer(
     # Lightning's handler of SIGTERM runs a collective in the signal handler, and its handling of SLURM writes hpc_ckpt_*
     # and requeues by itself; ours (`processes.stopping_is_said`, `callbacks.preemption`) stay in their places
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    tell_of_waiting(trainer.strategy, settings)
     return trainer
 
 
