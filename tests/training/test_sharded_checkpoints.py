@@ -13,6 +13,7 @@ from ranks import run_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
 
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.storage.owned import Owned
@@ -38,17 +39,15 @@ class Trainer:
 
     def __init__(self, trainer: str, rank: int, ranks: int, seed: int) -> None:
         sizes = ("model.hidden_size=32", "model.intermediate_size=96")
-        settings = (
-            f"trainer={trainer}",
-            f"trainer.devices={ranks}",
-            "trainer.accelerator=cpu",
-            "trainer.precision=32-true",
-        )
+        engine = ("trainer=fsdp2", "trainer.engine.replicas=2") if trainer == "hsdp" else (f"trainer={trainer}",)
+        settings = (*engine, f"trainer.devices={ranks}", "trainer.accelerator=cpu", "trainer.precision=32-true")
         config = toy.toy_config(Path("runs"), "stage=sft", *sizes, *settings, f"seed={seed}")
         self.engine = config.trainer.engine.build(config.trainer)
         self.model: SpeechLM = starting_model(config, toy.VOCABULARY, None)
         self.objective = configured_objective(config, toy.VOCABULARY)
         self.engine.shard(self.model, SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (ranks,))}))
+        # Lightning's strategy wraps a model that every rank has whole
+        self.wrapped = DistributedDataParallel(self.model) if trainer == "ddp" and ranks > 1 else self.model
         groups = parameter_groups(self.model, 1e-3, 2.0, 0.1)
         self.optimizers = [torch.optim.AdamW(groups)]
         self.global_step, self.global_rank, self.local_rank = 0, rank, rank
@@ -68,6 +67,23 @@ class Trainer:
         self.optimizers[0].step()
         self.optimizers[0].zero_grad()
         self.global_step += 1
+
+    def shared_step(self, rows: int = 12, batches: int = 1) -> float:
+        """A step of `rows` that the ranks share, in so many batches; its loss."""
+        loss, share = 0.0, rows // self.world_size // batches
+        for number in range(batches):
+            self.engine.begin_batch(self.model, number == batches - 1)
+            first = (number * self.world_size + self.global_rank) * share
+            part = toy.toy_batch(0, self.global_step, slice(first, first + share), rows)
+            losses = self.wrapped(part, self.objective).total
+            (losses * self.engine.averaging(1)).backward()
+            loss += losses.detach()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(loss)
+        self.optimizers[0].step()
+        self.optimizers[0].zero_grad()
+        self.global_step += 1
+        return float(loss)
 
     def fingerprint(self) -> str:
         """Of all weights and moments, whole."""
@@ -119,7 +135,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "stage" / "checkpoints"
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", "ddp"])
+@pytest.mark.parametrize("engine", ["fsdp2", "hsdp", "ddp"])
 def test_shares_are_equal_and_any_engine_on_any_number_of_ranks_restores_every_bit(engine, folder, tmp_path):
     ranks = 4
 
@@ -146,7 +162,8 @@ def test_shares_are_equal_and_any_engine_on_any_number_of_ranks_restores_every_b
         assert (step, after) == (2, fingerprint)
         assert read <= SHARE * sum(written) / ranks
 
-    other = "ddp" if engine == "fsdp2" else "fsdp2"
+    other = "fsdp2" if engine == "ddp" else "ddp"
+    engine = "fsdp2" if engine == "hsdp" else engine  # on three ranks
     for turn, (name, fewer) in enumerate([(other, 2), (engine, 3), (other, 1)]):
 
         def move(rank: int, name=name, fewer=fewer) -> str:
@@ -159,3 +176,33 @@ def test_shares_are_equal_and_any_engine_on_any_number_of_ranks_restores_every_b
 
         assert len(set(run_ranks(move, tmp_path / f"move-{turn}", fewer))) == 1
         assert complete_checkpoints(folder)[-1].name == f"step-{3 + turn:08d}.ckpt"
+
+
+def test_losses_are_those_of_one_process_through_changes_of_engine_and_ranks(folder, tmp_path):
+    """Two steps each; under accumulation gradients are summed over ranks once a step, or once a batch and replica."""
+
+    def alone(rank: int) -> list[float]:
+        trainer = Trainer("cpu", 0, 1, seed=0)
+        return [trainer.shared_step() for _ in range(10)]
+
+    [expected] = run_ranks(alone, tmp_path / "alone", 1)
+    losses: list[float] = []
+    for turn, (name, ranks, batches) in enumerate(
+        [("hsdp", 4, 3), ("ddp", 2, 1), ("fsdp2", 3, 2), ("hsdp", 2, 1), ("cpu", 1, 1)]
+    ):
+
+        def go_on(rank: int, turn=turn, name=name, ranks=ranks, batches=batches) -> list[float]:
+            trainer = Trainer(name, rank, ranks, seed=0 if turn == 0 else 1)
+            if turn:
+                restored(trainer, folder)
+            found = [trainer.shared_step(batches=batches) for _ in range(2)]
+            writer = CheckpointWriter(folder, trainer.engine, keep=0)
+            writer.prepare(trainer)
+            writer.save(trainer, trainer.model, {})
+            writer.finish()
+            return found
+
+        [found] = {tuple(rank) for rank in run_ranks(go_on, tmp_path / f"turn-{turn}", ranks)}
+        losses += found
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]

@@ -13,7 +13,7 @@ from vita_audio_pl.models.attention import flash_shares_keys
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.flops import Work
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.training.engines.kinds import DeepSpeed
+from vita_audio_pl.training.engines.kinds import FSDP2, DeepSpeed
 from vita_audio_pl.training.settings import TrainConfig
 
 FLOAT, HALF, INDEX = 4, 2, 8
@@ -109,7 +109,7 @@ def step_memory(model: SpeechLM, config: TrainConfig, work: Work, accumulate: in
     largest_block = max(sum(p.numel() for p in block.parameters()) for block in blocks(model))
     shared = total - sum(p.numel() for block in blocks(model) for p in block.parameters())
     weights, gradients, optimiser, working, host = _states(
-        config, total, trained, largest_block, shared, _products(model), ranks
+        config, total, trained, largest_block, shared, _products(model), ranks, accumulate
     )
     activations, recomputed = _activations(model, config, kinds, work)
     loss, kept_of_loss = _loss(model, config, kinds, work, accumulate)
@@ -135,7 +135,7 @@ def step_memory(model: SpeechLM, config: TrainConfig, work: Work, accumulate: in
 
 
 def _states(
-    config: TrainConfig, total: int, trained: int, block: int, shared: int, products: int, ranks: int
+    config: TrainConfig, total: int, trained: int, block: int, shared: int, products: int, ranks: int, accumulate: int
 ) -> tuple[float, float, float, float, float]:
     """Weights, gradients, optimiser state, working copies on the device, and what lies in host memory."""
     trainer = config.trainer
@@ -162,7 +162,13 @@ def _states(
     if trainer.engine.shards:
         gathered = HALF if half else FLOAT
         working = gathered * (shared + 2.0 * block) + FLOAT * (shared + block if trained > total / 2 else block)
-        return parameter * total / ranks, parameter * trained / ranks, 2.0 * parameter * trained / ranks, working, 0.0
+        gradients = parameter * trained / ranks
+        if isinstance(trainer.engine, FSDP2):
+            ranks //= trainer.engine.replicas
+            whole = trainer.engine.reduce == "step" and accumulate > 1
+            gradients = float(FLOAT * trained) if whole else parameter * trained / ranks
+            working += 0.0 if trainer.engine.reshard else gathered * float(total - shared - 2 * block)
+        return parameter * total / ranks, gradients, 2.0 * parameter * trained / ranks, working, 0.0
     casts = HALF * float(products) if trainer.precision == "bf16-mixed" else 0.0
     return float(parameter * total), float(parameter * trained), 2.0 * parameter * trained, casts, 0.0
 

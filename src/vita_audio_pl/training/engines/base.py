@@ -75,6 +75,9 @@ class Engine:
         """Lightning's strategy."""
         return "auto"
 
+    def begin_batch(self, model: SpeechLM, ends_step: bool) -> None:
+        """Called before a batch of a step; `ends_step`: it is the last one."""
+
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         """Spread `model` over the devices, in place, before it is moved to them."""
 

@@ -3,12 +3,14 @@ the backbone and every head use, are the root group."""
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -16,10 +18,21 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.base import Engine, Held
+from vita_audio_pl.training.engines.kinds import FSDP2
+from vita_audio_pl.training.settings import TrainerConfig
 
 
 class FSDP2Engine(Engine):
-    """Parameters, gradients and moments are sharded over all ranks; compute is in bfloat16 for `bf16-mixed`."""
+    """Parameters, gradients and moments are sharded; compute is in bfloat16 for `bf16-mixed`.
+
+    They are sharded over all ranks, or with `replicas` over each group of neighbouring ranks (hybrid sharding).
+    """
+
+    def __init__(self, trainer: TrainerConfig, settings: FSDP2) -> None:
+        super().__init__(trainer)
+        self.sharding = settings
+        self._mesh: DeviceMesh | None = None
+        self._last: bool | None = None
 
     def precision(self) -> Precision:
         return Precision() if self.settings.precision == "bf16-mixed" else super().precision()
@@ -34,22 +47,35 @@ class FSDP2Engine(Engine):
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         assert module.device_mesh is not None  # Lightning's strategy has made it
-        mesh = module.device_mesh["data_parallel"]
+        mesh, replicas = module.device_mesh["data_parallel"], self.sharding.replicas
+        if replicas > 1:
+            shape, names = (replicas, mesh.size() // replicas), ("replicas", "shards")
+            mesh = self._mesh = init_device_mesh(mesh.device_type, shape, mesh_dim_names=names)
         # inputs are not cast: hidden states have the embeddings' type, and the batch and its documents, dataclasses that
         # the cast would copy for every block, stay as they are
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if self.settings.precision == "bf16-mixed":
             policy = replace(policy, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks(model):
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=self.sharding.reshard)
         fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def begin_batch(self, model: SpeechLM, ends_step: bool) -> None:
+        if ends_step == self._last:
+            return
+        self._last = ends_step
+        assert isinstance(model, FSDPModule)  # by `shard`
+        if self.sharding.reduce == "step":
+            model.set_requires_gradient_sync(ends_step)
+        else:
+            model.set_requires_all_reduce(ends_step)  # across replicas; within one every batch is summed
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         return _whole(parameter.detach())
 
     @property
-    def copies(self) -> None:
-        return None
+    def copies(self) -> Any:
+        return None if self._mesh is None else self._mesh.get_group("replicas")
 
     def held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
         for module in model.modules():

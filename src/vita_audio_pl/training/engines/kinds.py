@@ -59,12 +59,31 @@ class DDP(EngineSettings):
 class FSDP2(EngineSettings):
     """Of `fsdp2.FSDP2Engine`: parameters, gradients and moments are sharded."""
 
+    replicas: int = setting(
+        1, "groups of ranks, each of which shards a copy of its own (HSDP), as one for each node", at_least=1
+    )
+    reduce: str = setting(
+        "step",
+        "gradients are summed over ranks once a step, for which each keeps whole ones, or after every batch",
+        choices=("step", "batch"),
+    )
+    reshard: bool = setting(
+        True, "a block's weights are freed after its forward pass, and gathered again for its backward"
+    )
+
     shards: ClassVar[bool] = True
+
+    def check_devices(self, trainer: "TrainerConfig") -> None:
+        if trainer.world_size % self.replicas:
+            raise UserError(
+                f"trainer.engine.replicas={self.replicas} does not divide the {trainer.world_size} devices of "
+                f"trainer={trainer.name}"
+            )
 
     def build(self, trainer: "TrainerConfig") -> "Engine":
         from vita_audio_pl.training.engines.fsdp2 import FSDP2Engine
 
-        return FSDP2Engine(trainer)
+        return FSDP2Engine(trainer, self)
 
 
 @dataclass

@@ -94,6 +94,7 @@ class SpeechLMModule(L.LightningModule):
         return optimizer
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+        self.engine.begin_batch(self.speech_lm, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
         factor = self.rate_factor(self.trainer.global_step)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group[PEAK] * factor
