@@ -17,6 +17,7 @@ import soxr
 from vita_audio_pl.codecs.whole import ReadAt, bytes_reader, cut_by_log, cut_short, file_reader
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.remote import RemotePath, faults_told
 
 LOWEST_RATE, HIGHEST_RATE = 2_000, 768_000  # Hz; below the first there is no speech to hear
 MOST_CHANNELS = 64
@@ -26,6 +27,8 @@ _MP3_SLACK = 4 * 1152  # samples: without a Xing header the length is an estimat
 _LONGEST_NAME = 300  # characters in messages: a data URI holds megabytes
 _CANCELLED = 0.05  # a mix this much weaker than its strongest channel is made of channels that cancel each other
 _BLOCK = 1 << 20  # numbers decoded at a time
+_WHOLE = 8 << 20  # bytes of a remote recording that is fetched in one go
+_RANGE = 1 << 19  # bytes of a longer one fetched at a time
 _UNKNOWN = 1 << 62  # frames that libsndfile gives where a header does not tell
 
 
@@ -34,7 +37,7 @@ class AudioTooLong(UserError):
 
 
 def read_audio(
-    source: str | Path | BinaryIO,
+    source: str | Path | RemotePath | BinaryIO,
     sample_rate: int,
     max_seconds: float | None = 600.0,
     *,
@@ -49,7 +52,8 @@ def read_audio(
     clipped to it.
 
     Args:
-        source: any file libsndfile reads (WAV of 8 to 64 bits, FLAC, Ogg, MP3, AIFF, ...), or an open binary one.
+        source: any file libsndfile reads (WAV of 8 to 64 bits, FLAC, Ogg, MP3, AIFF, ...), or an open binary one. Of a
+            remote one, a long recording is read in the ranges that are needed.
         sample_rate: wanted rate in Hz.
         max_seconds: longest audio accepted, judged before it is decoded; None accepts any.
         start: seconds into the file where to begin.
@@ -66,7 +70,7 @@ def read_audio(
             or infinite samples or samples of another scale, has no such channel, or its channels cancel each other.
         OSError: the machine failed, not the file (`errors.is_machine_fault`).
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "the audio")
+    name = name or (str(source) if isinstance(source, str | Path | RemotePath) else "the audio")
     name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
     if not (math.isfinite(start) and start >= 0 and (seconds is None or (math.isfinite(seconds) and seconds > 0))):
         raise UserError(f"{name}: {start:g} s to {start + (seconds or 0):g} s is no piece of a recording")
@@ -100,7 +104,11 @@ class _Raw:
 
 
 @contextmanager
-def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[_Raw]:
+def _opened(source: str | Path | RemotePath | BinaryIO, name: str) -> Iterator[_Raw]:
+    if isinstance(source, RemotePath):
+        with _opened_remote(source, name) as raw:
+            yield raw
+        return
     if not isinstance(source, str | Path):
         data = source.read()
         if not data:
@@ -125,6 +133,20 @@ def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[_Raw]:
         yield _Raw(descriptor, file_reader(descriptor), status.st_size)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _opened_remote(source: RemotePath, name: str) -> Iterator[_Raw]:
+    try:
+        size = source.stat().st_size
+        if size <= _WHOLE:
+            with _opened(io.BytesIO(source.read_bytes()), name) as raw:
+                yield raw
+            return
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no such audio file") from None
+    with source.open("rb", _RANGE) as file, faults_told(file):
+        yield _Raw(file, source.read_at, size)
 
 
 class _Piece:

@@ -17,8 +17,10 @@ import numpy as np
 
 from vita_audio_pl.data.shape import ASSISTANT, SampleShape
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import partial_name, write_whole
+from vita_audio_pl.storage.files import WholeFile, write_whole
 from vita_audio_pl.storage.open_files import open_files, read_whole
+from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.remote import RemotePath, Unreachable
 from vita_audio_pl.text import LengthRule, Lengths
 
 MAGIC = b"VAPLIDX1"
@@ -57,7 +59,7 @@ class IndexEntry:
     shape: SampleShape
 
 
-def write_index(path: Path, entries: Sequence[IndexEntry]) -> int:
+def write_index(path: Place, entries: Sequence[IndexEntry]) -> int:
     """Writes the index file, whole or not at all; returns the CRC-32 of its contents.
 
     Raises:
@@ -101,7 +103,7 @@ def check_entry(entry: IndexEntry) -> dict[str, int]:
     return values
 
 
-def write_columns(path: Path, columns: Mapping[str, np.ndarray], overflow: np.ndarray) -> int:
+def write_columns(path: Place, columns: Mapping[str, np.ndarray], overflow: np.ndarray) -> int:
     """Writes an index from its columns `(samples,)` and its overflow rows; returns the CRC-32 of its contents."""
     n = len(columns["offset"])
     bodies = [columns[name].astype(COLUMNS[name], copy=False).tobytes() for name in COLUMNS.names or ()]
@@ -111,7 +113,7 @@ def write_columns(path: Path, columns: Mapping[str, np.ndarray], overflow: np.nd
     return crc
 
 
-def merge_indexes(paths: Sequence[Path], out: Path) -> int:
+def merge_indexes(paths: Sequence[Path], out: Place) -> int:
     """Joins the indexes of shards, in order, into that of a source; returns the CRC-32 of its contents.
 
     Raises:
@@ -126,33 +128,27 @@ def merge_indexes(paths: Sequence[Path], out: Path) -> int:
             )
     sizes = [(len(part), part.n_overflow) for part in map(Index, paths)]
     samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()
-    partial = partial_name(out)
     crc = 0
-    try:
-        with open(partial, "wb") as file:
-            file.write(bytes(_HEAD.size))
-            for name in COLUMNS.names or ():
-                columns = (_moved(part, name, n, overflow[n]) for n, part in enumerate(map(Index, paths)))
-                size = 0
-                for data in (column.tobytes() for column in columns):
-                    crc = zlib.crc32(data, crc)
-                    size += file.write(data)
-                rest = b"\0" * (-size % 64)
-                crc = zlib.crc32(rest, crc)
-                file.write(rest)
-            for n, part in enumerate(map(Index, paths)):
-                rows = part.overflow.copy()
-                rows["sample"] += samples[n]
-                crc = zlib.crc32(rows.tobytes(), crc)
-                file.write(rows.tobytes())
-            file.seek(0)
-            file.write(_HEAD.pack(MAGIC, samples[-1], overflow[-1], crc))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, out)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with WholeFile(out) as whole:
+        file = whole.file
+        file.write(bytes(_HEAD.size))
+        for name in COLUMNS.names or ():
+            columns = (_moved(part, name, n, overflow[n]) for n, part in enumerate(map(Index, paths)))
+            size = 0
+            for data in (column.tobytes() for column in columns):
+                crc = zlib.crc32(data, crc)
+                size += file.write(data)
+            rest = b"\0" * (-size % 64)
+            crc = zlib.crc32(rest, crc)
+            file.write(rest)
+        for n, part in enumerate(map(Index, paths)):
+            rows = part.overflow.copy()
+            rows["sample"] += samples[n]
+            crc = zlib.crc32(rows.tobytes(), crc)
+            file.write(rows.tobytes())
+        file.seek(0)
+        file.write(_HEAD.pack(MAGIC, samples[-1], overflow[-1], crc))
+        whole.finish()
     return crc
 
 
@@ -177,16 +173,18 @@ class Index:
         UserError: the file is missing, is no index, or was cut; methods that read raise it, too.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Place):
         self.path = path
-        self._file = os.path.abspath(path)
+        self._file = path if isinstance(path, RemotePath) else os.path.abspath(path)
         open_files.forget_file(self._file)
         try:
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
+            found = path.stat()
+            if isinstance(found, os.stat_result) and not stat.S_ISREG(found.st_mode):
                 raise ValueError("it is no regular file")
             magic, self.n, self.n_overflow, self.crc = _HEAD.unpack(open_files.read(self._file, 0, _HEAD.size))
         except (OSError, ValueError, struct.error) as error:
+            if isinstance(error, Unreachable):
+                raise
             raise UserError(f"{path} cannot be read as an index ({error}); prepare the source again") from error
         self._starts: dict[str, int] = {}
         at = _HEAD.size

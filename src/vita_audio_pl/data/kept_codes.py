@@ -10,7 +10,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import xxhash
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.errors import is_machine_fault
 from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.places import Place
 
 HEAD = b"VAPLcod1"
 _DIGEST = 16  # bytes
@@ -34,7 +34,7 @@ class KeptCodes:
         codec: everything that the codes follow from.
     """
 
-    def __init__(self, folder: Path | None, part: Part, codec: Mapping[str, Any]):
+    def __init__(self, folder: Place | None, part: Part, codec: Mapping[str, Any]):
         facts = json.dumps([part.content or part.identity, codec], sort_keys=True).encode()
         self._path = folder / f"{hashlib.sha256(facts).hexdigest()[:20]}.codes" if folder else None
         self._known = _read(self._path) if self._path else {}
@@ -76,7 +76,7 @@ def _packed(known: Mapping[bytes, np.ndarray]) -> bytes:
     return body + xxhash.xxh3_64_digest(body)
 
 
-def _read(path: Path) -> dict[bytes, np.ndarray]:
+def _read(path: Place) -> dict[bytes, np.ndarray]:
     """What a file holds; nothing where there is none, or it is damaged."""
     try:
         data = path.read_bytes()

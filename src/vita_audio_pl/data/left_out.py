@@ -4,8 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from vita_audio_pl.storage.places import Place
 
 FEW = 20
 """Samples that may be left out however small the source is."""
@@ -65,7 +66,7 @@ class LeftOutCounts:
         """Whether more than this share was left out, and more than a few, or all of it."""
         return not self.used or (self.left_out > FEW and self.share > max_skipped)
 
-    def sentence(self, source: str, max_skipped: float, named_in: Path) -> str:
+    def sentence(self, source: str, max_skipped: float, named_in: Place) -> str:
         """Why the source cannot be finished, with a table by reason."""
         total = self.used + self.left_out
         if not self.used and not self.left_out and not self.filtered:

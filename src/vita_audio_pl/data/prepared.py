@@ -35,6 +35,7 @@ from vita_audio_pl.storage.checksums import (
 from vita_audio_pl.storage.files import json_bytes, write_whole
 from vita_audio_pl.storage.open_files import open_files, read_whole
 from vita_audio_pl.storage.owned import Kind
+from vita_audio_pl.storage.places import Place
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Manifest:
     audio_shards: tuple[ShardFile, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: Path, shard_sums: Mapping[str, FileSum]) -> None:
+    def save(self, folder: Place, shard_sums: Mapping[str, FileSum]) -> None:
         """Writes `checksums.json`, then `manifest.json`, the last file of a source to appear.
 
         Args:
@@ -110,7 +111,7 @@ class Manifest:
         write_whole(folder / MANIFEST, data)
 
     @classmethod
-    def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
+    def load(cls, folder: Place, name: str = MANIFEST) -> "Manifest":
         """Reads `manifest.json`.
 
         Raises:
@@ -134,10 +135,12 @@ class Manifest:
                 f"python -m vita_audio_pl.prepare source={folder.name}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if is_machine_fault(error):
+                raise
             raise UserError(f"{path} is damaged ({error}); prepare the source again") from error
 
 
-def no_checksums(folder: Path) -> str:
+def no_checksums(folder: Place) -> str:
     """What is said of a source that an older version has prepared."""
     return (
         f"'{folder.name}' was prepared by an older version, without checksums: check it with python -m vita_audio_pl.data "
@@ -145,7 +148,7 @@ def no_checksums(folder: Path) -> str:
     )
 
 
-def verify_source(folder: Path, manifest: Manifest, with_audio: bool = False) -> None:
+def verify_source(folder: Place, manifest: Manifest, with_audio: bool = False) -> None:
     """Compares manifest and index, and the places of audio, with their checksums; tells where an older version left none.
 
     Raises:
@@ -390,7 +393,7 @@ def open_sources(
     return sources
 
 
-def nothing_prepared(folder: Path) -> str:
+def nothing_prepared(folder: Place) -> str:
     """The sentence for a folder of shards in which no source is prepared: `data.shards` is the one above the sources'."""
     likely = (folder / "shards", folder.parent) if (folder / MANIFEST).is_file() else (folder / "shards",)
     meant = next((place for place in reversed(likely) if any(prepared_names(place))), None)
@@ -398,6 +401,6 @@ def nothing_prepared(folder: Path) -> str:
     return f"nothing is prepared in {folder} (a prepared source is a folder there, with {MANIFEST}): {near}"
 
 
-def prepared_names(folder: Path) -> Iterator[str]:
+def prepared_names(folder: Place) -> Iterator[str]:
     """Names of the sources prepared in `folder`, sorted."""
     yield from sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))

@@ -13,6 +13,7 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.sides import SideReader
 from vita_audio_pl.data.yaml_file import read_yaml
 from vita_audio_pl.errors import UserError, shown
+from vita_audio_pl.storage.places import Place
 
 TASKS = ("asr", "tts", "sqa", "text", "long_text")
 TRAIN, DEV = "train", "dev"
@@ -67,7 +68,7 @@ class SourceRecipe:
         """Name of the folder of a split's shards: the source's, with `.split` where it is not the training split."""
         return self.name if split == TRAIN else f"{self.name}.{split}"
 
-    def open(self, root: Path, split: str = TRAIN) -> Reader:
+    def open(self, root: Place, split: str = TRAIN) -> Reader:
         """The reader of a split of the corpus that lies in `root`.
 
         Raises:
@@ -95,7 +96,7 @@ class SourceRecipe:
         return (TRAIN, *named, *((DEV,) if self.held_out else ()))
 
 
-def _is_there(root: Path, options: Mapping[str, Any]) -> bool:
+def _is_there(root: Place, options: Mapping[str, Any]) -> bool:
     """Whether there are files for a reader with these options."""
     try:
         return bool(files_matching(root, options.get("files", ())))

@@ -7,7 +7,6 @@ of 256 members and is read a hundred times faster, and `tar tf` and WebDataset s
 """
 
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ import numpy as np
 
 from vita_audio_pl.data.samples import TokenizedSample, checksum, unpack_sample
 from vita_audio_pl.storage.checksums import FileSum, SummedFile
-from vita_audio_pl.storage.files import partial_name
+from vita_audio_pl.storage.files import WholeFile
+from vita_audio_pl.storage.places import Place
 
 MAGIC, UNCHECKED_MAGIC = b"VAPLBLK2", b"VAPLBLK1"
 BLOCK_EXTENSION = "block"
@@ -44,14 +44,13 @@ class ShardWriter:
         extension: of the members.
     """
 
-    def __init__(self, path: Path, block: int = 256, extension: str = BLOCK_EXTENSION):
+    def __init__(self, path: Place, block: int = 256, extension: str = BLOCK_EXTENSION):
         self.path, self._extension = path, extension
-        self._partial = partial_name(path)
         self._block = block
         self._waiting: list[bytes] = []
         self._n_blocks = 0
-        self._file = open(self._partial, "wb")
-        self._summed = SummedFile(self._file)
+        self._whole = WholeFile(path)
+        self._summed = SummedFile(self._whole.file)
         self._tar = tarfile.open(fileobj=self._summed, mode="w", format=tarfile.USTAR_FORMAT)
         self.placed: list[Placed] = []
 
@@ -80,16 +79,12 @@ class ShardWriter:
         if self._waiting:
             self._write_block()
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._partial, self.path)
+        self._whole.finish()
         return self._summed.sum
 
     def abandon(self) -> None:
         """Removes what was written."""
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        self._whole.abandon()
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +37,7 @@ from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import read_sealed, write_sealed
 from vita_audio_pl.storage.files import full_disk_is_told, write_array
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
 
@@ -123,12 +123,12 @@ class TokenizeJob:
     make_codec: Callable[[], SpeechCodec] | None
     codec: dict[str, Any]
     load_audio: AudioLoader
-    out: Path
+    out: Place
     rules: AudioRules = AudioRules()
     filters: Filters = NONE
     max_skipped: float = 0.05
     decoders: int = 2
-    codes: Path | None = None
+    codes: Place | None = None
     placeholders: Callable[[int], int] | None = None
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class TokenizeJob:
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def done_file(self, part: Part) -> Path:
+    def done_file(self, part: Part) -> Place:
         """Appears when the part is complete."""
         return self.out / f"{self.output_name(part)}.done.json"
 

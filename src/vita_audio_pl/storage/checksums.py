@@ -18,6 +18,8 @@ import xxhash
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.files import write_whole
 from vita_audio_pl.storage.node import once_a_node
+from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.remote import RemotePath
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -66,7 +68,7 @@ class FileSum:
 class Damage:
     """A file that is not what was written; `problem` goes on from its name."""
 
-    path: Path
+    path: Place
     problem: str
 
     def __str__(self) -> str:
@@ -166,7 +168,7 @@ def sum_of_bytes(data: bytes) -> FileSum:
     return FileSum(len(data), tuple(xxhash.xxh3_64_hexdigest(view[at : at + BLOCK]) for at in starts))
 
 
-def sum_of_files(paths: Collection[Path]) -> dict[Path, FileSum]:
+def sum_of_files(paths: Collection[Place]) -> dict[Place, FileSum]:
     """Checksums of files as they are on the disk, read by several threads.
 
     Raises:
@@ -176,7 +178,7 @@ def sum_of_files(paths: Collection[Path]) -> dict[Path, FileSum]:
     work = [(path, start) for path, size in sizes.items() for start in range(0, size, BLOCK)]
     with _threads() as pool:
         digests = list(pool.map(_sum_block, *zip(*work, strict=True))) if work else []
-    blocks: dict[Path, list[str]] = {path: [] for path in paths}
+    blocks: dict[Place, list[str]] = {path: [] for path in paths}
     for (path, _), digest in zip(work, digests, strict=True):
         blocks[path].append(digest)
     return {path: FileSum(sizes[path], tuple(blocks[path])) for path in paths}
@@ -192,13 +194,13 @@ def sum_of_folder(folder: Path) -> dict[str, FileSum]:
     return {path.relative_to(folder).as_posix(): made for path, made in sum_of_files(found).items()}
 
 
-def write_checksums(folder: Path, sums: Mapping[str, FileSum], name: str = CHECKSUMS, **more: Any) -> None:
+def write_checksums(folder: Place, sums: Mapping[str, FileSum], name: str = CHECKSUMS, **more: Any) -> None:
     """Writes `checksums.json` for files of a folder, by relative name; `name` calls it otherwise, `more` goes into it."""
     files = {name: found.to_json() for name, found in sums.items()}
     write_sealed(folder / name, {"format": FORMAT, "block": BLOCK, "files": files, **more})
 
 
-def read_checksums(folder: Path) -> dict[str, FileSum] | None:
+def read_checksums(folder: Place) -> dict[str, FileSum] | None:
     """The contents of `checksums.json` by relative name; None where older versions wrote none.
 
     Raises:
@@ -211,7 +213,7 @@ def read_checksums(folder: Path) -> dict[str, FileSum] | None:
         return None
 
 
-def parse_checksums(path: Path, data: bytes) -> dict[str, FileSum]:
+def parse_checksums(path: Place, data: bytes) -> dict[str, FileSum]:
     """The contents `data` of `path`, a `checksums.json`.
 
     Raises:
@@ -233,7 +235,7 @@ def parse_checksums(path: Path, data: bytes) -> dict[str, FileSum]:
     return sums
 
 
-def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
+def find_damage(folder: Place, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
     """Compares files with their checksums, by several threads; what is missing or of another size is not read.
 
     Raises:
@@ -262,7 +264,7 @@ def find_damage(folder: Path, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
                 yield Damage(path, f"is damaged: bytes {start} to {end - 1} {problem}")
 
 
-def size_damage(path: Path, size: int) -> Damage | None:
+def size_damage(path: Place, size: int) -> Damage | None:
     """What is wrong with a file at a glance: it is missing, or has not `size` bytes."""
     try:
         found = path.stat().st_size
@@ -275,7 +277,7 @@ def size_damage(path: Path, size: int) -> Damage | None:
     return None if found == size else Damage(path, f"has {found} bytes where {size} were written")
 
 
-def verify(folder: Path, sums: Mapping[str, FileSum], remedy: str) -> None:
+def verify(folder: Place, sums: Mapping[str, FileSum], remedy: str) -> None:
     """Reads files and compares them with their checksums; processes of a node that ask at one time share the work.
 
     Args:
@@ -305,12 +307,12 @@ def sealed(value: Mapping[str, Any]) -> bytes:
     return _with_seal(data, xxhash.xxh3_64_hexdigest(data).encode())
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+def write_sealed(path: Place, value: Mapping[str, Any]) -> None:
     """Writes a sealed JSON object, whole or not at all."""
     write_whole(path, sealed(value))
 
 
-def unsealed(path: Path, data: bytes) -> dict[str, Any]:
+def unsealed(path: Place, data: bytes) -> dict[str, Any]:
     """The object that `data`, the contents of `path`, holds, without its seal.
 
     Raises:
@@ -325,7 +327,7 @@ def unsealed(path: Path, data: bytes) -> dict[str, Any]:
     return value
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Place) -> dict[str, Any]:
     """Reads what `write_sealed` wrote.
 
     Raises:
@@ -348,8 +350,10 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
 
 
-def _sum_block(path: Path, start: int) -> str:
+def _sum_block(path: Place, start: int) -> str:
     """XXH3-64 of the block of a file that begins at byte `start`."""
+    if isinstance(path, RemotePath):
+        return xxhash.xxh3_64_hexdigest(path.read_at(start, BLOCK))
     digest, piece = xxhash.xxh3_64(), memoryview(bytearray(_PIECE))
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -362,7 +366,7 @@ def _sum_block(path: Path, start: int) -> str:
     return digest.hexdigest()
 
 
-def _try_block(path: Path, start: int) -> str | OSError:
+def _try_block(path: Place, start: int) -> str | OSError:
     try:
         return _sum_block(path, start)
     except OSError as error:

@@ -5,16 +5,22 @@ import io
 import json
 import os
 import socket
+import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.remote import RemotePath
 
 _PARTIAL = ".partial"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write, for partial files of other machines
 
 
@@ -23,8 +29,78 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname().split('.')[0]}.{os.getpid()}{_PARTIAL}")
 
 
-def write_whole(path: Path, data: bytes, flush: bool = True) -> None:
+class WholeFile:
+    """A file that is written from start to end, `file`, and appears whole under its name once `finish` is called.
+
+    Until then it lies in a neighbour on the same disk; one that is to go to a store, in a temporary file without a name.
+    An error in a `with` block leaves nothing; its end without one does not finish the file.
+    """
+
+    def __init__(self, path: Place):
+        self.path = path
+        self._partial = None if isinstance(path, RemotePath) else partial_name(path)
+        if isinstance(path, RemotePath):
+            path.check_writable()
+        self.file = cast(BinaryIO, tempfile.TemporaryFile() if self._partial is None else open(self._partial, "wb"))
+
+    def finish(self) -> None:
+        """Forces it onto the disk, or sends it, and gives it its name."""
+        self.file.flush()
+        if isinstance(self.path, RemotePath):
+            size = self.file.seek(0, io.SEEK_END)
+            self.file.seek(0)
+            self.path.write_from(f"/dev/fd/{self.file.fileno()}", size)
+            self.file.close()
+            return
+        os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(cast(Path, self._partial), self.path)
+
+    def abandon(self) -> None:
+        """Removes what was written."""
+        self.file.close()
+        if self._partial is not None:
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> "WholeFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abandon()
+
+
+def create_new(path: Place, data: bytes) -> bool:
+    """Writes a file, whole, unless there is one; whether this call did: of all who try at one time, one succeeds."""
+    if isinstance(path, RemotePath):
+        return path.write_new(data)
+    aside = partial_name(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))  # threads, too, write one each
+    try:
+        aside.write_bytes(data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            # a network file system that repeats a request whose answer was lost says so of its own success
+            return path.read_bytes() == data
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with open(path, "xb") as file:
+                file.write(data)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def write_whole(path: Place, data: bytes, flush: bool = True) -> None:
     """Writes `data` aside, forces it onto the disk unless `flush` is false, and renames it to `path`."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     partial = partial_name(path)
     try:
         with open(partial, "wb") as file:
@@ -38,7 +114,7 @@ def write_whole(path: Path, data: bytes, flush: bool = True) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     write_whole(path, json_bytes(value))
 
@@ -49,7 +125,7 @@ def json_bytes(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: Place, array: np.ndarray) -> None:
     """Writes an array as `.npy`, whole or not at all."""
     file = io.BytesIO()
     np.save(file, array)
@@ -94,7 +170,7 @@ def keep_damaged(path: Path) -> Path:
 
 
 @contextmanager
-def full_disk_is_told(folder: Path, what: str) -> Iterator[None]:
+def full_disk_is_told(folder: Place, what: str) -> Iterator[None]:
     """Turns a full disk into a sentence; whoever writes leaves nothing half-written.
 
     Raises:
@@ -105,7 +181,8 @@ def full_disk_is_told(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        full = tempfile.gettempdir() if isinstance(folder, RemotePath) else folder
         raise UserError(
-            f"no space left in {folder} while writing {what}: free some and give the same command again; what is "
+            f"no space left in {full} while writing {what}: free some and give the same command again; what is "
             "finished is kept and nothing half-written is left"
         ) from error

@@ -4,9 +4,11 @@ A lease is a small file in the folder, `.lease-<kind>-<number>`, which names its
 holder's heartbeat. It is created under a name that must not exist yet, which is atomic on shared filesystems too, with a
 number one above the stale lease that it follows: so of all who find the same stale lease, one succeeds. Then the holder
 looks again, and gives way if it finds a lease that it did not know. Nothing is locked, and reading needs no lease.
+
+In a store, where nobody can set a file's time, a heartbeat is the file written anew with a higher number in it, and the
+holder is silent once whoever waits has seen the same number for `SILENT` seconds.
 """
 
-import errno
 import json
 import os
 import random
@@ -24,15 +26,16 @@ from pathlib import Path
 import psutil
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import partial_name
+from vita_audio_pl.storage.files import create_new, write_whole
+from vita_audio_pl.storage.places import Place, names_in
+from vita_audio_pl.storage.remote import RemotePath
 
 PREFIX = ".lease-"
 BEAT = 15.0
 """Seconds between two heartbeats."""
 SILENT = 300.0
 """Seconds without a heartbeat after which the holder on another machine counts as dead."""
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_creating = threading.Lock()  # threads of a process would write the same file aside
+_BEAT = "beat"  # number of the heartbeat, in the lease of a store
 
 
 class InUse(UserError):
@@ -87,7 +90,7 @@ _UNKNOWN = Holder("something that cannot be read", "an unknown machine", "", 0, 
 
 @contextmanager
 def hold(
-    folder: Path, kind: str, what: str, *, wait: bool = False, launch: str = "", advice: str = ""
+    folder: Place, kind: str, what: str, *, wait: bool = False, launch: str = "", advice: str = ""
 ) -> Iterator[None]:
     """Makes this process the only one that holds the lease `kind` of `folder`, which is made if it is not there.
 
@@ -115,7 +118,7 @@ def hold(
             "write there, or choose another folder"
         ) from error
     done = threading.Event()
-    threading.Thread(target=_beat, args=(path, done), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_beat, args=(path, me, done), name="heartbeat", daemon=True).start()
     try:
         yield
     finally:
@@ -139,13 +142,14 @@ def is_lease(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def _take(folder: Path, kind: str, me: Holder, wait: bool, advice: str) -> Path:
+def _take(folder: Place, kind: str, me: Holder, wait: bool, advice: str) -> Place:
     """The lease's file, once this process holds it."""
     beats: dict[str, float] = {}  # the first heartbeat seen of each holder on another machine
+    seen: dict[tuple[str, float], float] = {}  # when a heartbeat of each was seen first, by this machine's clock
     told, pause = False, 0.05
     while True:
         found = _leases(folder, kind)
-        held = [holder for holder, beat in found.values() if not _is_stale(folder, holder, beat, me)]
+        held = [holder for holder, beat in found.values() if not _is_stale(folder, holder, beat, me, seen)]
         if not held:
             path = folder / f"{PREFIX}{kind}-{max(found, default=0) + 1:06d}"
             if _create(path, me):
@@ -174,67 +178,79 @@ def _take(folder: Path, kind: str, me: Holder, wait: bool, advice: str) -> Path:
             )
             print(f"{folder} is in use by {holder}: waiting{until}", file=sys.stderr, flush=True)
         time.sleep(pause)
-        pause = min(1.0, 2 * pause)
+        pause = min(5.0 if isinstance(folder, RemotePath) else 1.0, 2 * pause)
 
 
-def _is_stale(folder: Path, holder: Holder, beat: float, me: Holder) -> bool:
+def _is_stale(
+    folder: Place, holder: Holder, beat: float, me: Holder, seen: dict[tuple[str, float], float]
+) -> bool:
     if holder.is_here:
         return not holder.lives
     if me.launch and holder.launch == me.launch:
         return True
+    if isinstance(folder, RemotePath):
+        return time.monotonic() - seen.setdefault((holder.token, beat), time.monotonic()) > SILENT
     with tempfile.NamedTemporaryFile(
         prefix=f"{PREFIX}clock-", dir=folder
     ) as clock:  # what time the filesystem says it is
         return os.fstat(clock.fileno()).st_mtime - beat > SILENT
 
 
-def _leases(folder: Path, kind: str) -> dict[int, tuple[Holder, float]]:
+def _leases(folder: Place, kind: str) -> dict[int, tuple[Holder, float]]:
     """Number -> holder and last heartbeat, of all leases of a kind that lie in the folder."""
     found = {}
-    for path in sorted(folder.glob(f"{PREFIX}{kind}-[0-9]*")):
+    for path in (folder / f"{PREFIX}{kind}-{number:06d}" for number in _numbers(folder, kind)):
         try:
-            with open(path, encoding="utf-8") as file:  # opened, since network filesystems then ask how old it is
-                beat = os.fstat(file.fileno()).st_mtime
-                found[_number(path)] = Holder(**json.loads(file.read())), beat
+            content, beat = _read(path)
+            values = json.loads(content)
+            beat = values.pop(_BEAT, beat)
+            found[_number(path)] = Holder(**values), beat
         except FileNotFoundError:
             continue  # its holder has just finished
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             found[_number(path)] = _UNKNOWN, beat  # just being written, or damaged: its heartbeat decides
     return found
 
 
-def _number(path: Path) -> int:
+def _numbers(folder: Place, kind: str) -> list[int]:
+    names = (name.removeprefix(f"{PREFIX}{kind}-") for name in names_in(folder) if is_lease(name))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _read(path: Place) -> tuple[bytes, float]:
+    """What a lease holds, and the time of its last change."""
+    if isinstance(path, RemotePath):
+        return path.read_bytes(), 0.0
+    with open(path, "rb") as file:  # opened, since network filesystems then ask how old it is
+        return file.read(), os.fstat(file.fileno()).st_mtime
+
+
+def _number(path: Place) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _create(path: Path, holder: Holder) -> bool:
+def _content(holder: Holder, **more: int) -> bytes:
+    return json.dumps({**asdict(holder), **more}, ensure_ascii=False).encode()
+
+
+def _create(path: Place, holder: Holder) -> bool:
     """Whether this process was the one to create the file."""
-    content = json.dumps(asdict(holder), ensure_ascii=False).encode()
-    with _creating:
-        aside = partial_name(path)
-        try:
-            aside.write_bytes(content)
-            try:
-                os.link(aside, path)
-            except FileExistsError:
-                # a network filesystem that repeats a request whose answer was lost says so of its own success
-                return path.read_bytes() == content
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                with open(path, "xb") as file:
-                    file.write(content)
-        except (FileExistsError, FileNotFoundError):
-            return False
-        finally:
-            aside.unlink(missing_ok=True)
-    return True
+    return create_new(path, _content(holder, **({_BEAT: 0} if isinstance(path, RemotePath) else {})))
 
 
-def _beat(path: Path, done: threading.Event) -> None:
+def _beat(path: Place, holder: Holder, done: threading.Event) -> None:
+    number = 0
     while not done.wait(BEAT):
+        number += 1
         try:
-            os.utime(path)
+            if not isinstance(path, RemotePath):
+                os.utime(path)
+            elif _is_last(path):
+                write_whole(path, _content(holder, **{_BEAT: number}))
+                if done.is_set():  # it was given up while this was on its way
+                    path.unlink(missing_ok=True)
+            else:
+                raise FileNotFoundError(path)
         except FileNotFoundError:
             if not done.is_set():
                 print(
@@ -246,6 +262,12 @@ def _beat(path: Path, done: threading.Event) -> None:
                 os._exit(1)
         except OSError:
             continue  # storage that does not answer may come back
+
+
+def _is_last(path: RemotePath) -> bool:
+    """Whether a lease is still there, and none of its kind has followed it."""
+    kind = path.name.removeprefix(PREFIX).rpartition("-")[0]
+    return max(_numbers(path.parent, kind), default=0) == _number(path)
 
 
 def _machine() -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.remote import RemotePath
 
 _MOST_WANTED = 65_536
 _FEWEST = 16
@@ -29,16 +30,18 @@ class OpenFiles:
     def most(self) -> int:
         return self._most or _handles_of_process() // 4
 
-    def read(self, path: Path | str, start: int, size: int) -> bytes:
+    def read(self, path: Path | RemotePath | str, start: int, size: int) -> bytes:
         """At most `size` bytes from byte `start` on; fewer where the file ends.
 
         Raises:
             OSError: the file cannot be opened or read, or (EMFILE) the process has no handle left although all of ours were
                 given back.
         """
+        if isinstance(path, RemotePath):
+            return path.read_at(start, size)
         return os.pread(self._handle(str(path)).descriptor, size, start)
 
-    def forget_file(self, path: Path | str) -> None:
+    def forget_file(self, path: Path | RemotePath | str) -> None:
         """Closes a file, which may have been replaced."""
         self._files.pop(str(path), None)
 
@@ -104,7 +107,7 @@ open_files = OpenFiles()
 """All that this process reads in pieces goes through here."""
 
 
-def read_whole(path: Path | str, start: int, size: int, remedy: str) -> bytes:
+def read_whole(path: Path | RemotePath | str, start: int, size: int, remedy: str) -> bytes:
     """Just `size` bytes of a file that had them when it was opened.
 
     Args:

@@ -16,12 +16,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
-from vita_audio_pl.storage.files import ABANDONED_AFTER, partial_name, write_json
+from vita_audio_pl.storage.files import ABANDONED_AFTER, create_new, partial_name, write_json
 from vita_audio_pl.storage.lease import is_lease
+from vita_audio_pl.storage.places import Place, names_in
+from vita_audio_pl.storage.remote import RemotePath
+
+PlaceT = TypeVar("PlaceT", bound=Place)
 
 MARK = ".vita_audio_pl.json"
 FORMAT = 1
@@ -56,12 +60,12 @@ class Owned:
         id: drawn when it was marked.
     """
 
-    root: Path
+    root: Place
     kind: Kind
     id: str
 
     @classmethod
-    def claim(cls, root: Path, kind: Kind) -> "Owned":
+    def claim(cls, root: Place, kind: Kind) -> "Owned":
         """Makes a folder ours that is not there, empty, ours already, or of an older version. Any number may call it.
 
         Raises:
@@ -82,7 +86,7 @@ class Owned:
         return cls.open(root, kind)
 
     @classmethod
-    def open(cls, root: Path, kind: Kind) -> "Owned":
+    def open(cls, root: Place, kind: Kind) -> "Owned":
         """The folder `root`, which must carry our mark.
 
         Raises:
@@ -95,10 +99,10 @@ class Owned:
             raise UserError(f"{root} is a {mark['kind']}, where a {kind.name} is wanted; give another folder")
         return cls(root, kind, mark["id"])
 
-    def foreign(self, *names: str) -> list[Path]:
+    def foreign(self, *names: str) -> list[PurePosixPath | Path]:
         """What lies in the folder, or under these names in it, and was not written by us; relative paths."""
-        tops = [self.root / name for name in names or _names(self.root)]
-        return [path for top in tops if os.path.lexists(top) for path in self._foreign(top)]
+        tops = [self.root / name for name in names or names_in(self.root)]
+        return [path for top in tops if _is_there(top) for path in self._foreign(top)]
 
     def remove(self, *names: str) -> None:
         """Removes files and folders in it, all of them or none; each disappears at once. Missing ones are passed over.
@@ -119,7 +123,7 @@ class Owned:
         """Removes all that is in it but the mark and `keep`, beginning with `first`; all or nothing, as `remove`."""
         stays = {MARK, _LOCK, *keep}
         names = [
-            name for name in dict.fromkeys([*first, *_names(self.root)]) if name not in stays and not is_lease(name)
+            name for name in dict.fromkeys([*first, *names_in(self.root)]) if name not in stays and not is_lease(name)
         ]
         self.remove(*names)
 
@@ -135,20 +139,22 @@ class Owned:
 
     def remove_abandoned(self) -> None:
         """Removes what killed writers left half-written: of dead processes here, or not touched for a week."""
+        if isinstance(self.root, RemotePath):
+            return  # in a store nothing is half-written
         for folder, _, _ in os.walk(self.root):
-            for path in map(Path(folder).joinpath, _names(Path(folder))):
+            for path in map(Path(folder).joinpath, names_in(Path(folder))):
                 if _is_abandoned(path) and not any(self._foreign(path)):
                     _remove(path)
 
-    def _foreign(self, path: Path) -> Iterator[Path]:
+    def _foreign(self, path: Place) -> Iterator[PurePosixPath | Path]:
         relative = path.relative_to(self.root)
         parts = [_name_when_whole(part) for part in relative.parts]
         if path.is_dir() and not path.is_symlink():
             inside = _read(path)
-            if inside is not None:
+            if inside is not None and isinstance(path, Path) and isinstance(self.root, Path):
                 yield from _beside_inventory(path, inside, self.root)
             elif any(_matches(parts, pattern.split("/"), begins=True) for pattern in self.kind.files):
-                for name in _names(path):
+                for name in names_in(path):
                     yield from self._foreign(path / name)
             else:
                 yield relative
@@ -225,7 +231,7 @@ def whole_folder(target: Path, kind: str, replace: bool = False, marked: bool = 
         finish_whole(aside, target, replace, marked)
 
 
-def below(root: Path, name: str, setting: str) -> Path:
+def below(root: PlaceT, name: str, setting: str) -> PlaceT:
     """`root / name`, which names a place inside `root`.
 
     Raises:
@@ -236,10 +242,10 @@ def below(root: Path, name: str, setting: str) -> Path:
         raise UserError(
             f"{setting} is '{name}': it names a folder inside {root}, so it cannot be empty, absolute or hold '..'"
         )
-    return root / name
+    return cast(PlaceT, root / name)
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Place) -> dict[str, Any] | None:
     """What a folder's mark says; None where it has none."""
     path = folder / MARK
     try:
@@ -257,31 +263,19 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return dict(mark)
 
 
-def _mark(folder: Path, kind: str) -> None:
+def _mark(folder: Place, kind: str) -> None:
     """Writes a mark unless another process has just done so: the first one stays."""
-    path, id = folder / MARK, uuid.uuid4().hex
-    aside = partial_name(folder / f"{MARK}.{id}")  # threads, too, write one each
-    aside.write_text(json.dumps({"kind": kind, "format": FORMAT, "id": id}) + "\n", encoding="utf-8")
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a filesystem without hard links
-        os.replace(aside, path)
-        return
-    aside.unlink()
+    mark = {"kind": kind, "format": FORMAT, "id": uuid.uuid4().hex}
+    create_new(folder / MARK, (json.dumps(mark) + "\n").encode())
 
 
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def _is_there(path: Place) -> bool:
+    return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
 
 
-def _strangers(folder: Path) -> Iterator[str]:
+def _strangers(folder: Place) -> Iterator[str]:
     """Names in a folder that has no mark, but for what processes leave that are claiming it just now."""
-    for name in map(_name_when_whole, _names(folder)):
+    for name in map(_name_when_whole, names_in(folder)):
         if name != _LOCK and not is_lease(name) and not name.startswith(MARK):
             yield name
 
@@ -336,9 +330,9 @@ def _is_abandoned(path: Path) -> bool:
     return False
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Place) -> None:
     """Removes a file, a link or a folder; a folder disappears at once, and a kill leaves a part of it under a partial name."""
-    if path.is_symlink() or not path.is_dir():
+    if isinstance(path, RemotePath) or path.is_symlink() or not path.is_dir():
         path.unlink()
         return
     if not _PARTIAL.fullmatch(path.name):

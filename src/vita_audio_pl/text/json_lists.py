@@ -4,10 +4,10 @@ import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.lines import LONGEST_LINE, open_text
 
 _CHUNK = 1 << 22  # bytes read at a time
@@ -31,7 +31,7 @@ class ElementBlock:
     offset: int
 
 
-def element_blocks(path: Path, elements: int, key: str = "") -> Iterator[ElementBlock]:
+def element_blocks(path: Place, elements: int, key: str = "") -> Iterator[ElementBlock]:
     """Cuts a list into blocks of so many elements, the last with the rest.
 
     Args:
@@ -63,9 +63,9 @@ def element_blocks(path: Path, elements: int, key: str = "") -> Iterator[Element
             yield ElementBlock(first, count, offset)
 
 
-def read_elements(path: Path, block: ElementBlock) -> Iterator[str]:
+def read_elements(path: Place, block: ElementBlock) -> Iterator[str]:
     """Texts of the elements of a block; bytes that are not UTF-8 come as lone surrogates."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(block.offset)
         elements = _Window(file, path, block.offset).elements()
         for _ in range(block.count):
@@ -75,7 +75,7 @@ def read_elements(path: Path, block: ElementBlock) -> Iterator[str]:
 class _Window:
     """A piece of a file that is read on as it is needed: `text` from `place` on, which is byte `at` of the file."""
 
-    def __init__(self, file: BinaryIO, path: Path, at: int):
+    def __init__(self, file: BinaryIO, path: Place, at: int):
         self._file, self._path, self._at = file, path, at
         self._text, self._place = "", 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.places import Place
 
 LONGEST_LINE = 16 << 20
 """Bytes of a line; a longer one is not held in memory, where JSON may take twenty times its size."""
@@ -40,7 +40,7 @@ class Line:
     problem: str = ""
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Place) -> Iterator[Line]:
     """All lines of a UTF-8 file, empty ones too, one at a time; a line that is not UTF-8 or too long has a `problem`.
 
     Raises:
@@ -50,7 +50,7 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield from numbered_lines(file)
 
 
-def open_text(path: Path) -> BinaryIO:
+def open_text(path: Place) -> BinaryIO:
     """The file, open for `numbered_lines`.
 
     Raises:
@@ -87,7 +87,7 @@ class Block:
     digest: str
 
 
-def line_blocks(path: Path, lines: int) -> Iterator[Block]:
+def line_blocks(path: Place, lines: int) -> Iterator[Block]:
     """Cuts a file into blocks of so many lines, the last with the rest.
 
     Raises:
@@ -111,9 +111,9 @@ def line_blocks(path: Path, lines: int) -> Iterator[Block]:
 _PIECE = 1 << 20
 
 
-def read_block(path: Path, offset: int, first: int, lines: int) -> Iterator[Line]:
+def read_block(path: Place, offset: int, first: int, lines: int) -> Iterator[Line]:
     """The lines of a block of `line_blocks`."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(offset)
         yield from islice(numbered_lines(file, first), lines)
 

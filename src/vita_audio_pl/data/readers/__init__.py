@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.config.plugins import load_inherited_plugins
@@ -30,6 +29,7 @@ from vita_audio_pl.data.readers.recordings import RecordingsReader, TextGridRead
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.readers.webdataset import WebDatasetReader
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place
 
 __all__ = [
     "AudioBytes",
@@ -73,7 +73,7 @@ def register_reader(kind: str, reader: Any) -> None:
     _KINDS[kind] = reader
 
 
-def make_reader(root: Path, task: str, options: Mapping[str, Any], where: str, filters: Filters = NONE) -> Reader:
+def make_reader(root: Place, task: str, options: Mapping[str, Any], where: str, filters: Filters = NONE) -> Reader:
     """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask for it are told the `task`.
 
     Raises:

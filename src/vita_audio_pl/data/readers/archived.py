@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from vita_audio_pl.data.readers.archives import ArchiveError, Member, members
 from vita_audio_pl.data.readers.base import (
@@ -30,6 +30,7 @@ from vita_audio_pl.data.readers.templates import check_pattern, columns_in, fill
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.data.readers.webdataset import DAMAGED, TOO_LARGE, UNSAFE
 from vita_audio_pl.errors import UserError, shown
+from vita_audio_pl.storage.places import Place
 
 _COLUMNS = ("audio", "text", "id", "speaker")
 REPEATED_KEY = "repeated key"
@@ -54,7 +55,7 @@ class ArchivesReader:
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`. Filters see the row, and the groups.
     """
 
-    root: Path
+    root: Place
     place: str
     table: str
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -158,7 +159,7 @@ class ArchivesReader:
 
 @lru_cache(maxsize=1)  # the tars of a table are read one after another
 def _read_table(
-    path: Path, stamp: Stamp | None, audio: str, wanted: tuple[str, ...], extensions: tuple[str, ...]
+    path: Place, stamp: Stamp | None, audio: str, wanted: tuple[str, ...], extensions: tuple[str, ...]
 ) -> dict[str, Row | Unreadable]:
     """The rows of a table by the stem of the recording that they name, with the wanted columns only."""
     found: dict[str, Row | Unreadable] = {}

@@ -11,8 +11,9 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
+
+from vita_audio_pl.storage.places import Place
 
 LARGEST_MEMBER = 256 << 20
 """Bytes of a member that is read; more is no utterance."""
@@ -42,7 +43,7 @@ class Member:
     problem: str = ""
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Place) -> Iterator[Member]:
     """Files of a tar (plain, gzip, bzip2 or xz), in order; several archives in one file are read as one.
 
     Raises:
@@ -50,7 +51,7 @@ def members(path: Path) -> Iterator[Member]:
         OSError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as raw:
+        with path.open("rb") as raw:
             yield from _members(_unpacked(raw))
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
         raise ArchiveError(str(error) or type(error).__name__) from None

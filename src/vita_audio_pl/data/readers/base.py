@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text import Conversation
 
 Made = TypeVar("Made")
@@ -42,7 +43,7 @@ class Filtered(LeftOut):
 class AudioFile:
     """Audio in a file, or `seconds` of it from `start` on (None: to its end); `channel` None mixes all."""
 
-    path: Path
+    path: Place
     start: float = 0.0
     seconds: float | None = None
     channel: int | None = None
@@ -190,7 +191,7 @@ _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def audio_ref(value: Any, root: Path, where: str, inside: bool = True, channel: int | None = None) -> AudioRef:
+def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel: int | None = None) -> AudioRef:
     """Audio as a corpus gives it: a path, a data URI, or a Hugging Face `Audio` feature of `bytes` and `path`.
 
     Args:
@@ -222,7 +223,7 @@ def audio_ref(value: Any, root: Path, where: str, inside: bool = True, channel: 
     return AudioFile(root / path, channel=channel)
 
 
-def files_matching(root: Path, patterns: Sequence[str]) -> list[Path]:
+def files_matching(root: Place, patterns: Sequence[str]) -> list[Place]:
     """Files below `root` that any of the globs finds, in the order of the globs and then by name, each once.
 
     `._name` files, in which macOS keeps attributes on other file systems, are none of the corpus.
@@ -230,7 +231,7 @@ def files_matching(root: Path, patterns: Sequence[str]) -> list[Path]:
     Raises:
         UserError: a glob leads out of `root` or is none, or no file matches.
     """
-    found: dict[Path, None] = {}
+    found: dict[Place, None] = {}
     for pattern in patterns:
         if ".." in Path(pattern).parts or Path(pattern).is_absolute():
             raise UserError(f"the pattern {pattern!r} leads out of {root}: give globs below root")
@@ -250,7 +251,7 @@ Stamp: TypeAlias = tuple[int, int]
 """Time of the last change of a file (ns) and its size: what is kept of a file holds as long as they stay."""
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_of(path: Place) -> Stamp | None:
     """Time of the last change and size; None where there is no such file."""
     if not path.is_file():
         return None
@@ -268,7 +269,7 @@ _PIECE, _PIECES = 2**14, 8  # bytes and number of the pieces that are read of a 
 _READERS = 16  # files looked at at a time
 
 
-def file_identities(paths: Sequence[Path], root: Path) -> list[str]:
+def file_identities(paths: Sequence[Place], root: Place) -> list[str]:
     """Of each file its name below `root`, its size, and a hash of its content: of all of it up to 1 MiB, else of pieces.
 
     Copying or moving a corpus keeps them. Reading large files whole would take hours, so a change of a few bytes that
@@ -278,11 +279,11 @@ def file_identities(paths: Sequence[Path], root: Path) -> list[str]:
         return list(pool.map(lambda path: _identity(path, root), paths))
 
 
-def _identity(path: Path, root: Path) -> str:
+def _identity(path: Place, root: Place) -> str:
     digest, name = hashlib.sha256(), path.relative_to(root).as_posix()
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with path.open("rb", buffering=_PIECE) as file:
             if size <= _WHOLE:
                 digest.update(file.read())
             else:

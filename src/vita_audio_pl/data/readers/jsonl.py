@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from vita_audio_pl.data.readers.base import (
     Part,
@@ -17,6 +16,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text import Conversation
 from vita_audio_pl.text.lines import Line, line_blocks, load_json, read_block
 
@@ -35,7 +35,7 @@ class JsonlReader:
         filters: which conversations are taken, and what is changed in their text.
     """
 
-    root: Path
+    root: Place
     files: tuple[str, ...] = ("*.jsonl",)
     lines_per_part: int = 2000
     channel: int | None = None
@@ -51,7 +51,7 @@ class JsonlReader:
             try:
                 for block in line_blocks(path, self.lines_per_part):
                     where: dict[str, str | int] = {
-                        "path": str(path),
+                        "path": path.relative_to(self.root).as_posix(),
                         "offset": block.offset,
                         "line": block.first,
                         "lines": block.lines,
@@ -62,7 +62,7 @@ class JsonlReader:
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        path = Path(str(part.where["path"]))
+        path = self.root / str(part.where["path"])
         for line in read_block(path, int(part.where["offset"]), int(part.where["line"]), int(part.where["lines"])):
             here = f"{path}:{line.number}"
             if line.problem:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from vita_audio_pl.data.readers.base import (
@@ -23,6 +22,7 @@ from vita_audio_pl.data.readers.base import (
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.lines import read_lines, split_fields
 
 NO_SEGMENT, NO_RECORDING, COMMAND = "not a segment", "no recording", "command in wav.scp"
@@ -46,7 +46,7 @@ class KaldiReader:
         utterances_per_part: utterances that one task takes.
     """
 
-    root: Path
+    root: Place
     task: str = "asr"
     folder: str = "."
     transcripts: str = "text"
@@ -164,12 +164,12 @@ def _segment(row: str | None) -> tuple[str, float, float | None, int | None]:
 
 
 @lru_cache(maxsize=1)  # each part is read by itself, and a large corpus takes seconds to look up
-def _read_tables(paths: tuple[Path, ...], stamps: tuple[Stamp | None, ...]) -> _Tables:
+def _read_tables(paths: tuple[Place, ...], stamps: tuple[Stamp | None, ...]) -> _Tables:
     scp, text, segments, speakers = (_table(p) if stamp else {} for p, stamp in zip(paths, stamps, strict=True))
     return _Tables(scp, text, segments or None, speakers)
 
 
-def _table(path: Path) -> Table:
+def _table(path: Place) -> Table:
     rows: Table = {}
     try:
         for line in read_lines(path):

@@ -14,6 +14,7 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.storage.places import Place
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LhotseReader:
         utterances_per_part: utterances that one task takes.
     """
 
-    root: Path
+    root: Place
     corpus: str
     task: str = "asr"
     manifests: tuple[str, ...] = ()
@@ -44,6 +45,8 @@ class LhotseReader:
     @property
     def _utterances(self) -> list[dict[str, Any]]:
         """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, written the first time."""
+        if not isinstance(self.root, Path):
+            raise UserError(f"'{self.corpus}' is read by lhotse, which takes folders alone: copy {self.root} to one")
         wanted = json.dumps([self.corpus, self.manifests, self.settings, 4], default=list)
         cache = self.root / ".vita_audio_pl"
         path = cache / f"{self.corpus}.{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.jsonl"

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from vita_audio_pl.data.readers.base import (
     NO_TRANSCRIPT,
@@ -22,6 +22,7 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.templates import PLACES, check_pattern, columns_in, filled, groups_of, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.lines import line_blocks, read_block, read_lines
 
 NO_LINE = "not a line"
@@ -47,7 +48,7 @@ class LinesReader:
         lines_per_part: lines that one task takes.
     """
 
-    root: Path
+    root: Place
     line: str
     audio: str
     task: str = "asr"

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from vita_audio_pl.data.readers.table_files import parsed_row
 from vita_audio_pl.data.readers.templates import PLACES, columns_in, filled, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError, kind_in_words, shown
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
 
 NO_SEGMENT = "not a segment"
@@ -67,7 +68,7 @@ class RecordingsReader:
         recordings_per_part: recordings that one task takes.
     """
 
-    root: Path
+    root: Place
     task: str = "asr"
     files: tuple[str, ...] = ("*.json",)
     list_key: str = "audios"
@@ -110,7 +111,7 @@ class RecordingsReader:
     def _rules(self) -> UtteranceRules:
         return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
-    def _utterances(self, path: Path, block: ElementBlock) -> Iterator[Utterance | Unreadable]:
+    def _utterances(self, path: Place, block: ElementBlock) -> Iterator[Utterance | Unreadable]:
         keys = {**_KEYS, **self.keys}
         for number, text in enumerate(read_elements(path, block), block.first + 1):
             where = f"{path}:{number}"
@@ -184,7 +185,7 @@ class TextGridReader:
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
     """
 
-    root: Path
+    root: Place
     audio: str
     task: str = "asr"
     files: tuple[str, ...] = ("**/*.TextGrid",)
@@ -239,7 +240,7 @@ def overlaps(intervals: list[Interval]) -> list[float]:
     return shares
 
 
-def read_textgrid(path: Path) -> Iterator[Interval]:
+def read_textgrid(path: Place) -> Iterator[Interval]:
     """Intervals of all tiers of a TextGrid in either of Praat's text forms, UTF-8 or UTF-16, empty ones too.
 
     As Praat does, only strings in quotes and numbers that stand free are read; what surrounds them is for people.
@@ -247,7 +248,7 @@ def read_textgrid(path: Path) -> Iterator[Interval]:
     Raises:
         UserError: it is none, or is damaged from here on.
     """
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         data = file.read(_LARGEST_GRID + 1)
     if len(data) > _LARGEST_GRID:
         raise UserError(f"{path} is larger than {_LARGEST_GRID >> 20} MiB, too large for a TextGrid")
@@ -273,7 +274,7 @@ def read_textgrid(path: Path) -> Iterator[Interval]:
 class _Tokens:
     """Strings and numbers of a TextGrid, one after another."""
 
-    def __init__(self, path: Path, text: str):
+    def __init__(self, path: Place, text: str):
         self._path, self._found = path, _GRID_TOKEN.finditer(text)
 
     def string(self) -> str:

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from vita_audio_pl.data.readers.base import Part, RawSample, Reader, Unreadable
+from vita_audio_pl.storage.places import Place
 
 _BY_SAMPLE = "held out by sample"
 
@@ -25,7 +25,7 @@ class SideReader:
     """
 
     reader: Reader
-    root: Path
+    root: Place
     share: float
     held_out: bool
 

@@ -6,16 +6,16 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from vita_audio_pl.data.readers.base import LeftOut, Stamp, Unreadable, attempt, stamp_of
 from vita_audio_pl.errors import UserError, is_machine_fault, kind_in_words
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
 from vita_audio_pl.text.lines import LONGEST_LINE, Line, line_blocks, load_json, numbered_lines, open_text, read_block
 
 Row: TypeAlias = Mapping[str, Any]
-Place: TypeAlias = dict[str, str | int]
+Piece: TypeAlias = dict[str, str | int]
 """Where a piece of a file is."""
 
 _MOST_LINES, _LONGEST_RECORD = 200, 1 << 20  # of a CSV record; more means that a quote was not closed
@@ -23,7 +23,7 @@ _MOST_LINES, _LONGEST_RECORD = 200, 1 << 20  # of a CSV record; more means that 
 csv.field_size_limit(LONGEST_LINE)
 
 
-def pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
+def pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
     """The file in pieces of so many rows: number of the first row of each, from 0, and where it is.
 
     Raises:
@@ -42,7 +42,7 @@ def pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
             yield block.first - 1, {"offset": block.offset, "line": block.first, "lines": block.lines}
 
 
-def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[str, Row | Unreadable]]:
+def rows(path: Place, place: Piece, columns: Collection[str]) -> Iterator[tuple[str, Row | Unreadable]]:
     """The rows of a piece, each with its place for messages; of parquet only these columns are read.
 
     Raises:
@@ -69,7 +69,7 @@ def rows(path: Path, place: Place, columns: Collection[str]) -> Iterator[tuple[s
                 yield where, attempt(where, parsed_row, line.text)
 
 
-def _is_lines(path: Path) -> bool:
+def _is_lines(path: Place) -> bool:
     """Whether a .json file holds an object a line, as some data sets name theirs."""
     with open_text(path) as file:
         first = next(numbered_lines(file), Line(1, ""))
@@ -165,7 +165,7 @@ def _csv_cells(text: str) -> tuple[list[str], str]:
 
 
 @lru_cache(maxsize=16)
-def _header(path: Path, stamp: Stamp | None) -> list[str]:
+def _header(path: Place, stamp: Stamp | None) -> list[str]:
     """Names of the columns of a CSV or TSV file.
 
     Raises:
@@ -185,7 +185,7 @@ def _header(path: Path, stamp: Stamp | None) -> list[str]:
     return names
 
 
-def _csv_pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
+def _csv_pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
     _header(path, stamp_of(path))
     with open_text(path) as file:
         records = _records(file)
@@ -202,9 +202,9 @@ def _csv_pieces(path: Path, rows: int) -> Iterator[tuple[int, Place]]:
             yield first, {"offset": offset, "line": line, "end": end}
 
 
-def _csv_rows(path: Path, place: Place) -> Iterator[tuple[str, Row | Unreadable]]:
+def _csv_rows(path: Place, place: Piece) -> Iterator[tuple[str, Row | Unreadable]]:
     names = _header(path, stamp_of(path))
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(int(place["offset"]))
         for record in _records(file, int(place["line"])):
             where = f"{path}:{record.number}"
@@ -220,7 +220,7 @@ def _csv_rows(path: Path, place: Place) -> Iterator[tuple[str, Row | Unreadable]
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
+def _parquet(path: Place) -> Iterator[Any]:
     """The open file; an error while it is read says that it is damaged."""
     try:
         import pyarrow
@@ -228,7 +228,7 @@ def _parquet(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise UserError("reading parquet files needs pyarrow: pip install 'vita-audio-pl[corpora]'") from error
     try:
-        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
+        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if is_machine_fault(error):
@@ -236,13 +236,13 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as parquet: {' '.join(str(error).split())[:300]}") from None
 
 
-def _parquet_rows_in(path: Path) -> int:
+def _parquet_rows_in(path: Place) -> int:
     with _parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def _parquet_rows(
-    path: Path, first: int, count: int, columns: Collection[str]
+    path: Place, first: int, count: int, columns: Collection[str]
 ) -> Iterator[tuple[str, Row | Unreadable]]:
     with _parquet(path) as file:
         known = set(file.schema_arrow.names)

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.data.readers.base import (
@@ -29,6 +28,7 @@ from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, searched
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError, kind_in_words
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
 from vita_audio_pl.text.messages import as_list, parse_messages, plain_text_of
 
@@ -74,7 +74,7 @@ class TableReader:
         rows_per_part: rows that one task takes.
     """
 
-    root: Path
+    root: Place
     columns: Mapping[str, str] = field(default_factory=dict)
     message_audio: str = ""
     inside: str = ""
@@ -114,7 +114,7 @@ class TableReader:
             identity, name, changed = f"{content} {rules}", str(path.relative_to(self.root)), path.stat().st_mtime_ns
             try:
                 for first, place in pieces(path, self.rows_per_part):
-                    where = {"path": str(path), **place}
+                    where = {"path": path.relative_to(self.root).as_posix(), **place}
                     rows_of = f"{first} {self.rows_per_part}"
                     part = Part(f"{name}:{first}", f"{identity} {rows_of}", where, changed, f"{content} {rows_of}")
                     parts.append(part)
@@ -123,7 +123,7 @@ class TableReader:
         return parts
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        path, wanted = Path(str(part.where["path"])), self._wanted()
+        path, wanted = self.root / str(part.where["path"]), self._wanted()
         found = rows(path, dict(part.where), wanted)
         if _FOLDER in wanted:
             folder = {_FOLDER: path.parent.relative_to(self.root).as_posix()}

@@ -20,6 +20,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.storage.remote import faults_told
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, TTS_INSTRUCTION, Conversation, Message
 from vita_audio_pl.text.messages import is_blank, plain_text_of
 
@@ -174,7 +175,8 @@ def _channels(audio: AudioRef) -> int:
             return int(soundfile.info(io.BytesIO(audio.data)).channels)
         if not audio.path.is_file():
             return 1
-        with open(audio.path, "rb") as file:  # not by libsndfile, which would call a lack of file handles a bad file
+        # not by libsndfile, which would call a lack of file handles a bad file
+        with audio.path.open("rb") as file, faults_told(file):
             return int(soundfile.info(file).channels)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         if is_machine_fault(error):

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from vita_audio_pl.data.readers.archives import LARGEST_MEMBER, ArchiveError, members
@@ -24,6 +24,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.lines import load_json
 
 DAMAGED, UNSAFE, TOO_LARGE = "damaged archive", "unsafe member name", "member too large"
@@ -45,7 +46,7 @@ class WebDatasetReader:
         text_key, speaker_key: keys of the JSON.
     """
 
-    root: Path
+    root: Place
     task: str = "asr"
     files: tuple[str, ...] = ("**/*.tar",)
     audio: tuple[str, ...] = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
@@ -66,7 +67,7 @@ class WebDatasetReader:
             Part(
                 str(path.relative_to(self.root)),
                 f"{content} {rules}",
-                {"path": str(path)},
+                {"path": path.relative_to(self.root).as_posix()},
                 path.stat().st_mtime_ns,
                 content,
             )
@@ -78,9 +79,9 @@ class WebDatasetReader:
         return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        yield from self._rules.samples(self._utterances(Path(str(part.where["path"]))))
+        yield from self._rules.samples(self._utterances(self.root / str(part.where["path"])))
 
-    def _utterances(self, path: Path) -> Iterator[Utterance | Unreadable]:
+    def _utterances(self, path: Place) -> Iterator[Utterance | Unreadable]:
         groups = _Groups(path, self.audio, self.text)
         try:
             for member in members(path):
@@ -147,7 +148,7 @@ class _Groups:
             other members may stand apart.
     """
 
-    def __init__(self, path: Path, audio: tuple[str, ...], text: str):
+    def __init__(self, path: Place, audio: tuple[str, ...], text: str):
         self.path, self._audio, self._text = path, audio, text
         self.key = ""
         self.lacking: dict[str, Unreadable] = {}

@@ -1,0 +1,45 @@
+"""Places of files: a `Path` on this machine, or a `RemotePath` behind the URL of an object store or a web server.
+
+Both have the same methods, as far as this program uses any, so nobody who reads or writes asks which of them it is. What a
+store cannot do (rename, links, locks) is done otherwise in `files`, `owned` and `lease`.
+"""
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.remote import RemotePath
+
+Place: TypeAlias = Path | RemotePath
+
+
+def place(name: str | Path, setting: str = "a place") -> Place:
+    """The place of a path or a URL, which a person gave as `setting`; `file://` is a path.
+
+    Raises:
+        UserError: it is a command (`pipe:`), or of a protocol that cannot be used.
+    """
+    text = str(name)
+    protocol = text.partition(":")[0].lower()
+    if protocol == "pipe" or text.strip().startswith("|"):
+        raise UserError(f"{setting} is '{text}': commands are not run; give a folder or a URL")
+    if "://" not in text:
+        return Path(name)
+    if protocol in ("file", "local"):
+        return Path(unquote(text.partition("://")[2]))
+    try:
+        return RemotePath.of(text)
+    except UserError as error:
+        raise UserError(f"{setting} is {error}") from None
+
+
+def names_in(folder: Place) -> list[str]:
+    """Names of what lies in a folder, sorted; none where it is not there."""
+    if isinstance(folder, RemotePath):
+        return folder.names()
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
