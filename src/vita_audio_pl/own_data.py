@@ -16,9 +16,12 @@ from vita_audio_pl.inference.loading import read_model_facts
 from vita_audio_pl.model_names import named_model
 from vita_audio_pl.preparation import manifest_told, prepare_split, tokenize_job
 from vita_audio_pl.spoken_world.plan import ASR_PROMPT, TTS_PROMPT
+from vita_audio_pl.storage.copies import local_copy
 from vita_audio_pl.storage.files import write_whole
 from vita_audio_pl.storage.model_folders import part_of
 from vita_audio_pl.storage.owned import Kind, Owned, whole_folder
+from vita_audio_pl.storage.places import Place, place
+from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
 from vita_audio_pl.text.lines import read_block
 
@@ -38,22 +41,25 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
     Raises:
         UserError: there are no samples, or the model has no codec and none is given.
     """
-    samples, model = Path(str(config.samples)), named_model(str(config.model), config.paths.runs)
+    samples, model = place(str(config.samples), "samples"), named_model(str(config.model), config.paths.runs)
+    if isinstance(samples, RemotePath) and not (config.out and samples.suffix):
+        raise UserError(f"{samples} is remote: give the address of a JSONL file, and out=DIR for what is made of it")
     if not samples.exists():
         raise UserError(
             f"there is no file or folder {samples}; give samples=FILE.jsonl, or a folder of name.wav and name.txt"
         )
     facts = read_model_facts(model)
-    codec = Path(config.codec_folder) if config.codec_folder else part_of(model, "codec")
+    given = place(config.codec_folder, "codec_folder") if config.codec_folder else None
+    codec = local_copy(given, config.cache) if given else part_of(model, "codec")
     if codec is None:
         raise UserError(
             f"{model} carries no audio codec: give codec_folder=DIR, the one that the model was trained with (for the published "
             "models, the folder of GLM-4-Voice's tokenizer and decoder)"
         )
-    out = Path(config.out) if config.out else samples.parent / f"{samples.stem}_prepared"
+    out = Path(config.out or f"{samples.parent}/{samples.stem}_prepared")
     Owned.claim(out, OWN_DATA)
     listed = samples
-    if samples.is_dir():
+    if isinstance(samples, Path) and samples.is_dir():
         listed = out / PAIRS
         write_whole(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs)).encode())
     _keep(out / "tokenizer", "tokenizer", facts.tokenizer)
@@ -71,7 +77,8 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             codec_folder=out / "codec",
             batch_seconds=config.batch_seconds,
             decoders=config.decoders,
-            codes=Path(config.codes) if config.codes else None,
+            codes=place(config.codes, "codes") if config.codes else None,
+            cache=config.cache,
             keep_audio=facts.vocabulary.continuous_input,
             device=config.device,
             dtype=config.dtype,
@@ -93,7 +100,7 @@ def _keep(folder: Path, what: str, tokenizer: TextTokenizer) -> None:
         raise UserError(f"{folder.parent} was prepared for a model with another tokenizer; give another out=DIR")
 
 
-def _recipe(path: Path, held_out: float) -> SourceRecipe:
+def _recipe(path: Place, held_out: float) -> SourceRecipe:
     """The recipe that a person would have to write for one file of samples."""
     shares, task = [], ""
     for line in read_block(path, 0, 1, 2**62):

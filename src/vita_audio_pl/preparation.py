@@ -27,9 +27,11 @@ from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
 from vita_audio_pl.spoken_world import WORLD, World, build_world, find_world
+from vita_audio_pl.storage.copies import CACHE, local_copy
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.owned import Owned, below, whole_folder
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
@@ -78,11 +80,11 @@ def codec_facts(codec: Codec, dtype: str = "float32") -> dict[str, str | float |
     }
 
 
-def worker_codec(folder: Path, device: str, dtype: str) -> Codec:
+def worker_codec(folder: Place, cache: str, device: str, dtype: str) -> Codec:
     """The codec of a worker process: `cuda` is one GPU for each of this machine's workers, turn and turn about."""
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{worker_number() % torch.cuda.device_count()}"
-    return load_codec(folder, device, dtype)
+    return load_codec(local_copy(folder, cache), device, dtype)
 
 
 def encoder_placeholders(samples: int) -> int:
@@ -94,13 +96,14 @@ def tokenize_job(
     recipe: SourceRecipe,
     split: str,
     *,
-    root: Path,
-    shards: Path,
+    root: Place,
+    shards: Place,
     tokenizer: TextTokenizer,
-    codec_folder: Path | None,
+    codec_folder: Place | None,
     batch_seconds: float = 120.0,
     decoders: int = 2,
-    codes: Path | None = None,
+    codes: Place | None = None,
+    cache: str = CACHE,
     keep_audio: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
@@ -118,6 +121,7 @@ def tokenize_job(
         batch_seconds: audio that the codec encodes at a time.
         decoders: threads that read audio beside the codec.
         codes: folder that keeps the codes of recordings, for other sources that have the same.
+        cache: folder on this node for a copy of the codec, where that is remote.
         keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
         device, dtype: where the codec's networks run, and the type that they compute in.
         max_skipped: share of the samples that may be left out; None takes the recipe's.
@@ -127,8 +131,8 @@ def tokenize_job(
         task=recipe.task,
         reader=recipe.open(root, split),
         tokenizer=tokenizer,
-        make_codec=partial(worker_codec, codec_folder, device, dtype) if codec_folder else None,
-        codec=codec_facts(load_codec(codec_folder), dtype) if codec_folder else {},
+        make_codec=partial(worker_codec, codec_folder, cache, device, dtype) if codec_folder else None,
+        codec=codec_facts(load_codec(local_copy(codec_folder, cache)), dtype) if codec_folder else {},
         load_audio=load_audio,
         out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),
@@ -159,7 +163,7 @@ def prepare_split(
     )
 
 
-def manifest_told(manifest: Manifest, shards: Path) -> str:
+def manifest_told(manifest: Manifest, shards: Place) -> str:
     """The sentence that a prepared split ends with."""
     return (
         f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "

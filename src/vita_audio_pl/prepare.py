@@ -15,6 +15,9 @@ def prepare(config: PrepareConfig) -> None:
     from vita_audio_pl.data.executors import executor_of
     from vita_audio_pl.data.recipe import load_recipe
     from vita_audio_pl.preparation import manifest_told, prepare_split, prepare_spoken_world, tokenize_job
+    from vita_audio_pl.storage.copies import local_copy
+    from vita_audio_pl.storage.places import place
+    from vita_audio_pl.storage.remote import RemotePath
     from vita_audio_pl.text import TextTokenizer
 
     console = Console(stderr=True)
@@ -42,16 +45,20 @@ def prepare(config: PrepareConfig) -> None:
             f"preparing '{config.source}' needs root=DIR, where the corpus lies, and tokenizer_folder=DIR, whose ids its text "
             "becomes; a source with audio needs codec_folder=DIR, too"
         )
+    shards = place(config.shards, "shards")
+    if isinstance(shards, RemotePath):
+        shards.check_writable()
     make_job = partial(
         tokenize_job,
         recipe,
-        root=Path(config.root),
-        shards=Path(config.shards),
-        tokenizer=TextTokenizer.load(config.tokenizer_folder),
-        codec_folder=Path(config.codec_folder) if config.codec_folder else None,
+        root=place(config.root, "root"),
+        shards=shards,
+        tokenizer=TextTokenizer.load(local_copy(place(config.tokenizer_folder, "tokenizer_folder"), config.cache)),
+        codec_folder=place(config.codec_folder, "codec_folder") if config.codec_folder else None,
         batch_seconds=config.batch_seconds,
         decoders=config.decoders,
-        codes=Path(config.codes) if config.codes else None,
+        codes=place(config.codes, "codes") if config.codes else None,
+        cache=config.cache,
         keep_audio=config.keep_audio,
         device=config.device,
         dtype=config.dtype,
@@ -60,7 +67,7 @@ def prepare(config: PrepareConfig) -> None:
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts, config.prune)
         if manifest is not None:
-            print(manifest_told(manifest, Path(config.shards)))
+            print(manifest_told(manifest, shards))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from omegaconf import open_dict
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.config.home import arguments_with_homes
+from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
@@ -56,7 +57,7 @@ def test_a_run_stays_in_the_folder_of_runs(setting):
 
 def test_shards_of_ones_own_are_what_a_world_is_not_needed_for():
     own, _ = composed("train", TrainConfig, "data.spoken_world=null", "data.shards=mine/shards")
-    assert own.data.folder == "mine/shards" and str(own.data.beside("codec")) == "mine/codec"
+    assert own.data.folder == "mine/shards" and str(beside(own.data, "codec")) == "mine/codec"
     given, _ = composed("train", TrainConfig, "data.shards=mine/shards")
     assert given.data.folder == "mine/shards"
     made, _ = composed("train", TrainConfig, "paths.data=d")

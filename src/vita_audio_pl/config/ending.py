@@ -31,6 +31,8 @@ _SENTENCES = {
     errno.ENFILE: "this machine cannot open more files (at {file}); " + _AGAIN + " once others have ended",
     errno.ENAMETOOLONG: "the name of {file} is too long for this file system: choose a shorter one",
     errno.EIO: "reading or writing {file} failed in the device below (I/O error): check the disk or the network share",
+    errno.ENOTCONN: "{file} cannot be reached ({why}): check the address, the network and the credentials, then "
+    + _AGAIN,
     errno.ESTALE: "{file} has gone from its network share (stale file handle): check the mount, then " + _AGAIN,
 }
 
@@ -70,7 +72,7 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
 
 def _sentence(error: BaseException, runs: str) -> str:
     if isinstance(error, OSError) and error.errno in _SENTENCES:
-        return _SENTENCES[error.errno].format(file=error.filename or "a file")
+        return _SENTENCES[error.errno].format(file=error.filename or "a file", why=error.strerror)
     if isinstance(error, MemoryError):
         return "this machine has no memory left for it: use fewer workers or smaller batches (--help-all)"
     if type(error).__name__ == "OutOfMemoryError":

@@ -5,13 +5,13 @@ An entry point: what `stats`, `plan` and `preview` show is built by the function
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.data.prepared import nothing_prepared, prepared_names
+from vita_audio_pl.data.staging import beside, shards_place, source_folders, tokenizer_folder
 from vita_audio_pl.data.tools import tables
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.errors import UserError
@@ -51,12 +51,12 @@ class DataToolsConfig(TrainConfig):
 def look(config: DataToolsConfig) -> None:
     """Shows what the command asks for."""
     console = Console() if sys.stdout.isatty() else Console(width=220)
-    shards = Path(config.data.folder)
+    shards = shards_place(config.data)
     names = [config.source] if config.source else list(prepared_names(shards))
     if not names:
         raise UserError(nothing_prepared(shards))
     if config.command == "info":
-        console.print(tables.info_table(tables.prepared_in(shards, names)))
+        console.print(tables.info_table([Manifest.load(shards / name) for name in names]))
     elif config.command == "lint":
         lint(config, console, names)
     elif config.command == "overlap":
@@ -67,15 +67,15 @@ def look(config: DataToolsConfig) -> None:
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
     """Reads every byte of the sources; ends with status 1 if anything is wrong."""
-    folder = Path(config.data.folder)
-    findings = [lint_source(folder / name) for name in names]
+    folders = source_folders(config.data, names)
+    findings = [lint_source(folder) for folder in folders]
     console.print(tables.lint_table(findings))
-    for found in findings:
+    for found, folder in zip(findings, folders, strict=True):
         sentences = [f"{found.source} sample {sample}: {told}" for sample, told in sorted(found.broken.items())]
         for sentence in [*found.problems, *sentences]:
             console.print(sentence, highlight=False, markup=False)
         if config.quarantine:
-            quarantine(folder / found.source, found)
+            quarantine(folder, found)
     if not all(found.clean for found in findings):
         raise SystemExit(1)
 
@@ -85,10 +85,10 @@ def overlap(config: DataToolsConfig, console: Console, names: list[str]) -> None
     from vita_audio_pl.data.tools.overlap import Overlap, find_overlap, overlap_table, prints_of
     from vita_audio_pl.text import TextTokenizer
 
-    tokenizer, folder = TextTokenizer.load(config.data.beside("tokenizer")), Path(config.data.folder)
-    tests = [prints_of(source, tokenizer) for source in tables.prepared_in(folder, config.against)]
+    tokenizer = TextTokenizer.load(tokenizer_folder(config.data))
+    tests = [prints_of(source, tokenizer) for source in tables.prepared_in(config.data, config.against)]
     found: list[tuple[str, str, list[Overlap]]] = []
-    for source in tables.prepared_in(folder, [name for name in names if name not in config.against]):
+    for source in tables.prepared_in(config.data, [name for name in names if name not in config.against]):
         mine = prints_of(source, tokenizer)
         shared = [(source.name, other.source.name, list(find_overlap(mine, other))) for other in (mine, *tests)]
         if config.quarantine:
@@ -112,11 +112,11 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
         raise UserError("a chain has no rows of its own: give one of its stages, as stage=align")
     heads = config.n_heads if config.stage.n_heads is None else config.stage.n_heads
     if config.command == "stats":
-        codec, tokenizer = load_codec(config.data.beside("codec")), TextTokenizer.load(config.data.tokenizer)
+        codec, tokenizer = load_codec(beside(config.data, "codec")), TextTokenizer.load(tokenizer_folder(config.data))
         hears = config.variant.hears_by_encoder
         vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=hears)
         rule = Renderer(vocabulary, tokenizer, render_options(config, codec, heads)).length_rule
-        sources = tables.prepared_in(Path(config.data.folder), names)
+        sources = tables.prepared_in(config.data, names)
         console.print(tables.stats_table(sources, rule, config.stage.sequence_length, continuous=hears))
         return
     config.callbacks.samples.every_steps = 0  # prompts are chosen for training alone

@@ -23,11 +23,12 @@ from vita_audio_pl.data.plan import Change, Plan, PlannedSource, pack_once
 from vita_audio_pl.data.prepared import Manifest, NotPrepared, PreparedSource, open_sources
 from vita_audio_pl.data.rows import EMPTY_ROW, BatchRequest, FrontEnd, Parcel, PlannedRow, Reading, RowBuilder
 from vita_audio_pl.data.schedule import Geometry, Parcels, Position, Schedule
-from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
+from vita_audio_pl.data.staging import is_prepared, local_folder, shards_place
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.processes import attach_worker, worker_context
+from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class SpeechDataModule(lightning.LightningDataModule):
         check_settings(options, "data.")
         if vocabulary.continuous_input != (front_end is not None):
             raise ValueError("a front end goes with a vocabulary for continuous input, and only with one")
-        if vocabulary.continuous_input and is_remote(options.folder):
+        self._shards = shards_place(options)
+        if vocabulary.continuous_input and isinstance(self._shards, RemotePath):
             raise UserError(
                 f"data.shards is '{options.folder}': audio for continuous input is too much to be copied to each node; "
                 "mount the storage and give the folder"
@@ -104,14 +106,14 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._seen: Counter[str] = Counter()
 
     def _open(self, names: Sequence[str]) -> list[PreparedSource]:
-        folders = [local_folder(self.options.folder, name, self.options.cache) for name in names]
+        folders = [local_folder(self._shards, name, self.options.cache) for name in names]
         return open_sources(
             folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, self._vocabulary.continuous_input
         )
 
     def _is_prepared(self, name: str) -> bool:
         try:
-            Manifest.load(local_folder(self.options.folder, name, self.options.cache))
+            Manifest.load(local_folder(self._shards, name, self.options.cache))
         except NotPrepared:
             return False
         return True
@@ -269,7 +271,7 @@ class SpeechDataModule(lightning.LightningDataModule):
     def validation_sources(self) -> dict[int, PreparedSource]:
         """Number of a training source -> the held-out source beside it."""
         names = {n: f"{source.name}.{self.options.validation}" for n, source in enumerate(self.sources)}
-        there = {n: name for n, name in names.items() if is_prepared(self.options.folder, name)}
+        there = {n: name for n, name in names.items() if is_prepared(self._shards, name)}
         return dict(zip(there, self._open(list(there.values())), strict=True))
 
     def held_out(self, tasks: Sequence[str], per_task: int, serves: Callable[[HeldOut], bool]) -> list[HeldOut]:

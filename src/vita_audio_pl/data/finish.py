@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import FileSum, read_sealed
+from vita_audio_pl.storage.copies import on_this_machine
 from vita_audio_pl.storage.files import write_array, write_whole
 from vita_audio_pl.storage.owned import Owned
 
@@ -26,19 +26,21 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     Raises:
         UserError: a part is not finished, no sample at all could be used, or more were left out than may be.
     """
-    missing = [part for part in parts if not job.finished(part)]
+    missing = job.unfinished(parts)
     if missing:
         raise UserError(
             f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {missing[0].name}); "
             "give the same prepare command again"
         )
-    reports: list[dict[str, Any]] = [read_sealed(job.done_file(part)) for part in parts]
+    reports = job.reports(parts)
     lines = (json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"])
     write_whole(job.out / SKIPPED, "".join(lines).encode("utf-8", "backslashreplace"))
     counts = LeftOutCounts.of(reports)
     if counts.too_many(job.max_skipped):
         raise UserError(counts.sentence(job.source, job.max_skipped, job.out / SKIPPED))
     names = [job.output_name(part) for part in parts]
+    with on_this_machine([job.out / f"{name}.index" for name in names]) as indexes:
+        index_crc = merge_indexes(indexes, job.out / INDEX)
     manifest = Manifest(
         source=job.source,
         task=job.task,
@@ -49,7 +51,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         text_tokens=sum(report["text_tokens"] for report in reports),
         codes=sum(report["codes"] for report in reports),
         shards=tuple(ShardFile(**report["shard"]) for report in reports),
-        index_crc=merge_indexes([job.out / f"{name}.index" for name in names], job.out / INDEX),
+        index_crc=index_crc,
         audio_shards=tuple(ShardFile(**report["audio_shard"]) for report in reports if "audio_shard" in report),
         report={
             "skipped": dict(counts.reasons),
@@ -59,8 +61,8 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         },
     )
     if job.placeholders is not None:
-        places = [np.load(job.out / f"{name}.audio.npy") for name in names]
-        write_array(job.out / AUDIO_INDEX, np.concatenate(places))
+        with on_this_machine([job.out / f"{name}.audio.npy" for name in names]) as arrays:
+            write_array(job.out / AUDIO_INDEX, np.concatenate([np.load(path) for path in arrays]))
     Owned.claim(job.out, SOURCE).remove_abandoned()
     sums = {name: FileSum.from_json(value) for report in reports for name, value in report["sums"].items()}
     manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole

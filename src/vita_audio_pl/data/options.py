@@ -1,7 +1,6 @@
 """Settings of the training data: the `data` group of the configuration."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -22,7 +21,9 @@ class DataOptions:
         address=True,
     )
     tokenizer_folder: str | None = setting(
-        None, "text tokenizer whose ids the shards hold; null = tokenizer beside the shards", address=True
+        None,
+        "folder or URL of the text tokenizer whose ids the shards hold; null = tokenizer beside the shards",
+        address=True,
     )
     spoken_world: str | None = setting(
         None,
@@ -43,7 +44,8 @@ class DataOptions:
     workers: int = setting(2, "processes that read and render; 0 = in the training process", at_least=0, common=True)
     prefetch: int = setting(4, "batches each worker works ahead", at_least=1)
     cache: str = setting(
-        "~/.cache/vita_audio_pl/shards", "folder on this node for copies of shards that are read from a URL"
+        "~/.cache/vita_audio_pl/shards",
+        "folder on this node for copies of shards, tokenizers and codecs that are read from a URL",
     )
     max_broken: float = setting(
         0.01, "share of samples that may turn out unreadable before the run stops", at_least=0, at_most=1
@@ -57,15 +59,6 @@ class DataOptions:
     def folder(self) -> str:
         """Folder or URL of the shards that are read: those that are given, or the spoken world's."""
         return self.shards or f"{self.world_folder}/shards"
-
-    @property
-    def tokenizer(self) -> Path:
-        """Folder of the text tokenizer whose ids the shards hold."""
-        return self.beside("tokenizer") if self.tokenizer_folder is None else Path(self.tokenizer_folder)
-
-    def beside(self, name: str) -> Path:
-        """What lies beside the shards: `tokenizer`, `codec`, `speech_input`, `grammar.jsgf`."""
-        return Path(self.folder).parent / name
 
     def check(self) -> None:
         """Refuses to read nothing.
@@ -118,7 +111,7 @@ class PrepareConfig(CommandConfig):
         None, "with samples: the model to be fine-tuned, whose tokenizer and codec are used; null = none", common=True
     )
     out: str | None = setting(
-        None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True, address=True
+        None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True
     )
     pairs: str = setting(
         "tts",
@@ -130,24 +123,30 @@ class PrepareConfig(CommandConfig):
     )
     root: str | None = setting(
         None,
-        "folder of the corpus; null = the spoken world's own place, the only source that needs none",
+        "folder or URL of the corpus; null = the spoken world's own place, the only source that needs none",
         common=True,
         address=True,
     )
     split: str | None = setting(None, "one of the recipe's splits; null = all of them")
-    shards: str = setting(MISSING, "folder that the sources' shards go to", common=True, address=True)
+    shards: str = setting(
+        MISSING, "folder or URL (s3://, gs://) that the sources' shards go to", common=True, address=True
+    )
     tokenizer_folder: str | None = setting(
         None,
-        "folder or tokenizer.json of the text tokenizer; null for the spoken world, which makes its own",
+        "folder, tokenizer.json or URL of the text tokenizer; null for the spoken world, which makes its own",
         common=True,
         address=True,
     )
-    codec_folder: str | None = setting(None, "of the codec; null for text", common=True, address=True)
+    codec_folder: str | None = setting(None, "folder or URL of the codec; null for text", common=True, address=True)
     codes: str | None = setting(
         None,
-        "folder that keeps the codes of every recording, so that none is encoded twice (such as Emilia, plain and with a "
+        "folder or URL that keeps the codes of every recording, so that none is encoded twice (such as Emilia, plain and with a "
         "voice); null = none",
         address=True,
+    )
+    cache: str = setting(
+        "~/.cache/vita_audio_pl/shards",
+        "folder on this node for copies of tokenizers and codecs that are read from a URL",
     )
     device: str = setting("cpu", "where the codec's networks run, or cuda", choices=("cpu", "cuda"), common=True)
     dtype: str = setting(
@@ -184,13 +183,6 @@ class PrepareConfig(CommandConfig):
         """
         if self.prune and self.parts is not None:
             raise UserError("prune=true removes what the whole recipe does not claim, so it does not go with parts=N")
-        for name in ("root", "shards", "tokenizer_folder", "codec_folder", "codes", "samples", "model", "out"):
-            value = getattr(self, name)
-            if value is not None and "://" in value:
-                raise UserError(
-                    f"{name} is the address {value}, and preparation reads and writes folders: mount the storage, or give a "
-                    "folder and copy it there"
-                )
         if (self.samples is None) != (self.model is None):
             raise UserError(
                 "data of your own takes both samples=FILE.jsonl and model=DIR, the model that is to be fine-tuned on them"

@@ -12,7 +12,7 @@ from vita_audio_pl.data.prepared import INDEX, SKIPPED, SOURCE, Manifest, verify
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed
+from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.storage.files import full_disk_is_told
 from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.owned import Owned
@@ -80,11 +80,11 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
     with hold(job.out, executor.lease, work, launch=this_job()):
         mine = executor.mine(parts)
         _take_up_again(job, mine)
-        missing = [part for part in mine if not job.finished(part)]
+        missing = job.unfinished(mine)
         if missing:
             with watch(job.source, len(missing)) as report:
                 executor(job, missing, report)
-    if not all(map(job.finished, parts)):
+    if job.unfinished(parts):
         return None
     with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
         known = None if missing else finished_manifest(job, parts)
@@ -97,8 +97,10 @@ def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:
     That command has written `skipped.jsonl` and no manifest. A command that was killed has not, and loses nothing here.
     """
     if (job.out / SKIPPED).is_file():
-        done = ((part, read_sealed(job.done_file(part))) for part in parts if job.finished(part))
-        lost = [part for part, report in done if LeftOutCounts.of([report]).share > job.max_skipped]
+        unfinished = {job.output_name(part) for part in job.unfinished(parts)}
+        done = [part for part in parts if job.output_name(part) not in unfinished]
+        told = zip(done, job.reports(done), strict=True)
+        lost = [part for part, report in told if LeftOutCounts.of([report]).share > job.max_skipped]
         Owned.open(job.out, SOURCE).remove(*(job.done_file(part).name for part in lost), SKIPPED)
 
 
@@ -126,7 +128,7 @@ def finished_manifest(job: TokenizeJob, parts: Sequence[Part] | None = None) -> 
     sources on read-only storage, or another person's, can be used.
     """
     parts = job.reader.parts() if parts is None else parts
-    if not all(map(job.finished, parts)):
+    if job.unfinished(parts):
         return None
     try:
         manifest, index = Manifest.load(job.out), Index(job.out / INDEX)

@@ -8,66 +8,74 @@ about 28 GB.
 
 import hashlib
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import fsspec
-
+from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest, NotPrepared
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
-from vita_audio_pl.storage.files import full_disk_is_told, partial_name, write_whole
+from vita_audio_pl.storage.copies import NotThere, copy_files, local_copy, reaching
+from vita_audio_pl.storage.files import full_disk_is_told, write_whole
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
 from vita_audio_pl.storage.owned import Kind, Owned
-from vita_audio_pl.storage.secrets import without_credentials
+from vita_audio_pl.storage.places import Place, place
+from vita_audio_pl.storage.remote import RemotePath
 
 log = logging.getLogger(__name__)
 
-_COPIES_AT_A_TIME = 8
-_CHUNK = 1 << 20
 COPY = Kind("copy of a prepared source", (MANIFEST, CHECKSUMS, QUARANTINE), sign=(MANIFEST,))
 
 
-def is_remote(shards: str) -> bool:
-    """Whether `shards` is a URL.
+def shards_place(options: DataOptions) -> Place:
+    """Where the shards of a run lie.
 
     Raises:
-        UserError: it is a command (`pipe:`) or of a protocol that fsspec does not know.
+        UserError: the setting is a command (`pipe:`), or a URL that cannot be used here.
     """
-    scheme = shards.split(":", 1)[0].lower() if ":" in shards else ""
-    if scheme == "pipe" or shards.strip().startswith("|"):
-        raise UserError(f"data.shards is '{shards}': commands are not run; give a folder or a URL")
-    if "://" not in shards:
-        return False
-    if scheme not in fsspec.available_protocols():
-        raise UserError(f"data.shards is '{shards}': fsspec knows no protocol '{scheme}'")
-    return scheme not in ("file", "local")
+    return place(options.folder, "data.shards")
 
 
-def is_prepared(shards: str, source: str) -> bool:
+def beside(options: DataOptions, name: str) -> Path:
+    """What lies beside the shards (`tokenizer`, `codec`, `speech_input`, `grammar.jsgf`), on this machine; it may be missing.
+
+    Raises:
+        UserError: it is remote, and cannot be read or is damaged.
+    """
+    try:
+        return local_copy(shards_place(options).parent / name, options.cache)
+    except NotThere:
+        return Path(options.cache).expanduser() / "missing" / name
+
+
+def tokenizer_folder(options: DataOptions) -> Path:
+    """The text tokenizer whose ids the shards hold, on this machine.
+
+    Raises:
+        UserError: it is remote, and cannot be read or is damaged.
+    """
+    if options.tokenizer_folder is None:
+        return beside(options, "tokenizer")
+    return local_copy(place(options.tokenizer_folder, "data.tokenizer_folder"), options.cache)
+
+
+def is_prepared(shards: Place, source: str) -> bool:
     """Whether a source is there to be read."""
-    if not is_remote(shards):
-        return (_local(shards) / source / MANIFEST).is_file()
-    files, base = fsspec.core.url_to_fs(shards)
-    with _said(shards):
-        return _contents(files, f"{base.rstrip('/')}/{source}/{MANIFEST}") is not None
+    with reaching(shards):
+        return (shards / source / MANIFEST).is_file()
 
 
-def local_folder(shards: str, source: str, cache: str) -> Path:
+def local_folder(shards: Place, source: str, cache: str) -> Path:
     """The folder of a source on this node, copied from its URL if it has one.
 
     Raises:
         UserError: it cannot be reached, is not whole there, or the disk is full.
     """
-    if not is_remote(shards):
-        return _local(shards) / source
-    named = without_credentials(shards)  # a URL that is signed anew names the same data
+    if not isinstance(shards, RemotePath):
+        return shards / source
+    named = str(shards)  # without credentials: a URL that is signed anew names the same data
     folder = Path(cache).expanduser() / hashlib.sha256(named.encode()).hexdigest()[:16] / source
     once_a_node(
         folder.parent.name + hashlib.sha256(source.encode()).hexdigest()[:16], partial(_stage, shards, source, folder)
@@ -75,14 +83,18 @@ def local_folder(shards: str, source: str, cache: str) -> Path:
     return folder
 
 
-def _stage(shards: str, source: str, folder: Path) -> None:
+def source_folders(options: DataOptions, names: Sequence[str]) -> list[Path]:
+    """Folders of sources on this node, as `local_folder`."""
+    return [local_folder(shards_place(options), name, options.cache) for name in names]
+
+
+def _stage(shards: RemotePath, source: str, folder: Path) -> None:
     """Makes `folder` what the source is at home: whatever is missing or damaged is copied."""
-    files, base = fsspec.core.url_to_fs(shards)
-    home = f"{base.rstrip('/')}/{source}"
+    home = shards / source
     work = f"the copy of '{source}'"
     mine = Owned.claim(folder, COPY)
-    with hold(folder, "copy", work, wait=True), _said(f"{shards}/{source}"), full_disk_is_told(folder, work):
-        described, summed = (_contents(files, f"{home}/{name}") for name in (MANIFEST, CHECKSUMS))
+    with hold(folder, "copy", work, wait=True), reaching(home), full_disk_is_told(folder, work):
+        described, summed = (_contents(home / name) for name in (MANIFEST, CHECKSUMS))
         if described is None:
             raise NotPrepared(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
         same = (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == described
@@ -90,34 +102,34 @@ def _stage(shards: str, source: str, folder: Path) -> None:
             mine.remove(MANIFEST)  # what is there is of other shards until the copy is whole
         write_whole(folder / f"{MANIFEST}.new", described)
         manifest = Manifest.load(folder, f"{MANIFEST}.new")
-        expected = _expected(f"{home}/{CHECKSUMS}", summed, manifest)
+        expected = _expected(home / CHECKSUMS, summed, manifest)
         if summed is None:
             mine.remove(CHECKSUMS)
             if not same:
-                _copy(files, f"{home}/{INDEX}", folder / INDEX)
+                _copy(home, folder, [INDEX])
         else:
             write_whole(folder / CHECKSUMS, summed)
-        _repair(files, home, folder, expected, told=same)
+        _repair(home, folder, expected, told=same)
         (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
-        left_out = _contents(files, f"{home}/{QUARANTINE}")
+        left_out = _contents(home / QUARANTINE)
         if left_out is None:
             mine.remove(QUARANTINE)
         else:
             write_whole(folder / QUARANTINE, left_out)
 
 
-def _expected(where: str, summed: bytes | None, manifest: Manifest) -> dict[str, FileSum]:
+def _expected(where: RemotePath, summed: bytes | None, manifest: Manifest) -> dict[str, FileSum]:
     """What the files of a copy must be, by name; older versions have left the sizes of the shards alone."""
     if summed is None:
         return {shard.name: FileSum(shard.bytes, ()) for shard in manifest.shards}
-    sums, names = parse_checksums(Path(where), summed), [INDEX, *(shard.name for shard in manifest.shards)]
+    sums, names = parse_checksums(where, summed), [INDEX, *(shard.name for shard in manifest.shards)]
     unlisted = [name for name in names if name not in sums]
     if unlisted:
         raise UserError(f"{where} does not list {unlisted[0]}: it is of other shards; prepare the source again")
     return {name: sums[name] for name in names}
 
 
-def _repair(files: Any, home: str, folder: Path, expected: Mapping[str, FileSum], told: bool) -> None:
+def _repair(home: RemotePath, folder: Path, expected: Mapping[str, FileSum], told: bool) -> None:
     """Copies the files that are not as they are expected to be; `told` says which were there and are damaged.
 
     Raises:
@@ -127,8 +139,7 @@ def _repair(files: Any, home: str, folder: Path, expected: Mapping[str, FileSum]
     for damage in damaged if told else ():
         log.warning("%s; it is copied again", damage)
     names = sorted({damage.path.name for damage in damaged})
-    with ThreadPoolExecutor(_COPIES_AT_A_TIME) as pool:
-        list(pool.map(lambda name: _copy(files, f"{home}/{name}", folder / name), names))
+    _copy(home, folder, names)
     refuse(
         find_damage(folder, {name: expected[name] for name in names}),
         f"it was copied from {home} just now, so it is damaged there or was on the way: check it there with "
@@ -136,39 +147,18 @@ def _repair(files: Any, home: str, folder: Path, expected: Mapping[str, FileSum]
     )
 
 
-def _contents(files: Any, path: str) -> bytes | None:
-    """A small file; None where there is none. `exists` would say the same of a server that does not answer."""
+def _copy(home: RemotePath, folder: Path, names: list[str]) -> None:
     try:
-        return bytes(files.cat_file(path))
-    except FileNotFoundError:
-        return None
-
-
-def _local(shards: str) -> Path:
-    return Path(shards.split("://", 1)[1] if "://" in shards else shards)
-
-
-def _copy(files: Any, origin: str, target: Path) -> None:
-    aside = partial_name(target)
-    try:
-        with files.open(origin, "rb") as source, open(aside, "wb") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK)
-        aside.rename(target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _said(where: str) -> Iterator[None]:
-    """Turns what goes wrong on the way into a sentence; a full disk is told by others."""
-    try:
-        yield
-    except UserError:
-        raise
+        copy_files(home, folder, names)
     except FileNotFoundError as error:
         raise UserError(
-            f"{where}: a file that the manifest names is not there ({error}); prepare the source again"
+            f"{home}: a file that the manifest names is not there ({error.filename}); prepare the source again"
         ) from error
-    except Exception as error:  # every storage has errors of its own
-        raise UserError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _contents(path: RemotePath) -> bytes | None:
+    """A small file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -165,6 +165,16 @@ class TokenizeJob:
         except (FileNotFoundError, UserError):
             return False
 
+    def unfinished(self, parts: Sequence[Part]) -> list[Part]:
+        """Those of the parts that are not finished; many are looked at together, since a store takes its time."""
+        with ThreadPoolExecutor(_LOOKED_AT) as pool:
+            return [part for part, done in zip(parts, pool.map(self.finished, parts), strict=True) if not done]
+
+    def reports(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
+        """What is told of finished parts."""
+        with ThreadPoolExecutor(_LOOKED_AT) as pool:
+            return list(pool.map(lambda part: read_sealed(self.done_file(part)), parts))
+
     def run(self, part: Part, progress: Callable[[Progress], None] = lambda done: None) -> None:
         """Writes the shard, the index and the report of a part, unless they are there.
 
@@ -415,6 +425,7 @@ def _outside_answers(raw: RawSample, waves: list[np.ndarray]) -> list[np.ndarray
     return [wave for role, wave in zip(roles, waves, strict=True) if role != "assistant"]
 
 
+_LOOKED_AT = 16  # parts at a time
 _READ_AHEAD = 64  # samples whose audio is read while the codec works
 _MOST_HELD = 256 << 20  # bytes of their audio
 _MOST_IN_BATCH = 4096  # samples without audio are passed on in batches of this size

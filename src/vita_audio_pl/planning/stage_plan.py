@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vita_audio_pl.config.component import plain
+from vita_audio_pl.data.staging import tokenizer_folder
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.blocks import checkpoint_activations
@@ -86,7 +87,7 @@ def spread(config: PlanConfig) -> PlanConfig:
 def plan_vocabulary(config: PlanConfig) -> Vocabulary:
     """The vocabulary that the stage will have."""
     continuous = config.variant.hears_by_encoder
-    prepared = config.data.tokenizer
+    prepared = tokenizer_folder(config.data)
     if config.text_entries is None and prepared.is_dir():
         return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)
     entries = config.text_entries or QWEN2_5_ENTRIES

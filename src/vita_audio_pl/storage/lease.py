@@ -181,9 +181,7 @@ def _take(folder: Place, kind: str, me: Holder, wait: bool, advice: str) -> Plac
         pause = min(5.0 if isinstance(folder, RemotePath) else 1.0, 2 * pause)
 
 
-def _is_stale(
-    folder: Place, holder: Holder, beat: float, me: Holder, seen: dict[tuple[str, float], float]
-) -> bool:
+def _is_stale(folder: Place, holder: Holder, beat: float, me: Holder, seen: dict[tuple[str, float], float]) -> bool:
     if holder.is_here:
         return not holder.lives
     if me.launch and holder.launch == me.launch:

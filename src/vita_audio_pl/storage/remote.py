@@ -195,6 +195,10 @@ class RemotePath:
         # a web server answers to the name of a folder with a page
         return found.get("type", "file") == "file" and found.get("mimetype") != "text/html"
 
+    def is_file_by_name(self) -> bool:
+        """Whether it is a file; of a web server, which has pages for folders, by whether its name has an ending."""
+        return bool(self.suffix) if self.protocol in _WEB else self.is_file()
+
     def is_dir(self) -> bool:
         """Whether anything lies below; a web server that does not list its files cannot tell, so there it may."""
         return self.protocol in _WEB or bool(self._ask(lambda files, path: files.isdir(path)))
@@ -300,9 +304,7 @@ class RemotePath:
         """Names on the way to each file below, no deeper than `depth`, sorted; and what the listing tells of it."""
         top = self._path.rstrip("/") + "/"
         try:
-            found = self._ask(
-                lambda files, path: files.find(path, maxdepth=depth, withdirs=folders, detail=True)
-            )
+            found = self._ask(lambda files, path: files.find(path, maxdepth=depth, withdirs=folders, detail=True))
         except FileNotFoundError:
             return
         listed = []
@@ -443,4 +445,9 @@ def _hides_a_fault(error: FileNotFoundError) -> bool:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether asking again helps nobody: there are no credentials, or the request makes no sense to the store."""
-    return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ValueError")
+    return type(error).__name__ in (
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "ParamValidationError",
+        "ValueError",
+    )

@@ -1,14 +1,15 @@
 """Prepared sources and plans as tables for the terminal."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
+from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.plan import Place
-from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.prepared import Manifest, PreparedSource
+from vita_audio_pl.data.staging import source_folders
 from vita_audio_pl.data.tools.lint import Findings
 from vita_audio_pl.text import LengthRule
 
@@ -18,13 +19,12 @@ if TYPE_CHECKING:  # the training side of the package takes seconds to import
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def info_table(sources: Sequence[PreparedSource]) -> Table:
+def info_table(manifests: Sequence[Manifest]) -> Table:
     """What there is of each source."""
     table = _table("source", "task", "samples", "hours", "text tokens", "codes", "shards", "MiB", "tokenizer", "codec")
     table.add_column("left out when it was prepared")
     totals = np.zeros(4)
-    for source in sources:
-        manifest = source.manifest
+    for manifest in manifests:
         counts = (manifest.samples, manifest.seconds / 3600, manifest.text_tokens, manifest.codes)
         totals += counts
         size = sum(shard.bytes for shard in manifest.shards) / 2**20
@@ -32,8 +32,8 @@ def info_table(sources: Sequence[PreparedSource]) -> Table:
         left_out = manifest.report.get("skipped", {}) | manifest.report.get("filtered", {})
         skipped = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "nothing"
         cells = (*_counts(counts), str(len(manifest.shards)), f"{size:.1f}", manifest.tokenizer[:8], codec, skipped)
-        table.add_row(source.name, manifest.task, *cells)
-    if len(sources) > 1:
+        table.add_row(manifest.source, manifest.task, *cells)
+    if len(manifests) > 1:
         table.add_section()
         table.add_row("all", "", *_counts(totals))
     return table
@@ -110,6 +110,6 @@ def _counts(counts: Sequence[float] | np.ndarray) -> list[str]:
     return [f"{samples:,.0f}", f"{hours:,.2f}", f"{text:,.0f}", f"{codes:,.0f}"]
 
 
-def prepared_in(folder: Path, names: Sequence[str]) -> list[PreparedSource]:
-    """The named sources of a folder."""
-    return [PreparedSource(folder / name) for name in names]
+def prepared_in(options: DataOptions, names: Sequence[str]) -> list[PreparedSource]:
+    """The named sources beside one another in `data.shards`."""
+    return [PreparedSource(folder) for folder in source_folders(options, names)]

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.config.entry import to_dataclass
+from vita_audio_pl.data.staging import beside, tokenizer_folder
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.model_folders import part_of, read_manifest
 from vita_audio_pl.text import TextTokenizer
@@ -87,19 +88,19 @@ def _parts(config: TrainConfig, parent: Path | None, identity: dict[str, Any]) -
     Raises:
         UserError: they are in neither place, or are others now.
     """
-    tokenizers = [config.data.tokenizer, *([part_of(parent, "tokenizer")] if parent else [])]
-    codecs = [Path(config.data.beside("codec")), *([part_of(parent, "codec")] if parent else [])]
+    tokenizers = [tokenizer_folder(config.data), *([part_of(parent, "tokenizer")] if parent else [])]
+    codecs = [beside(config.data, "codec"), *([part_of(parent, "codec")] if parent else [])]
     front_end = stage_front_end(config)
-    for tokenizer_folder in filter(None, tokenizers):
+    for text_folder in filter(None, tokenizers):
         for codec_folder in filter(None, codecs):
-            if not (Path(tokenizer_folder).is_dir() and Path(codec_folder).is_dir()):
+            if not (Path(text_folder).is_dir() and Path(codec_folder).is_dir()):
                 continue
-            tokenizer, codec = TextTokenizer.load(tokenizer_folder), load_codec(codec_folder)
+            tokenizer, codec = TextTokenizer.load(text_folder), load_codec(codec_folder)
             vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=front_end is not None)
             if (vocabulary.fingerprint, codec.fingerprint) == (identity.get("vocabulary"), identity.get("codec")):
                 return ModelParts(
                     vocabulary=vocabulary,
-                    tokenizer_folder=Path(tokenizer_folder),
+                    tokenizer_folder=Path(text_folder),
                     tokenizer=tokenizer.fingerprint,
                     codec_folder=Path(codec_folder),
                     codec=codec.name,

@@ -5,7 +5,7 @@ from pathlib import Path
 from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.prepared import MANIFEST, nothing_prepared, prepared_names
-from vita_audio_pl.data.staging import is_remote
+from vita_audio_pl.data.staging import beside, shards_place, tokenizer_folder
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER
@@ -30,19 +30,21 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
     Raises:
         UserError: not prepared, or made by another codec than the configured one.
     """
-    shards, tokenizer_folder, codec_folder = (
-        config.data.folder,
-        config.data.tokenizer,
-        config.data.beside("codec"),
-    )
-    if not is_remote(shards) and not Path(shards).is_dir():
+    shards = shards_place(config.data)
+    if isinstance(shards, Path) and not shards.is_dir():
         raise UserError(
             f"there is no folder {shards}, whose shards data.shards asks for: prepare a corpus there, or leave data.shards out "
             f"with data.spoken_world=full, and the small spoken world is made in {config.data.world_folder}"
         )
-    if not is_remote(shards) and not any(prepared_names(Path(shards))):
-        raise UserError(nothing_prepared(Path(shards)))
-    tokenizer = TextTokenizer.load(tokenizer_folder)
+    if isinstance(shards, Path) and not any(prepared_names(shards)):
+        raise UserError(nothing_prepared(shards))
+    text_folder, codec_folder = tokenizer_folder(config.data), beside(config.data, "codec")
+    for folder, what in ((text_folder, "tokenizer"), (codec_folder, "codec")):
+        if not isinstance(shards, Path) and not folder.exists():
+            raise UserError(
+                f"there is no {what} beside {shards}: put the one that they were prepared with at {shards.parent / what}"
+            )
+    tokenizer = TextTokenizer.load(text_folder)
     check_pretrained_tokenizer(config, tokenizer)
     codec = load_codec(codec_folder)
     if codec.name != config.codec.name or codec.codebook_size != config.codec.codebook_size:
@@ -65,12 +67,19 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         seed=config.seed,
         front_end=front_end,
     )
+    for source in datamodule.sources:
+        made_by = source.manifest.codec.get("fingerprint")
+        if source.manifest.codes and made_by != codec.fingerprint:
+            raise UserError(
+                f"the codes of '{source.name}' were made by another codec {codec.name} ({made_by}) than the one beside "
+                f"{shards} ({codec.fingerprint}): put the codec there that they were made with, or prepare the source again"
+            )
     samples = config.callbacks.samples
     capacity = config.model.max_position_embeddings - samples.max_new_tokens
     return StageData(
         datamodule=datamodule,
         vocabulary=vocabulary,
-        tokenizer_folder=tokenizer_folder,
+        tokenizer_folder=text_folder,
         tokenizer=tokenizer.fingerprint,
         codec_folder=codec_folder,
         codec=codec.name,

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config
 
+from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.adapters import load_model
 from vita_audio_pl.models.backbone import load_backbone
@@ -85,7 +86,7 @@ def encoder_folder(config: TrainConfig) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = Path(config.encoder.folder or config.data.beside(ENCODER_FOLDER))
+    folder = Path(config.encoder.folder) if config.encoder.folder else beside(config.data, ENCODER_FOLDER)
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"variant={config.variant.name} hears through an audio encoder, and {folder} holds none (config.yaml, am.mvn, "
@@ -110,7 +111,7 @@ def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) ->
     if own.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"model.pretrained={folder} reads the ids of its own tokenizer ({own.n_text} entries), and the shards in "
-            f"{config.data.folder} hold those of another ({tokenizer.n_text} entries, {config.data.tokenizer}): prepare the "
+            f"{config.data.folder} hold those of another ({tokenizer.n_text} entries, {config.data.tokenizer_folder or 'beside them'}): prepare the "
             f"data with tokenizer_folder={folder}, or leave data.shards out, and the small spoken world is made so"
         )
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from vita_audio_pl.config.component import plain
+from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
@@ -314,7 +315,7 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
             vocabulary=data.vocabulary,
             tokenizer_folder=data.tokenizer_folder,
             codec_folder=data.codec_folder,
-            grammar=Path(settings.grammar or config.data.beside("grammar.jsgf")),
+            grammar=Path(settings.grammar) if settings.grammar else beside(config.data, "grammar.jsgf"),
             pattern=DecodePattern.of(config.decode_pattern if n_heads else "vanilla"),
             folder=folder.samples,
         )
