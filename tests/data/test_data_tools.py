@@ -107,7 +107,7 @@ def test_tables_show_every_source(corpus: Corpus) -> None:
     console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     sources = [PreparedSource(corpus.shards / name) for name in ("asr", "tts", "text")]
     module = corpus.module()
-    console.print(info_table(sources))
+    console.print(info_table([source.manifest for source in sources]))
     console.print(stats_table(sources, module.renderer.length_rule, 256, False))
     console.print(plan_table(module, 50))
     text = console.export_text()

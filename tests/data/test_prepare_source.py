@@ -17,7 +17,6 @@ import soundfile
 from toy_codec import RATE, LoudnessCodec
 from toy_corpus import toy_job, toy_tokenizer, write_corpus
 
-from vita_audio_pl.data import shards as shards_module
 from vita_audio_pl.data.executors import LocalExecutor, RayExecutor
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
@@ -25,6 +24,7 @@ from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
+from vita_audio_pl.storage import files
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.text import TextTokenizer
 
@@ -253,6 +253,12 @@ class FullDisk:
     def __getattr__(self, name: str) -> object:
         return getattr(self._file, name)
 
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
 
 def test_a_full_disk_is_said_and_leaves_no_half_written_shard(
     raw: Path, tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
@@ -260,8 +266,9 @@ def test_a_full_disk_is_said_and_leaves_no_half_written_shard(
     whole, job = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("whole", "full"))
     manifest = prepare_source(whole)
     assert manifest is not None
-    monkeypatch.setattr(shards_module, "open", FullDisk, raising=False)
-    FullDisk.room = sum(shard.bytes for shard in manifest.shards[:2]) + 3000
+    monkeypatch.setattr(files, "open", FullDisk, raising=False)
+    of_two_parts = [path for shard in manifest.shards[:2] for path in whole.out.glob(f"{Path(shard.name).stem}.*")]
+    FullDisk.room = sum(path.stat().st_size for path in of_two_parts) + 3000
     with pytest.raises(UserError, match="no space left in .* give the same command again"):
         prepare_source(job)
     assert len(list(job.out.glob("*.done.json"))) == len(list(job.out.glob("*.tar"))) == 2

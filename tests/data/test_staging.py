@@ -11,11 +11,16 @@ import pytest
 from bit_flips import flip, some_bits
 from toy_corpus import Corpus, rows_of, take
 
-from vita_audio_pl.config.fields import check_settings
-from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.data.prepared import PreparedSource
-from vita_audio_pl.data.staging import is_prepared, is_remote, local_folder
+from vita_audio_pl.data.staging import is_prepared
+from vita_audio_pl.data.staging import local_folder as folder_here
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage import remote
+from vita_audio_pl.storage.places import place
+
+
+def local_folder(url: str, source: str, cache: str) -> Path:
+    return folder_here(place(url), source, cache)
 
 
 class Served:
@@ -122,9 +127,13 @@ def test_what_is_damaged_at_home_is_never_used(served: tuple[Served, Path], tmp_
     assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
-def test_what_is_not_there_or_cannot_be_reached_is_said(served: tuple[Served, Path], tmp_path: Path) -> None:
+def test_what_is_not_there_or_cannot_be_reached_is_said(
+    served: tuple[Served, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PAUSES", ())
     server, _ = served
-    assert is_prepared(server.url, "asr") and not is_prepared(server.url, "nothing")
+    home = place(server.url)
+    assert is_prepared(home, "asr") and not is_prepared(home, "nothing")
     with pytest.raises(UserError, match="'nothing' is not prepared at http"):
         local_folder(server.url, "nothing", str(tmp_path))
     server.close()
@@ -135,7 +144,7 @@ def test_what_is_not_there_or_cannot_be_reached_is_said(served: tuple[Served, Pa
 @pytest.mark.parametrize("shards", ["pipe:cat /etc/passwd", "PIPE:x", "| cat x", "nonsense://x"])
 def test_commands_and_unknown_protocols_are_refused(shards: str) -> None:
     with pytest.raises(UserError, match=r"data\.shards is"):
-        is_remote(shards)
+        place(shards, "data.shards")
 
 
 def test_a_remote_manifest_cannot_lead_out_of_the_cache(served: tuple[Served, Path], tmp_path: Path) -> None:
@@ -146,11 +155,3 @@ def test_a_remote_manifest_cannot_lead_out_of_the_cache(served: tuple[Served, Pa
     with pytest.raises(UserError, match="no plain file name"):
         local_folder(server.url, "asr", str(tmp_path / "cache"))
     assert not list(tmp_path.glob("*.tar"))
-
-
-@pytest.mark.parametrize("name", ["root", "shards", "tokenizer_folder", "codec_folder"])
-def test_an_address_is_no_folder_to_prepare_from_or_into(name: str) -> None:
-    with pytest.raises(
-        UserError, match=f"{name} is the address s3://lab/data, and preparation reads and writes folders"
-    ):
-        check_settings(PrepareConfig(**{"source": "birds", "shards": "shards", name: "s3://lab/data"}))

@@ -95,9 +95,8 @@ class RemotePath:
         if protocol in _WEB:
             rest, mark, query = rest.partition("?")
             query = mark + query
-        host, *names = rest.split("/")
-        parts = tuple(unquote(name) if protocol in _WEB else name for name in names if name)
-        return cls(f"{protocol}://{host}", parts, query)
+        host, _, names = rest.partition("/")
+        return cls(f"{protocol}://{host}", query=query) / (unquote(names) if protocol in _WEB else names).lstrip("/")
 
     @property
     def protocol(self) -> str:
