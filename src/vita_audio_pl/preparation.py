@@ -141,6 +141,12 @@ def tokenize_job(
         decoders=decoders,
         codes=codes,
         placeholders=encoder_placeholders if keep_audio else None,
+        about={
+            "description": recipe.description,
+            "languages": list(recipe.languages),
+            "licence": recipe.licence,
+            "home": recipe.home,
+        },
     )
 
 

@@ -1,24 +1,37 @@
-"""`python -m vita_audio_pl.data info|stats|lint|overlap|plan|preview`: look at prepared data.
+"""`python -m vita_audio_pl.data info|status|card|stats|lint|overlap|plan|preview`: look at prepared data.
 
 An entry point: what `stats`, `plan` and `preview` show is built by the functions that training uses, from its settings.
 """
 
 import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.data.prepared import nothing_prepared, prepared_names
-from vita_audio_pl.data.staging import beside, shards_place, source_folders, tokenizer_folder
+from vita_audio_pl.data.card import MixtureCard, card_of
+from vita_audio_pl.data.mixture import load_mixture
+from vita_audio_pl.data.prepared import Manifest, PreparedSource, nothing_prepared, prepared_names
+from vita_audio_pl.data.staging import beside, send_quarantine, shards_place, source_folders, tokenizer_folder
 from vita_audio_pl.data.tools import tables
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
+from vita_audio_pl.data.tools.status import status_of, status_table
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.copies import reaching
+from vita_audio_pl.storage.files import json_bytes, write_output
+from vita_audio_pl.storage.places import Place, names_in
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
 
-COMMANDS = ("info", "stats", "lint", "overlap", "plan", "preview")
+if TYPE_CHECKING:
+    from vita_audio_pl.data.tools.overlap import Overlap
+
+COMMANDS = ("info", "status", "card", "stats", "lint", "overlap", "plan", "preview")
 RENAMED_HERE = {
     "row_length": "stage.sequence_length",
     "rows": "stage.rows_per_step",
@@ -36,33 +49,78 @@ class DataToolsConfig(TrainConfig):
 
     command: str = setting("info", "what is shown", choices=COMMANDS, common=True)
     source: str | None = setting(
-        None, "one prepared source; null = all in data.shards (plan, preview: those of the mixture)", common=True
+        None, "one source; null = all in data.shards (plan, preview, card: those of the mixture)", common=True
     )
     planned_rows: int = setting(1000, "rows whose shares `plan` counts", at_least=1)
     against: list[str] = setting(
-        [], "overlap: prepared sources, such as test sets, that training must not share samples with", common=True
+        [], "overlap, card: prepared sources, such as test sets, that training must not share samples with", common=True
     )
     quarantine: bool = setting(
         False, "lint, overlap: leave the samples that are named out of training from now on", common=True
     )
-    output: str = setting("preview.html", "page that preview writes", common=True)
+    output: str | None = setting(
+        None,
+        "page that preview writes (null = preview.html), or card (null = card.md, with card.json beside it)",
+        common=True,
+    )
 
 
 def look(config: DataToolsConfig) -> None:
     """Shows what the command asks for."""
     console = Console() if sys.stdout.isatty() else Console(width=220)
     shards = shards_place(config.data)
+    if config.command == "status":
+        show_status(config, console, shards)
+        return
     names = [config.source] if config.source else list(prepared_names(shards))
     if not names:
         raise UserError(nothing_prepared(shards))
     if config.command == "info":
         console.print(tables.info_table([Manifest.load(shards / name) for name in names]))
+    elif config.command == "card":
+        write_card(config, console, names)
     elif config.command == "lint":
         lint(config, console, names)
     elif config.command == "overlap":
         overlap(config, console, names)
     else:
         show_as_trained(config, console, names)
+
+
+def show_status(config: DataToolsConfig, console: Console, shards: Place) -> None:
+    """What is done, running, failed and left of each source."""
+    names = [config.source] if config.source else _of_mixture(config, names_in(shards))
+    with reaching(shards):
+        found = [status_of(shards / name) for name in names]
+    console.print(status_table(found))
+    for sentence in (sentence for one in found for sentence in one.failures):
+        console.print(sentence, highlight=False, markup=False)
+
+
+def _of_mixture(config: DataToolsConfig, there: Sequence[str]) -> list[str]:
+    """Names of the mixture's sources, with those that are held out, and of all others that were begun."""
+    wanted = [share.source for share in load_mixture(config.data.mixture).shares]
+    held_out = f".{config.data.validation}"
+    beside = [name for name in there if not name.startswith(".") and name not in wanted]
+    known = [name for source in wanted for name in (source, f"{source}{held_out}") if name in (*wanted, *there)]
+    return list(dict.fromkeys([*known, *beside]))
+
+
+def write_card(config: DataToolsConfig, console: Console, names: list[str]) -> None:
+    """The data card of the mixture, or of one source, as Markdown and as JSON."""
+    shards, mixture = shards_place(config.data), load_mixture(config.data.mixture)
+    if config.source is None:
+        names = [share.source for share in mixture.shares if share.source in names]
+    overlaps: dict[str, dict[str, dict[str, int]]] = {}
+    for source, other, found in _overlaps(config, names) if config.against else ():
+        by_kind = overlaps.setdefault(source, {}).setdefault(other, {})
+        by_kind |= Counter(one.kind for one in found)
+    cards = [card_of(Manifest.load(shards / name), overlaps.get(name)) for name in names]
+    card = cards[0] if config.source else MixtureCard.of(mixture, cards)
+    page = Path(config.output or "card.md")
+    write_output(page, card.to_markdown().encode("utf-8", "backslashreplace"))
+    write_output(page.with_suffix(".json"), json_bytes(card.to_json()))
+    console.print(f"the card is in {page}, and for programs in {page.with_suffix('.json')}")
 
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
@@ -76,25 +134,36 @@ def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
             console.print(sentence, highlight=False, markup=False)
         if config.quarantine:
             quarantine(folder, found)
+            send_quarantine(config.data, folder)
     if not all(found.clean for found in findings):
         raise SystemExit(1)
 
 
 def overlap(config: DataToolsConfig, console: Console, names: list[str]) -> None:
     """Which samples of the sources come twice in them, or are in one of `against`, too."""
-    from vita_audio_pl.data.tools.overlap import Overlap, find_overlap, overlap_table, prints_of
+    from vita_audio_pl.data.tools.overlap import overlap_table
+
+    found = list(_overlaps(config, names))
+    broken: dict[str, dict[int, str]] = {}
+    for source, _, overlaps in found if config.quarantine else ():
+        broken.setdefault(source, {}).update({one.number: str(one) for one in overlaps})
+    for folder in source_folders(config.data, list(broken)):
+        PreparedSource(folder).quarantine(broken[folder.name])
+        send_quarantine(config.data, folder)
+    console.print(overlap_table(found))
+
+
+def _overlaps(config: DataToolsConfig, names: list[str]) -> Iterator[tuple[str, str, "list[Overlap]"]]:
+    """Source, other source and the samples that both have, for each source with itself and with each of `against`."""
+    from vita_audio_pl.data.tools.overlap import find_overlap, prints_of
     from vita_audio_pl.text import TextTokenizer
 
     tokenizer = TextTokenizer.load(tokenizer_folder(config.data))
     tests = [prints_of(source, tokenizer) for source in tables.prepared_in(config.data, config.against)]
-    found: list[tuple[str, str, list[Overlap]]] = []
     for source in tables.prepared_in(config.data, [name for name in names if name not in config.against]):
         mine = prints_of(source, tokenizer)
-        shared = [(source.name, other.source.name, list(find_overlap(mine, other))) for other in (mine, *tests)]
-        if config.quarantine:
-            source.quarantine({one.number: str(one) for *_, overlaps in shared for one in overlaps})
-        found += shared
-    console.print(overlap_table(found))
+        for other in (mine, *tests):
+            yield source.name, other.source.name, list(find_overlap(mine, other))
 
 
 def show_as_trained(config: DataToolsConfig, console: Console, names: list[str]) -> None:
@@ -103,7 +172,6 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
     from vita_audio_pl.codecs.protocol import load_codec
     from vita_audio_pl.data.datamodule import SpeechDataModule
     from vita_audio_pl.data.tools.preview import preview_html
-    from vita_audio_pl.storage.files import write_output
     from vita_audio_pl.text import Renderer, TextTokenizer
     from vita_audio_pl.training.stage.data import prepared_data, render_options
 
@@ -129,8 +197,9 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
     batch = next(iter(module.train_dataloader()))
     title = f"{config.data.name}, mixture {module.mixture.name}, ratio {config.text_audio_interval_ratio}"
     page = preview_html(batch, TextTokenizer.load(data.tokenizer_folder), data.vocabulary, title)
-    write_output(config.output, page.encode())
-    console.print(f"a batch of {len(batch.input_ids)} rows is shown in {config.output}")
+    target = config.output or "preview.html"
+    write_output(target, page.encode())
+    console.print(f"a batch of {len(batch.input_ids)} rows is shown in {target}")
 
 
 def main() -> None:

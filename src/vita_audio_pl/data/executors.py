@@ -3,21 +3,23 @@
 import logging
 import multiprocessing
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from vita_audio_pl.data.jobs import note_failed
 from vita_audio_pl.data.options import ExecutorOptions
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import Progress, TokenizeJob
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.processes import worker_processes
+
+log = logging.getLogger(__name__)
 
 Report: TypeAlias = Callable[[Part, Progress, bool], None]
 """Called with a part, what its task has done so far, and whether it is finished."""
@@ -37,6 +39,11 @@ class Executor(Protocol):
         """Kind of the lease under which those parts are made: jobs of an array work beside one another."""
         ...
 
+    @property
+    def workers(self) -> int:
+        """Parts that are made at a time."""
+        ...
+
 
 _number = 0
 
@@ -51,6 +58,64 @@ def _take_number(numbers: Any) -> None:
     _number = numbers.get()
 
 
+class PartsFailed(UserError):
+    """Parts were given up after all tries; the others are done."""
+
+    def __init__(self, sentence: str, parts: int):
+        super().__init__(sentence)
+        self.parts = parts
+
+
+class _Tries:
+    """How often each part of a job has failed.
+
+    Args:
+        most: tries of a part.
+    """
+
+    def __init__(self, job: TokenizeJob, most: int):
+        self._job, self._most = job, most
+        self._failed: Counter[str] = Counter()
+        self._given_up: list[str] = []
+
+    def again(self, part: Part, why: str) -> bool:
+        """Notes that a part has failed; whether it is to be tried again."""
+        self._failed[part.name] += 1
+        if self._failed[part.name] < self._most:
+            log.warning("%s: %s; it is tried again", part.name, why)
+            return True
+        note_failed(self._job, part, why, self._failed[part.name])
+        self._given_up.append(f"{part.name}: {why}")
+        return False
+
+    def attempt(self, part: Part, work: Callable[[], None]) -> bool:
+        """Does the work; whether it failed and is to be tried again.
+
+        An error that all parts would meet (a full disk, no codec) goes on.
+        """
+        try:
+            work()
+        except (UserError, BrokenProcessPool):
+            raise
+        except Exception as error:
+            if is_machine_fault(error):
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            why = f"{type(error).__name__}: {error!s:.300} ({Path(frame.filename).name}:{frame.lineno})"
+            return self.again(part, why)
+        return False
+
+    def tell(self, parts: int) -> None:
+        """Raises `PartsFailed` where parts were given up."""
+        if self._given_up:
+            tried = f" after {self._most} tries each" if self._most > 1 else ""
+            raise PartsFailed(
+                f"{len(self._given_up)} of {parts} parts of '{self._job.source}' failed{tried}, the first: "
+                f"{self._given_up[0]}; the others are done, and the same command tries these again",
+                len(self._given_up),
+            )
+
+
 @dataclass(frozen=True)
 class LocalExecutor:
     """Processes of this machine; with one worker, this process. A part that fails does not stop the others.
@@ -58,11 +123,13 @@ class LocalExecutor:
     Attributes:
         workers: processes.
         share, shares: in a job array, which parts are this job's: those whose number is `share` modulo `shares`.
+        tries: of a part that fails.
     """
 
     workers: int = 1
     share: int = 0
     shares: int = 1
+    tries: int = 1
 
     def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
         return parts[self.share :: self.shares]
@@ -72,22 +139,22 @@ class LocalExecutor:
         return "prepare" if self.shares == 1 else f"prepare.{self.share}-of-{self.shares}"
 
     def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
-        failed: list[str] = []
-        if self.workers == 1:
-            for part in parts:
-                with _failures(part, failed):
-                    report(part, run_part(job, part, partial(_unfinished, report, part)), True)
-        else:
-            waiting = deque(parts)
-            while waiting:
-                # a part that made its process die is among those at work then: each of them is tried by itself
-                for part in self._in_processes(job, waiting, self.workers, report, failed):
-                    if self._in_processes(job, deque([part]), 1, report, failed):
-                        failed.append(f"{part.name}: its process died (out of memory, or a file made a decoder crash)")
-        _tell_failed(job, parts, failed)
+        tries, waiting = _Tries(job, self.tries), deque(parts)
+        while waiting and self.workers == 1:
+            part = waiting.popleft()
+            make = partial(run_part, job, part, partial(_unfinished, report, part))
+            if tries.attempt(part, partial(_told, report, part, make)):
+                waiting.append(part)
+        while waiting:
+            # a part that made its process die is among those at work then: each of them is tried by itself
+            for part in self._in_processes(job, waiting, self.workers, report, tries):
+                died = "its process died (out of memory, or a file made a decoder crash)"
+                while self._in_processes(job, deque([part]), 1, report, tries) and tries.again(part, died):
+                    pass
+        tries.tell(len(parts))
 
     def _in_processes(
-        self, job: TokenizeJob, waiting: deque[Part], workers: int, report: Report, failed: list[str]
+        self, job: TokenizeJob, waiting: deque[Part], workers: int, report: Report, tries: _Tries
     ) -> list[Part]:
         """Runs parts until none is waiting; returns those that were at work when a process died, which ends it early."""
         numbers = multiprocessing.get_context("spawn").SimpleQueue()
@@ -101,36 +168,17 @@ class LocalExecutor:
                         running[pool.submit(run_part, job, waiting[0])] = waiting[0]
                         waiting.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        with _failures(running[future], failed):
-                            report(running[future], future.result(), True)
+                        part = running[future]
+                        if tries.attempt(part, partial(_told, report, part, future.result)):
+                            waiting.append(part)
                         del running[future]
         except BrokenProcessPool:
             return list(running.values())
         return []
 
 
-@contextmanager
-def _failures(part: Part, failed: list[str]) -> Iterator[None]:
-    """Notes an error that is the part's own; one that all parts would meet (a full disk, no codec) goes on."""
-    try:
-        yield
-    except (UserError, BrokenProcessPool):
-        raise
-    except Exception as error:
-        if is_machine_fault(error):
-            raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        failed.append(
-            f"{part.name}: {type(error).__name__}: {error!s:.300} ({Path(frame.filename).name}:{frame.lineno})"
-        )
-
-
-def _tell_failed(job: TokenizeJob, parts: Sequence[Part], failed: Sequence[str]) -> None:
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(parts)} parts of '{job.source}' failed, the first: {failed[0]}; the others are done, and "
-            "the same command tries these again"
-        )
+def _told(report: Report, part: Part, result: Callable[[], Progress]) -> None:
+    report(part, result(), True)
 
 
 @dataclass(frozen=True)
@@ -140,10 +188,12 @@ class RayExecutor:
     Attributes:
         workers: tasks at a time.
         gpus_per_worker: GPUs that each takes.
+        tries: of a part that fails.
     """
 
     workers: int = 8
     gpus_per_worker: float = 0.0
+    tries: int = 1
 
     def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
         return parts
@@ -170,19 +220,19 @@ class RayExecutor:
             remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)
             waiting: list[Part] = list(reversed(parts))
             running: dict[Any, Part] = {}
-            failed: list[str] = []
+            tries = _Tries(job, self.tries)
             while waiting or running:
                 while waiting and len(running) < self.workers:
                     part = waiting.pop()
                     running[remote.remote(shared, part)] = part
                 for future in ray.wait(list(running))[0]:
                     part = running.pop(future)
-                    with _failures(part, failed):
-                        report(part, _result(ray, future), True)
+                    if tries.attempt(part, partial(_told, report, part, partial(_result, ray, future))):
+                        waiting.insert(0, part)
         finally:
             if started:
                 ray.shutdown()
-        _tell_failed(job, parts, failed)
+        tries.tell(len(parts))
 
 
 def _result(ray: Any, future: Any) -> Progress:
@@ -214,5 +264,5 @@ def executor_of(options: ExecutorOptions) -> Executor:
     """The executor that the options name. With `slurm`, a job of the array runs its share in processes of its node."""
     options.check()
     if options.name == "ray":
-        return RayExecutor(options.workers, options.gpus_per_worker)
-    return LocalExecutor(options.workers, options.share, options.shares)
+        return RayExecutor(options.workers, options.gpus_per_worker, options.tries)
+    return LocalExecutor(options.workers, options.share, options.shares, options.tries)

@@ -5,17 +5,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vita_audio_pl.data.card import card_of
 from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.index import merge_indexes
+from vita_audio_pl.data.jobs import FAILED
 from vita_audio_pl.data.left_out import LeftOutCounts
-from vita_audio_pl.data.prepared import INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
+from vita_audio_pl.data.prepared import CARDS, INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import FileSum, read_sealed
 from vita_audio_pl.storage.copies import on_this_machine
-from vita_audio_pl.storage.files import write_array, write_whole
+from vita_audio_pl.storage.files import write_array, write_json, write_whole
 from vita_audio_pl.storage.owned import Owned
+from vita_audio_pl.storage.places import names_in
 
 
 def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
@@ -58,12 +61,19 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
             "filtered": dict(counts.filtered),
             "unread": counts.unread,
             "parts": len(parts),
+            "speakers": len({speaker for report in reports for speaker in report.get("speakers", ())}),
+            "about": dict(job.about),
         },
     )
     if job.placeholders is not None:
         with on_this_machine([job.out / f"{name}.audio.npy" for name in names]) as arrays:
             write_array(job.out / AUDIO_INDEX, np.concatenate([np.load(path) for path in arrays]))
-    Owned.claim(job.out, SOURCE).remove_abandoned()
+    mine = Owned.claim(job.out, SOURCE)
+    mine.remove_abandoned()
+    mine.remove(*(name for name in names_in(job.out) if name.startswith(FAILED)))
+    card = card_of(manifest)
+    write_json(job.out / CARDS[1], card.to_json())
+    write_whole(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
     sums = {name: FileSum.from_json(value) for report in reports for name, value in report["sums"].items()}
     manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole
     return manifest

@@ -81,6 +81,9 @@ class ExecutorOptions:
     gpus_per_worker: float = setting(0.0, "Ray: GPUs of a task", at_least=0)
     share: int = setting(0, "SLURM: this job takes the parts whose number is `share` modulo `shares`", at_least=0)
     shares: int = setting(1, "SLURM: jobs of the array", at_least=1)
+    tries: int = setting(
+        3, "times that a part is tried before the command gives it up, and goes on with others", at_least=1
+    )
 
     def check(self) -> None:
         """Refuses values out of range.

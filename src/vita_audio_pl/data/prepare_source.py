@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from vita_audio_pl.data.executors import Executor, LocalExecutor, Report
+from vita_audio_pl.data.executors import Executor, LocalExecutor, PartsFailed, Report
 from vita_audio_pl.data.finish import finish_source, leftovers
 from vita_audio_pl.data.index import Index
+from vita_audio_pl.data.jobs import JobNotes, jobs_of, note_parts
 from vita_audio_pl.data.left_out import LeftOutCounts
 from vita_audio_pl.data.prepared import INDEX, SKIPPED, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
@@ -67,6 +68,9 @@ def prepare_source(
         if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
             return known
         manifest = _make(job, parts, executor, watch)
+        if manifest is not None and len(jobs := jobs_of(job.out)) > 1:
+            for state in jobs:  # of an array, told by the job that is last
+                tell(str(state))
     if manifest is not None:
         with hold(job.out, "finish", f"pruning '{job.source}'", wait=True) if prune else nullcontext():
             for sentence in leftovers(job, claimed, prune):
@@ -82,13 +86,27 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
         _take_up_again(job, mine)
         missing = job.unfinished(mine)
         if missing:
-            with watch(job.source, len(missing)) as report:
-                executor(job, missing, report)
+            _work(job, parts, missing, executor, watch)
     if job.unfinished(parts):
         return None
     with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
         known = None if missing else finished_manifest(job, parts)
         return known or finish_source(job, parts)
+
+
+def _work(job: TokenizeJob, parts: Sequence[Part], missing: Sequence[Part], executor: Executor, watch: Watch) -> None:
+    """Makes parts, and keeps beside them how far that is."""
+    note_parts(job, parts)
+    failed = 0
+    with watch(job.source, len(missing)) as report:
+        notes = JobNotes(job, executor.lease, executor.workers, len(missing), report)
+        try:
+            executor(job, missing, notes)
+        except PartsFailed as error:
+            failed = error.parts
+            raise
+        finally:
+            notes.close(failed)
 
 
 def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:

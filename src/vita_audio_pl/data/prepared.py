@@ -44,11 +44,15 @@ QUARANTINE_FORMAT = 2  # before it, the file held the samples alone and was not 
 _FIRST_BYTES = 4096  # of a sample, read at once: few are longer
 MANIFEST, INDEX, QUARANTINE, SKIPPED = "manifest.json", "index.bin", "quarantine.json", "skipped.jsonl"
 _HASH = "[0-9a-f]" * 20
+CARDS = ("card.md", "card.json")
 PART_FILES = tuple(f"{_HASH}.{kind}" for kind in ("tar", "index", "done.json", "audio.tar", "audio.npy"))
 """What a part leaves, named by a hash of its content and of how it was tokenised."""
 SOURCE = Kind(
     "prepared source",
-    (MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, CHECKSUMS, *PART_FILES),
+    (
+        *(MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, CHECKSUMS, *CARDS, *PART_FILES),
+        *(".parts.json", ".job-*.json", f".failed-{_HASH}.json"),
+    ),
     sign=("*.done.json",),
 )
 

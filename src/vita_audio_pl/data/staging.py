@@ -88,6 +88,13 @@ def source_folders(options: DataOptions, names: Sequence[str]) -> list[Path]:
     return [local_folder(shards_place(options), name, options.cache) for name in names]
 
 
+def send_quarantine(options: DataOptions, folder: Path) -> None:
+    """Puts what was quarantined in a local copy of a source where its shards are, so that all runs leave it out."""
+    home = shards_place(options) / folder.name
+    if isinstance(home, RemotePath) and (folder / QUARANTINE).is_file():
+        write_whole(home / QUARANTINE, (folder / QUARANTINE).read_bytes())
+
+
 def _stage(shards: RemotePath, source: str, folder: Path) -> None:
     """Makes `folder` what the source is at home: whatever is missing or damaged is copied."""
     home = shards / source

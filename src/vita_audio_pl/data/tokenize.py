@@ -7,13 +7,14 @@ any task can be killed and run again, in any order, on any machine that sees the
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 
 from vita_audio_pl.data import clips
 from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, check_entry, write_index
@@ -114,6 +115,7 @@ class TokenizeJob:
         codes: folder that keeps the codes of recordings for other sources of the same; None keeps none.
         placeholders: of a clip of so many samples at 16 kHz, the tokens that stand for it with continuous input. If
             given, audio outside answers is kept beside the codes, so that an encoder can hear it.
+        about: what the data card says of the corpus: description, languages, licence, home.
     """
 
     source: str
@@ -130,6 +132,7 @@ class TokenizeJob:
     decoders: int = 2
     codes: Place | None = None
     placeholders: Callable[[int], int] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if int(self.codec.get("codebook_size", 0)) > MOST_CODES:
@@ -237,6 +240,7 @@ class _PartTask:
         self.shapes: list[SampleShape] = []
         self.audio_bytes: list[int] = []
         self.text_tokens = self.codes = 0
+        self.speakers: set[str] = set()
 
     def run(self) -> None:
         base = self.job.out / self.job.output_name(self.part)
@@ -268,6 +272,7 @@ class _PartTask:
             "seconds": self.done.seconds,
             "text_tokens": self.text_tokens,
             "codes": self.codes,
+            "speakers": sorted(self.speakers),
             "skipped": dict(self.reasons),
             "filtered": dict(self.filtered),
             "culprits": self.culprits,
@@ -364,6 +369,8 @@ class _PartTask:
                 self._skip(unreadable(name, error, NOT_USABLE))
                 continue
             self.shapes.append(shape)
+            if raw.speaker:
+                self.speakers.add(xxhash.xxh3_64_hexdigest(raw.speaker.encode("utf-8", "surrogatepass")))
             self.text_tokens += sum(turn.counts()[0] for turn in turns)
             self.codes += sum(map(len, codes))
             self.done.samples += 1

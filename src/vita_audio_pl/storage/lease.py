@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,6 +135,38 @@ def this_job() -> str:
         return f"SLURM job {job}.{step}" if step else f"SLURM job {job}"
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return "" if run == "none" else f"torchrun job {run}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease that lies in a folder.
+
+    Attributes:
+        kind: of the lease.
+        holder: who has it, or had it when it died.
+        lives: the holder runs, as far as its machine or its heartbeat tells.
+    """
+
+    kind: str
+    holder: Holder
+    lives: bool
+
+
+def holders(folder: Place, names: Sequence[str] | None = None) -> list[Held]:
+    """All leases of a folder, for people: by the clock of this machine, and nothing is waited for.
+
+    Args:
+        names: of what lies in the folder, where they are known.
+    """
+    found = []
+    names = names_in(folder) if names is None else names
+    for kind in sorted({name.removeprefix(PREFIX).rpartition("-")[0] for name in names if is_lease(name)}):
+        for number, (holder, _) in _leases(folder, kind).items():
+            with suppress(FileNotFoundError):
+                beat = (folder / f"{PREFIX}{kind}-{number:06d}").stat().st_mtime_ns / 1e9
+                lives = holder.lives if holder.is_here else time.time() - beat < SILENT
+                found.append(Held(kind, holder, lives))
+    return found
 
 
 def is_lease(name: str) -> bool:

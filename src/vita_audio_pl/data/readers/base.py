@@ -74,11 +74,13 @@ class RawSample:
 
     Attributes:
         transcript: of a recording with its transcript, what is said in the last audio; else empty.
+        speaker: of the last audio; empty where that is not known.
     """
 
     conversation: Conversation
     audios: tuple[AudioRef, ...] = ()
     transcript: str = ""
+    speaker: str = ""
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,9 @@ class UtteranceRules:
         if voice is not None:
             messages.insert(0, Message("system", VOICE_PROMPT))
             audios = (voice, *audios)
-        return RawSample(Conversation(utterance.id, tuple(messages), tuple(map(str, audios))), audios, text)
+        return RawSample(
+            Conversation(utterance.id, tuple(messages), tuple(map(str, audios))), audios, text, utterance.speaker
+        )
 
 
 def _channels(audio: AudioRef) -> int:

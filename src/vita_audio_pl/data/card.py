@@ -1,0 +1,167 @@
+"""Data cards: what a prepared source or a mixture is made of, for people (Markdown) and for programs (JSON)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vita_audio_pl.data.mixture import Mixture
+from vita_audio_pl.data.prepared import Manifest
+
+NOT_LOOKED_FOR = "not looked for: `python -m vita_audio_pl.data card against=[SOURCE]` does"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to say of a prepared source.
+
+    Attributes:
+        source, task: its name, and what it teaches.
+        description, licence, home, languages: of the corpus, as its recipe says.
+        samples, hours, text_tokens, codes: that were prepared.
+        speakers: that the corpus tells apart; 0 where it does not.
+        tokenizer, codec: fingerprints; codec with its name.
+        left_out, filtered: samples that could not be used and that were not wanted, by reason.
+        unread: samples, about, in what could not be read.
+        overlap: other source -> samples that it has, too, by how they are the same; None where nobody has looked.
+    """
+
+    source: str
+    task: str
+    description: str
+    licence: str
+    home: str
+    languages: tuple[str, ...]
+    samples: int
+    hours: float
+    speakers: int
+    text_tokens: int
+    codes: int
+    tokenizer: str
+    codec: str
+    left_out: Mapping[str, int]
+    filtered: Mapping[str, int]
+    unread: int
+    overlap: Mapping[str, Mapping[str, int]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_markdown(self, level: int = 1) -> str:
+        """A heading and a table; `level` of the heading."""
+        rows = {
+            "task": self.task,
+            "description": self.description or "not told",
+            "languages": ", ".join(self.languages) or "not told",
+            "licence": self.licence or "not told",
+            "home": self.home or "not told",
+            "samples": f"{self.samples:,}",
+            "hours of audio": f"{self.hours:,.2f}",
+            "speakers": f"{self.speakers:,}" if self.speakers else "not told by the corpus",
+            "text tokens, codes": f"{self.text_tokens:,}, {self.codes:,}",
+            "tokenizer, codec": f"{self.tokenizer}, {self.codec or 'none'}",
+            "left out, since it could not be used": _counted(self.left_out, self.unread),
+            "left out, since it was not wanted": _counted(self.filtered),
+            "also in other sources": _overlaps(self.overlap),
+        }
+        lines = (f"| {name} | {_cell(value)} |" for name, value in rows.items())
+        return "\n".join([f"{'#' * level} {_cell(self.source)}", "", "| | |", "|---|---|", *lines, ""])
+
+
+def card_of(manifest: Manifest, overlap: Mapping[str, Mapping[str, int]] | None = None) -> Card:
+    """The card of a prepared source.
+
+    Args:
+        overlap: see `Card`.
+    """
+    report = manifest.report
+    about = report.get("about", {})
+    codec = manifest.codec
+    return Card(
+        source=manifest.source,
+        task=manifest.task,
+        description=about.get("description", ""),
+        licence=about.get("licence", ""),
+        home=about.get("home", ""),
+        languages=tuple(about.get("languages", ())),
+        samples=manifest.samples,
+        hours=round(manifest.seconds / 3600, 4),
+        speakers=report.get("speakers", 0),
+        text_tokens=manifest.text_tokens,
+        codes=manifest.codes,
+        tokenizer=manifest.tokenizer,
+        codec=f"{codec['name']} {codec['fingerprint']}" if codec else "",
+        left_out=report.get("skipped", {}),
+        filtered=report.get("filtered", {}),
+        unread=report.get("unread", 0),
+        overlap=overlap,
+    )
+
+
+@dataclass(frozen=True)
+class MixtureCard:
+    """What there is to say of a mixture.
+
+    Attributes:
+        mixture: its name.
+        ratios: source -> passes over it in an epoch.
+        cards: of its sources that are prepared.
+        missing: names of those that are not.
+    """
+
+    mixture: str
+    ratios: Mapping[str, float]
+    cards: tuple[Card, ...]
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, mixture: Mixture, cards: Sequence[Card]) -> "MixtureCard":
+        ratios = {share.source: share.ratio for share in mixture.shares}
+        there = {card.source for card in cards}
+        return cls(mixture.name, ratios, tuple(cards), tuple(name for name in ratios if name not in there))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"hours": self._sum("hours"), "samples": self._sum("samples"), **asdict(self)}
+
+    def to_markdown(self) -> str:
+        """A table of the sources, and the card of each."""
+        head = "| source | task | ratio | samples | hours | speakers | languages | licence |"
+        rows = [
+            f"| {_cell(c.source)} | {c.task} | {self.ratios.get(c.source, 0):g} | {c.samples:,} | {c.hours:,.2f} | "
+            f"{c.speakers or ''} | {_cell(', '.join(c.languages))} | {_cell(c.licence)} |"
+            for c in self.cards
+        ]
+        total = f"| all | | | {self._sum('samples'):,} | {self._sum('hours'):,.2f} | | | |"
+        missing = [f"Not prepared: {', '.join(self.missing)}.", ""] if self.missing else []
+        table = [
+            f"# Mixture {_cell(self.mixture)}",
+            "",
+            head,
+            "|---|---|---:|---:|---:|---:|---|---|",
+            *rows,
+            total,
+            "",
+        ]
+        return "\n".join([*table, *missing, *(card.to_markdown(2) for card in self.cards)])
+
+    def _sum(self, what: str) -> float:
+        total = sum(getattr(card, what) for card in self.cards)
+        return round(total, 4)
+
+
+def _counted(reasons: Mapping[str, int], unread: int = 0) -> str:
+    told = [f"{reason}: {count:,}" for reason, count in reasons.items()]
+    return "; ".join([*told, *([f"about {unread:,} in what could not be read"] if unread else [])]) or "nothing"
+
+
+def _overlaps(overlap: Mapping[str, Mapping[str, int]] | None) -> str:
+    if overlap is None:
+        return NOT_LOOKED_FOR
+    told = [
+        f"{other}: {count:,} ({kind})" for other, kinds in overlap.items() for kind, count in kinds.items() if count
+    ]
+    return "; ".join(told) or f"nothing of {', '.join(overlap)}"
+
+
+def _cell(text: str) -> str:
+    """Text of a stranger's recipe as a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
