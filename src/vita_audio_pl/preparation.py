@@ -80,7 +80,7 @@ def codec_facts(codec: Codec, dtype: str = "float32") -> dict[str, str | float |
     }
 
 
-def worker_codec(folder: Place, cache: str, device: str, dtype: str) -> Codec:
+def worker_codec(folder: Place, device: str, dtype: str, cache: str = CACHE) -> Codec:
     """The codec of a worker process: `cuda` is one GPU for each of this machine's workers, turn and turn about."""
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{worker_number() % torch.cuda.device_count()}"
@@ -131,7 +131,7 @@ def tokenize_job(
         task=recipe.task,
         reader=recipe.open(root, split),
         tokenizer=tokenizer,
-        make_codec=partial(worker_codec, codec_folder, cache, device, dtype) if codec_folder else None,
+        make_codec=partial(worker_codec, codec_folder, device, dtype, cache) if codec_folder else None,
         codec=codec_facts(load_codec(local_copy(codec_folder, cache)), dtype) if codec_folder else {},
         load_audio=load_audio,
         out=below(shards, recipe.folder(split), "the name of the source"),
