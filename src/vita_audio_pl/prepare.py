@@ -45,14 +45,14 @@ def prepare(config: PrepareConfig) -> None:
             f"preparing '{config.source}' needs root=DIR, where the corpus lies, and tokenizer_folder=DIR, whose ids its text "
             "becomes; a source with audio needs codec_folder=DIR, too"
         )
-    shards = place(config.shards, "shards")
-    if isinstance(shards, RemotePath):
-        shards.check_writable()
+    target = place(config.shards, "shards")
+    if isinstance(target, RemotePath):
+        target.check_writable()
     make_job = partial(
         tokenize_job,
         recipe,
         root=place(config.root, "root"),
-        shards=shards,
+        shards=target,
         tokenizer=TextTokenizer.load(local_copy(place(config.tokenizer_folder, "tokenizer_folder"), config.cache)),
         codec_folder=place(config.codec_folder, "codec_folder") if config.codec_folder else None,
         batch_seconds=config.batch_seconds,
@@ -67,7 +67,7 @@ def prepare(config: PrepareConfig) -> None:
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts, config.prune)
         if manifest is not None:
-            print(manifest_told(manifest, shards))
+            print(manifest_told(manifest, target))
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ class MixtureCard:
         return "\n".join([*table, *missing, *(card.to_markdown(2) for card in self.cards)])
 
     def _sum(self, what: str) -> float:
-        total = sum(getattr(card, what) for card in self.cards)
+        total: float = sum(getattr(card, what) for card in self.cards)
         return round(total, 4)
 
 

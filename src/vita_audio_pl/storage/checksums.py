@@ -18,7 +18,7 @@ import xxhash
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.files import write_whole
 from vita_audio_pl.storage.node import once_a_node
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, PlaceT
 from vita_audio_pl.storage.remote import RemotePath
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def sum_of_bytes(data: bytes) -> FileSum:
     return FileSum(len(data), tuple(xxhash.xxh3_64_hexdigest(view[at : at + BLOCK]) for at in starts))
 
 
-def sum_of_files(paths: Collection[Place]) -> dict[Place, FileSum]:
+def sum_of_files(paths: Collection[PlaceT]) -> dict[PlaceT, FileSum]:
     """Checksums of files as they are on the disk, read by several threads.
 
     Raises:
@@ -178,7 +178,7 @@ def sum_of_files(paths: Collection[Place]) -> dict[Place, FileSum]:
     work = [(path, start) for path, size in sizes.items() for start in range(0, size, BLOCK)]
     with _threads() as pool:
         digests = list(pool.map(_sum_block, *zip(*work, strict=True))) if work else []
-    blocks: dict[Place, list[str]] = {path: [] for path in paths}
+    blocks: dict[PlaceT, list[str]] = {path: [] for path in paths}
     for (path, _), digest in zip(work, digests, strict=True):
         blocks[path].append(digest)
     return {path: FileSum(sizes[path], tuple(blocks[path])) for path in paths}

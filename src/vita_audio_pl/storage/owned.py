@@ -16,16 +16,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.storage.files import ABANDONED_AFTER, create_new, partial_name, write_json
 from vita_audio_pl.storage.lease import is_lease
-from vita_audio_pl.storage.places import Place, names_in
+from vita_audio_pl.storage.places import Place, PlaceT, names_in, relative
 from vita_audio_pl.storage.remote import RemotePath
-
-PlaceT = TypeVar("PlaceT", bound=Place)
 
 MARK = ".vita_audio_pl.json"
 FORMAT = 1
@@ -147,8 +145,8 @@ class Owned:
                     _remove(path)
 
     def _foreign(self, path: Place) -> Iterator[PurePosixPath | Path]:
-        relative = path.relative_to(self.root)
-        parts = [_name_when_whole(part) for part in relative.parts]
+        way = relative(path, self.root)
+        parts = [_name_when_whole(part) for part in way.parts]
         if path.is_dir() and not path.is_symlink():
             inside = _read(path)
             if inside is not None and isinstance(path, Path) and isinstance(self.root, Path):
@@ -157,14 +155,14 @@ class Owned:
                 for name in names_in(path):
                     yield from self._foreign(path / name)
             else:
-                yield relative
+                yield way
         elif (
             parts[-1] != _LOCK
             and not is_lease(parts[-1])
             and not parts[-1].startswith(MARK)
             and not any(_matches(parts, pattern.split("/")) for pattern in self.kind.files)
         ):
-            yield relative
+            yield way
 
 
 def begin_whole(target: Path, kind: str) -> Path:

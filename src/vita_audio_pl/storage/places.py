@@ -5,14 +5,15 @@ store cannot do (rename, links, locks) is done otherwise in `files`, `owned` and
 """
 
 import os
-from pathlib import Path
-from typing import TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.remote import RemotePath
 
 Place: TypeAlias = Path | RemotePath
+PlaceT = TypeVar("PlaceT", bound=Place)
 
 
 def place(name: str | Path, setting: str = "a place") -> Place:
@@ -33,6 +34,13 @@ def place(name: str | Path, setting: str = "a place") -> Place:
         return RemotePath.of(text)
     except UserError as error:
         raise UserError(f"{setting} is {error}") from None
+
+
+def relative(path: Place, root: Place) -> PurePosixPath:
+    """The way from `root` to what lies below it."""
+    if isinstance(path, RemotePath):
+        return path.relative_to(root)
+    return PurePosixPath(path.relative_to(cast(Path, root)))
 
 
 def names_in(folder: Place) -> list[str]:

@@ -192,7 +192,7 @@ class RemotePath:
         except FileNotFoundError:
             return False
         # a web server answers to the name of a folder with a page
-        return found.get("type", "file") == "file" and found.get("mimetype") != "text/html"
+        return bool(found.get("type", "file") == "file" and found.get("mimetype") != "text/html")
 
     def is_file_by_name(self) -> bool:
         """Whether it is a file; of a web server, which has pages for folders, by whether its name has an ending."""

@@ -30,7 +30,7 @@ from vita_audio_pl.data.readers.templates import check_pattern, columns_in, fill
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.data.readers.webdataset import DAMAGED, TOO_LARGE, UNSAFE
 from vita_audio_pl.errors import UserError, shown
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 
 _COLUMNS = ("audio", "text", "id", "speaker")
 REPEATED_KEY = "repeated key"
@@ -84,7 +84,7 @@ class ArchivesReader:
         tables: dict[str, str] = {}
         parts = []
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
-            name = path.relative_to(self.root).as_posix()
+            name = relative(path, self.root).as_posix()
             try:
                 table = self._table_of(name)[0]
                 where: dict[str, str | int] = {"path": name, "first": int(table not in tables)}

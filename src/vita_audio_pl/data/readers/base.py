@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import Conversation
 
 Made = TypeVar("Made")
@@ -282,7 +282,7 @@ def file_identities(paths: Sequence[Place], root: Place) -> list[str]:
 
 
 def _identity(path: Place, root: Place) -> str:
-    digest, name = hashlib.sha256(), path.relative_to(root).as_posix()
+    digest, name = hashlib.sha256(), relative(path, root).as_posix()
     try:
         size = path.stat().st_size
         with path.open("rb", buffering=_PIECE) as file:

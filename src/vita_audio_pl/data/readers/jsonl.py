@@ -16,7 +16,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import Conversation
 from vita_audio_pl.text.lines import Line, line_blocks, load_json, read_block
 
@@ -51,7 +51,7 @@ class JsonlReader:
             try:
                 for block in line_blocks(path, self.lines_per_part):
                     where: dict[str, str | int] = {
-                        "path": path.relative_to(self.root).as_posix(),
+                        "path": relative(path, self.root).as_posix(),
                         "offset": block.offset,
                         "line": block.first,
                         "lines": block.lines,

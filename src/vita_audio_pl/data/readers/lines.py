@@ -22,7 +22,7 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.templates import PLACES, check_pattern, columns_in, filled, groups_of, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text.lines import line_blocks, read_block, read_lines
 
 NO_LINE = "not a line"
@@ -81,7 +81,7 @@ class LinesReader:
         parts = []
         paths = dict.fromkeys(path for pattern in self.files for path in files_matching(self.root, (pattern,)))
         for path in paths:
-            name = path.relative_to(self.root).as_posix()
+            name = relative(path, self.root).as_posix()
             try:
                 for block in line_blocks(path, self.lines_per_part):
                     where: dict[str, str | int] = {

@@ -31,7 +31,7 @@ from vita_audio_pl.data.readers.table_files import parsed_row
 from vita_audio_pl.data.readers.templates import PLACES, columns_in, filled, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError, kind_in_words, shown
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
 
 NO_SEGMENT = "not a segment"
@@ -91,7 +91,7 @@ class RecordingsReader:
         parts = []
         paths = files_matching(self.root, self.files)
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
-            name, changed = path.relative_to(self.root).as_posix(), path.stat().st_mtime_ns
+            name, changed = relative(path, self.root).as_posix(), path.stat().st_mtime_ns
             try:
                 for block in element_blocks(path, self.recordings_per_part, self.list_key):
                     identity = f"{content} {rules} {block.first} {block.count}"
@@ -202,7 +202,7 @@ class TextGridReader:
     def parts(self) -> list[Part]:
         rules = hashlib.sha256(json.dumps([self.audio, self._rules.identity]).encode()).hexdigest()[:12]
         paths = files_matching(self.root, self.files)
-        names = [path.relative_to(self.root).as_posix() for path in paths]
+        names = [relative(path, self.root).as_posix() for path in paths]
         found = zip(names, paths, file_identities(paths, self.root), strict=True)
         return [
             Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found

@@ -28,7 +28,7 @@ from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, searched
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
 from vita_audio_pl.errors import UserError, kind_in_words
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
 from vita_audio_pl.text.messages import as_list, parse_messages, plain_text_of
 
@@ -111,10 +111,10 @@ class TableReader:
         parts = []
         paths = files_matching(self.root, self.files)
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
-            identity, name, changed = f"{content} {rules}", str(path.relative_to(self.root)), path.stat().st_mtime_ns
+            identity, name, changed = f"{content} {rules}", str(relative(path, self.root)), path.stat().st_mtime_ns
             try:
                 for first, place in pieces(path, self.rows_per_part):
-                    where = {"path": path.relative_to(self.root).as_posix(), **place}
+                    where = {"path": relative(path, self.root).as_posix(), **place}
                     rows_of = f"{first} {self.rows_per_part}"
                     part = Part(f"{name}:{first}", f"{identity} {rows_of}", where, changed, f"{content} {rows_of}")
                     parts.append(part)
@@ -126,7 +126,7 @@ class TableReader:
         path, wanted = self.root / str(part.where["path"]), self._wanted()
         found = rows(path, dict(part.where), wanted)
         if _FOLDER in wanted:
-            folder = {_FOLDER: path.parent.relative_to(self.root).as_posix()}
+            folder = {_FOLDER: relative(path.parent, self.root).as_posix()}
             found = ((where, row if isinstance(row, Unreadable) else {**folder, **row}) for where, row in found)
         if "text" in self.columns:
             rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)

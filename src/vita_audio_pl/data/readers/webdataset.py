@@ -24,7 +24,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
-from vita_audio_pl.storage.places import Place
+from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text.lines import load_json
 
 DAMAGED, UNSAFE, TOO_LARGE = "damaged archive", "unsafe member name", "member too large"
@@ -65,9 +65,9 @@ class WebDatasetReader:
         paths = files_matching(self.root, self.files)
         return [
             Part(
-                str(path.relative_to(self.root)),
+                str(relative(path, self.root)),
                 f"{content} {rules}",
-                {"path": path.relative_to(self.root).as_posix()},
+                {"path": relative(path, self.root).as_posix()},
                 path.stat().st_mtime_ns,
                 content,
             )

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.owned import MARK, Owned
+from vita_audio_pl.storage.places import relative
 from vita_audio_pl.training.run_folder.layout import LOCAL_CHECKPOINTS, STAGE
 
 CHECKPOINTS = "checkpoints"
@@ -145,7 +146,7 @@ def remove(checkpoint: Path) -> None:
         UserError: it holds what this program did not write; nothing of it was removed.
     """
     owner = _owner(checkpoint.parent)
-    owner.remove(str(checkpoint.relative_to(owner.root)))
+    owner.remove(str(relative(checkpoint, owner.root)))
 
 
 def remove_or_say(checkpoint: Path) -> None:
@@ -167,7 +168,7 @@ def tidy(folder: Path) -> None:
         if _LEFTOVER.fullmatch(path.name):
             remove(path)
         elif _NAME.fullmatch(path.name) and not (path / STATE).is_file():
-            if foreign := owner.foreign(str(path.relative_to(owner.root))):
+            if foreign := owner.foreign(str(relative(path, owner.root))):
                 raise UserError(
                     f"{path} is no checkpoint that this program wrote (it holds {foreign[0].name}), so it is not touched; "
                     "move it away and give the same command again"
