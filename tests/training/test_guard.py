@@ -19,15 +19,17 @@ from tests.patience import wait_until
 from vita_audio_pl import processes
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.processes import requeued_when_told
+from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.watchdog import Watchdog
 from vita_audio_pl.training.checkpoints import parts
 from vita_audio_pl.training.engines.base import Engine
-from vita_audio_pl.training.run_folder.layout import StageFolder
+from vita_audio_pl.training.run_folder.layout import STAGE, StageFolder
 from vita_audio_pl.training.settings import GuardConfig
 from vita_audio_pl.training.stage import train
 from vita_audio_pl.training.step.module import SpeechLMModule
+from vita_audio_pl.training.tracking.lineage import kept_id
 from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
 
@@ -179,6 +181,30 @@ def test_a_signal_after_the_last_step_lets_the_stage_be_handed_over(trained, mon
     assert trained("align").finished
     assert "SIGTERM after step 6: the stage is handed over" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == usual
+
+
+def test_steps_are_looked_into(trained, capsys):
+    folder = trained("align", "callbacks.profile.at_step=3", "callbacks.profile.steps=2", "trainer.rows_per_device=2")
+    place = folder.root / "profile/step-000003.rank-0"
+    figures = json.loads(place.with_name(place.name + ".times.json").read_text())
+    phases = figures["phases"]
+    assert set(phases) >= {"data", "forward and loss", "backward and reduce", "clip", "optimiser", "save", "rest"}
+    assert all(seconds >= 0 for seconds in phases.values())
+    assert sum(phases.values()) == pytest.approx(figures["seconds"], rel=0.05)
+    trace = json.loads(place.with_name(place.name + ".trace.json").read_text())
+    steps = [event for event in trace["traceEvents"] if str(event.get("name", "")).startswith("Optimizer.step")]
+    assert len(steps) == 2 and "profile of 2 steps" in capsys.readouterr().out
+    assert Owned.open(folder.root, STAGE).foreign() == []
+
+
+def test_a_wandb_id_is_one_run_s_and_kept(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    first = kept_id(one, "a/b-align")
+    assert first.startswith("a-b-align-") and kept_id(one, "a/b-align") == first != kept_id(other, "a/b-align")
+    (one / "wandb_id.json").write_text("{")
+    assert kept_id(one, "a/b-align") != first
 
 
 def test_a_step_of_the_log_is_one_more_line(tmp_path):

@@ -276,6 +276,15 @@ class SamplesConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Steps that are traced, to be looked into: `profile/` in the stage's folder."""
+
+    at_step: int | None = setting(None, "the first one; null = none is", at_least=1)
+    steps: int = setting(3, "that many", at_least=1)
+    ranks: list[int] = setting([0], "of these ranks", at_least=0)
+
+
+@dataclass
 class CallbacksConfig:
     """How often the run is logged, checked and saved; steps are optimiser steps."""
 
@@ -300,6 +309,7 @@ class CallbacksConfig:
         None, "step of the checkpoint to go back to, once for a command; null = the newest", at_least=0
     )
     progress_bar: bool = True
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     requeue: bool = setting(True, "SLURM: put the job back into the queue after SIGTERM or SIGUSR1")

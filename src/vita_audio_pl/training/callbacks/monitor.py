@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.callbacks.guard import StepGuard
-from vita_audio_pl.training.callbacks.speed import data_wait_of, memory_in_use, peak_flops
+from vita_audio_pl.training.callbacks.speed import memory_in_use, peak_flops, step_times_of
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.step.module import SpeechLMModule
@@ -98,8 +98,8 @@ class Monitor(Callback):
 
     @staticmethod
     def _waited(trainer: L.Trainer) -> float:
-        wait = data_wait_of(trainer)
-        return 0.0 if wait is None else wait.read()
+        wait = step_times_of(trainer)
+        return 0.0 if wait is None else wait.waited_for_data()
 
     def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
         self.latest |= figures

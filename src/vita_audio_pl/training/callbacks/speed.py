@@ -1,6 +1,9 @@
 """How well a run uses its devices: operations against their peak, memory, and the time that waits for data."""
 
+import re
 import time
+from collections import Counter
+from functools import cache
 
 import lightning as L
 import psutil
@@ -10,32 +13,61 @@ from lightning.pytorch.profilers import Profiler
 from vita_audio_pl.training.engines.gpus import gpu_named
 from vita_audio_pl.training.settings import TrainerConfig
 
-_FETCH = "train_dataloader_next"
+DATA, FORWARD, BACKWARD, CLIP, OPTIMISER, SAVE = (
+    "data", "forward and loss", "backward and reduce", "clip", "optimiser", "save"
+)  # fmt: skip
+_PHASES = {
+    r".*train_dataloader_next": DATA,
+    r"\[Strategy\]\w+\.training_step": FORWARD,
+    r"\[Strategy\]\w+\.backward": BACKWARD,
+    r"\[LightningModule\]\w+\.configure_gradient_clipping": CLIP,
+    r"\[LightningModule\]\w+\.optimizer_step": OPTIMISER,
+    r"\[Callback\]Checkpointing\.on_train_batch_end": SAVE,
+}
 
 
-class DataWait(Profiler):
-    """Adds up the seconds in which the training loop waits for its next batch."""
+class StepTimes(Profiler):
+    """Adds up the seconds of the phases of training steps, each without those that run inside it.
+
+    On a GPU these are the host's, unless `device` is set: then every phase waits for the device, so that it has its own time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = 0.0
-        self._started = 0.0
+        self.seconds: Counter[str] = Counter()
+        self.device: torch.device | None = None
+        self._open: list[tuple[str, float]] = []
+        self._data = 0.0
 
     def start(self, action_name: str) -> None:
-        if action_name.endswith(_FETCH):
-            self._started = time.perf_counter()
+        if (phase := _phase(action_name)) is not None:
+            self._open.append((phase, self._now()))
 
     def stop(self, action_name: str) -> None:
-        if action_name.endswith(_FETCH):
-            self.seconds += time.perf_counter() - self._started
+        if _phase(action_name) is not None and self._open:
+            phase, started = self._open.pop()
+            elapsed = self._now() - started
+            self.seconds[phase] += elapsed
+            if self._open:
+                self.seconds[self._open[-1][0]] -= elapsed
 
-    def read(self) -> float:
-        """Seconds since the last reading."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
+    def waited_for_data(self) -> float:
+        """Seconds since the last asking."""
+        before, self._data = self._data, self.seconds[DATA]
+        return self._data - before
 
     def summary(self) -> str:
         return ""
+
+    def _now(self) -> float:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@cache
+def _phase(action_name: str) -> str | None:
+    return next((phase for pattern, phase in _PHASES.items() if re.fullmatch(pattern, action_name)), None)
 
 
 def peak_flops(settings: TrainerConfig, device: torch.device) -> float | None:
@@ -57,7 +89,7 @@ def memory_in_use(device: torch.device) -> float:
     return held / 2**30
 
 
-def data_wait_of(trainer: L.Trainer) -> DataWait | None:
+def step_times_of(trainer: L.Trainer) -> StepTimes | None:
     """The profiler of a trainer that `build_trainer` made."""
     profiler = getattr(trainer, "profiler", None)
-    return profiler if isinstance(profiler, DataWait) else None
+    return profiler if isinstance(profiler, StepTimes) else None

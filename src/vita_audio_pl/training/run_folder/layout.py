@@ -18,6 +18,7 @@ from vita_audio_pl.training.run_folder.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
 IDENTITY, FORCED, METRICS, CONFIG = "identity.json", "forced.json", "metrics.csv", "config.yaml"
+WANDB_ID = "wandb_id.json"
 _CHECKPOINT = ("part-*.safetensors", "part-*.json", "rng-*.json", "state.json", "rank-*.done", "reason.txt")
 STAGE = Kind(
     "training stage",
@@ -31,6 +32,8 @@ STAGE = Kind(
         CHANGES,
         "cost.json",
         "bad_steps.rank-*.jsonl",
+        "profile/step-*.rank-*.*",
+        WANDB_ID,
         "ranks/heartbeat.rank-*",
         "ranks/stacks.rank-*.txt",
         "ranks/nccl.*",

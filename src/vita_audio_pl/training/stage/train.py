@@ -29,6 +29,7 @@ from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, Stateful, check_best_by
 from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.callbacks.preemption import Preemption
+from vita_audio_pl.training.callbacks.profile import Profile
 from vita_audio_pl.training.callbacks.proof import TrainingProof
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.samples import Samples
@@ -256,6 +257,8 @@ def _train(
     ]
     if config.callbacks.progress_bar:
         callbacks.append(ProgressReport(monitor, config.stage.name))
+    if config.callbacks.profile.at_step is not None:
+        callbacks.append(Profile(config.callbacks.profile, folder.root / "profile"))
     callbacks.append(HandOver(engine, proof, write, folder.checkpoints))
     trainer = build_trainer(
         config,

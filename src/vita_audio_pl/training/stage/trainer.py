@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.training.callbacks.speed import DataWait
+from vita_audio_pl.training.callbacks.speed import StepTimes
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.settings import TrainConfig, TrainerConfig
 from vita_audio_pl.training.stage.launch import tell_of_waiting
@@ -115,7 +115,7 @@ def build_trainer(
         "enable_model_summary": False,
         "enable_checkpointing": False,
         "use_distributed_sampler": False,
-        "profiler": DataWait(),
+        "profiler": StepTimes(),
     }
     trainer = L.Trainer(**ours, **checked_extra(settings.extra, ours))
     # Lightning's handler of SIGTERM runs a collective in the signal handler, and its handling of SLURM writes hpc_ckpt_*

@@ -2,18 +2,24 @@
 
 import dataclasses
 import hashlib
+import json
 import re
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
 
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.evaluation.runs.wandb_log import never_fatal
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.training.checks import settings_of_stage
 from vita_audio_pl.training.run_folder.identity import flatten
+from vita_audio_pl.training.run_folder.layout import WANDB_ID
 from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -21,8 +27,19 @@ _FORBIDDEN_IN_IDS = re.compile(r"[/\\#?%:]+")
 
 
 def run_id(name: str) -> str:
-    """A fixed id of a run, so that going on with it continues its curves."""
+    """A name as wandb takes it for an id."""
     return _FORBIDDEN_IN_IDS.sub("-", name)
+
+
+def kept_id(folder: Path, name: str) -> str:
+    """The wandb id of a stage: drawn when it begins, so that no two runs of a name are one, and kept in its folder."""
+    path = folder / WANDB_ID
+    with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is drawn anew
+        return str(json.loads(path.read_bytes())["id"])
+    id = f"{run_id(name)[:100]}-{secrets.token_hex(4)}"
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        write_json(path, {"format": 1, "id": id})
+    return id
 
 
 def group_of(run_name: str) -> str:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 from vita_audio_pl.storage.secrets import command_line_without_credentials, without_credentials
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.tracking.lineage import changed_settings, group_of, run_id
+from vita_audio_pl.training.tracking.lineage import changed_settings, group_of, kept_id
 from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
 
@@ -32,13 +32,13 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
     if mode != "off":
         from lightning.pytorch.loggers import WandbLogger
 
-        # one run per stage, grouped by the chain or the ablation; the id is fixed, so a resumed stage continues its curves
+        # one run per stage, grouped by the chain or the ablation; a resumed stage continues its curves
         os.environ.setdefault("WANDB_SILENT", "true")
         wandb_logger = WandbLogger(
             name=f"{config.run_name}/{config.stage.name}",
             project=config.logger.wandb_project,
             entity=config.logger.wandb_entity,
-            id=run_id(f"{config.run_name}-{config.stage.name}"),
+            id=kept_id(folder, f"{config.run_name}-{config.stage.name}"),
             group=config.logger.wandb_group or group_of(config.run_name),
             job_type=config.stage.name,
             save_dir=folder,
