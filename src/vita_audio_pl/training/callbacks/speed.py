@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from functools import cache
 
 import lightning as L
@@ -34,7 +34,7 @@ class StepTimes(Profiler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.device: torch.device | None = None
         self._open: list[tuple[str, float]] = []
         self._data = 0.0
