@@ -47,7 +47,7 @@ speed() { # a folder of one file, written once and then compared three times
 }
 
 echo "$(date -u '+%Y-%m-%d %H:%M') UTC, $(git rev-parse --short HEAD 2>/dev/null || echo 'no commit')," \
-  "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1) x $(nproc), load $(cut -d' ' -f1-3 /proc/loadavg)"
+  "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1) x $(nproc --all), load $(cut -d' ' -f1-3 /proc/loadavg)"
 for part in "$@"; do
   echo "== $part"
   before=$SECONDS

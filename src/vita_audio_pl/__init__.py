@@ -4,7 +4,11 @@ The names below are loaded when first used, so that importing the package costs 
 `from vita_audio_pl import IntervalRatio, load_speech_model, train_config`. See the page "From Python".
 """
 
+import os
+import signal
+import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 _HOMES = {
@@ -32,3 +36,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'vita_audio_pl' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _stopped_while_starting(number: int, frame: Any) -> None:
+    """What Ctrl-C does while a command still imports, for seconds; `processes.stopping_is_said` takes over from it."""
+    os.write(2, b"\nCtrl-C: stopped in its start; the same command goes on from what is finished\n")
+    os._exit(128 + number)
+
+
+# only where this is a command (`python -m vita_audio_pl.train`), never where the package is imported
+if any(flag == "-m" and name.startswith(f"{__name__}.") for flag, name in pairwise(sys.orig_argv)):
+    signal.signal(signal.SIGINT, _stopped_while_starting)

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import soundfile
 
 RATE = 8000
-PYTHONS_WORDS = re.compile(r"NoneType|\bNone\b|\b(an?|not|got|expected) '?(str|int|dict|float|bool|bytes|tuple)\b")
+PYTHONS_WORDS = re.compile(
+    r"NoneType|\bsys\.|\bNone\b|\b(an?|not|got|expected) '?(str|int|dict|float|bool|bytes|tuple)\b"
+)
 """What types are called in Python, and to nobody who has a corpus."""
 HELLO, SINGS = "hello there", "the red bird sings"
 ASR = {"task": "asr"}

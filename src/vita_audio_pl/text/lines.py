@@ -160,6 +160,10 @@ def load_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        if "sys.set_int_max_str_digits" in str(error):  # Python's advice is none for who has a corpus
+            raise ValueError("a number of thousands of digits") from None
+        raise
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
