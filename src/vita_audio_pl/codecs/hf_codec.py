@@ -252,9 +252,10 @@ _MODELS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
 
 def _loaded(folder: Path) -> MimiModel | DacModel:
     values = read_json(folder / "config.json")
-    if values.get("model_type") not in _MODELS:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _MODELS:
         raise UserError(f"{folder}/config.json is not that of a codec known here ({', '.join(_MODELS)})")
-    model_class, config_class = _MODELS[values["model_type"]]
+    model_class, config_class = _MODELS[model_type]
     _check_sizes(values, f"{folder / 'config.json'}")
     with open_safetensors(folder / "model.safetensors") as file:
         held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -262,8 +263,17 @@ def _loaded(folder: Path) -> MimiModel | DacModel:
         with torch.device("meta"):
             wanted = model_class(config_class(**values)).state_dict()
         _check_shapes(held, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, folder)
-        model = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        return cast(MimiModel | DacModel, model)
+        # with its report it returns a pair, which its types do not say
+        loaded: Any = model_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{folder} lacks {len(missing)} tensors that config.json calls for, such as '{missing[0]}'; without them the "
+                "codec is another one: download the whole folder"
+            )
+        return cast(MimiModel | DacModel, model.eval())
     except UserError:
         raise
     except Exception as error:  # transformers raises nearly any type on a configuration that cannot be
