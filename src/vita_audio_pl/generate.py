@@ -58,7 +58,7 @@ def generate(config: GenerateConfig) -> None:
         f"{len(answer.ids)} tokens in {answer.backbone_passes} backbone and {answer.head_passes} head passes, "
         f"{seconds:.2f} s"
         + (f"; {spoken:.2f} s of speech in {config.output}" if spoken else silent)
-        + ("" if answer.stopped else f"; cut at max_new_tokens={config.max_new_tokens}"),
+        + ("" if answer.stopped else f"; cut at max_new_tokens={config.token_limit}"),
         file=sys.stderr,
     )
 

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from vita_audio_pl.config.entry import run_entry_point, to_dataclass
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
-from vita_audio_pl.training.settings import CHAIN, RENAMED
+from vita_audio_pl.training.settings import CHAIN
 
 
 def plan(config: PlanConfig) -> None:
@@ -50,7 +50,7 @@ def heads_of(config: PlanConfig) -> int:
 
 
 def main() -> None:
-    run_entry_point(plan, "plan", PlanConfig, apply_stage_settings, renamed=RENAMED)
+    run_entry_point(plan, "plan", PlanConfig, apply_stage_settings)
 
 
 if __name__ == "__main__":

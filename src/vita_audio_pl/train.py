@@ -12,7 +12,7 @@ from vita_audio_pl.storage.model_folders import may_name_checkpoint
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.finetune import with_finetune
 from vita_audio_pl.training.run_folder.origin import start_tokenizer
-from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
+from vita_audio_pl.training.settings import CHAIN, TrainConfig
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
 
@@ -99,7 +99,7 @@ def _model(name: str, runs: str) -> str:
 
 
 def main() -> None:
-    run_entry_point(train, "train", TrainConfig, _settings, renamed=RENAMED, expand=_words)
+    run_entry_point(train, "train", TrainConfig, _settings, expand=_words)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf, open_dict
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.benchmarking.settings import BenchmarkConfig
 from vita_audio_pl.checksums import ChecksumsConfig
-from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.config.entry import register_schema, run_entry_point, to_dataclass
 from vita_audio_pl.config.fields import Described, described
+from vita_audio_pl.config.renamed import RENAMED
 from vita_audio_pl.data.__main__ import DataToolsConfig
 from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.demo import DemoConfig
@@ -107,6 +108,17 @@ def test_wrong_values_of_every_setting_are_refused_in_a_sentence(command):
                 continue
             accepted.append(f"{setting.name}={value}")
     assert not accepted
+
+
+@pytest.mark.parametrize("command", RENAMED)
+def test_a_renamed_setting_is_refused_with_its_new_name(command, monkeypatch, capsys):
+    names = [setting.name for setting in described(COMMANDS[command])]
+    for old, new in RENAMED[command].items():
+        assert old not in names and any(new == name or new.startswith(f"{name}.") for name in names), (old, new)
+        monkeypatch.setattr("sys.argv", [command, f"+{old}=1"])
+        with pytest.raises(SystemExit) as stop:
+            run_entry_point(lambda config: None, command, COMMANDS[command])
+        assert stop.value.code == 2 and f"the setting '{old}' is now '{new}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runner import SpellingToolbox, evaluation
 
+from vita_audio_pl.config.decoding import Sampling
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.runs.plan import plan_evaluations
 from vita_audio_pl.evaluation.runs.ranks import Share
@@ -25,7 +26,8 @@ DECIDING = {
     "bench": ["b", "other-reference", "other-question", "other-recording"],
     "mode": ["vanilla", "boost"],
     "verify": ["none", "greedy"],
-    "constrain_audio": [True, False],
+    "constrain": [True, False],
+    "sampling": [Sampling(), Sampling(temperature=0.7), Sampling(temperature=0.7, seed=1)],
     "max_new_tokens": [10, 20],
     "limit": [None, 1],
     "codec_folder": [None, "m/codec", "other-codec/codec"],
@@ -111,7 +113,7 @@ def planned(world: Path, deciding: dict, other: dict):
         spelling_file=deciding["spelling_file"] and str(place / deciding["spelling_file"]),
         max_new_tokens={"tts": deciding["max_new_tokens"]}, incomparable=other["incomparable"],
     )  # fmt: skip
-    names = ("mode", "verify", "constrain_audio", "limit", "missing_audio")
+    names = ("mode", "verify", "constrain", "sampling", "limit", "missing_audio")
     files = {
         name: deciding[name] and str(place / deciding[name])
         for name in ("judge_model", "speaker_model", "mos_model", "codec_folder", "encoder_folder")

@@ -104,7 +104,7 @@ def test_a_judge_from_outside_listens(my_lab):
         != judge_facts(of_file)
     )
     with pytest.raises(UserError, match="no judge 'wisper'; choose one of .*judge._target_="):
-        judge_facts("wisper")
+        judge_maker()("wisper")
 
 
 def test_a_plugin_registers_a_codec_and_a_reader(my_lab):

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from vita_audio_pl.benchmarking.sizes import ModelSize
+from vita_audio_pl.config.decoding import VERIFY_MODES
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.sequence import VERIFY_MODES
 from vita_audio_pl.interleave import DecodePattern
 
 

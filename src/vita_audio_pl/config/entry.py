@@ -26,6 +26,7 @@ from vita_audio_pl.config.fields import Rules, check_settings, described, did_yo
 from vita_audio_pl.config.help import print_help, wants_help
 from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
+from vita_audio_pl.config.renamed import RENAMED
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.processes import end_with, end_with_launcher
 from vita_audio_pl.storage.files import write_whole
@@ -41,7 +42,6 @@ def run_entry_point(
     schema: type,
     amend: Amend | None = None,
     own: Sequence[str] = (),
-    renamed: Mapping[str, str] | None = None,
     expand: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
@@ -58,7 +58,6 @@ def run_entry_point(
         amend: fills in settings that follow from others, before anything is resolved.
         own: settings of `schema` that are named like a group of `conf/` that other commands choose from. Hydra would
             take `name=value` for the choice of an option, so they are taken off the command line before it reads it.
-        renamed: settings of earlier versions and their names today.
         expand: what one word of the command line stands for; gets the arguments and returns those that are meant.
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
@@ -90,7 +89,7 @@ def run_entry_point(
     end_with_launcher()
     with one_sentence(), _hydras_mistakes(rules, restore):
         sys.argv[1:] = arguments_with_homes(sys.argv[1:])
-        _refuse_renamed(sys.argv[1:], renamed or {})
+        _refuse_renamed(sys.argv[1:], RENAMED.get(config_name, {}))
         _refuse_addresses(sys.argv[1:], rules)
         given = _take(own)
         if wants_help(sys.argv[1:]):

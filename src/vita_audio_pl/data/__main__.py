@@ -26,21 +26,12 @@ from vita_audio_pl.storage.copies import reaching
 from vita_audio_pl.storage.files import json_bytes, write_output
 from vita_audio_pl.storage.places import Place, names_in
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
-from vita_audio_pl.training.settings import CHAIN, RENAMED, TrainConfig
+from vita_audio_pl.training.settings import CHAIN, TrainConfig
 
 if TYPE_CHECKING:
     from vita_audio_pl.data.tools.overlap import Overlap
 
 COMMANDS = ("info", "status", "card", "stats", "lint", "overlap", "plan", "preview")
-RENAMED_HERE = {
-    "row_length": "stage.sequence_length",
-    "rows": "stage.rows_per_step",
-    "text_weight": "rendering.text_weight",
-    "audio_weight": "rendering.audio_weight",
-    "lead_in": "rendering.lead_in_codes",
-    "tokenizer": "data.shards, which it lies beside, not",
-}
-"""Settings of earlier versions of this command and what they are called today."""
 
 
 @dataclass
@@ -205,7 +196,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
 def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1].isidentifier():  # `data lint` reads better than `data command=lint`
         sys.argv[1] = f"command={sys.argv[1]}"
-    run_entry_point(look, "data_tools", DataToolsConfig, apply_stage_settings, renamed=RENAMED | RENAMED_HERE)
+    run_entry_point(look, "data_tools", DataToolsConfig, apply_stage_settings)
 
 
 if __name__ == "__main__":

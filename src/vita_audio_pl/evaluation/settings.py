@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vita_audio_pl.config.command import CommandConfig
+from vita_audio_pl.config.decoding import VERIFY_MODES, DecodingConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
@@ -13,7 +14,6 @@ from vita_audio_pl.interleave import NAMED_PATTERNS
 
 OWN = "own"
 MODES = (*NAMED_PATTERNS, OWN)
-VERIFY = ("none", "greedy")
 
 
 @dataclass
@@ -25,7 +25,7 @@ class SuiteEntry:
     tasks: list[str] = setting([], "of the bench", choices=tuple(METRICS))
     split: str = setting("", "of the bench; empty = the setting `split`")
     limit: int | None = setting(None, "utterances per task; null = all", at_least=1)
-    verify: str = setting("", "none or greedy; empty = the setting `verify`", choices=("", *VERIFY))
+    verify: str = setting("", "none, greedy or sample; empty = the setting `verify`", choices=("", *VERIFY_MODES))
 
 
 @dataclass
@@ -38,7 +38,7 @@ class SuiteConfig:
 
 
 @dataclass
-class EvaluateConfig(CommandConfig):
+class EvaluateConfig(DecodingConfig, CommandConfig):
     """Everything that `python -m vita_audio_pl.evaluate` can be told."""
 
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -62,8 +62,6 @@ class EvaluateConfig(CommandConfig):
         choices=(*MODES, "all"),
         common=True,
     )
-    verify: str = setting("none", "greedy: the backbone checks what the heads drafted", choices=VERIFY, common=True)
-    constrain_audio: bool = setting(True, "inside an audio span only audio tokens may be written; false as published")
     split: str = setting("test", "of the bench", common=True)
     limit: int | None = setting(None, "first utterances only; null = all", at_least=1, common=True)
     profile: str = setting(
@@ -108,7 +106,6 @@ class EvaluateConfig(CommandConfig):
         None, "processes; null = one per core on a CPU (8 at most), one on a GPU", at_least=1, common=True
     )
     device: str = setting("auto", "cpu, cuda or auto", choices=("auto", "cpu", "cuda"), common=True)
-    graphs: bool | None = setting(None, "replay decoding passes as CUDA graphs; null = on a GPU")
     wandb: str = setting("off", "or offline, online: log the figures there, too", choices=("off", "offline", "online"))
     wandb_project: str = setting("vita-audio-pl", "project of the runs")
 

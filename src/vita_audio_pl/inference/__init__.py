@@ -1,5 +1,6 @@
 """Decoding: sessions, caches, the heads' patterns, verification and streaming."""
 
+from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.inference.batch import generate
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.dialogue import Conversation, Manner
@@ -7,7 +8,6 @@ from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
 from vita_audio_pl.inference.prompts import Prompter, task_conversation
 from vita_audio_pl.inference.runtime import Runtime
-from vita_audio_pl.inference.sampling import Greedy, Sampling
 
 __all__ = [
     "Conversation",

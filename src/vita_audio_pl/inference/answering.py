@@ -102,14 +102,14 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
     prompt = prompt_ids(conversation, audios, loaded, codec)
     pattern = pattern_of(config.mode, config.task, loaded)
     options: dict[str, Any] = {
-        "max_new_tokens": config.max_new_tokens,
+        "max_new_tokens": config.token_limit,
         "stop_ids": (vocabulary.im_end,),
-        "sampling": config.sampling.settings(),
+        "sampling": config.sampling,
         "constraint": SpanConstraint.of(vocabulary) if config.constrain else None,
         "verify": config.verify,
         "clips": clips_of(audios),
     }
     if config.first_chunk == "draft":
         options["first_chunk"] = (vocabulary.begin_of_audio, vocabulary.end_of_audio)
-    decoder = Decoder(loaded.runtime, capacity=len(prompt) + config.max_new_tokens, graphs=config.graphs)
+    decoder = Decoder(loaded.runtime, capacity=len(prompt) + config.token_limit, graphs=config.graphs)
     return Session(decoder, prompt, pattern, **options)

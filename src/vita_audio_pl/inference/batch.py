@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
+from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.runtime import Runtime
-from vita_audio_pl.inference.sampling import Greedy, Sampling
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM

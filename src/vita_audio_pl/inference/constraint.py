@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from vita_audio_pl.config.numbers import whole_number
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.checks import whole_number
 from vita_audio_pl.text.vocabulary import Vocabulary
 
 

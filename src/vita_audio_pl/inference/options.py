@@ -1,38 +1,22 @@
 """The settings of `python -m vita_audio_pl.generate`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
 from vita_audio_pl.config.command import CommandConfig
+from vita_audio_pl.config.decoding import DecodingConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.prompts import TASKS
-from vita_audio_pl.inference.sampling import Sampling
-from vita_audio_pl.inference.sequence import VERIFY_MODES
 from vita_audio_pl.interleave import DecodePattern
 
 FIRST_CHUNK = ("verified", "draft")
 
 
 @dataclass
-class SamplingConfig:
-    """How tokens are drawn; see `inference.sampling.Sampling`."""
-
-    temperature: float = setting(0.0, "0 takes the most likely token", at_least=0)
-    top_k: int = setting(0, "0 keeps all", at_least=0)
-    top_p: float = setting(1.0, "tokens of this much probability are kept", above=0, at_most=1)
-    repetition_penalty: float = setting(1.0, "above 1 repeats less", above=0)
-    seed: int = setting(0, "of the draws", at_least=0)
-
-    def settings(self) -> Sampling:
-        """The same, checked."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed)
-
-
-@dataclass
-class GenerateConfig(CommandConfig):
+class GenerateConfig(DecodingConfig, CommandConfig):
     """Everything that `python -m vita_audio_pl.generate` can be told."""
 
     model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
@@ -55,15 +39,9 @@ class GenerateConfig(CommandConfig):
         "turbo, boost, balance, vanilla or a list; null = the model's own for speech, vanilla for text",
         common=True,
     )
-    verify: str = setting(
-        "none", "greedy, sample: let the backbone check what the heads draft", choices=VERIFY_MODES, common=True
-    )
     first_chunk: str = setting(
         "verified", "under verification: or draft, played before it is checked", choices=FIRST_CHUNK
     )
-    constrain: bool = setting(False, "allow only codes and end markers inside audio spans")
-    max_new_tokens: int = setting(1024, "of an answer", at_least=1, common=True)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     output: str = setting(
         "answer.wav", "where the spoken answer goes; with stream=true, - is raw 16-bit samples on stdout", common=True
     )
@@ -73,13 +51,16 @@ class GenerateConfig(CommandConfig):
     dtype: str | None = setting(
         None, "float32, bfloat16; null = the file's", choices=("float32", "bfloat16", "float16")
     )
-    graphs: bool | None = setting(None, "replay passes as CUDA graphs; null = on a GPU")
+
+    @property
+    def token_limit(self) -> int:
+        """Of an answer."""
+        return self.max_new_tokens or 1024
 
     def check(self) -> None:
         if self.first_chunk == "draft" and self.verify == "none":
             raise UserError("first_chunk=draft means something only with verify=greedy or verify=sample")
         if self.output == "-" and not self.stream:
             raise UserError("output=- writes samples as they are made, so it needs stream=true")
-        self.sampling.settings()
         if self.mode is not None:
             DecodePattern.of(self.mode)

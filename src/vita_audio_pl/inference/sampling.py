@@ -1,62 +1,11 @@
 """How a token is drawn from logits: greedy, or by temperature, top-k, top-p and repetition penalty, with a seed."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.checks import finite_number, whole_number
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of one session; the default is greedy.
-
-    Attributes:
-        temperature: 0 takes the most likely token.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the most likely tokens until their probabilities reach this sum.
-        repetition_penalty: logits of tokens seen before (prompt included) are divided by it where positive and
-            multiplied where negative (arXiv 1909.05858).
-        seed: of this session's draws; they depend on nothing that is decoded beside it.
-
-    Raises:
-        UserError: a value of another type or out of range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            object.__setattr__(self, name, finite_number(getattr(self, name), name))
-        for name in ("top_k", "seed"):
-            object.__setattr__(self, name, whole_number(getattr(self, name), name, least=0))
-        if not self.temperature >= 0:
-            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 means none")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken."""
-        return self.temperature == 0
-
-    @property
-    def plain_argmax(self) -> bool:
-        """Whether the choice is the largest logit, with nothing done to it."""
-        return self.greedy and self.repetition_penalty == 1
-
-
-Greedy = Sampling()
-"""The most likely token each time."""
+from vita_audio_pl.config.decoding import Sampling
 
 
 class Sampler:

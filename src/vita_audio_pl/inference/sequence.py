@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from vita_audio_pl.config.decoding import VERIFY_MODES, Greedy, Sampling
+from vita_audio_pl.config.numbers import whole_number
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.checks import token_ids, whole_number
+from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.generation import Generation
-from vita_audio_pl.inference.sampling import Greedy, Sampler, Sampling
+from vita_audio_pl.inference.sampling import Sampler
 from vita_audio_pl.interleave import DecodePattern
-
-VERIFY_MODES = ("none", "greedy", "sample")
 
 
 @dataclass(frozen=True)

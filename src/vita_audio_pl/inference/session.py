@@ -5,11 +5,11 @@ from types import TracebackType
 
 from torch import Tensor
 
+from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
-from vita_audio_pl.inference.sampling import Greedy, Sampling
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
 

@@ -11,23 +11,13 @@ from typing import Any
 from omegaconf import MISSING
 
 from vita_audio_pl.config.command import CommandConfig
+from vita_audio_pl.config.decoding import DecodingConfig
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.choice import JUDGES
 
 CHAIN = "chain"
-RENAMED = {
-    "optim.betas": "optim.optimizer.betas",
-    "optim.eps": "optim.optimizer.eps",
-    "optim.warmup_share": "optim.schedule.warmup_share",
-    "optim.warmup": "optim.schedule.warmup",
-    "optim.min_rate_share": "optim.schedule.min_rate_share",
-    "trainer.zero_stage": "trainer.engine.stage",
-    "trainer.offload": "trainer.engine.offload",
-    **{f"experiment.steps.{stage}": f"per_stage.{stage}.steps" for stage in ("align", "mtp1", "mtp10", "sft")},
-}
-"""Settings of earlier versions and what they are called today."""
 BLOCKS = ("none", "backbone", "heads", "all")
 
 
@@ -257,13 +247,12 @@ SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
 
 
 @dataclass
-class SamplesConfig:
+class SamplesConfig(DecodingConfig):
     """Fixed held-out prompts that the model answers while it trains, to be heard and read; and at the stage's end."""
 
     every_steps: int | None = setting(None, "null = a fifth of the stage; 0 = never, not at the end either", at_least=0)
     per_task: int = setting(2, "prompts of each task", at_least=1)
     tasks: list[str] = setting(list(SAMPLE_TASKS), "of those that the stage's data has", choices=SAMPLE_TASKS)
-    max_new_tokens: int = setting(256, "of an answer", at_least=1)
     judge: Any = setting(
         None,
         "who transcribes spoken answers; or the component of a judge of your own; null = nobody",
@@ -273,6 +262,11 @@ class SamplesConfig:
         None, "folder of a Whisper or Paraformer checkpoint; null where the judge needs none"
     )
     grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = grammar.jsgf beside the shards")
+
+    @property
+    def token_limit(self) -> int:
+        """Of an answer."""
+        return self.max_new_tokens or 256
 
 
 @dataclass

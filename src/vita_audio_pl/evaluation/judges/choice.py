@@ -157,6 +157,8 @@ def judge_maker(
 
 def judge_facts(judge: "str | JudgeSettings | Custom", device: str = "cpu", **files: Any) -> dict[str, Any]:
     """What decides a judge's transcripts; of files and folders their contents. files: as `judge_settings` takes them."""
+    if isinstance(judge, str) and judge not in JUDGES:
+        return {"judge": judge}  # refused where it is to be built, before the first answer
     settings = judge_settings(judge, **files)
     if isinstance(settings, JudgeSettings):
         return {"judge": judge_name(judge), **settings.facts(device)}

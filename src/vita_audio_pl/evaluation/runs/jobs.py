@@ -1,8 +1,10 @@
 """What one evaluation is: a model, a mode, a task of a bench, what decides its result, and the folder that is named for it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.evaluation.identity import Identity
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.storage.model_folders import part_of, read_manifest, run_of
@@ -24,6 +26,7 @@ class Decoding:
         verify: `none` keeps what the heads drafted, `greedy` lets the backbone check it.
         constrained: inside an audio span only codes, its end marker and the end of the answer may be written.
         max_new_tokens: token limit of an answer.
+        sampling: how tokens are drawn.
     """
 
     mode: str
@@ -31,10 +34,22 @@ class Decoding:
     verify: str = "none"
     constrained: bool = True
     max_new_tokens: int = 512
+    sampling: Sampling = Greedy
 
     @property
     def label(self) -> str:
-        return self.mode if self.verify == "none" else f"{self.mode}+verify"
+        name = self.mode if self.verify == "none" else f"{self.mode}+verify"
+        return name if self.sampling == Greedy else f"{name}+sampled"
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How tokens are drawn, as JSON; empty where the most likely ones are taken, as in every earlier result."""
+        return {} if self.sampling == Greedy else {"sampling": asdict(self.sampling)}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {name: value for name, value in vars(self).items() if name != "sampling"} | self.drawn
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                     mode,
                     own_pattern(model) if mode == OWN else NAMED_PATTERNS[mode],
                     entry.verify or config.verify,
-                    config.constrain_audio,
-                    config.bench.token_limit(task),
+                    config.constrain,
+                    config.max_new_tokens or config.bench.token_limit(task),
+                    config.sampling,
                 )
                 place = split_folder(bench_folder(config.output, model, config.bench.name), stage, split)
                 evaluations.append(
@@ -157,6 +158,7 @@ class _Facts:
                     "constrained": decoding.constrained,
                     "max_new_tokens": decoding.max_new_tokens,
                     "precision": precision,
+                    **decoding.drawn,
                 },
                 self.unreadable,
                 listening,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
         "bench": evaluation.bench,
         "split": evaluation.split,
         "task": evaluation.task,
-        **asdict(evaluation.decoding),
+        **evaluation.decoding.facts,
         "precision": identity.answering["precision"],
         "profile": rules.profile.name,
         "profile_differences": rules.profile.differences(),

@@ -175,6 +175,7 @@ class ModelToolbox:
             stop_ids=[vocabulary.im_end],
             constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
             verify=decoding.verify,
+            sampling=decoding.sampling,
             batch_size=batch_size,
             clips=clips,
             graphs=self.graphs,

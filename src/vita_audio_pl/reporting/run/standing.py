@@ -142,7 +142,7 @@ def _apart(figure: PublishedFigure, found: dict[str, Result], last: str, plus: b
     if facts.get("limited_to"):
         yield f"only the first {facts['limited_to']} utterances"
     if facts.get("constrained"):
-        yield "nothing but audio may be written inside a span (constrain_audio); the published system masks nothing"
+        yield "nothing but audio may be written inside a span (constrain); the published system masks nothing"
     if facts.get("verify", "none") != "none":
         yield "drafts were verified"
     if facts.get("judge") and figure.metric.startswith("speech"):

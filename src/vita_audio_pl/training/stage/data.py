@@ -75,7 +75,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
                 f"{shards} ({codec.fingerprint}): put the codec there that they were made with, or prepare the source again"
             )
     samples = config.callbacks.samples
-    capacity = config.model.max_position_embeddings - samples.max_new_tokens
+    capacity = config.model.max_position_embeddings - samples.token_limit
     return StageData(
         datamodule=datamodule,
         vocabulary=vocabulary,

@@ -1,0 +1,76 @@
+"""How answers are decoded: the settings that every command which asks a model shares, declared once, here."""
+
+from dataclasses import dataclass, field
+
+from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.numbers import finite_number, whole_number
+from vita_audio_pl.errors import UserError
+
+VERIFY_MODES = ("none", "greedy", "sample")
+
+
+@dataclass(unsafe_hash=True)
+class Sampling:
+    """Settings of one session; the default is greedy.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens until their probabilities reach this sum.
+        repetition_penalty: logits of tokens seen before (prompt included) are divided by it where positive and
+            multiplied where negative (arXiv 1909.05858).
+        seed: of this session's draws; they depend on nothing that is decoded beside it.
+
+    Raises:
+        UserError: a value of another type or out of range.
+    """
+
+    temperature: float = setting(0.0, "0 takes the most likely token", at_least=0)
+    top_k: int = setting(0, "0 keeps all", at_least=0)
+    top_p: float = setting(1.0, "tokens of this much probability are kept", above=0, at_most=1)
+    repetition_penalty: float = setting(1.0, "above 1 repeats less", above=0)
+    seed: int = setting(0, "of the draws", at_least=0)
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            setattr(self, name, finite_number(getattr(self, name), name))
+        for name in ("top_k", "seed"):
+            setattr(self, name, whole_number(getattr(self, name), name, least=0))
+        if not self.temperature >= 0:
+            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            raise UserError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 means none")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature == 0
+
+    @property
+    def plain_argmax(self) -> bool:
+        """Whether the choice is the largest logit, with nothing done to it."""
+        return self.greedy and self.repetition_penalty == 1
+
+
+Greedy = Sampling()
+"""The most likely token each time."""
+
+
+@dataclass
+class DecodingConfig:
+    """Settings of whatever asks a model; `inference.sequence.Options` is what one sequence gets of them."""
+
+    verify: str = setting(
+        "none", "greedy, sample: let the backbone check what the heads draft", choices=VERIFY_MODES, common=True
+    )
+    constrain: bool = setting(True, "inside an audio span only audio tokens may be written; false as published")
+    max_new_tokens: int | None = setting(
+        None,
+        "of an answer; null = 1024, in an evaluation the bench's own, of samples in training 256",
+        at_least=1,
+        common=True,
+    )
+    sampling: Sampling = field(default_factory=Sampling)
+    graphs: bool | None = setting(None, "replay decoding passes as CUDA graphs; null = on a GPU")

@@ -1,0 +1,28 @@
+"""Settings of earlier versions, by command, and what they are called today: the old name is refused with the new one."""
+
+_STAGES = ("align", "mtp1", "mtp10", "sft")
+_TRAINING = {
+    "objective.name": "objective",
+    "optim.betas": "optim.optimizer.betas",
+    "optim.eps": "optim.optimizer.eps",
+    "optim.warmup_share": "optim.schedule.warmup_share",
+    "optim.warmup": "optim.schedule.warmup",
+    "optim.min_rate_share": "optim.schedule.min_rate_share",
+    "trainer.zero_stage": "trainer.engine.stage",
+    "trainer.offload": "trainer.engine.offload",
+    **{f"experiment.steps.{stage}": f"per_stage.{stage}.steps" for stage in _STAGES},
+}
+RENAMED: dict[str, dict[str, str]] = {
+    "train": _TRAINING,
+    "plan": _TRAINING,
+    "data_tools": {
+        **_TRAINING,
+        "row_length": "stage.sequence_length",
+        "rows": "stage.rows_per_step",
+        "text_weight": "rendering.text_weight",
+        "audio_weight": "rendering.audio_weight",
+        "lead_in": "rendering.lead_in_codes",
+        "tokenizer": "data.tokenizer_folder",
+    },
+    "evaluate": {"constrain_audio": "constrain"},
+}
