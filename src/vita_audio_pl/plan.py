@@ -6,6 +6,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
 from vita_audio_pl.config.entry import run_entry_point, to_dataclass
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.settings import CHAIN
@@ -19,6 +20,8 @@ def plan(config: PlanConfig) -> None:
     from vita_audio_pl.planning.stage_plan import check_memory, peak_tflops, plan_stage
 
     check_train_config(config)
+    if config.stage.epochs is not None or any(each.epochs is not None for each in config.per_stage.values()):
+        raise UserError("plan reads no data, so it cannot count the rows of an epoch: give stage.steps")
     stages = config.variant.stages if config.stage.name == CHAIN else [config.stage.name]
     settings = {stage: config if len(stages) == 1 else settings_of(stage) for stage in stages}
     plans = [plan_stage(settings[stage], heads_of(settings[stage])) for stage in stages]

@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -18,6 +20,7 @@ from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.data.mixture import load_mixture
+from vita_audio_pl.data.plan import Place
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.shards import iterate_shard
 from vita_audio_pl.errors import UserError
@@ -221,6 +224,14 @@ def test_single_held_out_conversations_are_the_same_ones_each_time(corpus: Corpu
         assert [turn.role for turn in held.asked] == ["user"] and held.answer.role == "assistant"
         assert held.asked[0].counts().n_audios == (held.task == "asr")
         assert held.answer.counts().n_audios == (held.task == "tts")
+
+
+def test_an_epoch_has_the_rows_that_are_planned_for_it(corpus: Corpus) -> None:
+    module = corpus.module()
+    epochs = [place.epoch for _, _, place in itertools.islice(module.plan.rows(Place()), 2000)]
+    assert module.plan.rows_per_epoch == epochs.count(0) < len(epochs)
+    rows_per_step = module.geometry.rows_per_step
+    assert module.steps_of(2) == math.ceil(2 * epochs.count(0) / rows_per_step)
 
 
 def damaged(corpus: Corpus, folder: Path, source: str, share: float) -> tuple[Corpus, set[int]]:

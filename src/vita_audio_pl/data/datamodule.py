@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -244,9 +245,12 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps that one epoch of the mixture fills, rounded up; rows are about 99.9 % full."""
-        rows = self.plan.phases[-1].tokens_per_epoch / self.row_length
-        return max(1, -int(-rows // self.geometry.rows_per_step))
+        """Optimiser steps that one epoch of the mixture fills, rounded up."""
+        return self.steps_of(1.0)
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimiser steps that so many epochs of the mixture fill, as it is at first, rounded up."""
+        return max(1, math.ceil(epochs * self.plan.rows_per_epoch / self.geometry.rows_per_step))
 
     @property
     def source_names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ goes on into the next epoch.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from vita_audio_pl.data.packing import best_fit_decreasing
 from vita_audio_pl.errors import UserError
 
 WINDOW = 65_536
+_COUNTED_WINDOWS = 32
+"""Of an epoch, to know how many rows it has: two million samples, about two seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +277,13 @@ class Plan:
                 part = slice(window.starts[row], window.starts[row + 1])
                 yield window.source[part], window.sample[part], dataclasses.replace(place, row=row + 1)
             place = self._after(place)
+
+    @cached_property
+    def rows_per_epoch(self) -> float:
+        """Rows of the first epoch: counted, in very large epochs over the first windows, which are much alike."""
+        phase = self.phases[0]
+        counted = min(phase.windows, _COUNTED_WINDOWS)
+        return sum(len(self.window(0, 0, number)) for number in range(counted)) * phase.windows / counted
 
     def _after(self, place: Place) -> Place:
         """The start of the window after that of `place`."""

@@ -45,6 +45,16 @@ def apply_stage_settings(config: DictConfig, given: Sequence[str] = ()) -> None:
                 f"stage.{key}={config.stage[key]} and per_stage.{name}.{key}={value} say two things of one setting; give "
                 "one of them"
             )
+    if config.stage.epochs is not None:
+        said = {key for key in ("steps", "epochs") for group in ("stage", f"per_stage.{name}")
+                if f"{group}.{key}" in on_command_line}  # fmt: skip
+        if len(said) == 2:
+            raise UserError(
+                f"stage.epochs={config.stage.epochs:g} and stage.steps={config.stage.steps} both say how long the stage "
+                "trains; give one of them"
+            )
+        if "steps" in said:  # the command line wins over the epochs of a file
+            config.stage.epochs = None
 
 
 def check_train_config(config: TrainConfig) -> None:

@@ -84,6 +84,8 @@ def with_finetune(arguments: Sequence[str]) -> list[str]:
     meant, why = _settings(find_model(said["finetune"], runs), Path(said["shards"]), lora)
     print(why, flush=True)
     given = {argument.partition("=")[0].lstrip("+") for argument in rest}
+    if "stage.epochs" in given:  # the length is given in another way, and what was chosen by it falls away
+        given |= {"stage.steps", "callbacks.validate_every"}
     return [*(setting for setting in meant if setting.partition("=")[0] not in given), *rest]
 
 

@@ -69,6 +69,9 @@ class StageConfig:
         MISSING, "packed rows in an optimiser step, over all devices and accumulation", at_least=1, common=True
     )
     steps: int = setting(MISSING, "optimiser steps", at_least=1, common=True)
+    epochs: float | None = setting(
+        None, "instead of steps: passes over the mixture, as 2 or 0.5; null = steps say it", above=0, common=True
+    )
     weight_decay: float = setting(0.0, "of AdamW; norms and biases are not decayed", at_least=0)
     mixture: str = setting(MISSING, "file of data_recipes/mixtures without .yaml, or a path to a .yaml", common=True)
 
@@ -91,6 +94,7 @@ class StageOverrides:
     sequence_length: int | None = None
     rows_per_step: int | None = None
     steps: int | None = None
+    epochs: float | None = None
     weight_decay: float | None = None
     mixture: str | None = None
 

@@ -76,6 +76,9 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for group, places in _PLACES.items():
         left_out = (*ROUNDING[group], *places)
         decisive[group] = {name: value for name, value in decisive[group].items() if name not in left_out}
+    decisive["stage"] = {
+        name: value for name, value in decisive["stage"].items() if name != "epochs"
+    }  # steps are what counts
     lora = decisive["model"]["lora"]
     if not lora["only"]:  # as runs from before this setting have it
         decisive["model"]["lora"] = {name: value for name, value in lora.items() if name != "only"}

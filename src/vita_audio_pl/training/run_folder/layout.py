@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold, this_job
@@ -92,6 +94,14 @@ class StageFolder:
         rows, _ = read_metrics(self.root / METRICS)
         values = [row[name] for _, row in sorted(rows.items()) if name in row]
         return float(values[-1]) if values else None
+
+    def begun_with(self) -> dict[str, Any]:
+        """The group `stage` of the settings that the stage was last started with; empty where it never was."""
+        try:
+            settings = yaml.safe_load((self.root / CONFIG).read_text(encoding="utf-8"))
+            return dict(settings["stage"])
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            return {}
 
     @contextmanager
     def held(self, what: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd
 from vita_audio_pl.storage.model_folders import part_of
 from vita_audio_pl.text import RenderOptions, TextTokenizer
 from vita_audio_pl.training.callbacks.sample_prompts import sample_prompts
+from vita_audio_pl.training.run_folder.layout import stage_folder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.starting_model import check_pretrained_tokenizer, encoder_folder
@@ -74,6 +75,8 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
                 f"the codes of '{source.name}' were made by another codec {codec.name} ({made_by}) than the one beside "
                 f"{shards} ({codec.fingerprint}): put the codec there that they were made with, or prepare the source again"
             )
+    if config.stage.epochs is not None:
+        config.stage.steps = steps_of_epochs(config, config.stage.epochs, datamodule)
     samples = config.callbacks.samples
     capacity = config.model.max_position_embeddings - samples.token_limit
     return StageData(
@@ -92,6 +95,15 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         front_end=front_end,
         prompts=() if samples.every_steps == 0 else sample_prompts(samples, datamodule, tokenizer, capacity),
     )
+
+
+def steps_of_epochs(config: TrainConfig, epochs: float, data: SpeechDataModule) -> int:
+    """Optimiser steps of so many epochs; a run that was begun keeps its number, whatever is quarantined since."""
+    folder = stage_folder(config, config.stage.name)
+    begun = {} if config.force else folder.begun_with()
+    if begun.get("epochs") == epochs:
+        return int(begun["steps"])
+    return data.steps_of(epochs)
 
 
 def render_options(config: TrainConfig, codec: Codec, n_heads: int) -> RenderOptions:
