@@ -2,13 +2,19 @@
 
 The names below are loaded when first used, so that importing the package costs nothing:
 `from vita_audio_pl import IntervalRatio, load_speech_model, train_config`. See the page "From Python".
+
+`transformers.AutoModelForCausalLM` loads published and exported folders once this package is imported (`models.auto`).
 """
 
 import os
 import signal
 import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 _HOMES = {
@@ -47,3 +53,37 @@ def _stopped_while_starting(number: int, frame: Any) -> None:
 # only where this is a command (`python -m vita_audio_pl.train`), never where the package is imported
 if any(flag == "-m" and name.startswith(f"{__name__}.") for flag, name in pairwise(sys.orig_argv)):
     signal.signal(signal.SIGINT, _stopped_while_starting)
+
+
+class _WithOurs(Loader):
+    """Loads transformers' table of models, then adds ours to it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        import_module("vita_audio_pl.models.auto").register()
+
+
+class _BeforeTransformers(MetaPathFinder):
+    """Waits for that table to be imported, so that importing this package does not import transformers."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _AUTO:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _WithOurs(spec.loader)
+        return spec
+
+
+_AUTO = "transformers.models.auto.modeling_auto"
+if _AUTO in sys.modules:
+    import_module("vita_audio_pl.models.auto").register()
+else:
+    sys.meta_path.insert(0, _BeforeTransformers())

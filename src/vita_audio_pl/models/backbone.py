@@ -24,6 +24,8 @@ from vita_audio_pl.models.released import (
 )
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import (
+    INDEX,
+    SINGLE,
     WeightFolder,
     load_strictly,
     save_weights,
@@ -105,6 +107,10 @@ def save_backbone(
     parameters = merged_parameters(model)
     beside = {name: tensor.contiguous() for name, tensor in parameters.items() if name.startswith(_BESIDE)}
     save_weights({name: tensor for name, tensor in parameters.items() if name not in beside}, folder, max_shard_bytes)
+    if not (folder / INDEX).is_file():  # engines that read every safetensors file (vLLM) keep to what it lists
+        write_json(
+            folder / INDEX, {"metadata": {}, "weight_map": dict.fromkeys(parameters.keys() - beside.keys(), SINGLE)}
+        )
     if beside:
         save_file(beside, folder / BESIDE, metadata={"format": "pt"})
     save_encoder_config(model, folder)

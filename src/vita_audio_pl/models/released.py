@@ -33,7 +33,7 @@ from vita_audio_pl.models.weight_files import (
 )
 
 _PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
-_MODEL_TYPE = "qwen2_mtp"
+MODEL_TYPE = "qwen2_mtp"
 HEADS = "num_nextn_predict_layers"
 MOST_LAYERS, MOST_HEADS = 1024, 100
 _SCALED = ("factor", "original_max_position_embeddings", "attention_factor")
@@ -96,7 +96,7 @@ def released_config(model: SpeechLM, first_code: int | None = None) -> dict[str,
     """`config.json` of the published layout for `model`."""
     config = backbone_dict(model.config.backbone) | {
         "architectures": ["Qwen2MTPForCausalLM"],
-        "model_type": _MODEL_TYPE,
+        "model_type": MODEL_TYPE,
         "num_hidden_layers": model.config.backbone.num_hidden_layers + model.n_heads,
         "num_nextn_predict_layers": model.n_heads,
         "torch_dtype": type_name(model),
@@ -228,8 +228,8 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     """
     path = Path(folder) / "config.json"
     fields = read_json(path)
-    if not str(fields.get("model_type")).startswith(_MODEL_TYPE):  # the Plus variants' has a suffix
-        raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{_MODEL_TYPE}'; a base model?")
+    if not str(fields.get("model_type")).startswith(MODEL_TYPE):  # the Plus variants' has a suffix
+        raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{MODEL_TYPE}'; a base model?")
     read = Fields(fields, str(path))
     all_layers = read.integer("num_hidden_layers", most=MOST_LAYERS)
     n_heads = read.integer("num_nextn_predict_layers", least=0, most=MOST_HEADS, default=0)
