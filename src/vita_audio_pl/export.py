@@ -1,6 +1,7 @@
 """`python -m vita_audio_pl.export`: a model folder in the published layout, or as a plain Qwen2 folder."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -32,6 +33,9 @@ class ExportConfig(CommandConfig):
         common=True,
     )
     codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder, if there is one")
+    licence: str | None = setting(None, "of the weights, as the hub spells it (apache-2.0): for the model card")
+    push_to_hub: str | None = setting(None, "upload the folder to this repository of the Hugging Face hub, OWNER/NAME")
+    private: bool = setting(True, "the repository, where it is made")
     max_shard_gb: float = setting(5.0, "weights are split into files of this size at most", above=0, common=True)
 
 
@@ -40,19 +44,24 @@ def export(config: ExportConfig) -> None:
     import torch
 
     from vita_audio_pl.inference.exporting import export_model
+    from vita_audio_pl.model_card import model_card, push_to_hub
     from vita_audio_pl.model_names import named_model
 
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     limit = round(config.max_shard_gb * 10**9)
+    source, target = named_model(config.source, config.paths.runs), Path(config.target)
     export_model(
-        named_model(config.source, config.paths.runs),
+        source,
         config.target,
         config.format,
         dtype=dtype,
         max_shard_bytes=limit,
         codec_folder=config.codec_folder,
     )
+    (target / "README.md").write_text(model_card(source, target, config.format, config.licence), encoding="utf-8")
     print(f"{config.target}: {config.source} in the {config.format} layout")
+    if config.push_to_hub is not None:
+        print(push_to_hub(target, config.push_to_hub, config.private))
 
 
 def main() -> None:

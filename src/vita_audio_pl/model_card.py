@@ -1,0 +1,148 @@
+"""A model card for an exported folder, from what the run left, and the way to the Hugging Face hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vita_audio_pl.data.card import card_of
+from vita_audio_pl.data.prepared import Manifest
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.reporting.results.files import read_result
+from vita_audio_pl.reporting.tables import markdown, results_table
+from vita_audio_pl.storage.model_folders import read_manifest, run_of
+
+_MOST_STAGES = 20
+
+
+def model_card(source: Path, target: Path, layout: str, licence: str | None, languages: tuple[str, ...] = ()) -> str:
+    """`README.md` of an exported folder: how it is used, its stages, its data, its results.
+
+    Args:
+        source: the model folder that was exported; its run and its parents are asked for what they say.
+        target: the exported folder, which gives the name.
+        layout: `released` or `backbone`.
+        licence: of the weights, as the hub spells it; None says that nobody has told.
+        languages: of the model; those of the data where none are given.
+    """
+    stages = list(_stages(source))
+    cards = _data(stages[0][1]) if stages else []
+    spoken = languages or tuple(sorted({language for card in cards for language in card.languages}))
+    head = {
+        "library_name": "transformers",
+        "tags": ["speech", "speech-language-model", "vita-audio", "multi-token-prediction"],
+        "pipeline_tag": "audio-text-to-text",
+        "license": licence or "unknown",
+        "language": list(spoken),
+    }
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items() if value), "---", ""]
+    lines += [f"# {target.resolve().name}", "", *_use(target.resolve().name, layout), ""]
+    if stages:
+        lines += [
+            "## How it was trained",
+            "",
+            "| stage | steps | heads | text:audio interval ratio | decoding pattern |",
+        ]
+        lines += ["|---|---|---|---|---|"]
+        lines += [
+            f"| {m['stage']} | {m['steps']:,} | {m['n_heads']} | {m['text_audio_interval_ratio']} | {m['decode_pattern']} |"
+            for _, m in reversed(stages)
+        ]
+        first = stages[-1][1]
+        start = (first.get("config") or {}).get("model", {}).get("pretrained")
+        lines += [
+            "",
+            f"Started from {Path(start).name if start else 'random weights'}." if not first.get("parent") else "",
+        ]
+    if cards:
+        lines += ["", "## Data", "", "| source | hours | samples | languages | licence |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {c.source} | {c.hours:,.1f} | {c.samples:,} | {', '.join(c.languages)} | {c.licence or 'not told'} |"
+            for c in cards
+        ]
+    results = _results(source, stages)
+    lines += ["", "## Results", ""]
+    lines += [markdown(results_table(results)) if results else "None of its evaluations was found beside the run."]
+    return "\n".join(lines) + "\n"
+
+
+def push_to_hub(folder: Path, repository: str, private: bool) -> str:
+    """Upload an exported folder; the address of the commit.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=private, exist_ok=True)
+        sent = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported model")
+        return str(sent.commit_url)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{folder} is written, and was not uploaded to {repository}: {said}") from error
+
+
+def _use(name: str, layout: str) -> list[str]:
+    load = f'AutoModelForCausalLM.from_pretrained("{name}")'
+    if layout == "backbone":
+        return [
+            "```python",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f"model = {load}  # the backbone alone",
+            "```",
+        ]
+    return [
+        "```python",
+        "import vita_audio_pl  # pip install vita-audio-pl",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"model = {load}  # generate() writes the backbone's tokens",
+        "speech = model.speech_lm()  # the same weights with their heads, for vita_audio_pl's decoder",
+        "```",
+        "",
+        f'`python -m vita_audio_pl.generate model={name} prompt="..."` answers with text and sound.',
+    ]
+
+
+def _stages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A model folder and its parents with their manifests, the last stage first."""
+    for _ in range(_MOST_STAGES):
+        manifest = read_manifest(folder)
+        if not manifest:
+            return
+        yield folder, manifest
+        if not manifest.get("parent"):
+            return
+        folder = folder.parent / str(manifest["parent"])
+
+
+def _data(manifest: dict[str, Any]) -> list[Any]:
+    """Cards of the prepared sources that the last stage read, as far as they are still there."""
+    data = (manifest.get("config") or {}).get("data") or {}
+    cards = []
+    for path in sorted(Path(data.get("shards") or "-").glob("*/manifest.json")):
+        try:
+            cards.append(card_of(Manifest.load(path.parent)))
+        except UserError:  # damaged or of another version: a card is no place to say so
+            continue
+    return [card for card in cards if not card.source.endswith(".dev")]
+
+
+def _results(source: Path, stages: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Figures of the evaluations of these very weights."""
+    run = run_of(source)
+    if run is None or not stages:
+        return []
+    found = []
+    for path in sorted(run.glob("eval/*/*/*/*/result.json")):
+        try:
+            result = read_result(path)
+        except UserError:
+            continue
+        if result.weights and result.weights == stages[0][1].get("weights"):
+            found.append(result.figures)
+    return found
