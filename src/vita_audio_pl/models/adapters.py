@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
-from vita_audio_pl.models.backbone import load_backbone
+from vita_audio_pl.models.backbone import load_backbone, open_backbone
 from vita_audio_pl.models.lora import add_lora, merge_lora
-from vita_audio_pl.models.released import load_released, released_config
+from vita_audio_pl.models.released import load_released, open_released, released_config, released_keys
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.models.weight_files import SINGLE, WeightFolder, folder_weights, is_finite, write_json
+from vita_audio_pl.models.weight_files import SINGLE, WeightFolder, check_fit, folder_weights, is_finite, write_json
 from vita_audio_pl.storage.model_folders import ADAPTERS, CONFIG, base_of, whole_model
 
 _FORMAT = 1
@@ -46,6 +46,26 @@ def load_model(
     plain = read_json(folder / CONFIG).get("model_type") == "qwen2"
     load = load_backbone if plain else load_released
     return load(folder, attention=attention, dtype=dtype, device=device)
+
+
+def open_model(
+    folder: Path | str, attention: str = "per_document"
+) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
+    """As `load_model`, with the weights not read yet: the model on the meta device, files, and file key -> parameter name.
+
+    The folder must hold a whole model.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    if read_json(Path(folder) / CONFIG).get("model_type") == "qwen2":
+        model, parts = open_backbone(folder, attention)
+    else:
+        model, weights = open_released(folder, attention)
+        parts = [(weights, released_keys(model))]
+    for weights, names in parts:
+        check_fit(model, weights, names)
+    return model, parts
 
 
 def save_adapters(

@@ -59,6 +59,20 @@ def load_backbone(
     Raises:
         UserError: not a Qwen2 folder, a file of it is damaged, or its weights do not fit its `config.json`.
     """
+    model, parts = open_backbone(folder, attention)
+    for weights, names in parts:
+        load_strictly(model, weights, names, dtype, device)
+    return model.materialised(device)
+
+
+def open_backbone(
+    folder: Path | str, attention: str = "per_document"
+) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
+    """The model of a Qwen2 folder on the meta device, and its weights, not read yet, with file key -> parameter name.
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
     folder = Path(folder)
     verify_model_files(folder)
     path = folder / "config.json"
@@ -79,10 +93,7 @@ def load_backbone(
     names = released_keys(model)
     own = {name: name for name in names.values() if name.startswith(_BESIDE)}
     plain = {key: name for key, name in names.items() if name not in own}
-    load_strictly(model, WeightFolder(folder), plain, dtype, device)
-    if beside is not None:
-        load_strictly(model, beside, own, dtype, device)
-    return model.materialised(device)
+    return model, [(WeightFolder(folder), plain), *([] if beside is None else [(beside, own)])]
 
 
 def save_backbone(

@@ -65,19 +65,19 @@ def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | N
     are drawn around the mean of the old ones with their covariance times 1e-9, as transformers' `mean_resizing` does.
     """
     tied = model.config.backbone.tie_word_embeddings
-    model.model.embed_tokens.weight = _resized(model.model.embed_tokens.weight, size, generator)
-    if not tied:
-        model.lm_head.weight = _resized(model.lm_head.weight, size, generator)
+    for layer in (model.model.embed_tokens, *(() if tied else (model.lm_head,))):
+        layer.weight = nn.Parameter(resized(layer.weight, size, generator), requires_grad=layer.weight.requires_grad)
     model.apply_ties()
     model.model.embed_tokens.num_embeddings = model.lm_head.out_features = size
     model.config.backbone.vocab_size = model.model.vocab_size = size
 
 
 @torch.no_grad()
-def _resized(weight: Tensor, size: int, generator: torch.Generator | None) -> nn.Parameter:
+def resized(weight: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """`weight` with `size` rows, as `resize_vocabulary` makes them."""
     added = size - len(weight)
     if added <= 0:
-        return nn.Parameter(weight[:size].clone(), requires_grad=weight.requires_grad)
+        return weight[:size].clone()
     mean = weight.mean(dim=0, dtype=torch.float32)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=weight.device)
     for rows in weight.split(16384):  # a whole float32 copy of a large matrix would double its memory
@@ -88,4 +88,4 @@ def _resized(weight: Tensor, size: int, generator: torch.Generator | None) -> nn
     if not failed.item():  # fewer rows than columns have no density; then the mean alone
         noise = torch.randn(added, len(mean), generator=generator).to(weight.device)
         new = new + noise @ factor.t().float()
-    return nn.Parameter(torch.cat((weight, new.to(weight.dtype))), requires_grad=weight.requires_grad)
+    return torch.cat((weight, new.to(weight.dtype)))

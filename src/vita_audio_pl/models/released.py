@@ -259,6 +259,17 @@ def load_released(
             there is no such device.
     """
     require_device(device)
+    model, weights = open_released(folder, attention)
+    load_strictly(model, weights, released_keys(model), dtype, device)
+    return model.materialised(device)
+
+
+def open_released(folder: Path | str, attention: str = "per_document") -> tuple[SpeechLM, WeightFolder]:
+    """The model of a published folder on the meta device, and its weights, not read yet under `released_keys(model)`.
+
+    Raises:
+        UserError: a file is cut short or damaged, or the configuration does not count the heads that are there.
+    """
     verify_model_files(Path(folder))
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
     config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)
@@ -268,6 +279,4 @@ def load_released(
             f"{folder} holds {held} heads ({_PARTS['proj']}.*), but its config.json says num_nextn_predict_layers="
             f"{config.n_heads}; they have to agree"
         )
-    model = SpeechLM.on_meta(config)
-    load_strictly(model, weights, released_keys(model), dtype, device)
-    return model.materialised(device)
+    return SpeechLM.on_meta(config), weights

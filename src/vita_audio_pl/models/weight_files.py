@@ -93,6 +93,18 @@ class WeightFolder:
                 raise UserError(f"the tensor '{key}' in {self.folder / self._files[key]} holds NaN or infinity")
             yield key, tensor
 
+    def rows(self, key: str, first: int, last: int) -> Tensor:
+        """Rows of a tensor; the others are not read.
+
+        Raises:
+            UserError: one of them holds NaN or infinity.
+        """
+        with self._open(self._files[key]) as file:
+            tensor: Tensor = file.get_slice(key)[first:last]
+        if not is_finite(tensor):
+            raise UserError(f"the tensor '{key}' in {self.folder / self._files[key]} holds NaN or infinity")
+        return tensor
+
     def _each(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Each key with the opened file that holds it."""
         by_file: dict[str, list[str]] = {}
@@ -181,22 +193,14 @@ def _tell_unchecked(folder: Path) -> None:
         )
 
 
-def load_strictly(
-    module: nn.Module,
-    folder: WeightFolder,
-    names: dict[str, str],
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> None:
-    """Replaces the parameters of `module`, which may be on the meta device, by the tensors of `folder`.
+def check_fit(module: nn.Module, folder: WeightFolder, names: dict[str, str]) -> None:
+    """Refuses a folder that does not hold just the parameters of `module`.
 
     Args:
         names: file key -> parameter name; the two sides have to match exactly.
-        dtype: converted to; None keeps each tensor's own.
-        device: where the parameters go.
 
     Raises:
-        UserError: a key is missing or not known, a shape differs, a value is not finite.
+        UserError: a key is missing or not known, or a shape differs.
     """
     shapes = folder.shapes()
     missing, extra = sorted(names.keys() - shapes.keys()), sorted(shapes.keys() - names.keys())
@@ -209,6 +213,26 @@ def load_strictly(
             raise UserError(
                 f"the tensor '{key}' in {folder.folder} has shape {shapes[key]}, but config.json calls for {expected}"
             )
+
+
+def load_strictly(
+    module: nn.Module,
+    folder: WeightFolder,
+    names: dict[str, str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Replaces the parameters of `module`, which may be on the meta device, by the tensors of `folder`.
+
+    Args:
+        names: as for `check_fit`.
+        dtype: converted to; None keeps each tensor's own.
+        device: where the parameters go.
+
+    Raises:
+        UserError: as `check_fit`; or a value is not finite.
+    """
+    check_fit(module, folder, names)
     for key, tensor in folder.tensors(names):
         owner, _, attribute = names[key].rpartition(".")
         old = module.get_parameter(names[key])

@@ -23,6 +23,9 @@ class EngineSettings(Component):
     shards: ClassVar[bool] = False
     """Whether parameters or what belongs to them are spread over the ranks, so that none has a whole model."""
 
+    fills_shards: ClassVar[bool] = False
+    """Whether a model without memory can be sharded, and weights be read into its shards."""
+
     def check_devices(self, trainer: "TrainerConfig") -> None:
         """Refuse devices that the engine cannot use, with a `UserError`."""
 
@@ -72,6 +75,7 @@ class FSDP2(EngineSettings):
     )
 
     shards: ClassVar[bool] = True
+    fills_shards: ClassVar[bool] = True
 
     def check_devices(self, trainer: "TrainerConfig") -> None:
         if trainer.world_size % self.replicas:

@@ -32,11 +32,11 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
         UserError: the weights do not fit, the stage wants fewer heads than the parent has, or there is no encoder.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
+    dtype = weights_type(config)
     if parent is not None:
         model = load_model(parent, attention=config.model.kernel, dtype=dtype)
     elif config.model.pretrained is not None:
-        model = load_backbone(_folder(config.model.pretrained), attention=config.model.kernel, dtype=dtype)
+        model = load_backbone(pretrained_folder(config.model.pretrained), attention=config.model.kernel, dtype=dtype)
         resize_vocabulary(model, vocabulary.size, generator)
     else:
         with torch.random.fork_rng(devices=[]):
@@ -52,10 +52,20 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
         model.config.context_of_audio = vocabulary.context_of_audio
     if config.stage.n_heads is not None:
         add_heads(model, config.stage.n_heads, generator)
-    model.config.detach_heads = config.objective.detach_heads
     lora = config.model.lora
     if lora.rank:
         add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.only)
+    return finish_start(config, model)
+
+
+def weights_type(config: TrainConfig) -> torch.dtype:
+    """Of the weights that train."""
+    return torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
+
+
+def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
+    """Tell a model that has all its modules how it is to train, in place."""
+    model.config.detach_heads = config.objective.detach_heads
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
     compile_blocks(model, config.model.compile)
     return model.train()
@@ -106,7 +116,7 @@ def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) ->
     """
     if config.model.pretrained is None or config.init_from is not None or config.variant.parents.get(config.stage.name):
         return
-    folder = _folder(config.model.pretrained)
+    folder = pretrained_folder(config.model.pretrained)
     own = TextTokenizer.load(folder)
     if own.fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -130,7 +140,12 @@ def check_adapters(config: TrainConfig, parent: StageManifest | None, n_heads: i
         )
 
 
-def _folder(path: str) -> Path:
+def pretrained_folder(path: str) -> Path:
+    """Where `model.pretrained` is.
+
+    Raises:
+        UserError: it is not there.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(

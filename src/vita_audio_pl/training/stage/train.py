@@ -58,6 +58,7 @@ from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, hand_over
 from vita_audio_pl.training.stage.invocation import again, invoked
 from vita_audio_pl.training.stage.launch import rank_of_launch
+from vita_audio_pl.training.stage.sharded_start import ShardedStart
 from vita_audio_pl.training.stage.starting_model import check_adapters, starting_model
 from vita_audio_pl.training.stage.trainer import build_trainer, check_devices, micro_batches
 from vita_audio_pl.training.step.freezing import Frozen, freeze
@@ -196,7 +197,9 @@ def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | Non
     Args:
         parent_folder: model folder that it starts from; None for a plain backbone.
     """
-    model = starting_model(config, data.vocabulary, parent_folder)
+    engine = config.trainer.engine
+    start = ShardedStart.of(config, data.vocabulary, parent_folder) if engine.fills_shards else None
+    model = starting_model(config, data.vocabulary, parent_folder) if start is None else start.model
     frozen = freeze(
         model,
         [*config.stage.freeze, *([NO_ADAPTER] if config.model.lora.only else [])],
@@ -207,10 +210,11 @@ def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | Non
         configured_objective(config, data.vocabulary),
         config.stage,
         config.optim,
-        config.trainer.engine.build(config.trainer),
+        engine.build(config.trainer),
         source_names=data.source_names,
         codes=(data.vocabulary.first_code, data.vocabulary.used),
         codes_per_second=data.codes_per_second,
+        fill=None if start is None else start.fill,
     )
     return module, frozen
 

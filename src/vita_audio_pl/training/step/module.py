@@ -30,6 +30,7 @@ class SpeechLMModule(L.LightningModule):
         engine: that the model trains under.
         source_names: data sources by number, for the log.
         codes: first id of an audio code and the id after the last; codes_per_second: of the codec; for the log.
+        fill: reads the weights of a `speech_lm` without memory, once it is sharded, onto a device.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SpeechLMModule(L.LightningModule):
         source_names: tuple[str, ...] = (),
         codes: tuple[int, int] | None = None,
         codes_per_second: float = 12.5,
+        fill: Callable[[torch.device], None] | None = None,
     ) -> None:
         super().__init__()
         self.speech_lm = speech_lm
@@ -55,7 +57,7 @@ class SpeechLMModule(L.LightningModule):
         self.grad_norm: Tensor | None = None
         self.last_loss: Tensor = torch.zeros(())
         self.verdict: Callable[[float], str | None] = no_verdict
-        self.engine, self._sharded = engine, False
+        self.engine, self._sharded, self._fill = engine, False, fill
         self.rate_factor = optim.schedule.build(stage.steps)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,6 +85,8 @@ class SpeechLMModule(L.LightningModule):
     def configure_model(self) -> None:
         if not self._sharded:  # Lightning calls this again for every fit or validation
             self.engine.shard(self.speech_lm, self)
+            if self._fill is not None:
+                self._fill(self.trainer.strategy.root_device)
             self._sharded = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
