@@ -40,13 +40,13 @@ class MTPForCausalLM(Qwen2ForCausalLM):
         # transformers runs as many of `layers` as this configuration says, and makes caches for them
         backbone = copy(config)
         backbone.num_hidden_layers = config.num_hidden_layers - self.n_heads
-        backbone.layer_types = config.layer_types[: backbone.num_hidden_layers]
+        backbone.layer_types = (config.layer_types or [])[: backbone.num_hidden_layers]
         self.model.config = backbone
         width, eps = config.hidden_size, config.rms_norm_eps
         self.mtp_projs = nn.ModuleList(nn.Linear(2 * width, width, bias=False) for _ in range(self.n_heads))
         self.mtp_embed_norms = nn.ModuleList(Qwen2RMSNorm(width, eps) for _ in range(self.n_heads))
         self.mtp_hidden_norms = nn.ModuleList(Qwen2RMSNorm(width, eps) for _ in range(self.n_heads))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def speech_lm(self, attention: str = "per_document") -> SpeechLM:
         """The model with its heads; the parameters are this object's."""
