@@ -16,6 +16,7 @@ from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.data.tools.preview import preview_html
 from vita_audio_pl.data.tools.tables import info_table, plan_table, stats_table
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.training.settings import TrainConfig
 
 
 @pytest.fixture
@@ -148,3 +149,23 @@ def test_a_folder_in_which_nothing_is_prepared_is_said_and_the_right_one_beside_
         assert said.endswith(f"did you mean {meant}?")
     (tmp_path / "empty").mkdir()
     assert nothing_prepared(tmp_path / "empty").endswith("or set data.shards=DIR")
+
+
+def test_what_is_previewed_is_made_by_trainings_own_function_with_its_settings(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[tuple[TrainConfig, int]] = []
+
+    def of_training(config: TrainConfig, n_heads: int) -> None:
+        seen.append((config, n_heads))
+        raise UserError("seen")
+
+    monkeypatch.setattr("vita_audio_pl.training.stage.data.prepared_data", of_training)
+    given = ["stage=mtp1", f"data.shards={corpus.shards}", "rendering.lead_in_codes=3", "rendering.text_weight=0.25"]
+    for word in ("preview", "plan"):
+        monkeypatch.setattr("sys.argv", ["data", word, *given, f"paths.runs={tmp_path}"])
+        with pytest.raises(SystemExit):
+            main()
+        config, n_heads = seen.pop()
+        assert (config.rendering.lead_in_codes, config.rendering.text_weight) == (3, 0.25)
+        assert n_heads == config.stage.n_heads == 1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.yaml_file import read_yaml
 from vita_audio_pl.errors import UserError, shown
 
@@ -90,8 +91,11 @@ def load_mixture(name: str, folder: Path | None = None) -> Mixture:
     folder = folder or asset_dir("data_recipes") / "mixtures"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise UserError(f"there is no mixture '{name}' ({path}); there are: {known}; a path to a .yaml works too")
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = did_you_mean(name, known)
+        raise UserError(
+            f"there is no mixture '{name}'{near} ({path}); there are: {', '.join(known)}; a path to a .yaml works too"
+        )
     return parse_mixture(path.stem, _mapping(path), str(path))
 
 

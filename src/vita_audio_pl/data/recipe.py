@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.readers import Reader, make_reader
 from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
@@ -113,8 +114,11 @@ def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
     folder = folder or asset_dir("data_recipes") / "sources"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise UserError(f"there is no source '{name}' ({path}); there are: {known}; a path to a .yaml works too")
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = did_you_mean(name, known)
+        raise UserError(
+            f"there is no source '{name}'{near} ({path}); there are: {', '.join(known)}; a path to a .yaml works too"
+        )
     return parse_recipe(path.stem, read_yaml(path), str(path))
 
 
@@ -129,7 +133,9 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
     known = {f.name: f for f in fields(SourceRecipe) if f.name != "name"}
     unknown = sorted(map(str, set(value) - set(known)))
     if unknown:
-        raise UserError(f"{where}: unknown key '{unknown[0]:.100}'; a recipe has {', '.join(known)}")
+        raise UserError(
+            f"{where}: unknown key '{unknown[0]:.100}'; a recipe has {', '.join(known)}{did_you_mean(unknown[0][:100], known)}"
+        )
     required = ("task", "description", "languages", "licence", "home", "layout", "reader")
     missing = [key for key in required if key not in value]
     if missing:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.data.readers.archived import ArchivesReader
 from vita_audio_pl.data.readers.base import (
@@ -85,14 +86,17 @@ def make_reader(root: Place, task: str, options: Mapping[str, Any], where: str, 
         load_inherited_plugins()
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(
-            f"{where} asks for the reader '{kind!s:.100}'; there are {', '.join(_KINDS)}; "
+            f"{where} asks for the reader '{kind!s:.100}'{did_you_mean(str(kind)[:100], _KINDS)}; there are {', '.join(_KINDS)}; "
             "plugins=[PACKAGE] registers yours"
         )
     known = {field.name: field for field in fields(_KINDS[kind])}
     unknown = sorted(map(str, set(settings) - set(known) | set(settings) & _TOLD))
     if unknown:
-        told = ", ".join(name for name in known if name not in _TOLD)
-        raise UserError(f"{where}: the reader '{kind}' has no option '{unknown[0]:.100}'; it has {told}")
+        told = [name for name in known if name not in _TOLD]
+        near = did_you_mean(unknown[0][:100], told)
+        raise UserError(
+            f"{where}: the reader '{kind}' has no option '{unknown[0]:.100}'; it has {', '.join(told)}{near}"
+        )
     if kind in _OURS:
         check_options(f"{where}: the reader '{kind}'", _KINDS[kind], settings)
     if filters != NONE:

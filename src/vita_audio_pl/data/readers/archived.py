@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
 
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.readers.archives import ArchiveError, Member, members
 from vita_audio_pl.data.readers.base import (
     NO_AUDIO,
@@ -73,7 +74,9 @@ class ArchivesReader:
         if unknown := sorted(set(columns_in(self.table)) - groups):
             raise UserError(f"{self.table!r:.200} names {{{unknown[0]}}}, which is no group of 'place'")
         if unknown := sorted(set(self.columns) - set(_COLUMNS)):
-            raise UserError(f"a table beside archives knows no column '{unknown[0]}'; it knows {', '.join(_COLUMNS)}")
+            raise UserError(
+                f"a table beside archives knows no column '{unknown[0]}'; it knows {', '.join(_COLUMNS)}{did_you_mean(unknown[0], _COLUMNS)}"
+            )
         if not {"audio", "text"} <= set(self.columns):
             raise UserError("a table beside archives needs the columns 'audio' and 'text': say what they are called")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from vita_audio_pl.config.fields import check_settings, setting
+from vita_audio_pl.config.fields import check_settings, did_you_mean, setting
 from vita_audio_pl.data.readers.base import Filtered, LeftOut, RawSample
 from vita_audio_pl.data.readers.options import check_options
 from vita_audio_pl.errors import UserError, shown
@@ -65,7 +65,9 @@ class Filters:
         """
         known = [field.name for field in fields(cls)]
         if unknown := sorted(map(str, set(value) - set(known))):
-            raise UserError(f"{where}: there is no filter '{unknown[0]:.100}'; there are {', '.join(known)}")
+            raise UserError(
+                f"{where}: there is no filter '{unknown[0]:.100}'; there are {', '.join(known)}{did_you_mean(unknown[0][:100], known)}"
+            )
         settings = {key: _frozen(item) for key, item in value.items()}
         check_options(f"{where}: 'filters'", cls, settings)
         filters = cls(**settings)
@@ -84,7 +86,9 @@ class Filters:
             except regex.error as error:
                 raise UserError(f"filters: {pattern!r:.200} is no regular expression ({error})") from None
         if unknown := [name for name in self.normalise if name not in NORMALISERS]:
-            raise UserError(f"filters: there is no normaliser '{unknown[0]:.100}'; there are {', '.join(NORMALISERS)}")
+            raise UserError(
+                f"filters: there is no normaliser '{unknown[0]:.100}'; there are {', '.join(NORMALISERS)}{did_you_mean(unknown[0], NORMALISERS)}"
+            )
         rates = self.characters_per_second
         if rates and not (len(rates) == 2 and 0 <= rates[0] < rates[1]):
             raise UserError(f"filters: characters_per_second is {list(rates)}; give the least and the most, as [4, 30]")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.readers.base import (
     NO_AUDIO,
     NO_SAMPLE,
@@ -83,7 +84,9 @@ class RecordingsReader:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.keys) - set(_KEYS)):
-            raise UserError(f"a recording and its segments have no '{unknown[0]:.100}'; they have {', '.join(_KEYS)}")
+            raise UserError(
+                f"a recording and its segments have no '{unknown[0]:.100}'; they have {', '.join(_KEYS)}{did_you_mean(unknown[0], _KEYS)}"
+            )
 
     def parts(self) -> list[Part]:
         described = json.dumps([self.list_key, dict(self.keys), self.subset, self._rules.identity])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.readers.base import (
     EACH,
     NO_AUDIO,
@@ -91,11 +92,15 @@ class TableReader:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(_COLUMNS))
         if unknown:
-            raise UserError(f"a table reader knows no column '{unknown[0]}'; it knows {', '.join(_COLUMNS)}")
+            raise UserError(
+                f"a table reader knows no column '{unknown[0]}'; it knows {', '.join(_COLUMNS)}{did_you_mean(unknown[0], _COLUMNS)}"
+            )
         if not {"text", "messages", "assistant"} & set(self.columns):
             raise UserError("a table reader needs the column 'text', 'messages' or 'assistant': say what it is called")
         if unknown := sorted(set(self.numbers) - set(self.columns)):
-            raise UserError(f"'numbers' names '{unknown[0]}', which is none of the columns {', '.join(self.columns)}")
+            raise UserError(
+                f"'numbers' names '{unknown[0]}', which is none of the columns {', '.join(self.columns)}{did_you_mean(unknown[0], self.columns)}"
+            )
         if self.channel == EACH and "text" not in self.columns:
             raise UserError("channel: each is for recordings with transcripts; give the number of a channel")
         check_pattern(self.inside, "inside")

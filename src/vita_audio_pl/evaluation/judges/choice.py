@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vita_audio_pl.config.component import Component, Custom
-from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.fields import did_you_mean, setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import path_digest
 
@@ -130,12 +130,14 @@ def judge_settings(
     """
     if isinstance(judge, str):
         if judge not in JUDGES:
-            raise UserError(f"there is no judge '{judge}'; choose one of {', '.join(JUDGES)}{_OR_OWN}")
+            raise UserError(
+                f"there is no judge '{judge}'; choose one of {', '.join(JUDGES)}{_OR_OWN}{did_you_mean(judge, JUDGES)}"
+            )
         given = {"grammar": grammar, "model": model, "trust_file": trust_file}
         kind = JUDGES[judge]
         return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
     if not isinstance(judge, (JudgeSettings, Custom)):
-        raise UserError(f"judge is {judge}: choose one of {', '.join(JUDGES)}{_OR_OWN}")
+        raise UserError(f"judge is {judge}: choose one of {', '.join(JUDGES)}{_OR_OWN}{did_you_mean(judge, JUDGES)}")
     return judge
 
 
