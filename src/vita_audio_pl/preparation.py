@@ -64,19 +64,22 @@ def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndar
         raise LeftOut(BROKEN_AUDIO, str(error)) from error
 
 
-def codec_facts(codec: Codec, dtype: str = "float32") -> dict[str, str | float | int]:
+def codec_facts(codec: Codec, dtype: str = "float32", device: str = "cpu") -> dict[str, str | float | int]:
     """What a manifest says of a codec: all that its codes follow from.
 
     Args:
-        dtype: that its networks compute in; a codec without the method `to` has no choice.
+        dtype, device: that its networks compute in and on; a codec without the method `to` has no choice.
     """
+    moves = hasattr(codec, "to")
+    kind = device.partition(":")[0]  # of two kinds, sums are rounded otherwise, and some codes differ
     return {
         "name": codec.name,
         "fingerprint": codec.fingerprint,
         "codes_per_second": codec.codes_per_second,
         "codebook_size": codec.codebook_size,
         "build": getattr(codec, "build", "1"),
-        "dtype": dtype if hasattr(codec, "to") else "float32",
+        "dtype": dtype if moves else "float32",
+        **({"device": kind} if moves and kind != "cpu" else {}),  # shards that a CPU made keep their names
     }
 
 
@@ -132,7 +135,7 @@ def tokenize_job(
         reader=recipe.open(root, split),
         tokenizer=tokenizer,
         make_codec=partial(worker_codec, codec_folder, device, dtype, cache) if codec_folder else None,
-        codec=codec_facts(load_codec(local_copy(codec_folder, cache)), dtype) if codec_folder else {},
+        codec=codec_facts(load_codec(local_copy(codec_folder, cache)), dtype, device) if codec_folder else {},
         load_audio=load_audio,
         out=below(shards, recipe.folder(split), "the name of the source"),
         rules=AudioRules(max_seconds=recipe.max_seconds, batch_seconds=batch_seconds),

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,6 +194,8 @@ def test_parquet_of_recordings(tmp_path: Path) -> None:
     columns = {"audio": "audio", "text": "sentence", "speaker": "spk"}
     reader = make_reader(tmp_path, "tts", {"kind": "table", "columns": columns, "rows_per_part": 2}, "test")
     assert len(reader.parts()) == 2
+    groups = {rows: [part.where["count"] for part in replace(reader, rows_per_part=rows).parts()] for rows in (1, 3)}
+    assert groups == {1: [2, 1], 3: [3]}  # no row group is read twice
     samples = good(reader)
     assert contents(samples[1]) == [("user", "Convert the text to speech.\ntwo"), ("assistant", "<|audio|>")]
     assert isinstance(samples[0].audios[0], AudioBytes) and samples[1].audios == (AudioFile(tmp_path / "clips/b.wav"),)

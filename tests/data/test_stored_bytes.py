@@ -221,12 +221,13 @@ def test_codes_of_another_type_or_build_never_share_a_shard(corpus: Corpus) -> N
 
     job = toy_job(corpus.root, corpus.shards, "asr", corpus.tokenizer)
     facts = [
-        preparation.codec_facts(codec, dtype)  # type: ignore[arg-type]
+        preparation.codec_facts(codec, dtype, device)  # type: ignore[arg-type]
         for codec in (Moving(), Rebuilt(), Still())
-        for dtype in ("float32", "bfloat16")
+        for dtype, device in (("float32", "cpu"), ("bfloat16", "cpu"), ("bfloat16", "cuda:1"), ("bfloat16", "cuda"))
     ]
     names = [replace(job, codec=codec).output_name(job.reader.parts()[0]) for codec in facts]
-    assert len(set(names)) == 4 and names[4] == names[5] == names[0]
+    assert len(set(names)) == 6 and names[8] == names[9] == names[10] == names[0]
+    assert names[2] == names[3] and names[6] == names[7]  # whichever GPU
 
 
 def test_sources_of_different_types_are_told(corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

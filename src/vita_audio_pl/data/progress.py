@@ -46,8 +46,17 @@ class PrepareProgress:
         samples, skipped = (sum(getattr(p, what) for p in self._done.values()) for what in ("samples", "skipped"))
         hours = sum(p.seconds for p in self._done.values()) / 3600
         elapsed = max(time.monotonic() - self._start, 1e-3)
-        speed = f"{hours:.2f} h of audio, {hours * 3600 / elapsed:.0f} x real time, " if hours else ""
-        return f"{samples} samples, {speed}{skipped} left out"
+        speed = f"{hours:.2f} h of audio, {hours * 3600 / elapsed:.0f} h an hour, " if hours else ""
+        return f"{samples} samples, {speed}{skipped} left out{self._waits()}"
+
+    def _waits(self) -> str:
+        """Where the time of the workers goes: it says whether more decoders or a faster codec would help."""
+        elapsed, reading, encoding = (
+            sum(getattr(p, what) for p in self._done.values()) for what in ("elapsed", "reading", "encoding")
+        )
+        return (
+            f"; {reading / elapsed:.0%} of the time reading, {encoding / elapsed:.0%} in the codec" if elapsed else ""
+        )
 
     def __enter__(self) -> "PrepareProgress":
         self._bars.start()

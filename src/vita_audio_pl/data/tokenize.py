@@ -6,10 +6,11 @@ any task can be killed and run again, in any order, on any machine that sees the
 
 import hashlib
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,11 +88,21 @@ class AudioRules:
 
 @dataclass
 class Progress:
-    """What a task has done so far."""
+    """What a task has done so far.
+
+    Attributes:
+        samples, skipped: taken, and left out.
+        seconds: of audio.
+        elapsed: seconds that it has worked, and of these `reading`, waiting for the corpus and for audio to be decoded,
+            and `encoding`, in the codec.
+    """
 
     samples: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    elapsed: float = 0.0
+    reading: float = 0.0
+    encoding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -241,6 +252,7 @@ class _PartTask:
         self.audio_bytes: list[int] = []
         self.text_tokens = self.codes = 0
         self.speakers: set[str] = set()
+        self.started = time.monotonic()
 
     def run(self) -> None:
         base = self.job.out / self.job.output_name(self.part)
@@ -256,6 +268,7 @@ class _PartTask:
                     if audio is not None:
                         self.audio_bytes.append(len(ready.clips))
                         audio.add(ready.clips)
+                self.done.elapsed = time.monotonic() - self.started
                 self.report_progress(self.done)
             sums = {} if audio is None else {audio_shard.name: audio.close()}
             sums[shard.name] = writer.close()
@@ -305,7 +318,8 @@ class _PartTask:
         waiting: deque[_Waiting] = deque()
         batch: list[tuple[RawSample, list[np.ndarray]]] = []
         seconds = 0.0
-        for raw in read_part(self.job.reader, self.part):
+        corpus = read_part(self.job.reader, self.part)
+        while (raw := self._next(corpus)) is not None:
             if isinstance(raw, Unreadable):
                 self._skip(raw)
                 continue
@@ -328,6 +342,19 @@ class _PartTask:
         if batch:
             yield batch
 
+    def _next(self, corpus: Iterator[RawSample | Unreadable]) -> RawSample | Unreadable | None:
+        with self._clocked("reading"):
+            return next(corpus, None)
+
+    @contextmanager
+    def _clocked(self, what: str) -> Iterator[None]:
+        """Adds the time in the block to what `Progress` tells of it."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self.done, what, getattr(self.done, what) + time.monotonic() - start)
+
     def _load(self, audio: AudioRef) -> np.ndarray:
         if self.codec is None:
             raise LeftOut(
@@ -342,7 +369,8 @@ class _PartTask:
     def _take(self, waiting: _Waiting, batch: list[tuple[RawSample, list[np.ndarray]]]) -> float:
         """Moves a sample into the batch if all its audio is fit; returns its seconds."""
         try:
-            waves = [future.result() for future in waiting.waves]
+            with self._clocked("reading"):
+                waves = [future.result() for future in waiting.waves]
             if self.codec is not None:
                 self.job.filters.heard(waiting.raw.transcript, [len(wave) / self.codec.sample_rate for wave in waves])
         except Exception as error:
@@ -402,7 +430,8 @@ class _PartTask:
         keys = [KeptCodes.key(wave) for wave in waves]
         new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in self.kept}
         order = sorted(new, key=lambda key: -len(new[key]))
-        made = dict(zip(order, self.codec.encode([new[key] for key in order]), strict=True)) if new else {}
+        with self._clocked("encoding"):
+            made = dict(zip(order, self.codec.encode([new[key] for key in order]), strict=True)) if new else {}
         for key, codes in made.items():
             if self._are_codes(codes):
                 self.kept.add(key, codes)

@@ -421,7 +421,7 @@ def faults_told(file: BinaryIO) -> Iterator[None]:
 def _status(info: dict[str, Any]) -> Status:
     changed = next((info[key] for key in ("LastModified", "mtime", "created") if info.get(key) is not None), None)
     nanoseconds = int(changed.timestamp() * 1e9) if isinstance(changed, datetime) else 0
-    tags = (info.get(key) for key in ("ETag", "etag", "md5Hash", "sha256", "Last-Modified"))
+    tags = (info.get(key) for key in ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified"))
     return Status(int(info["size"]), nanoseconds, str(next(filter(None, tags), changed or "")))
 
 

@@ -32,8 +32,7 @@ def pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
     if path.suffix == ".csv":
         yield from _csv_pieces(path, rows)
     elif path.suffix == ".parquet":
-        for first in range(0, max(_parquet_rows_in(path), 1), rows):
-            yield first, {"first": first, "count": rows}
+        yield from _parquet_pieces(path, rows)
     elif path.suffix == ".json" and not _is_lines(path):
         for part in element_blocks(path, rows):
             yield part.first, vars(part)
@@ -236,9 +235,18 @@ def _parquet(path: Place) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as parquet: {' '.join(str(error).split())[:300]}") from None
 
 
-def _parquet_rows_in(path: Place) -> int:
+def _parquet_pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
+    """Pieces of whole row groups, as many as have `rows` rows together: a group is read from its start, so none is cut."""
     with _parquet(path) as file:
-        return int(file.metadata.num_rows)
+        first, count, groups = 0, 0, file.metadata.num_row_groups
+        for group in range(groups):
+            count += int(file.metadata.row_group(group).num_rows)
+            ahead = int(file.metadata.row_group(group + 1).num_rows) if group + 1 < groups else rows
+            if count and count + ahead > rows:
+                yield first, {"first": first, "count": count}
+                first, count = first + count, 0
+        if count or not first:
+            yield first, {"first": first, "count": count}
 
 
 def _parquet_rows(

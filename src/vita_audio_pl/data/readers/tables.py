@@ -72,7 +72,7 @@ class TableReader:
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`; for chats and questions only `task`,
             `filters` and a numbered `channel` are looked at.
         files: globs below `root`, of .parquet, .jsonl, .json, .csv or .tsv.
-        rows_per_part: rows that one task takes.
+        rows_per_part: rows that one task takes; of parquet, whole row groups of about as many.
     """
 
     root: Place
@@ -120,7 +120,7 @@ class TableReader:
             try:
                 for first, place in pieces(path, self.rows_per_part):
                     where = {"path": relative(path, self.root).as_posix(), **place}
-                    rows_of = f"{first} {self.rows_per_part}"
+                    rows_of = f"{first} {place['count'] if path.suffix == '.parquet' else self.rows_per_part}"
                     part = Part(f"{name}:{first}", f"{identity} {rows_of}", where, changed, f"{content} {rows_of}")
                     parts.append(part)
             except UserError as error:
