@@ -15,7 +15,7 @@ from vita_audio_pl.storage.places import place
 
 TRAIN = (
     "stage=align", "stage.steps=6", "stage.rows_per_step=2", "n_heads=2", "decode_pattern=[1,2]", "logger=csv",
-    "data.spoken_world=null", "data.mixture=mix.yaml", "data.validation_rows=2", "data.workers=0",
+    "data.spoken_world=null", "stage.mixture=mix.yaml", "data.validation_rows=2", "data.workers=0",
     "callbacks.save_every=2", "callbacks.samples.every_steps=0",
 )  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_prepared_to_s3_and_trained_from_s3_is_what_it_is_from_folders(
         run(tmp_path, "prepare", *prepare)
         for shard in smoke_world.glob("shards/world_asr*/*.tar"):
             assert (lab / "mix/shards" / shard.parent.name / shard.name).read_bytes() == shard.read_bytes()
-        assert "1 of 1 ready" not in run(tmp_path, "data", "status", f"data.shards={url}/mix/shards", *TRAIN[6:8])
+        assert "2 of 2 ready" in run(tmp_path, "data", "status", f"data.shards={url}/mix/shards", *TRAIN[6:8])
         remote = [*TRAIN, f"data.shards={url}/mix/shards", f"data.cache={tmp_path}/cache"]
         run(tmp_path, "train", *TRAIN, f"data.shards={smoke_world}/shards", "run_name=here")
         first = subprocess.Popen(command(tmp_path, "train", *remote, "run_name=there"), cwd=tmp_path)
