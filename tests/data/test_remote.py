@@ -20,6 +20,7 @@ from toy_corpus import Corpus, rows_of, take, toy_job, toy_tokenizer, write_corp
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data.options import DataOptions, PrepareConfig
 from vita_audio_pl.data.prepare_source import prepare_source
+from vita_audio_pl.data.prepared import SOURCE
 from vita_audio_pl.data.readers import Reader
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.kaldi import KaldiReader
@@ -31,8 +32,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
 from vita_audio_pl.storage import lease, remote
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
-from vita_audio_pl.storage.lease import Holder, InUse, hold, is_lease
-from vita_audio_pl.storage.owned import MARK
+from vita_audio_pl.storage.lease import Holder, InUse, hold
+from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.storage.places import Place, place
 from vita_audio_pl.storage.remote import RemotePath, Unreachable
 
@@ -89,7 +90,7 @@ def test_from_s3_to_s3_it_is_what_it_is_here_wherever_it_is_killed(
         assert child.exitcode == -signal.SIGKILL
     assert child.exitcode == 0 and write > 9
     assert stored(there.out) == stored(here.out)
-    assert all(name == MARK or is_lease(name) for name in there.out.names() if name.startswith("."))
+    assert not Owned.open(there.out, SOURCE).foreign()
     changed = {path: path.stat() for path in there.out.glob("*")}
     assert prepare_source(there) == expected and {path: path.stat() for path in there.out.glob("*")} == changed
 

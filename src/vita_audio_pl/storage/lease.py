@@ -252,7 +252,10 @@ def _read(path: Place) -> tuple[bytes, float]:
     if isinstance(path, RemotePath):
         return path.read_bytes(), 0.0
     with open(path, "rb") as file:  # opened, since network filesystems then ask how old it is
-        return file.read(), os.fstat(file.fileno()).st_mtime
+        beat = os.fstat(
+            file.fileno()
+        ).st_mtime  # first: a lease that is being written has not the time of the whole one
+        return file.read(), beat
 
 
 def _number(path: Place) -> int:
