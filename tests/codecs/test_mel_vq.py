@@ -213,3 +213,18 @@ def test_mel_bands_cover_the_spectrum_and_can_be_inverted():
     torch.testing.assert_close(inverted @ filters, spectrum @ filters, atol=5e-3, rtol=0.01)
     with pytest.raises(ValueError, match="too many"):
         mel_filters(RATE, 128, 80)
+
+
+def test_codes_of_a_wave_that_arrives_bit_by_bit_are_those_of_the_whole(speech):
+    codec, wave = speech.codec, speech.waves[0][: 3 * RATE + 77]
+    random = np.random.default_rng(0)
+    stream, codes, at = codec.encode_stream(), [], 0
+    while at < len(wave):
+        step = int(random.integers(1, 5000))
+        codes.append(stream.push(wave[at : at + step]))
+        at += step
+        # a code is final once the 192 samples behind it are heard
+        assert sum(map(len, codes)) == max((min(at, len(wave)) - 192) // codec.config.samples_per_code, 0)
+    found = np.concatenate([*codes, stream.finish()])
+    assert_same_choices(found, codec.encode([wave])[0], lambda: nearness(codec, wave))
+    assert codec.encode_stream().finish().size == 0

@@ -224,10 +224,10 @@ class Conversation:
             if self.answering is sequence:
                 self.end()
 
-    def cut(self, item: Item, n_codes: int) -> None:
+    def cut(self, item: Item, n_codes: int) -> Item | None:
         """Cuts an answer to what was heard of it: its first `n_codes` codes, and the text written before the last of them.
 
-        An answer of which nothing is left is taken out.
+        Gives what it is now; an answer of which nothing is left is taken out.
 
         Raises:
             UserError: it is no answer of this conversation that the model wrote.
@@ -238,6 +238,7 @@ class Conversation:
         place = self.items.index(item)
         left = self.manner.written(item.written[:length], item.writers[:length])
         self.items[place : place + 1] = [] if left is None else [left]
+        return left
 
     def fork(self) -> "Conversation":
         """A second conversation with the same history; it has a copy of the caches where a slot is empty.

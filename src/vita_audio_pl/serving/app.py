@@ -1,0 +1,203 @@
+"""The ASGI application: HTTP endpoints, the WebSocket, the page, and errors as sentences."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.websockets import WebSocketDisconnect
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.serving.endpoints import Endpoints
+from vita_audio_pl.serving.engine import Busy
+from vita_audio_pl.serving.gate import LOOPBACK, Gate, TooLarge, error_body
+from vita_audio_pl.serving.realtime import Session
+from vita_audio_pl.serving.service import Service
+
+_PAGE = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "worklets.js": "text/javascript; charset=utf-8",
+}
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+_LOG = logging.getLogger("vita_audio_pl.serving")
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application of a service; it closes the service at its end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="Vita-Audio-PL", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.include_router(Endpoints(service).router)
+    config = service.config
+    if config.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    loopback = config.host in LOOPBACK and not service.keys
+    app.add_middleware(
+        Gate,  # type: ignore[arg-type]
+        keys=service.keys,
+        origins=config.origins,
+        loopback=loopback,
+        most_bytes=config.limits.message_bytes,
+    )
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(TooLarge, _too_large)
+    app.add_exception_handler(Exception, _fault)
+    page = files("vita_audio_pl.serving") / "page"
+    shown = {name: (page / name).read_bytes() for name in _PAGE}
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return Response(shown["index.html"], media_type=_PAGE["index.html"], headers=_HEADERS)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in shown:
+            raise HTTPException(404)
+        return Response(shown[name], media_type=_PAGE[name], headers=_HEADERS)
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        await Connection(service, socket).run()
+
+    return app
+
+
+class Connection:
+    """One WebSocket: a reader, and a sender that a slow client holds up alone."""
+
+    def __init__(self, service: Service, socket: WebSocket):
+        self._service, self._socket = service, socket
+        self._out: asyncio.Queue[tuple[str, str | None] | None] = asyncio.Queue()
+        self._unread = 0
+        self._forgotten: set[str] = set()
+        self._too_slow = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves the client until it leaves, or is told to."""
+        service, limits = self._service, self._service.config.limits
+        client = self._client()
+        asked = self._socket.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")
+        await self._socket.accept("realtime" if "realtime" in asked else None)
+        full = sum(service.sessions.values()) >= limits.sessions
+        if full or service.sessions.get(client, 0) >= limits.sessions_a_client or service.draining:
+            why = "the server is ending" if service.draining else "there are as many sessions as are allowed"
+            message = f"{why}; try again in {service.engine.wait_seconds():.0f} s"
+            body = error_body(message, "server_error", "rate_limit_exceeded")
+            await self._socket.send_json({"type": "error", "event_id": "event_0", **body})
+            await self._socket.close(1013, message)
+            return
+        service.sessions[client] = service.sessions.get(client, 0) + 1
+        session = Session(service, self._send, self._forgotten.add)
+        sender = asyncio.create_task(self._send_all())
+        try:
+            session.begin()
+            await self._read_all(session, limits.idle_seconds)
+        finally:
+            service.sessions[client] -= 1
+            if not service.sessions[client]:
+                del service.sessions[client]
+            await session.close()
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+    async def _read_all(self, session: Session, idle_seconds: float) -> None:
+        while True:
+            reading = asyncio.create_task(self._socket.receive())
+            slow = asyncio.create_task(self._too_slow.wait())
+            done, others = await asyncio.wait((reading, slow), timeout=idle_seconds, return_when="FIRST_COMPLETED")
+            for task in others:
+                task.cancel()
+            if slow in done:
+                await self._leave(1008, "too much was left unread")
+                return
+            if reading not in done:
+                await self._leave(1000, f"nothing came for {idle_seconds:g} s")
+                return
+            message = reading.result()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                await session.take(message.get("text") or message.get("bytes") or "")
+            except Exception:  # a fault of ours: this session goes on, the others do not notice
+                _LOG.exception("a message could not be handled")
+                body = error_body("this message met a fault of the server; its log says more", "server_error", "fault")
+                self._send(json.dumps({"type": "error", "event_id": "event_0", **body}), None)
+
+    async def _leave(self, code: int, reason: str) -> None:
+        try:
+            await self._socket.close(code, reason)
+        except (RuntimeError, WebSocketDisconnect):
+            pass
+
+    def _send(self, text: str, answer: str | None) -> None:
+        self._unread += len(text)
+        if self._unread > self._service.config.limits.unread_bytes:
+            self._too_slow.set()
+            return
+        self._out.put_nowait((text, answer))
+
+    async def _send_all(self) -> None:
+        while (message := await self._out.get()) is not None:
+            text, answer = message
+            self._unread -= len(text)
+            if answer is not None and answer in self._forgotten:
+                continue
+            try:
+                await self._socket.send_text(text)
+            except (RuntimeError, WebSocketDisconnect):
+                return  # the client left; the reader hears of it, too
+
+    def _client(self) -> str:
+        key = self._socket.headers.get("authorization") or self._socket.headers.get("sec-websocket-protocol")
+        if self._service.keys and key:
+            return key
+        return self._socket.client.host if self._socket.client is not None else "unknown"
+
+
+async def _user_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, Busy):
+        headers = {"retry-after": f"{error.seconds:.0f}"}
+        return JSONResponse(error_body(str(error), "server_error", "rate_limit_exceeded"), 429, headers)
+    return JSONResponse(error_body(str(error)), 400)
+
+
+async def _not_valid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0] if error.errors() else {"loc": (), "msg": "the request cannot be read"}
+    place = ".".join(str(part) for part in first["loc"] if part != "body") or "the request"
+    return JSONResponse(error_body(f"{place}: {first['msg']}"[:400]), 400)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = {404: "there is nothing at this address", 405: "this address is not asked so"}.get(error.status_code)
+    return JSONResponse(error_body(message or str(error.detail)), error.status_code, error.headers)
+
+
+async def _too_large(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(error_body("the request is larger than what is taken"), 413)
+
+
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(error_body("the server met a fault; its log says more", "server_error"), 500)

@@ -1,0 +1,124 @@
+"""Turn taking: the audio that comes in on a session, and the turns that are heard in it."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.dialogue import Said
+from vita_audio_pl.serving.hearing import Listener, VoiceActivity
+from vita_audio_pl.serving.service import OUTPUT_RATE, Service
+
+_PADDING = 0.3  # seconds before speech was noticed that belong to it
+_LATE = 0.1  # seconds after which it is noticed
+_SILENCE = 0.5  # seconds that end a turn
+_THRESHOLD = 0.5
+
+
+class Ears:
+    """What one session sends: encoded while it comes, by push to talk or by turns that a detector finds.
+
+    Attributes:
+        rate: samples per second that come in.
+        detection: OpenAI's `turn_detection`; None for push to talk.
+    """
+
+    def __init__(self, service: Service):
+        self.rate, self.detection = OUTPUT_RATE, None
+        self._service = service
+        self._listener: Listener | None = None
+        self._activity: VoiceActivity | None = None
+        self._recent: list[NDArray[np.float32]] = []  # what came before speech was noticed
+        self._heard = 0.0  # seconds that came in
+        self.set(OUTPUT_RATE, {"type": "server_vad"})
+
+    def set(self, rate: int, detection: dict[str, Any] | None) -> None:
+        """Changes how turns are taken; what was heard of one is forgotten, unless nothing changes."""
+        if (rate, detection) == (self.rate, self.detection):
+            return
+        self.rate, self.detection = rate, detection
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the turn under way."""
+        self._listener, self._recent, self._activity = None, [], None
+        if self.detection is not None:
+            threshold, silence = self.detection.get("threshold"), self.detection.get("silence_duration_ms")
+            self._activity = VoiceActivity(
+                self.rate,
+                _THRESHOLD if threshold is None else threshold,
+                _SILENCE if silence is None else silence / 1000,
+            )
+
+    async def push(self, wave: NDArray[np.float32]) -> AsyncIterator[tuple[bool, int]]:
+        """Takes `(samples,)`; gives, for each turn that begins (True) or ends (False), when: milliseconds of what came in.
+
+        Raises:
+            UserError: more at once, or a longer turn, than is taken.
+        """
+        self._check_length(wave.size / self.rate)
+        self._heard += wave.size / self.rate
+        activity = self._activity
+        if activity is None:
+            await self._listen(wave)
+            return
+        if self._listener is None:
+            self._keep_recent(wave)
+        turns = await self._service.in_worker(partial(activity.push, wave))
+        for began in turns:
+            if began:
+                wave = np.concatenate(self._recent) if self._recent else wave
+                self._recent = []
+                yield True, max(round(1000 * (self._heard - wave.size / self.rate)), 0)
+            await self._listen(wave)
+            wave = wave[:0]
+            if not began:
+                yield False, round(1000 * self._heard)
+        if self._listener is not None:
+            await self._listen(wave)
+
+    async def finish(self, least: float) -> Said:
+        """The turn as the model hears it; the next one begins.
+
+        Raises:
+            UserError: it has fewer seconds than `least`.
+        """
+        listener, self._listener = self._listener, None
+        if listener is None or not listener.samples or listener.seconds < least:
+            raise UserError(f"the audio buffer holds less than {max(least, 0.01) * 1000:.0f} ms; append audio first")
+        said: Said = await self._service.in_worker(listener.finish)
+        return said
+
+    async def whole(self, wave: NDArray[np.float32]) -> Said:
+        """A whole turn `(samples,)`."""
+        self._check_length(wave.size / self.rate)
+        listener = self._service.hearing.listener(self.rate)
+        await self._service.in_worker(lambda: listener.push(wave))
+        said: Said = await self._service.in_worker(listener.finish)
+        return said
+
+    async def _listen(self, wave: NDArray[np.float32]) -> None:
+        listener = self._listener = self._listener or self._service.hearing.listener(self.rate)
+        if not wave.size:
+            return
+        try:
+            self._check_length(listener.seconds + wave.size / self.rate)
+        except UserError:
+            self.clear()
+            raise
+        await self._service.in_worker(lambda: listener.push(wave))
+
+    def _check_length(self, seconds: float) -> None:
+        limit = self._service.config.limits.audio_seconds
+        if seconds > limit:
+            raise UserError(f"a turn of {seconds:.1f} s is longer than the {limit:g} s that are taken; it was cleared")
+
+    def _keep_recent(self, wave: NDArray[np.float32]) -> None:
+        self._recent.append(wave)
+        padding = (self.detection or {}).get("prefix_padding_ms")
+        wanted = (_PADDING if padding is None else padding / 1000) + _LATE
+        while len(self._recent) > 1 and sum(map(len, self._recent[1:])) > wanted * self.rate:
+            del self._recent[0]

@@ -1,0 +1,374 @@
+"""Whole files over HTTP: speech, transcriptions, chat with audio in and out, as OpenAI's clients call them."""
+
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, UploadFile
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.dialogue import Conversation, Item, Said
+from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
+from vita_audio_pl.serving.requests import ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
+from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
+from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
+from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION
+
+NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
+_MOST_REMEMBERED = 256
+_SPOKEN_FOR = 3600  # seconds
+
+
+class Endpoints:
+    """The HTTP part of a service; `router` has the routes."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
+        self.router = router = APIRouter()
+        router.add_api_route("/v1/models", self.models, methods=["GET"])
+        router.add_api_route("/v1/models/{model}", self.model, methods=["GET"])
+        router.add_api_route("/v1/audio/speech", self.speech, methods=["POST"])
+        router.add_api_route("/v1/audio/transcriptions", self.transcriptions, methods=["POST"], response_model=None)
+        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+        router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
+        router.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
+
+    async def models(self) -> dict[str, Any]:
+        """The one model."""
+        return {"object": "list", "data": [self._described()]}
+
+    async def model(self, model: str) -> Response:
+        """The one model, by its name."""
+        if model != self.service.name:
+            return JSONResponse({"error": {"message": f"there is no model of that name; {self.service.name} is served",
+                                           "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}, 404)  # fmt: skip
+        return JSONResponse(self._described())
+
+    async def health(self) -> Response:
+        """200 while answers can be asked for, 503 where not."""
+        state = "draining" if self.service.draining else "ok" if self.service.engine.alive else "failed"
+        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+
+    async def metrics(self) -> PlainTextResponse:
+        """Prometheus's text format."""
+        return PlainTextResponse(self.service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def speech(self, body: SpeechRequest) -> Response:
+        """Reads a text aloud; sound comes while it is made."""
+        service = self.service
+        if body.speed != 1:
+            raise UserError("speed is fixed at 1: the model speaks as it was trained to")
+        if service.codec is None:
+            raise UserError("the model carries no audio codec and cannot speak; start it with codec_folder=DIR")
+        self._check_text(body.input)
+        options = body.decoding.options(service.loaded, service.most_new_tokens, spoken=True)
+        conversation = service.engine.conversation()
+        self._speak_as(conversation, body.voice)
+        conversation.add("user", f"{TTS_INSTRUCTION}\n{body.input}")
+        writer = SoundWriter(body.response_format, OUTPUT_RATE)
+        answer = service.ask(conversation, options)
+        events = _with_first(aiter(answer))
+        first = await anext(events)  # an error so far is still a status
+        if body.stream_format == "sse":
+            return _stream(self._speech_events(events, first, writer, answer), "text/event-stream")
+        return _stream(self._sound(events, first, writer, answer), MEDIA_TYPES[body.response_format])
+
+    async def transcriptions(
+        self,
+        file: Annotated[UploadFile, File()],
+        model: str = Form(""),
+        response_format: Literal["json", "text", "verbose_json"] = Form("json"),
+        stream: bool = Form(False),
+        language: str = Form(""),
+        prompt: str = Form(""),
+        temperature: float = Form(0.0, ge=0, le=10),
+        decoding: str = Form(""),
+    ) -> Response:
+        """What is said in a recording."""
+        service = self.service
+        how = _decoding(decoding)
+        data = await file.read()
+        said = await service.hear(data, "the recording")
+        options = how.options(service.loaded, service.most_new_tokens, spoken=False, temperature=temperature)
+        conversation = service.engine.conversation()
+        conversation.add("user", f"{ASR_INSTRUCTION}\n", said)
+        answer = service.ask(conversation, options, sound=False)
+        if stream:
+            events = _with_first(aiter(answer))
+            return _stream(self._transcript_events(events, await anext(events), answer), "text/event-stream")
+        text = "".join([event.text async for event in answer if isinstance(event, TextPiece)]).strip()
+        self._release(answer)
+        if response_format == "text":
+            return PlainTextResponse(text + "\n")
+        usage = {"type": "tokens", **_usage(answer)}
+        return JSONResponse({"text": text, "usage": usage} | ({"task": "transcribe", "language": "", "duration": 0.0} if response_format == "verbose_json" else {}))  # fmt: skip
+
+    async def chat(self, body: ChatRequest) -> Response:
+        """An answer to a conversation of text and recordings."""
+        service = self.service
+        if body.tools or body.functions:
+            raise UserError(NO_FUNCTIONS)
+        if body.n not in (None, 1):
+            raise UserError("n is fixed at 1: ask again for another answer")
+        wants_sound = "audio" in (body.modalities or (["audio"] if body.audio else []))
+        form = body.audio or ChatAudio()
+        conversation = service.engine.conversation()
+        if wants_sound:
+            if service.codec is None:
+                raise UserError("the model carries no audio codec and cannot speak; start it with codec_folder=DIR")
+            self._speak_as(conversation, form.voice)
+        heard = await self._add_messages(conversation, body.messages)
+        limit = body.max_completion_tokens or body.max_tokens or service.most_new_tokens
+        options = body.decoding.options(
+            service.loaded, min(limit, service.most_new_tokens), heard or wants_sound, body.temperature
+        )
+        answer = service.ask(conversation, options, sound=wants_sound)
+        reply = _ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name, wants_sound)
+        events = _with_first(aiter(answer))
+        first = await anext(events)
+        if body.stream:
+            usage = bool((body.stream_options or {}).get("include_usage"))
+            writer = SoundWriter(form.format, OUTPUT_RATE)
+            return _stream(self._chat_events(events, first, answer, reply, writer, usage), "text/event-stream")
+        writer, text = SoundWriter(form.format, OUTPUT_RATE, whole=True), ""
+        async for event in _chain(first, events):
+            if isinstance(event, TextPiece):
+                text += event.text
+            elif isinstance(event, AudioChunk):
+                writer.push(event.wave)
+        sound = writer.finish() if answer.speech else b""
+        self._remember(reply.audio_id, answer)
+        self._release(answer)
+        return JSONResponse(reply.whole(text, sound, answer))
+
+    def _described(self) -> dict[str, Any]:
+        service = self.service
+        return {"id": service.name, "object": "model", "created": service.started, "owned_by": "vita_audio_pl"}
+
+    def _check_text(self, text: str) -> None:
+        most = self.service.config.limits.text_characters
+        if len(text) > most:
+            raise UserError(
+                f"the text has {len(text)} characters, more than the {most} that are taken; send it in parts"
+            )
+
+    def _speak_as(self, conversation: Conversation, voice: Any) -> None:
+        if turn := self.service.voice_turn(voice):
+            conversation.add("system", *turn)
+
+    async def _add_messages(self, conversation: Conversation, messages: list[dict[str, Any]]) -> bool:
+        """Adds a chat's messages; whether the last of the user is speech."""
+        spoken = False
+        for number, message in enumerate(messages, 1):
+            role = {"developer": "system"}.get(message.get("role"), message.get("role"))  # type: ignore[arg-type]
+            if role not in ("system", "user", "assistant"):
+                raise UserError(f"message {number} has the role {str(role)[:40]!r}; use system, user or assistant")
+            if message.get("tool_calls"):
+                raise UserError(NO_FUNCTIONS)
+            known = message.get("audio")
+            if role == "assistant" and isinstance(known, dict):
+                item = self._spoken.get(str(known.get("id")))
+                if item is None:
+                    raise UserError(
+                        f"message {number} names an audio that is not known any more; send its text instead"
+                    )
+                conversation.items.append(item)
+                continue
+            pieces, has_audio = await self._pieces(message.get("content"), f"message {number}")
+            conversation.add(role, *pieces)
+            spoken = has_audio if role == "user" else spoken
+        return spoken
+
+    async def _pieces(self, content: Any, where: str) -> tuple[list[Said], bool]:
+        if isinstance(content, str):
+            self._check_text(content)
+            return [content], False
+        if not isinstance(content, list):
+            raise UserError(f"{where} has no content; give text, or a list of text and input_audio parts")
+        pieces: list[Said] = []
+        has_audio = False
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                self._check_text(part["text"])
+                pieces.append(part["text"])
+            elif kind == "input_audio" and isinstance(part.get("input_audio"), dict):
+                pieces.append(await self.service.hear(base64_of(part["input_audio"].get("data"), where), where))
+                has_audio = True
+            else:
+                raise UserError(f"{where} holds a part of the type {str(kind)[:40]!r}; text and input_audio are read")
+        return pieces, has_audio
+
+    def _remember(self, audio_id: str, answer: Answer) -> None:
+        if answer.ended is not None and answer.ended.item is not None:
+            self._spoken[audio_id] = answer.ended.item
+            while len(self._spoken) > _MOST_REMEMBERED:
+                self._spoken.popitem(last=False)
+
+    def _release(self, answer: Answer) -> None:
+        self.service.engine.close(answer.conversation)
+
+    async def _sound(self, events: Any, first: Any, writer: SoundWriter, answer: Answer) -> AsyncIterator[bytes]:
+        try:
+            async for event in _chain(first, events):
+                if isinstance(event, AudioChunk) and (data := writer.push(event.wave)):
+                    yield data
+            if data := writer.finish():
+                yield data
+        finally:
+            await events.aclose()
+            self._release(answer)
+
+    async def _speech_events(self, events: Any, first: Any, writer: SoundWriter, answer: Answer) -> AsyncIterator[str]:
+        try:
+            async for data in self._sound(events, first, writer, answer):
+                yield _sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+            yield _sse({"type": "speech.audio.done", "usage": _usage(answer)})
+        except UserError as error:
+            yield _sse({"type": "error", "error": {"message": str(error)}})
+
+    async def _transcript_events(self, events: Any, first: Any, answer: Answer) -> AsyncIterator[str]:
+        text = ""
+        try:
+            async for event in _chain(first, events):
+                if isinstance(event, TextPiece):
+                    text += event.text
+                    yield _sse({"type": "transcript.text.delta", "delta": event.text})
+            yield _sse(
+                {"type": "transcript.text.done", "text": text.strip(), "usage": {"type": "tokens", **_usage(answer)}}
+            )
+        except UserError as error:
+            yield _sse({"type": "error", "error": {"message": str(error)}})
+        finally:
+            await events.aclose()
+            self._release(answer)
+
+    async def _chat_events(
+        self, events: Any, first: Any, answer: Answer, reply: "_ChatReply", writer: SoundWriter, usage: bool
+    ) -> AsyncIterator[str]:
+        try:
+            yield _sse(reply.chunk({"role": "assistant", "content": None if reply.sound else ""}))
+            async for event in _chain(first, events):
+                if isinstance(event, TextPiece):
+                    yield _sse(reply.chunk(reply.text_delta(event.text)))
+                elif isinstance(event, AudioChunk) and (data := writer.push(event.wave)):
+                    yield _sse(reply.chunk(reply.sound_delta(data)))
+            if answer.speech and (data := writer.finish()):
+                yield _sse(reply.chunk(reply.sound_delta(data)))
+            self._remember(reply.audio_id, answer)
+            yield _sse(reply.chunk({}, _finish_reason(answer)))
+            if usage:
+                yield _sse(reply.usage_chunk(answer))
+            yield "data: [DONE]\n\n"
+        except UserError as error:
+            yield _sse({"error": {"message": str(error), "type": "server_error"}})
+        finally:
+            await events.aclose()
+            self._release(answer)
+
+
+class _ChatReply:
+    """The JSON of one chat answer."""
+
+    def __init__(self, id: str, created: int, model: str, sound: bool):
+        self._base = {"id": id, "created": created, "model": model}
+        self.sound = sound
+        self.audio_id = f"audio_{uuid.uuid4().hex}"
+
+    def text_delta(self, text: str) -> dict[str, Any]:
+        return {"audio": {"id": self.audio_id, "transcript": text}} if self.sound else {"content": text}
+
+    def sound_delta(self, data: bytes) -> dict[str, Any]:
+        return {"audio": {"id": self.audio_id, "data": base64.b64encode(data).decode()}}
+
+    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return {**self._base, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def usage_chunk(self, answer: Answer) -> dict[str, Any]:
+        return {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": _chat_usage(answer)}
+
+    def whole(self, text: str, sound: bytes, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self.sound:
+            expires = self._base["created"] + _SPOKEN_FOR  # type: ignore[operator]
+            data = base64.b64encode(sound).decode()
+            message["audio"] = {"id": self.audio_id, "expires_at": expires, "data": data, "transcript": text}
+        choice = {"index": 0, "message": message, "finish_reason": _finish_reason(answer), "logprobs": None}
+        return {**self._base, "object": "chat.completion", "choices": [choice], "usage": _chat_usage(answer)}
+
+
+def base64_of(data: Any, where: str) -> bytes:
+    """The bytes of base64 text.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return base64.b64decode(data, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise UserError(f"{where}: the audio is not base64") from None
+
+
+def _decoding(text: str) -> Decoding:
+    if not text:
+        return Decoding()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError("decoding is not JSON") from None
+    found: Decoding = checked(Decoding, value)
+    return found
+
+
+def _finish_reason(answer: Answer) -> str:
+    generation = None if answer.ended is None else answer.ended.generation
+    return "stop" if generation is None or generation.stopped else "length"
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    read = 0 if answer.sequence is None else answer.sequence.n_prompt
+    written = 0 if answer.sequence is None else answer.sequence.n_written
+    return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+
+
+def _chat_usage(answer: Answer) -> dict[str, int]:
+    usage = _usage(answer)
+    return {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"], "total_tokens": usage["total_tokens"]}  # fmt: skip
+
+
+def _sse(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def _stream(content: AsyncIterator[Any], media_type: str) -> StreamingResponse:
+    return StreamingResponse(
+        content, media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"}
+    )
+
+
+async def _with_first(events: Any) -> AsyncIterator[Any]:
+    """The events; None first where there are none, so that waiting for the first says whether the answer began."""
+    empty = True
+    try:
+        async for event in events:
+            empty = False
+            yield event
+    finally:
+        await events.aclose()
+    if empty:
+        yield None
+
+
+async def _chain(first: Any, events: Any) -> AsyncIterator[Any]:
+    if first is not None:
+        yield first
+    async for event in events:
+        yield event

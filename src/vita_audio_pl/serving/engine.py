@@ -1,0 +1,243 @@
+"""The engine: one thread that drives the shared decoder round by round, for all answers of all clients.
+
+It alone touches the decoder and the conversations, so that nothing needs a lock; others hand it work with `do` and `answer`. What
+is written is handed on in the same round, to listeners that only take note: sound is made by the workers of
+`Voice`, and no answer waits for another's.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.dialogue import Conversation, Item, Manner
+from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
+
+T = TypeVar("T")
+_FIRST_GUESS = 5.0  # seconds of an answer, before one was measured
+
+
+class Busy(UserError):
+    """All slots and the queue are taken; `seconds` says when to come again."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        super().__init__(f"the server is busy; try again in {seconds:.0f} s")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an answer ended: the tokens and what they cost, the item it became, or the error that ended it."""
+
+    generation: Generation | None
+    item: Item | None
+    error: Exception | None
+    seconds: float
+
+
+@dataclass(eq=False)
+class Ticket:
+    """An answer that was asked for.
+
+    Attributes:
+        conversation, options: what is answered, and how.
+        on_tokens: called in the engine's thread with new tokens and who wrote each; must return at once.
+        on_end: called there once, at the end.
+    """
+
+    conversation: Conversation
+    options: Options
+    on_tokens: Callable[[list[int], list[int]], None]
+    on_end: Callable[[Ended], None]
+    sequence: DecodedSequence | None = None
+    taken: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    over: bool = False
+
+
+class Engine:
+    """Decodes the answers of many conversations; see the module's text.
+
+    Args:
+        decoder: whose slots are shared.
+        manner: of the model.
+        when_full: what a conversation does that no longer fits.
+        queue: answers that may wait for a slot.
+    """
+
+    def __init__(self, decoder: Decoder, manner: Manner, *, when_full: str = "slide", queue_limit: int = 32):
+        self.decoder, self.manner, self._when_full, self._limit = decoder, manner, when_full, queue_limit
+        self.slots = decoder.free_slots
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: deque[Ticket] = deque()
+        self._running: list[Ticket] = []
+        self._mean_seconds = _FIRST_GUESS
+        self._asked, self._lock = 0, threading.Lock()  # answers that are waiting or being written
+        self._stopped = False
+        self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def asked(self) -> int:
+        """Answers that wait or are being written."""
+        return self._asked
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def conversation(self) -> Conversation:
+        """A new conversation."""
+        return Conversation(self.decoder, self.manner, self._when_full)
+
+    def wait_seconds(self) -> float:
+        """How long an answer that is asked for now would wait for a slot, roughly."""
+        ahead = self._asked - self.slots
+        return max(1.0, (ahead + 1) * self._mean_seconds / self.slots)
+
+    def answer(
+        self,
+        conversation: Conversation,
+        options: Options,
+        on_tokens: Callable[[list[int], list[int]], None],
+        on_end: Callable[[Ended], None],
+    ) -> Ticket:
+        """Asks for an answer; it begins as soon as a slot is free.
+
+        Raises:
+            Busy: too many wait already.
+        """
+        with self._lock:
+            if self._stopped or self._asked >= self.slots + self._limit:
+                raise Busy(self.wait_seconds())
+            self._asked += 1
+        ticket = Ticket(conversation, options, on_tokens, on_end)
+        self._work.put(lambda: self._waiting.append(ticket))
+        return ticket
+
+    def cancel(self, ticket: Ticket, n_codes: int | None = None) -> "Future[None]":
+        """Ends an answer within a round, wherever it stands; n_codes: of it that were played (see `Conversation.end`)."""
+        return self.do(lambda: self._end(ticket, n_codes))
+
+    def close(self, conversation: Conversation) -> "Future[None]":
+        """Gives up a conversation: its answer ends within a round, and its caches are free."""
+
+        def gone() -> None:
+            for ticket in [t for t in (*self._waiting, *self._running) if t.conversation is conversation]:
+                self._end(ticket)
+            conversation.close()
+
+        return self.do(gone)
+
+    def do(self, work: Callable[[], T]) -> "Future[T]":
+        """Runs `work` in the engine's thread, between two rounds."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._work.put(run)
+        return future
+
+    def stop(self) -> None:
+        """Ends all answers and the thread."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _drive(self) -> None:
+        while not self._stopped:
+            self._take_work(wait=not self._running)
+            self._admit()
+            if self._running:
+                self.decoder.step()
+                for ticket in list(self._running):
+                    self._hand_on(ticket)
+        for ticket in [*self._waiting, *self._running]:
+            self._end(ticket)
+
+    def _take_work(self, wait: bool) -> None:
+        while True:
+            try:
+                work = self._work.get(block=wait)
+            except queue.Empty:
+                return
+            if work is None:
+                self._stopped = True
+                return
+            work()
+            wait = False
+
+    def _admit(self) -> None:
+        while self._waiting and self.decoder.free_slots:
+            ticket = self._waiting[0]
+            try:
+                ticket.sequence = ticket.conversation.begin(ticket.options)
+            except Exception as error:  # also a fault of ours: it ends this answer, not the server
+                self._finish(ticket, Ended(None, None, error, 0.0))
+                continue
+            self._waiting.popleft()
+            self._running.append(ticket)
+
+    def _hand_on(self, ticket: Ticket) -> None:
+        sequence = ticket.sequence
+        assert sequence is not None
+        new = sequence.ids[sequence.n_prompt + ticket.taken : sequence.n_committed]
+        if new:
+            writers = sequence.writers[ticket.taken : ticket.taken + len(new)]
+            ticket.taken += len(new)
+            ticket.on_tokens(new, writers)
+        if sequence.finished:
+            self._end(ticket)
+
+    def _end(self, ticket: Ticket, n_codes: int | None = None) -> None:
+        if ticket.over:
+            return
+        seconds = time.monotonic() - ticket.begun
+        if ticket.sequence is None:
+            self._finish(ticket, Ended(None, None, None, seconds))
+            return
+        conversation = ticket.conversation
+        before = set(map(id, conversation.items))
+        error: Exception | None = None
+        generation: Generation | None = None
+        try:
+            generation = conversation.end()
+        except UserError as failure:
+            error = failure
+        item = next((item for item in conversation.items if id(item) not in before), None)
+        if item is not None and n_codes is not None:
+            conversation.cut(item, n_codes)
+        self._mean_seconds += 0.2 * (seconds - self._mean_seconds)
+        self._finish(ticket, Ended(generation, item, error, seconds))
+
+    def _finish(self, ticket: Ticket, ended: Ended) -> None:
+        ticket.over = True
+        with self._lock:
+            self._asked -= 1
+        if ticket in self._running:
+            self._running.remove(ticket)
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        ticket.on_end(ended)

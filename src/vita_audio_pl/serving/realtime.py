@@ -1,0 +1,397 @@
+"""`/v1/realtime`: OpenAI's Realtime events over a WebSocket, for one conversation.
+
+Several answers may be made at once by the engine; of one session there is one at a time. Barge-in is a generation counter: what the
+answer under way would still send is dropped by the sender, the engine ends it within a round, and the conversation is cut to
+what can have been played, then to what the client says was played (`conversation.item.truncate`).
+"""
+
+import asyncio
+import base64
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.dialogue import Item, Said
+from vita_audio_pl.inference.streaming import AudioChunk, NewCodes, TextPiece
+from vita_audio_pl.serving.ears import Ears
+from vita_audio_pl.serving.endpoints import NO_FUNCTIONS, base64_of
+from vita_audio_pl.serving.engine import Busy
+from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, rate_of, response_of
+from vita_audio_pl.serving.hearing import from_pcm16, to_pcm16
+from vita_audio_pl.serving.requests import Decoding, checked
+from vita_audio_pl.serving.service import OUTPUT_RATE, Service
+
+LEAST_AUDIO = 0.1  # seconds that can be committed
+
+
+class Session:
+    """One client's conversation.
+
+    Args:
+        service: shared by all.
+        send: queues a message to the client; its second argument is the answer it belongs to, which a barge-in drops.
+    """
+
+    def __init__(self, service: Service, send: Callable[[str, str | None], None], forget: Callable[[str], None]):
+        self.service = service
+        self.id = f"sess_{uuid.uuid4().hex[:20]}"
+        self.conversation = service.engine.conversation()
+        self._send_text, self._forget = send, forget
+        self._records: dict[str, Record] = {}
+        self._decoding = Decoding()
+        self._instructions: Item | None = None
+        self._ears = Ears(service)
+        self._turn_id = new_id("item")
+        self._reply: Reply | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._modalities = ["audio" if service.codec is not None else "text"]
+        self._most_tokens: int | None = None
+        self._voice: Any = None
+
+    def begin(self) -> None:
+        """Says hello."""
+        self._tell("session.created", session=self._described())
+
+    async def take(self, text: str | bytes) -> None:
+        """Handles one message; what is wrong with it is told, and nothing else happens."""
+        event_id = None
+        try:
+            event = parsed(text)
+            event_id = event.get("event_id") if isinstance(event.get("event_id"), str) else None
+            await self._handle(event)
+        except Busy as busy:
+            self._error(str(busy), event_id, "rate_limit_exceeded", kind="server_error", retry_after=busy.seconds)
+        except UserError as error:
+            self._error(str(error), event_id, "invalid_value")
+
+    async def close(self) -> None:
+        """Ends what is under way and frees the caches."""
+        if self._reply is not None:
+            self._reply.answer.cancel()
+        self.service.engine.close(self.conversation)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # -- events of the client -----------------------------------------------------------------------------------------
+
+    async def _handle(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "session.update":
+                await self._update(event["session"])
+            case "input_audio_buffer.append":
+                await self._append(event["audio"])
+            case "input_audio_buffer.commit":
+                await self._commit(least=LEAST_AUDIO)
+            case "input_audio_buffer.clear":
+                self._ears.clear()
+                self._tell("input_audio_buffer.cleared")
+            case "output_audio_buffer.clear":
+                await self._interrupt("client_cancelled")
+            case "conversation.item.create":
+                await self._create(event["item"], event.get("previous_item_id"))
+            case "conversation.item.delete":
+                await self._delete(event["item_id"])
+            case "conversation.item.retrieve":
+                self._tell("conversation.item.retrieved", item=self._record(event["item_id"]).described)
+            case "conversation.item.truncate":
+                await self._truncate(event["item_id"], event["audio_end_ms"])
+            case "response.create":
+                await self._respond(event.get("response") or {})
+            case "response.cancel":
+                if self._reply is None:
+                    raise UserError("no response is under way; there is nothing to cancel")
+                await self._interrupt("client_cancelled")
+
+    async def _update(self, session: dict[str, Any]) -> None:
+        if session.get("type") == "transcription":
+            raise UserError("transcription sessions are not served; send recordings to /v1/audio/transcriptions")
+        if session.get("tools"):
+            raise UserError(NO_FUNCTIONS)
+        audio = session.get("audio") or {}
+        incoming, outgoing = audio.get("input") or {}, audio.get("output") or {}
+        rate_in = rate_of(incoming.get("format"), self._ears.rate)
+        rate_out = rate_of(outgoing.get("format"), OUTPUT_RATE)
+        if rate_out != OUTPUT_RATE:
+            raise UserError(f"sound goes out at {OUTPUT_RATE} Hz; leave audio.output.format out")
+        if outgoing.get("speed") not in (None, 1):
+            raise UserError("speed is fixed at 1: the model speaks as it was trained to")
+        modalities = session.get("output_modalities")
+        if modalities and "audio" in modalities and self.service.codec is None:
+            raise UserError("the model carries no audio codec and cannot speak")
+        decoding = checked(Decoding, session["decoding"]) if session.get("decoding") is not None else self._decoding
+        decoding.options(self.service.loaded, self.service.most_new_tokens, spoken=True)
+        detection = incoming["turn_detection"] if "turn_detection" in incoming else self._ears.detection
+        if detection is not None and detection.get("type") not in ("server_vad", "semantic_vad"):
+            raise UserError("turn_detection is server_vad, or null for push to talk")
+        most = session.get("max_output_tokens", self._most_tokens)
+        # all is checked; from here on nothing is refused
+        self._decoding, self._most_tokens = decoding, most if isinstance(most, int) else None
+        self._modalities = list(modalities) if modalities else self._modalities
+        self._voice = outgoing.get("voice", self._voice)
+        if "instructions" in session or "voice" in outgoing:
+            await self._instruct(session.get("instructions"))
+        self._ears.set(rate_in, detection)
+        self._tell("session.updated", session=self._described())
+
+    async def _instruct(self, text: str | None) -> None:
+        """The system turn at the beginning: instructions and a voice."""
+        pieces: list[Said] = [text] if text else []
+        pieces += self.service.voice_turn(self._voice)
+        item = self.conversation.manner.given("system", *pieces) if pieces else None
+
+        def change() -> None:
+            items = self.conversation.items
+            items[:] = ([item] if item else []) + [kept for kept in items if kept is not self._instructions]
+
+        await self._in_engine(change)
+        self._instructions = item
+
+    async def _append(self, audio: str) -> None:
+        wave = from_pcm16(base64_of(audio, "audio"))
+        async for began, at_ms in self._ears.push(wave):
+            detection = self._ears.detection or {}
+            if began:
+                self._tell("input_audio_buffer.speech_started", item_id=self._turn_id, audio_start_ms=at_ms)
+                if detection.get("interrupt_response") is not False:
+                    await self._interrupt("turn_detected")
+            else:
+                self._tell("input_audio_buffer.speech_stopped", item_id=self._turn_id, audio_end_ms=at_ms)
+                await self._commit(least=0)
+                if detection.get("create_response") is not False:
+                    await self._respond({})
+
+    async def _commit(self, least: float) -> None:
+        said = await self._ears.finish(least)
+        item = self.conversation.manner.given("user", said)
+        id, self._turn_id = self._turn_id, new_id("item")
+        record = Record(id, described(id, "user", [{"type": "input_audio", "transcript": None}]), item)
+        previous = next(reversed(self._records), None)
+        self._tell("input_audio_buffer.committed", item_id=id, previous_item_id=previous)
+        await self._add(record)
+
+    async def _create(self, item: dict[str, Any], previous: Any) -> None:
+        kind = item.get("type")
+        if kind != "message":
+            raise UserError(
+                NO_FUNCTIONS if str(kind).startswith("function") else f"items of the type {kind} are not known"
+            )
+        role, pieces, shown = item["role"], [], []
+        for part in item.get("content") or []:
+            if isinstance(part.get("text"), str):
+                if len(part["text"]) > self.service.config.limits.text_characters:
+                    raise UserError("the text is longer than what is taken")
+                pieces.append(part["text"])
+                shown.append({"type": "output_text" if role == "assistant" else "input_text", "text": part["text"]})
+            elif role == "user" and isinstance(part.get("audio"), str):
+                wave = from_pcm16(base64_of(part["audio"], "the item"))
+                pieces.append(await self._ears.whole(wave))
+                shown.append({"type": "input_audio", "transcript": part.get("transcript")})
+            elif role == "assistant" and isinstance(part.get("transcript"), str):
+                pieces.append(part["transcript"])
+                shown.append({"type": "output_text", "text": part["transcript"]})
+            else:
+                raise UserError(f"a part of the type {part.get('type')!r} cannot be read; send text or audio")
+        given = self.conversation.manner.given(role, *pieces)
+        id = item.get("id") or new_id("item")
+        if id in self._records:
+            raise UserError("there is an item of that id already")
+        await self._add(Record(id, described(id, role, shown), given), previous)
+
+    async def _add(self, record: Record, previous: Any = None) -> None:
+        after = self._records.get(previous) if isinstance(previous, str) and previous != "root" else None
+        if isinstance(previous, str) and previous != "root" and after is None:
+            raise UserError("previous_item_id names no item of this conversation")
+
+        def insert() -> None:
+            items = self.conversation.items
+            if previous == "root":
+                items.insert(1 if self._instructions in items else 0, record.item)  # type: ignore[arg-type]
+            elif after is not None and after.item in items:
+                items.insert(items.index(after.item) + 1, record.item)  # type: ignore[arg-type]
+            else:
+                items.append(record.item)  # type: ignore[arg-type]
+
+        await self._in_engine(insert)
+        before = previous if previous is not None else next(reversed(self._records), None)
+        self._records[record.id] = record
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            self._tell(kind, item=record.described, previous_item_id=before)
+
+    async def _delete(self, id: str) -> None:
+        record = self._record(id)
+        if self._reply is not None and self._reply.record is record:
+            raise UserError("the item is being written; cancel the response first")
+
+        def delete() -> None:
+            if record.item in self.conversation.items:
+                self.conversation.items.remove(record.item)
+
+        await self._in_engine(delete)
+        del self._records[id]
+        self._tell("conversation.item.deleted", item_id=id)
+
+    async def _truncate(self, id: str, end_ms: int) -> None:
+        record = self._record(id)
+        if end_ms < 0:
+            raise UserError("audio_end_ms is below 0")
+        if self._reply is not None and self._reply.record is record:
+            await self._interrupt("client_cancelled")
+        if record.whole is None or self.service.codec is None:
+            raise UserError("only an answer that was spoken can be truncated")
+        n_codes = int(end_ms / 1000 * self.service.codec.codes_per_second)
+        await self._in_engine(lambda: self._cut(record, n_codes))
+        self._tell("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
+
+    def _cut(self, record: Record, n_codes: int) -> None:
+        """Cuts an answer to its first codes, also where it was cut to fewer before; in the engine's thread."""
+        conversation, whole = self.conversation, record.whole
+        if whole is None or record.item is None or record.item not in conversation.items:
+            return
+        conversation.items[conversation.items.index(record.item)] = whole
+        record.item = conversation.cut(whole, n_codes)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    async def _respond(self, params: dict[str, Any]) -> None:
+        if self._reply is not None:
+            raise UserError("a response is under way; cancel it or wait for its end")
+        if params.get("tools"):
+            raise UserError(NO_FUNCTIONS)
+        if params.get("conversation") == "none" or params.get("input"):
+            raise UserError("responses outside of the conversation are not served; open another session for them")
+        if not any(record.item for record in self._records.values()):
+            raise UserError("the conversation is empty; say something first")
+        decoding = checked(Decoding, params["decoding"]) if params.get("decoding") is not None else self._decoding
+        spoken = (params.get("output_modalities") or self._modalities) == ["audio"]
+        most = params.get("max_output_tokens") or self._most_tokens
+        limit = self.service.most_new_tokens
+        limit = min(most, limit) if isinstance(most, int) else limit
+        options = decoding.options(self.service.loaded, max(limit, 1), spoken)
+        answer = self.service.ask(self.conversation, options, sound=spoken)
+        id, item_id = new_id("resp"), new_id("item")
+        record = Record(item_id, described(item_id, "assistant", [], "in_progress"))
+        reply = self._reply = Reply(id, item_id, answer, spoken, record)
+        previous = next(reversed(self._records), None)
+        self._records[item_id] = record
+        self._tell("response.created", response=response_of(reply, "in_progress"))
+        self._tell(
+            "response.output_item.added", **self._of(reply), item=record.described, without=("item_id", "content_index")
+        )
+        self._tell("conversation.item.added", item=record.described, previous_item_id=previous)
+        part = {"type": "audio", "transcript": ""} if spoken else {"type": "text", "text": ""}
+        self._tell("response.content_part.added", **self._of(reply), part=part)
+        self._task = asyncio.create_task(self._tell_answer(reply))
+
+    async def _tell_answer(self, reply: Reply) -> None:
+        error: str | None = None
+        try:
+            async for event in reply.answer:
+                self._tell_event(reply, event)
+        except UserError as failure:
+            error = str(failure)
+        ended = await reply.answer.finished()
+        reply.record.item = reply.record.whole = ended.item
+        if reply.reason is not None and ended.item is not None:
+            n_codes = self._played(reply)
+            if n_codes is not None:
+                await self._in_engine(lambda: self._cut(reply.record, n_codes))
+        self._end_reply(reply, error)
+
+    def _tell_event(self, reply: Reply, event: Any) -> None:
+        if isinstance(event, TextPiece):
+            reply.text += event.text
+            kind = "response.output_audio_transcript.delta" if reply.spoken else "response.output_text.delta"
+            self._tell(kind, reply.id, **self._of(reply), delta=event.text, writers=list(event.writers))
+        elif isinstance(event, NewCodes):
+            reply.n_codes += len(event.codes)
+            self._tell("vita_audio_pl.codes", reply.id, **self._of(reply), writers=list(event.writers))
+        elif isinstance(event, AudioChunk) and event.wave.size:
+            reply.first_sound = reply.first_sound or time.monotonic()
+            reply.sound_sent += event.wave.size / event.sample_rate
+            delta = base64.b64encode(to_pcm16(event.wave)).decode()
+            self._tell("response.output_audio.delta", reply.id, **self._of(reply), delta=delta)
+
+    def _end_reply(self, reply: Reply, error: str | None) -> None:
+        generation = reply.answer.ended.generation if reply.answer.ended is not None else None
+        cut = generation is not None and not generation.stopped
+        status = "failed" if error else "cancelled" if reply.reason else "incomplete" if cut else "completed"
+        of = self._of(reply)
+        if reply.spoken:
+            self._tell("response.output_audio.done", **of)
+            self._tell("response.output_audio_transcript.done", **of, transcript=reply.text)
+            part, content = (
+                {"type": "audio", "transcript": reply.text},
+                {"type": "output_audio", "transcript": reply.text},
+            )
+        else:
+            self._tell("response.output_text.done", **of, text=reply.text)
+            part, content = {"type": "text", "text": reply.text}, {"type": "output_text", "text": reply.text}
+        self._tell("response.content_part.done", **of, part=part)
+        state = "completed" if status == "completed" else "incomplete"
+        reply.record.described = described(reply.item_id, "assistant", [content], state)
+        self._tell("response.output_item.done", **of, item=reply.record.described, without=("item_id", "content_index"))
+        self._tell("conversation.item.done", item=reply.record.described)
+        self._reply = None
+        self._tell("response.done", response=response_of(reply, status, error))
+
+    async def _interrupt(self, reason: str) -> None:
+        """Ends the answer under way: nothing of it is sent any more."""
+        reply, task = self._reply, self._task
+        if reply is None or task is None:
+            return
+        reply.reason = reply.reason or reason
+        reply.answer.cancel()
+        self._forget(reply.id)
+        await asyncio.gather(task, return_exceptions=True)
+
+    def _played(self, reply: Reply) -> int | None:
+        """Codes of an interrupted answer that can have been played by now; None where it has no sound."""
+        if not reply.spoken or self.service.codec is None or not reply.n_codes:
+            return None
+        seconds = time.monotonic() - reply.first_sound if reply.first_sound else 0.0
+        return int(min(seconds, reply.sound_sent) * self.service.codec.codes_per_second)
+
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def _tell(self, type: str, answer: str | None = None, *, without: tuple[str, ...] = (), **fields: Any) -> None:
+        event = {"type": type, "event_id": new_id("event")} | {k: v for k, v in fields.items() if k not in without}
+        self._send_text(json.dumps(event), answer)
+
+    def _error(
+        self, message: str, event_id: str | None, code: str, kind: str = "invalid_request_error", **more: Any
+    ) -> None:
+        self._tell(
+            "error", error={"type": kind, "code": code, "message": message, "param": None, "event_id": event_id} | more
+        )
+
+    def _of(self, reply: Reply) -> dict[str, Any]:
+        return {"response_id": reply.id, "item_id": reply.item_id, "output_index": 0, "content_index": 0}
+
+    def _described(self) -> dict[str, Any]:
+        form = {"type": "audio/pcm", "rate": OUTPUT_RATE}
+        return {
+            "type": "realtime",
+            "object": "realtime.session",
+            "id": self.id,
+            "model": self.service.name,
+            "output_modalities": self._modalities,
+            "audio": {
+                "input": {"format": form | {"rate": self._ears.rate}, "turn_detection": self._ears.detection},
+                "output": {"format": form, "voice": self._voice},
+            },
+            "tools": [],
+            "max_output_tokens": self._most_tokens or "inf",
+            "decoding": self._decoding.model_dump(),
+        }
+
+    def _record(self, id: Any) -> Record:
+        if id not in self._records:
+            raise UserError("there is no item of that id in this conversation")
+        return self._records[id]
+
+    async def _in_engine(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self.service.engine.do(work))

@@ -1,0 +1,116 @@
+"""What requests may say, checked before anything is done; wrong ones become a sentence."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.loading import VANILLA, LoadedModel
+from vita_audio_pl.inference.sampling import Sampling
+from vita_audio_pl.inference.sequence import Options
+from vita_audio_pl.interleave import DecodePattern
+
+AudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
+
+
+class Decoding(BaseModel):
+    """How an answer is decoded; in every request as `decoding`, an addition to OpenAI's fields.
+
+    mode: turbo, boost, balance, vanilla or a pattern such as [1, 10, 4, 10]; the model's own for speech by default.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: str | list[int] | None = None
+    verify: Literal["none", "greedy", "sample"] = "none"
+    first_chunk: Literal["verified", "draft"] = "verified"
+    constrain: bool = False
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    seed: int = Field(0, ge=0, lt=2**63)
+    max_new_tokens: int | None = Field(None, ge=1)
+
+    def options(self, loaded: LoadedModel, most: int, spoken: bool, temperature: float | None = None) -> Options:
+        """For the decoder.
+
+        Args:
+            most: tokens of an answer; a request may ask for fewer.
+            spoken: whether the answer is to be speech, so that heads write by default.
+            temperature: of the request itself; that of `decoding` comes first.
+
+        Raises:
+            UserError: settings that do not go together.
+        """
+        vocabulary = loaded.vocabulary
+        heat = self.temperature if self.temperature is not None else temperature or 0.0
+        return Options(
+            DecodePattern.of(self.mode) if self.mode is not None else loaded.pattern if spoken else VANILLA,
+            min(self.max_new_tokens or most, most),
+            frozenset([vocabulary.im_end]),
+            Sampling(heat, self.top_k, self.top_p, self.repetition_penalty, self.seed),
+            SpanConstraint.of(vocabulary) if self.constrain else None,
+            self.verify,
+            (vocabulary.begin_of_audio, vocabulary.end_of_audio) if self.first_chunk == "draft" else None,
+        )
+
+
+class SpeechRequest(BaseModel):
+    """`/v1/audio/speech`."""
+
+    model: str = ""
+    input: str = Field(min_length=1)
+    voice: str | dict[str, Any] | None = None
+    response_format: AudioFormat = "mp3"
+    speed: float = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
+    decoding: Decoding = Decoding()
+
+
+class ChatAudio(BaseModel):
+    """How a chat answer's sound is wanted."""
+
+    voice: str | dict[str, Any] | None = None
+    format: Literal["wav", "mp3", "flac", "opus", "pcm16", "pcm"] = "wav"
+
+
+class ChatRequest(BaseModel):
+    """`/v1/chat/completions`."""
+
+    model: str = ""
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: ChatAudio | None = None
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = 1
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    decoding: Decoding = Decoding()
+
+
+def sentence_of(error: ValidationError) -> str:
+    """The first thing that is wrong with a request, in a sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the request"
+    return f"{place}: {first['msg']}"[:400]
+
+
+def checked(kind: type[Any], value: Any) -> Any:
+    """`value` as a `kind` of pydantic's.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UserError(sentence_of(error)) from None
+    except RecursionError:
+        raise UserError("the request is nested too deeply") from None

@@ -1,0 +1,218 @@
+"""What all endpoints share: the model, the engine, the workers, the counts, and an answer as a stream of events."""
+
+import asyncio
+import io
+import os
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vita_audio_pl.codecs.audio import read_audio
+from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.dialogue import Conversation, Manner, Said
+from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
+from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
+from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
+from vita_audio_pl.serving.hearing import Hearing
+from vita_audio_pl.serving.metrics import Metrics
+from vita_audio_pl.serving.settings import ServeConfig, api_keys
+from vita_audio_pl.serving.voice import Speaker
+
+OUTPUT_RATE = 24_000
+"""Samples per second of all sound that goes out, as OpenAI's clients expect of PCM."""
+
+
+class Service:
+    """Everything that outlives a request.
+
+    Raises:
+        UserError: the model cannot be served so: a voice that cannot be read, memory that is not there.
+    """
+
+    def __init__(self, loaded: LoadedModel, codec: Codec | None, config: ServeConfig):
+        self.loaded, self.codec, self.config = loaded, codec, config
+        self.keys = api_keys(config)
+        self.name = config.name or _name(config.model)
+        self.started = int(time.time())
+        self.hearing = Hearing(loaded, codec)
+        self.pool = ThreadPoolExecutor(config.sound_workers, "sound")
+        self.metrics = Metrics()
+        self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
+        capacity = min(config.context_tokens, loaded.runtime.max_positions)
+        decoder = Decoder(loaded.runtime, slots=config.slots, capacity=capacity, graphs=config.graphs)
+        manner = Manner.of(loaded, codec)
+        self.engine = Engine(decoder, manner, when_full=config.when_full, queue_limit=config.limits.queue)
+        self.most_new_tokens = min(config.max_new_tokens, capacity - 1)
+        self.sessions: dict[str, int] = {}  # open sessions by client
+        self.draining = False
+        self._open_answers = 0  # whose last event is not told yet
+        self._warm_up()
+        gauge = self.metrics.gauge
+        gauge("sessions", "Open WebSocket sessions.", lambda: sum(self.sessions.values()))
+        gauge("slots", "Answers that can be written at a time.", lambda: self.engine.slots)
+        gauge("running", "Answers that are being written.", lambda: self.engine.running)
+        gauge("queue", "Answers that wait for a slot.", lambda: self.engine.waiting)
+        gauge("draining", "1 while the server ends its last answers.", lambda: self.draining)
+
+    def ask(self, conversation: Conversation, options: Options, *, sound: bool = True) -> "Answer":
+        """Asks for an answer to a conversation; to be called in the event loop.
+
+        sound: whether its codes are made audible.
+
+        Raises:
+            Busy: too many answers wait already.
+        """
+        if self.draining:
+            raise Busy(self.config.drain_seconds)
+        return Answer(self, conversation, options, sound)
+
+    async def hear(self, data: bytes, name: str) -> Said:
+        """A recording in any file format that libsndfile reads, as the model hears it.
+
+        Raises:
+            UserError: it is no recording, or a longer one than is taken.
+        """
+        wave = await self.in_worker(lambda: self._read(data, name))
+        return await self.in_worker(lambda: self.hearing.whole(wave))
+
+    async def in_worker(self, work: Any) -> Any:
+        """What `work()` gives, in a worker's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    def voice_turn(self, voice: Any) -> tuple[Said, ...]:
+        """What the system says to have an answer in a voice; nothing for the model's own.
+
+        voice: a name, or `{"id": name}`; names that are not among the settings' voices mean the model's own.
+        """
+        name = voice.get("id") if isinstance(voice, dict) else voice
+        codes = self.voices.get(name) if isinstance(name, str) else None
+        return () if codes is None else ("Your Voice: ", codes, "\n")
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being written, spoken or waited for."""
+        return self.engine.asked > 0 or self._open_answers > 0
+
+    def close(self) -> None:
+        """Ends all answers and threads."""
+        self.engine.stop()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, data: bytes, name: str) -> NDArray[np.float32]:
+        seconds = self.config.limits.audio_seconds
+        return read_audio(io.BytesIO(data), self.hearing.rate, seconds, name=name)
+
+    def _voice(self, path: Path) -> Said:
+        return self.hearing.whole(read_audio(path, self.hearing.rate))
+
+    def _warm_up(self) -> None:
+        """Computes once what the first answer would wait for: tables of the codec, packed weights."""
+        if self.codec is not None:
+            stream = self.codec.decode_stream()
+            stream.push(self.codec.silence(2))
+            stream.finish()
+        conversation = self.engine.conversation()
+        conversation.add("user", "a")
+        options = Options(self.loaded.pattern, min(16, self.most_new_tokens))
+        self.engine.do(lambda: [None for _ in conversation.answer(options)]).result()
+        self.engine.close(conversation).result()
+
+
+class Answer:
+    """Events of one answer, for one reader: `async for event in answer`; see `inference.streaming`.
+
+    Attributes:
+        ended: how it ended, once it has.
+        cancelled: whether it was ended by `cancel`.
+        asked: when it was asked for, by the monotonic clock.
+        speech: seconds of sound so far.
+    """
+
+    def __init__(self, service: Service, conversation: Conversation, options: Options, sound: bool):
+        self.conversation = conversation
+        self.ended: Ended | None = None
+        self.cancelled = False
+        self.speech = 0.0
+        self.asked = time.monotonic()
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | None | Exception] = asyncio.Queue()
+        loaded = service.loaded
+        maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.codec if sound else None)
+        self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._tell)
+        service._open_answers += 1
+        self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
+
+    @property
+    def sequence(self) -> DecodedSequence | None:
+        """Its tokens; None before it has a slot."""
+        return self._ticket.sequence
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        try:
+            while (event := await self._events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, AudioChunk):
+                    if not self.speech and event.wave.size:
+                        self._service.metrics.first_sound(time.monotonic() - self.asked)
+                    self.speech += event.wave.size / event.sample_rate
+                yield event
+            if self.ended is not None and self.ended.error is not None:
+                raise self.ended.error
+        finally:
+            self._service._open_answers -= 1
+            self._count()
+            if self.ended is None:
+                self.cancel()
+
+    def cancel(self, n_codes: int | None = None) -> None:
+        """Ends the answer within a round; nothing more is told but the end. n_codes: of it that were played."""
+        self.cancelled = True
+        self._speaker.silence()
+        self._service.engine.cancel(self._ticket, n_codes)
+
+    async def finished(self) -> Ended:
+        """How it ended, when it has; the events that are left are thrown away."""
+        while self.ended is None:
+            await self._events.get()
+        return self.ended
+
+    def _end(self, ended: Ended) -> None:
+        self.ended = ended
+        self._speaker.finish()
+
+    def _tell(self, event: Event | None | Exception) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:
+            self._speaker.silence()  # the loop is closed: nobody listens any more
+
+    def _count(self) -> None:
+        ended = self.ended
+        generation = None if ended is None else ended.generation
+        if generation is None or ended is None:
+            failed = ended is not None and ended.error is not None
+            self._service.metrics.answered("failed" if failed else "cancelled")
+            return
+        self._service.metrics.answered(
+            "cancelled" if self.cancelled else "completed",
+            generation.writers,
+            generation.drafted,
+            generation.accepted,
+            ended.seconds,
+            self.speech,
+        )
+
+
+def _name(model: str) -> str:
+    """A name for a model that tells no path."""
+    parts = [part for part in Path(model).parts if part not in ("model", os.sep, "..", ".")]
+    return "-".join(parts[-2:]) or "model"

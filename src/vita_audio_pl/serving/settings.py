@@ -1,0 +1,105 @@
+"""The settings of `python -m vita_audio_pl.serve`."""
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from vita_audio_pl.config.command import CommandConfig
+from vita_audio_pl.config.fields import require, setting
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.dialogue import WHEN_FULL
+
+KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"
+
+
+@dataclass
+class LimitsConfig:
+    """What one client may ask for."""
+
+    sessions: int = setting(64, "open WebSocket sessions, all clients together", at_least=1)
+    sessions_a_client: int = setting(
+        8, "open sessions of one key, or of one address where there are no keys", at_least=1
+    )
+    queue: int = setting(32, "answers that wait for a slot; more are refused with the time to wait", at_least=0)
+    audio_seconds: float = setting(60.0, "longest recording or spoken turn, s", above=0)
+    text_characters: int = setting(8000, "longest text of a message", at_least=1)
+    message_bytes: int = setting(16 * 2**20, "largest WebSocket message or HTTP body, bytes", at_least=1024)
+    idle_seconds: float = setting(600.0, "a session that sends nothing for so long is closed, s", above=0)
+    unread_bytes: int = setting(32 * 2**20, "a session that leaves so much unread is closed, bytes", at_least=2**20)
+
+
+@dataclass
+class ServeConfig(CommandConfig):
+    """Everything that `python -m vita_audio_pl.serve` can be told."""
+
+    model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
+    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)
+    encoder_folder: str | None = setting(
+        None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
+    )
+    name: str | None = setting(None, "of the model in answers and /v1/models; null = that of its folder")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all, which wants api_keys and tls", common=True)
+    port: int = setting(8000, "to listen on; 0 = any free one", at_least=0, at_most=65535, common=True)
+    slots: int = setting(8, "answers that are written at a time", at_least=1, common=True)
+    context_tokens: int = setting(
+        4096, "of a conversation with its answer; less where the model has fewer", at_least=64
+    )
+    max_new_tokens: int = setting(1024, "of an answer, unless a request says less", at_least=1, common=True)
+    when_full: str = setting("slide", "a full conversation: slide leaves out the oldest exchanges", choices=WHEN_FULL)
+    sound_workers: int = setting(2, "threads that make sound and hear", at_least=1)
+    voices: dict[str, str] = setting({}, "names that requests may give as voice, and a recording of each")
+    api_keys: str | None = setting(
+        None, f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for"
+    )
+    origins: list[str] = setting([], "other web sites whose pages may call, such as https://example.org")
+    tls_certificate: str | None = setting(None, "PEM file; browsers give a microphone only on localhost or with TLS")
+    tls_key: str | None = setting(None, "PEM file of its key")
+    drain_seconds: float = setting(30.0, "that answers may take to end after SIGTERM, s", at_least=0)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    device: str = setting("cpu", "or cuda", choices=("cpu", "cuda"), common=True)
+    threads: int = setting(1, "of a CPU; more help large models only", at_least=1)
+    dtype: str | None = setting(
+        None, "float32, bfloat16; null = the file's", choices=("float32", "bfloat16", "float16")
+    )
+    graphs: bool | None = setting(None, "replay passes as CUDA graphs; null = on a GPU")
+
+    def check(self) -> None:
+        require(
+            (self.tls_certificate is None) == (self.tls_key is None),
+            "tls_certificate and tls_key belong together; give both files or neither",
+        )
+        for origin in self.origins:
+            require(
+                bool(re.fullmatch(r"https?://[^/\s*]+", origin)),
+                f"origins holds {origin!r}; give scheme and host, such as https://example.org",
+            )
+        require(
+            self.max_new_tokens < self.context_tokens,
+            f"max_new_tokens={self.max_new_tokens} leaves no room for a question in context_tokens={self.context_tokens}",
+        )
+
+
+def api_keys(config: ServeConfig) -> frozenset[str]:
+    """The keys that clients must show one of; none where none are asked for.
+
+    Raises:
+        UserError: the file cannot be read, others than its owner can read it, or it holds no key.
+    """
+    if config.api_keys is None:
+        listed = os.environ.get(KEYS_VARIABLE, "").split(",")
+        return frozenset(key.strip() for key in listed if key.strip())
+    path = Path(config.api_keys)
+    try:
+        mode, lines = path.stat().st_mode, path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"api_keys={path} cannot be read: {error}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UserError(f"api_keys={path} can be read by others than its owner; chmod 600 {path}")
+    keys = frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise UserError(f"api_keys={path} holds no key; write one a line")
+    return keys

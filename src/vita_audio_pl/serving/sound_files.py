@@ -1,0 +1,117 @@
+"""Sound in the formats that clients ask for, made while it comes: WAV and PCM as they are, the others by libsndfile."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from vita_audio_pl.serving.hearing import to_pcm16
+
+MEDIA_TYPES = {
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+    "pcm16": "audio/pcm",
+    "mp3": "audio/mpeg",
+    "flac": "audio/flac",
+    "opus": "audio/ogg",
+}
+_BY_LIBSNDFILE = {"mp3": ("MP3", "MPEG_LAYER_III"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
+_ENDLESS = 0xFFFFFFFF
+
+
+class SoundWriter:
+    """Bytes of a sound file of one channel whose samples come bit by bit.
+
+    Args:
+        kind: one of `MEDIA_TYPES`.
+        rate: samples per second.
+        whole: everything is joined before it is sent, so that headers can say how long it is.
+    """
+
+    def __init__(self, kind: str, rate: int, whole: bool = False):
+        self._kind, self._rate, self._whole = kind, rate, whole
+        self._out = _Forward()
+        self._begun = False
+        self._file: Any = None
+        if kind in _BY_LIBSNDFILE:
+            format, subtype = _BY_LIBSNDFILE[kind]
+            self._file = soundfile.SoundFile(self._out, "w", rate, 1, format=format, subtype=subtype)
+        elif kind == "wav":
+            self._out.write(_wav_header(rate, None))
+
+    def push(self, wave: NDArray[np.float32]) -> bytes:
+        """Takes `(samples,)` and gives the bytes that are ready; none before the end where the file is made whole."""
+        if self._file is not None:
+            self._file.write(np.clip(wave, -1, 1))
+        else:
+            self._out.write(to_pcm16(wave))
+        return b"" if self._whole else self._taken()
+
+    def finish(self) -> bytes:
+        """The rest."""
+        if self._file is not None:
+            self._file.close()
+        data = self._out.take() if self._whole else self._taken()
+        if self._whole and self._kind == "wav":
+            data = _wav_header(self._rate, len(data) - 44) + data[44:]
+        return data
+
+    def _taken(self) -> bytes:
+        data = self._out.take()
+        if self._kind == "mp3" and not self._begun and data:
+            # the first frame says how long the file is, which nobody knows yet: players would stop there
+            data = data[max(data.find(data[:2], 4), 0) :]
+        self._begun |= bool(data)
+        return data
+
+
+class _Forward:
+    """A file that is sent off as it grows: what libsndfile goes back to write is put where it still can be."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._sent = self._at = 0
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        end = self._at + len(data)
+        start = max(self._at, self._sent)  # what was sent is not written again
+        if end > start:
+            place = start - self._sent
+            if len(self._data) < place:
+                self._data += bytes(place - len(self._data))
+            self._data[place : place + end - start] = data[len(data) - (end - start) :]
+        self._at = end
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        base = {0: 0, 1: self._at, 2: self._sent + len(self._data)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        start = max(self._at - self._sent, 0)
+        data = bytes(self._data[start : len(self._data) if size < 0 else start + size])
+        self._at += len(data)
+        return data
+
+    def flush(self) -> None:
+        pass
+
+    def take(self) -> bytes:
+        data = bytes(self._data)
+        self._sent += len(data)
+        self._data.clear()
+        return data
+
+
+def _wav_header(rate: int, n_bytes: int | None) -> bytes:
+    """Of 16-bit mono samples; None: as many as come, which players read to the end of the stream."""
+    riff, data = (_ENDLESS, _ENDLESS) if n_bytes is None else (n_bytes + 36, n_bytes)
+    form = struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
+    return b"RIFF" + struct.pack("<I", riff) + b"WAVEfmt " + form + b"data" + struct.pack("<I", data)

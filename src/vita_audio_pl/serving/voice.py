@@ -1,0 +1,97 @@
+"""From tokens to events with sound, in worker threads: each answer's pieces in order, no answer behind another's."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
+
+Batch: TypeAlias = tuple[list[int], list[int]]
+
+
+class Resampler:
+    """A wave that arrives bit by bit at one rate, at another."""
+
+    def __init__(self, rate: int, wanted: int):
+        self._stream = None if rate == wanted else soxr.ResampleStream(rate, wanted, 1, dtype="float32")
+
+    def push(self, wave: NDArray[np.float32], last: bool = False) -> NDArray[np.float32]:
+        """Takes `(samples,)` and gives those that are ready."""
+        if self._stream is None:
+            return wave
+        out: NDArray[np.float32] = self._stream.resample_chunk(wave, last=last)
+        return out
+
+
+class Speaker:
+    """Makes the events of one answer in the pool's threads, one batch of tokens at a time.
+
+    Args:
+        pool: where the work is done.
+        maker: of the events.
+        rate: samples per second of the sound that is wanted.
+        tell: takes each event, in a worker's thread; None after the last. An exception ends the answer's sound.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, maker: EventMaker, rate: int, tell: Callable[[Event | None | Exception], None]
+    ):
+        self._pool, self._maker, self._rate, self._tell = pool, maker, rate, tell
+        self._resampler: Resampler | None = None
+        self._pending: deque[Batch | None] = deque()
+        self._lock = threading.Lock()
+        self._working = self._silenced = False
+
+    def push(self, tokens: list[int], writers: list[int]) -> None:
+        """Takes new tokens; returns at once."""
+        self._put((tokens, writers))
+
+    def finish(self) -> None:
+        """No tokens follow; what was held back is told, then None."""
+        self._put(None)
+
+    def silence(self) -> None:
+        """Nothing more is told but the end."""
+        self._silenced = True
+
+    def _put(self, batch: Batch | None) -> None:
+        with self._lock:
+            self._pending.append(batch)
+            if self._working:
+                return
+            self._working = True
+        self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """One batch; the next one queues up again behind other answers' work."""
+        with self._lock:
+            batch = self._pending.popleft()
+        try:
+            if not self._silenced:
+                events = self._maker.finish() if batch is None else self._maker.push(*batch)
+                for event in events:
+                    if not self._silenced:
+                        self._tell(self._at_rate(event, batch is None))
+        except Exception as error:
+            self._silenced = True
+            self._tell(error)
+        if batch is None:
+            self._tell(None)
+        with self._lock:
+            self._working = bool(self._pending)
+            if not self._working:
+                return
+        self._pool.submit(self._work)
+
+    def _at_rate(self, event: Event, last: bool) -> Event:
+        if not isinstance(event, AudioChunk):
+            return event
+        if self._resampler is None:
+            self._resampler = Resampler(event.sample_rate, self._rate)
+        return AudioChunk(self._resampler.push(event.wave, last), self._rate)

@@ -1,0 +1,124 @@
+"""A server on loopback with the small world's codec and tokenizer, and a model of random weights that speaks a lot."""
+
+import threading
+
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from tests.patience import wait_until
+from vita_audio_pl.codecs import MelVQ
+from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.serving.engine import Engine
+from vita_audio_pl.serving.process import DrainingServer, server_config
+from vita_audio_pl.serving.service import Service
+from vita_audio_pl.serving.settings import LimitsConfig, ServeConfig
+from vita_audio_pl.text.tokenizer import TextTokenizer
+
+LONGEST = 48
+
+
+@pytest.fixture(scope="session")
+def codec(smoke_world):
+    return MelVQ.load(smoke_world / "codec")
+
+
+@pytest.fixture(scope="session")
+def loaded(smoke_world, codec):
+    """Random weights; markers and codes are likelier than text, so that most answers hold sound."""
+    tokenizer = TextTokenizer.load(smoke_world / "tokenizer")
+    vocabulary = tokenizer.vocabulary(codec.codebook_size)
+    torch.manual_seed(0)
+    backbone = Qwen2Config(
+        vocab_size=vocabulary.size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.4,
+        tie_word_embeddings=False,
+    )
+    model = SpeechLM(SpeechLMConfig(backbone, 10)).eval().requires_grad_(False)
+    with torch.no_grad():
+        for head in model.heads:
+            for parameter in head.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.4)
+        weight = model.lm_head.weight
+        weight[: vocabulary.first_code] *= 0.5
+        weight[[vocabulary.begin_of_audio, vocabulary.end_of_audio]] = 1.5 * torch.randn(2, 32)
+        weight[vocabulary.used :] = 0
+    pattern, ratio = DecodePattern.of("boost"), IntervalRatio.of([1, 10, 4, 10])
+    return LoadedModel(model, tokenizer, vocabulary, smoke_world / "codec", {}, pattern, ratio)
+
+
+@pytest.fixture(scope="session")
+def make_service(loaded, codec):
+    """A service with these settings and limits; whoever makes one closes it."""
+
+    def make(limits=None, **settings):
+        settings = {"model": "runs/tiny/model", "slots": 2, "max_new_tokens": LONGEST, "port": 0} | settings
+        config = ServeConfig(**settings, limits=LimitsConfig(**(limits or {})))
+        config.check()
+        return Service(loaded, codec, config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def service(make_service):
+    service = make_service(limits={"sessions_a_client": 64})
+    yield service
+    service.close()
+
+
+class Running:
+    """A server in a thread of its own."""
+
+    def __init__(self, service):
+        self.server = DrainingServer(server_config(service), service)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        wait_until(lambda: self.server.started or not self.thread.is_alive(), "the server")
+        self.url = f"http://127.0.0.1:{self.server.port}/v1"
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture(scope="session")
+def run_server():
+    """Runs a service; stopping closes it."""
+    running = []
+
+    def run(service):
+        running.append(Running(service))
+        return running[-1]
+
+    yield run
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(run_server, make_service):
+    return run_server(make_service(limits={"sessions_a_client": 64}))
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Every answer that engines gave: its ticket and how it ended."""
+    found = []
+    finish = Engine._finish
+
+    def note(self, ticket, ended):
+        found.append((ticket, ended))
+        finish(self, ticket, ended)
+
+    monkeypatch.setattr(Engine, "_finish", note)
+    return found
