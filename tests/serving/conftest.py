@@ -49,7 +49,7 @@ def loaded(smoke_world, codec):
                 if parameter.dim() > 1:
                     parameter.normal_(0, 0.4)
         weight = model.lm_head.weight
-        weight[: vocabulary.first_code] *= 0.5
+        weight[: vocabulary.first_code] *= 0.8
         weight[[vocabulary.begin_of_audio, vocabulary.end_of_audio]] = 1.5 * torch.randn(2, 32)
         weight[vocabulary.used :] = 0
     pattern, ratio = DecodePattern.of("boost"), IntervalRatio.of([1, 10, 4, 10])

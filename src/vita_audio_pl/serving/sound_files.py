@@ -37,7 +37,9 @@ class SoundWriter:
         self._file: Any = None
         if kind in _BY_LIBSNDFILE:
             format, subtype = _BY_LIBSNDFILE[kind]
-            self._file = soundfile.SoundFile(self._out, "w", rate, 1, format=format, subtype=subtype)
+            # a constant rate, so that the length of a stream follows from its size
+            steady = {"compression_level": 0.5, "bitrate_mode": "CONSTANT"} if kind == "mp3" else {}
+            self._file = soundfile.SoundFile(self._out, "w", rate, 1, format=format, subtype=subtype, **steady)
         elif kind == "wav":
             self._out.write(_wav_header(rate, None))
 
@@ -61,7 +63,7 @@ class SoundWriter:
     def _taken(self) -> bytes:
         data = self._out.take()
         if self._kind == "mp3" and not self._begun and data:
-            # the first frame says how long the file is, which nobody knows yet: players would stop there
+            # the first frame says how long the file is, which nobody knows yet: players would stop early
             data = data[max(data.find(data[:2], 4), 0) :]
         self._begun |= bool(data)
         return data
