@@ -1,0 +1,222 @@
+"""Who may come in, how many, and how they leave; nothing that one client does holds up another."""
+
+import asyncio
+import base64
+import json
+import os
+import time
+
+import httpx
+import numpy as np
+import pytest
+import websockets
+from openai import OpenAI, RateLimitError
+
+from tests.patience import wait_until
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.serving import service as service_module
+from vita_audio_pl.serving.app import create_app
+from vita_audio_pl.serving.settings import ServeConfig, api_keys
+
+HOST = {"host": "localhost:8000"}
+
+
+def asked(service, method="GET", path="/v1/models", **request):
+    """What the application answers, in process."""
+
+    async def ask():
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture
+def keyed(service, monkeypatch):
+    monkeypatch.setattr(service, "keys", frozenset(["one", "two"]))
+    return service
+
+
+def test_keys_are_asked_for_everywhere_but_on_the_page_and_health(keyed):
+    assert asked(keyed).status_code == 401
+    assert asked(keyed, headers={"authorization": "Bearer three"}).status_code == 401
+    assert asked(keyed, headers={"authorization": "Bearer two"}).status_code == 200
+    assert asked(keyed, path="/health").json() == {"status": "ok"}
+    page = asked(keyed, path="/")
+    assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+    assert asked(keyed, path="/metrics").status_code == 401
+
+
+def test_keys_come_from_a_file_of_ones_own_or_the_environment(tmp_path, monkeypatch):
+    file = tmp_path / "keys"
+    config = ServeConfig(model="m", api_keys=str(file))
+    with pytest.raises(UserError, match="cannot be read"):
+        api_keys(config)
+    file.write_text("# mine\nabc\n\n")
+    os.chmod(file, 0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        api_keys(config)
+    os.chmod(file, 0o600)
+    assert api_keys(config) == {"abc"}
+    monkeypatch.setenv("VITA_AUDIO_PL_API_KEYS", "x, y")
+    assert api_keys(ServeConfig(model="m")) == {"x", "y"}
+
+
+def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(service):
+    assert asked(service, headers={"origin": "https://elsewhere.org"}).status_code == 403
+    assert asked(service, headers={"origin": "http://localhost:8000"}).status_code == 200
+    assert asked(service, headers={"host": "rebound.org:8000"}).status_code == 403
+    assert asked(service, path="/page/..%2Fserve.py").status_code == 404
+    assert asked(service, path="/page/%2Fetc%2Fpasswd").status_code == 404
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(service, monkeypatch):
+    monkeypatch.setattr(service.config.limits, "message_bytes", 5000)
+    body = {"model": "m", "input": "a" * 6000, "voice": "v"}
+    assert asked(service, "POST", "/v1/audio/speech", json=body).status_code == 413
+
+    async def drip():
+        for _ in range(100):
+            yield b"x" * 100
+
+    headers = {"content-type": "application/json"}
+    assert asked(service, "POST", "/v1/audio/speech", content=drip(), headers=headers).status_code == 413
+    monkeypatch.setattr(service.config.limits, "audio_seconds", 0.1)
+    wave = np.zeros(16_000, "<i2").tobytes()
+    file = {"file": ("a.wav", _wav(wave))}
+    refused = asked(service, "POST", "/v1/audio/transcriptions", files=file, data={"model": "m"})
+    assert refused.status_code in (400, 413)
+
+
+def _wav(samples):
+    from vita_audio_pl.serving.sound_files import _wav_header
+
+    return _wav_header(16_000, len(samples)) + samples
+
+
+def test_a_full_queue_says_when_to_come_again(run_server, make_service):
+    """With one slot and nobody allowed to wait, a second answer is refused while the first is being written."""
+    service = make_service(limits={"queue": 0}, slots=1, max_new_tokens=2000)
+    server = run_server(service)
+    client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
+    with client.audio.speech.with_streaming_response.create(
+        model="m", voice="v", input="the cow", response_format="pcm", extra_body={"decoding": {"mode": "vanilla"}}
+    ) as response:
+        next(response.iter_bytes())
+        with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
+        assert int(refused.value.response.headers["retry-after"]) >= 1
+    # the first client left in the middle of its answer: its slot is free within a round
+    wait_until(lambda: service.engine.asked == 0, "the slot", 60)
+    server.stop()
+
+
+async def _realtime(url):
+    return await websockets.connect(url.replace("http", "ws") + "/realtime?model=m", max_size=None)
+
+
+async def _say(socket, **event):
+    await socket.send(json.dumps(event))
+
+
+ASK = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "the cow"}]}}  # fmt: skip
+
+
+def test_clients_that_vanish_and_clients_that_do_not_read_hold_up_nobody(run_server, make_service):
+    service = make_service(limits={"sessions_a_client": 3, "unread_bytes": 2**20}, max_new_tokens=400)
+    server = run_server(service)
+
+    async def check():
+        gone = await _realtime(server.url)
+        lazy = await _realtime(server.url)
+        for socket in (gone, lazy):
+            await _say(socket, **ASK)
+            await _say(socket, type="response.create")
+        while (json.loads(await gone.recv()))["type"] != "response.created":
+            pass
+        third = await _realtime(server.url)
+        fourth = await _realtime(server.url)
+        messages = [json.loads(await fourth.recv())]
+        assert messages[0]["error"]["code"] == "rate_limit_exceeded" and "try again" in messages[0]["error"]["message"]
+        gone.transport.abort()  # without a word
+        await _say(third, **ASK)
+        await _say(third, type="response.create")
+        while (event := json.loads(await third.recv()))["type"] != "response.done":
+            pass
+        assert event["response"]["status"] in ("completed", "incomplete")
+        await third.close()
+        await lazy.close()
+
+    asyncio.run(check())
+    wait_until(lambda: not service.sessions and service.engine.asked == 0, "all slots", 120)
+    slots = service.engine.do(
+        lambda: (service.engine.decoder.free_slots, len(service.engine.decoder._resting))
+    ).result()
+    assert slots == (2, 0)
+    server.stop()
+
+
+def test_a_server_that_is_told_to_end_lets_answers_end_first(run_server, make_service):
+    service = make_service(max_new_tokens=300)
+    server = run_server(service)
+
+    async def check():
+        socket = await _realtime(server.url)
+        await _say(socket, **ASK)
+        await _say(socket, type="response.create")
+        while (json.loads(await socket.recv()))["type"] != "response.created":
+            pass
+        server.server.should_exit = True
+        events = []
+        try:
+            while True:
+                events.append(json.loads(await socket.recv()))
+        except websockets.ConnectionClosed:
+            pass
+        return events
+
+    events = asyncio.run(check())
+    done = [event for event in events if event["type"] == "response.done"]
+    assert [event["response"]["status"] for event in done] in (["completed"], ["incomplete"])
+    server.thread.join()
+
+
+def test_a_silent_session_is_closed_and_too_long_a_turn_is_cleared(run_server, make_service):
+    server = run_server(make_service(limits={"idle_seconds": 0.5, "audio_seconds": 1.0}))
+
+    async def check():
+        socket = await _realtime(server.url)
+        await _say(socket, type="session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})  # fmt: skip
+        half = base64.b64encode(bytes(24_000)).decode()
+        for _ in range(3):
+            await _say(socket, type="input_audio_buffer.append", audio=half)
+        errors = []
+        try:
+            while True:
+                event = json.loads(await socket.recv())
+                errors += [event["error"]["message"]] if event["type"] == "error" else []
+        except websockets.ConnectionClosed as closed:
+            return errors, closed.rcvd.reason
+
+    began = time.monotonic()
+    errors, reason = asyncio.run(check())
+    assert len(errors) == 1 and "longer than the 1 s" in errors[0]
+    assert reason == "nothing came for 0.5 s" and time.monotonic() - began >= 0.5
+    server.stop()
+
+
+def test_a_fault_of_ours_shows_no_traceback(service, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(service_module.Service, "ask", broken)
+    app = create_app(service)
+
+    async def ask():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/v1/audio/speech", json={"input": "a", "voice": "v"})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 500 and "secret" not in answer.text and "log" in answer.json()["error"]["message"]
