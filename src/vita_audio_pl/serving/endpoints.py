@@ -15,10 +15,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Conversation, Item, Said
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
+from vita_audio_pl.serving.asr import write_down
 from vita_audio_pl.serving.requests import ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
-from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION
+from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 
 NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
 _MOST_REMEMBERED = 256
@@ -96,10 +97,7 @@ class Endpoints:
         how = _decoding(decoding)
         data = await file.read()
         said = await service.hear(data, "the recording")
-        options = how.options(service.loaded, service.most_new_tokens, spoken=False, temperature=temperature)
-        conversation = service.engine.conversation()
-        conversation.add("user", f"{ASR_INSTRUCTION}\n", said)
-        answer = service.ask(conversation, options, sound=False)
+        answer = write_down(service, said, how, temperature)
         if stream:
             events = _with_first(aiter(answer))
             return _stream(self._transcript_events(events, await anext(events), answer), "text/event-stream")

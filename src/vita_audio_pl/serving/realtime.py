@@ -16,6 +16,7 @@ from typing import Any
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Item, Said
 from vita_audio_pl.inference.streaming import AudioChunk, NewCodes, TextPiece
+from vita_audio_pl.serving.asr import tell_transcript
 from vita_audio_pl.serving.ears import Ears
 from vita_audio_pl.serving.endpoints import NO_FUNCTIONS, base64_of
 from vita_audio_pl.serving.engine import Busy
@@ -50,6 +51,8 @@ class Session:
         self._modalities = ["audio" if service.codec is not None else "text"]
         self._most_tokens: int | None = None
         self._voice: Any = None
+        self._transcribes = False
+        self._writing_down: set[asyncio.Task[None]] = set()
 
     def begin(self) -> None:
         """Says hello."""
@@ -72,9 +75,10 @@ class Session:
         if self._reply is not None:
             self._reply.answer.cancel()
         self.service.engine.close(self.conversation)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._writing_down, *([] if self._task is None else [self._task])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- events of the client -----------------------------------------------------------------------------------------
 
@@ -132,6 +136,7 @@ class Session:
         self._decoding, self._most_tokens = decoding, most if isinstance(most, int) else None
         self._modalities = list(modalities) if modalities else self._modalities
         self._voice = outgoing.get("voice", self._voice)
+        self._transcribes = bool(incoming.get("transcription", self._transcribes))
         if "instructions" in session or "voice" in outgoing:
             await self._instruct(session.get("instructions"))
         self._ears.set(rate_in, detection)
@@ -172,6 +177,10 @@ class Session:
         previous = next(reversed(self._records), None)
         self._tell("input_audio_buffer.committed", item_id=id, previous_item_id=previous)
         await self._add(record)
+        if self._transcribes:
+            task = asyncio.create_task(tell_transcript(self.service, record.id, said, self._tell))
+            self._writing_down.add(task)
+            task.add_done_callback(self._writing_down.discard)
 
     async def _create(self, item: dict[str, Any], previous: Any) -> None:
         kind = item.get("type")

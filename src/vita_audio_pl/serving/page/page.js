@@ -1,0 +1,250 @@
+// One conversation over OpenAI's Realtime events; see docs/talk.md.
+
+const RATE = 24000;
+const $ = (id) => document.getElementById(id);
+let socket, speaker, microphone, opening;
+let answer = null;       // the answer under way: its item's id, its element, when it was asked for
+let playing = null;      // the answer whose sound is in the speaker
+let talking = false;
+const turns = new Map(); // item id -> element
+
+const state = (text) => { $("state").textContent = text; };
+const send = (event) => { if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(event)); };
+
+// -- connection ------------------------------------------------------------------------------------------------------
+
+function connect() {
+  opening ??= new Promise((ready) => {
+    const protocols = ["realtime"];
+    if ($("key").value) protocols.push(`openai-insecure-api-key.${$("key").value}`);
+    const address = new URL("v1/realtime", location.href);
+    address.protocol = address.protocol.replace("http", "ws");
+    socket = new WebSocket(address, protocols);
+    socket.onopen = () => { state("ready"); configure(); ready(); };
+    socket.onmessage = ({ data }) => handle(JSON.parse(data));
+    socket.onclose = ({ reason }) => {
+      state(reason ? `closed: ${reason}` : "not connected");
+      opening = null;
+      answer = null;
+      $("stop").disabled = true;
+    };
+    socket.onerror = () => state("the server cannot be reached; does it ask for a key?");
+  });
+  return opening;
+}
+
+function configure() {
+  const free = $("turns-by").value === "free";
+  const decoding = { mode: $("mode").value || null, verify: $("verify").value };
+  const format = { type: "audio/pcm", rate: microphone?.context.sampleRate ?? RATE };
+  const input = { format, transcription: { model: "own" }, turn_detection: free ? { type: "server_vad" } : null };
+  send({ type: "session.update", session: { type: "realtime", decoding, audio: { input } } });
+}
+
+// -- sound -----------------------------------------------------------------------------------------------------------
+
+async function openSpeaker() {
+  if (speaker) return speaker.context.resume();
+  const context = new AudioContext({ sampleRate: RATE });
+  await context.audioWorklet.addModule("page/worklets.js");
+  speaker = new AudioWorkletNode(context, "playback", { outputChannelCount: [1] });
+  speaker.connect(context.destination);
+  speaker.port.onmessage = ({ data }) => {
+    if (data.began && playing) $("first").textContent = `${Math.round(performance.now() - playing.asked)} ms`;
+    if (data.gap) $("gap").textContent = `${Math.round(1000 * data.gap)} ms`;
+    if (data.finished) { playing = null; state("ready"); }
+    if (data.cleared && playing) {  // the server is told what was really heard
+      send({ type: "conversation.item.truncate", item_id: playing.id, content_index: 0,
+             audio_end_ms: Math.floor(1000 * data.played / RATE) });
+      playing.element.append(note("— interrupted"));
+      playing = null;
+    }
+  };
+}
+
+async function openMicrophone() {
+  if (microphone) return microphone.context.resume();
+  if (!navigator.mediaDevices) throw new Error("a browser gives the microphone on localhost or over https alone");
+  const stream = await navigator.mediaDevices.getUserMedia({
+    audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 },
+  });
+  const context = new AudioContext();
+  await context.audioWorklet.addModule("page/worklets.js");
+  microphone = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+  context.createMediaStreamSource(stream).connect(microphone);
+  microphone.port.onmessage = ({ data }) => {
+    $("level").style.transform = `scaleY(${talking ? Math.min(1, 6 * Math.hypot(...data) / Math.sqrt(data.length)) : 0})`;
+    if (talking) send({ type: "input_audio_buffer.append", audio: base64(data) });
+  };
+  configure();
+}
+
+function base64(wave) {
+  const samples = new Int16Array(wave.length);
+  for (let i = 0; i < wave.length; i++) samples[i] = 32767 * Math.max(-1, Math.min(1, wave[i]));
+  return btoa(String.fromCharCode(...new Uint8Array(samples.buffer)));
+}
+
+function wave(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return Float32Array.from(new Int16Array(bytes.buffer), (sample) => sample / 32768);
+}
+
+// -- what is shown ---------------------------------------------------------------------------------------------------
+
+function turn(id, role) {
+  if (turns.has(id)) return turns.get(id);
+  const element = document.createElement("li");
+  element.className = `turn ${role}`;
+  const who = document.createElement("span");
+  who.className = "who";
+  who.textContent = role === "user" ? "You" : "Model";
+  const text = document.createElement("span");
+  text.className = "text";
+  element.append(who, text);
+  $("turns").append(element);
+  element.scrollIntoView({ block: "end" });
+  turns.set(id, element);
+  return element;
+}
+
+function note(text) {
+  const element = document.createElement("span");
+  element.className = "cut";
+  element.textContent = ` ${text}`;
+  return element;
+}
+
+function writer(number) { return number ? `head ${number - 1}` : "backbone"; }
+
+function addText(element, text, writers) {
+  const piece = document.createElement("span");
+  piece.className = `w${Math.min(writers?.[0] ?? 0, 10)}`;
+  piece.title = [...new Set(writers ?? [0])].map(writer).join(", ");
+  piece.textContent = text;
+  element.querySelector(".text").append(piece);
+}
+
+function addCodes(element, writers) {
+  let bars = element.querySelector(".codes");
+  if (!bars) {
+    bars = document.createElement("div");
+    bars.className = "codes";
+    bars.setAttribute("aria-hidden", "true");
+    element.append(bars);
+  }
+  for (const number of writers) {
+    const bar = document.createElement("i");
+    bar.className = `w${Math.min(number, 10)}`;
+    bar.title = writer(number);
+    bars.append(bar);
+  }
+}
+
+// -- events of the server --------------------------------------------------------------------------------------------
+
+const handlers = {
+  "session.created": ({ session }) => { $("model").textContent = session.model; },
+  "input_audio_buffer.speech_started": () => { clearSound(); state("listening"); },
+  "input_audio_buffer.committed": ({ item_id }) => { turn(item_id, "user"); },
+  "conversation.item.added": ({ item }) => {
+    if (item.role !== "user") return;
+    const written = item.content.map((part) => part.text ?? "").join("");
+    const element = turn(item.id, "user");
+    if (written) element.querySelector(".text").textContent = written;
+  },
+  "conversation.item.input_audio_transcription.delta": (event) => {
+    addText(turn(event.item_id, "user"), event.delta, event.writers);
+  },
+  "response.output_item.added": ({ item }) => {
+    answer = { id: item.id, element: turn(item.id, "assistant"), asked: performance.now() };
+    $("stop").disabled = false;
+    $("gap").textContent = "0 ms";
+    state("answering");
+  },
+  "response.output_audio_transcript.delta": (event) => addText(turn(event.item_id, "assistant"), event.delta, event.writers),
+  "response.output_text.delta": (event) => addText(turn(event.item_id, "assistant"), event.delta, event.writers),
+  "vita_audio_pl.codes": (event) => addCodes(turn(event.item_id, "assistant"), event.writers),
+  "response.output_audio.delta": (event) => {
+    if (answer?.id !== event.item_id) return;
+    playing = answer;
+    speaker?.port.postMessage({ wave: wave(event.delta) });
+  },
+  "response.done": ({ response }) => {
+    const { backbone_passes: passes, drafted, accepted } = response.decoding ?? {};
+    if (passes) $("passes").textContent = `${passes} for ${response.usage.output_tokens} tokens`;
+    const sum = (numbers) => (numbers ?? []).reduce((a, b) => a + b, 0);
+    $("kept").textContent = sum(drafted) ? `${Math.round(100 * sum(accepted) / sum(drafted))} %` : "–";
+    if (response.status === "failed") state(response.status_details.error.message);
+    speaker?.port.postMessage({ ended: true });
+    if (!playing) state("ready");
+    answer = null;
+    $("stop").disabled = !playing;
+  },
+  error: ({ error }) => state(error.message),
+};
+
+function handle(event) { handlers[event.type]?.(event); }
+
+function clearSound() { if (playing) speaker.port.postMessage({ clear: true }); }
+
+function interrupt() {
+  if (answer) send({ type: "response.cancel" });
+  clearSound();
+  $("stop").disabled = true;
+}
+
+// -- what people do --------------------------------------------------------------------------------------------------
+
+async function begin() {
+  if (talking) return;
+  try {
+    await Promise.all([openSpeaker(), openMicrophone(), connect()]);
+  } catch (error) {
+    state(error.message);
+    return;
+  }
+  if ($("turns-by").value === "hold") { interrupt(); send({ type: "input_audio_buffer.clear" }); }
+  talking = true;
+  $("talk").setAttribute("aria-pressed", "true");
+  state("listening");
+}
+
+function end() {
+  if (!talking) return;
+  talking = false;
+  $("talk").setAttribute("aria-pressed", "false");
+  if ($("turns-by").value !== "hold") return;
+  send({ type: "input_audio_buffer.commit" });
+  send({ type: "response.create" });
+}
+
+const hold = () => $("turns-by").value === "hold";
+$("talk").addEventListener("pointerdown", () => hold() && begin());
+for (const kind of ["pointerup", "pointercancel", "pointerleave"]) $("talk").addEventListener(kind, () => hold() && end());
+$("talk").addEventListener("click", () => { if (!hold()) talking ? end() : begin(); });
+const isSpace = (event) => event.code === "Space" && !["INPUT", "SELECT"].includes(event.target.tagName);
+document.addEventListener("keydown", (event) => {
+  if (event.code === "Escape") interrupt();
+  if (!isSpace(event) || event.repeat || !hold()) return;
+  event.preventDefault();
+  begin();
+});
+document.addEventListener("keyup", (event) => { if (isSpace(event) && hold()) { event.preventDefault(); end(); } });
+$("stop").addEventListener("click", interrupt);
+$("write").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const text = $("text").value.trim();
+  if (!text) return;
+  await Promise.all([openSpeaker(), connect()]);
+  interrupt();
+  $("text").value = "";
+  send({ type: "conversation.item.create",
+         item: { type: "message", role: "user", content: [{ type: "input_text", text }] } });
+  send({ type: "response.create" });
+});
+for (const id of ["mode", "verify", "turns-by"]) $(id).addEventListener("change", () => {
+  $("talk-label").textContent = hold() ? "Hold to talk" : "Speak freely";
+  if (talking) end();
+  configure();
+});

@@ -1,0 +1,46 @@
+"""What somebody says, written down by the model itself."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.dialogue import Said
+from vita_audio_pl.inference.streaming import TextPiece
+from vita_audio_pl.serving.requests import Decoding
+from vita_audio_pl.serving.service import Answer, Service
+from vita_audio_pl.text.conversation import ASR_INSTRUCTION
+
+_AFTER = 0.3  # seconds: the answer comes first
+
+
+def write_down(service: Service, said: Said, decoding: Decoding, temperature: float | None = None) -> Answer:
+    """Asks for the text of a recording, in a conversation of its own that whoever asks closes.
+
+    Raises:
+        UserError: settings that do not go together.
+        Busy: too many answers wait already.
+    """
+    options = decoding.options(service.loaded, service.most_new_tokens, spoken=False, temperature=temperature)
+    conversation = service.engine.conversation()
+    conversation.add("user", f"{ASR_INSTRUCTION}\n", said)
+    return service.ask(conversation, options, sound=False)
+
+
+async def tell_transcript(service: Service, item_id: str, said: Said, tell: Callable[..., None]) -> None:
+    """Tells what the user of a session said, as Realtime events."""
+    await asyncio.sleep(_AFTER)
+    of: dict[str, Any] = {"item_id": item_id, "content_index": 0}
+    kind, text, answer = "conversation.item.input_audio_transcription", "", None
+    try:
+        answer = write_down(service, said, Decoding())
+        async for event in answer:
+            if isinstance(event, TextPiece):
+                text += event.text
+                tell(f"{kind}.delta", **of, delta=event.text, writers=list(event.writers))
+        tell(f"{kind}.completed", **of, transcript=text.strip(), usage={"type": "duration", "seconds": 0.0})
+    except UserError as error:
+        tell(f"{kind}.failed", **of, error={"type": "server_error", "code": "failed", "message": str(error)})
+    finally:
+        if answer is not None:
+            service.engine.close(answer.conversation)
