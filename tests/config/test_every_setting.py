@@ -23,6 +23,7 @@ from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.reporting.dashboard import DashboardConfig
 from vita_audio_pl.reporting.settings import ReportConfig
+from vita_audio_pl.serving.settings import ServeConfig, TalkConfig
 from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -39,6 +40,8 @@ COMMANDS = {
     "export": ExportConfig,
     "checksums": ChecksumsConfig,
     "demo": DemoConfig,
+    "serve": ServeConfig,
+    "talk": TalkConfig,
 }
 # what a command cannot do without
 NEEDED = {
@@ -46,6 +49,7 @@ NEEDED = {
     "evaluate": {"model": "m"},
     "export": {"source": "m", "target": "n"},
     "checksums": {"folder": "m"},
+    "serve": {"model": "m"},
 }
 STAGED = ("train", "plan", "data_tools")
 NUMBER = re.compile(r"\b(int|float)\b")

@@ -12,6 +12,7 @@ from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import WHEN_FULL
+from vita_audio_pl.inference.sequence import VERIFY_MODES
 
 KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"
 
@@ -80,6 +81,25 @@ class ServeConfig(CommandConfig):
         require(
             self.max_new_tokens < self.context_tokens,
             f"max_new_tokens={self.max_new_tokens} leaves no room for a question in context_tokens={self.context_tokens}",
+        )
+
+
+@dataclass
+class TalkConfig(CommandConfig):
+    """Everything that `python -m vita_audio_pl.talk` can be told."""
+
+    url: str = setting("ws://localhost:8000/v1/realtime", "of the server", common=True)
+    key: str | None = setting(None, f"that the server asks for; null = the first in {KEYS_VARIABLE}")
+    audio: list[str] = setting([], "recordings to say, one turn each; none and no text = the microphone", common=True)
+    text: str | None = setting(None, "to say in writing, after the recordings", common=True)
+    output: str = setting("answer.wav", "where the spoken answers go, one after the other", common=True)
+    mode: str | None = setting(None, "turbo, boost, balance, vanilla; null = the model's own", common=True)
+    verify: str = setting("none", "let the backbone check drafts", choices=VERIFY_MODES, common=True)
+
+    def check(self) -> None:
+        require(
+            bool(re.fullmatch(r"wss?://[^\s]+", self.url)),
+            f"url={self.url} must begin with ws:// or wss://, such as ws://localhost:8000/v1/realtime",
         )
 
 
