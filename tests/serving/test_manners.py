@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import os
-import time
+import threading
 
 import httpx
 import numpy as np
@@ -16,6 +16,7 @@ from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving import service as service_module
 from vita_audio_pl.serving.app import create_app
+from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 
 HOST = {"host": "localhost:8000"}
@@ -96,19 +97,22 @@ def _wav(samples):
 
 
 def test_a_full_queue_says_when_to_come_again(run_server, make_service):
-    """With one slot and nobody allowed to wait, a second answer is refused while the first is being written."""
-    service = make_service(limits={"queue": 0}, slots=1, max_new_tokens=2000)
+    service = make_service(limits={"queue": 0}, slots=1)
     server = run_server(service)
     client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
-    with client.audio.speech.with_streaming_response.create(
-        model="m", voice="v", input="the cow", response_format="pcm", extra_body={"decoding": {"mode": "vanilla"}}
-    ) as response:
-        next(response.iter_bytes())
-        with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
-            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
-        assert int(refused.value.response.headers["retry-after"]) >= 1
-    # the first client left in the middle of its answer: its slot is free within a round
-    wait_until(lambda: service.engine.asked == 0, "the slot", 60)
+    goes_on = threading.Event()
+    service.engine.do(goes_on.wait)  # the one slot stays taken for as long as the test wants
+    conversation = service.engine.conversation()
+    conversation.add("user", "the cow")
+    ended = []
+    options = Decoding().options(service.loaded, 20, spoken=False)
+    service.engine.answer(conversation, options, lambda *_: None, ended.append)
+    with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    goes_on.set()
+    wait_until(lambda: ended and service.engine.asked == 0, "the slot")
+    assert client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}]).usage
     server.stop()
 
 
@@ -183,26 +187,32 @@ def test_a_server_that_is_told_to_end_lets_answers_end_first(run_server, make_se
 
 
 def test_a_silent_session_is_closed_and_too_long_a_turn_is_cleared(run_server, make_service):
-    server = run_server(make_service(limits={"idle_seconds": 0.5, "audio_seconds": 1.0}))
+    service = make_service(limits={"audio_seconds": 1.0})
+    server = run_server(service)
 
-    async def check():
+    async def talk_long():
         socket = await _realtime(server.url)
         await _say(socket, type="session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})  # fmt: skip
-        half = base64.b64encode(bytes(24_000)).decode()
         for _ in range(3):
-            await _say(socket, type="input_audio_buffer.append", audio=half)
-        errors = []
-        try:
-            while True:
-                event = json.loads(await socket.recv())
-                errors += [event["error"]["message"]] if event["type"] == "error" else []
-        except websockets.ConnectionClosed as closed:
-            return errors, closed.rcvd.reason
+            await _say(socket, type="input_audio_buffer.append", audio=base64.b64encode(bytes(24_000)).decode())
+        await _say(socket, type="input_audio_buffer.clear")
+        events = []
+        while not events or events[-1]["type"] != "input_audio_buffer.cleared":
+            events.append(json.loads(await socket.recv()))
+        await socket.close()
+        return [event["error"]["message"] for event in events if event["type"] == "error"]
 
-    began = time.monotonic()
-    errors, reason = asyncio.run(check())
-    assert len(errors) == 1 and "longer than the 1 s" in errors[0]
-    assert reason == "nothing came for 0.5 s" and time.monotonic() - began >= 0.5
+    async def say_nothing():
+        socket = await _realtime(server.url)
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            while True:
+                await socket.recv()
+        return closed.value.rcvd.reason
+
+    [error] = asyncio.run(talk_long())
+    assert "longer than the 1 s" in error
+    service.config.limits.idle_seconds = 0.2
+    assert asyncio.run(say_nothing()) == "nothing came for 0.2 s"
     server.stop()
 
 

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.endpoints import Endpoints
 from vita_audio_pl.serving.engine import Busy
-from vita_audio_pl.serving.gate import LOOPBACK, Gate, TooLarge, error_body
+from vita_audio_pl.serving.gate import LOOPBACK, Gate, error_body
 from vita_audio_pl.serving.realtime import Session
 from vita_audio_pl.serving.service import Service
 
@@ -52,7 +52,7 @@ def create_app(service: Service) -> FastAPI:
         )
     loopback = config.host in LOOPBACK and not service.keys
     app.add_middleware(
-        Gate,  # type: ignore[arg-type]
+        Gate,
         keys=service.keys,
         origins=config.origins,
         loopback=loopback,
@@ -61,7 +61,6 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(TooLarge, _too_large)
     app.add_exception_handler(Exception, _fault)
     page = files("vita_audio_pl.serving") / "page"
     shown = {name: (page / name).read_bytes() for name in _PAGE}
@@ -193,10 +192,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = {404: "there is nothing at this address", 405: "this address is not asked so"}.get(error.status_code)
     return JSONResponse(error_body(message or str(error.detail)), error.status_code, error.headers)
-
-
-async def _too_large(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(error_body("the request is larger than what is taken"), 413)
 
 
 async def _fault(request: Request, error: Exception) -> JSONResponse:

@@ -27,7 +27,8 @@ class Ears:
     """
 
     def __init__(self, service: Service):
-        self.rate, self.detection = OUTPUT_RATE, None
+        self.rate = OUTPUT_RATE
+        self.detection: dict[str, Any] | None = None
         self._service = service
         self._listener: Listener | None = None
         self._activity: VoiceActivity | None = None

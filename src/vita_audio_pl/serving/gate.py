@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
+
 Scope = Mapping[str, Any]
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 KEY_PROTOCOL = "openai-insecure-api-key."
@@ -72,8 +74,11 @@ class Gate:
         return any([hmac.compare_digest(shown.encode("utf-8", "replace"), key) for key in self._keys])
 
 
-class TooLarge(Exception):
+class TooLarge(HTTPException):
     """A body grew beyond its limit."""
+
+    def __init__(self) -> None:
+        super().__init__(413, "the request is larger than what is taken")
 
 
 class _Limited:

@@ -143,7 +143,7 @@ class VoiceActivity:
         turns: list[bool] = []
         while self._left.size >= self._window:
             window, self._left = self._left[: self._window], self._left[self._window :]
-            chance = self._detector.process(memoryview(np.ascontiguousarray(window, np.float32)))
+            chance = self._detector.process(np.ascontiguousarray(window, np.float32).data)
             if chance >= self._threshold:
                 self._quiet = 0.0
                 if not self.speaking:

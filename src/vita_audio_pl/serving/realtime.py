@@ -158,7 +158,7 @@ class Session:
     async def _append(self, audio: str) -> None:
         wave = from_pcm16(base64_of(audio, "audio"))
         async for began, at_ms in self._ears.push(wave):
-            detection = self._ears.detection or {}
+            detection: dict[str, Any] = self._ears.detection or {}
             if began:
                 self._tell("input_audio_buffer.speech_started", item_id=self._turn_id, audio_start_ms=at_ms)
                 if detection.get("interrupt_response") is not False:

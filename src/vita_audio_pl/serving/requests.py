@@ -26,12 +26,12 @@ class Decoding(BaseModel):
     verify: Literal["none", "greedy", "sample"] = "none"
     first_chunk: Literal["verified", "draft"] = "verified"
     constrain: bool = False
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
-    seed: int = Field(0, ge=0, lt=2**63)
-    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    max_new_tokens: int | None = Field(default=None, ge=1)
 
     def options(self, loaded: LoadedModel, most: int, spoken: bool, temperature: float | None = None) -> Options:
         """For the decoder.
@@ -85,10 +85,10 @@ class ChatRequest(BaseModel):
     audio: ChatAudio | None = None
     stream: bool = False
     stream_options: dict[str, Any] | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = 1
     tools: list[Any] | None = None
     functions: list[Any] | None = None

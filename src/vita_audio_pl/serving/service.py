@@ -80,7 +80,8 @@ class Service:
             UserError: it is no recording, or a longer one than is taken.
         """
         wave = await self.in_worker(lambda: self._read(data, name))
-        return await self.in_worker(lambda: self.hearing.whole(wave))
+        said: Said = await self.in_worker(lambda: self.hearing.whole(wave))
+        return said
 
     async def in_worker(self, work: Any) -> Any:
         """What `work()` gives, in a worker's thread."""

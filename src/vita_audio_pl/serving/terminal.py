@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from websockets.exceptions import InvalidHandshake, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from vita_audio_pl.codecs.audio import read_audio, write_wav
 from vita_audio_pl.errors import UserError
@@ -57,7 +57,7 @@ def run(config: TalkConfig) -> None:
         raise UserError(f"the server ended the conversation: {error}") from None
 
 
-def _say_all(socket: ClientConnection, waves: list[NDArray[np.float32]], config: TalkConfig) -> None:
+def _say_all(socket: Any, waves: list[NDArray[np.float32]], config: TalkConfig) -> None:
     sound: list[NDArray[np.float32]] = []
     for wave in waves:
         data = to_pcm16(wave)
@@ -75,7 +75,7 @@ def _say_all(socket: ClientConnection, waves: list[NDArray[np.float32]], config:
         print(f"{sum(map(len, sound)) / OUTPUT_RATE:.2f} s of speech in {config.output}", file=sys.stderr)
 
 
-def _answer(socket: ClientConnection) -> list[NDArray[np.float32]]:
+def _answer(socket: Any) -> list[NDArray[np.float32]]:
     """Asks for an answer and shows its text; gives its sound."""
     _send(socket, type="response.create")
     sound = []
@@ -114,7 +114,7 @@ class _Microphone:
     A terminal has no echo cancellation: with loudspeakers, the answer may interrupt itself. Use headphones.
     """
 
-    def __init__(self, socket: ClientConnection, devices: Any):
+    def __init__(self, socket: Any, devices: Any):
         self._socket, self._devices = socket, devices
         self._heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -184,5 +184,5 @@ def _sound_devices() -> Any:
     return sounddevice
 
 
-def _send(socket: ClientConnection, **event: Any) -> None:
+def _send(socket: Any, **event: Any) -> None:
     socket.send(json.dumps(event))
