@@ -20,6 +20,7 @@ from vita_audio_pl.serving.requests import ChatAudio, ChatRequest, Decoding, Spe
 from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
 from vita_audio_pl.text.conversation import TTS_INSTRUCTION
+from vita_audio_pl.text.messages import ROLES
 
 NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
 _MOST_REMEMBERED = 256
@@ -165,8 +166,9 @@ class Endpoints:
         """Adds a chat's messages; whether the last of the user is speech."""
         spoken = False
         for number, message in enumerate(messages, 1):
-            role = {"developer": "system"}.get(message.get("role"), message.get("role"))  # type: ignore[arg-type]
-            if role not in ("system", "user", "assistant"):
+            role = message.get("role")
+            role = "system" if role == "developer" else role
+            if not isinstance(role, str) or role not in ROLES:
                 raise UserError(f"message {number} has the role {str(role)[:40]!r}; use system, user or assistant")
             if message.get("tool_calls"):
                 raise UserError(NO_FUNCTIONS)
