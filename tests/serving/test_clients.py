@@ -50,9 +50,7 @@ def assert_served_as_generated(loaded, answered, count):
         )[0]
         pattern = options.pattern if options.verify == "none" else DecodePattern.of("vanilla")
         ids = expected.ids[: len(found.ids)]
-        assert_same_answers(
-            loaded.model, pattern, [prompt], [found.ids], [ids], sampling=options.sampling, constraint=None
-        )
+        assert_same_answers(loaded.model, pattern, [prompt], [found.ids], [ids], constraint=options.constraint)
 
 
 @pytest.mark.parametrize("kind", ["wav", "pcm", "mp3", "opus", "flac"])

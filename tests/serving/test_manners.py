@@ -105,7 +105,7 @@ def test_a_full_queue_says_when_to_come_again(run_server, make_service):
     conversation = service.engine.conversation()
     conversation.add("user", "the cow")
     ended = []
-    options = Decoding().options(service.loaded, 20, spoken=False)
+    options = Decoding().options(service.loaded, service.config, 20, spoken=False)
     service.engine.answer(conversation, options, lambda *_: None, ended.append)
     with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])

@@ -109,6 +109,11 @@ class Connection:
         service.sessions[client] = service.sessions.get(client, 0) + 1
         session = Session(service, self._send, self._forgotten.add)
         sender = asyncio.create_task(self._send_all())
+
+        def busy() -> bool:
+            return session.answering or (self._unread > 0 and not sender.done())
+
+        service.connections.add(busy)
         try:
             session.begin()
             await self._read_all(session, limits.idle_seconds)
@@ -117,6 +122,7 @@ class Connection:
             if not service.sessions[client]:
                 del service.sessions[client]
             await session.close()
+            service.connections.discard(busy)
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
 
@@ -159,13 +165,13 @@ class Connection:
     async def _send_all(self) -> None:
         while (message := await self._out.get()) is not None:
             text, answer = message
-            self._unread -= len(text)
-            if answer is not None and answer in self._forgotten:
-                continue
             try:
-                await self._socket.send_text(text)
+                if answer is None or answer not in self._forgotten:
+                    await self._socket.send_text(text)
             except (RuntimeError, WebSocketDisconnect):
                 return  # the client left; the reader hears of it, too
+            finally:
+                self._unread -= len(text)
 
     def _client(self) -> str:
         key = self._socket.headers.get("authorization") or self._socket.headers.get("sec-websocket-protocol")

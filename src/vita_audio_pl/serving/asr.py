@@ -21,7 +21,9 @@ def write_down(service: Service, said: Said, decoding: Decoding, temperature: fl
         UserError: settings that do not go together.
         Busy: too many answers wait already.
     """
-    options = decoding.options(service.loaded, service.most_new_tokens, spoken=False, temperature=temperature)
+    options = decoding.options(
+        service.loaded, service.config, service.most_new_tokens, spoken=False, temperature=temperature
+    )
     conversation = service.engine.conversation()
     conversation.add("user", f"{ASR_INSTRUCTION}\n", said)
     return service.ask(conversation, options, sound=False)

@@ -70,7 +70,7 @@ class Endpoints:
         if service.codec is None:
             raise UserError("the model carries no audio codec and cannot speak; start it with codec_folder=DIR")
         self._check_text(body.input)
-        options = body.decoding.options(service.loaded, service.most_new_tokens, spoken=True)
+        options = body.decoding.options(service.loaded, service.config, service.most_new_tokens, spoken=True)
         conversation = service.engine.conversation()
         self._speak_as(conversation, body.voice)
         conversation.add("user", f"{TTS_INSTRUCTION}\n{body.input}")
@@ -126,7 +126,7 @@ class Endpoints:
         heard = await self._add_messages(conversation, body.messages)
         limit = body.max_completion_tokens or body.max_tokens or service.most_new_tokens
         options = body.decoding.options(
-            service.loaded, min(limit, service.most_new_tokens), heard or wants_sound, body.temperature
+            service.loaded, service.config, min(limit, service.most_new_tokens), heard or wants_sound, body.temperature
         )
         answer = service.ask(conversation, options, sound=wants_sound)
         reply = _ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name, wants_sound)

@@ -1,42 +1,48 @@
 """What requests may say, checked before anything is done; wrong ones become a sentence."""
 
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vita_audio_pl.config.decoding import DecodingConfig, Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.loading import VANILLA, LoadedModel
-from vita_audio_pl.inference.sampling import Sampling
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
 
+T = TypeVar("T")
 AudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
 
 
 class Decoding(BaseModel):
     """How an answer is decoded; in every request as `decoding`, an addition to OpenAI's fields.
 
-    mode: turbo, boost, balance, vanilla or a pattern such as [1, 10, 4, 10]; the model's own for speech by default.
+    mode: turbo, boost, balance, vanilla or a pattern such as [1, 10, 4, 10]; the model's own for speech by default. What is not
+    said is as the server's settings say.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     mode: str | list[int] | None = None
-    verify: Literal["none", "greedy", "sample"] = "none"
+    verify: Literal["none", "greedy", "sample"] | None = None
     first_chunk: Literal["verified", "draft"] = "verified"
-    constrain: bool = False
+    constrain: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=10)
-    top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
     max_new_tokens: int | None = Field(default=None, ge=1)
 
-    def options(self, loaded: LoadedModel, most: int, spoken: bool, temperature: float | None = None) -> Options:
+    def options(
+        self, loaded: LoadedModel, server: DecodingConfig, most: int, spoken: bool, temperature: float | None = None
+    ) -> Options:
         """For the decoder.
 
         Args:
+            server: the settings of the server.
             most: tokens of an answer; a request may ask for fewer.
             spoken: whether the answer is to be speech, so that heads write by default.
             temperature: of the request itself; that of `decoding` comes first.
@@ -45,14 +51,17 @@ class Decoding(BaseModel):
             UserError: settings that do not go together.
         """
         vocabulary = loaded.vocabulary
-        heat = self.temperature if self.temperature is not None else temperature or 0.0
+        usual = server.sampling
+        said = {"temperature": self.temperature if self.temperature is not None else temperature}
+        said |= {name: getattr(self, name) for name in ("top_k", "top_p", "repetition_penalty", "seed")}
+        sampling = Sampling(**(asdict(usual) | {name: value for name, value in said.items() if value is not None}))
         return Options(
             DecodePattern.of(self.mode) if self.mode is not None else loaded.pattern if spoken else VANILLA,
             min(self.max_new_tokens or most, most),
             frozenset([vocabulary.im_end]),
-            Sampling(heat, self.top_k, self.top_p, self.repetition_penalty, self.seed),
-            SpanConstraint.of(vocabulary) if self.constrain else None,
-            self.verify,
+            sampling,
+            SpanConstraint.of(vocabulary) if _either(self.constrain, server.constrain) else None,
+            _either(self.verify, server.verify),
             (vocabulary.begin_of_audio, vocabulary.end_of_audio) if self.first_chunk == "draft" else None,
         )
 
@@ -93,6 +102,10 @@ class ChatRequest(BaseModel):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     decoding: Decoding = Decoding()
+
+
+def _either(said: T | None, usual: T) -> T:
+    return usual if said is None else said
 
 
 def sentence_of(error: ValidationError) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import io
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ class Service:
         decoder = Decoder(loaded.runtime, slots=config.slots, capacity=capacity, graphs=config.graphs)
         manner = Manner.of(loaded, codec)
         self.engine = Engine(decoder, manner, when_full=config.when_full, queue_limit=config.limits.queue)
-        self.most_new_tokens = min(config.max_new_tokens, capacity - 1)
+        self.most_new_tokens = min(config.token_limit, capacity - 1)
         self.sessions: dict[str, int] = {}  # open sessions by client
         self.draining = False
+        self.connections: set[Callable[[], bool]] = set()  # whether each still has something to send
         self._open_answers = 0  # whose last event is not told yet
         self._warm_up()
         gauge = self.metrics.gauge
@@ -99,7 +100,7 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether an answer is being written, spoken or waited for."""
-        return self.engine.asked > 0 or self._open_answers > 0
+        return self.engine.asked > 0 or self._open_answers > 0 or any(busy() for busy in self.connections)
 
     def close(self) -> None:
         """Ends all answers and threads."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from vita_audio_pl.config.command import CommandConfig
+from vita_audio_pl.config.decoding import VERIFY_MODES, DecodingConfig
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import WHEN_FULL
-from vita_audio_pl.inference.sequence import VERIFY_MODES
 
 KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"
 
@@ -34,8 +34,8 @@ class LimitsConfig:
 
 
 @dataclass
-class ServeConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.serve` can be told."""
+class ServeConfig(DecodingConfig, CommandConfig):
+    """Everything that `python -m vita_audio_pl.serve` can be told; decoding settings are what requests say nothing of."""
 
     model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
     codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)
@@ -49,7 +49,6 @@ class ServeConfig(CommandConfig):
     context_tokens: int = setting(
         4096, "of a conversation with its answer; less where the model has fewer", at_least=64
     )
-    max_new_tokens: int = setting(1024, "of an answer, unless a request says less", at_least=1, common=True)
     when_full: str = setting("slide", "a full conversation: slide leaves out the oldest exchanges", choices=WHEN_FULL)
     sound_workers: int = setting(2, "threads that make sound and hear", at_least=1)
     voices: dict[str, str] = setting({}, "names that requests may give as voice, and a recording of each")
@@ -66,7 +65,11 @@ class ServeConfig(CommandConfig):
     dtype: str | None = setting(
         None, "float32, bfloat16; null = the file's", choices=("float32", "bfloat16", "float16")
     )
-    graphs: bool | None = setting(None, "replay passes as CUDA graphs; null = on a GPU")
+
+    @property
+    def token_limit(self) -> int:
+        """Of an answer; requests may say less."""
+        return self.max_new_tokens or 1024
 
     def check(self) -> None:
         require(
@@ -79,8 +82,8 @@ class ServeConfig(CommandConfig):
                 f"origins holds {origin!r}; give scheme and host, such as https://example.org",
             )
         require(
-            self.max_new_tokens < self.context_tokens,
-            f"max_new_tokens={self.max_new_tokens} leaves no room for a question in context_tokens={self.context_tokens}",
+            self.token_limit < self.context_tokens,
+            f"max_new_tokens={self.token_limit} leaves no room for a question in context_tokens={self.context_tokens}",
         )
 
 
