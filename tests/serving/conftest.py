@@ -80,6 +80,7 @@ class Running:
     """A server in a thread of its own."""
 
     def __init__(self, service):
+        self.service = service
         self.server = DrainingServer(server_config(service), service)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

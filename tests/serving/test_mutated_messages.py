@@ -59,7 +59,7 @@ def mutated(value, draw):
             holder = holder[key]
         match draw.randrange(4):
             case 0:
-                holder[path[-1]] = draw.choice(ODD)
+                holder[path[-1]] = copy.deepcopy(draw.choice(ODD))
             case 1:
                 del holder[path[-1]]
             case 2 if isinstance(holder, dict):

@@ -26,6 +26,7 @@ _PAGE = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "worklets.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
 }
 _HEADERS = {
     "content-security-policy": "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'",

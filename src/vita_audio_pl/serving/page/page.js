@@ -243,6 +243,7 @@ $("write").addEventListener("submit", async (event) => {
          item: { type: "message", role: "user", content: [{ type: "input_text", text }] } });
   send({ type: "response.create" });
 });
+$("unlock").addEventListener("submit", (event) => event.preventDefault());
 for (const id of ["mode", "verify", "turns-by"]) $(id).addEventListener("change", () => {
   $("talk-label").textContent = hold() ? "Hold to talk" : "Speak freely";
   if (talking) end();

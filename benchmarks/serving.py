@@ -1,0 +1,271 @@
+"""Loads a server and says what its clients heard: `python benchmarks/serving.py model=DIR`.
+
+It starts `python -m vita_audio_pl.serve` as a process of its own and talks to it over WebSocket on loopback, in writing, so that no
+encoder's time is in the figures:
+
+- one client against a direct call: seconds to the first sound;
+- eight clients at once: first sound at p50 and p90, gaps in playback, speech made a second against one client;
+- the third turn of a conversation against its first;
+- clients that come, interrupt and vanish at random: memory before and after, slots that are free, and every answer that ran to
+  its end against the one that a lone client got.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import psutil
+import websockets
+
+QUESTIONS = ("where is the cow", "who sees the big cow", "what does the teacher have", "is the farm big")
+RATE = 24_000
+
+
+class Heard:
+    """What a client heard of one answer: when sound came, how much, its text and its codes' writers."""
+
+    def __init__(self) -> None:
+        self.asked = time.perf_counter()
+        self.arrivals: list[tuple[float, float]] = []  # seconds since it was asked, seconds of sound
+        self.text = ""
+        self.status = ""
+
+    @property
+    def first(self) -> float:
+        return self.arrivals[0][0] if self.arrivals else float("nan")
+
+    @property
+    def speech(self) -> float:
+        return sum(seconds for _, seconds in self.arrivals)
+
+    @property
+    def gap(self) -> float:
+        """Longest silence of a player that begins with the first sound."""
+        end, gap = self.first, 0.0
+        for at, seconds in self.arrivals:
+            gap = max(gap, at - end)
+            end = max(end, at) + seconds
+        return gap
+
+
+class Client:
+    """One session."""
+
+    def __init__(self, socket: Any):
+        self.socket = socket
+
+    async def send(self, **event: Any) -> None:
+        await self.socket.send(json.dumps(event))
+
+    async def ask(self, text: str, events: int | None = None) -> Heard:
+        """Asks and listens to the end, or to so many events."""
+        item = {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": f"Convert the text to speech.\n{text}"}],
+        }
+        await self.send(type="conversation.item.create", item=item)
+        heard = Heard()
+        await self.send(type="response.create")
+        while events is None or events > 0:
+            event = json.loads(await self.socket.recv())
+            events = None if events is None else events - 1
+            if event["type"] == "response.output_audio.delta":
+                samples = len(base64.b64decode(event["delta"])) // 2
+                heard.arrivals.append((time.perf_counter() - heard.asked, samples / RATE))
+            elif event["type"] == "response.output_audio_transcript.delta":
+                heard.text += event["delta"]
+            elif event["type"] == "error":
+                raise RuntimeError(event["error"]["message"])
+            elif event["type"] == "response.done":
+                heard.status = event["response"]["status"]
+                break
+        return heard
+
+
+async def opened(port: int) -> Client:
+    socket = await websockets.connect(f"ws://127.0.0.1:{port}/v1/realtime", max_size=None)
+    client = Client(socket)
+    await client.send(type="session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
+    return client
+
+
+def direct(model: str, repeats: int) -> list[float]:
+    """Seconds to the first sound of a direct call."""
+    import torch
+
+    from vita_audio_pl.inference.answering import codec_of, open_session
+    from vita_audio_pl.inference.loading import load_speech_model
+    from vita_audio_pl.inference.options import GenerateConfig
+    from vita_audio_pl.inference.streaming import AudioChunk, stream
+
+    torch.set_num_threads(1)
+    loaded = load_speech_model(model)
+    codec = codec_of(loaded)
+    seconds = []
+    for number in range(repeats + 1):
+        begun = time.perf_counter()
+        config = GenerateConfig(model=model, task="tts", text=QUESTIONS[number % len(QUESTIONS)])
+        with open_session(config, loaded, codec) as session:
+            for event in stream(session, loaded.tokenizer, loaded.vocabulary, codec):
+                if isinstance(event, AudioChunk):
+                    seconds.append(time.perf_counter() - begun)
+                    break
+    return seconds[1:]
+
+
+async def one_client(port: int, repeats: int) -> list[Heard]:
+    heard = []
+    for number in range(repeats + 1):
+        client = await opened(port)
+        heard.append(await client.ask(QUESTIONS[number % len(QUESTIONS)]))
+        await client.socket.close()
+    return heard[1:]
+
+
+async def many_clients(port: int, clients: int, repeats: int) -> tuple[list[Heard], float]:
+    async def one(first: int) -> list[Heard]:
+        heard = []
+        for number in range(repeats):
+            client = await opened(port)
+            heard.append(await client.ask(QUESTIONS[(first + number) % len(QUESTIONS)]))
+            await client.socket.close()
+        return heard
+
+    begun = time.perf_counter()
+    heard = sum(await asyncio.gather(*map(one, range(clients))), [])
+    return heard, time.perf_counter() - begun
+
+
+async def turns(port: int, repeats: int) -> tuple[float, float]:
+    """Median first sound of the first and of the third turn."""
+    firsts, thirds = [], []
+    for _ in range(repeats):
+        client = await opened(port)
+        heard = [await client.ask(question) for question in QUESTIONS[:3]]
+        firsts.append(heard[0].first)
+        thirds.append(heard[2].first)
+        await client.socket.close()
+    return float(np.nanmedian(firsts)), float(np.nanmedian(thirds))
+
+
+async def vanishing(port: int, clients: int, seconds: float, expected: dict[str, str]) -> dict[str, int]:
+    """Clients that come, ask, interrupt and leave without a word; what came of them."""
+    counts = {"sessions": 0, "whole": 0, "wrong": 0, "interrupted": 0, "vanished": 0, "refused": 0}
+    end = time.perf_counter() + seconds
+
+    async def one(number: int) -> None:
+        draw = random.Random(number)
+        while time.perf_counter() < end:
+            counts["sessions"] += 1
+            try:
+                client = await opened(port)
+                question = draw.choice(QUESTIONS)
+                match draw.choice(["whole", "interrupted", "vanished"]):
+                    case "whole":
+                        heard = await client.ask(question)
+                        counts["whole"] += 1
+                        counts["wrong"] += heard.text != expected[question]
+                    case "interrupted":
+                        await client.ask(question, events=draw.randrange(3, 15))
+                        await client.send(type="response.cancel")
+                        await client.ask(question, events=draw.randrange(3, 15))
+                        counts["interrupted"] += 1
+                    case "vanished":
+                        await client.ask(question, events=draw.randrange(1, 12))
+                        counts["vanished"] += 1
+                        client.socket.transport.abort()
+                        continue
+                await client.socket.close()
+            except (RuntimeError, OSError, websockets.WebSocketException):
+                counts["refused"] += 1  # busy, or the session before was not closed yet
+            await asyncio.sleep(draw.random())
+
+    await asyncio.gather(*map(one, range(clients)))
+    return counts
+
+
+def metric(port: int, name: str) -> float:
+    text = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    found = re.search(rf"^vita_audio_pl_{name} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--vanishing", type=float, default=600.0, help="seconds")
+    parser.add_argument("--clients", type=int, default=200, help="that vanish")
+    options = parser.parse_args()
+    model = str(Path(options.model.removeprefix("model=")).resolve())
+
+    alone = direct(model, options.repeats)
+    print(f"direct call: first sound {np.median(alone):.3f} s (p90 {np.quantile(alone, 0.9):.3f})", flush=True)
+    command = [sys.executable, "-m", "vita_audio_pl.serve", f"model={model}", "port=0", "slots=8"]
+    command += ["limits.sessions=1000", "limits.sessions_a_client=1000", "limits.queue=400"]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    )
+    try:
+        assert server.stdout is not None
+        port = int(re.search(r"localhost:(\d+)", server.stdout.readline())[1])  # type: ignore[index]
+        run: Callable[[Awaitable[Any]], Any] = asyncio.run  # type: ignore[assignment]
+        one = run(one_client(port, options.repeats))
+        first = float(np.nanmedian([h.first for h in one]))
+        print(f"one client: first sound {first:.3f} s, {first / np.median(alone):.2f} times the direct call")
+        lone = sum(h.speech for h in one) / sum(h.arrivals[-1][0] for h in one)
+        eight, seconds = run(many_clients(port, 8, max(options.repeats // 2, 1)))
+        firsts, gaps = [h.first for h in eight], [h.gap for h in eight]
+        throughput = sum(h.speech for h in eight) / seconds
+        print(
+            f"eight clients: first sound p50 {np.nanmedian(firsts):.3f} s, p90 {np.nanquantile(firsts, 0.9):.3f} s "
+            f"({np.nanquantile(firsts, 0.9) / first:.2f} times one's); longest gap {max(gaps):.3f} s; "
+            f"{throughput:.1f} s of speech a second, {throughput / lone:.2f} times one's {lone:.1f}"
+        )
+        opening, third = run(turns(port, options.repeats))
+        print(
+            f"turns: first sound of the first {opening:.3f} s, of the third {third:.3f} s ({third / opening:.2f} times)"
+        )
+        expected = {q: run(many_answers(port, q)) for q in QUESTIONS}
+        process = psutil.Process(server.pid)
+        run(vanishing(port, 20, min(10.0, options.vanishing / 4), expected))  # memory settles
+        before = process.memory_info().rss
+        counts = run(vanishing(port, options.clients, options.vanishing, expected))
+        until = time.perf_counter() + 120
+        while (
+            metric(port, "running") or metric(port, "queue") or metric(port, "sessions")
+        ) and time.perf_counter() < until:
+            time.sleep(0.2)
+        after = process.memory_info().rss
+        print(
+            f"{options.clients} vanishing clients for {options.vanishing:.0f} s: {counts}; memory {before / 2**20:.0f} to "
+            f"{after / 2**20:.0f} MiB ({100 * (after / before - 1):+.1f} %); left running {metric(port, 'running'):.0f}, "
+            f"waiting {metric(port, 'queue'):.0f}, sessions {metric(port, 'sessions'):.0f}"
+        )
+    finally:
+        server.terminate()
+        server.wait()
+
+
+async def many_answers(port: int, question: str) -> str:
+    client = await opened(port)
+    heard = await client.ask(question)
+    await client.socket.close()
+    return heard.text
+
+
+if __name__ == "__main__":
+    main()
