@@ -66,7 +66,27 @@ class _WithOurs(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
+        later = _OnceQwen2IsWhole()
+        if not later.registered():
+            sys.meta_path.insert(0, later)
+
+
+class _OnceQwen2IsWhole(MetaPathFinder):
+    """Adds ours with a later import, where the module that ours derive from is what is importing the table."""
+
+    def registered(self) -> bool:
+        qwen2 = sys.modules.get("transformers.models.qwen2.modeling_qwen2")
+        if qwen2 is not None and getattr(qwen2.__spec__, "_initializing", False):
+            return False
         import_module("vita_audio_pl.models.auto").register()
+        return True
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)  # before it is asked again by what it imports
+            if not self.registered():
+                sys.meta_path.insert(0, self)
+        return None
 
 
 class _BeforeTransformers(MetaPathFinder):
