@@ -30,7 +30,10 @@ def small(command: str) -> list[str]:
     command = command.replace("demo-full-seed1", RUN).replace("data/spoken_world/", "data/spoken_world_smoke/")
     words = shlex.split(command.removeprefix("python "))
     program, given = words[1].removeprefix("vita_audio_pl."), words[2:]
-    if ONLY_COMPOSED.search(command):
+    if ONLY_COMPOSED.search(command) or program in (
+        "serve",
+        "talk",
+    ):  # these two run until they are ended: tests/serving
         return [*words, "--cfg", "job"]
     if program == "train":
         words += FEW_STEPS
