@@ -55,9 +55,11 @@ class ServeConfig(DecodingConfig, CommandConfig):
     api_keys: str | None = setting(
         None, f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for"
     )
-    origins: list[str] = setting([], "other web sites whose pages may call, such as https://example.org")
-    tls_certificate: str | None = setting(None, "PEM file; browsers give a microphone only on localhost or with TLS")
-    tls_key: str | None = setting(None, "PEM file of its key")
+    origins: list[str] = setting([], "other web sites whose pages may call, such as https://example.org", address=True)
+    tls_certificate: str | None = setting(
+        None, "PEM file; null = no TLS, and browsers give a microphone on localhost alone"
+    )
+    tls_key: str | None = setting(None, "PEM file of its key; null = no TLS")
     drain_seconds: float = setting(30.0, "that answers may take to end after SIGTERM, s", at_least=0)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     device: str = setting("cpu", "or cuda", choices=("cpu", "cuda"), common=True)
@@ -91,10 +93,12 @@ class ServeConfig(DecodingConfig, CommandConfig):
 class TalkConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.talk` can be told."""
 
-    url: str = setting("ws://localhost:8000/v1/realtime", "of the server", common=True)
+    url: str = setting("ws://localhost:8000/v1/realtime", "of the server", common=True, address=True)
     key: str | None = setting(None, f"that the server asks for; null = the first in {KEYS_VARIABLE}")
     audio: list[str] = setting([], "recordings to say, one turn each; none and no text = the microphone", common=True)
-    text: str | None = setting(None, "to say in writing, after the recordings", common=True)
+    text: str | None = setting(
+        None, "to say in writing, after the recordings; null = nothing", common=True, address=True
+    )
     output: str = setting("answer.wav", "where the spoken answers go, one after the other", common=True)
     mode: str | None = setting(None, "turbo, boost, balance, vanilla; null = the model's own", common=True)
     verify: str = setting("none", "let the backbone check drafts", choices=VERIFY_MODES, common=True)
