@@ -16,6 +16,7 @@ from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving import service as service_module
 from vita_audio_pl.serving.app import create_app
+from vita_audio_pl.serving.realtime import Session
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 
@@ -214,6 +215,55 @@ def test_a_silent_session_is_closed_and_too_long_a_turn_is_cleared(run_server, m
     service.config.limits.idle_seconds = 0.2
     assert asyncio.run(say_nothing()) == "nothing came for 0.2 s"
     server.stop()
+
+
+def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeypatch):
+    told = []
+
+    async def ask():
+        session = Session(service, lambda text, _: told.append(json.loads(text)), lambda _: None)
+        await session.take(json.dumps(ASK))
+        for fault in (True, False):
+            if fault:
+                monkeypatch.setattr(service.engine.decoder, "step", lambda: 1 / 0)
+            else:
+                monkeypatch.undo()
+            await session.take('{"type": "response.create"}')
+            while told[-1]["type"] != "response.done":
+                await asyncio.sleep(0.01)
+        await session.close()
+
+    asyncio.run(ask())
+    failed, served = [event["response"] for event in told if event["type"] == "response.done"]
+    assert failed["status"] == "failed" and "division" not in json.dumps(failed)
+    assert served["status"] in ("completed", "incomplete")
+    assert asked(service, path="/health").status_code == 200 and service.engine.asked == 0
+
+
+def test_a_client_that_leaves_while_it_waits_for_the_whole_ends_its_answer(service, answered):
+    goes_on = threading.Event()
+    service.engine.do(goes_on.wait)  # no token is written before the client has left
+    body = json.dumps({"messages": [{"role": "user", "content": "the cow"}]}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b"", "http_version": "1.1"}  # fmt: skip
+
+    async def ask():
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive():
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(_):
+            pass
+
+        request = asyncio.create_task(create_app(service)(scope, receive, send))
+        while service.engine.asked == 0:
+            await asyncio.sleep(0.01)
+        goes_on.set()
+        await request
+
+    asyncio.run(ask())
+    assert service.engine.asked == 0 and len(answered) == 1
 
 
 def test_a_fault_of_ours_shows_no_traceback(service, monkeypatch):

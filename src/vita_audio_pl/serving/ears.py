@@ -46,13 +46,15 @@ class Ears:
     def clear(self) -> None:
         """Forgets the turn under way."""
         self._listener, self._recent, self._activity = None, [], None
-        if self.detection is not None:
-            threshold, silence = self.detection.get("threshold"), self.detection.get("silence_duration_ms")
-            self._activity = VoiceActivity(
-                self.rate,
-                _THRESHOLD if threshold is None else threshold,
-                _SILENCE if silence is None else silence / 1000,
-            )
+
+    def _detector(self, detection: dict[str, Any]) -> VoiceActivity:
+        """Made when the first audio comes: it holds a network."""
+        threshold, silence = detection.get("threshold"), detection.get("silence_duration_ms")
+        threshold, silence = (
+            _THRESHOLD if threshold is None else threshold,
+            _SILENCE if silence is None else silence / 1000,
+        )
+        return VoiceActivity(self.rate, threshold, silence)
 
     async def push(self, wave: NDArray[np.float32]) -> AsyncIterator[tuple[bool, int]]:
         """Takes `(samples,)`; gives, for each turn that begins (True) or ends (False), when: milliseconds of what came in.
@@ -62,10 +64,10 @@ class Ears:
         """
         self._check_length(wave.size / self.rate)
         self._heard += wave.size / self.rate
-        activity = self._activity
-        if activity is None:
+        if self.detection is None:
             await self._listen(wave)
             return
+        activity = self._activity = self._activity or self._detector(self.detection)
         if self._listener is None:
             self._keep_recent(wave)
         turns = await self._service.in_worker(partial(activity.push, wave))

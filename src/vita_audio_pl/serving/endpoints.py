@@ -1,5 +1,6 @@
 """Whole files over HTTP: speech, transcriptions, chat with audio in and out, as OpenAI's clients call them."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -7,9 +8,10 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from vita_audio_pl.errors import UserError
@@ -24,6 +26,7 @@ from vita_audio_pl.text.messages import ROLES
 
 NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
 _MOST_REMEMBERED = 256
+_WATCH_EVERY = 0.1  # seconds
 _SPOKEN_FOR = 3600  # seconds
 
 
@@ -84,6 +87,7 @@ class Endpoints:
 
     async def transcriptions(
         self,
+        request: Request,
         file: Annotated[UploadFile, File()],
         model: str = Form(""),
         response_format: Literal["json", "text", "verbose_json"] = Form("json"),
@@ -102,14 +106,15 @@ class Endpoints:
         if stream:
             events = _with_first(aiter(answer))
             return _stream(self._transcript_events(events, await anext(events), answer), "text/event-stream")
-        text = "".join([event.text async for event in answer if isinstance(event, TextPiece)]).strip()
+        async with _watched(request, answer):
+            text = "".join([event.text async for event in answer if isinstance(event, TextPiece)]).strip()
         self._release(answer)
         if response_format == "text":
             return PlainTextResponse(text + "\n")
         usage = {"type": "tokens", **_usage(answer)}
         return JSONResponse({"text": text, "usage": usage} | ({"task": "transcribe", "language": "", "duration": 0.0} if response_format == "verbose_json" else {}))  # fmt: skip
 
-    async def chat(self, body: ChatRequest) -> Response:
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
         """An answer to a conversation of text and recordings."""
         service = self.service
         if body.tools or body.functions:
@@ -137,11 +142,12 @@ class Endpoints:
             writer = SoundWriter(form.format, OUTPUT_RATE)
             return _stream(self._chat_events(events, first, answer, reply, writer, usage), "text/event-stream")
         writer, text = SoundWriter(form.format, OUTPUT_RATE, whole=True), ""
-        async for event in _chain(first, events):
-            if isinstance(event, TextPiece):
-                text += event.text
-            elif isinstance(event, AudioChunk):
-                writer.push(event.wave)
+        async with _watched(request, answer):
+            async for event in _chain(first, events):
+                if isinstance(event, TextPiece):
+                    text += event.text
+                elif isinstance(event, AudioChunk):
+                    writer.push(event.wave)
         sound = writer.finish() if answer.speech else b""
         self._remember(reply.audio_id, answer)
         self._release(answer)
@@ -352,6 +358,22 @@ def _stream(content: AsyncIterator[Any], media_type: str) -> StreamingResponse:
     return StreamingResponse(
         content, media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
+
+
+@asynccontextmanager
+async def _watched(request: Request, answer: Answer) -> AsyncIterator[None]:
+    """Ends an answer whose client leaves while it waits for the whole."""
+
+    async def watch() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(_WATCH_EVERY)
+        answer.cancel()
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def _with_first(events: Any) -> AsyncIterator[Any]:

@@ -5,6 +5,7 @@ is written is handed on in the same round, to listeners that only take note: sou
 `Voice`, and no answer waits for another's.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -21,6 +22,7 @@ from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 
 T = TypeVar("T")
+_LOG = logging.getLogger("vita_audio_pl.serving")
 _FIRST_GUESS = 5.0  # seconds of an answer, before one was measured
 
 
@@ -171,9 +173,13 @@ class Engine:
             self._take_work(wait=not self._running)
             self._admit()
             if self._running:
-                self.decoder.step()
-                for ticket in list(self._running):
-                    self._hand_on(ticket)
+                try:
+                    self.decoder.step()
+                    for ticket in list(self._running):
+                        self._hand_on(ticket)
+                except Exception as error:  # a fault of ours: what is being written is lost, the server goes on
+                    _LOG.exception("a round failed")
+                    self._give_up(error)
         for ticket in [*self._waiting, *self._running]:
             self._end(ticket)
 
@@ -200,6 +206,11 @@ class Engine:
             self._waiting.popleft()
             self._running.append(ticket)
 
+    def _give_up(self, error: Exception) -> None:
+        for ticket in list(self._running):
+            ticket.conversation.close()
+            self._finish(ticket, Ended(None, None, error, time.monotonic() - ticket.begun))
+
     def _hand_on(self, ticket: Ticket) -> None:
         sequence = ticket.sequence
         assert sequence is not None
@@ -224,7 +235,7 @@ class Engine:
         generation: Generation | None = None
         try:
             generation = conversation.end()
-        except UserError as failure:
+        except Exception as failure:
             error = failure
         item = next((item for item in conversation.items if id(item) not in before), None)
         if item is not None and n_codes is not None:

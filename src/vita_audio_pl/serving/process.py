@@ -1,6 +1,7 @@
 """The server's process: load, listen, and end without cutting answers."""
 
 import asyncio
+import signal
 import time
 from typing import Any
 
@@ -23,9 +24,12 @@ def run(config: ServeConfig) -> None:
     """
     service = load_service(config)
     server = DrainingServer(server_config(service), service)
-    server.run()
-    if not server.started:
-        raise UserError(f"{config.host}:{config.port} cannot be listened on; is it taken? give another port=...")
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's own, after it has said why
+        raise UserError(
+            f"{config.host}:{config.port} cannot be listened on; give another port=... or host=..."
+        ) from None
 
 
 def load_service(config: ServeConfig) -> Service:
@@ -71,6 +75,13 @@ class DrainingServer(uvicorn.Server):
     def port(self) -> int:
         """That it listens on, once it has started."""
         return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM is how a server is meant to end: with status 0, not as if it had been cut short."""
+        if sig == signal.SIGTERM and not self.should_exit:
+            self.should_exit = True
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)

@@ -8,6 +8,7 @@ what can have been played, then to what the client says was played (`conversatio
 import asyncio
 import base64
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from vita_audio_pl.serving.hearing import from_pcm16, to_pcm16
 from vita_audio_pl.serving.requests import Decoding, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
 
+_LOG = logging.getLogger("vita_audio_pl.serving")
 LEAST_AUDIO = 0.1  # seconds that can be committed
 
 
@@ -307,6 +309,9 @@ class Session:
                 self._tell_event(reply, event)
         except UserError as failure:
             error = str(failure)
+        except Exception:  # a fault of ours: this answer ends, the session goes on
+            _LOG.exception("an answer failed")
+            error = "the answer met a fault of the server; its log says more"
         ended = await reply.answer.finished()
         reply.record.item = reply.record.whole = ended.item
         if reply.reason is not None and ended.item is not None:
