@@ -12,8 +12,10 @@ from rich.console import Console
 from vita_audio_pl.benchmarking import decoding
 from vita_audio_pl.benchmarking.decoding import (
     Measurement,
+    Playback,
     ScriptedDecoder,
     Setting,
+    Vocoder,
     benchmark_decoding,
     constraint_of,
     run_sessions,
@@ -25,18 +27,21 @@ from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import graphs
-from vita_audio_pl.inference.products import PlainProduct
+from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.inference.products import PlannedProduct
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
 
 TINY = DecodingSize(hidden_size=32, intermediate_size=48, layers=2, vocabulary=300, codes=100, heads=10)
-CPU = torch.device("cpu")
+FREE_HEADS = PassCosts(backbone=1.0, backbone_row=0.0, head=0.0, head_row=0.0)  # every draft pays, on any machine
 
 
 @pytest.fixture(scope="module")
 def runtime():
-    return Runtime(random_model(TINY, 400).eval().requires_grad_(False))
+    runtime = Runtime(random_model(TINY, 400).eval().requires_grad_(False))
+    runtime.costs = FREE_HEADS
+    return runtime
 
 
 @pytest.mark.parametrize("agreement", [1.0, 0.6])
@@ -66,23 +71,37 @@ def test_a_chunk_counts_once_its_sound_is_there(runtime):
 
     def sound(session, codes):
         heard.append(sum(heard[-1:]) + len(codes))
-        return 0 if heard[-1] < 10 else 640
+        samples = 0 if heard[-1] < 10 else 640
+        return np.full(samples, 0.5 if heard[-1] > 20 else 0.009, np.float32)  # the first sound is silence
 
     into = Measurement(Setting("boost"))
     options = Options(DecodePattern.of("boost"), 100, constraint=constraint)
-    run_sessions(decoder, [[3] * 20], options, constraint, into, sounds=sound)
+    run_sessions(decoder, [[3] * 20], options, constraint, into, sounds=Vocoder(sound, 8000))
     spans = len(heard)
+    assert into.first_chunk[0] < into.first_audible[0] and len(into.first_audible) == 1
+    assert into.passes_to_audible == [(9, 30)] and len(into.chunk_factors) == spans - 1 and len(into.gaps) == 1
     assert heard[0] == 8 and len(into.first_chunk) == 1 and len(into.between_chunks) == spans - 2
-    run_sessions(decoder, [[3] * 20], options, constraint, into, sounds=lambda session, codes: 0)
+    run_sessions(
+        decoder, [[3] * 20], options, constraint, into, sounds=Vocoder(lambda session, codes: np.zeros(0), 8000)
+    )
     assert len(into.first_chunk) == 1  # never heard
+
+
+def test_playback_waits_where_there_is_nothing_to_play():
+    playback = Playback(begun=10.0)
+    assert playback.push(0.5, now=11.0) == 2.0  # a second of work for half a second of sound
+    assert playback.push(1.0, now=11.2) == pytest.approx(0.2) and playback.gaps == 0.0
+    playback.push(1.0, now=13.0)  # the sound ended at 12.5
+    assert playback.gaps == pytest.approx(0.5)
 
 
 def test_every_combination_is_measured_and_vanilla_is_not_verified(runtime):
     protocol = DecodingProtocol(
         new_tokens=24, modes=["vanilla", "turbo"], sessions=[1, 2], constrain=[True], repetitions=1, first_chunks=2
     )
-    measured = benchmark_decoding(runtime, protocol, TINY)
-    labels = ["vanilla constrained", "turbo constrained", "turbo verify=greedy constrained"]
+    measured = benchmark_decoding(lambda setting: runtime, protocol, TINY)
+    verified = [f"turbo verify=greedy {kept} accepted constrained" for kept in ("all", "none")]
+    labels = ["vanilla constrained", "turbo constrained", *verified]
     assert [m.setting.label for m in measured] == labels + [f"{label} x2" for label in labels]
     assert all(m.tokens_per_second > 0 and len(m.first_chunk) >= 2 for m in measured)
     turbo = measured[1]
@@ -105,8 +124,12 @@ def test_graphs_are_captured_in_the_warm_up_alone(runtime, monkeypatch):
     protocol = DecodingProtocol(
         new_tokens=24, modes=["vanilla", "turbo"], constrain=[False], repetitions=2, first_chunks=2, graphs=True
     )
-    benchmark_decoding(runtime, protocol, TINY, progress=lambda text: seen.setdefault(text, len(captured)))
-    assert 0 < seen["vanilla: repetition 1"] == seen["turbo verify=greedy x8: repetition 2"] == len(captured)
+    benchmark_decoding(
+        lambda setting: runtime, protocol, TINY, progress=lambda text: seen.setdefault(text, len(captured))
+    )
+    assert (
+        0 < seen["vanilla: repetition 1"] == seen["turbo verify=greedy all accepted x8: repetition 2"] == len(captured)
+    )
 
 
 def test_the_command_writes_its_figures(tmp_path):
@@ -117,8 +140,9 @@ def test_the_command_writes_its_figures(tmp_path):
     )
     record = json.loads((tmp_path / "decoding.json").read_text())
     labels = [row["label"] for row in record["results"]]
-    assert labels[0] == "vanilla" and labels[-1] == "transformers" and "boost verify=greedy" in labels
-    assert record["results"][0]["times_vanilla"] == 1.0
+    assert labels[0] == "vanilla" and labels[-1] == "transformers" and "boost verify=greedy none accepted" in labels
+    assert record["results"][0]["times_vanilla"] == 1.0 and record["results"][-1]["times_transformers"] == 1.0
+    assert record["about"]["memory"]["weights_mib"] > 0 and "boost verified x1, auto" in record["about"]["kernels"]
     assert (tmp_path / "decoding.png").stat().st_size > 1000
     assert "boost verify=greedy" in (tmp_path / "decoding.md").read_text() and "tokens/s" in screen.getvalue()
 
@@ -128,7 +152,7 @@ def test_the_command_writes_its_figures(tmp_path):
     [
         ({"modes": ["fast"]}, "'fast' is no decode_pattern"),
         ({"verify": ["maybe"]}, "decoding.verify is 'maybe': choose one of"),
-        ({"agreement": 2.0}, "decoding.agreement is 2.0: it must be at most 1"),
+        ({"agreements": [2.0]}, "decoding.agreements is 2.0: it must be at most 1"),
         ({"sessions": [0]}, "decoding.sessions is 0: it must be at least 1"),
         ({"samples": "a.jsonl"}, "needs decoding.model_folder"),
     ],
@@ -143,15 +167,16 @@ def test_heads_and_batches_pay_in_the_published_proportions(monkeypatch):
     which is what a decoder waits for, and which no machine's load changes."""
     read = 0
 
-    def reading(product, x, multiply=PlainProduct.__call__):
+    def reading(product, x, multiply=PlannedProduct.__call__):
         nonlocal read
-        read += product.weight.numel()
+        read += product.outputs * product.inputs
         return multiply(product, x)
 
-    monkeypatch.setattr(PlainProduct, "__call__", reading)
+    monkeypatch.setattr(PlannedProduct, "__call__", reading)
     monkeypatch.setattr(decoding, "clock_of", lambda device: lambda: float(read))
     size = DecodingSize(hidden_size=64, intermediate_size=128, layers=28, vocabulary=5000, codes=500)
-    runtime = Runtime(random_model(size, 256).eval().requires_grad_(False), pack=False)
+    runtime = Runtime(random_model(size, 256).eval().requires_grad_(False), kernels="rows")
+    runtime.costs = FREE_HEADS
     protocol = DecodingProtocol(
         new_tokens=56,
         modes=["vanilla", "boost", "turbo"],
@@ -160,9 +185,9 @@ def test_heads_and_batches_pay_in_the_published_proportions(monkeypatch):
         repetitions=1,
         first_chunks=1,
     )
-    by_label = {m.setting.label: m for m in benchmark_decoding(runtime, protocol, size)}
+    by_label = {m.setting.label: m for m in benchmark_decoding(lambda setting: runtime, protocol, size)}
     speed = {label: m.tokens_per_second for label, m in by_label.items() if label != "transformers"}
     assert speed["turbo"] > 1.8 * speed["vanilla"] and speed["boost"] > 1.3 * speed["vanilla"]
     assert speed["vanilla x8"] > 2.5 * speed["vanilla"]
-    assert speed["boost verify=greedy"] > 0.9 * speed["boost"]
+    assert speed["boost verify=greedy all accepted"] > 0.9 * speed["boost"]
     assert 2 * min(by_label["boost"].first_chunk) < min(by_label["vanilla"].first_chunk)

@@ -2,13 +2,15 @@
 
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.records import Answer, Transcript
+from vita_audio_pl.evaluation.scores import normalisers
 from vita_audio_pl.evaluation.scores.measures import contains_answer, contains_substring, count_errors, exact_match
 from vita_audio_pl.evaluation.scores.normalisers import get_normaliser, wetext_chinese
 from vita_audio_pl.evaluation.scores.profiles import REFERENCE, STRICT
@@ -85,6 +87,33 @@ def test_empty_hypothesis_is_all_deletions_and_empty_reference_is_an_error():
     assert (counts.deletions, counts.rate) == (2, 1.0)
     with pytest.raises(ValueError, match="empty"):
         count_errors([], ["red"])
+
+
+def test_seed_tts_is_scored_as_its_scripts_do():
+    """Marks go without a gap, apostrophes of ASCII and numbers stay; the rate is the mean of the utterances' rates."""
+    english = get_normaliser("seed_tts_english")
+    assert english("It's Dr. Who\u2019s well-known \u201c1,000\u201d!") == ["it's", "dr", "whos", "wellknown", "1000"]
+    bench = BenchConfig(published_normaliser="seed_tts_english", published_average="utterances")
+    rows = [{"id": str(n), "text": "x", "stopped": True, "backbone_passes": 1, "head_passes": 0, "tokens": 1,
+             "scores": {"speech_wer": {"errors": wrong, "of": words}}}
+            for n, (wrong, words) in enumerate([(1, 2), (0, 8)])]  # fmt: skip
+    for profile, expected, normalise in (("reference", 0.25, english), ("strict", 0.1, get_normaliser("plain"))):
+        rules = bench.scoring(profile)
+        assert summarise("tts", rows, rules.average)["metrics"]["speech_wer"]["value"] == expected
+        assert rules.normalise is normalise
+        assert ("error rates are means over utterances" in rules.differences()) == (profile == "reference")
+
+
+def test_chinese_as_published_needs_a_package_that_is_not_ours(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zhconv", None)
+    normalisers.seed_tts_chinese.cache_clear()
+    with pytest.raises(UserError, match="needs the package zhconv"):
+        get_normaliser("seed_tts_chinese")
+    monkeypatch.setitem(
+        sys.modules, "zhconv", SimpleNamespace(convert=lambda text, to: text.replace("\u8a9e", "\u8bed"))
+    )
+    assert get_normaliser("seed_tts_chinese")("\u8a9e\u3001 Ab\u3002") == ["\u8bed", "A", "b"]
+    normalisers.seed_tts_chinese.cache_clear()
 
 
 def test_answers_match_as_whole_words_only():

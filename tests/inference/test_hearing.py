@@ -94,7 +94,7 @@ def test_a_folder_with_an_encoder_answers_a_recording(folder):
         prompt = session._sequence.ids[: session._sequence.n_prompt]
     assert prompt.count(loaded.vocabulary.context_of_audio) == loaded.front_end.frames(8000) + 4
     clips = [loaded.front_end.features(soundfile.read(folder / "question.wav", dtype="float32")[0])]
-    assert_most_likely(loaded.model, DecodePattern.of("vanilla"), prompt, written, clips)
+    assert_most_likely(load_speech_model(folder).model, DecodePattern.of("vanilla"), prompt, written, clips)
     assert len(written) == 8 or written[-1] == loaded.vocabulary.im_end
 
 

@@ -1,17 +1,18 @@
 """A pass with fixed shapes or compiled pieces gives what a plain pass gives."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from tests.margins import assert_same_answers
+from tests.margins import assert_most_likely, assert_same_answers
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, generate, graphs
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.graphs import StaticRows, context_lengths
-from vita_audio_pl.inference.products import Float32Logits, PackedProduct, PlainProduct, product, vocabulary_product
+from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Float32Logits, Plan, PlannedProduct, vocabulary_product
 from vita_audio_pl.inference.rows import Span
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
@@ -139,18 +140,22 @@ def test_compiled_pieces_write_the_same_tokens(tiny_model, prompts):
     assert_same_answers(model, pattern, batch, [a.ids for a in compiled], [a.ids for a in plain])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 40])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("biased", [True, False])
-def test_packed_products_are_products(rows, biased):
+def test_every_kernel_of_every_layout_multiplies(layout, biased):
     random = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(512, 256, generator=random), torch.randn(rows, 256, generator=random)
-    bias = torch.randn(512, generator=random) if biased else None
-    packed = product(weight, bias)
-    assert isinstance(packed, PackedProduct) and isinstance(product(weight[:32]), PlainProduct)
-    torch.testing.assert_close(packed(x), torch.nn.functional.linear(x, weight, bias), atol=1e-4, rtol=1e-4)
-    assert packed(x).is_contiguous()
-    with torch.inference_mode():
-        assert packed(x).shape == (rows, 512)
+    weight, bias = torch.randn(512, 256, generator=random), torch.randn(512, generator=random) if biased else None
+    for name, kernel in KERNELS[layout].items():
+        plan = Plan(layout, ((1, name), (2, next(iter(KERNELS[layout])))))
+        product = PlannedProduct(weight, bias, plan)
+        assert torch.equal(product.dense(), weight)
+        for rows in (1, 2, 3, 40):
+            x, total = (torch.randn(rows, n, generator=random) for n in (256, 512))
+            expected = torch.nn.functional.linear(x, weight, bias)
+            torch.testing.assert_close(product(x), expected, atol=1e-4, rtol=1e-4, msg=name)
+            assert product(x).is_contiguous() and (kernel.only_rows or rows) in (1, rows)
+            summed = product.add_to(total.clone(), x)
+            torch.testing.assert_close(summed, total + expected, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_16_bit_logits_on_a_gpu_are_float32():
@@ -159,12 +164,13 @@ def test_16_bit_logits_on_a_gpu_are_float32():
         weight, x = (torch.empty(n, 64, dtype=torch.bfloat16, device="cuda") for n in (300, 3))
         logits = vocabulary_product(weight)
         assert isinstance(logits, Float32Logits) and logits(x).dtype == torch.float32 and logits(x).shape == (3, 300)
-        assert isinstance(vocabulary_product(weight.float()), PlainProduct)
-    assert isinstance(vocabulary_product(torch.empty(512, 256)), PackedProduct)
+        assert isinstance(vocabulary_product(weight.float()), PlannedProduct)
 
 
-def test_a_large_model_decodes_through_packed_weights_to_the_training_function(tiny_model, prompts):
-    """The same check as for tiny models, once, where every matrix is large enough to be packed."""
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_large_model_decodes_in_any_layout_to_the_training_function(layout, prompts):
+    """The same check as for tiny models, once, where every matrix is large enough to be laid out; the model gives its weights
+    away, and the runtime's answers are those of a copy that kept them."""
     from transformers import Qwen2Config
 
     from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -174,6 +180,11 @@ def test_a_large_model_decodes_through_packed_weights_to_the_training_function(t
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
     model = SpeechLM(SpeechLMConfig(Qwen2Config(vocab_size=512, **sizes, **heads), 2)).eval()
     batch, pattern = prompts(9, 4), DecodePattern.of([1, 3, 2, 2])
-    packed = generate(Runtime(model), batch, pattern, max_new_tokens=40)
-    plain = generate(Runtime(model, pack=False), batch, pattern, max_new_tokens=40)
-    assert_same_answers(model, pattern, batch, [a.ids for a in packed], [a.ids for a in plain])
+    for norm in [m for m in model.modules() if type(m).__name__ == "Qwen2RMSNorm"]:
+        norm.weight.data.uniform_(0.5, 1.5)
+    runtime = Runtime(copy.deepcopy(model), kernels=layout, release=True)
+    assert {plan.layout for plan in runtime.kernels.plans.values()} == {layout}
+    [found, *_] = answers = [a.ids for a in generate(runtime, batch, pattern, max_new_tokens=40)]
+    for prompt, answer in zip(batch, answers, strict=True):
+        assert_most_likely(model, pattern, prompt, answer)
+    assert len(set(found)) > 5

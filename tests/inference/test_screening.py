@@ -1,7 +1,5 @@
 """The screen in 8 bits finds the row with the largest product, whatever the weights and states are."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,11 +9,21 @@ from hypothesis import strategies as st
 from tests.margins import assert_same_answers, assert_same_choices
 from vita_audio_pl.inference import Runtime, generate, screening
 from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.products import product
+from vita_audio_pl.inference.kernels import Kernels
+from vita_audio_pl.inference.products import PlannedProduct
 from vita_audio_pl.inference.screening import NOT_FINITE, Largest, Screen
 from vita_audio_pl.interleave import DecodePattern
 
 HAS_INTEGER_PRODUCTS = screening.has_integer_products.__wrapped__
+
+
+class Always(Kernels):
+    def pays(self, name, one, other):
+        self.does[name] = True
+        return True
+
+
+ALWAYS = Always("rows")
 
 
 class SlowIntegerProduct:
@@ -36,6 +44,11 @@ def integer_products():
             patch.setattr(screening, "IntegerProduct", SlowIntegerProduct)
             patch.setattr(screening, "has_integer_products", lambda: True)
         yield
+
+
+def screened(weight):
+    """The largest products with `weight`, screened whether it pays or not."""
+    return Largest(PlannedProduct(weight), ALWAYS)
 
 
 @pytest.fixture
@@ -100,7 +113,7 @@ def test_most_rows_of_a_vocabulary_are_screened_out(monkeypatch):
 def test_what_cannot_be_screened_is_multiplied(eager):
     random = torch.Generator().manual_seed(0)
     weight, x = torch.randn(300, 64, generator=random), torch.randn(3, 64, generator=random)
-    largest = Largest(weight, product(weight))
+    largest = screened(weight)
     assert largest(torch.zeros(2, 64)) == [0, 0]
     x[1, 5] = float("nan")
     assert largest(x) == [first_largest(weight, x[:1])[0], NOT_FINITE, first_largest(weight, x[2:])[0]]
@@ -109,21 +122,7 @@ def test_what_cannot_be_screened_is_multiplied(eager):
     for odd, expected in ((float("nan"), NOT_FINITE), (float("inf"), 7), (3e38, 7)):
         broken = weight.clone()
         broken[7, 0] = odd
-        assert Largest(broken, product(broken))(torch.ones(1, 64)) == [expected]
-
-
-def test_weights_that_change_are_read_again(eager):
-    random = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(300, 64, generator=random), torch.randn(1, 64, generator=random)
-    parameter = torch.nn.Parameter(weight)
-    largest = Largest(parameter, product(parameter))
-    before = largest(x)
-    with torch.no_grad():
-        parameter[(before[0] + 1) % 300] = 10 * x[0]
-    assert largest(x) == [(before[0] + 1) % 300]
-    parameter.grad = 3 * parameter.detach()
-    torch.optim.SGD([parameter], lr=1.0).step()  # the smallest is now the largest
-    assert largest(x) == first_largest(parameter.detach(), x)
+        assert screened(broken)(torch.ones(1, 64)) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -137,14 +136,8 @@ def test_weights_that_change_are_read_again(eager):
     ids=["bfloat16", "elsewhere", "small", "narrow"],
 )
 def test_only_large_float32_weights_on_a_cpu_are_screened(weight):
-    assert not screening.can_screen(weight)
-    assert screening.can_screen(torch.zeros(8192, 256))
-
-
-def test_inference_tensors_are_not_screened():
-    with torch.inference_mode():
-        weight = torch.zeros(8192, 256)  # nobody counts its changes
-    assert not screening.can_screen(weight)
+    assert not screening.can_screen(PlannedProduct(weight))
+    assert screening.can_screen(PlannedProduct(torch.zeros(8192, 256)))
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"avx2": True}, {"avx512_vnni": True}])
@@ -161,32 +154,13 @@ def test_a_screened_vocabulary_gives_the_same_tokens(screened_model, prompts, ve
     constraint = SpanConstraint(5, 6, 7, 100, 8300)
     for restriction in (None, constraint):
         options = {"max_new_tokens": 24, "verify": verify, "constraint": restriction}
-        runtime = Runtime(screened_model)
-        screened = generate(runtime, batch, pattern, **options)
-        assert runtime.largest._screen is not None and runtime.largest._screen[1] is not None
-        plain = generate(Runtime(screened_model, pack=False), batch, pattern, **options)
+        runtime = Runtime(screened_model, kernels=Always("rows"))
+        searched = generate(runtime, batch, pattern, **options)
+        assert runtime.kernels.does["screen:8448x256"]
+        plain = generate(Runtime(screened_model, kernels="rows"), batch, pattern, **options)
         writes = pattern if verify == "none" else DecodePattern.of("vanilla")
-        found, expected = ([a.ids for a in answers] for answers in (screened, plain))
+        found, expected = ([a.ids for a in answers] for answers in (searched, plain))
         assert_same_answers(screened_model, writes, batch, found, expected, constraint=restriction)
-
-
-def test_a_runtime_sees_a_changed_vocabulary_also_in_spans(screened_model, prompts):
-    """As where prompts are answered between steps of training that goes on."""
-    model, pattern = copy.deepcopy(screened_model), DecodePattern.of([1, 3])
-    runtime, constraint = Runtime(model), SpanConstraint(5, 6, 7, 100, 40)
-
-    asked = [(prompts(9)[0], None), ([*prompts(9)[0], 5], constraint)]
-
-    def answers(runtime):
-        return [generate(runtime, [ids], pattern, max_new_tokens=12, constraint=held)[0].ids for ids, held in asked]
-
-    before = answers(runtime)
-    with torch.no_grad():
-        model.lm_head.weight.copy_(model.lm_head.weight.flip(0))
-    after, plain = answers(runtime), answers(Runtime(model, pack=False))
-    for (ids, held), old, new, expected in zip(asked, before, after, plain, strict=True):
-        assert new != old
-        assert_same_answers(model, pattern, [ids], [new], [expected], constraint=held)
 
 
 @pytest.fixture(scope="module")

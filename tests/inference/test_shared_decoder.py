@@ -13,6 +13,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, SpanConstraint, generate
 from vita_audio_pl.inference import decoder as decoder_module
 from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.inference.verify import speculative
 from vita_audio_pl.interleave import DecodePattern
@@ -179,6 +180,7 @@ def test_drafts_behind_an_unchecked_first_chunk_are_judged_by_what_they_were_dra
     what Vanilla writes after the first chunk."""
     model, judged = agreeing_model(n_heads=6), []
     runtime = Runtime(model)
+    runtime.costs = PassCosts(backbone=1.0, backbone_row=0.0, head=0.0, head_row=0.0)  # every draft pays
 
     def checked(drafts, proposals, targets, sampler):
         assert len(proposals) == len(drafts) == len(targets) - 1

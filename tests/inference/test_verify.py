@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.margins import assert_same_answers
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Greedy, Runtime, Sampling, SpanConstraint, generate
+from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.sampling import Sampler
 from vita_audio_pl.inference.verify import agreeing, speculative
 from vita_audio_pl.interleave import DecodePattern
@@ -102,6 +103,7 @@ def test_speculative_draws_follow_the_backbones_distribution(seed):
 def test_sampled_verification_keeps_the_sampling_distribution(agreeing_model, settings_):
     """Pairs of the second and third token over 3000 seeds, verified against Vanilla: a chi-squared test."""
     runtime = Runtime(agreeing_model(noise=0.1))
+    runtime.costs = PassCosts(backbone=1.0, backbone_row=0.0, head=0.0, head_row=0.0)  # every draft pays
     prompt, draws = [7, 8, 9], 3000
 
     def pairs(pattern, verify, first_seed):

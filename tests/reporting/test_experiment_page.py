@@ -57,9 +57,9 @@ def test_unequal_seeds_are_told_wherever_a_mean_stands(tmp_path):
     assert missing == "Never started: distil with seed 1, distil with seed 2."
     assert "(every_head: 2, served_slots: 3, audio_only: 3, distil: 1)" in unequal
     told = headline(files, "test")
-    assert told[1].startswith("served_slots, mode own, 3 seeds: TTS WER 15.2 % (12.5 to 17.9), spoken QA in")
+    assert told[2].startswith("served_slots, mode own, 3 seeds: TTS WER 15.2 % (12.5 to 17.9), spoken QA in")
     # 15.75 - 12.5 over seeds 2 and 3, not 15.2 - 12.5
-    assert told[2].startswith(
+    assert told[3].startswith(
         "served_slots against every_head, over the 2 common seeds: TTS WER +3.2 points (beyond chance)"
     )
     alone, beside = told[-2:]

@@ -74,7 +74,7 @@ def test_older_results_are_shown_until_there_is_a_newer_one_and_never_written_to
     assert older.notes[0].startswith(
         "Written by an older version, which did not record what decided them, and therefore not"
     )
-    assert len(headline(older, "sft", "test")) == 1  # what Vanilla reaches; nothing is compared
+    assert len(headline(older, "sft", "test")) == 2  # what world it is, what Vanilla reaches; nothing is compared
     assert write_result_pages(run.folder / "eval" / run.bench) == []
     newer = beside(run, "newer", utterances=50, format=2)
     found = again(run)

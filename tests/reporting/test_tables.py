@@ -7,7 +7,15 @@ from made_up_run import write_json
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
+from vita_audio_pl.reporting.tables import (
+    STOPWATCH,
+    comparison_table,
+    controls_table,
+    headline,
+    main_table,
+    markdown,
+    stopwatch,
+)
 
 
 def cells(table, row):
@@ -26,6 +34,26 @@ def test_main_table_has_a_row_for_each_stage_and_mode_in_training_order(run):
     assert boost["Backbone passes per answer"].text == "11.0"
     assert boost["Share of Vanilla's"].text == "23 %"  # 11 of 47
     assert boost["Utterances per task"].text == "320" and cells(table, 0)["Utterances per task"].text == "100"
+
+
+def test_the_stopwatch_counts_answers_that_were_timed_and_heard(run):
+    result = run.result("sft", "boost", "tts")
+    rows = [json.loads(line) for line in (result.folder / "utterances.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["seconds"] = 2.0 if number else 0.0  # the first one is silent
+    (result.folder / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    timed = [{"id": row["id"], "compute_seconds": 1.5} for row in rows[:2]] + [{"id": rows[2]["id"]}]
+    (result.folder / "answers.0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timed) + '{"id": "torn')
+    found = RunFiles.read(run.folder, run.bench)
+    assert stopwatch([found.result("sft", "boost", "tts")]).value == 0.75
+    assert cells(main_table(found, "test"), 4)[STOPWATCH].text == "0.750"
+    assert cells(main_table(found, "test"), 0)[STOPWATCH].value is None
+
+
+def test_no_speed_is_claimed_for_speech_that_is_not_understood(run):
+    comparison = next(c for c in run.comparisons if "tts" in str(c["second"]))
+    comparison["metrics"]["speech_wer"]["second"] = 0.97
+    assert headline(run, "sft", "test")[-1] == "Boost has a TTS WER of 97.0 %, so nothing is said of its speed."
 
 
 def test_share_is_taken_over_utterances_that_both_modes_answered(run):
@@ -53,7 +81,8 @@ def test_markdown_escapes_nothing_and_loses_nothing(run):
 
 
 def test_headline_says_what_vanilla_reaches_and_what_speed_costs(run):
-    vanilla, boost = headline(run, "sft", "test")
+    banner, vanilla, boost = headline(run, "sft", "test")
+    assert banner.startswith("The small spoken world has 75 words, and its judge knows the grammar")
     assert vanilla.startswith("After sft, Vanilla reaches ASR WER 3.7 %, TTS WER 5.5 %, Spoken QA, text 80.0 %")
     assert boost == (
         "Boost speaks with 23 % of the backbone passes at a TTS WER of 7.6 %, where Vanilla has 6.1 % over the same 318 "

@@ -46,12 +46,11 @@ def _on_gpu(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
 
 def _on_cpu(work: Callable[[], Any], memory: bool) -> tuple[Any, Cost]:
     if memory:
-        _give_back_freed_memory()
         _count_peak_anew()
-    held, start = _memory("VmRSS"), time.process_time()
+    held, start = process_memory("VmRSS"), time.process_time()
     result = work()
     seconds = time.process_time() - start
-    return result, Cost(seconds, held, _memory("VmHWM") - held if memory else 0)
+    return result, Cost(seconds, held, process_memory("VmHWM") - held if memory else 0)
 
 
 def _count_peak_anew() -> None:
@@ -68,7 +67,9 @@ def _give_back_freed_memory() -> None:
         trim(0)
 
 
-def _memory(field: str) -> int:
+def process_memory(field: str) -> int:
+    """Bytes that the system counts for this process: `VmRSS` now, `VmHWM` at most. What was freed has been given back."""
+    _give_back_freed_memory()
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:
         raise UserError(f"memory is read from /proc/self/status, which does not say {field} here")

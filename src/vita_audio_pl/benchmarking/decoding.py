@@ -8,16 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, Qwen2ForCausalLM
 
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
-from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
@@ -31,19 +29,29 @@ TURN_END, BEGIN, END, FIRST_CODE_FROM_END = 0, 1, 2, 8
 
 @dataclass(frozen=True)
 class Setting:
-    """One combination that is measured; `name` of a mode, or `transformers` for its own loop."""
+    """One combination that is measured; `name` of a mode, or `transformers` for its own loop.
+
+    agreement: chance that a made-up draft is kept; None for a trained model, whose drafts are what they are.
+    """
 
     mode: str
     verify: str = "none"
     sessions: int = 1
     constrained: bool = False
+    agreement: float | None = None
+    kernels: str = "auto"
 
     @property
     def label(self) -> str:
         """Short name for tables."""
         parts = [self.mode]
         parts += [f"verify={self.verify}"] if self.verify != "none" else []
+        if self.verify != "none" and self.agreement is not None:
+            parts.append(
+                {1.0: "all accepted", 0.0: "none accepted"}.get(self.agreement, f"{self.agreement:.0%} accepted")
+            )
         parts += ["constrained"] if self.constrained else []
+        parts += [f"kernels={self.kernels}"] if self.kernels != "auto" else []
         return " ".join(parts + ([f"x{self.sessions}"] if self.sessions > 1 else []))
 
 
@@ -58,6 +66,10 @@ class Measurement:
         backbone_passes, head_passes: of one session; drafted, accepted: per head, of all.
         audio_seconds: sound that the codes of all sessions stand for, per repetition.
         cache_bytes: memory of the caches.
+        first_audible: seconds from the start to the first sample of at least `AUDIBLE` that the codec gave.
+        passes_to_audible: backbone's and heads' passes until then.
+        gaps: for each answer, seconds in which playback, begun with the first sound, would have waited for more.
+        chunk_factors: for each push that gave sound, seconds since the last one over seconds of sound.
     """
 
     setting: Setting
@@ -73,10 +85,16 @@ class Measurement:
     accepted: list[int] = field(default_factory=list)
     audio_seconds: list[float] = field(default_factory=list)
     cache_bytes: int = 0
+    first_audible: list[float] = field(default_factory=list)
+    passes_to_audible: list[tuple[int, int]] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    chunk_factors: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
         """Of the quickest repetition: what else runs on a machine can only take time."""
+        if not self.tokens:
+            return 0.0
         return max(tokens / seconds for tokens, seconds in zip(self.tokens, self.seconds, strict=True))
 
     @property
@@ -138,9 +156,16 @@ class ScriptedDecoder(Decoder):
         self._random = np.random.default_rng(0)
 
     def _most_likely(
-        self, sequences: list[DecodedSequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
+        self,
+        sequences: list[DecodedSequence],
+        hidden: Tensor,
+        greedy_rows: list[int],
+        counts: list[int] | None = None,
+        entropies: list[float | None] | None = None,
     ) -> list[int]:
-        super()._most_likely(sequences, hidden, greedy_rows, counts)
+        super()._most_likely(sequences, hidden, greedy_rows, counts, entropies)
+        if entropies is not None:
+            entropies[:] = [None] * len(entropies)  # random weights are never sure, whatever the script says
         tokens = []
         for i in greedy_rows:
             sequence, rows = sequences[i], 1 if counts is None else counts[i]
@@ -153,15 +178,30 @@ class ScriptedDecoder(Decoder):
         return tokens
 
 
+class Beside(Protocol):
+    """Something else that is measured in turn."""
+
+    measured: Measurement
+
+    def run(self, counts: bool = True) -> None:
+        """Writes one answer; counts: and keeps what it took."""
+        ...
+
+
 def benchmark_decoding(
-    runtime: Runtime,
+    runtime_for: Callable[[Setting], Runtime],
     protocol: DecodingProtocol,
     size: DecodingSize,
     *,
     codec: Codec | None = None,
+    beside: Beside | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Measurement]:
     """Measures every setting of the protocol with random weights; repetitions take turns, so that noise is shared.
+
+    Args:
+        runtime_for: the runtime of a setting.
+        beside: measured in turn with them.
 
     What is done once (graphs captured, kernels chosen and compiled) is done in the warm-up, which is a repetition as long
     as the others: settings with as many sessions and heads keep one decoder.
@@ -169,30 +209,62 @@ def benchmark_decoding(
     measured = {setting: Measurement(setting) for setting in settings_of(protocol)}
     constraint = constraint_of(size)
     sounds = random_vocoder(codec)
-    decoders: dict[tuple[int, int], ScriptedDecoder] = {}
+    decoders: dict[tuple[int, int, int, float], ScriptedDecoder] = {}
     for repetition in range(-1, protocol.repetitions):
+        if beside is not None:
+            beside.run(counts=repetition >= 0)
         for setting, kept in measured.items():
             progress(f"{setting.label}: {'warm-up' if repetition < 0 else f'repetition {repetition + 1}'}")
             into = Measurement(setting) if repetition < 0 else kept
-            _run_scripted(runtime, protocol, constraint, setting, decoders, into, sounds)
+            _run_scripted(runtime_for(setting), protocol, constraint, setting, decoders, into, sounds)
     for setting, kept in measured.items():
         for _ in range(protocol.first_chunks):
-            _run_scripted(runtime, protocol, constraint, setting, decoders, kept, sounds, first=True)
-    return list(measured.values())
+            _run_scripted(runtime_for(setting), protocol, constraint, setting, decoders, kept, sounds, first=True)
+    return [*measured.values(), *([beside.measured] if beside is not None else [])]
 
 
-def settings_of(protocol: DecodingProtocol) -> list[Setting]:
-    """All combinations, Vanilla's verification (which drafts nothing) left out."""
-    combinations = product(protocol.sessions, protocol.constrain, protocol.verify, protocol.modes)
+def settings_of(protocol: DecodingProtocol, trained: bool = False) -> list[Setting]:
+    """All combinations, Vanilla's verification (which drafts nothing) left out.
+
+    trained: drafts are the model's own, so that there is no chance to choose.
+    """
+    combinations = product(protocol.sessions, protocol.constrain, protocol.kernels, protocol.verify, protocol.modes)
     return [
-        Setting(mode, verify, sessions, constrained)
-        for sessions, constrained, verify, mode in combinations
+        Setting(mode, verify, sessions, constrained, agreement, kernels)
+        for sessions, constrained, kernels, verify, mode in combinations
         if not (mode == "vanilla" and verify != "none")
+        for agreement in ([None] if trained or verify == "none" else protocol.agreements)
     ]
 
 
-Vocoder = Callable[[int, NDArray[np.int32]], int]
-"""Makes the sound of new codes of the session with that number; returns how many samples can be played now."""
+AUDIBLE = 0.01
+"""Of full scale, -40 dB: a smaller sample counts as silence."""
+
+
+@dataclass(frozen=True)
+class Vocoder:
+    """Makes the sound of new codes of the session with that number: samples `(n,)` that can be played now."""
+
+    push: Callable[[int, NDArray[np.int32]], NDArray[np.float32]]
+    sample_rate: int
+
+
+class Playback:
+    """One answer as it would be played: from its first sound on, waiting wherever there is nothing to play."""
+
+    def __init__(self, begun: float):
+        self._last = begun
+        self._until: float | None = None
+        self.heard = False
+        self.gaps = 0.0
+
+    def push(self, seconds: float, now: float) -> float:
+        """Takes `seconds` of sound that came at `now`; gives the seconds of work for each second of it."""
+        if self._until is not None:
+            self.gaps += max(0.0, now - self._until)
+        self._until = max(now, self._until or now) + seconds
+        factor, self._last = (now - self._last) / seconds, now
+        return factor
 
 
 def random_vocoder(codec: Codec | None) -> Callable[[], Vocoder] | None:
@@ -202,11 +274,7 @@ def random_vocoder(codec: Codec | None) -> Callable[[], Vocoder] | None:
 
     def start() -> Vocoder:
         streams: defaultdict[int, DecodeStream] = defaultdict(codec.decode_stream)
-
-        def sound(session: int, codes: NDArray[np.int32]) -> int:
-            return len(streams[session].push(codes % codec.codebook_size))
-
-        return sound
+        return Vocoder(lambda session, codes: streams[session].push(codes % codec.codebook_size), codec.sample_rate)
 
     return start
 
@@ -216,7 +284,7 @@ def _run_scripted(
     protocol: DecodingProtocol,
     constraint: SpanConstraint,
     setting: Setting,
-    decoders: dict[tuple[int, int], ScriptedDecoder],
+    decoders: dict[tuple[int, int, int, float], ScriptedDecoder],
     into: Measurement,
     sounds: Callable[[], Vocoder] | None,
     first: bool = False,
@@ -226,18 +294,20 @@ def _run_scripted(
     prompts = random.integers(3, constraint.first_code, (sessions, protocol.prompt_tokens)).tolist()
     scripts = {slot: script(setting.mode, new_tokens, constraint, slot) for slot in range(sessions)}
     n_heads = int(pattern.writers(new_tokens, runtime.n_heads).max())
-    if (sessions, n_heads) not in decoders:
-        decoders[sessions, n_heads] = ScriptedDecoder(
+    agreement = 1.0 if setting.agreement is None else setting.agreement
+    kind = (id(runtime), sessions, n_heads, agreement)
+    if kind not in decoders:
+        decoders[kind] = ScriptedDecoder(
             runtime,
             scripts,
-            protocol.agreement,
+            agreement,
             slots=sessions,
             capacity=protocol.prompt_tokens + new_tokens,
             n_heads=n_heads,
             graphs=protocol.graphs,
             clock=clock_of(runtime.device),
         )
-    decoder = decoders[sessions, n_heads]
+    decoder = decoders[kind]
     decoder.follow(scripts)
     options = Options(
         pattern,
@@ -280,6 +350,7 @@ def run_sessions(
     audible = [sounds is None] * len(sequences)
     codes = 0
     vocoder = 0.0
+    players = [Playback(begun) for _ in sequences]
     while not all(s.finished for s in sequences):
         decoder.step()
         now = clock()
@@ -289,8 +360,15 @@ def run_sessions(
             found = new[(new >= markers.first_code) & (new < markers.first_code + markers.n_codes)]
             codes += found.size
             if sounds is not None and found.size:
-                audible[i] |= sounds(i, (found - markers.first_code).astype(np.int32)) > 0
+                wave = sounds.push(i, (found - markers.first_code).astype(np.int32))
                 vocoder, now = vocoder + clock() - now, clock()
+                if len(wave):
+                    audible[i] = True
+                    into.chunk_factors.append(players[i].push(len(wave) / sounds.sample_rate, now))
+                    if not players[i].heard and float(np.abs(wave).max()) >= AUDIBLE:
+                        players[i].heard = True
+                        into.first_audible.append(now - begun)
+                        into.passes_to_audible.append((sequence.backbone_passes, sequence.head_passes))
             if markers.end in new and audible[i]:
                 audible[i] = sounds is None
                 (into.between_chunks if chunks[i] else into.first_chunk).append(now - last_chunk[i])
@@ -302,6 +380,7 @@ def run_sessions(
         decoder.close(sequence)
     if first_chunk_only and all(chunks):
         return sequences
+    into.gaps += [player.gaps for player in players] if sounds is not None else []
     into.seconds.append(seconds)
     into.tokens.append(sum(s.n_written for s in sequences))
     into.audio_seconds.append(codes / CODES_PER_SECOND)
@@ -318,36 +397,3 @@ def run_sessions(
             total.extend([0] * (len(part) - len(total)))
             total[: len(part)] = [a + b for a, b in zip(total, part, strict=False)]
     return sequences
-
-
-@torch.inference_mode()
-def transformers_loop(
-    size: DecodingSize, protocol: DecodingProtocol, device: torch.device, dtype: torch.dtype, tokens: int = 128
-) -> Measurement:
-    """Vanilla with transformers' Qwen2 and its growing cache, one session: the machine's own yardstick."""
-    measured = Measurement(Setting("transformers"))
-    backbone = random_model(size, protocol.prompt_tokens + tokens, device, dtype).config.backbone
-    backbone._attn_implementation = "sdpa"
-    with device:
-        model = Qwen2ForCausalLM(backbone).eval()
-        cast(torch.nn.Module, model).to(dtype)  # transformers' wrapper of `to` has a signature without `self`
-    clock = clock_of(device)
-    tokens = min(tokens, protocol.new_tokens)
-    for repetition in range(protocol.repetitions + 1):
-        ids = torch.randint(size.vocabulary, (1, protocol.prompt_tokens), device=device)
-        cache = DynamicCache(config=backbone)
-        begun, first = clock(), 0.0
-        for number in range(tokens):
-            logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            ids = logits[:, -1].argmax(-1, keepdim=True)
-            int(ids)
-            if number == 10:
-                first = clock() - begun
-        if repetition:
-            measured.seconds.append(clock() - begun)
-            measured.tokens.append(tokens)
-            measured.audio_seconds.append(0.0)
-            measured.first_chunk.append(first or clock() - begun)
-            measured.written += tokens
-            measured.backbone_passes += tokens
-    return measured

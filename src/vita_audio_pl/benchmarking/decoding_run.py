@@ -1,24 +1,30 @@
 """`what=decoding` from settings to table and files."""
 
-import platform
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from vita_audio_pl.benchmarking.decoding import Measurement, benchmark_decoding, transformers_loop
+from vita_audio_pl.benchmarking.cost import process_memory
+from vita_audio_pl.benchmarking.decoding import Measurement, Setting, benchmark_decoding
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.decoding_show import all_figures, decoding_table, write_decoding
 from vita_audio_pl.benchmarking.decoding_trained import benchmark_trained, read_questions
 from vita_audio_pl.benchmarking.random_model import random_model
+from vita_audio_pl.benchmarking.transformers_loop import TransformersLoop
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
+from vita_audio_pl.inference.kernels import Kernels, Serving
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.inference.runtime import Runtime
-from vita_audio_pl.models.devices import require_device
+from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.devices import processor, require_device
+from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.storage.owned import Kind, Owned
 
 
@@ -40,13 +46,14 @@ def run_decoding_benchmark(
     Owned.claim(folder, Kind("decoding benchmark", sign=("decoding.json",)))
     require_device(device)
     where = torch.device(device)
+    more: dict[str, Any] = {}
     with console.status("decoding") as status:
         if protocol.model_folder is not None:
             name, measured = _trained(protocol, where, dtype, status.update)
         else:
-            name, measured = _random(protocol, size, where, dtype, status.update)
+            name, measured, more = _random(protocol, size, where, dtype, status.update)
     rows = all_figures(measured)
-    machine = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
+    machine = torch.cuda.get_device_name(where) if where.type == "cuda" else processor()
     about = {
         "model": name,
         "size": None if protocol.model_folder else asdict(size),
@@ -56,9 +63,16 @@ def run_decoding_benchmark(
         "dtype": str(dtype).removeprefix("torch."),
         "seconds": "elapsed" if where.type == "cuda" else "CPU time of the process",
         "torch": torch.__version__,
-    }
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "command": " ".join(["python -m vita_audio_pl.benchmark", *sys.argv[1:]]),
+    } | more
     write_decoding(rows, about, folder)
     console.print(decoding_table(rows, f"decoding: {name}, {about['dtype']} on {about['device']}"))
+    if "memory" in more:
+        kept = more["memory"]
+        console.print(
+            f"memory: {kept['held_mib']:.0f} MiB for {kept['weights_mib']:.0f} MiB of weights, {kept['times']:.2f} times"
+        )
     console.print(f"figures in {folder}")
 
 
@@ -80,13 +94,53 @@ def _random(
     where: torch.device,
     dtype: torch.dtype,
     progress: Callable[[str], None],
-) -> tuple[str, list[Measurement]]:
+) -> tuple[str, list[Measurement], dict[str, Any]]:
     codec = load_codec(protocol.codec) if protocol.codec else None
     positions = protocol.prompt_tokens + protocol.new_tokens
-    model = random_model(size, positions, where, dtype).eval().requires_grad_(False)
-    runtime = Runtime(model, compile=protocol.compile)
-    measured = benchmark_decoding(runtime, protocol, size, codec=codec, progress=progress)
-    if protocol.transformers:
-        progress("transformers' own loop")
-        measured.append(transformers_loop(size, protocol, where, dtype))
-    return f"hidden {size.hidden_size}, {size.layers} layers, vocabulary {size.vocabulary}, random weights", measured
+
+    def make() -> SpeechLM:
+        return random_model(size, positions, where, dtype).eval().requires_grad_(False)
+
+    progress("memory")
+    about = {"memory": _memory_of_runtime(make)} if where.type == "cpu" else {}
+    runtimes = Runtimes(make(), protocol)
+    beside = TransformersLoop(size, protocol, where, dtype) if protocol.transformers else None
+    measured = benchmark_decoding(runtimes, protocol, size, codec=codec, beside=beside, progress=progress)
+    name = f"hidden {size.hidden_size}, {size.layers} layers, vocabulary {size.vocabulary}, random weights"
+    return name, measured, about | {"kernels": runtimes.records()}
+
+
+class Runtimes:
+    """A runtime for each mode, with the kernels that are quickest for it; modes with the same choices share one."""
+
+    def __init__(self, model: SpeechLM, protocol: DecodingProtocol):
+        self._model, self._protocol = model, protocol
+        self._made: dict[tuple[str, str, bool, int], Runtime] = {}
+
+    def __call__(self, setting: Setting) -> Runtime:
+        key = (setting.kernels, setting.mode, setting.verify != "none", setting.sessions)
+        if key not in self._made:
+            serving = Serving(DecodePattern.of(setting.mode), setting.verify != "none", setting.sessions)
+            made = Runtime(self._model, kernels=Kernels(setting.kernels, [serving]), compile=self._protocol.compile)
+            same = [other for other in self._made.values() if other.kernels.plans == made.kernels.plans]
+            self._made[key] = same[0] if same else made
+        return self._made[key]
+
+    def records(self) -> dict[str, Any]:
+        """What was chosen for each."""
+        return {
+            f"{mode}{' verified' if verified else ''} x{sessions}, {kernels}": runtime.kernels.record()
+            for (kernels, mode, verified, sessions), runtime in self._made.items()
+        }
+
+
+def _memory_of_runtime(make: Callable[[], SpeechLM]) -> dict[str, float]:
+    """What a process holds more for a model that is ready to decode, beside the size of its weights; MiB."""
+    Kernels().plan("backbone", 256, 256, 1)  # what measuring needs is not what decoding holds
+    before = process_memory("VmRSS")
+    model = make()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    runtime = Runtime(model, release=True)
+    held = process_memory("VmRSS") - before
+    del runtime, model
+    return {"weights_mib": weights / 2**20, "held_mib": held / 2**20, "times": held / weights}

@@ -26,8 +26,14 @@ class DecodingProtocol:
     new_tokens: int = setting(
         256, "of each session; with random weights they follow a made-up interleaved answer", at_least=1
     )
-    agreement: float = setting(
-        1.0, "chance that a draft is what the backbone writes, with random weights", at_least=0, at_most=1
+    agreements: list[float] = setting(
+        [1.0, 0.0],
+        "chances that a draft is what the backbone writes, with random weights; verification is measured with each",
+        at_least=0,
+        at_most=1,
+    )
+    kernels: list[str] = setting(
+        ["auto"], "layouts of matrices in float32 on a CPU, each measured; auto = the quickest here for each mode"
     )
     modes: list[str] = setting(["vanilla", "balance", "boost", "turbo"], "that are measured, each with all below")
     verify: list[str] = setting(["none", "greedy"], "verification of Vanilla is left out", choices=VERIFY_MODES)
@@ -36,7 +42,8 @@ class DecodingProtocol:
     repetitions: int = setting(3, "of each measurement", at_least=1)
     first_chunks: int = setting(10, "times the first chunk alone is measured", at_least=1)
     transformers: bool = setting(
-        True, "also decode with transformers' own loop, as the published system does (Vanilla, one session)"
+        True,
+        "also decode with transformers' own loop on as large a model, in turn with the others (Vanilla, one session)",
     )
     model_folder: str | None = setting(None, "measure a trained model; null = random weights")
     samples: str | None = setting(None, "JSONL file whose prompts the trained model answers; null = made-up prompts")

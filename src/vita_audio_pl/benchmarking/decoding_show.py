@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.table import Table
 
-from vita_audio_pl.benchmarking.decoding import Measurement
+from vita_audio_pl.benchmarking.decoding import AUDIBLE, Measurement
 from vita_audio_pl.storage.files import write_output
 
 PARTS = ("encode", "prefill", "backbone", "heads", "vocoder")
@@ -22,17 +22,21 @@ HEADERS = (
     "setting",
     "tokens/s",
     "x Vanilla",
+    "x transformers",
     "tokens/pass",
     "accepted, first to last head",
     "first chunk ms (p50 p90 p99)",
     "between chunks ms",
-    "RTF",
+    "first audible ms p50 (passes: backbone + heads)",
+    "RTF; gaps s",
     "encode/prefill/backbone/heads/vocoder %",
     "cache MiB",
 )
 
 
-def figures(measured: Measurement, vanilla: Measurement | None) -> dict[str, Any]:
+def figures(
+    measured: Measurement, vanilla: Measurement | None, transformers: Measurement | None = None
+) -> dict[str, Any]:
     """All numbers of one setting, by name; latencies in milliseconds."""
     total = sum(measured.parts.values())
     return {
@@ -40,6 +44,22 @@ def figures(measured: Measurement, vanilla: Measurement | None) -> dict[str, Any
         "label": measured.setting.label,
         "tokens_per_second": measured.tokens_per_second,
         "times_vanilla": None if vanilla is None else measured.tokens_per_second / vanilla.tokens_per_second,
+        "times_transformers": (
+            None if transformers is None else measured.tokens_per_second / transformers.tokens_per_second
+        ),
+        "audible_from": AUDIBLE,
+        "first_audible_ms": percentiles(measured.first_audible),
+        "passes_to_audible": (
+            [float(np.median(count)) for count in zip(*measured.passes_to_audible, strict=True)]
+            if measured.passes_to_audible
+            else None
+        ),
+        "gaps_seconds": float(np.mean(measured.gaps)) if measured.gaps else None,
+        "real_time_factor_by_chunk": (
+            {f"p{p}": float(np.percentile(measured.chunk_factors, p)) for p in (50, 90, 99)}
+            if measured.chunk_factors
+            else None
+        ),
         "tokens_per_backbone_pass": measured.tokens_per_pass,
         "head_passes": measured.head_passes,
         "acceptance_by_head": measured.acceptance if any(measured.drafted) else None,
@@ -61,9 +81,10 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
 
 
 def all_figures(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Figures of every setting; each is compared with one unconstrained Vanilla session."""
+    """Figures of every setting; each is compared with one unconstrained Vanilla session and with transformers' loop."""
     by_label = {measured.setting.label: measured for measured in measurements}
-    return [figures(measured, by_label.get("vanilla")) for measured in measurements]
+    beside = by_label.get("vanilla"), by_label.get("transformers")
+    return [figures(measured, *beside) for measured in measurements]
 
 
 def decoding_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
@@ -113,14 +134,25 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["label"],
         f"{row['tokens_per_second']:.1f}",
         "" if row["times_vanilla"] is None else f"{row['times_vanilla']:.2f}",
+        "" if row["times_transformers"] is None else f"{row['times_transformers']:.2f}",
         f"{row['tokens_per_backbone_pass']:.2f}",
         "" if accepted is None else " ".join(f"{a:.2f}" for a in accepted),
         _milliseconds(row["first_chunk_ms"]),
         _milliseconds(row["between_chunks_ms"]),
-        "" if factor is None else f"{factor:.3f}",
+        _audible(row),
+        ""
+        if factor is None
+        else f"{factor:.3f}" + ("" if row["gaps_seconds"] is None else f"; {row['gaps_seconds']:.2f}"),
         "" if share is None else " ".join(f"{100 * share[kind]:.0f}" for kind in PARTS),
         f"{row['cache_bytes'] / 2**20:.1f}",
     ]
+
+
+def _audible(row: dict[str, Any]) -> str:
+    if row["first_audible_ms"] is None:
+        return ""
+    backbone, heads = row["passes_to_audible"]
+    return f"{row['first_audible_ms']['p50']:.0f} ({backbone:.0f} + {heads:.0f})"
 
 
 def _milliseconds(values: dict[str, float] | None) -> str:

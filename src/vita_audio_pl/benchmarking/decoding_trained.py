@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, run_sessions, settings_of
@@ -74,13 +72,18 @@ def benchmark_trained(
 ) -> list[Measurement]:
     """Measures every setting of the protocol on the questions, as many at a time as the setting has sessions."""
     vocabulary = loaded.vocabulary
-    runtime = Runtime(loaded.model, compile=protocol.compile)
+    runtimes = {
+        name: Runtime(loaded.model, kernels=name, compile=protocol.compile) for name in dict.fromkeys(protocol.kernels)
+    }
+    runtime = runtimes[protocol.kernels[0]]
     markers = SpanConstraint.of(vocabulary)
-    measured = {setting: Measurement(setting) for setting in settings_of(protocol)}
+    measured = {setting: Measurement(setting) for setting in settings_of(protocol, trained=True)}
     capacity = max(len(question.ids) for question in questions) + protocol.new_tokens
     clock = clock_of(runtime.device)
     decoders = {
-        n: Decoder(runtime, slots=n, capacity=capacity, graphs=protocol.graphs, clock=clock) for n in protocol.sessions
+        (name, n): Decoder(made, slots=n, capacity=capacity, graphs=protocol.graphs, clock=clock)
+        for name, made in runtimes.items()
+        for n in protocol.sessions
     }
     for repetition in range(-1, protocol.repetitions):
         for setting, kept in measured.items():
@@ -97,7 +100,7 @@ def benchmark_trained(
             for start in range(0, len(asked), setting.sessions):
                 batch = asked[start : start + setting.sessions]
                 run_sessions(
-                    decoders[setting.sessions],
+                    decoders[setting.kernels, setting.sessions],
                     [question.ids for question in batch],
                     options,
                     markers,
@@ -118,6 +121,10 @@ def _add(kept: Measurement, total: Measurement) -> None:
     kept.audio_seconds.append(sum(total.audio_seconds))
     kept.first_chunk += total.first_chunk
     kept.between_chunks += total.between_chunks
+    kept.first_audible += total.first_audible
+    kept.passes_to_audible += total.passes_to_audible
+    kept.gaps += total.gaps
+    kept.chunk_factors += total.chunk_factors
     for kind, seconds in total.parts.items():
         kept.parts[kind] += seconds
     kept.written += total.written
@@ -132,11 +139,7 @@ def _add(kept: Measurement, total: Measurement) -> None:
 
 def _vocoder(codec: Codec) -> Vocoder:
     streams: defaultdict[int, DecodeStream] = defaultdict(codec.decode_stream)
-
-    def sound(session: int, codes: NDArray[np.int32]) -> int:
-        return len(streams[session].push(codes))
-
-    return sound
+    return Vocoder(lambda session, codes: streams[session].push(codes), codec.sample_rate)
 
 
 def _found(audio: str, samples: Path) -> Path:

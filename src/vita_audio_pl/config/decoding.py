@@ -74,3 +74,8 @@ class DecodingConfig:
     )
     sampling: Sampling = field(default_factory=Sampling)
     graphs: bool | None = setting(None, "replay decoding passes as CUDA graphs; null = on a GPU")
+    kernels: str = setting(
+        "auto",
+        "layout of matrices in float32 on a CPU: auto = measured on this processor, rows (torch's own), columns, packed, or a "
+        "file of recorded choices",
+    )

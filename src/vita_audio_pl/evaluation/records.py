@@ -27,6 +27,8 @@ class Answer:
         head_passes: forward passes of MCTP heads.
         stopped: the closing token came before the token limit.
         failure: why nothing was generated, e.g. an unreadable recording; such answers count as empty.
+        compute_seconds: measured work of generating it: CPU seconds, or elapsed ones on a GPU; of answers decoded together each
+            has the share of its tokens. None where it was not measured.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Answer:
     head_passes: int = 0
     stopped: bool = True
     failure: str = ""
+    compute_seconds: float | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Answer":

@@ -28,6 +28,7 @@ def generate(
     batch_size: int = 8,
     clips: Sequence[Sequence[Tensor]] | None = None,
     graphs: bool | None = None,
+    decoder: Decoder | None = None,
 ) -> list[Generation]:
     """Decodes every prompt; the answers come in the prompts' order.
 
@@ -46,6 +47,7 @@ def generate(
         batch_size: prompts at a time.
         clips: for each prompt, features of its audio, for models that hear through an encoder.
         graphs: replay passes as CUDA graphs; by default on a GPU.
+        decoder: to use again, free and large enough, in place of a new one; `batch_size` and `graphs` are then its own.
 
     Raises:
         UserError: a setting or a prompt that cannot be, or logits that are not numbers; with the prompt's number.
@@ -60,7 +62,7 @@ def generate(
     runtime = model if isinstance(model, Runtime) else Runtime(model)
     stops: Collection[int] = frozenset(stop_ids)
     options = [Options(pattern, max_new_tokens, frozenset(stops), s, constraint, verify) for s in settings]
-    decoder = Decoder(
+    decoder = decoder or Decoder(
         runtime,
         slots=min(batch_size, len(prompts)),
         capacity=max(len(prompt) for prompt in prompts) + max_new_tokens,

@@ -1,6 +1,6 @@
 """Memory of the sequences being decoded: keys and values of every layer, and hidden states that heads still need."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.rows import Rows
+
+Store = Callable[[int, Tensor], None]
+"""`(number of a layer, its keys and values)`; see `Cache.store`."""
 
 
 class Cache:
@@ -52,8 +55,6 @@ class Cache:
                 f"the caches for {slots} sequences of {capacity} tokens need {need * dtype.itemsize / 2**30:.1f} GiB, "
                 f"which {device} does not have; decode fewer at once, or shorter"
             ) from error
-        self.keys = [self.memory[layer, 0] for layer in range(layers)]
-        self.values = [self.memory[layer, 1] for layer in range(layers)]
         self.by_row = [self.memory[layer].view(-1, head_size) for layer in range(layers)]
         self._slot_step = key_heads * capacity
         heads = torch.arange(key_heads, device=device) * capacity
@@ -63,6 +64,30 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes allocated; they do not grow."""
         return self.memory.nbytes + self.hidden.nbytes
+
+    def seen(self, rows: Rows, layers: range) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Keys and values `(slots, key_heads, keys, head_size)` of each of the layers, as far as `rows` reach."""
+        slots = slice(rows.first_slot, rows.first_slot + rows.slots)
+        window = self.memory[layers.start : layers.stop, :, slots, :, rows.first_key : rows.last_key]
+        return window.select(1, 0).unbind(0), window.select(1, 1).unbind(0)
+
+    def store(self, rows: Rows, layers: range) -> "Store":
+        """What writes the keys and values `(rows.total, 2 * key_heads, head_size)` of `rows` into each of the layers."""
+        if rows.in_one_piece:
+            [span] = rows.spans
+            targets = self.memory[layers.start : layers.stop, :, span.slot, :, span.start : span.stop].unbind(0)
+
+            def write(number: int, key_value: Tensor) -> None:
+                targets[number].copy_(key_value.unflatten(1, (2, -1)).permute(1, 2, 0, 3))
+
+            return write
+        places = self.places(rows)
+
+        def scatter(number: int, key_value: Tensor) -> None:
+            by_row = self.by_row[layers[number]]
+            by_row.index_copy_(0, places, key_value.reshape(-1, by_row.shape[1]))
+
+        return scatter
 
     def places(self, rows: Rows) -> Tensor:
         """Where in `by_row` the keys and values of `rows` belong: `(rows.total * 2 * key_heads,)`."""

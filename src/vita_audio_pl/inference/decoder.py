@@ -18,12 +18,13 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.continuing import go_on, hear
-from vita_audio_pl.inference.graphs import GraphedPasses, recurring_shapes
+from vita_audio_pl.inference.graphs import GraphedPasses
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import AudioStates, Runtime
 from vita_audio_pl.inference.scoring import Scorer
 from vita_audio_pl.inference.screening import NOT_FINITE
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
+from vita_audio_pl.inference.shapes import recurring_shapes
 from vita_audio_pl.inference.verify import agreeing, speculative
 
 PREFILL_CHUNK = 512
@@ -132,7 +133,8 @@ class Decoder:
         resting = after is not None and self._resting.get(after.slot) is after
         audio = hear(self.runtime, prompt, clips, after if resting else None)
         slot = after.slot if after is not None and resting else self._take_slot()
-        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio)
+        costs = self.runtime.costs if options.verify != "none" and self.n_heads else None
+        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio, costs)
         if after is not None and resting:
             del self._resting[slot]
             go_on(sequence, after, self.cache.window)
@@ -241,13 +243,19 @@ class Decoder:
             sequence.head_passes += 1
         outputs = hidden[rows.last] if len(rows.last) < rows.total else hidden
         greedy_rows = [i for i, s in enumerate(sequences) if s.options.sampling.plain_argmax]
-        tokens = dict(zip(greedy_rows, self._most_likely(sequences, outputs, greedy_rows), strict=True))
+        entropies: list[float | None] | None = [] if any(s.drafting for s in sequences) else None
+        tokens = self._most_likely(sequences, outputs, greedy_rows, entropies=entropies)
+        greedy = dict(zip(greedy_rows, zip(tokens, entropies or [None] * len(tokens), strict=True), strict=True))
         for i, sequence in enumerate(sequences):
-            token, proposal = (tokens[i], None) if i in tokens else self._draw_draft(sequence, outputs[i])
+            proposal = None
+            if i in greedy:
+                token, entropy = greedy[i]
+            else:
+                token, entropy, proposal = self._draw_draft(sequence, outputs[i])
             if token == NOT_FINITE:
                 self._fail(sequence)
             else:
-                sequence.write_head(token, proposal)
+                sequence.write_head(token, proposal, entropy)
         self.seconds["heads"] += self._clock() - begun
 
     def _run(self, predictor: int, sequences: list[DecodedSequence], stops: list[int]) -> tuple[Rows, Tensor]:
@@ -295,9 +303,17 @@ class Decoder:
             sequence.run = 0
 
     def _most_likely(
-        self, sequences: list[DecodedSequence], hidden: Tensor, greedy_rows: list[int], counts: list[int] | None = None
+        self,
+        sequences: list[DecodedSequence],
+        hidden: Tensor,
+        greedy_rows: list[int],
+        counts: list[int] | None = None,
+        entropies: list[float | None] | None = None,
     ) -> list[int]:
-        """Largest logits of the last `counts` rows of the `greedy_rows` sequences; `hidden` holds all sequences' rows."""
+        """Largest logits of the last `counts` rows of the `greedy_rows` sequences; `hidden` holds all sequences' rows.
+
+        entropies: takes in the rows' own, see `Scorer.most_likely`.
+        """
         if not greedy_rows:
             return []
         counts = counts or [1] * len(sequences)
@@ -305,15 +321,16 @@ class Decoder:
         if len(greedy_rows) < len(sequences):
             pieces = hidden.split(counts)
             hidden = torch.cat([pieces[i] for i in greedy_rows])
-        return self.scorer.most_likely(hidden, restrictions)
+        return self.scorer.most_likely(hidden, restrictions, entropies)
 
-    def _draw_draft(self, sequence: DecodedSequence, hidden: Tensor) -> tuple[int, Tensor | None]:
-        """A head's token and, under sampled verification, the distribution it was drawn from."""
+    def _draw_draft(self, sequence: DecodedSequence, hidden: Tensor) -> tuple[int, float | None, Tensor | None]:
+        """A head's token, the entropy of its distribution and, under sampled verification, that distribution."""
         part, chances = self.scorer.distribution(hidden, sequence, len(sequence.ids) - 1)
         if not bool(chances.isfinite().all()):
-            return NOT_FINITE, None
+            return NOT_FINITE, None, None
         token = part.token(sequence.sampler.draw(chances))
-        return token, chances if sequence.options.verify == "sample" else None
+        entropy = float(torch.special.entr(chances).sum()) if sequence.drafting is not None else None
+        return token, entropy, chances if sequence.options.verify == "sample" else None
 
     def _draw_own(self, sequence: DecodedSequence, hidden: Tensor) -> tuple[int, int]:
         """Drafts kept and the backbone's own token after them, both drawn; `hidden: (drafts + 1, hidden_size)`."""

@@ -7,8 +7,7 @@ GPU (test marked `gpu`).
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,41 +16,12 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import AudioStates, Runtime
-from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.inference.shapes import Shape
 
 SHORTEST_CONTEXT = 256
 """Keys that the smallest graph reads."""
 MOST_ROWS = 128
 """Larger passes run without a graph; there the kernels are large enough."""
-
-
-class Shape(NamedTuple):
-    """A pass of predictor 0 (the backbone) or k + 1 (head k) over `width` rows of each sequence."""
-
-    predictor: int
-    width: int
-
-
-@lru_cache
-def recurring_shapes(pattern: DecodePattern, n_heads: int, verifies: bool) -> frozenset[Shape]:
-    """The passes that an answer consists of once its prompt is read.
-
-    Under verification the backbone reads its own token and every draft, and head k, which drafts k tokens after it, what
-    the last round committed or all that it drafted from: any width from k + 1 up. Rounds that end early are left out.
-    """
-    period = sum(pattern.runs)
-    writers = pattern.writers(3 * period, n_heads).tolist()
-    if verifies:
-        drafts = max(writers)
-        heads = {Shape(k, width) for k in range(1, drafts + 1) for width in range(k, drafts + 2)}
-        return frozenset(heads | {Shape(0, drafts + 1)})
-    shapes = set()
-    read: dict[int, int] = {}
-    for length, writer in enumerate(writers, 1):
-        if writer in read:
-            shapes.add(Shape(writer, length - read[writer]))
-        read[writer] = length
-    return frozenset(shapes)
 
 
 def context_lengths(capacity: int) -> list[int]:
@@ -82,6 +52,10 @@ class StaticRows(Rows):
     @property
     def sees_all(self) -> bool:
         return False  # the rounded-up context ends in places to be masked
+
+    @property
+    def in_one_piece(self) -> bool:
+        return False  # places change from replay to replay
 
     def fresh(self) -> "StaticRows":
         """The same tensors without what was derived from them, so that a capture records the deriving too."""
@@ -127,9 +101,7 @@ class _Captured:
     graph: Graph
     rows: StaticRows
     hidden: Tensor
-    angles: tuple[
-        Tensor, Tensor
-    ]  # kept alive: the graph reads them where they are, even if the runtime makes longer ones
+    turns: tuple[Tensor, ...]  # kept alive: the graph reads them there, even if the runtime makes longer ones
 
 
 class GraphedPasses:
@@ -182,4 +154,4 @@ class GraphedPasses:
         rows = StaticRows(self._runtime.rows(predictor, spans, [0] * (width * len(spans))), context)
         with self._cache.kept(context - width, context):
             graph, hidden = self._capture(lambda: self._runtime.run(predictor, rows.fresh(), self._cache))
-        return _Captured(graph, rows, hidden, self._runtime.angles)
+        return _Captured(graph, rows, hidden, self._runtime.turns)

@@ -43,6 +43,7 @@ class LoadedModel:
         ratio: interval ratio of the answers that the model was trained on; without a manifest, the pattern's.
         lead_in_codes: codes of silence before the audio of those answers.
         speech_input_dir: folder with the public files of the model's audio encoder; None for models that read codes.
+        kernels: how the matrices are laid out for decoding; see `Runtime`.
     """
 
     model: SpeechLM
@@ -54,11 +55,12 @@ class LoadedModel:
     ratio: IntervalRatio
     lead_in_codes: int = 0
     speech_input_dir: Path | None = None
+    kernels: str = "auto"
 
     @cached_property
     def runtime(self) -> Runtime:
-        """The model prepared for decoding, made once."""
-        return Runtime(self.model)
+        """The model prepared for decoding, made once; it takes the weights out of `model`."""
+        return Runtime(self.model, kernels=self.kernels, release=True)
 
     def rendering(self, codec: Codec) -> RenderOptions:
         """How the training data writes spoken answers.
@@ -126,6 +128,7 @@ def load_speech_model(
     codec_folder: Path | str | None = None,
     encoder_folder: Path | str | None = None,
     runs: Path | str = "runs",
+    kernels: str = "auto",
 ) -> LoadedModel:
     """Loads a model by any name that `find_model` knows: a run, a stage, a model folder, adapters, published weights.
 
@@ -135,6 +138,7 @@ def load_speech_model(
         codec_folder: of the audio codec; None takes the one in the model folder, if there is one.
         encoder_folder: with the front end of the audio encoder (`config.yaml`, `am.mvn`); None likewise.
         runs: where runs are found by their names.
+        kernels: how the matrices are laid out for decoding; see `Runtime`.
 
     Raises:
         UserError: the folder is missing, incomplete or damaged, or its parts do not belong together.
@@ -158,6 +162,7 @@ def load_speech_model(
         facts.ratio,
         facts.lead_in_codes,
         hearing,
+        kernels,
     )
 
 

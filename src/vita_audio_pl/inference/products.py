@@ -1,56 +1,158 @@
-"""Products with weight matrices that are read over and over: packed once for the CPU's kernels, plain elsewhere.
+"""Products of few rows with weight matrices that are read over and over, in the layout and by the kernels of a plan.
 
-Decoding multiplies few rows (1 to 11) by many weights. torch's float32 `F.linear` takes two to four times as long there
-as oneDNN with weights laid out in its own blocks, which is what torch's compiler uses when it freezes a model.
+Decoding multiplies 1 to 11 rows by many weights, so it waits for memory and for how well a kernel reads it. A weight is
+kept in one layout alone; the layout says which kernels there are. `kernels` measures which of them to take.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Product = Callable[[Tensor], Tensor]
-"""`(rows, inputs) -> (rows, outputs)`."""
+Layout = Literal["rows", "columns", "packed"]
+"""`rows`: as torch stores it; `columns`: its contiguous transpose; `packed`: oneDNN's blocks."""
 
 TYPICAL_ROWS = 8
 """Rows that oneDNN's layout is chosen for."""
 SMALLEST = 1 << 16
-"""Weights of fewer numbers stay in the caches, and there oneDNN's 13 microseconds a call cost more than it saves."""
+"""Weights of fewer numbers stay in the caches, and there a call costs more than what is read."""
 
 
-def product(weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) -> Product:
-    """`x -> x @ weight.T + bias` for `weight: (outputs, inputs)`.
-
-    pack: keep a copy in the CPU kernel's layout where there is one (float32 on a CPU); the weights then take their
-        memory twice unless the caller drops the original.
-    """
-    if pack and can_pack(weight):
-        return PackedProduct(weight, bias)
-    return PlainProduct(weight, bias)
-
-
-def vocabulary_product(weight: Tensor, *, pack: bool = True) -> Product:
-    """Logits of the vocabulary's rows `weight: (tokens, hidden_size)`: as `product`, in float32 on a GPU."""
-    if weight.device.type == "cuda" and weight.dtype in (torch.bfloat16, torch.float16):
-        return Float32Logits(weight)
-    return product(weight, pack=pack)
-
-
-def can_pack(weight: Tensor) -> bool:
-    """Whether `PackedProduct` takes this weight."""
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return on_cpu and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
-
-
-class PlainProduct:
-    """`F.linear` with fixed weights."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+class Product(Protocol):
+    """A product with fixed weights."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        """`(rows, inputs) -> (rows, outputs)`, contiguous."""
+        ...
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """`total + product(x)`, in the memory of `total`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to multiply; only_rows: the one number of rows that it is for."""
+
+    run: Callable[[Any, Tensor | None, Tensor], Tensor]
+    only_rows: int | None = None
+
+    def __call__(self, memory: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+        return self.run(memory, bias, x)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _from_the_left(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    out = torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())
+    return out.t().contiguous()
+
+
+def _doubled(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """A lone row twice: a product from the left with two columns can read weights faster than with one."""
+    columns = torch.cat((x, x)).t()
+    out = torch.mm(weight, columns) if bias is None else torch.addmm(bias[:, None], weight, columns)
+    return out.select(1, 0).contiguous()[None]
+
+
+def _transposed(columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return torch.mm(x, columns) if bias is None else torch.addmm(bias, x, columns)
+
+
+def _packed(blocks: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+    return out
+
+
+KERNELS: dict[Layout, dict[str, Kernel]] = {
+    "rows": {"linear": Kernel(_linear), "left": Kernel(_from_the_left), "doubled": Kernel(_doubled, only_rows=1)},
+    "columns": {"transposed": Kernel(_transposed)},
+}
+if torch.backends.mkldnn.is_available():
+    KERNELS["packed"] = {"packed": Kernel(_packed)}
+LAYOUTS: tuple[Layout, ...] = tuple(KERNELS)
+
+
+def lay_out(weight: Tensor, layout: Layout) -> Tensor:
+    """`weight: (outputs, inputs)` as the layout stores it; `rows` shares the weight's memory."""
+    if layout == "rows":
+        return weight
+    if layout == "columns":
+        return weight.t().contiguous()
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), TYPICAL_ROWS)
+    return packed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """kernels: `(rows, name)` ascending; a kernel serves up to so many rows, the last one any number."""
+
+    layout: Layout
+    kernels: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of(cls, layout: Layout) -> "Plan":
+        """The layout with its first kernel for all numbers of rows."""
+        return cls(layout, ((1, next(iter(KERNELS[layout]))),))
+
+    def check(self) -> None:
+        """Raises KeyError or ValueError where a layout or a kernel is not known here."""
+        kinds = [KERNELS[self.layout][name] for _, name in self.kernels]
+        if not kinds or kinds[-1].only_rows:
+            raise ValueError("a plan needs a kernel for any number of rows")
+
+
+PLAIN = Plan.of("rows")
+
+
+def can_lay_out(weight: Tensor) -> bool:
+    """Whether other layouts than torch's own are worth asking for."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
+
+
+class PlannedProduct:
+    """A weight `(outputs, inputs)` in the plan's layout, with a bias `(outputs,)`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, plan: Plan = PLAIN):
+        weight = weight.detach()
+        self.outputs, self.inputs = weight.shape
+        self.bias = None if bias is None else bias.detach()
+        self.plan = plan
+        # laid out outside inference mode, because an inference tensor may not be used outside it later
+        with torch.inference_mode(False), torch.no_grad():
+            self._memory = lay_out(weight, plan.layout)
+        kernels = KERNELS[plan.layout]
+        self._by_rows: list[Kernel] = [kernels[plan.kernels[0][1]]]
+        for rows, name in plan.kernels:
+            self._by_rows += [kernels[name]] * (rows + 1 - len(self._by_rows))
+        # the transpose that a sum in place multiplies with; None where the kernel has no such sum
+        self._columns = {"rows": weight.t(), "columns": self._memory, "packed": None}[plan.layout]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._kernel(x)(self._memory, self.bias, x)
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """`total + product(x)`, in the memory of `total: (rows, outputs)`."""
+        kernel = self._kernel(x)
+        if self._columns is None or self.bias is not None or kernel.run not in (_linear, _transposed):
+            return total.add_(kernel(self._memory, self.bias, x))
+        return total.addmm_(x, self._columns)
+
+    def dense(self) -> Tensor:
+        """The weight `(outputs, inputs)`; a view where the layout allows it."""
+        if self.plan.layout == "packed":
+            unpacked: Tensor = self._memory.to_dense()
+            return unpacked
+        return self._memory if self.plan.layout == "rows" else self._memory.t()
+
+    def _kernel(self, x: Tensor) -> Kernel:
+        rows = x.shape[0]
+        return self._by_rows[rows] if rows < len(self._by_rows) else self._by_rows[-1]
 
 
 class Float32Logits:
@@ -60,35 +162,21 @@ class Float32Logits:
     """
 
     def __init__(self, weight: Tensor):
-        self._columns = weight.detach().t()
+        self._weight = weight.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self._columns, out_dtype=torch.float32)
+        return torch.mm(x, self._weight.t(), out_dtype=torch.float32)
+
+    def dense(self) -> Tensor:
+        """The weight `(outputs, inputs)`."""
+        return self._weight
 
 
-class PackedProduct:
-    """oneDNN's product with weights in its blocked layout; one or two rows go through a plain product from the left.
+VocabularyProduct = PlannedProduct | Float32Logits
 
-    Memory bandwidth decides for few rows, and there `weight @ x.T` with two columns reads the weights about twice as
-    fast as either kernel does for one row, so a lone row is doubled.
-    """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self._column = None if self.bias is None else self.bias[:, None]
-        # packed outside inference mode, because an inference tensor may not be used outside it later
-        with torch.inference_mode(False), torch.no_grad():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.clone(), TYPICAL_ROWS)
-        self._run = torch.ops.mkldnn._linear_pointwise.default
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = x.shape[0]
-        if rows > 2:
-            result: Tensor = self._run(x, self._packed, self.bias, "none", [], "")
-            return result
-        columns = (torch.cat((x, x)) if rows == 1 else x).t()
-        if self._column is None:
-            out = torch.mm(self.weight, columns)
-        else:
-            out = torch.addmm(self._column, self.weight, columns)
-        return out.select(1, 0).contiguous()[None] if rows == 1 else out.t().contiguous()
+def vocabulary_product(weight: Tensor, plan: Plan = PLAIN) -> VocabularyProduct:
+    """Logits of the vocabulary's rows `weight: (tokens, hidden_size)`, in float32 on a GPU."""
+    if weight.device.type == "cuda" and weight.dtype in (torch.bfloat16, torch.float16):
+        return Float32Logits(weight)
+    return PlannedProduct(weight, plan=plan)

@@ -70,11 +70,10 @@ class Rows:
         """Whether no mask is needed."""
         return self.width == 1 and self.dense and all(span.stop == self.last_key for span in self.spans)
 
-    def seen(self, memory: Tensor) -> Tensor:
-        """The keys or values `(slots, key_heads, keys, head_size)` of `memory: (all slots, key_heads, capacity, head_size)`."""
-        if self.slots < memory.shape[0]:
-            memory = memory[self.first_slot : self.first_slot + self.slots]
-        return memory.narrow(2, self.first_key, self.last_key - self.first_key)
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether they are one run of places in the cache, known now."""
+        return len(self.spans) == 1
 
     @cached_property
     def into_grid(self) -> Tensor | None:

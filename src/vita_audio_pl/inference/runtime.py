@@ -1,84 +1,37 @@
 """The model's arithmetic for decoding: fused weights, rows of many sequences in one pass, nothing kept between calls.
 
 The same function as the training forward (transformers' Qwen2 layers and the MCTP blocks), without its per-module
-overhead: query, key and value weights are one matrix, gate and up another, rotary angles come from a table.
+overhead: query, key and value weights are one matrix, gate and up another, and rotary angles come from a table. In float32
+on a CPU, norms' weights are multiplied into the matrices that read them, and the two halves of each query and key head are
+interleaved, so that a rotation is one complex product.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.cache import Cache
-from vita_audio_pl.inference.products import Product, product, vocabulary_product
+from vita_audio_pl.inference.cache import Cache, Store
+from vita_audio_pl.inference.costs import pass_costs
+from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.inference.kernels import Kernels
+from vita_audio_pl.inference.layers import Head, Layer, Norm, Weights
+from vita_audio_pl.inference.products import (
+    LAYOUTS,
+    Layout,
+    VocabularyProduct,
+    can_lay_out,
+    vocabulary_product,
+)
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.screening import Largest
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.text.turns import EXTRA_FRAMES
-
-
-class Norm:
-    """RMSNorm with fixed weights."""
-
-    def __init__(self, norm: Qwen2RMSNorm):
-        weight, self._eps = norm.weight.detach(), norm.variance_epsilon
-        self._weight, self._width = weight, weight.shape[-1]
-        self._by_parts = weight.dtype == torch.float32 and weight.device.type == "cpu"
-        if self._by_parts:
-            self._scaled = weight * self._width**0.5
-            self._floor = torch.tensor((self._eps * self._width) ** 0.5)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """`(rows, width) -> (rows, width)`."""
-        if not self._by_parts:
-            return F.rms_norm(x, (self._width,), self._weight, self._eps)
-        # x / sqrt(mean(x^2) + eps) as sqrt(width) * x / hypot(|x|, sqrt(width * eps)): half the time on a CPU
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x / torch.hypot(length, self._floor)).mul_(self._scaled)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Weights of one decoder layer, ready for decoding."""
-
-    input_norm: Norm
-    qkv: Product
-    output: Product
-    mlp_norm: Norm
-    gate_up: Product
-    down: Product
-
-    @classmethod
-    def of(cls, layer: Qwen2DecoderLayer, pack: bool) -> "Layer":
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv_weight = torch.cat([p.weight.detach() for p in projections])
-        qkv_bias = torch.cat([p.bias.detach() for p in projections])
-        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
-        return cls(
-            Norm(layer.input_layernorm),
-            product(qkv_weight, qkv_bias, pack=pack),
-            product(attention.o_proj.weight, attention.o_proj.bias, pack=pack),
-            Norm(layer.post_attention_layernorm),
-            product(gate_up, pack=pack),
-            product(mlp.down_proj.weight, pack=pack),
-        )
-
-
-@dataclass(frozen=True)
-class Head:
-    """Weights of one MCTP block, ready for decoding."""
-
-    embed_norm: Norm
-    hidden_norm: Norm
-    join: Product
-    layer: Layer
 
 
 class AudioStates(NamedTuple):
@@ -89,13 +42,21 @@ class AudioStates(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """What all layers of a pass share: the rows, cosines and signed sines `(rows.total, 1, head_size)` of their positions,
-    and their places in the cache."""
+    """What all layers of a pass share.
+
+    Attributes:
+        rows: of the pass.
+        turns: of their positions: complex `(rows.total, 1, head_size / 2)`, or cosines and signed sines
+            `(rows.total, 1, head_size)`.
+        store: takes in a layer's keys and values.
+        keys, values: of each layer, `(slots, key_heads, keys, head_size)`.
+    """
 
     rows: Rows
-    cos: Tensor
-    sin: Tensor
-    places: Tensor
+    turns: tuple[Tensor, ...]
+    store: Store
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
 
 
 class Runtime:
@@ -104,15 +65,28 @@ class Runtime:
     Args:
         model: on the device and in the type to decode in.
         n_heads: heads to prepare, all by default.
-        pack: copy weights into the CPU's fast layout, and large vocabularies into 8 bits to find the largest logit with
-            (float32 on a CPU; elsewhere without effect).
+        kernels: which layout each matrix gets in float32 on a CPU, and whether large vocabularies are searched in 8 bits;
+            `auto`, a layout, a file of recorded choices (see `Kernels`), or the choices themselves.
+        release: take the weights out of the model as they are laid out, so that none is held twice. The model cannot be
+            run afterwards, but for its audio encoder.
         compile: let torch.compile fuse what lies between the products (pays on a GPU; needs a C++ or CUDA compiler).
+
+    Attributes:
+        kernels: the choices that were made, to be recorded beside results.
 
     Raises:
         UserError: the backbone has a part that decoding does not know.
     """
 
-    def __init__(self, model: SpeechLM, *, n_heads: int | None = None, pack: bool = True, compile: bool = False):
+    def __init__(
+        self,
+        model: SpeechLM,
+        *,
+        n_heads: int | None = None,
+        kernels: Kernels | str = "auto",
+        release: bool = False,
+        compile: bool = False,
+    ):
         config = model.config.backbone
         if "sliding_attention" in (config.layer_types or ()) or config.hidden_act != "silu":
             raise UserError(
@@ -133,37 +107,39 @@ class Runtime:
             (0, self.query_heads),
             (self.query_heads, 2 * self.key_heads),  # what is kept
         )
+        self.weights_of_a_layer = sum(p.numel() for p in backbone.layers[0].parameters())
         self.max_positions = config.max_position_embeddings
         self.embedding = backbone.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        with torch.inference_mode(False), torch.no_grad():
-            self.final_norm = Norm(backbone.norm)
-            self.layers = [Layer.of(layer, pack) for layer in model.backbone_layers]
-            self.heads = [
-                Head(
-                    Norm(block.embed_norm),
-                    Norm(block.hidden_norm),
-                    product(block.proj.weight, pack=pack),
-                    Layer.of(block.layer, pack),
-                )
-                for block in islice(model.heads, self.n_heads)
-            ]
-            self.vocabulary_weight = model.lm_head.weight.detach()
-            self.vocabulary = vocabulary_product(self.vocabulary_weight, pack=pack)
-        self.largest = Largest(self.vocabulary_weight, self.vocabulary, screened=pack)
-        self._parts_of_vocabulary: dict[tuple[int, ...], tuple[int | None, Product, Largest]] = {}
-        self._speech_input = model.speech_input
-        self.place_of_audio = model.config.context_of_audio
-        self._pack = pack
-        self._rotate, self._gated = rotate_, gated
+        self.kernels = Kernels(kernels) if isinstance(kernels, str) else kernels
+        self._pairs = self.dtype == torch.float32 and self.device.type == "cpu" and not compile
+        self._rotate = rotate_pairs_ if self._pairs else rotate_
+        self._gated = gated
         if compile:
             self._rotate, self._gated = torch.compile(rotate_, dynamic=True), torch.compile(gated, dynamic=True)
+        laid = Weights(self.kernels, self.n_heads, self.head_size if self._pairs else None, release)
+        with torch.inference_mode(False), torch.no_grad():
+            self.final_norm = Norm(backbone.norm)
+            self.layers = [Layer.of(layer, "backbone", laid) for layer in model.backbone_layers]
+            self.heads = [Head.of(block, laid) for block in islice(model.heads, self.n_heads)]
+            self.vocabulary = self._vocabulary_product(model.lm_head.weight.detach())
+            if release and model.lm_head.weight is not backbone.embed_tokens.weight:
+                laid.taken(model.lm_head)
+        self.largest = Largest(self.vocabulary, self.kernels)
+        self._parts_of_vocabulary: dict[tuple[int, ...], tuple[VocabularyProduct, Largest]] = {}
+        self._speech_input = model.speech_input
+        self.place_of_audio = model.config.context_of_audio
         self._rotary = backbone.rotary_emb
-        self.angles = (torch.empty(0, self.head_size, device=self.device),) * 2
+        self._turns: tuple[Tensor, ...] = (torch.empty(0, device=self.device),)
+
+    @cached_property
+    def costs(self) -> PassCosts:
+        """Of its passes on this machine."""
+        return pass_costs(self)
 
     def new_cache(self, *, slots: int, capacity: int, n_heads: int, window: int | None = None) -> Cache:
         """A cache for `slots` sequences of up to `capacity` tokens, of which `n_heads` heads write."""
-        self._extend_angles(capacity)
+        self._extend_turns(capacity)
         return Cache(
             slots=slots,
             capacity=capacity,
@@ -222,20 +198,22 @@ class Runtime:
 
         audio: what the backbone reads in place of some tokens' embeddings (the heads read the plain ones).
         """
-        places = cache.places(rows)
-        cos, sin = (table.index_select(0, rows.positions) for table in self.angles)
-        at = _Places(rows, cos[:, None], sin[:, None], places)
+        layers = (
+            range(self.n_layers) if predictor == 0 else range(self.n_layers + predictor - 1, self.n_layers + predictor)
+        )
+        turns = tuple(table.index_select(0, rows.positions)[:, None] for table in self.turns)
+        at = _Places(rows, turns, cache.store(rows, layers), *cache.seen(rows, layers))
         hidden = F.embedding(rows.ids, self.embedding)
         if predictor == 0:
             if audio is not None:
                 hidden.index_copy_(0, torch.tensor(audio.rows, device=self.device), audio.states)
             for number, layer in enumerate(self.layers):
-                hidden = self._layer(layer, number, hidden, at, cache)
+                hidden = self._layer(layer, number, hidden, at)
         else:
             head = self.heads[predictor - 1]
             previous = head.hidden_norm(cache.previous_hidden(predictor - 1, rows))
             joined = head.join(torch.cat((head.embed_norm(hidden), previous), dim=-1))
-            hidden = self._layer(head.layer, self.n_layers + predictor - 1, joined, at, cache)
+            hidden = self._layer(head.layer, 0, joined, at)
         hidden = self.final_norm(hidden)
         cache.keep_hidden(predictor, rows, hidden)
         return hidden
@@ -244,27 +222,34 @@ class Runtime:
         """`(rows, vocab_size)` logits of normed hidden states `(rows, hidden_size)`."""
         return self.vocabulary(hidden)
 
-    def part_of_vocabulary(self, ids: tuple[int, ...]) -> tuple[Product, Largest]:
+    def part_of_vocabulary(self, ids: tuple[int, ...]) -> tuple[VocabularyProduct, Largest]:
         """Logits of the tokens `ids` alone, `(rows, hidden_size) -> (rows, len(ids))`, and the column of the largest."""
-        weight = self.vocabulary_weight
-        version = None if weight.is_inference() else weight._version
-        part = self._parts_of_vocabulary.get(ids)
-        if part is None or part[0] != version:
+        if ids not in self._parts_of_vocabulary:
             with torch.inference_mode(False), torch.no_grad():
-                rows = weight[torch.tensor(ids, device=self.device)]
-            logits = vocabulary_product(rows, pack=self._pack)
-            part = self._parts_of_vocabulary[ids] = version, logits, Largest(rows, logits, screened=self._pack)
-        return part[1:]
+                weight = self.vocabulary.dense()[torch.tensor(ids, device=self.device)]
+                logits = self._vocabulary_product(weight)
+            self._parts_of_vocabulary[ids] = logits, Largest(logits, self.kernels)
+        return self._parts_of_vocabulary[ids]
 
-    def _layer(self, layer: Layer, number: int, hidden: Tensor, at: _Places, cache: Cache) -> Tensor:
-        rows, cos, sin, places = at
-        qkv = layer.qkv(layer.input_norm(hidden)).view(rows.total, -1, self.head_size)
+    def _vocabulary_product(self, weight: Tensor) -> VocabularyProduct:
+        if not can_lay_out(weight):
+            return vocabulary_product(weight)
+        # in another layout the embeddings, which are read by rows, would be held twice
+        shared = weight.untyped_storage().data_ptr() == self.embedding.untyped_storage().data_ptr()
+        layouts: Sequence[Layout] = ("rows",) if shared else LAYOUTS
+        return vocabulary_product(
+            weight, self.kernels.plan("vocabulary", weight.shape[0], weight.shape[1], self.n_heads, layouts)
+        )
+
+    def _layer(self, layer: Layer, number: int, hidden: Tensor, at: _Places) -> Tensor:
+        """number: of the layer among those whose keys and values `at` holds."""
+        qkv = layer.qkv(layer.input_norm(hidden)).view(at.rows.total, -1, self.head_size)
         query_key, query, key_value = (qkv.narrow(1, start, length) for start, length in self._parts)
-        self._rotate(query_key, cos, sin)
-        cache.by_row[number].index_copy_(0, places, key_value.reshape(-1, self.head_size))
-        attended = self._attend(query, rows.seen(cache.keys[number]), rows.seen(cache.values[number]), rows)
-        hidden = hidden + layer.output(attended)
-        return hidden.add_(layer.down(self._gated(layer.gate_up(layer.mlp_norm(hidden)))))
+        self._rotate(query_key, *at.turns)
+        at.store(number, key_value)
+        attended = self._attend(query, at.keys[number], at.values[number], at.rows)
+        hidden = layer.output.add_to(hidden, attended)
+        return layer.down.add_to(hidden, self._gated(layer.gate_up(layer.mlp_norm(hidden))))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
         """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`.
@@ -285,19 +270,27 @@ class Runtime:
         result: Tensor = out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
         return result
 
-    def _extend_angles(self, capacity: int) -> None:
-        """Makes the table of cosines and signed sines of all positions long enough."""
-        if capacity <= self.angles[0].shape[0]:
+    @property
+    def turns(self) -> tuple[Tensor, ...]:
+        """Tables of all positions' rotations, as `_Places.turns` has rows of them."""
+        return self._turns
+
+    def _extend_turns(self, capacity: int) -> None:
+        """Makes the tables long enough."""
+        if capacity <= self._turns[0].shape[0]:
             return
         with torch.inference_mode(False), torch.no_grad():
             positions = torch.arange(capacity, device=self.device)[None]
-            cos, sin = self._rotary(self.embedding[:1], positions)
+            cos, sin = (table[0] for table in self._rotary(self.embedding[:1], positions))
             half = self.head_size // 2
-            self.angles = cos[0].contiguous(), torch.cat((-sin[0][:, :half], sin[0][:, half:]), dim=-1)
+            if self._pairs:
+                self._turns = (torch.complex(cos[:, :half].contiguous(), sin[:, :half].contiguous()),)
+            else:
+                self._turns = cos.contiguous(), torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
 
 
 def rotate_(query_key: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns queries and keys by their positions, in place.
+    """Turns queries and keys `(rows, heads, head_size)` by their positions, in place.
 
     rotate_half(x) * sin equals roll(x, half) * (sin with its first half negated), and that is what `sin` holds.
     """
@@ -305,7 +298,12 @@ def rotate_(query_key: Tensor, cos: Tensor, sin: Tensor) -> None:
     query_key.mul_(cos).addcmul_(rolled, sin)
 
 
+def rotate_pairs_(query_key: Tensor, turns: Tensor) -> None:
+    """The same for heads whose halves are interleaved: neighbours are real and imaginary part of one number."""
+    torch.view_as_complex(query_key.unflatten(2, (-1, 2))).mul_(turns)
+
+
 def gated(gate_up: Tensor) -> Tensor:
     """SwiGLU's middle: `(rows, 2 * width) -> (rows, width)`."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    width = gate_up.shape[1] // 2
+    return F.silu(gate_up.narrow(1, 0, width)).mul_(gate_up.narrow(1, width, width))

@@ -1,12 +1,11 @@
 """From hidden states to tokens: the whole vocabulary, or the few rows of it that an audio span allows."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.products import Product
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.screening import NOT_FINITE, Largest
 from vita_audio_pl.inference.sequence import DecodedSequence
@@ -20,7 +19,7 @@ class Part:
         logits: all logits; largest: the column of the largest, which is quicker to find.
     """
 
-    logits: Product
+    logits: Callable[[Tensor], Tensor]
     largest: Largest
     ids: tuple[int, ...] | None
     columns: dict[int, int] | None
@@ -58,19 +57,31 @@ class Scorer:
             self._parts[restriction] = Part(logits, largest, allowed, restriction.columns)
         return self._parts[restriction]
 
-    def most_likely(self, hidden: Tensor, restrictions: list[SpanConstraint | None]) -> list[int]:
+    def most_likely(
+        self, hidden: Tensor, restrictions: list[SpanConstraint | None], entropies: list[float | None] | None = None
+    ) -> list[int]:
         """The token with the largest logit for each row of `hidden: (rows, hidden_size)`; `NOT_FINITE` for NaN rows.
 
-        restrictions: one per row; rows under the same one are computed together.
+        Args:
+            restrictions: one per row; rows under the same one are computed together.
+            entropies: takes in each row's, in nats, where it is known without more products.
         """
         tokens = [NOT_FINITE] * len(restrictions)
+        if entropies is not None:
+            entropies[:] = [None] * len(restrictions)
         grouped: dict[SpanConstraint | None, list[int]] = {}
         for row, restriction in enumerate(restrictions):
             grouped.setdefault(restriction, []).append(row)
         for restriction, rows in grouped.items():
             chosen = hidden if len(rows) == len(restrictions) else hidden[rows]
             part = self.part(restriction)
-            for row, column in zip(rows, part.largest(chosen), strict=True):
+            if entropies is None:
+                columns = part.largest(chosen)
+            else:
+                columns, found = part.largest.with_entropies(chosen)
+                for row, entropy in zip(rows, found, strict=True):
+                    entropies[row] = entropy
+            for row, column in zip(rows, columns, strict=True):
                 tokens[row] = column if column == NOT_FINITE else part.token(column)
         return tokens
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vita_audio_pl.inference.products import Product
+from vita_audio_pl.inference.kernels import Kernels
+from vita_audio_pl.inference.products import PlannedProduct, VocabularyProduct
 
 NOT_FINITE = -1
 """Stands for a row where the products were not numbers."""
@@ -36,45 +37,72 @@ CHUNK = 4096
 
 
 class Largest:
-    """For each state `x`, the number of the row of `weight: (rows, width)` with the largest product.
+    """For each state `x`, the number of the row of the vocabulary, or of a part of it, with the largest logit.
 
     Args:
-        weight: read again whenever torch counts a change of it; changes through `.data` are not counted.
-        product: the whole product with it, for states and machines that cannot be screened.
-        screened: whether to keep a copy in 8 bits, a quarter of the weight's memory, made at the first call. Without
-            effect unless the weight is large, float32 and on a CPU that multiplies 8-bit integers (VNNI).
+        product: the logits.
+        kernels: say whether a copy in 8 bits, a quarter of the weight's memory, is kept to look in first; asked at the first
+            call. Without effect unless the weight is large, float32 and on a CPU that multiplies 8-bit integers (VNNI).
     """
 
-    def __init__(self, weight: Tensor, product: Product, *, screened: bool = True):
-        self._weight, self._product = weight.detach(), product
-        self._screened = screened and can_screen(weight)
-        self._screen: tuple[int, Screen | None] | None = None
+    def __init__(self, product: VocabularyProduct, kernels: Kernels):
+        self._product, self._kernels = product, kernels
+        self._screen: Screen | None = None
+        self._decided = not can_screen(product)
 
     def __call__(self, x: Tensor) -> list[int]:
         """`x: (states, width)` -> a row number each, `NOT_FINITE` where a product is not a number."""
-        screen = self._current() if self._screened else None
-        rows = None if screen is None else screen(x)
+        if not self._decided:
+            self._decide()
+        rows = None if self._screen is None else self._screen(x)
         if rows is not None:
             return rows
-        best = self._product(x).max(dim=-1)
-        # the largest of products with a NaN among them is NaN, and NaN is not equal to itself
-        found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [row if value == value else NOT_FINITE for value, row in found]
+        return _columns(self._product(x))
 
-    def _current(self) -> "Screen | None":
-        version = self._weight._version
-        if self._screen is None or self._screen[0] != version:
-            with torch.inference_mode(False), torch.no_grad():
-                usual = float(self._weight.abs().max()) < LARGEST  # not so where there is a NaN
-                self._screen = version, Screen(self._weight) if usual else None
-        return self._screen[1]
+    def with_entropies(self, x: Tensor) -> tuple[list[int], list[float | None]]:
+        """The same, and the entropy in nats of the distribution that each state gives; None where only the screen was asked."""
+        if not self._decided:
+            self._decide()
+        rows = None if self._screen is None else self._screen(x)
+        if rows is not None:
+            return rows, [None] * len(rows)
+        logits = self._product(x)
+        chances = logits.float().softmax(-1)
+        # the sum of -p log p, with log p = logit - largest logit + log(largest p)
+        largest = chances.amax(-1)
+        entropies = logits.amax(-1) - largest.log() - torch.linalg.vecdot(chances, logits.float())
+        return _columns(logits), list(entropies.clamp_min(0).tolist())
+
+    def _decide(self) -> None:
+        self._decided = True
+        weight = self._product.dense()
+        if not float(weight.abs().max()) < LARGEST:  # also where there is a NaN
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            screen = Screen(weight)
+            state = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0))
+
+        def whole() -> Tensor:
+            return self._product(state).max(dim=-1).values
+
+        if self._kernels.pays(f"screen:{weight.shape[0]}x{weight.shape[1]}", lambda: screen(state), whole):
+            self._screen = screen
 
 
-def can_screen(weight: Tensor) -> bool:
-    """Whether `Largest` screens products with this weight."""
+def can_screen(product: VocabularyProduct) -> bool:
+    """Whether `Largest` could screen these products; a packed weight would have to be held in rows, too."""
+    if not isinstance(product, PlannedProduct) or product.plan.layout == "packed":
+        return False
+    weight = product.dense()
     fits = weight.numel() >= SMALLEST and weight.shape[1] >= NARROWEST and weight.dtype == torch.float32
-    # an inference tensor does not count its changes
-    return fits and weight.device.type == "cpu" and not weight.is_inference() and has_integer_products()
+    return fits and weight.device.type == "cpu" and has_integer_products()
+
+
+def _columns(logits: Tensor) -> list[int]:
+    best = logits.max(dim=-1)
+    # the largest of products with a NaN among them is NaN, and NaN is not equal to itself
+    found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [row if value == value else NOT_FINITE for value, row in found]
 
 
 class Screen:

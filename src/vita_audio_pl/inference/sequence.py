@@ -11,6 +11,7 @@ from vita_audio_pl.config.numbers import whole_number
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.constraint import SpanConstraint
+from vita_audio_pl.inference.drafting import Drafting, PassCosts
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sampling import Sampler
 from vita_audio_pl.interleave import DecodePattern
@@ -101,6 +102,7 @@ class DecodedSequence:
         options: Options,
         n_heads: int,
         heard: Heard | None = None,
+        costs: PassCosts | None = None,
     ):
         self.slot, self.options = slot, options
         self.states = dict(heard.states) if heard else {}
@@ -109,12 +111,13 @@ class DecodedSequence:
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(options.sampling)
         self.verifies = options.verify != "none"
+        self.drafting = Drafting(costs, n_heads) if costs is not None and self.verifies else None
         self._pattern_writers: list[int] = options.pattern.writers(options.max_new_tokens, n_heads).tolist()
         self.n_heads = max(self._pattern_writers)
         self.read = list(range(n_heads + 1))
         self.oldest = list(range(n_heads + 1))
         self.sound = True
-        self.drafts = self.run = 0
+        self.drafts = self.run = self._unread = 0
         self.proposals: list[Tensor] = []
         self.writers: list[int] = []
         self.backbone_passes = self.head_passes = 0
@@ -147,7 +150,9 @@ class DecodedSequence:
             return writer - 1 if writer else None
         if self.run >= self.n_heads or self.n_written + self.drafts >= self.options.max_new_tokens:
             return None
-        return None if self.drafts and self.ids[-1] in self.options.stop_ids else self.run
+        if self.drafts and self.ids[-1] in self.options.stop_ids:
+            return None
+        return self.run if self._played_unverified or self._pays() else None
 
     def restriction(self, position: int) -> SpanConstraint | None:
         """What the token after `position` is held to."""
@@ -158,11 +163,15 @@ class DecodedSequence:
         self._push(token)
         self._commit(0)
 
-    def write_head(self, token: int, proposal: Tensor | None = None) -> None:
+    def write_head(self, token: int, proposal: Tensor | None = None, entropy: float | None = None) -> None:
         """Takes the token of the head whose turn it is: committed, or a draft where it will be verified.
 
-        proposal: under sampled verification, the distribution that the token was drawn from.
+        Args:
+            proposal: under sampled verification, the distribution that the token was drawn from.
+            entropy: of the head's distribution in nats, where it is known.
         """
+        if self.drafting is not None and not self._played_unverified:
+            self.drafting.drafted(self._unread, entropy)
         self._push(token)
         self.run += 1
         if not self.verifies or self._trusted(token):
@@ -176,6 +185,8 @@ class DecodedSequence:
     def settle(self, kept: int, token: int) -> None:
         """Commits the first `kept` drafts and then the backbone's own `token`, and forgets the other drafts."""
         first_head = self.run - self.drafts
+        if self.drafting is not None and first_head == 0:
+            self.drafting.settled(kept)
         for i in range(kept):
             self.accepted[first_head + i] += 1
             self._commit(first_head + i + 1)
@@ -209,6 +220,19 @@ class DecodedSequence:
             drafted=list(self.drafted) if self.verifies else [],
             accepted=list(self.accepted) if self.verifies else [],
         )
+
+    @property
+    def _played_unverified(self) -> bool:
+        """Whether this round began, or may begin, with drafts that are played at once."""
+        return self._trusts_draft or self.run > self.drafts
+
+    def _pays(self) -> bool:
+        if self.drafting is None:
+            return True
+        self._unread = len(self.ids) - max(
+            self.read[self.run + 1], self.n_prompt
+        )  # heads read a prompt once, as the backbone does
+        return self.drafting.pays(self._unread)
 
     def _trusted(self, token: int) -> bool:
         """Whether a drafted token belongs to the first audio chunk, which is played unverified."""

@@ -34,6 +34,9 @@ class Table:
 
 
 _SHARE = "Share of Vanilla's"
+STOPWATCH = "Seconds of work for a second of audio, by the stop-watch"
+USELESS = 0.9
+"""Error rate from which on no speed is claimed: whatever is fast is then not speech."""
 NOT_MEASURED = Cell("–")
 
 FIGURES = (
@@ -53,15 +56,40 @@ def main_table(run: RunFiles, split: str) -> Table:
         for _, task, metric in FIGURES:
             cells.append(metric_cell(run.result(stage, mode, task, split), metric))
         spoken = [r for task in SPEAKING_TASKS if (r := run.result(stage, mode, task, split)) is not None]
-        cells += [_passes(spoken), _share(run, spoken, stage, split)]
+        cells += [_passes(spoken), _share(run, spoken, stage, split), stopwatch(spoken)]
         measured = {r.figures["utterances"] for r in run.results if (r.stage, r.mode, r.split) == (stage, mode, split)}
         cells.append(Cell(" to ".join(str(n) for n in sorted({min(measured), max(measured)})), min(measured)))
         rows.append(tuple(cells))
     headers = (
-        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", _SHARE,
+        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", _SHARE, STOPWATCH,
         "Utterances per task",
     )  # fmt: skip
     return Table(headers, tuple(rows), labels=2)
+
+
+def stopwatch(results: Sequence[Result]) -> Cell:
+    """Measured seconds of generating a second of audio, over the answers whose time was taken and that were heard."""
+    timed = [
+        (result.compute_seconds[row["id"]], row["seconds"])
+        for result in results
+        for row in result.utterances
+        if row.get("seconds") and row["id"] in result.compute_seconds
+    ]
+    audio = sum(seconds for _, seconds in timed)
+    if not audio:
+        return NOT_MEASURED
+    value = sum(compute for compute, _ in timed) / audio
+    return Cell(f"{value:.3f}", value)
+
+
+def small_world(results: Sequence[Result]) -> list[str]:
+    """What a reader of figures of the generated corpus has to know first."""
+    if not any(str(result.figures["bench"]).startswith("spoken_world") for result in results):
+        return []
+    return [
+        "The small spoken world has 75 words, and its judge knows the grammar of its sentences: these figures compare what was "
+        "trained and decoded here, and say nothing of open speech or of how well a person understands it."
+    ]
 
 
 def metric_cell(result: Result | None, metric: str) -> Cell:
@@ -206,7 +234,7 @@ def headline(run: RunFiles, stage: str, split: str) -> list[str]:
 
     A mode and the Vanilla that it stands beside have answered the same utterances.
     """
-    sentences = []
+    sentences = small_world(run.results)
     reached = [
         (name, metric_cell(result, metric).text, result.figures["metrics"][metric]["utterances"])
         for name, task, metric in FIGURES
@@ -222,7 +250,11 @@ def headline(run: RunFiles, stage: str, split: str) -> list[str]:
     for mode in (mode for of, mode in run.rows(split) if of == stage and mode != "vanilla"):
         comparison = _comparison(run, split, stage, mode, "tts")
         difference = {} if comparison is None else comparison["metrics"].get("speech_wer", {})
-        if comparison is not None and difference:
+        if comparison is not None and difference and difference["second"] >= USELESS:
+            sentences.append(
+                f"{mode.capitalize()} has a TTS WER of {100 * difference['second']:.1f} %, so nothing is said of its speed."
+            )
+        elif comparison is not None and difference:
             sentences.append(
                 f"{mode.capitalize()} speaks with {100 * comparison['backbone_passes_share']:.0f} % of the backbone passes "
                 f"at a TTS WER of {100 * difference['second']:.1f} %, where Vanilla has {100 * difference['first']:.1f} % "

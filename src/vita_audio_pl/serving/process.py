@@ -42,6 +42,7 @@ def load_service(config: ServeConfig) -> Service:
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
         runs=config.paths.runs,
+        kernels=config.kernels,
     )
     return Service(loaded, codec_of(loaded, config.device), config)
 

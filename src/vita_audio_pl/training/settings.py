@@ -266,6 +266,7 @@ class SamplesConfig(DecodingConfig):
         None, "folder of a Whisper or Paraformer checkpoint; null where the judge needs none"
     )
     grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = grammar.jsgf beside the shards")
+    kernels: str = setting("rows", "layout of matrices; rows, torch's own, gives the same samples on any processor")
 
     @property
     def token_limit(self) -> int:

@@ -10,8 +10,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.benches.readers import READERS
 from vita_audio_pl.evaluation.items import Item, check_items
 from vita_audio_pl.evaluation.scores.normalisers import get_normaliser
-from vita_audio_pl.evaluation.scores.profiles import get_profile
-from vita_audio_pl.evaluation.scores.scoring import METRICS, Scoring
+from vita_audio_pl.evaluation.scores.profiles import REFERENCE, get_profile
+from vita_audio_pl.evaluation.scores.scoring import AVERAGES, METRICS, Scoring
 
 
 @dataclass
@@ -42,6 +42,13 @@ class BenchConfig:
     spelling_file: str | None = setting(
         None, "normalizer.json of a Whisper checkpoint, for whisper_english; null = without its spellings"
     )
+    published_normaliser: str | None = setting(
+        None, "in place of normaliser under profile=reference; null = the same under every profile"
+    )
+    published_average: str = setting(
+        "pooled", "of error rates under profile=reference: errors over units, or of utterances' rates", choices=AVERAGES
+    )
+    language: str | None = setting(None, "en or zh, told to whisper; null = it guesses")
     answers: str = setting(
         "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
     )
@@ -76,7 +83,11 @@ class BenchConfig:
 
     def scoring(self, profile: str) -> Scoring:
         """The bench's rules under a profile."""
-        return Scoring(get_normaliser(self.normaliser, self.spelling_file), self.answers, get_profile(profile))
+        rules = get_profile(profile)
+        published = rules == REFERENCE
+        name = (published and self.published_normaliser) or self.normaliser
+        average = self.published_average if published else "pooled"
+        return Scoring(get_normaliser(name, self.spelling_file), self.answers, rules, average)
 
     def published_for(self, task: str, split: str) -> list[PublishedFigure]:
         return [figure for figure in self.published if (figure.task, figure.split) == (task, split)]

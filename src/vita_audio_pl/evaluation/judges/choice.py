@@ -58,15 +58,17 @@ class Whisper(JudgeSettings):
     """Of `neural.WhisperJudge`."""
 
     model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
+    language: str | None = setting(None, "that is spoken; null = it guesses")
 
     def build(self, device: str = "cpu") -> "Judge":
         from vita_audio_pl.evaluation.judges.neural import WhisperJudge
 
-        return WhisperJudge(_checkpoint("whisper", self.model), device)
+        return WhisperJudge(_checkpoint("whisper", self.model), device, language=self.language)
 
     def facts(self, device: str) -> dict[str, str]:
         precision = "float16" if device.startswith("cuda") else "float32"
-        return {"checkpoint": path_digest(self.model), "precision": precision}
+        told = {"language": self.language} if self.language else {}
+        return {"checkpoint": path_digest(self.model), "precision": precision, **told}
 
 
 @dataclass
@@ -117,6 +119,7 @@ def judge_settings(
     grammar: str | None = None,
     model: str | None = None,
     trust_file: bool = False,
+    language: str | None = None,
 ) -> "JudgeSettings | Custom":
     """The settings of a judge: as they are, or those of a judge of ours by its name.
 
@@ -124,6 +127,7 @@ def judge_settings(
         grammar: JSGF file, for pocketsphinx.
         model: folder of the checkpoint, for whisper and paraformer.
         trust_file: let FunASR load a Paraformer checkpoint, which can run any code.
+        language: told to whisper.
 
     Raises:
         UserError: no judge of ours has this name, or a mapping names no class.
@@ -133,7 +137,7 @@ def judge_settings(
             raise UserError(
                 f"there is no judge '{judge}'; choose one of {', '.join(JUDGES)}{_OR_OWN}{did_you_mean(judge, JUDGES)}"
             )
-        given = {"grammar": grammar, "model": model, "trust_file": trust_file}
+        given = {"grammar": grammar, "model": model, "trust_file": trust_file, "language": language}
         kind = JUDGES[judge]
         return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
     if not isinstance(judge, (JudgeSettings, Custom)):
@@ -147,11 +151,13 @@ def judge_maker(
     device: str = "cpu",
     trust_file: bool = False,
     own: "JudgeSettings | Custom | None" = None,
+    language: str | None = None,
 ) -> "Callable[[str], Judge]":
     """A function from a judge's name to the judge, see `judge_settings`; `own` is built whatever the name."""
 
     def make(name: str) -> "Judge":
-        judge: Judge = judge_settings(name if own is None else own, grammar, model, trust_file).build(device=device)
+        settings = judge_settings(name if own is None else own, grammar, model, trust_file, language)
+        judge: Judge = settings.build(device=device)
         return judge
 
     return make

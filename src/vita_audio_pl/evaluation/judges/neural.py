@@ -20,12 +20,13 @@ class WhisperJudge:
         folder: a checkpoint as transformers saves it, processor files included.
         device: where it runs; half precision on a GPU.
         batch_size: windows recognised together.
+        language: spoken in the recordings, e.g. `en`; None lets the model guess. Checkpoints of one language take none.
 
     Raises:
         UserError: the folder holds no Whisper checkpoint.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 16) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 16, language: str | None = None) -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         if not (folder / "config.json").is_file():
@@ -35,6 +36,8 @@ class WhisperJudge:
         self.processor: Any = WhisperProcessor.from_pretrained(folder, local_files_only=True)
         model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=dtype)
         self.model = model.to(device).eval()
+        told = language is not None and getattr(model.generation_config, "is_multilingual", True)
+        self.forced = {"language": language, "task": "transcribe"} if told else {}
 
     @torch.inference_mode()
     def transcribe(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[str]:
@@ -51,6 +54,7 @@ class WhisperJudge:
                 attention_mask=features.attention_mask.to(self.device),
                 do_sample=False,
                 num_beams=1,
+                **self.forced,
             )
             for (n, _), text in zip(batch, self.processor.batch_decode(ids, skip_special_tokens=True), strict=True):
                 texts[n].append(text.strip())

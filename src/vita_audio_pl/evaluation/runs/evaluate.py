@@ -40,14 +40,24 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         )
     device = _device(config.device, share)
     evaluations = plan_evaluations(config, device)
+    for profile in _profiles(config):
+        config.bench.scoring(profile)  # a normaliser that is not there is told before the first answer
     toolbox = ModelToolbox(
-        judge_maker(config.bench.grammar, config.judge_model, device, config.trust_file, own_judge(config.judge)),
+        judge_maker(
+            config.bench.grammar,
+            config.judge_model,
+            device,
+            config.trust_file,
+            own_judge(config.judge),
+            config.bench.language,
+        ),
         device,
         count_unreadable=config.missing_audio == "count",
         speaker_model=Path(config.speaker_model) if config.speaker_model else None,
         mos_model=Path(config.mos_model) if config.mos_model else None,
         trust_file=config.trust_file,
         graphs=config.graphs,
+        kernels=config.kernels,
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
     )
@@ -96,7 +106,7 @@ def _finished(record: Records, config: EvaluateConfig) -> bool:
 def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
     """Everything that is made of complete records, by one process."""
     _keep_audio(config, records, run)
-    profiles = ["strict", "reference"] if config.profile == "both" else [config.profile]
+    profiles = _profiles(config)
     about = {"normaliser": config.bench.normaliser, "unit": config.bench.unit}
     results = []
     for record in records:
@@ -113,6 +123,10 @@ def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> l
             log_to_wandb(results, folder, group, mode, config.wandb_project)
     _measure_judge(config, evaluations, run)
     return results
+
+
+def _profiles(config: EvaluateConfig) -> list[str]:
+    return ["strict", "reference"] if config.profile == "both" else [config.profile]
 
 
 def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:

@@ -126,7 +126,8 @@ class _Facts:
         # What a GPU has generated may be scored elsewhere
         others = [GPU_PRECISION, stored_precision(model)] if config.step == "score" else []
         judge = config.judge or bench.judge
-        listening = judge_facts(judge, device, grammar=bench.grammar, model=config.judge_model) if judge else {}
+        files = {"grammar": bench.grammar, "model": config.judge_model, "language": bench.language}
+        listening = judge_facts(judge, device, **files) if judge else {}
         voices = {name: path_digest(getattr(config, name)) for name in ("speaker_model", "mos_model")}
         scoring = {
             "normaliser": bench.normaliser,
@@ -134,6 +135,8 @@ class _Facts:
             "unit": bench.unit,
             "answers": bench.answers,
         }
+        if bench.published_normaliser or bench.published_average != "pooled":
+            scoring |= {"published": [bench.published_normaliser, bench.published_average]}
         return cls(
             digest([contents, given]) if given else contents,
             weights,

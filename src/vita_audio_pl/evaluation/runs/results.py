@@ -59,7 +59,7 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
         for name, _, copy in _recordings(record, items[row["id"]]):
             if copy.is_file():
                 row[name] = copy.relative_to(evaluation.bench_folder).as_posix()
-    result = _header(evaluation, rules) | about | summarise(evaluation.task, rows)
+    result = _header(evaluation, rules) | about | summarise(evaluation.task, rows, rules.average)
     suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
     folder = evaluation.folder
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -107,7 +107,7 @@ def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
         **evaluation.decoding.facts,
         "precision": identity.answering["precision"],
         "profile": rules.profile.name,
-        "profile_differences": rules.profile.differences(),
+        "profile_differences": rules.differences(),
         "answer_rule": rules.answers,
         "limited_to": len(evaluation.items) if evaluation.limited else None,
         "judge": evaluation.judge if evaluation.listens else "",

@@ -150,11 +150,25 @@ def run_evaluations(
     return records
 
 
+MOST_REFILLS = 4
+CALLS = 16
+
+
+def _a_call(missing: Sequence[Item], evaluation: Evaluation) -> int:
+    """Answers that one call makes: as one ends the next takes its place.
+
+    Some batches of a large bench, and one where there are few, so that processes share the work and a kill loses little.
+    """
+    batches = len(missing) // (CALLS * evaluation.batch_size)
+    return evaluation.batch_size * min(MOST_REFILLS, max(1, batches))
+
+
 def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Progress) -> None:
     units = [
         (record, batch)
         for record in records
-        for batch in _batches(record.missing(record.answers, share), record.evaluation.batch_size)
+        for missing in [record.missing(record.answers, share)]
+        for batch in _batches(missing, _a_call(missing, record.evaluation))
     ]
     done, total = 0, sum(len(batch) for _, batch in units)
     calls = []

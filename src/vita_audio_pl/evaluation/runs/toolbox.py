@@ -1,6 +1,8 @@
 """The real toolbox: models that answer, codecs that turn codes into sound, judges that listen."""
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -17,9 +19,13 @@ from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_fo
 from vita_audio_pl.foreign.weights import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
+from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.prompts import answer_text
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.text import TextTokenizer, Vocabulary
+
+CAPACITY_STEP = 128
+"""Tokens that a decoder's cache is made longer by, so that prompts of a few more do not ask for another."""
 
 
 def as_answer(id: str, generation: Generation, vocabulary: Vocabulary, tokenizer: TextTokenizer) -> Answer:
@@ -48,6 +54,7 @@ class ModelToolbox:
         trust_file: load `mos_model`, which can run any code.
         graphs: decode with CUDA graphs; None for on a GPU.
         codec_folder, encoder_folder: of models that carry none; None for their own.
+        kernels: how matrices are laid out for decoding; see `Runtime`.
     """
 
     def __init__(
@@ -62,7 +69,10 @@ class ModelToolbox:
         graphs: bool | None = None,
         codec_folder: str | None = None,
         encoder_folder: str | None = None,
+        kernels: str = "auto",
     ) -> None:
+        self.kernels = kernels
+        self._decoder: Decoder | None = None
         self.codec_folder, self.encoder_folder = codec_folder, encoder_folder
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
@@ -88,9 +98,13 @@ class ModelToolbox:
                 if not self.count_unreadable:
                     raise UserError(f"utterance '{item.id}': {error}") from None
                 answers[item.id] = Answer(item.id, failure=str(error))
+        clock = time.perf_counter if self.device.startswith("cuda") else time.process_time
+        begun = clock()
         generations = self._generate(loaded, list(prompts.values()), list(clips.values()), decoding, batch_size)
+        a_token = (clock() - begun) / max(1, sum(len(generation.ids) for generation in generations))
         for id, generation in zip(prompts, generations, strict=True):
-            answers[id] = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
+            answer = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
+            answers[id] = replace(answer, compute_seconds=round(a_token * len(generation.ids), 4))
         return [answers[item.id] for item in items]
 
     def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Transcript]:
@@ -156,6 +170,7 @@ class ModelToolbox:
             dtype=dtype,
             codec_folder=self.codec_folder,
             encoder_folder=self.encoder_folder,
+            kernels=self.kernels,
         )
 
     def _generate(
@@ -167,10 +182,11 @@ class ModelToolbox:
         batch_size: int,
     ) -> list[Generation]:
         vocabulary = loaded.vocabulary
+        pattern = DecodePattern.of(decoding.pattern)
         return generate(
             loaded.runtime,
             prompts,
-            DecodePattern.of(decoding.pattern),
+            pattern,
             max_new_tokens=decoding.max_new_tokens,
             stop_ids=[vocabulary.im_end],
             constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
@@ -178,5 +194,28 @@ class ModelToolbox:
             sampling=decoding.sampling,
             batch_size=batch_size,
             clips=clips,
-            graphs=self.graphs,
+            decoder=self._decoder_for(loaded, prompts, pattern, decoding, batch_size),
         )
+
+    def _decoder_for(
+        self,
+        loaded: LoadedModel,
+        prompts: list[list[int]],
+        pattern: DecodePattern,
+        decoding: Decoding,
+        batch_size: int,
+    ) -> Decoder | None:
+        """The decoder of earlier calls as long as it fits: its caches, and on a GPU its graphs, are made once."""
+        if not prompts:
+            return None
+        n_heads = max(0, *pattern.writers(decoding.max_new_tokens, loaded.runtime.n_heads).tolist())
+        needed = max(map(len, prompts)) + decoding.max_new_tokens
+        kept = self._decoder
+        fits = kept is not None and kept.runtime is loaded.runtime and kept.free_slots == batch_size
+        if kept is None or not fits or kept.n_heads != n_heads or kept.cache.capacity < needed:
+            self._decoder = None  # its memory first
+            rounded = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+            capacity = max(needed, min(rounded, loaded.runtime.max_positions))
+            kept = Decoder(loaded.runtime, slots=batch_size, capacity=capacity, n_heads=n_heads, graphs=self.graphs)
+            self._decoder = kept
+        return kept

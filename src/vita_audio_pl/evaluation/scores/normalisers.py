@@ -2,6 +2,7 @@
 
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -84,6 +85,36 @@ def wetext_chinese() -> Normaliser:
     return lambda text: mixed(normalise.normalize(text))
 
 
+_CHINESE_MARKS = (
+    "\uff02-\uff0d\uff0f\uff1a-\uff1e\uff20\uff3b-\uff40\uff5b-\uff60\uff62-\uff64\u3000\u3001\u3003\u3008-\u3011\u3014-\u301f\u3030"
+    "\u303e\u303f\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7\uff01\uff1f\uff61\u3002"
+)
+# Seed-TTS-eval takes away these marks, East Asian and ASCII, but the ASCII apostrophe, and nothing else
+_SEED_TTS_MARKS = re.compile(f"[{_CHINESE_MARKS}{re.escape(string.punctuation.replace(chr(39), ''))}]")
+
+
+def seed_tts_english(text: str) -> list[str]:
+    """Words as Seed-TTS-eval counts them: punctuation but apostrophes removed without a gap, lower case, no more."""
+    return _SEED_TTS_MARKS.sub("", text).lower().split()
+
+
+@cache
+def seed_tts_chinese() -> Normaliser:
+    """Characters as Seed-TTS-eval counts them: traditional ones made simple by zhconv, punctuation removed, no more.
+
+    Raises:
+        UserError: zhconv is not installed; it is under the GPL, so it is none of our requirements.
+    """
+    try:
+        from zhconv import convert
+    except ImportError:
+        raise UserError(
+            "the normaliser 'seed_tts_chinese' needs the package zhconv (GPL): install it with `pip install zhconv`, or "
+            "choose profile=strict"
+        ) from None
+    return lambda text: list("".join(_SEED_TTS_MARKS.sub("", convert(text, "zh-cn")).split()))
+
+
 def get_normaliser(name: str, spelling_file: str | None = None) -> Normaliser:
     """Look a normaliser up by the name used in bench files.
 
@@ -103,7 +134,11 @@ def get_normaliser(name: str, spelling_file: str | None = None) -> Normaliser:
             return whisper_basic()
         case "wetext_chinese":
             return wetext_chinese()
+        case "seed_tts_english":
+            return seed_tts_english
+        case "seed_tts_chinese":
+            return seed_tts_chinese()
     raise UserError(
-        f"there is no normaliser '{name}'; choose plain, mixed, characters, whisper_english, whisper_basic "
-        "or wetext_chinese"
+        f"there is no normaliser '{name}'; choose plain, mixed, characters, whisper_english, whisper_basic, "
+        "wetext_chinese, seed_tts_english or seed_tts_chinese"
     )

@@ -50,6 +50,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 
 
+AVERAGES = ("pooled", "utterances")
+
+
 @dataclass(frozen=True)
 class Scoring:
     """The rules by which a bench is scored.
@@ -57,11 +60,18 @@ class Scoring:
     Attributes:
         normalise: transcript -> units, for reference and hypothesis alike.
         answers: `exact` (the whole answer must be an accepted one) or `contains` (it must hold one).
+        average: of error rates, `pooled` (all errors over all units) or over `utterances` (the mean of their rates).
     """
 
     normalise: Normaliser
     answers: str = "exact"
     profile: Profile = STRICT
+    average: str = "pooled"
+
+    def differences(self) -> list[str]:
+        """One sentence for each way in which these rules are not the strict ones."""
+        mean = ["error rates are means over utterances"] if self.average == "utterances" else []
+        return [*self.profile.differences(), *mean]
 
     def expected(self, task: str, metric: Metric, references: Sequence[str], answer: Answer) -> list[list[str]]:
         """What an answer is compared with, in units: the accepted answers, without those that normalise to nothing.
@@ -185,8 +195,11 @@ def per_utterance(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, tupl
     return found
 
 
-def summarise(task: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a set: each metric with its 95 % interval, counts of what went wrong, cost per answer."""
+def summarise(task: str, rows: Sequence[dict[str, Any]], average: str = "pooled") -> dict[str, Any]:
+    """Figures of a set: each metric with its 95 % interval, counts of what went wrong, cost per answer.
+
+    average: see `Scoring`.
+    """
     metrics = {}
     for metric in METRICS[task]:
         scored = per_utterance(rows, metric.name)
@@ -194,6 +207,8 @@ def summarise(task: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         tops, bottoms = zip(*scored.values(), strict=True)
         interval = bootstrap_ratio(tops, bottoms)
+        if average == "utterances" and metric.kind == "errors":
+            interval = bootstrap_ratio([top / bottom for top, bottom in scored.values()], [1] * len(scored))
         metrics[metric.name] = {
             "value": round(interval.value, 5),
             "low": round(interval.low, 5),

@@ -65,7 +65,7 @@ def _pareto(files: ExperimentFiles, split: str) -> Picture | None:
             axes.plot([], [], color=_colour(theme, number), linewidth=4, label=choice)
         for mode in dict.fromkeys(mode for _, _, mode, _, _ in points):
             axes.plot([], [], _mark(mode), color=theme.ink, markersize=_size(mode) - 1, label=mode)
-        axes.set_xlabel("speed-up over Vanilla (a head's pass counted as 11 % of the backbone's)")
+        axes.set_xlabel("projected speed-up over Vanilla (a head's pass counted as 11 % of the backbone's)")
         axes.set_ylabel("WER of read text, %")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -73,7 +73,7 @@ def _pareto(files: ExperimentFiles, split: str) -> Picture | None:
         figure.text(0.08, 0.02, note, color=theme.ink, fontsize=7)
         figure.subplots_adjust(left=0.08, right=0.76, bottom=0.19, top=0.96)
 
-    return draw(paint, (8.0, 3.8), f"word error rate of read text against speed-up. {note}")
+    return draw(paint, (8.0, 3.8), f"word error rate of read text against projected speed-up. {note}")
 
 
 def _mark(mode: str) -> str:

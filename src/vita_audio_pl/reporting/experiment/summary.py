@@ -12,7 +12,7 @@ from vita_audio_pl.reporting.experiment.measures import (
     values,
 )
 from vita_audio_pl.reporting.seeds import Estimate
-from vita_audio_pl.reporting.tables import signed
+from vita_audio_pl.reporting.tables import USELESS, signed, small_world
 
 IN_WORDS = {
     "Spoken QA, text": "spoken QA in text",
@@ -28,7 +28,7 @@ def headline(files: ExperimentFiles, split: str) -> list[str]:
 
     Runs of one kind get a sentence for every mode but Vanilla.
     """
-    sentences = []
+    sentences = small_world([result for arm in files.arms for result in arm.run.results])
     modes = [mode for mode in files.modes(split) if mode != "vanilla" and "+" not in mode]
     for mode in modes if len(files.choices) == 1 else modes[:1]:
         for choice in files.choices:
@@ -50,13 +50,17 @@ def _reached(files: ExperimentFiles, choice: str, mode: str, split: str) -> str:
     if not found or speed is None:
         return ""
     rates = ", ".join(f"{IN_WORDS.get(name, name)} {_percent(rate)}" for name, rate in found)
-    sentence = f"{choice}, mode {mode}, {_seeds(speed.n)}: {rates}; {speed.mean:.2f} times Vanilla's speed"
+    sentence = f"{choice}, mode {mode}, {_seeds(speed.n)}: {rates}"
+    read = estimate(files, choice, metric(mode, "tts", "speech_wer", split))
+    if read is not None and read.mean >= USELESS:
+        return sentence + "; nothing is said of its speed, since what it speaks is not understood."
+    sentence += f"; projected {speed.mean:.2f} times Vanilla's speed"
     verified = estimate(files, choice, speed_up(f"{mode}+verify", split))
     if verified is not None:
         sentence += f", {verified.mean:.2f} times with every token verified"
     sound = next((one for arm in files.of(choice) if (one := first_sound(arm, mode, split)) is not None), None)
     if sound is not None:
-        sentence += f"; first sound after {sound.passes:.2f} backbone passes"
+        sentence += f"; first codes after {sound.passes:.2f} backbone passes"
     return sentence + "."
 
 

@@ -66,6 +66,12 @@ class Result:
         """A row for each utterance, worst first."""
         return read_rows(self.folder / self.utterance_file)
 
+    @cached_property
+    def compute_seconds(self) -> dict[str, float]:
+        """Measured seconds of generating each answer, by id; of answers where they were taken."""
+        rows = [row for path in sorted(self.folder.glob("answers.*.jsonl")) for row in read_rows(path, torn=True)]
+        return {row["id"]: row["compute_seconds"] for row in rows if row.get("compute_seconds") is not None}
+
     @property
     def bench_folder(self) -> Path:
         """Where results of its bench are: rows name questions and expected answers from there, `audio` from `folder`."""

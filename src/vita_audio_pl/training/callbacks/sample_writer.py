@@ -118,7 +118,7 @@ class SampleWriter:
         return AnsweredSamples(step, aside, rows, _figures(rows))
 
     def _generate(self, model: SpeechLM) -> dict[str, Answer]:
-        runtime, answers = Runtime(model), {}
+        runtime, answers = Runtime(model, kernels=self.settings.kernels), {}
         for task in dict.fromkeys(prompt.task for prompt in self.prompts):
             mine = [prompt for prompt in self.prompts if prompt.task == task]
             try:

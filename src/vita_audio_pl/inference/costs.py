@@ -1,0 +1,60 @@
+"""What a pass of the backbone and of a head cost on this machine, for deciding how far to draft."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.inference.kernels import clock
+from vita_audio_pl.inference.rows import Span
+
+if TYPE_CHECKING:
+    from vita_audio_pl.inference.runtime import Runtime
+
+REPETITIONS = 5
+CONTEXT = 64
+"""Tokens before the rows that are timed."""
+ROW_ON_A_GPU = 0.005
+"""Cost of a row more on a GPU, in passes: reading the weights is nearly all of it there."""
+
+
+def pass_costs(runtime: "Runtime") -> PassCosts:
+    """Of a CPU measured once and kept with the timings of kernels; of a GPU the weights that each pass reads."""
+    sizes = {name: plan.layout for name, plan in sorted(runtime.kernels.plans.items())}
+    if runtime.device.type != "cpu":
+        vocabulary = runtime.vocab_size * runtime.hidden_size
+        layer = runtime.weights_of_a_layer
+        backbone, head = runtime.n_layers * layer + vocabulary, layer + 2 * runtime.hidden_size**2 + vocabulary
+        return PassCosts(backbone, ROW_ON_A_GPU * backbone, head, ROW_ON_A_GPU * head)
+    shape = (
+        f"{runtime.n_layers}+{runtime.n_heads}x{runtime.weights_of_a_layer}, {runtime.vocab_size}x{runtime.hidden_size}"
+    )
+    name = f"{shape}, {runtime.dtype}, {sizes}"
+    return runtime.kernels.costs(name, lambda: measure_passes(runtime))
+
+
+@torch.inference_mode()
+def measure_passes(runtime: "Runtime") -> PassCosts:
+    """Times passes over one row and over a full draft's, the least of some repetitions in turn."""
+    many = runtime.n_heads + 1
+    cache = runtime.new_cache(slots=1, capacity=CONTEXT + many, n_heads=runtime.n_heads, window=CONTEXT + many)
+
+    def work(predictor: int, count: int) -> Callable[[], object]:
+        def run() -> object:
+            rows = runtime.rows(predictor, [Span(0, CONTEXT, CONTEXT + count)], [0] * count)
+            hidden = runtime.run(predictor, rows, cache)
+            return runtime.largest(hidden if predictor == 0 else hidden[-1:])
+
+        return run
+
+    passes = {(p, count): work(p, count) for p in (0, 1) for count in (1, many)}
+    seconds = dict.fromkeys(passes, float("inf"))
+    now = clock()
+    for _ in range(REPETITIONS):
+        for key, run in passes.items():
+            begun = now()
+            run()
+            seconds[key] = min(seconds[key], now() - begun)
+    backbone, head = ((seconds[p, many] - seconds[p, 1]) / runtime.n_heads for p in (0, 1))
+    return PassCosts(seconds[0, 1], max(0.0, backbone), seconds[1, 1], max(0.0, head))

@@ -1,0 +1,130 @@
+"""The model's layers as decoding keeps them: fused matrices, laid out for this machine, taken from the model or shared with it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+
+from vita_audio_pl.inference.kernels import Kernels
+from vita_audio_pl.inference.products import PLAIN, PlannedProduct, Product, can_lay_out
+from vita_audio_pl.models.mctp import MCTPBlock
+
+
+class Norm:
+    """RMSNorm with fixed weights.
+
+    folded: leave the weights out, because the matrix that reads the result has taken them in.
+    """
+
+    def __init__(self, norm: Qwen2RMSNorm, folded: bool = False):
+        weight, self._eps = norm.weight.detach(), norm.variance_epsilon
+        self._weight, self._width = weight, weight.shape[-1]
+        self._by_parts = _is_folded(weight)
+        if self._by_parts:
+            self._scaled = None if folded else weight * self._width**0.5
+            self._floor = torch.tensor((self._eps * self._width) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(rows, width) -> (rows, width)`."""
+        if not self._by_parts:
+            return F.rms_norm(x, (self._width,), self._weight, self._eps)
+        # x / sqrt(mean(x^2) + eps) as sqrt(width) * x / hypot(|x|, sqrt(width * eps)): half the time on a CPU
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scaled = x / torch.hypot(length, self._floor)
+        return scaled if self._scaled is None else scaled.mul_(self._scaled)
+
+
+def _is_folded(weight: Tensor) -> bool:
+    """Whether norms' weights go into matrices: where 16-bit rounding would not see another product."""
+    return weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+
+def _with_norm(weight: Tensor, norm: Qwen2RMSNorm) -> Tensor:
+    """`weight: (outputs, width)` with the norm's own weights taken in, as `Norm(folded=True)` asks for."""
+    scale = norm.weight.detach()
+    return weight * (scale * scale.shape[-1] ** 0.5) if _is_folded(scale) else weight
+
+
+class Weights:
+    """Lays matrices out by the choices of `Kernels`, and takes them from the model where it is not needed any more."""
+
+    def __init__(self, kernels: Kernels, n_heads: int, paired: int | None, release: bool):
+        self.kernels, self.n_heads, self.paired, self._release = kernels, n_heads, paired, release
+
+    def product(self, part: str, weight: Tensor, bias: Tensor | None = None) -> PlannedProduct:
+        plan = self.kernels.plan(part, weight.shape[0], weight.shape[1], self.n_heads) if can_lay_out(weight) else PLAIN
+        return PlannedProduct(weight, bias, plan)
+
+    def interleaved(self, projection: nn.Linear, heads: int, wanted: bool) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a projection, the halves of each head's outputs interleaved if wanted."""
+        weight, bias = projection.weight.detach(), projection.bias.detach()
+        if not wanted or self.paired is None:
+            return weight, bias
+        order = torch.arange(len(bias)).view(heads, 2, self.paired // 2).transpose(1, 2).flatten()
+        return weight[order], bias[order]
+
+    def taken(self, module: nn.Module) -> None:
+        """Says that a part of the model has been laid out; its weights are freed where they are not shared."""
+        if self._release:
+            for part in module.modules():
+                for name, parameter in part._parameters.items():
+                    if parameter is not None:
+                        part._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one decoder layer, ready for decoding."""
+
+    input_norm: Norm
+    qkv: Product
+    output: Product
+    mlp_norm: Norm
+    gate_up: Product
+    down: Product
+
+    @classmethod
+    def of(cls, layer: Qwen2DecoderLayer, part: str, laid: Weights) -> "Layer":
+        """part: `backbone` or `heads`."""
+        attention, mlp = layer.self_attn, layer.mlp
+        size, config = attention.head_dim, attention.config
+        query = laid.interleaved(attention.q_proj, config.num_attention_heads, True)
+        key = laid.interleaved(attention.k_proj, attention.k_proj.out_features // size, True)
+        value = laid.interleaved(attention.v_proj, attention.v_proj.out_features // size, False)
+        qkv_weight, qkv_bias = (torch.cat(pieces) for pieces in zip(query, key, value, strict=True))
+        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
+        made = cls(
+            Norm(layer.input_layernorm, folded=True),
+            laid.product(part, _with_norm(qkv_weight, layer.input_layernorm), qkv_bias),
+            laid.product(part, attention.o_proj.weight, attention.o_proj.bias),
+            Norm(layer.post_attention_layernorm, folded=True),
+            laid.product(part, _with_norm(gate_up, layer.post_attention_layernorm)),
+            laid.product(part, mlp.down_proj.weight),
+        )
+        laid.taken(layer)
+        return made
+
+
+@dataclass(frozen=True)
+class Head:
+    """Weights of one MCTP block, ready for decoding."""
+
+    embed_norm: Norm
+    hidden_norm: Norm
+    join: Product
+    layer: Layer
+
+    @classmethod
+    def of(cls, block: MCTPBlock, laid: Weights) -> "Head":
+        embedded, hidden = block.proj.weight.detach().chunk(2, dim=1)
+        join = torch.cat((_with_norm(embedded, block.embed_norm), _with_norm(hidden, block.hidden_norm)), dim=1)
+        made = cls(
+            Norm(block.embed_norm, folded=True),
+            Norm(block.hidden_norm, folded=True),
+            laid.product("heads", join),
+            Layer.of(block.layer, "heads", laid),
+        )
+        laid.taken(block)
+        return made
