@@ -129,7 +129,7 @@ class _Facts:
         files = {"grammar": bench.grammar, "model": config.judge_model, "language": bench.language}
         listening = judge_facts(judge, device, **files) if judge else {}
         voices = {name: path_digest(getattr(config, name)) for name in ("speaker_model", "mos_model")}
-        scoring = {
+        scoring: dict[str, Any] = {
             "normaliser": bench.normaliser,
             "spelling": path_digest(bench.spelling_file),
             "unit": bench.unit,
