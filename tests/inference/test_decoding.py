@@ -82,6 +82,18 @@ def test_one_runtime_serves_many_decoders_and_keeps_nothing(tiny_model, prompts)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_one_decoder_serves_one_list_of_prompts_after_another(model, runtime, prompts):
+    decoder, pattern = Decoder(runtime, slots=2, capacity=64), DecodePattern.of("boost")
+    for batch in (
+        prompts(5, 9, 3),
+        prompts(12, 4, seed=1),
+    ):  # three in two slots: the last one takes a place that is free again
+        kept = generate(runtime, batch, pattern, max_new_tokens=30, decoder=decoder)
+        anew = generate(runtime, batch, pattern, max_new_tokens=30, batch_size=2)
+        assert_same_answers(model, pattern, batch, [a.ids for a in kept], [a.ids for a in anew])
+        assert decoder.free_slots == 2
+
+
 def test_memory_is_that_of_the_caches_and_does_not_grow(runtime, prompts):
     decoder = Decoder(runtime, slots=2, capacity=200)
     held = decoder.cache.nbytes
