@@ -10,6 +10,7 @@ from tests.margins import assert_same_answers
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, generate
 from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.inference.streaming import AudioChunk, End, NewCodes, TextPiece, stream
 from vita_audio_pl.interleave import DecodePattern
@@ -176,7 +177,9 @@ def answer(spoken, text, codes, ratio=(1, 10, 4, 10)):
 
 @pytest.fixture(scope="module")
 def speaking_runtime(tiny_model, spoken):
-    return Runtime(tiny_model(n_heads=10, vocabulary=spoken[1].size))
+    runtime = Runtime(tiny_model(n_heads=10, vocabulary=spoken[1].size))
+    runtime.costs = PassCosts(backbone=1.0, backbone_row=0.0, head=0.0, head_row=0.0)  # every draft pays
+    return runtime
 
 
 CODES = np.arange(45) % 32
