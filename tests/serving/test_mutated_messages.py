@@ -136,3 +136,23 @@ def test_malformed_requests_are_answered_with_a_status_and_a_sentence(service, c
                     assert answer.json()["error"]["message"]
 
     asyncio.run(check())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [300])
+def test_requests_drawn_from_the_schema_meet_no_fault(service, examples):
+    import schemathesis
+    from hypothesis import given, settings
+
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service), headers={"host": "localhost"})
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 7
+    for operation in operations:
+
+        @settings(max_examples=examples, deadline=None)
+        @given(case=operation.as_strategy())
+        def check(case):
+            answer = case.call(headers={"host": "localhost"})
+            assert answer.status_code < 500 and b"Traceback" not in answer.content
+
+        check()
