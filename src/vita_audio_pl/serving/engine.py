@@ -23,6 +23,7 @@ from vita_audio_pl.inference.sequence import DecodedSequence, Options
 
 T = TypeVar("T")
 _LOG = logging.getLogger("vita_audio_pl.serving")
+_REST = 0.002  # seconds
 _FIRST_GUESS = 5.0  # seconds of an answer, before one was measured
 
 
@@ -71,12 +72,22 @@ class Engine:
         decoder: whose slots are shared.
         manner: of the model.
         when_full: what a conversation does that no longer fits.
-        queue: answers that may wait for a slot.
+        queue_limit: answers that may wait for a slot.
+        rests: whether tokens come faster than sound is made of them: rounds then leave the processor to that.
     """
 
-    def __init__(self, decoder: Decoder, manner: Manner, *, when_full: str = "slide", queue_limit: int = 32):
+    def __init__(
+        self,
+        decoder: Decoder,
+        manner: Manner,
+        *,
+        when_full: str = "slide",
+        queue_limit: int = 32,
+        rests: Callable[[], bool] = lambda: False,
+    ):
         self.decoder, self.manner, self._when_full, self._limit = decoder, manner, when_full, queue_limit
         self.slots = decoder.free_slots
+        self._rests = rests
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
@@ -172,7 +183,9 @@ class Engine:
         while not self._stopped:
             self._take_work(wait=not self._running)
             self._admit()
-            if self._running:
+            if self._running and self._rests():
+                time.sleep(_REST)
+            elif self._running:
                 try:
                     self.decoder.step()
                     for ticket in list(self._running):

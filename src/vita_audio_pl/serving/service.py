@@ -5,7 +5,6 @@ import io
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from vita_audio_pl.serving.hearing import Hearing
 from vita_audio_pl.serving.metrics import Metrics
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 from vita_audio_pl.serving.voice import Speaker
+from vita_audio_pl.serving.workers import Workers
 
 OUTPUT_RATE = 24_000
 """Samples per second of all sound that goes out, as OpenAI's clients expect of PCM."""
@@ -42,13 +42,15 @@ class Service:
         self.name = config.name or _name(config.model)
         self.started = int(time.time())
         self.hearing = Hearing(loaded, codec)
-        self.pool = ThreadPoolExecutor(config.sound_workers, "sound")
+        self.pool = Workers(config.sound_workers)
         self.metrics = Metrics()
         self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
         capacity = min(config.context_tokens, loaded.runtime.max_positions)
         decoder = Decoder(loaded.runtime, slots=config.slots, capacity=capacity, graphs=config.graphs)
         manner = Manner.of(loaded, codec)
-        self.engine = Engine(decoder, manner, when_full=config.when_full, queue_limit=config.limits.queue)
+        self.engine = Engine(
+            decoder, manner, when_full=config.when_full, queue_limit=config.limits.queue, rests=lambda: self.pool.behind
+        )
         self.most_new_tokens = min(config.token_limit, capacity - 1)
         self.sessions: dict[str, int] = {}  # open sessions by client
         self.draining = False
@@ -86,7 +88,7 @@ class Service:
 
     async def in_worker(self, work: Any) -> Any:
         """What `work()` gives, in a worker's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        return await asyncio.wrap_future(self.pool.submit(work))
 
     def voice_turn(self, voice: Any) -> tuple[Said, ...]:
         """What the system says to have an answer in a voice; nothing for the model's own.
@@ -105,7 +107,7 @@ class Service:
     def close(self) -> None:
         """Ends all answers and threads."""
         self.engine.stop()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.pool.close()
 
     def _read(self, data: bytes, name: str) -> NDArray[np.float32]:
         seconds = self.config.limits.audio_seconds

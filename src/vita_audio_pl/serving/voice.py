@@ -1,9 +1,9 @@
 """From tokens to events with sound, in worker threads: each answer's pieces in order, no answer behind another's."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ import soxr
 from numpy.typing import NDArray
 
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
+from vita_audio_pl.serving.workers import Workers
 
 Batch: TypeAlias = tuple[list[int], list[int]]
 
@@ -39,14 +40,13 @@ class Speaker:
         tell: takes each event, in a worker's thread; None after the last. An exception ends the answer's sound.
     """
 
-    def __init__(
-        self, pool: ThreadPoolExecutor, maker: EventMaker, rate: int, tell: Callable[[Event | None | Exception], None]
-    ):
+    def __init__(self, pool: Workers, maker: EventMaker, rate: int, tell: Callable[[Event | None | Exception], None]):
         self._pool, self._maker, self._rate, self._tell = pool, maker, rate, tell
         self._resampler: Resampler | None = None
         self._pending: deque[Batch | None] = deque()
         self._lock = threading.Lock()
         self._working = self._silenced = False
+        self._due = time.monotonic()  # when a player that began with the first sound has played what was made
 
     def push(self, tokens: list[int], writers: list[int]) -> None:
         """Takes new tokens; returns at once."""
@@ -66,7 +66,7 @@ class Speaker:
             if self._working:
                 return
             self._working = True
-        self._pool.submit(self._work)
+        self._pool.submit(self._work, self._due)
 
     def _work(self) -> None:
         """One batch; the next one queues up again behind other answers' work."""
@@ -87,11 +87,13 @@ class Speaker:
             self._working = bool(self._pending)
             if not self._working:
                 return
-        self._pool.submit(self._work)
+        self._pool.submit(self._work, self._due)
 
     def _at_rate(self, event: Event, last: bool) -> Event:
         if not isinstance(event, AudioChunk):
             return event
         if self._resampler is None:
+            self._due = time.monotonic()
             self._resampler = Resampler(event.sample_rate, self._rate)
+        self._due += event.wave.size / event.sample_rate
         return AudioChunk(self._resampler.push(event.wave, last), self._rate)
