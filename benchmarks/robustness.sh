@@ -63,7 +63,9 @@ for part in "$@"; do
   esac || failed+=("$part")
   echo "== $part: $((SECONDS - before)) s by the clock"
 done
-times | tail -1 | sed 's/^/processor, user and system, of all parts: /'
+times >"${TMPDIR:-/tmp}/times.$$" # in a pipe it would be another shell's
+echo "processor, user and system, of all parts: $(tail -1 "${TMPDIR:-/tmp}/times.$$")"
+rm "${TMPDIR:-/tmp}/times.$$"
 if [ "${#failed[@]}" -gt 0 ]; then
   echo "robustness.sh: failed: ${failed[*]}" >&2
   exit 1

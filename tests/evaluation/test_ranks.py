@@ -152,3 +152,14 @@ def test_one_process_alone_waits_for_nobody_and_leaves_nothing(tmp_path):
     with Meeting(tmp_path, Share()) as others:
         others.wait_for_all(lambda: True, "the answers")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_nobody_joins_says_so_soon_and_goes_on_waiting(tmp_path, monkeypatch):
+    """Variables of a launch that are left in a shell look like those of ranks that come late."""
+    said, sentences = threading.Event(), []
+    monkeypatch.setattr(ranks, "_ALONE", 0.02)
+    monkeypatch.setattr(ranks, "say_at_once", lambda sentence: (sentences.append(sentence), said.set()))
+    set_variables(monkeypatch, {"RANK": "0", "WORLD_SIZE": "2"})
+    with Meeting(tmp_path, Share(0, 2, launch="a"), every=0.01):
+        assert said.wait(PATIENCE)
+    assert len(sentences) == 1 and "end it, and unset RANK, WORLD_SIZE" in sentences[0]
