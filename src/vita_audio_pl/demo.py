@@ -11,6 +11,7 @@ from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.processes import check_status, run_command
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.owned import below
 
 SMOKE = (
@@ -49,14 +50,15 @@ def demo(config: DemoConfig) -> None:
     folder = below(Path(config.paths.runs), config.run_name, "run_name")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "durations.json"
-    seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    seconds: dict[str, float] = earlier.get("seconds", {})
     for number, (name, (module, *settings)) in enumerate(steps.items(), 1):
         command = [sys.executable, "-m", f"vita_audio_pl.{module}", *place, *settings]
         print(f"\n[{number}/{len(steps)}] {name}: python {' '.join(command[1:])}", flush=True)
         started = time.perf_counter()
         status = run_command(command)
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
-        path.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+        write_json(path, {"format": 1, "seconds": seconds})
         check_status(status, f"'{name}'")
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())

@@ -253,11 +253,16 @@ def _is_prepared(
 def _has_facts(folder: Path, world: World, codebook_size: int) -> bool:
     """Whether what was made of the world is of these settings."""
     marker = folder / _WORLD_PREPARED
-    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == _facts(world, codebook_size)
+    return marker.is_file() and _noted(marker) == _facts(world, codebook_size)
+
+
+def _noted(marker: Path) -> dict[str, Any]:
+    """The facts in a marker; those of earlier versions do not say their format."""
+    return {"format": 1, **json.loads(marker.read_text(encoding="utf-8"))}
 
 
 def _facts(world: World, codebook_size: int) -> dict[str, Any]:
-    return {"world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
+    return {"format": 1, "world": world.info["content"], "codebook_size": codebook_size, "text_entries": _TEXT_ENTRIES}
 
 
 def _world_jobs(folder: Path, keep_audio: bool, tokenizer: TextTokenizer | None) -> Iterator[TokenizeJob]:
@@ -298,7 +303,7 @@ def _prepare_world(
     marker = folder / _WORLD_PREPARED
     if not marker.is_file():
         write_json(marker, facts)
-    elif (there := json.loads(marker.read_text(encoding="utf-8"))) != facts:
+    elif (there := _noted(marker)) != facts:
         told = "; ".join(
             f"{key} is {there.get(key)} there and {facts[key]} here" for key in facts if there.get(key) != facts[key]
         )

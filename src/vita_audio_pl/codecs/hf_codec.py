@@ -5,7 +5,6 @@ frame: index `i` of level `l` is the code `l * entries + i`.
 """
 
 import hashlib
-import json
 import math
 import reprlib
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import transformers
 from torch import Tensor
 from transformers import DacConfig, DacModel, MimiConfig, MimiModel, PreTrainedConfig, PreTrainedModel
 
-from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file
+from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
 from vita_audio_pl.foreign.weights import open_safetensors
@@ -106,7 +105,7 @@ class TransformersCodec:
             "levels": self.levels,
             "fingerprint": self.fingerprint,
         }
-        (folder / CODEC_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        write_codec_file(folder, header)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "TransformersCodec":
         """Moves the model."""

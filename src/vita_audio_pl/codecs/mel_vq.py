@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
-from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file
+from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.weights import open_safetensors
 
@@ -204,7 +204,7 @@ class MelVQ:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._weights, folder / WEIGHTS_FILE)
         header = {"name": self.name, "config": asdict(self.config), "fingerprint": self.fingerprint}
-        (folder / CODEC_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        write_codec_file(folder, header)
 
     @classmethod
     def load(cls, folder: Path) -> "MelVQ":

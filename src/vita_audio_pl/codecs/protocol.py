@@ -4,7 +4,7 @@ A codec folder holds `codec.json`, whose `name` says which class reads the folde
 the members of `Codec`, and `register_codec("its_name", TheClass.load)` where that file is imported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,8 +14,10 @@ import numpy as np
 from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.storage.files import write_json
 
 CODEC_FILE = "codec.json"
+CODEC_FORMAT = 1
 
 
 class DecodeStream(Protocol):
@@ -125,16 +127,24 @@ def _checked_place(device: str, dtype: str) -> tuple[str, Any]:
     return device, getattr(torch, dtype)
 
 
+def write_codec_file(folder: Path, header: Mapping[str, Any]) -> None:
+    """Writes `folder/codec.json`, whole or not at all; header: what `read_codec_file` gives again."""
+    write_json(folder / CODEC_FILE, {"format": CODEC_FORMAT, **header})
+
+
 def read_codec_file(folder: Path) -> dict[str, Any]:
-    """The contents of `folder/codec.json`, checked to be an object with a `name`.
+    """The contents of `folder/codec.json` but for its format, checked to be an object with a `name`.
 
     Raises:
-        UserError: the file is missing, is not JSON, or has no name.
+        UserError: the file is missing, is not JSON, is of a later format, or has no name.
     """
     path = folder / CODEC_FILE
     if not path.exists():
         raise UserError(f"{folder} is not a codec folder: it has no {CODEC_FILE}")
     header = read_json(path)
+    version = header.pop("format", CODEC_FORMAT)  # those of earlier versions do not say
+    if version != CODEC_FORMAT:
+        raise UserError(f"{path} has format {version!r:.50}, this version reads {CODEC_FORMAT}: update this program")
     if not isinstance(header.get("name"), str):
         raise UserError(f"{path} does not name its codec: it needs a key 'name'")
     return header

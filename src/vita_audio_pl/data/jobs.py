@@ -107,18 +107,22 @@ class JobNotes:
             sum(getattr(one, name) for one in self._of.values()) for name in ("samples", "skipped", "seconds")
         )
         self.state = replace(self.state, samples=samples, skipped=skipped, seconds=seconds, updated=time.time())
-        write_sealed(self._path, asdict(self.state))
+        write_sealed(self._path, {"format": 1, **asdict(self.state)})
 
 
 def note_parts(job: TokenizeJob, parts: Sequence[Part]) -> None:
     """Writes down which outputs the source is to have."""
-    write_sealed(job.out / PARTS, {"source": job.source, "outputs": [job.output_name(part) for part in parts]})
+    write_sealed(
+        job.out / PARTS, {"format": 1, "source": job.source, "outputs": [job.output_name(part) for part in parts]}
+    )
 
 
 def note_failed(job: TokenizeJob, part: Part, why: str, tries: int) -> None:
     """Writes down why a part was given up, and after how many tries."""
     name = f"{FAILED}{job.output_name(part)}.json"
-    write_sealed(job.out / name, {"part": part.name, "why": why, "tries": tries, "host": socket.gethostname()})
+    write_sealed(
+        job.out / name, {"format": 1, "part": part.name, "why": why, "tries": tries, "host": socket.gethostname()}
+    )
 
 
 def outputs_of(folder: Place) -> list[str]:
@@ -138,7 +142,7 @@ def jobs_of(folder: Place, names: Sequence[str] | None = None) -> list[JobState]
     states = []
     for values in found:
         with suppress(TypeError):  # of another version
-            states.append(JobState(**values))
+            states.append(JobState(**{name: value for name, value in values.items() if name != "format"}))
     return sorted(states, key=lambda state: state.lease)
 
 

@@ -278,6 +278,7 @@ class _PartTask:
         ]
         write_index(base.with_suffix(".index"), entries)
         report: dict[str, Any] = {
+            "format": 1,
             "part": self.part.name,
             "changed": self.part.changed,
             "shard": {"name": shard.name, "bytes": sums[shard.name].bytes, "samples": len(entries)},

@@ -97,7 +97,7 @@ class RunFiles:
             tuple(results),
             choose_controls(controls, results) or read_json(place / "controls.json", {}),
             tuple(comparisons["comparisons"]) if isinstance(comparisons, dict) and comparisons else (),
-            read_json(folder / "durations.json", {}),
+            read_json(folder / "durations.json", {}).get("seconds", {}),
             tuple(notes),
         )
 

@@ -95,6 +95,7 @@ def build_world(
             audio = _speak_all(aside, corpus, workers, progress)
             _write_texts(aside, corpus, lexicon)
             info = {
+                "format": 1,
                 "name": "spoken_world",
                 "size": size,
                 "seed": seed,

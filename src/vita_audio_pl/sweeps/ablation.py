@@ -24,6 +24,7 @@ from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys
 from vita_audio_pl.evaluation.runs.wandb_log import never_fatal
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.processes import check_status, run_command
+from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.sweeps.chain import COMMAND
@@ -112,7 +113,9 @@ class Arm:
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / f".{ARM}.{os.getpid()}"
-        aside.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(
+            json.dumps({"format": 1, **asdict(self)}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         os.replace(aside, folder / ARM)
 
 
@@ -204,7 +207,7 @@ def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str | None) -
         else:
             made_by = arm.run_name
             status = cost.run([sys.executable, *COMMAND, *overrides, f"stage={stage}"])
-            (shared.root / COST).write_text(json.dumps(asdict(cost) | {"made_by": made_by}) + "\n", encoding="utf-8")
+            write_json(shared.root / COST, {"format": 1, **asdict(cost), "made_by": made_by})
             check_status(status, f"stage '{stage}' of {arm.run_name}")
     return {
         "stage": stage,
@@ -274,5 +277,6 @@ def _evaluate_config(settings: Sequence[str]) -> EvaluateConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The object in a file, but for its format; empty where there is none."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return {name: value for name, value in found.items() if name != "format"}

@@ -1,7 +1,5 @@
 """The GLM-4-Voice codec behind the common protocol: 16384 codes, 12.5 a second, from the public checkpoint folders."""
 
-import json
-import os
 import reprlib
 from collections.abc import Sequence
 from copy import copy
@@ -21,7 +19,7 @@ from vita_audio_pl.codecs.glm4voice.published_stream import PublishedStream
 from vita_audio_pl.codecs.glm4voice.settings import DecoderSettings, TokenizerSettings
 from vita_audio_pl.codecs.glm4voice.stream_options import MOST_STEPS, StreamOptions
 from vita_audio_pl.codecs.glm4voice.tokenizer import SpeechTokenizer, check_wave
-from vita_audio_pl.codecs.protocol import CODEC_FILE, DecodeStream, read_codec_file
+from vita_audio_pl.codecs.protocol import CODEC_FILE, DecodeStream, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
 
 _LONGEST_WHOLE = 750  # codes (60 s) decoded in one piece as published; longer answers are streamed in large chunks
@@ -119,9 +117,7 @@ class GLM4VoiceCodec:
             "flow_steps": self.flow_steps,
             "stream": asdict(self.stream_options),
         }
-        aside = folder / f".{CODEC_FILE}.{os.getpid()}"
-        aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, folder / CODEC_FILE)
+        write_codec_file(folder, header)
 
     def at_rate(self, sample_rate: int) -> "GLM4VoiceCodec":
         """The same codec with waves at another rate; weights that are loaded are shared."""

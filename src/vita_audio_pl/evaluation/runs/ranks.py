@@ -190,7 +190,8 @@ class Meeting:
                 return  # the last word is said
             self._beats += 1
             write_json(
-                self.folder / f"{self.share.rank}.json", {"process": self._me, "state": state, "beats": self._beats}
+                self.folder / f"{self.share.rank}.json",
+                {"format": 1, "process": self._me, "state": state, "beats": self._beats},
             )
 
     def _beat(self) -> None:

@@ -138,7 +138,7 @@ class StepGuard(Callback):
         self._in_a_row += 1
         self.doubt = reason
         rows = self._suspects()
-        record = {"step": trainer.global_step, "reason": reason, "rows": rows}
+        record = {"format": 1, "step": trainer.global_step, "reason": reason, "rows": rows}
         with (self.folder / f"bad_steps.rank-{trainer.global_rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         left_out = self.engine.left_out_last_step()

@@ -111,7 +111,7 @@ class SampleWriter:
             for prompt in self.prompts
             if prompt.id in answers
         ]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = "".join(json.dumps({"format": 1, **row}, ensure_ascii=False) + "\n" for row in rows)
         (aside / SAMPLES_FILE).write_text(lines, encoding="utf-8")
         if device.type != "cpu":
             self._kept.clear()  # training wants the memory back

@@ -69,7 +69,7 @@ class Watchdog(Callback):
             if self._moved != seen:
                 seen = self._moved
                 beside = beat.with_suffix(".new")  # rank 0 never reads half of it
-                beside.write_text(json.dumps(self._state), encoding="utf-8")
+                beside.write_text(json.dumps({"format": 1, **self._state}), encoding="utf-8")
                 beside.replace(beat)
             elif time.monotonic() - seen > self.patience:
                 self._alarm()

@@ -108,12 +108,12 @@ def best_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
     """Keep the checkpoint of `step` as the best by `metric`."""
-    write_json(folder / BEST, {"step": step, "metric": metric, "value": value})
+    write_json(folder / BEST, {"format": 1, "step": step, "metric": metric, "value": value})
 
 
 def note_step(note: Path, step: int) -> None:
     """Note a step in a file of the checkpoints' folder, `ENDED` or `WENT_BACK`."""
-    write_json(note, {"step": step})
+    write_json(note, {"format": 1, "step": step})
 
 
 def noted_step(note: Path) -> int | None:

@@ -158,7 +158,7 @@ def write_part(
     """
     folder.mkdir(parents=True, exist_ok=True)
     part, random = folder / part_name(rank), folder / rng_name(rank)
-    save_file(tensors, part)
+    save_file(tensors, part, {"format": str(FORMAT)})
     random.write_text(json.dumps(rng), encoding="utf-8")
     flush(part)
     flush(random)

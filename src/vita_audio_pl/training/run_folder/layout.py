@@ -149,7 +149,7 @@ class StageFolder:
         if self.model.exists() and (foreign := mine.foreign(self.model.name)):
             raise UserError(f"{self.root / foreign[0]} is in the way of the finished model: move it away")
         if force:
-            write_json(self.root / FORCED, {"invocation": invocation, "open": True})
+            write_json(self.root / FORCED, {"format": 1, "invocation": invocation, "open": True})
         else:
             mine.remove(FORCED)
         write_json(self.root / IDENTITY, dict(identity))
@@ -170,7 +170,7 @@ class StageFolder:
     def force_ended_well(self, invocation: str) -> None:
         """Note that the command which began this stage with `force`, or went on with it, has ended well."""
         if self._forced() is not None:
-            write_json(self.root / FORCED, {"invocation": invocation, "open": False})
+            write_json(self.root / FORCED, {"format": 1, "invocation": invocation, "open": False})
 
     def _forced(self) -> dict[str, Any] | None:
         """The invocation that began this stage with `force`; None where it was not begun so."""

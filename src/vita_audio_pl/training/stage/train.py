@@ -277,7 +277,8 @@ def _train(
     if trainer.is_global_zero:
         for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
             _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
-        (folder.root / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        written = yaml.safe_dump({"format": 1, **settings}, sort_keys=False)
+        (folder.root / CONFIG).write_text(written, encoding="utf-8")
     per_device, accumulate = micro_batches(config)
     if spare := per_device * accumulate * config.trainer.world_size - config.stage.rows_per_step:
         _say(f"stage.rows_per_step={config.stage.rows_per_step} do not divide: {spare} rows of every step stay empty")
