@@ -25,10 +25,9 @@ from vita_audio_pl.data.readers.base import (
     is_apple_double,
     stamp_of,
 )
-from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, groups_of
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions, speaker_of
 from vita_audio_pl.data.readers.webdataset import DAMAGED, TOO_LARGE, UNSAFE
 from vita_audio_pl.errors import UserError, shown
 from vita_audio_pl.storage.places import Place, relative
@@ -39,7 +38,7 @@ _ROWS = 1 << 16  # of a table that are read at a time
 
 
 @dataclass(frozen=True)
-class ArchivesReader:
+class ArchivesReader(UtteranceOptions):
     """Tars (plain or compressed) and tables; a recording belongs to the row that names its member.
 
     Members are read in memory and their names never used as paths. Rows of a table that cannot be read are told with its
@@ -53,21 +52,15 @@ class ArchivesReader:
             `id` and `speaker`.
         files: globs of the tars below `root`.
         audio: extensions of members that are recordings.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`. Filters see the row, and the groups.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`. Filters see the row, and the groups.
     """
 
     root: Place
     place: str
     table: str
     columns: Mapping[str, str] = field(default_factory=dict)
-    task: str = "asr"
     files: tuple[str, ...] = ("**/*.tar",)
     audio: tuple[str, ...] = ("wav", "flac", "mp3", "ogg", "opus")
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
 
     def __post_init__(self) -> None:
         groups = check_pattern(self.place, "place")
@@ -101,10 +94,6 @@ class ArchivesReader:
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(str(part.where["path"]), bool(part.where["first"])))
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _table_of(self, name: str) -> tuple[str, dict[str, str]]:
         """Path of a tar's table below `root`, and what the tar's own path tells."""

@@ -19,8 +19,7 @@ from vita_audio_pl.data.readers.base import (
     stamp_of,
     unreadable,
 )
-from vita_audio_pl.data.readers.filters import NONE, Filters
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.lines import read_lines, split_fields
@@ -31,7 +30,7 @@ _CHANNELS = {"A": 0, "B": 1, "0": 0, "1": 1}
 
 
 @dataclass(frozen=True)
-class KaldiReader:
+class KaldiReader(UtteranceOptions):
     """One Kaldi directory.
 
     Commands in `wav.scp` (entries that end in `|`) are never run: their utterances are left out and counted. A segment
@@ -39,7 +38,7 @@ class KaldiReader:
 
     Attributes:
         root: the corpus.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
         folder: the Kaldi directory below `root`.
         transcripts: its file of transcripts.
         audio_root: folder below `root` that relative paths of `wav.scp` start from.
@@ -47,15 +46,9 @@ class KaldiReader:
     """
 
     root: Place
-    task: str = "asr"
     folder: str = "."
     transcripts: str = "text"
     audio_root: str = "."
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
     utterances_per_part: int = 2000
 
     @property
@@ -83,10 +76,6 @@ class KaldiReader:
         first, tables = int(part.where["first"]), self._tables
         names = tables.names[first : first + int(part.where["count"])]
         yield from self._rules.samples(attempt(name, self._utterance, name, tables) for name in names)
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterance(self, name: str, tables: "_Tables") -> Utterance:
         recording, start, seconds, channel = name, 0.0, None, None

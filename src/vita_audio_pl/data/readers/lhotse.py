@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.data.readers.base import AudioFile, LeftOut, Part, RawSample, Stamp, Unreadable, attempt, stamp_of
-from vita_audio_pl.data.readers.filters import NONE, Filters
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.places import Place
 
 
 @dataclass(frozen=True)
-class LhotseReader:
+class LhotseReader(UtteranceOptions):
     """A corpus by the name of its lhotse recipe.
 
     Attributes:
         root: the corpus as its publishers lay it out.
         corpus: `librispeech` for `lhotse.recipes.prepare_librispeech`, and so on.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`; the corpus gives channels by its supervisions.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`; the corpus gives channels by its supervisions.
         manifests: names of the manifests to read, such as `train-clean-100`; of languages, `en/train`.
         settings: further arguments of the recipe, such as `languages` or `dataset_parts`.
         utterances_per_part: utterances that one task takes.
@@ -32,14 +31,8 @@ class LhotseReader:
 
     root: Place
     corpus: str
-    task: str = "asr"
     manifests: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
     utterances_per_part: int = 2000
 
     @property
@@ -73,10 +66,6 @@ class LhotseReader:
         first = int(part.where["first"])
         rows = self._utterances[first : first + int(part.where["count"])]
         yield from self._rules.samples(attempt(row["id"], self._utterance, row) for row in rows)
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterance(self, row: Mapping[str, Any]) -> Utterance:
         if row["kind"] != "file":

@@ -18,9 +18,8 @@ from vita_audio_pl.data.readers.base import (
     broken_part,
     files_matching,
 )
-from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.templates import PLACES, check_pattern, columns_in, filled, groups_of, places_of
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text.lines import line_blocks, read_block, read_lines
@@ -29,7 +28,7 @@ NO_LINE = "not a line"
 
 
 @dataclass(frozen=True)
-class LinesReader:
+class LinesReader(UtteranceOptions):
     """Lists of transcripts.
 
     A line is taken apart by `line`, a regular expression that must match all of it. Its named groups are columns: `text`,
@@ -44,23 +43,17 @@ class LinesReader:
         skip: pattern; lines that begin with it are none, such as a header or another split's.
         transcript: path of the file that holds the transcript, where the line does not.
         transcript_line: pattern of that file's first line, with the group `text`.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
         lines_per_part: lines that one task takes.
     """
 
     root: Place
     line: str
     audio: str
-    task: str = "asr"
     files: tuple[str, ...] = ("*.txt",)
     skip: str = ""
     transcript: str = ""
     transcript_line: str = "(?P<text>.*)"
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
     lines_per_part: int = 2000
 
     def __post_init__(self) -> None:
@@ -99,10 +92,6 @@ class LinesReader:
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(part.where))
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterances(self, place: Mapping[str, str | int]) -> Iterator[Utterance | Unreadable]:
         name = PurePosixPath(str(place["path"]))

@@ -27,10 +27,9 @@ from vita_audio_pl.data.readers.base import (
     file_identities,
     files_matching,
 )
-from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import parsed_row
 from vita_audio_pl.data.readers.templates import PLACES, columns_in, filled, places_of
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions, speaker_of
 from vita_audio_pl.errors import UserError, kind_in_words, shown
 from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text.json_lists import ElementBlock, element_blocks, read_elements
@@ -54,7 +53,7 @@ def _piece(audio: AudioFile, start: Any, end: Any) -> AudioFile:
 
 
 @dataclass(frozen=True)
-class RecordingsReader:
+class RecordingsReader(UtteranceOptions):
     """A list of recordings in JSON, each an object with its path and a list of its segments.
 
     Attributes:
@@ -64,22 +63,16 @@ class RecordingsReader:
         keys: what the keys are called that differ from `path`, `segments` (of a recording), `sid`, `begin_time`,
             `end_time` (in seconds), `text`, `speaker`, `subsets` (of a segment): such as {text: text_tn}.
         subset: only segments that have it among their `subsets`; empty takes all.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`. Filters see the keys of the segment
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`. Filters see the keys of the segment
             and of its recording.
         recordings_per_part: recordings that one task takes.
     """
 
     root: Place
-    task: str = "asr"
     files: tuple[str, ...] = ("*.json",)
     list_key: str = "audios"
     keys: Mapping[str, str] = field(default_factory=dict)
     subset: str = ""
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
     recordings_per_part: int = 20
 
     def __post_init__(self) -> None:
@@ -109,10 +102,6 @@ class RecordingsReader:
         place, path = part.where, self.root / str(part.where["path"])
         block = ElementBlock(int(place["first"]), int(place["count"]), int(place["offset"]))
         yield from self._rules.samples(self._utterances(path, block))
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterances(self, path: Place, block: ElementBlock) -> Iterator[Utterance | Unreadable]:
         keys = {**_KEYS, **self.keys}
@@ -174,7 +163,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class TextGridReader:
+class TextGridReader(UtteranceOptions):
     """TextGrids of meetings: a tier for each speaker, named after them, and in it the intervals in which they speak.
 
     Intervals without text are none. Filters see `speaker` and `overlap`: the share of an interval, 0 to 1, in which
@@ -185,18 +174,12 @@ class TextGridReader:
         audio: path of the recording below `root`; `{list}` is the name of the TextGrid without extension, `{folder}`
             where it lies, `{parent}` the folder above.
         files: globs of TextGrids below `root`.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
     """
 
     root: Place
     audio: str
-    task: str = "asr"
     files: tuple[str, ...] = ("**/*.TextGrid",)
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(columns_in(self.audio)) - {*PLACES}):
@@ -213,10 +196,6 @@ class TextGridReader:
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(PurePosixPath(str(part.where["path"]))))
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def _utterances(self, name: PurePosixPath) -> Iterator[Utterance | Unreadable]:
         audio = audio_ref(filled(self.audio, places_of(name)), self.root, str(name))

@@ -24,10 +24,9 @@ from vita_audio_pl.data.readers.base import (
     file_identities,
     files_matching,
 )
-from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, searched
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions, speaker_of
 from vita_audio_pl.errors import UserError, kind_in_words
 from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
@@ -51,7 +50,7 @@ _PAIR = {"human", "user", "assistant", "gpt", "system"}
 
 
 @dataclass(frozen=True)
-class TableReader:
+class TableReader(UtteranceOptions):
     """Rows as conversations.
 
     `columns` says what is where. For recordings with transcripts: `audio`, `text` and, if there is one, `speaker`. For
@@ -69,7 +68,7 @@ class TableReader:
         inside: pattern; the part of a recording's path that it matches is its path below `root`, for corpora that give
             the paths of the machine that they were made on.
         numbers: those of them whose numbers are text, too; elsewhere a number is no text.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`; for chats and questions only `task`,
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`; for chats and questions only `task`,
             `filters` and a numbered `channel` are looked at.
         files: globs below `root`, of .parquet, .jsonl, .json, .csv or .tsv.
         rows_per_part: rows that one task takes; of parquet, whole row groups of about as many.
@@ -80,13 +79,8 @@ class TableReader:
     message_audio: str = ""
     inside: str = ""
     numbers: tuple[str, ...] = ()
-    task: str = "text"
+    task: str = field(default="text", kw_only=True)
     files: tuple[str, ...] = ("**/*.parquet",)
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
     rows_per_part: int = 2000
 
     def __post_init__(self) -> None:
@@ -134,8 +128,7 @@ class TableReader:
             folder = {_FOLDER: relative(path.parent, self.root).as_posix()}
             found = ((where, row if isinstance(row, Unreadable) else {**folder, **row}) for where, row in found)
         if "text" in self.columns:
-            rules = UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
-            yield from rules.samples(self._made(self._utterance, where, row) for where, row in found)
+            yield from self._rules.samples(self._made(self._utterance, where, row) for where, row in found)
         else:
             for where, row in found:
                 yield self._made(self._chat, where, row)

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import soundfile
@@ -50,9 +50,9 @@ def speaker_of(value: Any) -> str:
     return str(value) if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)) else ""
 
 
-@dataclass(frozen=True)
-class UtteranceRules:
-    """How utterances become conversations.
+@dataclass(frozen=True, kw_only=True)
+class UtteranceOptions:
+    """What every reader of recordings with transcripts takes beside its own options; all of them derive from this.
 
     Attributes:
         task: `asr` (write down what is said) or `tts` (say what is written).
@@ -64,12 +64,21 @@ class UtteranceRules:
         filters: which utterances are taken, and what is changed in their transcripts.
     """
 
-    task: str
+    task: str = "asr"
     speaker_prompt: bool = False
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
     filters: Filters = field(default=NONE, repr=False)  # its identity is told apart, where it filters anything
+
+    @property
+    def _rules(self) -> "UtteranceRules":
+        return UtteranceRules(**{option.name: getattr(self, option.name) for option in fields(UtteranceOptions)})
+
+
+@dataclass(frozen=True)
+class UtteranceRules(UtteranceOptions):
+    """How utterances become conversations."""
 
     def __post_init__(self) -> None:
         if self.task not in ("asr", "tts"):

@@ -22,8 +22,7 @@ from vita_audio_pl.data.readers.base import (
     files_matching,
     is_apple_double,
 )
-from vita_audio_pl.data.readers.filters import NONE, Filters
-from vita_audio_pl.data.readers.utterances import Utterance, UtteranceRules, speaker_of
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions, speaker_of
 from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text.lines import load_json
 
@@ -32,14 +31,14 @@ REPEATED, APART = "member repeated", "members apart"
 
 
 @dataclass(frozen=True)
-class WebDatasetReader:
+class WebDatasetReader(UtteranceOptions):
     """Tars of `KEY.flac` (or wav, mp3, ...) beside `KEY.txt` or `KEY.json`.
 
     Members are read in memory and their names never used as paths; names that are absolute or hold `..` are left out.
 
     Attributes:
         root: the corpus.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceRules`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
         files: globs below `root`.
         audio: extensions of audio members.
         text: extension of the member that holds the transcript, as text or JSON.
@@ -47,17 +46,11 @@ class WebDatasetReader:
     """
 
     root: Place
-    task: str = "asr"
     files: tuple[str, ...] = ("**/*.tar",)
     audio: tuple[str, ...] = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
     text: str = "txt"
     text_key: str = "text"
     speaker_key: str = "speaker"
-    speaker_prompt: bool = False
-    lower: bool = False
-    join: bool = False
-    channel: int | str | None = None
-    filters: Filters = NONE
 
     def parts(self) -> list[Part]:
         described = json.dumps([self._rules.identity, self.audio, self.text, self.text_key, self.speaker_key])
@@ -73,10 +66,6 @@ class WebDatasetReader:
             )
             for path, content in zip(paths, file_identities(paths, self.root), strict=True)
         ]
-
-    @property
-    def _rules(self) -> UtteranceRules:
-        return UtteranceRules(self.task, self.speaker_prompt, self.lower, self.join, self.channel, self.filters)
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(self.root / str(part.where["path"])))
