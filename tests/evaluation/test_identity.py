@@ -50,7 +50,7 @@ OTHER = {
     "graphs": [None, False],
     "players": [0, 6],
     "controls": [0, 100],
-    "heard": [None, "heard.jsonl"],
+    "transcripts": [None, "heard.jsonl"],
     "profile": ["strict", "both"],
     "step": ["all", "generate", "score"],
     "wandb": ["off", "offline"],

@@ -24,5 +24,5 @@ RENAMED: dict[str, dict[str, str]] = {
         "lead_in": "rendering.lead_in_codes",
         "tokenizer": "data.tokenizer_folder",
     },
-    "evaluate": {"constrain_audio": "constrain"},
+    "evaluate": {"constrain_audio": "constrain", "heard": "transcripts"},
 }

@@ -91,7 +91,7 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
     step: str = setting("all", "or generate, score: the second needs no model", choices=("all", "generate", "score"))
     compare: list[str] = setting([], "two result folders to compare; nothing else is done", common=True)
     controls: int = setting(100, "recordings on which the judge itself is measured; 0 = none", at_least=0)
-    heard: str | None = setting(
+    transcripts: str | None = setting(
         None, "file of what the judge heard, shared by runs: identical outputs are transcribed once; null = none"
     )
     missing_audio: str = setting(

@@ -68,7 +68,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             toolbox.judge(judge)  # one that is not there is refused before the first answer
     with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
-            heard = TranscriptFile(Path(config.heard)) if config.heard else None
+            heard = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
             records = run_evaluations(evaluations, run, share, progress, steps, heard)
 
         def complete() -> bool:
