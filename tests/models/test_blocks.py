@@ -57,7 +57,7 @@ def test_compiled_blocks_give_the_same_loss_and_are_compiled_once_for_all_length
             torch.testing.assert_close(new, old, atol=1e-6, rtol=1e-4)
         if number == 1:
             seen = len(graphs)
-    assert len(graphs) == seen, "new lengths were compiled anew"
+    assert len(graphs) == seen, "new lengths were compiled again"
 
 
 def test_lora_trains_adapters_alone_and_is_merged_where_weights_are_written(tiny, pack, tmp_path):

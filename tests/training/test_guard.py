@@ -66,9 +66,9 @@ def test_what_does_not_get_better_stops_and_names_the_rows(trained, monkeypatch)
 def test_a_spike_is_told_from_noise():
     guard = StepGuard(GuardConfig(spike_factor=5.0), Engine(toy.toy_config("runs").trainer), None, None)
     guard._seen, guard._mean_log_norm = 100, 0.0
-    assert guard.verdict(4.0) is None
-    assert "over 5 times the usual 1" in guard.verdict(6.0)
-    assert "not" not in (guard.verdict(1.0) or "") and guard.verdict(float("inf")) == "the gradient norm is inf"
+    assert guard.skip_reason(4.0) is None
+    assert "over 5 times the usual 1" in guard.skip_reason(6.0)
+    assert "not" not in (guard.skip_reason(1.0) or "") and guard.skip_reason(float("inf")) == "the gradient norm is inf"
 
 
 def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path):

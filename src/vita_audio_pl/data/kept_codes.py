@@ -3,7 +3,7 @@ same recordings are prepared in another way, such as Emilia with and without a s
 
 A file holds the codes of one part's recordings: `HEAD`, u64 number of waves, XXH3-128 of each wave's float32 samples, u32
 number of codes of each, the codes (u16), and the XXH3-64 of all before. It is a copy of what can be made again, so a
-damaged one is made anew.
+damaged one is made again.
 """
 
 import hashlib

@@ -90,7 +90,7 @@ class LeftOutCounts:
                 f"{head}:",
                 *table,
                 f"Each is named in {named_in}. Mend the corpus, or its recipe, and give the same command again, which makes "
-                f"the parts concerned anew{more}.",
+                f"the parts concerned again{more}.",
             ]
         )
 

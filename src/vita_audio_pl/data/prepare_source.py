@@ -40,7 +40,7 @@ def prepare_source(
 ) -> Manifest | None:
     """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
 
-    A part whose shard was deleted or cut is made anew. So are, after a command that found too much left out, the parts
+    A part whose shard was deleted or cut is made again. So are, after a command that found too much left out, the parts
     that lost too much: what they lacked may be there by now.
 
     Args:
@@ -110,7 +110,7 @@ def _work(job: TokenizeJob, parts: Sequence[Part], missing: Sequence[Part], exec
 
 
 def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:
-    """After a command that found too much left out, parts that lost too much are to be made anew.
+    """After a command that found too much left out, parts that lost too much are to be made again.
 
     That command has written `skipped.jsonl` and no manifest. A command that was killed has not, and loses nothing here.
     """

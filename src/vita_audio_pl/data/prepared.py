@@ -333,7 +333,7 @@ def read_quarantine(folder: Path, samples: int) -> dict[int, str]:
     """
     path = folder / QUARANTINE
     again = (
-        f"delete it, and run python -m vita_audio_pl.data lint source={folder.name} quarantine=true to write it anew"
+        f"delete it, and run python -m vita_audio_pl.data lint source={folder.name} quarantine=true to write it again"
     )
     try:
         data = path.read_bytes()

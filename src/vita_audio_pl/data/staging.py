@@ -1,6 +1,6 @@
 """Shards on remote storage, copied to this node once: whoever comes first copies, the others wait and find the work done.
 
-Every start compares the copy with the checksums at home, and copies anew what is damaged.
+Every start compares the copy with the checksums at home, and copies again what is damaged.
 
 All shards of a source are copied, since rows are put together from everywhere; text and codes of 200,000 hours are
 about 28 GB.
@@ -75,7 +75,7 @@ def local_folder(shards: Place, source: str, cache: str) -> Path:
     """
     if not isinstance(shards, RemotePath):
         return shards / source
-    named = str(shards)  # without credentials: a URL that is signed anew names the same data
+    named = str(shards)  # without credentials: a URL that is signed again names the same data
     folder = Path(cache).expanduser() / hashlib.sha256(named.encode()).hexdigest()[:16] / source
     once_a_node(
         folder.parent.name + hashlib.sha256(source.encode()).hexdigest()[:16], partial(_stage, shards, source, folder)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "packed_documents"
 KERNELS = ("per_document", "sdpa", "flex", "flash")
 
-# first choice on an H100, but it plans each new shape anew (tens of ms on the host), and here nearly every shape is new
+# first choice on an H100, but it plans each new shape again (tens of ms on the host), and here nearly every shape is new
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -181,7 +181,7 @@ def _attend(
     return _apart(documents, query, key, value, scaling), None
 
 
-# the lengths of documents are new in every row: a compiled block would be compiled anew
+# the lengths of documents are new in every row: a compiled block would be compiled again
 _apart: Callable[[DocumentAttention, Tensor, Tensor, Tensor, float], Tensor] = torch.compiler.disable(
     DocumentAttention.__call__
 )

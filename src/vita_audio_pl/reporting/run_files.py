@@ -1,4 +1,4 @@
-"""Reads what a run left on disk: curves, manifests, evaluation results. Nothing here is computed anew."""
+"""Reads what a run left on disk: curves, manifests, evaluation results. Nothing here is recomputed."""
 
 from dataclasses import dataclass
 from importlib import resources

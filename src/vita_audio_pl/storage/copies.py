@@ -127,7 +127,7 @@ def _bring(origin: RemotePath, folder: Path, alone: bool) -> None:
         against = {name: stored[name] for name in made if name in stored}
         refuse(
             find_damage(folder, against),
-            f"it was copied from {origin} just now, so it is damaged there or was on the way: put it there anew",
+            f"it was copied from {origin} just now, so it is damaged there or was on the way: put it there again",
         )
         files = {name: {"version": versions[name], **found.to_json()} for name, found in (good | made).items()}
         write_sealed(folder / _NOTE, {"files": files})

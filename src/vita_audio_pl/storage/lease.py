@@ -5,7 +5,7 @@ holder's heartbeat. It is created under a name that must not exist yet, which is
 number one above the stale lease that it follows: so of all who find the same stale lease, one succeeds. Then the holder
 looks again, and gives way if it finds a lease that it did not know. Nothing is locked, and reading needs no lease.
 
-In a store, where nobody can set a file's time, a heartbeat is the file written anew with a higher number in it, and the
+In a store, where nobody can set a file's time, a heartbeat is the file rewritten with a higher number in it, and the
 holder is silent once whoever waits has seen the same number for `SILENT` seconds.
 """
 

@@ -377,7 +377,7 @@ class TrainConfig(CommandConfig):
     with_parents: bool = setting(False, "train missing parent stages first", common=True)
     force: bool = setting(
         False,
-        "begin stages anew, once: until this command has ended well, giving it again goes on; docs/cluster.md",
+        "train stages from scratch, once: until this command has ended well, rerunning it resumes; docs/cluster.md",
         common=True,
     )
     scale: ScaleConfig = field(default_factory=ScaleConfig)

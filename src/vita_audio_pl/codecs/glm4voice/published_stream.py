@@ -1,6 +1,6 @@
 """Streamed decoding exactly as the public GLM-4-Voice decoder does it, flaws included, for comparison.
 
-Each chunk reads all codes and all mel before it, so chunks cost ever more; its noise starts anew; mels are joined by two
+Each chunk reads all codes and all mel before it, so chunks cost ever more; its noise starts over; mels are joined by two
 halves of a Hamming window, whose sum is not 1; the mel that is handed on repeats one frame, so from the third chunk on
 the overlap lies one frame beside its match and 12 ms of sound are lost per chunk; and each wave begins without what came
 before it. `crossfade_stream` has none of this.

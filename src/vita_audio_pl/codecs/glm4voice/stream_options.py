@@ -26,7 +26,7 @@ class StreamOptions:
         chunk_codes: codes of the first, second, ... chunk; the last number holds for all that follow. None: as many as
             Boost writes in a span, so that each of its spans gives sound (crossfade), or ten (published).
         flow_steps: Euler steps of the first, second, ... chunk, likewise; `GROWING_STEPS` is what VITA-Audio uses.
-        overlap_frames: mel frames at the end of a chunk that are held back and made anew with the next one.
+        overlap_frames: mel frames at the end of a chunk that are held back and made again with the next one.
         context_codes: codes before a chunk that the flow reads with it (crossfade; published reads all).
         fade_samples: length of the cross-fade of waves (crossfade).
 

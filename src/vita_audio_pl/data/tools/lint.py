@@ -205,7 +205,7 @@ def quarantine(folder: Path, findings: Findings) -> None:
     if blocking:
         raise UserError(
             f"'{findings.source}' cannot be used by leaving samples out ({', '.join(blocking)}): delete the "
-            "files that are named above and prepare it again: only their parts are made anew"
+            "files that are named above and prepare it again: only their parts are made again"
         )
     if findings.broken:
         PreparedSource(folder).quarantine(findings.broken)

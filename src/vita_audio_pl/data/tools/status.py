@@ -117,7 +117,7 @@ def _seconds(folder: Place, done: Sequence[str]) -> float:
         try:
             return float(read_sealed(folder / f"{name}{_DONE}")["seconds"])
         except (FileNotFoundError, UserError, KeyError):
-            return 0.0  # it is made anew
+            return 0.0  # it is made again
 
     with ThreadPoolExecutor(_READERS) as pool:
         return sum(pool.map(read, done))

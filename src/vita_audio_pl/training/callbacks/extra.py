@@ -46,7 +46,7 @@ class ExtraCallbacks:
         return states
 
     def resume_from(self, state: dict[str, Any]) -> None:
-        """Take over a `state()`; callbacks that were not there begin anew."""
+        """Take over a `state()`; callbacks that were not there start from scratch."""
         for name in self.callbacks.keys() & state.keys():
             callback, values = self.callbacks[name], dict(state[name])
             if isinstance(callback, WeightAveraging):

@@ -54,7 +54,7 @@ class StepGuard(Callback):
         self._mean_log_norm, self._seen = 0.0, 0
         self._window: list[tuple[list[list[str]], torch.Tensor]] = []
 
-    def verdict(self, norm: float) -> str | None:
+    def skip_reason(self, norm: float) -> str | None:
         """Why a step with this gradient norm is bad, or None."""
         if not math.isfinite(norm):
             return f"the gradient norm is {norm}"
@@ -71,7 +71,7 @@ class StepGuard(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         norm = self.engine.norm_of_last_step(module)
-        reason = None if norm is None else self.verdict(float(norm))
+        reason = None if norm is None else self.skip_reason(float(norm))
         if reason is None:
             self._in_a_row, self._returned_to, self.doubt = 0, None, None
             if norm is not None and float(norm) > 0:

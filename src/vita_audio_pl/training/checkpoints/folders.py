@@ -99,7 +99,7 @@ def find_checkpoint(name: Path) -> Path | None:
 
 def best_checkpoint(folder: Path) -> dict[str, Any] | None:
     """`step`, `metric` and `value` of the best checkpoint so far; None where none was chosen, or it is gone."""
-    with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is chosen anew
+    with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is chosen again
         best: dict[str, Any] = json.loads((folder / BEST).read_text(encoding="utf-8"))
         if (folder / checkpoint_name(best["step"])).is_dir() and isinstance(best["value"], int | float):
             return best

@@ -173,7 +173,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     with invoked(config.force) as invocation:
         if config.force and rank == 0:
             invocation.forced.append(folder)
-        # in this order: rank 0, which may be ahead, makes the stage unfinished before it notes that it begins anew
+        # in this order: rank 0, which may be ahead, makes the stage unfinished before it notes that it starts from scratch
         if not folder.begins_anew(identity, config.force, invocation.id) and folder.finished:
             if rank == 0:
                 folder.check(identity)
@@ -240,7 +240,7 @@ def _train(
     on_nodes = None if local is None else LocalCheckpoints(Path(local), folder.checkpoints, keep)
     writer = CheckpointWriter(folder.checkpoints, engine, keep, on_nodes)
     guard = StepGuard(config.callbacks.guard, engine, writer, folder.root)
-    module.verdict = guard.verdict
+    module.skip_reason = guard.skip_reason
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
     own = {name: callback.build() for name, callback in config.callbacks.extra.items()}
     stateful: dict[str, Stateful] = {"proof": proof, "guard": guard, "callbacks": ExtraCallbacks(own, engine)}

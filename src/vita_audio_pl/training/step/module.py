@@ -56,13 +56,13 @@ class SpeechLMModule(L.LightningModule):
         }  # each source has batches of its own
         self.grad_norm: Tensor | None = None
         self.last_loss: Tensor = torch.zeros(())
-        self.verdict: Callable[[float], str | None] = no_verdict
+        self.skip_reason: Callable[[float], str | None] = never_skipped
         self.engine, self._sharded, self._fill = engine, False, fill
         self.rate_factor = optim.schedule.build(stage.steps)
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, as weight averaging makes one: it takes no steps, so that it needs no guard."""
-        return {**super().__getstate__(), "verdict": no_verdict}
+        return {**super().__getstate__(), "skip_reason": never_skipped}
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         # total: () with gradient, divided by the labels of the whole step
@@ -110,10 +110,10 @@ class SpeechLMModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         self.grad_norm = self.engine.clip(self, optimizer, self.optim.clip_norm)
-        if self.grad_norm is not None and self.verdict(float(self.grad_norm)) is not None:
+        if self.grad_norm is not None and self.skip_reason(float(self.grad_norm)) is not None:
             self.engine.drop_gradients(optimizer)
 
 
-def no_verdict(norm: float) -> str | None:
+def never_skipped(norm: float) -> str | None:
     """Why a step of this gradient norm is left out: None, it is not."""
     return None

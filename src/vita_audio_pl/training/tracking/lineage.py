@@ -34,7 +34,7 @@ def run_id(name: str) -> str:
 def kept_id(folder: Path, name: str) -> str:
     """The wandb id of a stage: drawn when it begins, so that no two runs of a name are one, and kept in its folder."""
     path = folder / WANDB_ID
-    with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is drawn anew
+    with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is drawn again
         return str(json.loads(path.read_bytes())["id"])
     id = f"{run_id(name)[:100]}-{secrets.token_hex(4)}"
     if getattr(rank_zero_only, "rank", 0) == 0:

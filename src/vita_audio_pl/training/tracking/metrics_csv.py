@@ -49,7 +49,7 @@ class MetricsCsv(Logger):
         at, new = int(step or 0), {name: f"{value:.8g}" for name, value in metrics.items()}
         append = at > max(self._rows, default=at) and new.keys() <= set(self._columns) and self.path.is_file()
         self._rows.setdefault(at, {}).update(new)
-        if append:  # a whole line at once: a file of many steps is not written anew for each
+        if append:  # a whole line at once: a file of many steps is not written again for each
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, [STEP, *self._columns]).writerow({STEP: str(at), **new})
         else:
