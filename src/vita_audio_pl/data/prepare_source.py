@@ -96,9 +96,10 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
 
 def _work(job: TokenizeJob, parts: Sequence[Part], missing: Sequence[Part], executor: Executor, watch: Watch) -> None:
     """Makes parts, and keeps beside them how far that is."""
-    note_parts(job, parts)
     failed = 0
-    with watch(job.source, len(missing)) as report:
+    # the notes are written at the end, too, when a full disk may already have stopped the work
+    with full_disk_is_told(job.out, f"'{job.source}'"), watch(job.source, len(missing)) as report:
+        note_parts(job, parts)
         notes = JobNotes(job, executor.lease, executor.workers, len(missing), report)
         try:
             executor(job, missing, notes)
