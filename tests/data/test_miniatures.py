@@ -1,10 +1,12 @@
 """Every corpus of the mixtures, laid out as its publisher ships it, prepared by its recipe."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from miniatures import MINIATURES, Miniature
+from remote_stores import put
 from toy_codec import N_CODES, LoudnessCodec
 from toy_corpus import toy_tokenizer
 
@@ -12,9 +14,11 @@ from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.recipe import load_recipe
-from vita_audio_pl.preparation import tokenize_job
+from vita_audio_pl.preparation import load_audio, tokenize_job
+from vita_audio_pl.storage.places import place
 from vita_audio_pl.text import TTS_INSTRUCTION, AudioCodes, TextTokenizer, Turn
 
+MOST_OF_A_PART = 1024  # bytes; of a corpus of 200,000 hours there are tens of thousands
 CODEC = {"name": "loudness", "fingerprint": "loudness-1", "codes_per_second": 12.5, "codebook_size": N_CODES}
 
 
@@ -62,3 +66,18 @@ def test_a_corpus_as_its_publisher_ships_it(miniature: Miniature, tmp_path: Path
         assert manifest.report["skipped"] == expected.skipped and manifest.report["filtered"] == expected.filtered
         assert manifest.seconds == pytest.approx(expected.seconds, abs=0.06 * len(texts))  # MP3 is padded to its frames
         assert load_recipe(miniature.source).checked, "a recipe says what it was checked against"
+        assert all(len(pickle.dumps(part)) <= MOST_OF_A_PART for part in job.reader.parts())
+        if recipe.reader["kind"] == "lhotse":
+            continue
+        store = put(root, place(f"memory://{tmp_path.name}/corpus"))  # the same, read from a store
+        there = replace(
+            job,
+            reader=recipe.open(store, split),
+            out=tmp_path / "there" / split,
+            max_skipped=1.0,
+            load_audio=load_audio,
+        )
+        remote = prepare_source(there)
+        assert remote is not None and remote.report == manifest.report and remote.seconds == manifest.seconds
+        source = PreparedSource(there.out)
+        assert [text_of(source.read(n).turns, recipe.task, tokenizer) for n in range(len(source))] == texts

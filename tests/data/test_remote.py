@@ -35,7 +35,8 @@ from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.lease import Holder, InUse, hold
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.storage.places import Place, place
-from vita_audio_pl.storage.remote import RemotePath, Unreachable
+from vita_audio_pl.storage.remote import RemotePath
+from vita_audio_pl.storage.remote_file import Unreachable
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +173,13 @@ def tars_and_tables(root: Path) -> dict[str, Callable[[Place], Reader]]:
     }
 
 
-@pytest.mark.parametrize("where", ["s3", "http", "memory"])
+@pytest.mark.parametrize("where", ["s3", "http"])
 def test_every_layout_is_read_in_ranges(bucket: RemotePath, tmp_path: Path, where: str) -> None:
     (tmp_path / "raw").mkdir()
     readers, server = tars_and_tables(tmp_path / "raw"), Served(tmp_path / "raw")
     root = {
         "s3": lambda: put(tmp_path / "raw", bucket / "layouts"),
         "http": lambda: place(server.url),
-        "memory": lambda: put(tmp_path / "raw", place("memory://layouts")),
     }[where]()
     try:
         for name, reader in readers.items():

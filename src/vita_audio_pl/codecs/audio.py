@@ -17,7 +17,8 @@ import soxr
 from vita_audio_pl.codecs.whole import ReadAt, bytes_reader, cut_by_log, cut_short, file_reader
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.files import write_output
-from vita_audio_pl.storage.remote import RemotePath, faults_told
+from vita_audio_pl.storage.remote import RemotePath
+from vita_audio_pl.storage.remote_file import faults_told
 
 LOWEST_RATE, HIGHEST_RATE = 2_000, 768_000  # Hz; below the first there is no speech to hear
 MOST_CHANNELS = 64

@@ -20,7 +20,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.files import WholeFile, write_whole
 from vita_audio_pl.storage.open_files import open_files, read_whole
 from vita_audio_pl.storage.places import Place
-from vita_audio_pl.storage.remote import RemotePath, Unreachable
+from vita_audio_pl.storage.remote import RemotePath
+from vita_audio_pl.storage.remote_file import Unreachable
 from vita_audio_pl.text import LengthRule, Lengths
 
 MAGIC = b"VAPLIDX1"

@@ -25,7 +25,8 @@ from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
 from vita_audio_pl.storage.owned import Kind, Owned
 from vita_audio_pl.storage.places import Place
-from vita_audio_pl.storage.remote import RemotePath, Unreachable
+from vita_audio_pl.storage.remote import RemotePath
+from vita_audio_pl.storage.remote_file import Unreachable
 
 log = logging.getLogger(__name__)
 

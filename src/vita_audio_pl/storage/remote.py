@@ -5,21 +5,18 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.remote_file import RemoteFile, Unreachable
 from vita_audio_pl.storage.secrets import without_credentials
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 T = TypeVar("T")
 
@@ -30,13 +27,6 @@ PAUSES = (0.2, 1.0, 3.0)
 _WEB = ("http", "https")
 _EXTRAS = {"s3": "remote", "s3a": "remote", "http": "remote", "https": "remote"}
 _BUFFER = 4 << 20  # bytes fetched at a time by who reads on and on
-
-
-class Unreachable(OSError):
-    """Storage that does not answer, or refuses: nothing is known of the file. `errors.is_machine_fault` says so, too."""
-
-    def __init__(self, number: int, problem: str, where: str):
-        super().__init__(number, problem, where)
 
 
 @dataclass(frozen=True)
@@ -232,7 +222,18 @@ class RemotePath:
         """The file for reading at any place; as many bytes as the buffer has are fetched at a time."""
         if mode != "rb":
             raise ValueError(f"{self} is open for reading alone, not '{mode}'")
-        return io.BufferedReader(_RemoteFile(self), buffering)
+        return io.BufferedReader(RemoteFile(self.stat().st_size, self._range, str(self)), buffering)
+
+    def _range(self, start: int, size: int) -> bytes:
+        length = self.stat().st_size
+
+        def fetched(files: Any, path: str) -> bytes:
+            # by fsspec's own file, since `cat_file` takes what a server without ranges sends for a range of it
+            with files.open(path, "rb", size=length, block_size=size, cache_type="none") as file:
+                file.seek(start)
+                return bytes(file.read(size))
+
+        return self._ask(fetched)
 
     def read_bytes(self) -> bytes:
         return bytes(self._ask(lambda files, path: files.cat_file(path)))
@@ -347,75 +348,6 @@ class RemotePath:
         raise Unreachable(
             errno.ENOTCONN, f"{'access is denied: ' if denied else ''}{without_credentials(told)}", str(self)
         ) from fault
-
-
-class _RemoteFile(io.RawIOBase):
-    """A remote file for `io.BufferedReader`: each of its reads is a request for a range.
-
-    Attributes:
-        fault: of the last request that failed.
-    """
-
-    def __init__(self, where: RemotePath):
-        self._where, self._size, self._at = where, where.stat().st_size, 0
-        self.fault: OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def readinto(self, buffer: "Buffer") -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = min(len(view), self._size - self._at)
-        if wanted <= 0:
-            return 0
-        view[:wanted] = self._next(wanted)
-        return wanted
-
-    def readall(self) -> bytes:
-        return self._next(max(0, self._size - self._at))
-
-    def _next(self, wanted: int) -> bytes:
-        try:
-            data = self._where._ask(lambda files, path: self._range(files, path, wanted)) if wanted else b""
-            if len(data) != wanted:
-                problem = f"{len(data)} bytes came where {wanted} were asked for from byte {self._at} on"
-                raise Unreachable(errno.ENOTCONN, problem, str(self._where))
-        except OSError as error:
-            self.fault = error
-            raise
-        self._at += wanted
-        return data
-
-    def _range(self, files: Any, path: str, wanted: int) -> bytes:
-        # by fsspec's own file, since `cat_file` takes what a server without ranges sends for a range of it
-        with files.open(path, "rb", size=self._size, block_size=max(wanted, 1), cache_type="none") as file:
-            file.seek(self._at)
-            return bytes(file.read(wanted))
-
-
-@contextmanager
-def faults_told(file: BinaryIO) -> Iterator[None]:
-    """For a library that reads `file` by callbacks, in which what is raised gets lost: it is raised after all.
-
-    Raises:
-        Unreachable: a part of the remote file could not be read.
-    """
-    try:
-        yield
-    finally:
-        fault = getattr(getattr(file, "raw", None), "fault", None)
-        if fault is not None:
-            raise fault
 
 
 def _status(info: dict[str, Any]) -> Status:

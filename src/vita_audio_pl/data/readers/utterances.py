@@ -20,7 +20,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.remote import faults_told
+from vita_audio_pl.storage.remote_file import faults_told
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, TTS_INSTRUCTION, Conversation, Message
 from vita_audio_pl.text.messages import is_blank, plain_text_of
 
