@@ -122,6 +122,19 @@ def described(id: str, role: str, content: list[dict[str, Any]], status: str = "
     return {"id": id, "object": "realtime.item", "type": "message", "role": role, "status": status, "content": content}
 
 
+def session_of(
+    id: str, model: str, rate: int, detection: dict[str, Any] | None, voice: Any, decoding: dict[str, Any]
+) -> dict[str, Any]:
+    """A session as clients see it."""
+    form = {"type": "audio/pcm", "rate": OUTPUT_RATE}
+    audio = {
+        "input": {"format": form | {"rate": rate}, "turn_detection": detection},
+        "output": {"format": form, "voice": voice},
+    }
+    known = {"type": "realtime", "object": "realtime.session", "id": id, "model": model}
+    return known | {"audio": audio, "tools": [], "decoding": decoding}
+
+
 def new_id(kind: str) -> str:
     """A name that nothing else has."""
     return f"{kind}_{uuid.uuid4().hex[:20]}"

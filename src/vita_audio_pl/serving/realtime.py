@@ -21,7 +21,7 @@ from vita_audio_pl.serving.asr import tell_transcript
 from vita_audio_pl.serving.ears import Ears
 from vita_audio_pl.serving.endpoints import NO_FUNCTIONS, base64_of
 from vita_audio_pl.serving.engine import Busy
-from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, rate_of, response_of
+from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, rate_of, response_of, session_of
 from vita_audio_pl.serving.hearing import from_pcm16, to_pcm16
 from vita_audio_pl.serving.requests import Decoding, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
@@ -391,21 +391,9 @@ class Session:
         return {"response_id": reply.id, "item_id": reply.item_id, "output_index": 0, "content_index": 0}
 
     def _described(self) -> dict[str, Any]:
-        form = {"type": "audio/pcm", "rate": OUTPUT_RATE}
-        return {
-            "type": "realtime",
-            "object": "realtime.session",
-            "id": self.id,
-            "model": self.service.name,
-            "output_modalities": self._modalities,
-            "audio": {
-                "input": {"format": form | {"rate": self._ears.rate}, "turn_detection": self._ears.detection},
-                "output": {"format": form, "voice": self._voice},
-            },
-            "tools": [],
-            "max_output_tokens": self._most_tokens or "inf",
-            "decoding": self._decoding.model_dump(),
-        }
+        settings = {"output_modalities": self._modalities, "max_output_tokens": self._most_tokens or "inf"}
+        ears, decoding = self._ears, self._decoding.model_dump()
+        return session_of(self.id, self.service.name, ears.rate, ears.detection, self._voice, decoding) | settings
 
     def _record(self, id: Any) -> Record:
         if id not in self._records:
