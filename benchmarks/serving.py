@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--vanishing", type=float, default=600.0, help="seconds")
+    parser.add_argument("--vanishing", type=float, default=600.0, help="seconds; 0 leaves it out")
     parser.add_argument("--clients", type=int, default=200, help="that vanish")
     options = parser.parse_args()
     model = str(Path(options.model.removeprefix("model=")).resolve())
@@ -247,6 +247,8 @@ def main() -> None:
         print(
             f"turns: first sound of the first {opening:.3f} s, of the third {third:.3f} s ({third / opening:.2f} times)"
         )
+        if not options.vanishing:
+            return
         expected = {q: run(many_answers(port, q)) for q in SENTENCES}
         process = psutil.Process(server.pid)
         run(vanishing(port, 20, min(10.0, options.vanishing / 4), expected))  # memory settles
