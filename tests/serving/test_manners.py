@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import gc
 import json
 import os
 import threading
+import weakref
 
 import httpx
 import numpy as np
@@ -215,6 +217,39 @@ def test_a_silent_session_is_closed_and_too_long_a_turn_is_cleared(run_server, m
     service.config.limits.idle_seconds = 0.2
     assert asyncio.run(say_nothing()) == "nothing came for 0.2 s"
     server.stop()
+
+
+def test_answers_leave_nothing_behind(service, monkeypatch):
+    """Not even for the garbage collector: sound is large, and a server runs for months."""
+    answers = []
+    ask = service_module.Service.ask
+
+    def noted(*args, **options):
+        answer = ask(*args, **options)
+        answers.append(weakref.ref(answer))
+        return answer
+
+    monkeypatch.setattr(service_module.Service, "ask", noted)
+
+    async def talk(leaves):
+        told = []
+        session = Session(service, lambda text, _: told.append(text), lambda _: None)
+        await session.take(json.dumps(ASK))
+        await session.take('{"type": "response.create"}')
+        while not leaves and not any('"response.done"' in text for text in told):
+            await asyncio.sleep(0.01)
+        await session.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        for leaves in (False, True, False):
+            asyncio.run(talk(leaves))
+        wait_until(lambda: service.engine.asked == 0 and not service.pool.waiting, "the last sound")
+        service.engine.do(lambda: None).result()
+        wait_until(lambda: not any(answer() for answer in answers), "the end of what was made for answers", 10)
+    finally:
+        gc.enable()
 
 
 def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeypatch):

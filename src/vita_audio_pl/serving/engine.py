@@ -264,4 +264,9 @@ class Engine:
             self._running.remove(ticket)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
-        ticket.on_end(ended)
+        on_end, ticket.on_end, ticket.on_tokens = ticket.on_end, _ignore, _ignore  # what listened can go at once
+        on_end(ended)
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens any more."""

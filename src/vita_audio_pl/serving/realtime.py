@@ -86,6 +86,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = self._reply = None  # a cancelled task holds its frames, and they hold the answer's sound
 
     # -- events of the client -----------------------------------------------------------------------------------------
 

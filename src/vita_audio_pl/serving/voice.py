@@ -83,6 +83,7 @@ class Speaker:
             self._tell(error)
         if batch is None:
             self._tell(None)
+            self._tell = _ignore  # whoever listened holds this, and can go at once
         with self._lock:
             self._working = bool(self._pending)
             if not self._working:
@@ -97,3 +98,7 @@ class Speaker:
             self._resampler = Resampler(event.sample_rate, self._rate)
         self._due += event.wave.size / event.sample_rate
         return AudioChunk(self._resampler.push(event.wave, last), self._rate)
+
+
+def _ignore(event: Event | None | Exception) -> None:
+    """Nobody listens any more."""
