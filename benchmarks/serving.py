@@ -251,7 +251,7 @@ def main() -> None:
             return
         expected = {q: run(many_answers(port, q)) for q in SENTENCES}
         process = psutil.Process(server.pid)
-        run(vanishing(port, 20, min(10.0, options.vanishing / 4), expected))  # memory settles
+        run(vanishing(port, options.clients, min(60.0, options.vanishing / 3), expected))  # memory settles
         before = process.memory_info().rss
         counts = run(vanishing(port, options.clients, options.vanishing, expected))
         until = time.perf_counter() + 120
