@@ -1,6 +1,7 @@
-"""The script for GPUs runs from end to end in its smoke form, on a CPU."""
+"""The script for GPUs runs from end to end in its smoke form, on a CPU; that of robustness names what there is."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,19 @@ def test_the_script_for_gpus_runs_in_its_smoke_form(tmp_path):
     }
 
 
-def test_an_unknown_part_is_refused(tmp_path):
+@pytest.mark.parametrize("script", ["gpu.sh", "robustness.sh"])
+def test_an_unknown_part_is_refused(tmp_path, script):
     environment = os.environ | {"OUT": str(tmp_path)}
-    result = subprocess.run([ROOT / "benchmarks/gpu.sh", "trainin"], env=environment, capture_output=True, text=True)
+    result = subprocess.run([ROOT / "benchmarks" / script, "trainin"], env=environment, capture_output=True, text=True)
     assert result.returncode == 2 and "'trainin' is no part" in result.stderr
+
+
+def test_what_the_script_of_robustness_runs_is_there():
+    ran = re.findall(r"tests ((?:tests/\S+ ?)+)(?:-k (\w+))?", (ROOT / "benchmarks/robustness.sh").read_text())
+    assert len(ran) == 7
+    for files, chosen in ran:
+        written = "".join((ROOT / file).read_text() for file in files.split()).replace("_", "")
+        assert chosen.replace("_", "") in written
 
 
 def test_what_is_missing_is_said_and_only_what_needs_it_is_left_out(tmp_path):
