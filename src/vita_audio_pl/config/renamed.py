@@ -25,4 +25,5 @@ RENAMED: dict[str, dict[str, str]] = {
         "tokenizer": "data.tokenizer_folder",
     },
     "evaluate": {"constrain_audio": "constrain", "heard": "transcripts"},
+    "benchmark": {"decoding.agreement": "decoding.agreements"},
 }
