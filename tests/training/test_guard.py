@@ -75,7 +75,7 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, m
     save = parts.save_file
     written = []
 
-    def full(tensors, path):
+    def full(tensors, path, *metadata):
         if len(written) >= 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)

@@ -102,7 +102,7 @@ def best_checkpoint(folder: Path) -> dict[str, Any] | None:
     with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is chosen again
         best: dict[str, Any] = json.loads((folder / BEST).read_text(encoding="utf-8"))
         if (folder / checkpoint_name(best["step"])).is_dir() and isinstance(best["value"], int | float):
-            return best
+            return {name: best[name] for name in ("step", "metric", "value")}
     return None
 
 
