@@ -100,7 +100,7 @@ def test_no_rank_leaves_before_the_checkpoint_has_its_name(tmp_path, monkeypatch
 
 
 def test_a_rank_that_cannot_write_stops_all_with_its_reason(tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(tensors, path, *metadata):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def leaves(rank: int) -> str:
