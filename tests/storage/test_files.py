@@ -10,7 +10,7 @@ import pytest
 from vita_audio_pl.codecs import write_wav
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.sinks import _GrowingWav
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import output_file, write_output
 
 
 def growing(path: Path) -> None:
@@ -59,3 +59,10 @@ def test_a_file_is_replaced_by_a_new_one_and_links_stay(writer, tmp_path):
     assert link.is_symlink() and target.read_bytes() != b"old" and other.read_text() == "old"
     WRITERS[writer](tmp_path / "new/folder/file")
     assert (tmp_path / "new/folder/file").is_file() and len(list(tmp_path.rglob("*"))) == 7
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place) != tmp_path)  # as on a read-only file system
+    with pytest.raises(UserError, match=f"output is .*a.wav, and {tmp_path} cannot be written: choose another folder"):
+        output_file(tmp_path / "a.wav")
+    assert output_file(tmp_path / "b" / "a.wav").name == "a.wav"

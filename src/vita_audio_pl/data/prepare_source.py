@@ -90,7 +90,7 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
     if job.unfinished(parts):
         return None
     with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
-        known = None if missing else finished_manifest(job, parts)
+        known = None if missing else finished_manifest(job, parts, log.warning)
         return known or finish_source(job, parts)
 
 
@@ -140,11 +140,16 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
     return None
 
 
-def finished_manifest(job: TokenizeJob, parts: Sequence[Part] | None = None) -> Manifest | None:
+def finished_manifest(
+    job: TokenizeJob, parts: Sequence[Part] | None = None, tell: Callable[[str], None] | None = None
+) -> Manifest | None:
     """The manifest of a source that is finished, of all parts or these; None where something is to be done.
 
     The index beside it must be its own, and both, and the shards, as they were written. Nothing is written, so that
     sources on read-only storage, or another person's, can be used.
+
+    Args:
+        tell: takes the sentence of a source that is damaged, from who makes it again.
     """
     parts = job.reader.parts() if parts is None else parts
     if job.unfinished(parts):
@@ -155,7 +160,8 @@ def finished_manifest(job: TokenizeJob, parts: Sequence[Part] | None = None) -> 
             return None
         verify_source(job.out, manifest, with_audio=True)
     except UserError as damage:
-        log.warning("%s is made again: %s", job.out, damage)
+        if tell is not None:
+            tell(f"{job.out} is made again: {damage}")
         return None
     same = [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]
     return manifest if same and index.crc == manifest.index_crc else None

@@ -138,7 +138,7 @@ def output_file(path: str | Path, setting: str = "output") -> Path:
     Links are followed, so that a link stays one.
 
     Raises:
-        UserError: a folder, a device, a pipe or a socket is there, or a folder on the way cannot be made.
+        UserError: a folder, a device, a pipe or a socket is there, or a folder on the way cannot be made or written.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -148,6 +148,8 @@ def output_file(path: str | Path, setting: str = "output") -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{setting} is {path}, and {target.parent} cannot be made ({error.strerror})") from None
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"{setting} is {path}, and {target.parent} cannot be written: choose another folder")
     return target
 
 
