@@ -33,8 +33,12 @@ class ExportConfig(CommandConfig):
         common=True,
     )
     codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder, if there is one")
-    licence: str | None = setting(None, "of the weights, as the hub spells it (apache-2.0): for the model card")
-    push_to_hub: str | None = setting(None, "upload the folder to this repository of the Hugging Face hub, OWNER/NAME")
+    licence: str | None = setting(
+        None, "of the weights, as the hub spells it (apache-2.0), for the model card; null = not told"
+    )
+    push_to_hub: str | None = setting(
+        None, "upload the folder to this repository of the Hugging Face hub, OWNER/NAME; null = it stays here"
+    )
     private: bool = setting(True, "the repository, where it is made")
     max_shard_gb: float = setting(5.0, "weights are split into files of this size at most", above=0, common=True)
 

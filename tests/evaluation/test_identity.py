@@ -37,6 +37,8 @@ DECIDING = {
     "speaker_model": [None, "m", "other-weights"],
     "mos_model": [None, "b/tts.jsonl"],
     "normaliser": ["plain", "mixed"],
+    "published_normaliser": [None, "mixed"],
+    "published_average": ["pooled", "utterances"],
     "spelling_file": [None, "m/config.json"],
     "unit": ["word", "character"],
     "answers": ["exact", "contains"],
@@ -48,6 +50,7 @@ OTHER = {
     "workers": [None, 3],
     "device": ["auto", "cpu"],
     "graphs": [None, False],
+    "kernels": ["auto", "rows"],
     "players": [0, 6],
     "controls": [0, 100],
     "transcripts": [None, "heard.jsonl"],
@@ -110,6 +113,7 @@ def planned(world: Path, deciding: dict, other: dict):
     bench = BenchConfig(
         "bench", other["title"], root=str(place / deciding["bench"]), tasks={"tts": {"test": "tts.jsonl"}},
         unit=deciding["unit"], normaliser=deciding["normaliser"], answers=deciding["answers"], judge=deciding["judge"],
+        published_normaliser=deciding["published_normaliser"], published_average=deciding["published_average"],
         spelling_file=deciding["spelling_file"] and str(place / deciding["spelling_file"]),
         max_new_tokens={"tts": deciding["max_new_tokens"]}, incomparable=other["incomparable"],
     )  # fmt: skip
@@ -152,9 +156,21 @@ def test_two_evaluations_are_one_exactly_where_all_that_decides_agrees(world, ba
 def test_every_setting_of_an_evaluation_is_known_to_decide_or_not_to(world):
     """A new setting must be put into one of the two lists above."""
     known = {"paths", "bench", "suite", "run_name", "task", "split", "compare", "output", "wandb_project", "plugins"}
-    bench = {"name", "homepage", "format", "root", "tasks", "grammar", "published"}
+    bench = {"name", "homepage", "format", "root", "tasks", "grammar", "language", "published"}
     fields = set(EvaluateConfig.__dataclass_fields__) | set(BenchConfig.__dataclass_fields__)
     assert fields - set(DECIDING) - set(OTHER) - known - bench == set()
+
+
+def test_another_language_is_another_judge_where_the_judge_is_told(world):
+    keys: dict[str, set[str]] = {}
+    for judge in ("whisper", "paraformer"):
+        for language in (None, "en", "zh"):
+            bench = BenchConfig("b", root=str(world / "b"), tasks={"tts": {"test": "tts.jsonl"}}, language=language)
+            config = EvaluateConfig(
+                bench=bench, model=str(world / "m"), task="tts", judge=judge, judge_model=str(world / "m")
+            )
+            keys.setdefault(judge, set()).add(plan_evaluations(config)[0].identity.key)
+    assert [len(found) for found in keys.values()] == [3, 1]
 
 
 def test_a_changed_grammar_is_another_judge(world, tmp_path):

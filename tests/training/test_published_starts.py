@@ -177,7 +177,9 @@ def test_what_a_folder_decides_cannot_be_said_otherwise(tmp_path):
 
 def test_a_pretrained_model_and_shards_of_another_tokenizer_are_refused(tmp_path):
     qwen2 = plain_qwen2(tmp_path / "qwen2")
-    (tmp_path / "world" / "shards").mkdir(parents=True)
+    prepared = tmp_path / "world" / "shards" / "a"
+    prepared.mkdir(parents=True)
+    (prepared / "manifest.json").write_text("{}")
     TextTokenizer.train(["words of the small world"], 270, tmp_path / "world" / "tokenizer")
     config = train_config("stage=align", f"model.pretrained={qwen2}", f"data.shards={tmp_path / 'world' / 'shards'}")
     with pytest.raises(

@@ -221,7 +221,7 @@ class Fields:
         """The field's value, which must be one of those supported; `default` where the field is absent."""
         value = self._values.get(name, default)
         if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in supported):
-            wanted = " or ".join(repr(choice) for choice in supported)
+            wanted = " or ".join(shown(choice) for choice in supported)
             raise UserError(f"{self._where}: {name} is {shown(value)}; only {wanted} is supported")
         return value
 

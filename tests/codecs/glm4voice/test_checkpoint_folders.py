@@ -103,7 +103,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(folder, change, sentence):
     "part, name, field, value, sentence",
     [
         ("tokenizer", "config.json", "d_model", 128, "does not fit its configuration"),
-        ("tokenizer", "config.json", "d_model", None, "d_model is None"),
+        ("tokenizer", "config.json", "d_model", None, "d_model is null"),
         ("tokenizer", "config.json", "quantize_position", 10**9, "a whole number from 1 to 256"),
         ("tokenizer", "config.json", "encoder_causal_attention", True, "only False is supported"),
         ("tokenizer", "config.json", "pooling_position", 3, "pooling_position lies after"),
@@ -120,7 +120,7 @@ def test_configurations_that_do_not_fit_are_refused_by_field(folder, part, name,
 @pytest.mark.parametrize(
     "old, new, sentence",
     [
-        ("macaron_style: false", "macaron_style: true", "macaron_style is True; only False"),
+        ("macaron_style: false", "macaron_style: true", "macaron_style is true; only false"),
         ("channels: [24, 24]", "channels: [20, 20]", "divide by 8"),
         ("!ref <sample_rate>", "!ref <nowhere>", "does not have"),
         ("sample_rate: 22050", "sample_rate: !ref <sample_rate>", "leads back to itself"),

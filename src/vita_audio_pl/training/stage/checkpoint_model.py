@@ -72,7 +72,9 @@ def _config(folder: StageFolder) -> TrainConfig:
     """The settings that a stage runs with, its run folder being where it is now."""
     path = folder.root / CONFIG
     try:
-        composed = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
+        held = dict(OmegaConf.load(path))
+        held.pop("format", None)
+        composed = OmegaConf.merge(OmegaConf.structured(TrainConfig), held)
         config: TrainConfig = to_dataclass(composed)  # type: ignore[arg-type]  # a merge of mappings is one
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise UserError(
