@@ -68,6 +68,7 @@ def test_saving_it_gives_the_published_layout_again(folder, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.parametrize("folder", [True], ids=["tied"], indirect=True)
 @pytest.mark.parametrize("first", ["vita_audio_pl.inference.runtime", "transformers"])  # the former by way of Qwen2
 def test_the_order_of_imports_does_not_matter(folder, first):
     second = "vita_audio_pl" if first == "transformers" else "transformers"
