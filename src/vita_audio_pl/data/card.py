@@ -7,6 +7,7 @@ from typing import Any
 from vita_audio_pl.data.mixture import Mixture
 from vita_audio_pl.data.prepared import Manifest
 
+FORMAT = 1
 NOT_LOOKED_FOR = "not looked for: `python -m vita_audio_pl.data card against=[SOURCE]` does"
 
 
@@ -44,7 +45,7 @@ class Card:
     overlap: Mapping[str, Mapping[str, int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"format": FORMAT, **asdict(self)}
 
     def to_markdown(self, level: int = 1) -> str:
         """A heading and a table; `level` of the heading."""
@@ -120,7 +121,7 @@ class MixtureCard:
         return cls(mixture.name, ratios, tuple(cards), tuple(name for name in ratios if name not in there))
 
     def to_json(self) -> dict[str, Any]:
-        return {"hours": self._sum("hours"), "samples": self._sum("samples"), **asdict(self)}
+        return {"format": FORMAT, "hours": self._sum("hours"), "samples": self._sum("samples"), **asdict(self)}
 
     def to_markdown(self) -> str:
         """A table of the sources, and the card of each."""
