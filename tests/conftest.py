@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests import warm_python
 from tests.patience import PATIENCE, wait_until
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+# what is measured of the processor and kept is not kept in the user's own folder
+os.environ.setdefault("XDG_CACHE_HOME", f"{tempfile.gettempdir()}/vita-audio-pl-tests-{os.getuid()}")
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
 

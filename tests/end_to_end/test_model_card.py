@@ -24,7 +24,7 @@ def test_the_card_tells_stages_data_and_results_of_these_weights(smoke_demo, mon
         "sft",
     ]
     assert "Started from random weights." in card and "| world_tts |" in card
-    assert "WER" in card.partition("## Results")[2]
+    assert "error rate of the text beside the speech" in card.partition("## Results")[2]
     other = model_card(find_model(f"{RUN}/align"), tmp_path / "mine", "backbone", None)
     assert "| sft |" not in other and "speech_lm" not in other and 'license: "unknown"' in other
 

@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(folder, change, sentence):
         ("tokenizer", "config.json", "d_model", 128, "does not fit its configuration"),
         ("tokenizer", "config.json", "d_model", None, "d_model is null"),
         ("tokenizer", "config.json", "quantize_position", 10**9, "a whole number from 1 to 256"),
-        ("tokenizer", "config.json", "encoder_causal_attention", True, "only False is supported"),
+        ("tokenizer", "config.json", "encoder_causal_attention", True, "only false is supported"),
         ("tokenizer", "config.json", "pooling_position", 3, "pooling_position lies after"),
         ("tokenizer", "preprocessor_config.json", "sampling_rate", 8000, "only 16000 is supported"),
     ],
