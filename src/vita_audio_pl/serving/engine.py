@@ -20,6 +20,7 @@ from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.dialogue import Conversation, Item, Manner
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
+from vita_audio_pl.serving.workers import promised
 
 T = TypeVar("T")
 _LOG = logging.getLogger("vita_audio_pl.serving")
@@ -161,16 +162,7 @@ class Engine:
 
     def do(self, work: Callable[[], T]) -> "Future[T]":
         """Runs `work` in the engine's thread, between two rounds."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-
+        future, run = promised(work)
         self._work.put(run)
         return future
 

@@ -151,8 +151,8 @@ class Answer:
         loaded = service.loaded
         maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.codec if sound else None)
         self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._tell)
-        service._open_answers += 1
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
+        service._open_answers += 1  # not where it was refused
 
     @property
     def sequence(self) -> DecodedSequence | None:

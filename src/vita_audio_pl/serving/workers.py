@@ -10,6 +10,21 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def promised(work: Callable[[], T]) -> "tuple[Future[T], Callable[[], None]]":
+    """What `work` will give, and the call that does it, unless the future was cancelled before."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    return future, run
+
+
 class Workers:
     """A pool of threads whose work is ordered by when it is due, by the monotonic clock.
 
@@ -35,16 +50,7 @@ class Workers:
 
     def submit(self, work: Callable[[], T], due: float = 0.0) -> "Future[T]":
         """Has `work` done; without a time it is due at once."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-
+        future, run = promised(work)
         self._work.put((due, next(self._number), run))
         return future
 
