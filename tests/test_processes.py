@@ -17,7 +17,7 @@ import pytest
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl import processes
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import check_agent, check_status, run_command, stopping_is_said, worker_processes
+from vita_audio_pl.processes import announce_stop, check_agent, check_status, run_command, worker_processes
 
 fork = multiprocessing.get_context("fork")
 
@@ -94,7 +94,7 @@ COMMAND = """
 import pathlib, sys, time
 from vita_audio_pl import processes
 from vita_audio_pl.config.ending import one_sentence
-processes.SAME_PRESS = float(sys.argv[2])
+processes.SAME_PRESS_SECONDS = float(sys.argv[2])
 with one_sentence():
     try:
         pathlib.Path(sys.argv[1], "ready").touch()
@@ -129,9 +129,9 @@ def test_stopping_is_one_sentence_at_once_and_one_more_ends_it(tmp_path, signals
 
 
 def test_a_signal_that_comes_from_a_terminal_and_from_the_chain_is_one(monkeypatch, capfd):
-    monkeypatch.setattr(processes, "SAME_PRESS", 3600.0)
+    monkeypatch.setattr(processes, "SAME_PRESS_SECONDS", 3600.0)
     with pytest.raises(SystemExit) as end:
-        with stopping_is_said():
+        with announce_stop():
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)

@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _stopped_while_starting(number: int, frame: Any) -> None:
-    """What Ctrl-C does while a command still imports, for seconds; `processes.stopping_is_said` takes over from it."""
+    """What Ctrl-C does while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
     os.write(2, b"\nCtrl-C: stopped in its start; the same command goes on from what is finished\n")
     os._exit(128 + number)
 

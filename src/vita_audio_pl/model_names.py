@@ -20,10 +20,10 @@ def named_model(name: Path | str, runs: Path | str = "runs") -> Path:
         # training comes with torch and Lightning, which the names of folders do not need
         from vita_audio_pl.training.checkpoints.folders import find_checkpoint
         from vita_audio_pl.training.stage.checkpoint_model import model_of_checkpoint
-        from vita_audio_pl.training.stage.launch import may_be_first
+        from vita_audio_pl.training.stage.launch import is_first_process
 
         for place in dict.fromkeys([Path(name), Path(runs) / name]):
             checkpoint = find_checkpoint(place)
             if checkpoint is not None:
-                return model_of_checkpoint(checkpoint, may_be_first())
+                return model_of_checkpoint(checkpoint, is_first_process())
     return find_model(name, runs)

@@ -14,12 +14,12 @@ from vita_audio_pl.data.recipe import SourceRecipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import read_model_facts
 from vita_audio_pl.model_names import named_model
-from vita_audio_pl.preparation import manifest_told, prepare_split, tokenize_job
+from vita_audio_pl.preparation import describe_manifest, prepare_split, tokenize_job
 from vita_audio_pl.spoken_world.plan import ASR_PROMPT, TTS_PROMPT
 from vita_audio_pl.storage.copies import local_copy
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.model_folders import part_of
-from vita_audio_pl.storage.owned import Kind, Owned, whole_folder
+from vita_audio_pl.storage.owned import Kind, Owned, atomic_folder
 from vita_audio_pl.storage.places import Place, place
 from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
@@ -61,10 +61,10 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
     listed = samples
     if isinstance(samples, Path) and samples.is_dir():
         listed = out / PAIRS
-        write_whole(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs)).encode())
+        atomic_write(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs)).encode())
     _keep(out / "tokenizer", "tokenizer", facts.tokenizer)
     if not (out / "codec").is_dir():
-        with whole_folder(out / "codec", "codec") as aside:
+        with atomic_folder(out / "codec", "codec") as aside:
             shutil.copytree(codec, aside, dirs_exist_ok=True)
     recipe = _recipe(listed, config.held_out)
     for split in recipe.all_splits:
@@ -86,15 +86,15 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
         )
         manifest = prepare_split(job, executor_of(config.executor), console, prune=True)
         if manifest is not None:
-            print(manifest_told(manifest, out / SHARDS))
-    write_whole(out / MIXTURE, f"description: Your own data.\nsources:\n  {SOURCE}: {{ratio: 1.0}}\n".encode())
+            print(describe_manifest(manifest, out / SHARDS))
+    atomic_write(out / MIXTURE, f"description: Your own data.\nsources:\n  {SOURCE}: {{ratio: 1.0}}\n".encode())
     return out
 
 
 def _keep(folder: Path, what: str, tokenizer: TextTokenizer) -> None:
     """Write the model's tokenizer, or refuse a folder that was prepared for a model with another."""
     if not folder.is_dir():
-        with whole_folder(folder, what) as aside:
+        with atomic_folder(folder, what) as aside:
             tokenizer.save(aside)
     elif TextTokenizer.load(folder).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder.parent} was prepared for a model with another tokenizer; give another out=DIR")

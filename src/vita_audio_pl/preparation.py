@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.data.executors import Executor, worker_number
-from vita_audio_pl.data.left_out import told
+from vita_audio_pl.data.left_out import summary
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
@@ -30,7 +30,7 @@ from vita_audio_pl.spoken_world import WORLD, World, build_world, find_world
 from vita_audio_pl.storage.copies import CACHE, local_copy
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold
-from vita_audio_pl.storage.owned import Owned, below, whole_folder
+from vita_audio_pl.storage.owned import Owned, atomic_folder, below
 from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
@@ -172,11 +172,11 @@ def prepare_split(
     )
 
 
-def manifest_told(manifest: Manifest, shards: Place) -> str:
+def describe_manifest(manifest: Manifest, shards: Place) -> str:
     """The sentence that a prepared split ends with."""
     return (
         f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
-        f"{told(manifest.report)}; in {shards / manifest.source}"
+        f"{summary(manifest.report)}; in {shards / manifest.source}"
     )
 
 
@@ -312,7 +312,7 @@ def _prepare_world(
             "need them: delete the folder, or choose another one (data.world_folder=DIR; root=DIR of prepare)"
         )
     if not _world_tokenizer(folder, tokenizer).is_dir():
-        with whole_folder(_world_tokenizer(folder, tokenizer), "tokenizer") as aside:
+        with atomic_folder(_world_tokenizer(folder, tokenizer), "tokenizer") as aside:
             if tokenizer is None:
                 TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
             else:
@@ -320,11 +320,11 @@ def _prepare_world(
     if not (folder / "codec").is_dir():
         console.print(f"fitting the codec mel_vq ({codebook_size} codes) to the training audio")
         config = MelVQConfig(codebook_size=codebook_size)
-        with whole_folder(folder / "codec", "codec") as aside:
+        with atomic_folder(folder / "codec", "codec") as aside:
             MelVQ.fit(_training_waves(world, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(aside)
     if keep_audio and not (folder / ENCODER_FOLDER).is_dir():
         waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
-        with whole_folder(folder / ENCODER_FOLDER, "audio encoder") as aside:
+        with atomic_folder(folder / ENCODER_FOLDER, "audio encoder") as aside:
             new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
     for job in _world_jobs(folder, keep_audio, tokenizer):
         prepare_split(job, console=console)

@@ -14,7 +14,7 @@ def prepare(config: PrepareConfig) -> None:
 
     from vita_audio_pl.data.executors import executor_of
     from vita_audio_pl.data.recipe import load_recipe
-    from vita_audio_pl.preparation import manifest_told, prepare_split, prepare_spoken_world, tokenize_job
+    from vita_audio_pl.preparation import describe_manifest, prepare_split, prepare_spoken_world, tokenize_job
     from vita_audio_pl.storage.copies import local_copy
     from vita_audio_pl.storage.places import place
     from vita_audio_pl.storage.remote import RemotePath
@@ -67,7 +67,7 @@ def prepare(config: PrepareConfig) -> None:
     for split in [config.split] if config.split else recipe.all_splits:
         manifest = prepare_split(make_job(split), executor_of(config.executor), console, config.parts, config.prune)
         if manifest is not None:
-            print(manifest_told(manifest, target))
+            print(describe_manifest(manifest, target))
 
 
 def main() -> None:

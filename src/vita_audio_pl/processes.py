@@ -34,7 +34,9 @@ TRY_AGAIN = 75
 INTERRUPTED = 128 + signal.SIGINT
 _STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
 _LOOK = 0.5  # seconds between two looks whether the parent is there
-SAME_PRESS = 2.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
+SAME_PRESS_SECONDS = (
+    2.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
+)
 
 
 def requeue_job() -> None:
@@ -50,7 +52,7 @@ _requeued = False
 
 
 @contextmanager
-def requeued_when_told(wanted: bool) -> Iterator[None]:
+def requeue_on_signal(wanted: bool) -> Iterator[None]:
     """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: the same command goes on from what is saved."""
     try:
         yield
@@ -61,7 +63,7 @@ def requeued_when_told(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def stopping_is_said() -> Iterator[None]:
+def announce_stop() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGUSR1 say in one sentence where the command stops, unwind, and decide its exit status.
 
     The sentence is written at once, by the signal's handler; one more signal ends the process there and then. Blocks may
@@ -95,11 +97,11 @@ _stopped_by: tuple[int, float] | None = None  # signal, and when it came
 def _stop(number: int, frame: FrameType | None) -> None:
     global _stopped_by
     if _stopped_by is not None:
-        if time.monotonic() - _stopped_by[1] > SAME_PRESS:
+        if time.monotonic() - _stopped_by[1] > SAME_PRESS_SECONDS:
             os._exit(_STATUS[number])
         return
     _stopped_by = number, time.monotonic()
-    say_at_once(
+    print_now(
         f"{name_of(number)}: stopped in {_place(frame)}; what is finished is kept, and the same command goes on from there "
         "(one more ends it at once)"
     )
@@ -111,7 +113,7 @@ def name_of(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def say_at_once(sentence: str) -> None:
+def print_now(sentence: str) -> None:
     """Writes a line to stderr from a signal handler, which may have interrupted a write to it."""
     with suppress(OSError):  # whoever read it has gone
         os.write(2, f"\n{sentence}\n".encode())

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.model_names import named_model
-from vita_audio_pl.processes import check_agent, requeued_when_told
+from vita_audio_pl.processes import check_agent, requeue_on_signal
 from vita_audio_pl.storage.model_folders import may_name_checkpoint
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.finetune import with_finetune
@@ -19,14 +19,14 @@ from vita_audio_pl.training.stage.launch import rank_of_launch
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
     from vita_audio_pl.training.stage.invocation import invoked
-    from vita_audio_pl.training.stage.launch import may_be_first
+    from vita_audio_pl.training.stage.launch import is_first_process
 
     check_train_config(config)
     rank_of_launch(config.trainer)  # a left-over rank is refused before anything is written
     check_agent()
-    first = may_be_first()
+    first = is_first_process()
     with (
-        requeued_when_told(config.callbacks.requeue and first),
+        requeue_on_signal(config.callbacks.requeue and first),
         invoked(config.force),
     ):  # a stage and its parents, or the stages of a chain
         return _train(config)

@@ -10,7 +10,7 @@ import soundfile
 from toy_codec import N_CODES, RATE, LoudnessCodec
 from toy_corpus import toy_tokenizer
 
-from vita_audio_pl.data.left_out import told
+from vita_audio_pl.data.left_out import summary
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.readers import make_reader
@@ -89,7 +89,7 @@ def test_what_a_recipe_does_not_want_is_left_out_by_name_and_counts_as_no_fault(
         "refused text": 1, "other language": 1, "low dnsmos": 1, "no dnsmos": 1, "other tags": 1,
         "text not as required": 1, "no text left": 1, "audio too short": 1, "speech too fast": 1, "speech too slow": 1,
     }  # fmt: skip
-    assert "1 left out (no transcript 1), 10 not wanted by the filters (" in told(manifest.report)
+    assert "1 left out (no transcript 1), 10 not wanted by the filters (" in summary(manifest.report)
     sample = PreparedSource(made.out).read(0)
     assert made.tokenizer.decode(sample.turns[-1].segments[0].ids) == "red, cow"
     named = {line["where"]: line["problem"] for line in map(json.loads, (made.out / "skipped.jsonl").open())}

@@ -46,12 +46,12 @@ def test_a_part_that_fails_is_tried_again_and_then_told(
     raw: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = toy_job(raw, place(url) if url else tmp_path, "asr", toy_tokenizer())  # type: ignore[arg-type]
-    assert status_of(job.out) == SourceStatus("asr") and status_of(job.out).told == "not begun"
+    assert status_of(job.out) == SourceStatus("asr") and status_of(job.out).summary == "not begun"
     failing(job, 2, monkeypatch)
     with pytest.raises(PartsFailed, match="1 of 4 parts of 'asr' failed after 2 tries each, .*lost its way"):
         prepare_source(job, LocalExecutor(tries=2))
     status = status_of(job.out)
-    assert (status.parts, status.done, status.failed, status.left, status.told) == (4, 3, 1, 0, "stopped")
+    assert (status.parts, status.done, status.failed, status.left, status.summary) == (4, 3, 1, 0, "stopped")
     assert "failed 2 times" in status.failures[0] and "lost its way" in status.failures[0]
     monkeypatch.undo()
     failing(job, 2, monkeypatch)
@@ -72,10 +72,10 @@ def test_status_shows_the_jobs_at_work_and_the_last_of_an_array_tells_of_all(raw
     told: list[str] = []
     assert prepare_source(job, LocalExecutor(1, 0, 2), watch, tell=told.append) is None and not told
     first, second = seen
-    assert (first.parts, first.done, first.told) == (4, 1, "running") and second.done == 2
+    assert (first.parts, first.done, first.summary) == (4, 1, "running") and second.done == 2
     assert first.jobs[0][0].holder.is_here and first.jobs[0][0].kind == "prepare.0-of-2"
     assert second.to_go is not None and second.hours_an_hour > 0 and second.running + second.left == 2
-    assert (status_of(job.out).done, status_of(job.out).left, status_of(job.out).told) == (2, 2, "stopped")
+    assert (status_of(job.out).done, status_of(job.out).left, status_of(job.out).summary) == (2, 2, "stopped")
     assert prepare_source(job, LocalExecutor(1, 1, 2), tell=told.append) is not None
     assert [line.split(" on ")[0] for line in told] == ["prepare.0-of-2", "prepare.1-of-2"]
     assert all("2 of 2 parts in " in line and "h an hour, 0 left out" in line for line in told)

@@ -59,7 +59,7 @@ def test_smoke_demo_lets_every_stage_answer_prompts_while_it_trains(smoke_demo):
         rows = [json.loads(line) for line in (folders[-1] / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
         assert {row["task"] for row in rows} == tasks and len(rows) == 2 * len(tasks)
         spoken = [row for row in rows if row.get("audio")]
-        assert all((folders[-1] / row["audio"]).is_file() and row["heard"] is not None for row in spoken)
+        assert all((folders[-1] / row["audio"]).is_file() and row["transcript"] is not None for row in spoken)
     assert spoken, "no answer of the last stage's heads was spoken"
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "What it answered while it trained" in page

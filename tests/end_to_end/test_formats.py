@@ -24,7 +24,7 @@ SPOKEN_FOR = {
     "*/checkpoints/step-*/part-*.json": "state.json of the checkpoint",
     "*/shards/*/skipped.jsonl": "manifest.json of the source",
     "*/eval/*/answers.*.jsonl": "key.json of the evaluation",
-    "*/eval/*/heard.*.jsonl": "key.json of the evaluation",
+    "*/eval/*/transcripts.*.jsonl": "key.json of the evaluation",
     "*/eval/*/utterances*.jsonl": "result.json of the evaluation",
     # what people write in the same form, see docs/your-data.md
     "*/samples/*.jsonl": "input",

@@ -21,8 +21,8 @@ VANILLA = Decoding("vanilla", (8192, 0))
 class Stammering(SpellingToolbox):
     """Is misheard once in the last six of the first half's answers, and in all of the second half."""
 
-    def listen(self, model, judge, answers, voices):
-        heard = super().listen(model, judge, answers, voices)
+    def transcribe(self, model, judge, answers, voices):
+        heard = super().transcribe(model, judge, answers, voices)
         return [Transcript(h.id, f"{h.text} what" if int(h.id) >= 6 else h.text, h.seconds) for h in heard]
 
 

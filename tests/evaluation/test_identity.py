@@ -53,7 +53,7 @@ OTHER = {
     "kernels": ["auto", "rows"],
     "players": [0, 6],
     "controls": [0, 100],
-    "transcripts": [None, "heard.jsonl"],
+    "transcripts": [None, "transcripts.jsonl"],
     "profile": ["strict", "both"],
     "step": ["all", "generate", "score"],
     "wandb": ["off", "offline"],
@@ -204,7 +204,7 @@ CALLS = st.fixed_dictionaries(
         "limit": st.sampled_from([3, 7, None]),
         "batch_size": st.sampled_from([2, 5]),
         "share": st.sampled_from([Share(), Share(0, 2), Share(1, 2)]),
-        "steps": st.sampled_from([("generate",), ("generate", "listen")]),
+        "steps": st.sampled_from([("generate",), ("generate", "transcribe")]),
         "killed_after": st.sampled_from([None, None, 1, 3]),
     }
 )

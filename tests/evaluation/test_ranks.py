@@ -158,7 +158,7 @@ def test_a_rank_that_nobody_joins_says_so_soon_and_goes_on_waiting(tmp_path, mon
     """Variables of a launch that are left in a shell look like those of ranks that come late."""
     said, sentences = threading.Event(), []
     monkeypatch.setattr(ranks, "_ALONE", 0.02)
-    monkeypatch.setattr(ranks, "say_at_once", lambda sentence: (sentences.append(sentence), said.set()))
+    monkeypatch.setattr(ranks, "print_now", lambda sentence: (sentences.append(sentence), said.set()))
     set_variables(monkeypatch, {"RANK": "0", "WORLD_SIZE": "2"})
     with Meeting(tmp_path, Share(0, 2, launch="a"), every=0.01):
         assert said.wait(PATIENCE)

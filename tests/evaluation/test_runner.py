@@ -48,8 +48,8 @@ class SpellingToolbox:
             for item in items
         ]
 
-    def listen(self, model, judge, answers, voices):
-        self._note("listen", [answer.id for answer in answers])
+    def transcribe(self, model, judge, answers, voices):
+        self._note("transcribe", [answer.id for answer in answers])
         return [
             Transcript(a.id, bytes(a.codes).decode().replace("number 3", "number 7"), len(a.codes)) for a in answers
         ]
@@ -116,7 +116,7 @@ def test_worst_utterances_come_first(tmp_path):
     utterances = report(run(tmp_path))["utterances.jsonl"]
     rows = [json.loads(line) for line in utterances.split(b"\n") if line]
     assert [row["id"] for row in rows[:6]] == ["4", "9", "14", "19", "6", "7"]
-    assert rows[0]["silent"] and rows[0]["heard"] == ""
+    assert rows[0]["silent"] and rows[0]["transcript"] == ""
 
 
 KILLED_RUN = """
@@ -129,7 +129,7 @@ run_all([evaluation(folder)], SpellingToolbox(folder / "log", stop_at=sys.argv[4
 """
 
 
-@pytest.mark.parametrize(("workers", "wanted"), [(1, "answer 10"), (2, "answer 10"), (1, "listen 10")])
+@pytest.mark.parametrize(("workers", "wanted"), [(1, "answer 10"), (2, "answer 10"), (1, "transcribe 10")])
 def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, workers, wanted, ended):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
@@ -147,7 +147,7 @@ def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, wor
         file.write('{"id": "23", "text": "torn')  # a write that was cut short
 
     recorded = {json.loads(line)["id"] for line in answers.read_text().split("\n")[:-1]}
-    assert recorded and (wanted.startswith("listen") or len(recorded) < 24)
+    assert recorded and (wanted.startswith("transcribe") or len(recorded) < 24)
     resumed = report(run(killed, log=killed / "second"))
     assert resumed == expected
     answered = {line.split()[1] for line in (killed / "second").read_text().splitlines() if line.startswith("answer")}
@@ -187,9 +187,9 @@ def test_a_pool_goes_on_after_a_caller_that_did_not_take_all_results(tmp_path):
 def test_equal_speech_is_judged_once(tmp_path):
     both = [evaluation(tmp_path), replace(evaluation(tmp_path), stage="mtp1", place=tmp_path / "again")]
     records = run_all(both, SpellingToolbox(tmp_path / "log"))
-    listened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("listen")]
+    listened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("transcribe")]
     assert len(listened) == 20 and all(record.complete() for record in records)
-    assert records[0].heard_of("6") == records[1].heard_of("6")
+    assert records[0].transcript_of("6") == records[1].transcript_of("6")
 
 
 def test_another_model_does_not_inherit_answers_and_the_first_ones_stay(tmp_path):
@@ -205,7 +205,7 @@ def test_a_look_stands_beside_the_whole_and_gives_it_its_answers(tmp_path):
     look = run(tmp_path, limit=7)
     whole = run(tmp_path, log=tmp_path / "second", batch_size=3)
     done = (tmp_path / "second").read_text().split("\n")
-    assert "answer 6" not in done and "answer 7" in done and "listen 6" not in done
+    assert "answer 6" not in done and "answer 7" in done and "transcribe 6" not in done
     assert sorted(folder.name.rpartition("-")[0] for folder in (tmp_path / "eval").iterdir()) == [
         "tts.boost.24", "tts.boost.7",
     ]  # fmt: skip
@@ -223,7 +223,7 @@ def test_another_judge_hears_the_same_answers_anew(tmp_path):
     run(tmp_path)
     run(tmp_path, log=tmp_path / "second", listening="another")
     log = (tmp_path / "second").read_text()
-    assert "answer" not in log and log.count("listen") == 20
+    assert "answer" not in log and log.count("transcribe") == 20
 
 
 def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol_is_asked_for(tmp_path):
@@ -236,7 +236,7 @@ def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol
                 for i in items
             ]
 
-        def listen(self, model, judge, answers, voices):
+        def transcribe(self, model, judge, answers, voices):
             return [Transcript(answer.id, "in the barn", 1.0) for answer in answers]
 
     job = evaluation(tmp_path, task="sqa", items=items)

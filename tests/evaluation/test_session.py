@@ -138,7 +138,7 @@ def test_two_processes_and_a_lost_batch_give_the_same_files(config, tmp_path):
     run_session(config)
     place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"
     whole = files_of(place)
-    for name in ("answers.0.jsonl", "heard.0.jsonl"):
+    for name in ("answers.0.jsonl", "transcripts.0.jsonl"):
         (path,) = place.glob(f"sft/test/sqa.vanilla.6-*/{name}")
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     (controls,) = place.glob("controls/*/controls.json")
@@ -214,7 +214,7 @@ def test_ranks_share_the_work_end_together_and_one_writes_the_results(config, tm
         name: text for name, text in files_of(tmp_path / "alone").items() if "result" in name or "utterances" in name
     }
     assert len(results) == 4 * 3 and results.items() <= files_of(tmp_path / "shared").items()
-    for stem in ("answers", "heard"):
+    for stem in ("answers", "transcripts"):
         assert len(list((tmp_path / "shared").rglob(f"tts*/{stem}.[01].jsonl"))) == 2
 
 

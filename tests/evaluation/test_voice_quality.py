@@ -86,8 +86,8 @@ def test_scores_reach_the_results_and_equal_codes_in_two_voices_are_heard_twice(
     from vita_audio_pl.evaluation.records import Transcript
 
     class Rating(SpellingToolbox):
-        def listen(self, model, judge, answers, voices):
-            heard = super().listen(model, judge, answers, voices)
+        def transcribe(self, model, judge, answers, voices):
+            heard = super().transcribe(model, judge, answers, voices)
             return [Transcript(h.id, h.text, h.seconds, float(voices[h.id].stem) / 10, 3.5) for h in heard]
 
     items = tuple(tts_item(str(n), "the red cow", voice_prompt=tmp_path / f"{n}.wav") for n in (2, 6))

@@ -20,7 +20,7 @@ from vita_audio_pl.codecs.hf_codec import TransformersCodec
 from vita_audio_pl.codecs.mel_vq import MelVQ, MelVQConfig
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import generate, load_speech_model
-from vita_audio_pl.inference.answering import clips_of, codec_of, listen, prompt_ids
+from vita_audio_pl.inference.answering import clips_of, codec_of, encode_recordings, prompt_ids
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
 from vita_audio_pl.models.initialise import add_speech_input
@@ -66,7 +66,7 @@ def use_speech_model(folder: Path) -> None:
     codec = codec_of(loaded)
     said = (Message("user", "a<|audio|>"), Message("assistant", "the cow<|audio|>"), Message("user", "b"))
     asked = Conversation("asked", said, ("a.wav", "b.wav"))
-    audios = listen(asked, [SOUND, SOUND], loaded, codec)
+    audios = encode_recordings(asked, [SOUND, SOUND], loaded, codec)
     prompt = prompt_ids(asked, audios, loaded, codec)
     [answer] = generate(loaded.runtime, [prompt], loaded.pattern, max_new_tokens=4, clips=[clips_of(audios)])
     loaded.tokenizer.decode(answer.ids)

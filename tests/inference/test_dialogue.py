@@ -11,7 +11,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, SpanConstraint, generate
 from vita_audio_pl.inference import decoder as decoder_module
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.dialogue import Conversation, Manner
+from vita_audio_pl.inference.dialogue import ChatFormat, Conversation
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.text.tokenizer import TextTokenizer
@@ -22,16 +22,16 @@ MODES = [DecodePattern.of(mode) for mode in ("turbo", "boost", "balance", "vanil
 
 
 @pytest.fixture(scope="module")
-def manner():
+def chat_format():
     tokenizer = TextTokenizer.train(["the big red cow lives in the farm " * 30], 275)
-    return Manner(tokenizer.vocabulary(32), tokenizer, IntervalRatio.of([1, 10, 4, 10]), lead_in=(3, 3))
+    return ChatFormat(tokenizer.vocabulary(32), tokenizer, IntervalRatio.of([1, 10, 4, 10]), lead_in=(3, 3))
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_model, manner):
+def speaker(tiny_model, chat_format):
     """A model of ten heads that opens and closes audio spans often: text is unlikely."""
-    model = tiny_model(n_heads=10, vocabulary=manner.vocabulary.size)
-    vocabulary = manner.vocabulary
+    model = tiny_model(n_heads=10, vocabulary=chat_format.vocabulary.size)
+    vocabulary = chat_format.vocabulary
     with torch.no_grad():
         model.lm_head.weight[: vocabulary.n_text] *= 0.6
         model.lm_head.weight[vocabulary.n_text : vocabulary.first_code] = 0
@@ -40,15 +40,15 @@ def speaker(tiny_model, manner):
 
 
 @st.composite
-def manners_of_decoding(draw, manner):
+def manners_of_decoding(draw, chat_format):
     verify = draw(st.sampled_from(["none", "none", "greedy"]))
     drawn = verify == "none" and draw(st.booleans())
     return Options(
         draw(st.sampled_from(MODES)),
         draw(st.integers(1, LONGEST)),
-        frozenset([manner.vocabulary.im_end]),
+        frozenset([chat_format.vocabulary.im_end]),
         Sampling(temperature=0.7, seed=draw(st.integers(0, 9))) if drawn else Sampling(),
-        SpanConstraint.of(manner.vocabulary) if draw(st.booleans()) else None,
+        SpanConstraint.of(chat_format.vocabulary) if draw(st.booleans()) else None,
         verify,
     )
 
@@ -58,7 +58,9 @@ codes = st.lists(st.integers(0, 31), min_size=1, max_size=20).map(lambda c: np.a
 
 
 @pytest.mark.parametrize("examples", [12, pytest.param(600, marks=pytest.mark.slow)])
-def test_answers_are_those_to_a_fresh_prompt_whatever_happens_to_the_history(speaker, manner, monkeypatch, examples):
+def test_answers_are_those_to_a_fresh_prompt_whatever_happens_to_the_history(
+    speaker, chat_format, monkeypatch, examples
+):
     """Small chunks and a small window, so that heads fall behind and cuts reach beyond it; more conversations than slots."""
     monkeypatch.setattr(decoder_module, "PREFILL_CHUNK", 12)
     model, runtime = speaker
@@ -68,7 +70,7 @@ def test_answers_are_those_to_a_fresh_prompt_whatever_happens_to_the_history(spe
     @given(data=st.data())
     def check(data):
         decoder = Decoder(runtime, slots=2, capacity=CAPACITY)
-        talks = [Conversation(decoder, manner) for _ in range(3)]
+        talks = [Conversation(decoder, chat_format) for _ in range(3)]
         talks[0].add("system", "the farm")
         for _ in range(data.draw(st.integers(2, 8))):
             talk = data.draw(st.sampled_from(talks))
@@ -91,11 +93,11 @@ def test_answers_are_those_to_a_fresh_prompt_whatever_happens_to_the_history(spe
         assert decoder.free_slots == 2 and not decoder._resting
 
     def ask(talk, data):
-        options = data.draw(manners_of_decoding(manner))
+        options = data.draw(manners_of_decoding(chat_format))
         sequence = talk.begin(options)
         prompt = sequence.ids[: sequence.n_prompt]
         assert len(prompt) + options.max_new_tokens <= CAPACITY
-        assert prompt == talk.prompt() == Conversation(talk.decoder, manner, items=list(talk.items)).prompt()
+        assert prompt == talk.prompt() == Conversation(talk.decoder, chat_format, items=list(talk.items)).prompt()
         kept.append(sequence.read[0])
         rounds = data.draw(st.one_of(st.none(), st.integers(1, 4)), label="rounds before it is interrupted")
         while not sequence.finished and rounds != 0:
@@ -127,14 +129,14 @@ def test_answers_are_those_to_a_fresh_prompt_whatever_happens_to_the_history(spe
     assert sum(read > 0 for read in kept) > len(kept) / 5  # caches were used at all
 
 
-def test_only_new_tokens_are_read_and_what_training_would_write_stands_in_the_history(speaker, manner):
+def test_only_new_tokens_are_read_and_what_training_would_write_stands_in_the_history(speaker, chat_format):
     _, runtime = speaker
-    talk = Conversation(Decoder(runtime, slots=1, capacity=400), manner)
-    vocabulary = manner.vocabulary
+    talk = Conversation(Decoder(runtime, slots=1, capacity=400), chat_format)
+    vocabulary = chat_format.vocabulary
     talk.add("user", "where is the cow")
-    text = manner.tokenizer.encode("the big red cow lives in the farm")
+    text = chat_format.tokenizer.encode("the big red cow lives in the farm")
     spoken = np.arange(26) % 32
-    ids = manner.ratio.interleave(
+    ids = chat_format.ratio.interleave(
         text, vocabulary.code_ids(spoken), vocabulary.begin_of_audio, vocabulary.end_of_audio
     ).tolist()
     sequence = talk.begin(Options(VANILLA, 100, frozenset([vocabulary.im_end])))
@@ -154,24 +156,28 @@ def test_only_new_tokens_are_read_and_what_training_would_write_stands_in_the_hi
     following = talk.begin(Options(MODES[1], 20, frozenset([vocabulary.im_end])))
     assert following.ids[: before - 1] == sequence.ids[: before - 1]  # all but the last end marker may be another
     assert following.read[0] >= before - 1
-    assert talk.manner.cut(ids, 0) == 0 and talk.manner.cut(ids, 1) == 3 and talk.manner.cut(ids, 9) == 1 + 10 + 4 + 2
+    assert (
+        talk.chat_format.cut(ids, 0) == 0
+        and talk.chat_format.cut(ids, 1) == 3
+        and talk.chat_format.cut(ids, 9) == 1 + 10 + 4 + 2
+    )
     talk.close()
     # a given answer gets the lead-in that training puts before it, a written one brings its own
-    given = manner.given("assistant", "cow", np.asarray([7, 8]))
-    assert manner.renderer.prompt([given.turn]).tolist().count(vocabulary.first_code + 3) == 2
+    given = chat_format.input_turn("assistant", "cow", np.asarray([7, 8]))
+    assert chat_format.renderer.prompt([given.turn]).tolist().count(vocabulary.first_code + 3) == 2
 
 
-def test_a_full_context_slides_by_whole_exchanges_or_refuses_in_a_sentence(speaker, manner):
+def test_a_full_context_slides_by_whole_exchanges_or_refuses_in_a_sentence(speaker, chat_format):
     _, runtime = speaker
     decoder = Decoder(runtime, slots=1, capacity=120)
-    talk = Conversation(decoder, manner)
+    talk = Conversation(decoder, chat_format)
     talk.add("system", "the farm")
-    options = Options(VANILLA, 20, frozenset([manner.vocabulary.im_end]))
+    options = Options(VANILLA, 20, frozenset([chat_format.vocabulary.im_end]))
     for _ in range(6):
         talk.add("user", "the big red cow")
         talk.add("assistant", "lives in the farm")
     talk.add("user", "where is the cow")
-    strict = Conversation(decoder, manner, "refuse", list(talk.items))
+    strict = Conversation(decoder, chat_format, "refuse", list(talk.items))
     with pytest.raises(UserError, match="does not fit"):
         strict.begin(options)
     talk.begin(options)
@@ -180,6 +186,6 @@ def test_a_full_context_slides_by_whole_exchanges_or_refuses_in_a_sentence(speak
     assert len(talk.prompt()) + 20 <= 90
     talk.close()
     talk.items[1:-1] = []
-    talk.items.append(manner.given("user", np.arange(200) % 32))
+    talk.items.append(chat_format.input_turn("user", np.arange(200) % 32))
     with pytest.raises(UserError, match="begin a new one"):
         talk.begin(options)

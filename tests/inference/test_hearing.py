@@ -14,7 +14,7 @@ from vita_audio_pl.benchmarking.decoding_trained import benchmark_trained, read_
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, generate, load_speech_model
 from vita_audio_pl.inference import decoder as decoder_module
-from vita_audio_pl.inference.answering import listen, open_session, prompt_ids, read_recordings
+from vita_audio_pl.inference.answering import encode_recordings, open_session, prompt_ids, read_recordings
 from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.initialise import add_speech_input
@@ -108,7 +108,7 @@ def test_earlier_answers_are_codes_beside_questions_that_are_heard(folder):
     loaded, codec = load_speech_model(folder), Codec()
     said = (("user", "<|audio|>"), ("assistant", "the cow<|audio|>"), ("user", "<|audio|>"))
     asked = Conversation("asked", tuple(Message(*turn) for turn in said), (str(folder / "question.wav"),) * 3)
-    audios = listen(asked, read_recordings(asked, loaded, codec), loaded, codec)
+    audios = encode_recordings(asked, read_recordings(asked, loaded, codec), loaded, codec)
     ids = prompt_ids(asked, audios, loaded, codec)
     assert [isinstance(audio, AudioFrames) for audio in audios] == [True, False, True]
     assert loaded.vocabulary.codes_of(ids).tolist() == list(range(8))

@@ -70,12 +70,12 @@ def write_arm_result(place: Path, choice: str, seed: int, mode: str, task: str, 
     for number in range(3):
         write_tone(folder / "audio" / f"{task}{number}.wav", 400 + 60 * number)
         rows.append({"id": f"{task}{number}", "reference": "anna has three cups", "text": "anna has three cups",
-                     "heard": "anna has two cups", "seconds": 0.32, "silent": False, "audio": f"audio/{task}{number}.wav", "tokens": 47,
+                     "transcript": "anna has two cups", "seconds": 0.32, "silent": False, "audio": f"audio/{task}{number}.wav", "tokens": 47,
                      "backbone_passes": passes, "head_passes": heads, "scores": scores})  # fmt: skip
     answers = [{"id": row["id"], "codes": [7, 7, 8, 9]} for row in rows]
     (folder / "answers.0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     write_json(folder / "result.json", {
-        "format": 2, "key": f"{choice}{seed}{mode}{task}",
+        "format": 3, "key": f"{choice}{seed}{mode}{task}",
         "stage": "mtp10", "mode": name, "verify": "greedy" if verified else "none", "task": task, "split": "test",
         "bench": "spoken_world", "pattern": PATTERNS[name], "utterances": 160, "metrics": metrics, "backbone_passes": passes, "head_passes": heads,
         "profile": "strict", "judge": "pocketsphinx",

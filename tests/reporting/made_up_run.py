@@ -87,7 +87,7 @@ def write_samples(folder: Path, wer: float) -> None:
         row = {"id": f"dev/{task}{number}", "task": task, "asked": "who", "reference": SENTENCES[number], "wer": None,
                "text": SENTENCES[2], "scores": {"text_accuracy": {"hits": int(wer == 0), "of": 1}}}  # fmt: skip
         if task == "tts":
-            row |= {"heard": "the <i>dog</i>", "wer": wer, "seconds": 0.3, "audio": f"audio/{number}.wav"}
+            row |= {"transcript": "the <i>dog</i>", "wer": wer, "seconds": 0.3, "audio": f"audio/{number}.wav"}
             write_tone(folder / row["audio"], 400)
         rows.append(row)
     (folder / "audio").mkdir(parents=True, exist_ok=True)

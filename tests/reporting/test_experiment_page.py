@@ -72,7 +72,7 @@ def test_unequal_seeds_are_told_wherever_a_mean_stands(tmp_path):
         "every_head": "2 of 3", "served_slots": "3", "audio_only": "3", "distil": "1 of 3",
     }  # fmt: skip
     assert "Hollow: one seed" in experiment_pictures(files, "test")["wer_against_speed"].text
-    assert files.heard_seed == 3  # the only one of all four, though the first arm's first is 2
+    assert files.sample_seed == 3  # the only one of all four, though the first arm's first is 2
     heard = {voice.name.partition(",")[0] for utterance in side_by_side(files, "test") for voice in utterance.voices}
     assert heard == set(CHOICES)
 

@@ -41,7 +41,7 @@ def test_interval_over_three_seeds_is_students_t_within_what_can_be():
 
 def test_one_seed_and_seeds_that_agree_say_nothing_of_chance():
     samples = ([0.5], [0.1 + 0.2, 0.3], [-1.0, 4.0], [3.0, 3.1, 3.2])
-    told = {found.beyond_chance: found.interval for found in map(over_seeds, samples)}
+    told = {found.significant: found.interval for found in map(over_seeds, samples)}
     assert list(told) == ["one seed", "no spread", "no", "yes"]
     assert told["one seed"] is None and told["no spread"] is None
 

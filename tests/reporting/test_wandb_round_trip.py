@@ -15,7 +15,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.dashboard import ARMS
 from vita_audio_pl.reporting.experiment.files import ExperimentFiles
 from vita_audio_pl.reporting.experiment.wandb_arms import fetch_arms
-from vita_audio_pl.reporting.run.listening import utterances_to_hear
+from vita_audio_pl.reporting.run.listening import listening_examples
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.sweeps.wandb_arm import log_arm
 from vita_audio_pl.training.run_folder.manifest import StageManifest
@@ -119,7 +119,7 @@ def test_a_fetched_arm_plays_its_questions_and_answers(tmp_path, monkeypatch):
     api = api_with(outdated, served(artifact, "v10"))
     (folder,) = fetch_arms("lab/speech", "objective", tmp_path / "elsewhere", api)
     assert api.asked == [("lab/speech", {"group": "objective", "jobType": "arm"})]
-    heard = utterances_to_hear(RunFiles.read(folder), "mtp10", "test")
+    heard = listening_examples(RunFiles.read(folder), "mtp10", "test")
     assert len(heard) == 6 and all(voice.sound.uri for utterance in heard for voice in utterance.voices)
     names = [[voice.name for voice in utterance.voices][:2] for utterance in heard]
     assert names == [["question", "expected"]] * 3 + [["expected", "vanilla"]] * 3

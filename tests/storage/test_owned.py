@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage import owned
 from vita_audio_pl.storage.files import partial_name
-from vita_audio_pl.storage.owned import MARK, Kind, Owned, below, whole_folder
+from vita_audio_pl.storage.owned import MARK, Kind, Owned, atomic_folder, below
 
 KIND = Kind("run", ("metrics.csv", "checkpoints/step-*.ckpt/part-*.bin", "wandb/**"), sign=("identity.json",))
 OURS = ("metrics.csv", "checkpoints/step-1.ckpt/part-0.bin", "checkpoints/step-2.ckpt/part-0.bin", "wandb/a/b.txt")
@@ -39,7 +39,7 @@ def fill(root: Path) -> Owned:
     mine = Owned.claim(root, KIND)
     for name in OURS:
         write(root / name)
-    with whole_folder(root / "model", "model") as aside:
+    with atomic_folder(root / "model", "model") as aside:
         write(aside / "weights.bin")
         write(aside / "codec/codec.json")
     return mine
@@ -137,18 +137,18 @@ def test_links_are_removed_and_what_they_lead_to_stays(tmp_path):
 
 
 def test_a_whole_folder_appears_complete_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "model", "model") as aside:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model", "model") as aside:
         write(aside / "weights.bin")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
     for text in ("one", "two"):
-        with whole_folder(tmp_path / "model", "model", replace=True) as aside:
+        with atomic_folder(tmp_path / "model", "model", replace=True) as aside:
             write(aside / "weights.bin", text)
     assert (tmp_path / "model/weights.bin").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
     write(tmp_path / "model/notes.txt", "precious")
     with (
         pytest.raises(UserError, match="is in the way"),
-        whole_folder(tmp_path / "model", "model", replace=True) as aside,
+        atomic_folder(tmp_path / "model", "model", replace=True) as aside,
     ):
         write(aside / "weights.bin", "three")
     assert (tmp_path / "model/notes.txt").exists() and len(list(tmp_path.iterdir())) == 1
@@ -160,7 +160,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch
         patch.setattr(owned.shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mine.clear()
-        with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "run/model", "model") as aside:
+        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "run/model", "model") as aside:
             write(aside / "weights.bin")
             raise KeyboardInterrupt
     dead = f".{socket.gethostname().split('.')[0]}.4194305."  # no process has this number

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.training.callbacks import proof
+from vita_audio_pl.training.callbacks import training_check
 from vita_audio_pl.training.callbacks.sample_writer import AnsweredSamples, SampleWriter
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -34,13 +34,13 @@ def install() -> None:
     keep_answering_weights(setattr)
     with_gradient: set[str] = set()
     hashed: list[int] = []
-    fingerprint = proof.fingerprint
+    fingerprint = training_check.fingerprint
 
     def counted(value: Any) -> str:
         hashed.append(value.numel())
         return fingerprint(value)
 
-    proof.fingerprint = counted
+    training_check.fingerprint = counted
     asked: list[str] = []
     broadcast = torch.distributed.broadcast
 

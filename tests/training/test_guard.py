@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.patience import wait_until
 from vita_audio_pl import processes
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import requeued_when_told
+from vita_audio_pl.processes import requeue_on_signal
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.preemption import Preemption
@@ -137,14 +137,14 @@ def requeued(tmp_path, monkeypatch):
 )
 def test_a_job_that_was_told_to_leave_is_requeued_once(trained, requeued, monkeypatch, number, requeue, says):
     monkeypatch.setattr(SpeechLMModule, "on_train_batch_end", lambda *_: os.kill(os.getpid(), number))
-    with pytest.raises(SystemExit) as end, requeued_when_told(requeue == "true"):
+    with pytest.raises(SystemExit) as end, requeue_on_signal(requeue == "true"):
         trained("align", f"callbacks.requeue={requeue}")
     assert requeued() == says and end.value.code == (130 if number == signal.SIGINT else 75)
 
 
 def test_a_signal_before_the_first_step_requeues_too(requeued):
     for code, says in ((2, ""), (143, "requeue 77\n"), (75, "requeue 77\n")):
-        with pytest.raises(SystemExit), requeued_when_told(True):
+        with pytest.raises(SystemExit), requeue_on_signal(True):
             raise SystemExit(code)
         assert requeued() == says
 

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.owned import whole_folder
+from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.run_folder.manifest import MANIFEST
 from vita_audio_pl.training.stage.invocation import INVOCATION, invoked
@@ -28,7 +28,7 @@ def start(folder: StageFolder, dies: bool = False, force: bool = True, **setting
     with invoked(force) as invocation:
         if force:
             invocation.forced.append(folder)
-        if not folder.begins_anew(identity, force, invocation.id) and folder.model.exists():
+        if not folder.starts_over(identity, force, invocation.id) and folder.model.exists():
             folder.check(identity)
             return "finished"
         folder.open(identity, force, invocation.id)
@@ -38,7 +38,7 @@ def start(folder: StageFolder, dies: bool = False, force: bool = True, **setting
         checkpoint.write_text("{}")
         if dies:
             raise Died
-        with whole_folder(folder.model, "trained model") as aside:
+        with atomic_folder(folder.model, "trained model") as aside:
             (aside / MANIFEST).write_text("{}")
         return begun
 
@@ -144,13 +144,13 @@ def test_ranks_decide_alike_however_late_they_look(dies, folder, monkeypatch):
         def then_look(*arguments, **options):
             result = act(*arguments, **options)
             next(steps)
-            trains = folder.begins_anew(identity, True, "two") or not folder.model.exists()
+            trains = folder.starts_over(identity, True, "two") or not folder.model.exists()
             answers.append(trains)
             return result
 
         return then_look
 
-    answers.append(folder.begins_anew(identity, True, "two") or not folder.model.exists())
+    answers.append(folder.starts_over(identity, True, "two") or not folder.model.exists())
     for name in ("replace", "unlink", "rmdir", "mkdir"):
         monkeypatch.setattr(os, name, watched(getattr(os, name)))
     killed(folder, **identity)

@@ -64,10 +64,10 @@ def test_a_rank_whose_others_do_not_come_says_so(monkeypatch, capfd):
     """A process group waits for half an hour; that others may be late is no reason to refuse them."""
     monkeypatch.setenv("RANK", "0")
     told = threading.Event()
-    monkeypatch.setattr(launch, "say_at_once", lambda sentence: (print(sentence), told.set()))
+    monkeypatch.setattr(launch, "print_now", lambda sentence: (print(sentence), told.set()))
     for trainer, waits in ((TWO, True), (ONE, False)):
         strategy = SimpleNamespace(setup_environment=lambda waits=waits: told.wait(PATIENCE if waits else 0))
-        launch.tell_of_waiting(strategy, trainer, after=0)
+        launch.warn_while_waiting(strategy, trainer, after=0)
         strategy.setup_environment()
         assert ("still waiting for the other ranks of 2; where RANK=0" in capfd.readouterr().out) is waits
         told.clear()

@@ -91,11 +91,11 @@ def test_a_run_goes_back_to_the_step_that_is_asked_for_once(trained, monkeypatch
 
     killed_at(5)
     with pytest.raises(
-        UserError, match=r"callbacks.go_on_from=9: .* has no checkpoint of that step; there are 1, 2, 3"
+        UserError, match=r"callbacks.resume_from_step=9: .* has no checkpoint of that step; there are 1, 2, 3"
     ):
-        trained("align", "run_name=back", *OFTEN, "callbacks.go_on_from=9")
-    assert "going on from step-00000002.ckpt" in killed_at(4, "callbacks.go_on_from=2")
+        trained("align", "run_name=back", *OFTEN, "callbacks.resume_from_step=9")
+    assert "going on from step-00000002.ckpt" in killed_at(4, "callbacks.resume_from_step=2")
     assert 3 in steps(folder, BAD)
-    told = killed_at(5, "callbacks.go_on_from=2")
+    told = killed_at(5, "callbacks.resume_from_step=2")
     assert "went back to step 2 before" in told and re.search(r"going on from step-0000000[34]\.ckpt", told)
     assert weights(trained("align", "run_name=back", *OFTEN)) == weights(whole)

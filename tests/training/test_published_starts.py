@@ -23,7 +23,7 @@ from vita_audio_pl.storage.model_folders import find_model
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
-from vita_audio_pl.training.run_folder.origin import rates_told
+from vita_audio_pl.training.run_folder.origin import describe_rates
 from vita_audio_pl.training.stage.data import prepared_data
 from vita_audio_pl.training.stage.starting_model import backbone_config, starting_model
 from vita_audio_pl.training.stage.train import train_stage
@@ -150,7 +150,7 @@ def test_rates_are_those_for_pretrained_weights_unless_given(start, tmp_path):
 
     def rates(*overrides):
         config = train_config(runs, *overrides)
-        return (config.stage.learning_rate, config.stage.head_rate_factor), rates_told(config)
+        return (config.stage.learning_rate, config.stage.head_rate_factor), describe_rates(config)
 
     assert rates("stage=align") == ((3e-3, 1.0), None)
     found, told = rates("stage=align", f"init_from={qwen2}")

@@ -75,10 +75,10 @@ def test_samples_are_heard_and_scored_and_leave_no_trace_in_training(tmp_path, j
     asr, tts, text = rows_of(folder, 6)
     assert [row["task"] for row in (asr, tts, text)] == ["asr", "tts", "text"]
     assert all(row["reference"] == "a tone" and 0 < row["tokens"] <= 17 for row in (asr, tts, text))
-    assert asr["wer"] is not None and text["wer"] is None and "heard" not in asr
+    assert asr["wer"] is not None and text["wer"] is None and "transcript" not in asr
     wave, rate = soundfile.read(folder.samples / "step-000006" / tts["audio"])
     assert rate == 8000 and len(wave) / rate == pytest.approx(tts["seconds"], abs=1e-3)
-    assert tts["heard"] == "a tone and more" and tts["wer"] == 1.0  # two words more than the two expected
+    assert tts["transcript"] == "a tone and more" and tts["wer"] == 1.0  # two words more than the two expected
     assert folder.last_metric("samples/tts/speech_wer") == 1.0
     assert folder.last_metric("samples/asr/wer") == pytest.approx(asr["wer"], abs=1e-4)
 
@@ -108,7 +108,9 @@ def test_what_goes_wrong_with_samples_is_said_once_and_stops_nothing(tmp_path, s
     (told,) = [r.getMessage() for r in caplog.records if "samples" in r.getMessage()]
     assert "spoken samples have no WER: judge=whisper needs its checkpoint" in told
     _, tts, _ = rows_of(folder, 6)
-    assert tts["wer"] is None and tts["heard"] is None and (folder.samples / "step-000006" / tts["audio"]).is_file()
+    assert (
+        tts["wer"] is None and tts["transcript"] is None and (folder.samples / "step-000006" / tts["audio"]).is_file()
+    )
     assert folder.last_metric("samples/tts/speech_wer") is None
     assert folder.last_metric("samples/tts/text_wer") is not None
 
@@ -136,7 +138,7 @@ def test_wandb_gets_a_table_with_the_sounds(tmp_path, judged, speaking):
         (row["task"], 6, row["text"]) for row in rows_of(folder, 6)
     ]
     (spoken,) = (row for row in rows if row["task"] == "tts")
-    assert spoken["wer"] == 1.0 and spoken["heard"] == "a tone and more"
+    assert spoken["wer"] == 1.0 and spoken["transcript"] == "a tone and more"
     assert spoken["audio"] == "Audio"  # the sound itself goes with the table's artifact
 
 

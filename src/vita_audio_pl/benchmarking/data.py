@@ -18,10 +18,10 @@ import torch
 import webdataset as wds
 
 from vita_audio_pl.benchmarking.data_settings import DataBenchmark
-from vita_audio_pl.benchmarking.made_up_data import (
+from vita_audio_pl.benchmarking.synthetic_data import (
     N_CODES,
     PER_MILLE,
-    made_up_tokenizer,
+    synthetic_tokenizer,
     write_index_only,
     write_source,
 )
@@ -60,7 +60,7 @@ def benchmark_data(options: DataBenchmark) -> list[Figure]:
     Raises:
         UserError: `options.folder` holds something else.
     """
-    folder, tokenizer = Path(options.folder), made_up_tokenizer()
+    folder, tokenizer = Path(options.folder), synthetic_tokenizer()
     Owned.claim(folder, Kind("data benchmark", sign=("benchmark.yaml",)))
     shards = folder / f"shards_{options.samples}"
     for task, per_mille in PER_MILLE.items():

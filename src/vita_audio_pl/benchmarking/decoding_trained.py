@@ -13,7 +13,7 @@ from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, 
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
 from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
+from vita_audio_pl.inference.answering import clips_of, encode_recordings, prompt_ids, read_recordings
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.loading import LoadedModel
@@ -54,7 +54,7 @@ def read_questions(path: Path, limit: int, loaded: LoadedModel, codec: Codec | N
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         begun = clock()
-        audios = listen(asked, waves, loaded, codec)
+        audios = encode_recordings(asked, waves, loaded, codec)
         seconds = clock() - begun if waves else 0.0
         questions.append(Question(prompt_ids(asked, audios, loaded, codec), seconds, tuple(clips_of(audios))))
     if not questions:

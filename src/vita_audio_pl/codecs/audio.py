@@ -14,17 +14,17 @@ import numpy as np
 import soundfile
 import soxr
 
-from vita_audio_pl.codecs.whole import ReadAt, bytes_reader, cut_by_log, cut_short, file_reader
+from vita_audio_pl.codecs.truncation import ReadAt, bytes_reader, file_reader, find_truncation, truncation_in_log
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.files import write_output
 from vita_audio_pl.storage.remote import RemotePath
-from vita_audio_pl.storage.remote_file import faults_told
+from vita_audio_pl.storage.remote_file import explain_faults
 
 LOWEST_RATE, HIGHEST_RATE = 2_000, 768_000  # Hz; below the first there is no speech to hear
 MOST_CHANNELS = 64
 LOUDEST = 10.0  # times full scale; beyond it the samples are on another scale, such as that of 16-bit integers
 OVERSHOOT = 0.1  # seconds that a piece may end past the recording's end: ends are rounded
-_MP3_SLACK = 4 * 1152  # samples: without a Xing header the length is an estimate; `cut_short` has counted frames
+_MP3_SLACK = 4 * 1152  # samples: without a Xing header the length is an estimate; `find_truncation` has counted frames
 _LONGEST_NAME = 300  # characters in messages: a data URI holds megabytes
 _CANCELLED = 0.05  # a mix this much weaker than its strongest channel is made of channels that cancel each other
 _BLOCK = 1 << 20  # numbers decoded at a time
@@ -77,7 +77,7 @@ def read_audio(
         raise UserError(f"{name}: {start:g} s to {start + (seconds or 0):g} s is no piece of a recording")
     try:
         with _opened(source, name) as raw:
-            why = cut_short(raw.read_at, raw.size, max_seconds) if seconds is None else None
+            why = find_truncation(raw.read_at, raw.size, max_seconds) if seconds is None else None
             if why is not None:
                 raise UserError(f"{name} is cut short: {why}")
             with soundfile.SoundFile(raw.handle, closefd=False) as file:
@@ -146,7 +146,7 @@ def _opened_remote(source: RemotePath, name: str) -> Iterator[_Raw]:
             return
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such audio file") from None
-    with source.open("rb", _RANGE) as file, faults_told(file):
+    with source.open("rb", _RANGE) as file, explain_faults(file):
         yield _Raw(file, source.read_at, size)
 
 
@@ -174,7 +174,7 @@ class _Piece:
 
     def read(self, max_seconds: float | None) -> tuple[np.ndarray, int]:
         """The piece as one channel and its rate."""
-        if self.wanted is None and (why := cut_by_log(self.file.format, self.file.extra_info)):
+        if self.wanted is None and (why := truncation_in_log(self.file.format, self.file.extra_info)):
             raise UserError(f"{self.name} is cut short: {why}")
         expected = max(self.file.frames - self.first, 0) if self.wanted is None else self.wanted
         if max_seconds is not None and expected > max_seconds * self.rate:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import stopping_is_said
+from vita_audio_pl.processes import announce_stop
 from vita_audio_pl.storage.secrets import without_credentials
 
 STATUS_OF_FAILURE = 1
@@ -49,12 +49,12 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
         runs: folder of runs; tracebacks go to `errors/` in it, or to the temporary folder where it cannot be written.
     """
     try:
-        with stopping_is_said():
+        with announce_stop():
             yield
     except SystemExit:
         raise
     except KeyboardInterrupt:  # in a thread, where no handler has said so
-        _say(f"interrupted; {_AGAIN}")
+        _print(f"interrupted; {_AGAIN}")
         raise SystemExit(STATUS_OF_INTERRUPT) from None
     except BrokenPipeError:
         # what is still buffered cannot be written; Python would complain about it at exit
@@ -64,9 +64,9 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if isinstance(error, UserError):
-            _say(f"error: {error}")
+            _print(f"error: {error}")
             raise SystemExit(error.status) from None
-        _say(f"error: {_sentence(error, runs)}")
+        _print(f"error: {_sentence(error, runs)}")
         raise SystemExit(STATUS_OF_FAILURE) from None
 
 
@@ -103,7 +103,7 @@ def _written(error: BaseException, runs: str) -> Path:
     return Path("the lines above")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     try:
         print(without_credentials(text), file=sys.stderr, flush=True)
     except OSError:  # whoever read it has gone

@@ -29,7 +29,7 @@ from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.config.renamed import RENAMED
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.processes import end_with, end_with_launcher
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.secrets import keep_credentials_out_of_logs, without_credentials
 
 Amend = Callable[[DictConfig, Sequence[str]], None]
@@ -121,7 +121,7 @@ def _clean_multirun() -> None:
     if hydra_config.mode == RunMode.MULTIRUN and path.is_file():
         written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if (clean := without_credentials(written)) != written:
-            write_whole(path, OmegaConf.to_yaml(OmegaConf.create(clean)).encode())
+            atomic_write(path, OmegaConf.to_yaml(OmegaConf.create(clean)).encode())
 
 
 def _take(names: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ def load_plugins(names: Iterable[str]) -> None:
     Raises:
         UserError: a package cannot be imported.
     """
-    wanted = [*dict.fromkeys([*_told(), *names])]
+    wanted = [*dict.fromkeys([*_inherited(), *names])]
     for name in wanted:
         try:
             importlib.import_module(name)
@@ -28,9 +28,9 @@ def load_plugins(names: Iterable[str]) -> None:
 
 def load_inherited_plugins() -> None:
     """Import what the process that started this one was told to import."""
-    if _told():
+    if _inherited():
         load_plugins(())
 
 
-def _told() -> list[str]:
+def _inherited() -> list[str]:
     return [name for name in os.environ.get(_ENVIRONMENT, "").split(",") if name]

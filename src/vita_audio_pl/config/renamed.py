@@ -2,6 +2,7 @@
 
 _STAGES = ("align", "mtp1", "mtp10", "sft")
 _TRAINING = {
+    "callbacks.go_on_from": "callbacks.resume_from_step",
     "objective.name": "objective",
     "optim.betas": "optim.optimizer.betas",
     "optim.eps": "optim.optimizer.eps",

@@ -66,7 +66,7 @@ class PartsFailed(UserError):
         self.parts = parts
 
 
-class _Tries:
+class _Retries:
     """How often each part of a job has failed.
 
     Args:
@@ -78,7 +78,7 @@ class _Tries:
         self._failed: Counter[str] = Counter()
         self._given_up: list[str] = []
 
-    def again(self, part: Part, why: str) -> bool:
+    def retry(self, part: Part, why: str) -> bool:
         """Notes that a part has failed; whether it is to be tried again."""
         self._failed[part.name] += 1
         if self._failed[part.name] < self._most:
@@ -102,10 +102,10 @@ class _Tries:
                 raise
             frame = traceback.extract_tb(error.__traceback__)[-1]
             why = f"{type(error).__name__}: {error!s:.300} ({Path(frame.filename).name}:{frame.lineno})"
-            return self.again(part, why)
+            return self.retry(part, why)
         return False
 
-    def tell(self, parts: int) -> None:
+    def summarise(self, parts: int) -> None:
         """Raises `PartsFailed` where parts were given up."""
         if self._given_up:
             tried = f" after {self._most} tries each" if self._most > 1 else ""
@@ -139,22 +139,22 @@ class LocalExecutor:
         return "prepare" if self.shares == 1 else f"prepare.{self.share}-of-{self.shares}"
 
     def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None:
-        tries, waiting = _Tries(job, self.tries), deque(parts)
+        tries, waiting = _Retries(job, self.tries), deque(parts)
         while waiting and self.workers == 1:
             part = waiting.popleft()
             make = partial(run_part, job, part, partial(_unfinished, report, part))
-            if tries.attempt(part, partial(_told, report, part, make)):
+            if tries.attempt(part, partial(_report_result, report, part, make)):
                 waiting.append(part)
         while waiting:
             # a part that made its process die is among those at work then: each of them is tried by itself
             for part in self._in_processes(job, waiting, self.workers, report, tries):
                 died = "its process died (out of memory, or a file made a decoder crash)"
-                while self._in_processes(job, deque([part]), 1, report, tries) and tries.again(part, died):
+                while self._in_processes(job, deque([part]), 1, report, tries) and tries.retry(part, died):
                     pass
-        tries.tell(len(parts))
+        tries.summarise(len(parts))
 
     def _in_processes(
-        self, job: TokenizeJob, waiting: deque[Part], workers: int, report: Report, tries: _Tries
+        self, job: TokenizeJob, waiting: deque[Part], workers: int, report: Report, tries: _Retries
     ) -> list[Part]:
         """Runs parts until none is waiting; returns those that were at work when a process died, which ends it early."""
         numbers = multiprocessing.get_context("spawn").SimpleQueue()
@@ -169,7 +169,7 @@ class LocalExecutor:
                         waiting.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         part = running[future]
-                        if tries.attempt(part, partial(_told, report, part, future.result)):
+                        if tries.attempt(part, partial(_report_result, report, part, future.result)):
                             waiting.append(part)
                         del running[future]
         except BrokenProcessPool:
@@ -177,7 +177,7 @@ class LocalExecutor:
         return []
 
 
-def _told(report: Report, part: Part, result: Callable[[], Progress]) -> None:
+def _report_result(report: Report, part: Part, result: Callable[[], Progress]) -> None:
     report(part, result(), True)
 
 
@@ -220,19 +220,19 @@ class RayExecutor:
             remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)
             waiting: list[Part] = list(reversed(parts))
             running: dict[Any, Part] = {}
-            tries = _Tries(job, self.tries)
+            tries = _Retries(job, self.tries)
             while waiting or running:
                 while waiting and len(running) < self.workers:
                     part = waiting.pop()
                     running[remote.remote(shared, part)] = part
                 for future in ray.wait(list(running))[0]:
                     part = running.pop(future)
-                    if tries.attempt(part, partial(_told, report, part, partial(_result, ray, future))):
+                    if tries.attempt(part, partial(_report_result, report, part, partial(_result, ray, future))):
                         waiting.insert(0, part)
         finally:
             if started:
                 ray.shutdown()
-        tries.tell(len(parts))
+        tries.summarise(len(parts))
 
 
 def _result(ray: Any, future: Any) -> Progress:

@@ -16,7 +16,7 @@ from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import FileSum, read_sealed
 from vita_audio_pl.storage.copies import on_this_machine
-from vita_audio_pl.storage.files import write_array, write_json, write_whole
+from vita_audio_pl.storage.files import atomic_write, write_array, write_json
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.storage.places import names_in
 
@@ -37,7 +37,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         )
     reports = job.reports(parts)
     lines = (json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"])
-    write_whole(job.out / SKIPPED, "".join(lines).encode("utf-8", "backslashreplace"))
+    atomic_write(job.out / SKIPPED, "".join(lines).encode("utf-8", "backslashreplace"))
     counts = LeftOutCounts.of(reports)
     if counts.too_many(job.max_skipped):
         raise UserError(counts.sentence(job.source, job.max_skipped, job.out / SKIPPED))
@@ -73,7 +73,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     mine.remove(*(name for name in names_in(job.out) if name.startswith(FAILED)))
     card = card_of(manifest)
     write_json(job.out / CARDS[1], card.to_json())
-    write_whole(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
+    atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
     sums = {name: FileSum.from_json(value) for report in reports for name, value in report["sums"].items()}
     manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole
     return manifest

@@ -17,7 +17,7 @@ import numpy as np
 
 from vita_audio_pl.data.shape import ASSISTANT, SampleShape
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import WholeFile, write_whole
+from vita_audio_pl.storage.files import AtomicFile, atomic_write
 from vita_audio_pl.storage.open_files import open_files, read_whole
 from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.remote import RemotePath
@@ -110,7 +110,7 @@ def write_columns(path: Place, columns: Mapping[str, np.ndarray], overflow: np.n
     bodies = [columns[name].astype(COLUMNS[name], copy=False).tobytes() for name in COLUMNS.names or ()]
     body = b"".join(data + b"\0" * (-len(data) % 64) for data in bodies) + overflow.tobytes()
     crc = zlib.crc32(body)
-    write_whole(path, _HEAD.pack(MAGIC, n, len(overflow), crc) + body)
+    atomic_write(path, _HEAD.pack(MAGIC, n, len(overflow), crc) + body)
     return crc
 
 
@@ -130,7 +130,7 @@ def merge_indexes(paths: Sequence[Path], out: Place) -> int:
     sizes = [(len(part), part.n_overflow) for part in map(Index, paths)]
     samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()
     crc = 0
-    with WholeFile(out) as whole:
+    with AtomicFile(out) as whole:
         file = whole.file
         file.write(bytes(_HEAD.size))
         for name in COLUMNS.names or ():

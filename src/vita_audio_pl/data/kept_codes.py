@@ -17,7 +17,7 @@ import xxhash
 
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.errors import is_machine_fault
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.places import Place
 
 HEAD = b"VAPLcod1"
@@ -65,7 +65,7 @@ class KeptCodes:
         if self._path is None or not self._grown:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path, _packed({**_read(self._path), **self._known}))
+        atomic_write(self._path, _packed({**_read(self._path), **self._known}))
 
 
 def _packed(known: Mapping[bytes, np.ndarray]) -> bytes:

@@ -95,7 +95,7 @@ class LeftOutCounts:
         )
 
 
-def told(report: Mapping[str, Any]) -> str:
+def summary(report: Mapping[str, Any]) -> str:
     """What a manifest's report says of samples that were left out."""
     unread, filtered = report.get("unread", 0), report.get("filtered")
     return (

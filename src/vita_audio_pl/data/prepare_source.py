@@ -14,18 +14,18 @@ from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
-from vita_audio_pl.storage.files import full_disk_is_told
+from vita_audio_pl.storage.files import explain_full_disk
 from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.owned import Owned
 
 log = logging.getLogger(__name__)
 
-Watch = Callable[[str, int], AbstractContextManager[Report]]
+ShowProgress = Callable[[str, int], AbstractContextManager[Report]]
 """Source and number of parts to do, to something that is told of progress."""
 
 
 @contextmanager
-def unwatched(source: str, parts: int) -> Iterator[Report]:
+def no_progress(source: str, parts: int) -> Iterator[Report]:
     """Tells nobody."""
     yield lambda part, progress, finished: None
 
@@ -33,7 +33,7 @@ def unwatched(source: str, parts: int) -> Iterator[Report]:
 def prepare_source(
     job: TokenizeJob,
     executor: Executor | None = None,
-    watch: Watch = unwatched,
+    watch: ShowProgress = no_progress,
     most_parts: int | None = None,
     prune: bool = False,
     tell: Callable[[str], None] = print,
@@ -78,7 +78,7 @@ def prepare_source(
     return manifest
 
 
-def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Watch) -> Manifest | None:
+def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: ShowProgress) -> Manifest | None:
     """Makes what is missing of `parts`; the manifest once all of them are there, whoever made them."""
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
@@ -89,16 +89,18 @@ def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: Wa
             _work(job, parts, missing, executor, watch)
     if job.unfinished(parts):
         return None
-    with hold(job.out, "finish", work, wait=True), full_disk_is_told(job.out, f"'{job.source}'"):
+    with hold(job.out, "finish", work, wait=True), explain_full_disk(job.out, f"'{job.source}'"):
         known = None if missing else finished_manifest(job, parts, log.warning)
         return known or finish_source(job, parts)
 
 
-def _work(job: TokenizeJob, parts: Sequence[Part], missing: Sequence[Part], executor: Executor, watch: Watch) -> None:
+def _work(
+    job: TokenizeJob, parts: Sequence[Part], missing: Sequence[Part], executor: Executor, watch: ShowProgress
+) -> None:
     """Makes parts, and keeps beside them how far that is."""
     failed = 0
     # the notes are written at the end, too, when a full disk may already have stopped the work
-    with full_disk_is_told(job.out, f"'{job.source}'"), watch(job.source, len(missing)) as report:
+    with explain_full_disk(job.out, f"'{job.source}'"), watch(job.source, len(missing)) as report:
         note_parts(job, parts)
         notes = JobNotes(job, executor.lease, executor.workers, len(missing), report)
         try:

@@ -32,7 +32,7 @@ from vita_audio_pl.storage.checksums import (
     write_checksums,
     write_sealed,
 )
-from vita_audio_pl.storage.files import json_bytes, write_whole
+from vita_audio_pl.storage.files import atomic_write, json_bytes
 from vita_audio_pl.storage.open_files import open_files, read_whole
 from vita_audio_pl.storage.owned import Kind
 from vita_audio_pl.storage.places import Place
@@ -112,7 +112,7 @@ class Manifest:
         beside = sum_of_files([folder / INDEX, *([folder / AUDIO_INDEX] if self.audio_shards else [])])
         sums = {**{path.name: found for path, found in beside.items()}, **shard_sums, MANIFEST: sum_of_bytes(data)}
         write_checksums(folder, sums)
-        write_whole(folder / MANIFEST, data)
+        atomic_write(folder / MANIFEST, data)
 
     @classmethod
     def load(cls, folder: Place, name: str = MANIFEST) -> "Manifest":

@@ -26,12 +26,12 @@ class PrepareProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[summary]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._bar = self._bars.add_task(source, total=parts, told="")
+        self._bar = self._bars.add_task(source, total=parts, summary="")
         self._source, self._parts = source, parts
         self._done: dict[str, Progress] = {}
         self._finished = 0
@@ -40,9 +40,9 @@ class PrepareProgress:
     def __call__(self, part: Part, progress: Progress, finished: bool) -> None:
         self._done[part.name] = progress
         self._finished += finished
-        self._bars.update(self._bar, completed=self._finished, told=self._told())
+        self._bars.update(self._bar, completed=self._finished, summary=self._summary())
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         samples, skipped = (sum(getattr(p, what) for p in self._done.values()) for what in ("samples", "skipped"))
         hours = sum(p.seconds for p in self._done.values()) / 3600
         elapsed = max(time.monotonic() - self._start, 1e-3)
@@ -67,4 +67,4 @@ class PrepareProgress:
     ) -> None:
         self._bars.stop()
         if kind is None and self._parts and not self.console.is_terminal:
-            self.console.print(f"{self._source}: {self._told()}")
+            self.console.print(f"{self._source}: {self._summary()}")

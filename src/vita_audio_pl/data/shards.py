@@ -18,7 +18,7 @@ import numpy as np
 
 from vita_audio_pl.data.samples import TokenizedSample, checksum, unpack_sample
 from vita_audio_pl.storage.checksums import FileSum, SummedFile
-from vita_audio_pl.storage.files import WholeFile
+from vita_audio_pl.storage.files import AtomicFile
 from vita_audio_pl.storage.places import Place
 
 MAGIC, UNCHECKED_MAGIC = b"VAPLBLK2", b"VAPLBLK1"
@@ -49,7 +49,7 @@ class ShardWriter:
         self._block = block
         self._waiting: list[bytes] = []
         self._n_blocks = 0
-        self._whole = WholeFile(path)
+        self._whole = AtomicFile(path)
         self._summed = SummedFile(self._whole.file)
         self._tar = tarfile.open(fileobj=self._summed, mode="w", format=tarfile.USTAR_FORMAT)
         self.placed: list[Placed] = []

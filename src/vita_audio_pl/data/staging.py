@@ -16,8 +16,8 @@ from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest, NotPrepared
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
-from vita_audio_pl.storage.copies import NotThere, copy_files, local_copy, reaching
-from vita_audio_pl.storage.files import full_disk_is_told, write_whole
+from vita_audio_pl.storage.copies import SourceNotFound, copy_files, local_copy, reaching
+from vita_audio_pl.storage.files import atomic_write, explain_full_disk
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
 from vita_audio_pl.storage.owned import Kind, Owned
@@ -46,7 +46,7 @@ def beside(options: DataOptions, name: str) -> Path:
     """
     try:
         return local_copy(shards_place(options).parent / name, options.cache)
-    except NotThere:
+    except SourceNotFound:
         return Path(options.cache).expanduser() / "missing" / name
 
 
@@ -92,7 +92,7 @@ def send_quarantine(options: DataOptions, folder: Path) -> None:
     """Puts what was quarantined in a local copy of a source where its shards are, so that all runs leave it out."""
     home = shards_place(options) / folder.name
     if isinstance(home, RemotePath) and (folder / QUARANTINE).is_file():
-        write_whole(home / QUARANTINE, (folder / QUARANTINE).read_bytes())
+        atomic_write(home / QUARANTINE, (folder / QUARANTINE).read_bytes())
 
 
 def _stage(shards: RemotePath, source: str, folder: Path) -> None:
@@ -100,14 +100,14 @@ def _stage(shards: RemotePath, source: str, folder: Path) -> None:
     home = shards / source
     work = f"the copy of '{source}'"
     mine = Owned.claim(folder, COPY)
-    with hold(folder, "copy", work, wait=True), reaching(home), full_disk_is_told(folder, work):
+    with hold(folder, "copy", work, wait=True), reaching(home), explain_full_disk(folder, work):
         described, summed = (_contents(home / name) for name in (MANIFEST, CHECKSUMS))
         if described is None:
             raise NotPrepared(f"the source '{source}' is not prepared at {shards}: it has no {MANIFEST} there")
         same = (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == described
         if not same:
             mine.remove(MANIFEST)  # what is there is of other shards until the copy is whole
-        write_whole(folder / f"{MANIFEST}.new", described)
+        atomic_write(folder / f"{MANIFEST}.new", described)
         manifest = Manifest.load(folder, f"{MANIFEST}.new")
         expected = _expected(home / CHECKSUMS, summed, manifest)
         if summed is None:
@@ -115,14 +115,14 @@ def _stage(shards: RemotePath, source: str, folder: Path) -> None:
             if not same:
                 _copy(home, folder, [INDEX])
         else:
-            write_whole(folder / CHECKSUMS, summed)
+            atomic_write(folder / CHECKSUMS, summed)
         _repair(home, folder, expected, told=same)
         (folder / f"{MANIFEST}.new").rename(folder / MANIFEST)
         left_out = _contents(home / QUARANTINE)
         if left_out is None:
             mine.remove(QUARANTINE)
         else:
-            write_whole(folder / QUARANTINE, left_out)
+            atomic_write(folder / QUARANTINE, left_out)
 
 
 def _expected(where: RemotePath, summed: bytes | None, manifest: Manifest) -> dict[str, FileSum]:

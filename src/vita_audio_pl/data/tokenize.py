@@ -38,7 +38,7 @@ from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import read_sealed, write_sealed
-from vita_audio_pl.storage.files import full_disk_is_told, write_array
+from vita_audio_pl.storage.files import explain_full_disk, write_array
 from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversation_to_turns
@@ -198,7 +198,7 @@ class TokenizeJob:
         if self.finished(part):
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        with full_disk_is_told(self.out, f"'{self.source}'"):
+        with explain_full_disk(self.out, f"'{self.source}'"):
             _PartTask(self, part, progress).run()
 
 

@@ -18,7 +18,11 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, sum_of_files
 from vita_audio_pl.storage.model_folders import read_manifest
 
 FORMAT = 2
-"""Of identities, records and results; raised where the same facts would give other answers or figures."""
+"""Of identities and records; raised where the same facts would give other answers or figures."""
+RESULT_FORMAT = 3
+"""Of `result.json` and its `utterances.jsonl`, whose rows called a `transcript` `heard` in format 2."""
+RESULT_FORMATS = (2, RESULT_FORMAT)
+"""Those that say what decided the result, and can be read."""
 
 _NO_WEIGHTS = ("manifest.json", "generation_config.json", CHECKSUMS)  # the pattern counts where it is used
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")

@@ -10,9 +10,10 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Identity
-from vita_audio_pl.storage.files import full_disk_is_told, write_json
+from vita_audio_pl.storage.files import explain_full_disk, write_json
 
 KEY_FILE = "key.json"
+_EARLIER_STEMS = {"transcripts": "heard"}  # records that an earlier version wrote are read on
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class TranscriptFile:
-    """What the judge heard, by the hash of what it listened to; one append-only JSONL file for several runs."""
+    """What the judge understood, by the hash of the sound; one append-only JSONL file shared by runs."""
 
     path: Path
 
@@ -75,9 +76,9 @@ class TranscriptFile:
         rows = _rows(self.path.read_bytes()) if self.path.is_file() else []
         return {row.pop("sound"): Transcript(**row) for row in rows if "sound" in row}
 
-    def append(self, heard: dict[str, Transcript]) -> None:
+    def append(self, transcripts: dict[str, Transcript]) -> None:
         """Add one batch with a single write, which other processes' batches do not mix with."""
-        append_rows(self.path, [{"sound": sound} | asdict(one) for sound, one in heard.items()])
+        append_rows(self.path, [{"sound": sound} | asdict(one) for sound, one in transcripts.items()])
 
 
 @dataclass
@@ -99,7 +100,8 @@ class RecordFile:
 
     def refresh(self) -> None:
         """Read what was added since the last time, by other ranks too."""
-        for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
+        stems = [self.stem, *filter(None, [_EARLIER_STEMS.get(self.stem)])]
+        for path in sorted(path for stem in stems for path in self.folder.glob(f"{stem}.*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 data = file.read()
@@ -170,7 +172,7 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append JSON lines by one write; a line that a kill cut short is closed first, so it spoils no other."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_is_told(path.parent, path.name), path.open("a+b", buffering=0) as file:
+    with explain_full_disk(path.parent, path.name), path.open("a+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             text = text if file.read(1) == b"\n" else b"\n" + text

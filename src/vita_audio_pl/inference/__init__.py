@@ -3,7 +3,7 @@
 from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.inference.batch import generate
 from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.dialogue import Conversation, Manner
+from vita_audio_pl.inference.dialogue import ChatFormat, Conversation
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
 from vita_audio_pl.inference.prompts import Prompter, task_conversation
@@ -14,7 +14,7 @@ __all__ = [
     "Generation",
     "Greedy",
     "LoadedModel",
-    "Manner",
+    "ChatFormat",
     "Prompter",
     "Runtime",
     "Sampling",

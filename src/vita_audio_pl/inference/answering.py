@@ -48,7 +48,7 @@ def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Code
     ]
 
 
-def listen(
+def encode_recordings(
     conversation: Conversation, waves: Sequence[NDArray[np.float32]], loaded: LoadedModel, codec: Codec | None
 ) -> list[Any]:
     """What recordings, as `read_recordings` gives them, become for the model: codes `(n,)` int32, or frames to encode."""
@@ -72,14 +72,14 @@ def prompt_ids(
 ) -> list[int]:
     """Token ids that ask for the next answer; earlier answers stand there as training writes them.
 
-    audios: from `listen`.
+    audios: from `encode_recordings`.
     """
     rendering = loaded.rendering(codec) if codec is not None and "assistant" in conversation.speakers else None
     return Prompter(loaded.vocabulary, loaded.tokenizer, rendering).ids(conversation, audios)
 
 
 def clips_of(audios: Sequence[Any]) -> list[Tensor]:
-    """The features among what `listen` gave, as `generate` and `Session` take them."""
+    """The features among what `encode_recordings` gave, as `generate` and `Session` take them."""
     return [torch.from_numpy(audio.features) for audio in audios if isinstance(audio, AudioFrames)]
 
 
@@ -98,7 +98,7 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
     """
     vocabulary = loaded.vocabulary
     conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)
-    audios = listen(conversation, read_recordings(conversation, loaded, codec), loaded, codec)
+    audios = encode_recordings(conversation, read_recordings(conversation, loaded, codec), loaded, codec)
     prompt = prompt_ids(conversation, audios, loaded, codec)
     pattern = pattern_of(config.mode, config.task, loaded)
     options: dict[str, Any] = {

@@ -17,8 +17,8 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.checks import token_ids
-from vita_audio_pl.inference.continuing import go_on, hear
 from vita_audio_pl.inference.graphs import GraphedPasses
+from vita_audio_pl.inference.prefix_reuse import prompt_audio, reuse_prefix
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import AudioStates, Runtime
 from vita_audio_pl.inference.scoring import Scorer
@@ -131,13 +131,13 @@ class Decoder:
         if self._graphed is not None:
             self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, options.verify != "none"))
         resting = after is not None and self._resting.get(after.slot) is after
-        audio = hear(self.runtime, prompt, clips, after if resting else None)
+        audio = prompt_audio(self.runtime, prompt, clips, after if resting else None)
         slot = after.slot if after is not None and resting else self._take_slot()
         costs = self.runtime.costs if options.verify != "none" and self.n_heads else None
         sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio, costs)
         if after is not None and resting:
             del self._resting[slot]
-            go_on(sequence, after, self.cache.window)
+            reuse_prefix(sequence, after, self.cache.window)
         self._sequences[slot] = sequence
         return sequence
 
@@ -151,7 +151,7 @@ class Decoder:
             self.cache.clear(slot)
         return slot
 
-    def rest(self, sequence: DecodedSequence) -> None:
+    def pause(self, sequence: DecodedSequence) -> None:
         """Ends a sequence where it stands. Its slot is free, and keeps what was read until another sequence needs it."""
         with self._lock:
             if self._sequences[sequence.slot] is not sequence:
@@ -163,7 +163,7 @@ class Decoder:
             self._resting[sequence.slot] = sequence
             sequence.interrupt()
 
-    def rests(self, sequence: DecodedSequence) -> bool:
+    def is_paused(self, sequence: DecodedSequence) -> bool:
         """Whether what a resting sequence read is still there."""
         return self._resting.get(sequence.slot) is sequence
 
@@ -171,7 +171,7 @@ class Decoder:
         """A second resting sequence with what a resting one has read; None where nothing is left of it, or no slot empty."""
         with self._lock:
             empty = [n for n, s in enumerate(self._sequences) if s is None and n not in self._resting]
-            if not empty or not self.rests(sequence):
+            if not empty or not self.is_paused(sequence):
                 return None
             other = copy.copy(sequence)
             other.slot = empty[0]
@@ -182,7 +182,7 @@ class Decoder:
     def close(self, sequence: DecodedSequence) -> None:
         """Takes a sequence out, also one that rests; its slot is free again."""
         with self._lock:
-            if self.rests(sequence):
+            if self.is_paused(sequence):
                 del self._resting[sequence.slot]
                 if not sequence.sound:
                     self.cache.clear(sequence.slot)

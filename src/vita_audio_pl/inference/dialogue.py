@@ -23,10 +23,10 @@ from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.turns import AudioCodes, AudioFrames, Segment, TextIds, Turn
 from vita_audio_pl.text.vocabulary import Vocabulary
 
-Said: TypeAlias = str | NDArray[np.integer] | AudioFrames
+TurnContent: TypeAlias = str | NDArray[np.integer] | AudioFrames
 """A piece of a turn: text, codes `(n,)`, or features for a model that hears through an encoder."""
 WHEN_FULL = ("slide", "refuse")
-ROOM_AFTER_SLIDING = 4
+FREE_AFTER_SLIDING = 4
 """Sliding frees at least this part of the cache (a quarter), so that the history is seldom read again."""
 
 
@@ -52,7 +52,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Manner:
+class ChatFormat:
     """How a model's training data writes answers.
 
     Attributes:
@@ -67,7 +67,7 @@ class Manner:
     lead_in: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, loaded: LoadedModel, codec: Codec | None) -> "Manner":
+    def of(cls, loaded: LoadedModel, codec: Codec | None) -> "ChatFormat":
         """The manner of a loaded model; codec: its own, None for one that never speaks."""
         rendering = loaded.rendering(codec) if codec is not None else RenderOptions(loaded.ratio)
         return cls(loaded.vocabulary, loaded.tokenizer, rendering.ratio, rendering.lead_in)
@@ -77,7 +77,7 @@ class Manner:
         """Writes turns as training does; lead-ins stand in the turns already, as answers bring theirs with them."""
         return Renderer(self.vocabulary, self.tokenizer, RenderOptions(self.ratio))
 
-    def given(self, role: str, *pieces: Said) -> Item:
+    def input_turn(self, role: str, *pieces: TurnContent) -> Item:
         """A turn that was given, not written by the model.
 
         Raises:
@@ -105,7 +105,7 @@ class Manner:
             raise UserError(f"a turn of the {role} is empty; give it text or audio")
         return Item(Turn(role, tuple(segments)))
 
-    def written(self, ids: Sequence[int], writers: Sequence[int] = ()) -> Item | None:
+    def answer_turn(self, ids: Sequence[int], writers: Sequence[int] = ()) -> Item | None:
         """An answer as the model wrote it; None where it says nothing."""
         generation = Generation(list(ids), list(writers), 0, 0, True)
         text, codes = generation.text_ids(self.vocabulary), generation.codes(self.vocabulary)
@@ -146,7 +146,7 @@ class Conversation:
     """
 
     decoder: Decoder
-    manner: Manner
+    chat_format: ChatFormat
     when_full: str = "slide"
     items: list[Item] = field(default_factory=list)
     left_out: int = 0
@@ -158,9 +158,9 @@ class Conversation:
         if self.when_full not in WHEN_FULL:
             raise UserError(f"when_full={self.when_full!r} is unknown; use one of {', '.join(WHEN_FULL)}")
 
-    def add(self, role: str, *pieces: Said) -> Item:
-        """Adds a turn that was given; see `Manner.given`."""
-        item = self.manner.given(role, *pieces)
+    def add(self, role: str, *pieces: TurnContent) -> Item:
+        """Adds a turn that was given; see `ChatFormat.input_turn`."""
+        item = self.chat_format.input_turn(role, *pieces)
         self.items.append(item)
         return item
 
@@ -196,12 +196,12 @@ class Conversation:
         if sequence is None:
             raise UserError("no answer is being written")
         error = self.decoder.errors.get(sequence)
-        self.decoder.rest(sequence)
+        self.decoder.pause(sequence)
         if error is not None:
             raise error
         self._kept = sequence
         result = sequence.result()
-        item = self.manner.written(result.ids, result.writers)
+        item = self.chat_format.answer_turn(result.ids, result.writers)
         if item is not None:
             self.items.insert(self._place, item)  # turns that were added meanwhile come after it
             if n_codes is not None:
@@ -234,9 +234,9 @@ class Conversation:
         """
         if item not in self.items or item.written is None:
             raise UserError("only an answer that the model wrote in this conversation can be cut")
-        length = self.manner.cut(item.written, max(n_codes, 0))
+        length = self.chat_format.cut(item.written, max(n_codes, 0))
         place = self.items.index(item)
-        left = self.manner.written(item.written[:length], item.writers[:length])
+        left = self.chat_format.answer_turn(item.written[:length], item.writers[:length])
         self.items[place : place + 1] = [] if left is None else [left]
         return left
 
@@ -259,7 +259,7 @@ class Conversation:
         self.answering = self._kept = None
 
     def _ids(self, items: Sequence[Item]) -> list[int]:
-        ids: list[int] = self.manner.renderer.prompt([item.turn for item in items]).tolist()
+        ids: list[int] = self.chat_format.renderer.prompt([item.turn for item in items]).tolist()
         return ids
 
     def _fitting(self, max_new_tokens: int) -> list[int]:
@@ -275,7 +275,7 @@ class Conversation:
             for start in starts:
                 items = self.items[:first] + self.items[start:]
                 prompt = self._ids(items)
-                enough = len(prompt) + max_new_tokens <= capacity - capacity // ROOM_AFTER_SLIDING
+                enough = len(prompt) + max_new_tokens <= capacity - capacity // FREE_AFTER_SLIDING
                 if enough or (start == starts[-1] and len(prompt) + max_new_tokens <= capacity):
                     self.left_out += start - first
                     self.items = items

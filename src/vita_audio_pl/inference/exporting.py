@@ -14,7 +14,7 @@ from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.model_folders import find_model, part_of
-from vita_audio_pl.storage.owned import whole_folder
+from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
 LAYOUTS = {"released": save_released, "backbone": save_backbone}
@@ -50,7 +50,7 @@ def export_model(
     if os.path.lexists(target):
         raise UserError(f"{target} is there already; give a folder that is not, or move it away")
     verify_model_files(source)
-    with whole_folder(target, "exported model", marked=False) as aside:
+    with atomic_folder(target, "exported model", marked=False) as aside:
         loaded = load_speech_model(source, dtype=dtype, codec_folder=codec_folder)
         model, pattern, words = loaded.model, loaded.pattern.runs, loaded.vocabulary
         loaded.tokenizer.save(aside)

@@ -157,7 +157,7 @@ class Runtime:
         """Rows of `spans` for a pass of predictor 0 (the backbone) or k + 1 (head k), with the tokens `ids` at them."""
         return Rows(spans, ids, first_key=predictor, groups=self.groups, device=self.device, dtype=self.dtype)
 
-    def hear(self, clips: Sequence[Tensor]) -> Tensor:
+    def encode_audio(self, clips: Sequence[Tensor]) -> Tensor:
         """States `(frames + 4 for each clip, hidden_size)` that the backbone reads in place of the audio's tokens.
 
         clips: features `(frames, size)` of each recording, as `check_clips` lets them pass.
@@ -222,7 +222,7 @@ class Runtime:
         """`(rows, vocab_size)` logits of normed hidden states `(rows, hidden_size)`."""
         return self.vocabulary(hidden)
 
-    def part_of_vocabulary(self, ids: tuple[int, ...]) -> tuple[VocabularyProduct, Largest]:
+    def vocabulary_slice(self, ids: tuple[int, ...]) -> tuple[VocabularyProduct, Largest]:
         """Logits of the tokens `ids` alone, `(rows, hidden_size) -> (rows, len(ids))`, and the column of the largest."""
         if ids not in self._parts_of_vocabulary:
             with torch.inference_mode(False), torch.no_grad():

@@ -12,7 +12,7 @@ from vita_audio_pl.inference.sequence import DecodedSequence
 
 
 @dataclass(frozen=True)
-class Part:
+class VocabularySlice:
     """Some rows of the vocabulary matrix; `ids` are their tokens (None: all rows, row = token).
 
     Attributes:
@@ -29,33 +29,32 @@ class Part:
         return column if self.ids is None else self.ids[column]
 
     def column(self, token: int) -> int:
-        """The column of a token that this part holds."""
+        """The column of a token that this slice holds."""
         return token if self.columns is None else self.columns[token]
 
     def seen(self, tokens: Collection[int]) -> set[int]:
-        """Columns of those `tokens` that this part holds."""
+        """Columns of those `tokens` that this slice holds."""
         if self.columns is None:
             return set(tokens)
         return {self.columns[token] for token in tokens if token in self.columns}
 
 
 class Scorer:
-    """Chooses tokens from hidden states; holds the vocabulary parts that constraints need."""
+    """Chooses tokens from hidden states; holds the vocabulary slices that constraints need."""
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._whole = Part(runtime.logits, runtime.largest, None, None)
-        self._parts: dict[SpanConstraint, Part] = {}
+        self._whole = VocabularySlice(runtime.logits, runtime.largest, None, None)
+        self._slices: dict[SpanConstraint, VocabularySlice] = {}
 
-    def part(self, restriction: SpanConstraint | None) -> Part:
+    def slice_for(self, restriction: SpanConstraint | None) -> VocabularySlice:
         """The rows of the vocabulary that `restriction` leaves."""
         if restriction is None:
             return self._whole
-        if restriction not in self._parts:
-            allowed = restriction.allowed
-            logits, largest = self._runtime.part_of_vocabulary(allowed)
-            self._parts[restriction] = Part(logits, largest, allowed, restriction.columns)
-        return self._parts[restriction]
+        if restriction not in self._slices:
+            logits, largest = self._runtime.vocabulary_slice(restriction.allowed)
+            self._slices[restriction] = VocabularySlice(logits, largest, restriction.allowed, restriction.columns)
+        return self._slices[restriction]
 
     def most_likely(
         self, hidden: Tensor, restrictions: list[SpanConstraint | None], entropies: list[float | None] | None = None
@@ -74,24 +73,24 @@ class Scorer:
             grouped.setdefault(restriction, []).append(row)
         for restriction, rows in grouped.items():
             chosen = hidden if len(rows) == len(restrictions) else hidden[rows]
-            part = self.part(restriction)
+            allowed = self.slice_for(restriction)
             if entropies is None:
-                columns = part.largest(chosen)
+                columns = allowed.largest(chosen)
             else:
-                columns, found = part.largest.with_entropies(chosen)
+                columns, found = allowed.largest.with_entropies(chosen)
                 for row, entropy in zip(rows, found, strict=True):
                     entropies[row] = entropy
             for row, column in zip(rows, columns, strict=True):
-                tokens[row] = column if column == NOT_FINITE else part.token(column)
+                tokens[row] = column if column == NOT_FINITE else allowed.token(column)
         return tokens
 
-    def distribution(self, hidden: Tensor, sequence: DecodedSequence, position: int) -> tuple[Part, Tensor]:
+    def distribution(self, hidden: Tensor, sequence: DecodedSequence, position: int) -> tuple[VocabularySlice, Tensor]:
         """The distribution `(choices,)` that the session's sampling makes of the token after `position`.
 
         hidden: `(hidden_size,)` of that position, from whichever predictor writes the token.
         """
-        part = self.part(sequence.restriction(position))
+        allowed = self.slice_for(sequence.restriction(position))
         seen: Collection[int] = ()
         if sequence.options.sampling.repetition_penalty != 1:
-            seen = part.seen(set(sequence.ids[: position + 1]))
-        return part, sequence.sampler.probabilities(part.logits(hidden[None])[0], seen)
+            seen = allowed.seen(set(sequence.ids[: position + 1]))
+        return allowed, sequence.sampler.probabilities(allowed.logits(hidden[None])[0], seen)

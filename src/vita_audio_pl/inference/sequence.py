@@ -74,7 +74,7 @@ class Options:
             )
 
 
-class Heard(NamedTuple):
+class PromptAudio(NamedTuple):
     """Features of a prompt's recordings, and what the backbone reads at the positions that stand for them."""
 
     clips: tuple[Tensor, ...]
@@ -101,12 +101,12 @@ class DecodedSequence:
         prompt: Sequence[int],
         options: Options,
         n_heads: int,
-        heard: Heard | None = None,
+        audio: PromptAudio | None = None,
         costs: PassCosts | None = None,
     ):
         self.slot, self.options = slot, options
-        self.states = dict(heard.states) if heard else {}
-        self.clips = heard.clips if heard else ()
+        self.states = dict(audio.states) if audio else {}
+        self.clips = audio.clips if audio else ()
         self.ids = list(prompt)
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(options.sampling)

@@ -130,7 +130,7 @@ def verify_model_files(folder: Path, names: Collection[str] | None = None) -> No
     """
     sums = read_checksums(folder)
     if sums is None:
-        _tell_unchecked(folder.absolute())
+        _warn_unchecked(folder.absolute())
         return
     remedy = (
         "copy the model folder again, or delete it and give the command that made it again; if you have changed the file "
@@ -184,7 +184,7 @@ def is_weights(name: str) -> bool:
 
 
 @cache
-def _tell_unchecked(folder: Path) -> None:
+def _warn_unchecked(folder: Path) -> None:
     if (folder / "manifest.json").is_file():
         log.warning(
             "%s was written by an older version, without checksums; python -m vita_audio_pl.checksums folder=%s write=true "

@@ -31,7 +31,7 @@ class Estimate:
         return self.low, self.high
 
     @property
-    def beyond_chance(self) -> str:
+    def significant(self) -> str:
         """Whether the interval leaves zero out: `yes`, `no`, or why there is no telling: `one seed`, `no spread`."""
         if self.interval is None:
             return "one seed" if self.n == 1 else "no spread"

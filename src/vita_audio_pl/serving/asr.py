@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Said
+from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.inference.streaming import TextPiece
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.service import Answer, Service
@@ -14,7 +14,7 @@ from vita_audio_pl.text.conversation import ASR_INSTRUCTION
 _AFTER = 0.3  # seconds: the answer comes first
 
 
-def write_down(service: Service, said: Said, decoding: Decoding, temperature: float | None = None) -> Answer:
+def transcribe(service: Service, said: TurnContent, decoding: Decoding, temperature: float | None = None) -> Answer:
     """Asks for the text of a recording, in a conversation of its own that whoever asks closes.
 
     Raises:
@@ -29,20 +29,20 @@ def write_down(service: Service, said: Said, decoding: Decoding, temperature: fl
     return service.ask(conversation, options, sound=False)
 
 
-async def tell_transcript(service: Service, item_id: str, said: Said, tell: Callable[..., None]) -> None:
-    """Tells what the user of a session said, as Realtime events."""
+async def send_transcript(service: Service, item_id: str, said: TurnContent, send: Callable[..., None]) -> None:
+    """Sends what the user of a session said, as Realtime events."""
     await asyncio.sleep(_AFTER)
     of: dict[str, Any] = {"item_id": item_id, "content_index": 0}
     kind, text, answer = "conversation.item.input_audio_transcription", "", None
     try:
-        answer = write_down(service, said, Decoding())
+        answer = transcribe(service, said, Decoding())
         async for event in answer:
             if isinstance(event, TextPiece):
                 text += event.text
-                tell(f"{kind}.delta", **of, delta=event.text, writers=list(event.writers))
-        tell(f"{kind}.completed", **of, transcript=text.strip(), usage={"type": "duration", "seconds": 0.0})
+                send(f"{kind}.delta", **of, delta=event.text, writers=list(event.writers))
+        send(f"{kind}.completed", **of, transcript=text.strip(), usage={"type": "duration", "seconds": 0.0})
     except UserError as error:
-        tell(f"{kind}.failed", **of, error={"type": "server_error", "code": "failed", "message": str(error)})
+        send(f"{kind}.failed", **of, error={"type": "server_error", "code": "failed", "message": str(error)})
     finally:
         if answer is not None:
             service.engine.close(answer.conversation)

@@ -15,9 +15,9 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Conversation, Item, Said
+from vita_audio_pl.inference.dialogue import Conversation, Item, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
-from vita_audio_pl.serving.asr import write_down
+from vita_audio_pl.serving.asr import transcribe
 from vita_audio_pl.serving.requests import ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
@@ -101,8 +101,8 @@ class Endpoints:
         service = self.service
         how = _decoding(decoding)
         data = await file.read()
-        said = await service.hear(data, "the recording")
-        answer = write_down(service, said, how, temperature)
+        said = await service.encode_audio(data, "the recording")
+        answer = transcribe(service, said, how, temperature)
         if stream:
             events = _with_first(aiter(answer))
             return _stream(self._transcript_events(events, await anext(events), answer), "text/event-stream")
@@ -192,13 +192,13 @@ class Endpoints:
             spoken = has_audio if role == "user" else spoken
         return spoken
 
-    async def _pieces(self, content: Any, where: str) -> tuple[list[Said], bool]:
+    async def _pieces(self, content: Any, where: str) -> tuple[list[TurnContent], bool]:
         if isinstance(content, str):
             self._check_text(content)
             return [content], False
         if not isinstance(content, list):
             raise UserError(f"{where} has no content; give text, or a list of text and input_audio parts")
-        pieces: list[Said] = []
+        pieces: list[TurnContent] = []
         has_audio = False
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
@@ -206,7 +206,7 @@ class Endpoints:
                 self._check_text(part["text"])
                 pieces.append(part["text"])
             elif kind == "input_audio" and isinstance(part.get("input_audio"), dict):
-                pieces.append(await self.service.hear(base64_of(part["input_audio"].get("data"), where), where))
+                pieces.append(await self.service.encode_audio(base64_of(part["input_audio"].get("data"), where), where))
                 has_audio = True
             else:
                 raise UserError(f"{where} holds a part of the type {str(kind)[:40]!r}; text and input_audio are read")

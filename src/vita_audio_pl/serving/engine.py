@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.dialogue import Conversation, Item, Manner
+from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, Item
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.serving.workers import promised
@@ -74,21 +74,21 @@ class Engine:
         manner: of the model.
         when_full: what a conversation does that no longer fits.
         queue_limit: answers that may wait for a slot.
-        rests: whether tokens come faster than sound is made of them: rounds then leave the processor to that.
+        yields: whether tokens come faster than sound is made of them: rounds then leave the processor to that.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        manner: Manner,
+        chat_format: ChatFormat,
         *,
         when_full: str = "slide",
         queue_limit: int = 32,
-        rests: Callable[[], bool] = lambda: False,
+        yields: Callable[[], bool] = lambda: False,
     ):
-        self.decoder, self.manner, self._when_full, self._limit = decoder, manner, when_full, queue_limit
+        self.decoder, self.chat_format, self._when_full, self._limit = decoder, chat_format, when_full, queue_limit
         self.slots = decoder.free_slots
-        self._rests = rests
+        self._yields = yields
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
@@ -119,7 +119,7 @@ class Engine:
 
     def conversation(self) -> Conversation:
         """A new conversation."""
-        return Conversation(self.decoder, self.manner, self._when_full)
+        return Conversation(self.decoder, self.chat_format, self._when_full)
 
     def wait_seconds(self) -> float:
         """How long an answer that is asked for now would wait for a slot, roughly."""
@@ -175,7 +175,7 @@ class Engine:
         while not self._stopped:
             self._take_work(wait=not self._running)
             self._admit()
-            if self._running and self._rests():
+            if self._running and self._yields():
                 time.sleep(_REST)
             elif self._running:
                 try:

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Item, Said
+from vita_audio_pl.inference.dialogue import Item, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, NewCodes, TextPiece
-from vita_audio_pl.serving.asr import tell_transcript
-from vita_audio_pl.serving.ears import Ears
+from vita_audio_pl.serving.asr import send_transcript
+from vita_audio_pl.serving.audio_input import from_pcm16, to_pcm16
 from vita_audio_pl.serving.endpoints import NO_FUNCTIONS, base64_of
 from vita_audio_pl.serving.engine import Busy
 from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, rate_of, response_of, session_of
-from vita_audio_pl.serving.hearing import from_pcm16, to_pcm16
 from vita_audio_pl.serving.requests import Decoding, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
+from vita_audio_pl.serving.turn_taking import TurnTaker
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
 LEAST_AUDIO = 0.1  # seconds that can be committed
@@ -46,7 +46,7 @@ class Session:
         self._records: dict[str, Record] = {}
         self._decoding = Decoding()
         self._instructions: Item | None = None
-        self._ears = Ears(service)
+        self._turns = TurnTaker(service)
         self._turn_id = new_id("item")
         self._reply: Reply | None = None
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class Session:
 
     def begin(self) -> None:
         """Says hello."""
-        self._tell("session.created", session=self._described())
+        self._send("session.created", session=self._described())
 
     async def take(self, text: str | bytes) -> None:
         """Handles one message; what is wrong with it is told, and nothing else happens."""
@@ -99,8 +99,8 @@ class Session:
             case "input_audio_buffer.commit":
                 await self._commit(least=LEAST_AUDIO)
             case "input_audio_buffer.clear":
-                self._ears.clear()
-                self._tell("input_audio_buffer.cleared")
+                self._turns.clear()
+                self._send("input_audio_buffer.cleared")
             case "output_audio_buffer.clear":
                 await self._interrupt("client_cancelled")
             case "conversation.item.create":
@@ -108,7 +108,7 @@ class Session:
             case "conversation.item.delete":
                 await self._delete(event["item_id"])
             case "conversation.item.retrieve":
-                self._tell("conversation.item.retrieved", item=self._record(event["item_id"]).described)
+                self._send("conversation.item.retrieved", item=self._record(event["item_id"]).described)
             case "conversation.item.truncate":
                 await self._truncate(event["item_id"], event["audio_end_ms"])
             case "response.create":
@@ -125,7 +125,7 @@ class Session:
             raise UserError(NO_FUNCTIONS)
         audio = session.get("audio") or {}
         incoming, outgoing = audio.get("input") or {}, audio.get("output") or {}
-        rate_in = rate_of(incoming.get("format"), self._ears.rate)
+        rate_in = rate_of(incoming.get("format"), self._turns.rate)
         rate_out = rate_of(outgoing.get("format"), OUTPUT_RATE)
         if rate_out != OUTPUT_RATE:
             raise UserError(f"sound goes out at {OUTPUT_RATE} Hz; leave audio.output.format out")
@@ -136,7 +136,7 @@ class Session:
             raise UserError("the model carries no audio codec and cannot speak")
         decoding = checked(Decoding, session["decoding"]) if session.get("decoding") is not None else self._decoding
         decoding.options(self.service.loaded, self.service.config, self.service.most_new_tokens, spoken=True)
-        detection = incoming["turn_detection"] if "turn_detection" in incoming else self._ears.detection
+        detection = incoming["turn_detection"] if "turn_detection" in incoming else self._turns.detection
         if detection is not None and detection.get("type") not in ("server_vad", "semantic_vad"):
             raise UserError("turn_detection is server_vad, or null for push to talk")
         most = session.get("max_output_tokens", self._most_tokens)
@@ -147,14 +147,14 @@ class Session:
         self._transcribes = bool(incoming.get("transcription", self._transcribes))
         if "instructions" in session or "voice" in outgoing:
             await self._instruct(session.get("instructions"))
-        self._ears.set(rate_in, detection)
-        self._tell("session.updated", session=self._described())
+        self._turns.set(rate_in, detection)
+        self._send("session.updated", session=self._described())
 
     async def _instruct(self, text: str | None) -> None:
         """The system turn at the beginning: instructions and a voice."""
-        pieces: list[Said] = [text] if text else []
+        pieces: list[TurnContent] = [text] if text else []
         pieces += self.service.voice_turn(self._voice)
-        item = self.conversation.manner.given("system", *pieces) if pieces else None
+        item = self.conversation.chat_format.input_turn("system", *pieces) if pieces else None
 
         def change() -> None:
             items = self.conversation.items
@@ -165,28 +165,28 @@ class Session:
 
     async def _append(self, audio: str) -> None:
         wave = from_pcm16(base64_of(audio, "audio"))
-        async for began, at_ms in self._ears.push(wave):
-            detection: dict[str, Any] = self._ears.detection or {}
+        async for began, at_ms in self._turns.push(wave):
+            detection: dict[str, Any] = self._turns.detection or {}
             if began:
-                self._tell("input_audio_buffer.speech_started", item_id=self._turn_id, audio_start_ms=at_ms)
+                self._send("input_audio_buffer.speech_started", item_id=self._turn_id, audio_start_ms=at_ms)
                 if detection.get("interrupt_response") is not False:
                     await self._interrupt("turn_detected")
             else:
-                self._tell("input_audio_buffer.speech_stopped", item_id=self._turn_id, audio_end_ms=at_ms)
+                self._send("input_audio_buffer.speech_stopped", item_id=self._turn_id, audio_end_ms=at_ms)
                 await self._commit(least=0)
                 if detection.get("create_response") is not False:
                     await self._respond({})
 
     async def _commit(self, least: float) -> None:
-        said = await self._ears.finish(least)
-        item = self.conversation.manner.given("user", said)
+        said = await self._turns.finish(least)
+        item = self.conversation.chat_format.input_turn("user", said)
         id, self._turn_id = self._turn_id, new_id("item")
         record = Record(id, described(id, "user", [{"type": "input_audio", "transcript": None}]), item)
         previous = next(reversed(self._records), None)
-        self._tell("input_audio_buffer.committed", item_id=id, previous_item_id=previous)
+        self._send("input_audio_buffer.committed", item_id=id, previous_item_id=previous)
         await self._add(record)
         if self._transcribes:
-            task = asyncio.create_task(tell_transcript(self.service, record.id, said, self._tell))
+            task = asyncio.create_task(send_transcript(self.service, record.id, said, self._send))
             self._writing_down.add(task)
             task.add_done_callback(self._writing_down.discard)
 
@@ -205,14 +205,14 @@ class Session:
                 shown.append({"type": "output_text" if role == "assistant" else "input_text", "text": part["text"]})
             elif role == "user" and isinstance(part.get("audio"), str):
                 wave = from_pcm16(base64_of(part["audio"], "the item"))
-                pieces.append(await self._ears.whole(wave))
+                pieces.append(await self._turns.encode(wave))
                 shown.append({"type": "input_audio", "transcript": part.get("transcript")})
             elif role == "assistant" and isinstance(part.get("transcript"), str):
                 pieces.append(part["transcript"])
                 shown.append({"type": "output_text", "text": part["transcript"]})
             else:
                 raise UserError(f"a part of the type {part.get('type')!r} cannot be read; send text or audio")
-        given = self.conversation.manner.given(role, *pieces)
+        given = self.conversation.chat_format.input_turn(role, *pieces)
         id = item.get("id") or new_id("item")
         if id in self._records:
             raise UserError("there is an item of that id already")
@@ -236,7 +236,7 @@ class Session:
         before = previous if previous is not None else next(reversed(self._records), None)
         self._records[record.id] = record
         for kind in ("conversation.item.added", "conversation.item.done"):
-            self._tell(kind, item=record.described, previous_item_id=before)
+            self._send(kind, item=record.described, previous_item_id=before)
 
     async def _delete(self, id: str) -> None:
         record = self._record(id)
@@ -249,7 +249,7 @@ class Session:
 
         await self._in_engine(delete)
         del self._records[id]
-        self._tell("conversation.item.deleted", item_id=id)
+        self._send("conversation.item.deleted", item_id=id)
 
     async def _truncate(self, id: str, end_ms: int) -> None:
         record = self._record(id)
@@ -261,7 +261,7 @@ class Session:
             raise UserError("only an answer that was spoken can be truncated")
         n_codes = int(end_ms / 1000 * self.service.codec.codes_per_second)
         await self._in_engine(lambda: self._cut(record, n_codes))
-        self._tell("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
+        self._send("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
 
     def _cut(self, record: Record, n_codes: int) -> None:
         """Cuts an answer to its first codes, also where it was cut to fewer before; in the engine's thread."""
@@ -294,20 +294,20 @@ class Session:
         reply = self._reply = Reply(id, item_id, answer, spoken, record)
         previous = next(reversed(self._records), None)
         self._records[item_id] = record
-        self._tell("response.created", response=response_of(reply, "in_progress"))
-        self._tell(
+        self._send("response.created", response=response_of(reply, "in_progress"))
+        self._send(
             "response.output_item.added", **self._of(reply), item=record.described, without=("item_id", "content_index")
         )
-        self._tell("conversation.item.added", item=record.described, previous_item_id=previous)
+        self._send("conversation.item.added", item=record.described, previous_item_id=previous)
         part = {"type": "audio", "transcript": ""} if spoken else {"type": "text", "text": ""}
-        self._tell("response.content_part.added", **self._of(reply), part=part)
-        self._task = asyncio.create_task(self._tell_answer(reply))
+        self._send("response.content_part.added", **self._of(reply), part=part)
+        self._task = asyncio.create_task(self._send_answer(reply))
 
-    async def _tell_answer(self, reply: Reply) -> None:
+    async def _send_answer(self, reply: Reply) -> None:
         error: str | None = None
         try:
             async for event in reply.answer:
-                self._tell_event(reply, event)
+                self._send_piece(reply, event)
         except UserError as failure:
             error = str(failure)
         except Exception:  # a fault of ours: this answer ends, the session goes on
@@ -321,19 +321,19 @@ class Session:
                 await self._in_engine(lambda: self._cut(reply.record, n_codes))
         self._end_reply(reply, error)
 
-    def _tell_event(self, reply: Reply, event: Any) -> None:
+    def _send_piece(self, reply: Reply, event: Any) -> None:
         if isinstance(event, TextPiece):
             reply.text += event.text
             kind = "response.output_audio_transcript.delta" if reply.spoken else "response.output_text.delta"
-            self._tell(kind, reply.id, **self._of(reply), delta=event.text, writers=list(event.writers))
+            self._send(kind, reply.id, **self._of(reply), delta=event.text, writers=list(event.writers))
         elif isinstance(event, NewCodes):
             reply.n_codes += len(event.codes)
-            self._tell("vita_audio_pl.codes", reply.id, **self._of(reply), writers=list(event.writers))
+            self._send("vita_audio_pl.codes", reply.id, **self._of(reply), writers=list(event.writers))
         elif isinstance(event, AudioChunk) and event.wave.size:
             reply.first_sound = reply.first_sound or time.monotonic()
             reply.sound_sent += event.wave.size / event.sample_rate
             delta = base64.b64encode(to_pcm16(event.wave)).decode()
-            self._tell("response.output_audio.delta", reply.id, **self._of(reply), delta=delta)
+            self._send("response.output_audio.delta", reply.id, **self._of(reply), delta=delta)
 
     def _end_reply(self, reply: Reply, error: str | None) -> None:
         generation = reply.answer.ended.generation if reply.answer.ended is not None else None
@@ -341,22 +341,22 @@ class Session:
         status = "failed" if error else "cancelled" if reply.reason else "incomplete" if cut else "completed"
         of = self._of(reply)
         if reply.spoken:
-            self._tell("response.output_audio.done", **of)
-            self._tell("response.output_audio_transcript.done", **of, transcript=reply.text)
+            self._send("response.output_audio.done", **of)
+            self._send("response.output_audio_transcript.done", **of, transcript=reply.text)
             part, content = (
                 {"type": "audio", "transcript": reply.text},
                 {"type": "output_audio", "transcript": reply.text},
             )
         else:
-            self._tell("response.output_text.done", **of, text=reply.text)
+            self._send("response.output_text.done", **of, text=reply.text)
             part, content = {"type": "text", "text": reply.text}, {"type": "output_text", "text": reply.text}
-        self._tell("response.content_part.done", **of, part=part)
+        self._send("response.content_part.done", **of, part=part)
         state = "completed" if status == "completed" else "incomplete"
         reply.record.described = described(reply.item_id, "assistant", [content], state)
-        self._tell("response.output_item.done", **of, item=reply.record.described, without=("item_id", "content_index"))
-        self._tell("conversation.item.done", item=reply.record.described)
+        self._send("response.output_item.done", **of, item=reply.record.described, without=("item_id", "content_index"))
+        self._send("conversation.item.done", item=reply.record.described)
         self._reply = None
-        self._tell("response.done", response=response_of(reply, status, error))
+        self._send("response.done", response=response_of(reply, status, error))
 
     async def _interrupt(self, reason: str) -> None:
         """Ends the answer under way: nothing of it is sent any more."""
@@ -377,14 +377,14 @@ class Session:
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
-    def _tell(self, type: str, answer: str | None = None, *, without: tuple[str, ...] = (), **fields: Any) -> None:
+    def _send(self, type: str, answer: str | None = None, *, without: tuple[str, ...] = (), **fields: Any) -> None:
         event = {"type": type, "event_id": new_id("event")} | {k: v for k, v in fields.items() if k not in without}
         self._send_text(json.dumps(event), answer)
 
     def _error(
         self, message: str, event_id: str | None, code: str, kind: str = "invalid_request_error", **more: Any
     ) -> None:
-        self._tell(
+        self._send(
             "error", error={"type": kind, "code": code, "message": message, "param": None, "event_id": event_id} | more
         )
 
@@ -393,8 +393,8 @@ class Session:
 
     def _described(self) -> dict[str, Any]:
         settings = {"output_modalities": self._modalities, "max_output_tokens": self._most_tokens or "inf"}
-        ears, decoding = self._ears, self._decoding.model_dump()
-        return session_of(self.id, self.service.name, ears.rate, ears.detection, self._voice, decoding) | settings
+        turns, decoding = self._turns, self._decoding.model_dump()
+        return session_of(self.id, self.service.name, turns.rate, turns.detection, self._voice, decoding) | settings
 
     def _record(self, id: Any) -> Record:
         if id not in self._records:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.dialogue import Conversation, Manner, Said
+from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
+from vita_audio_pl.serving.audio_input import AudioInput
 from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
-from vita_audio_pl.serving.hearing import Hearing
 from vita_audio_pl.serving.metrics import Metrics
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 from vita_audio_pl.serving.voice import Speaker
@@ -41,15 +41,19 @@ class Service:
         self.keys = api_keys(config)
         self.name = config.name or _name(config.model)
         self.started = int(time.time())
-        self.hearing = Hearing(loaded, codec)
+        self.audio_input = AudioInput(loaded, codec)
         self.pool = Workers(config.sound_workers)
         self.metrics = Metrics()
         self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
         capacity = min(config.context_tokens, loaded.runtime.max_positions)
         decoder = Decoder(loaded.runtime, slots=config.slots, capacity=capacity, graphs=config.graphs)
-        manner = Manner.of(loaded, codec)
+        chat_format = ChatFormat.of(loaded, codec)
         self.engine = Engine(
-            decoder, manner, when_full=config.when_full, queue_limit=config.limits.queue, rests=lambda: self.pool.behind
+            decoder,
+            chat_format,
+            when_full=config.when_full,
+            queue_limit=config.limits.queue,
+            yields=lambda: self.pool.behind,
         )
         self.most_new_tokens = min(config.token_limit, capacity - 1)
         self.sessions: dict[str, int] = {}  # open sessions by client
@@ -76,21 +80,21 @@ class Service:
             raise Busy(self.config.drain_seconds)
         return Answer(self, conversation, options, sound)
 
-    async def hear(self, data: bytes, name: str) -> Said:
+    async def encode_audio(self, data: bytes, name: str) -> TurnContent:
         """A recording in any file format that libsndfile reads, as the model hears it.
 
         Raises:
             UserError: it is no recording, or a longer one than is taken.
         """
         wave = await self.in_worker(lambda: self._read(data, name))
-        said: Said = await self.in_worker(lambda: self.hearing.whole(wave))
+        said: TurnContent = await self.in_worker(lambda: self.audio_input.encode(wave))
         return said
 
     async def in_worker(self, work: Any) -> Any:
         """What `work()` gives, in a worker's thread."""
         return await asyncio.wrap_future(self.pool.submit(work))
 
-    def voice_turn(self, voice: Any) -> tuple[Said, ...]:
+    def voice_turn(self, voice: Any) -> tuple[TurnContent, ...]:
         """What the system says to have an answer in a voice; nothing for the model's own.
 
         voice: a name, or `{"id": name}`; names that are not among the settings' voices mean the model's own.
@@ -111,10 +115,10 @@ class Service:
 
     def _read(self, data: bytes, name: str) -> NDArray[np.float32]:
         seconds = self.config.limits.audio_seconds
-        return read_audio(io.BytesIO(data), self.hearing.rate, seconds, name=name)
+        return read_audio(io.BytesIO(data), self.audio_input.rate, seconds, name=name)
 
-    def _voice(self, path: Path) -> Said:
-        return self.hearing.whole(read_audio(path, self.hearing.rate))
+    def _voice(self, path: Path) -> TurnContent:
+        return self.audio_input.encode(read_audio(path, self.audio_input.rate))
 
     def _warm_up(self) -> None:
         """Computes once what the first answer would wait for: tables of the codec, packed weights."""
@@ -150,7 +154,7 @@ class Answer:
         self._events: asyncio.Queue[Event | None | Exception] = asyncio.Queue()
         loaded = service.loaded
         maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.codec if sound else None)
-        self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._tell)
+        self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
         service._open_answers += 1  # not where it was refused
 
@@ -193,7 +197,7 @@ class Answer:
         self.ended = ended
         self._speaker.finish()
 
-    def _tell(self, event: Event | None | Exception) -> None:
+    def _deliver(self, event: Event | None | Exception) -> None:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:

@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from vita_audio_pl.codecs.audio import read_audio, write_wav
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.serving.hearing import from_pcm16, to_pcm16
+from vita_audio_pl.serving.audio_input import from_pcm16, to_pcm16
 from vita_audio_pl.serving.service import OUTPUT_RATE
 from vita_audio_pl.serving.settings import KEYS_VARIABLE, TalkConfig
 from vita_audio_pl.storage.files import output_file

@@ -41,7 +41,7 @@ class Speaker:
     """
 
     def __init__(self, pool: Workers, maker: EventMaker, rate: int, tell: Callable[[Event | None | Exception], None]):
-        self._pool, self._maker, self._rate, self._tell = pool, maker, rate, tell
+        self._pool, self._maker, self._rate, self._deliver = pool, maker, rate, tell
         self._resampler: Resampler | None = None
         self._pending: deque[Batch | None] = deque()
         self._lock = threading.Lock()
@@ -77,13 +77,13 @@ class Speaker:
                 events = self._maker.finish() if batch is None else self._maker.push(*batch)
                 for event in events:
                     if not self._silenced:
-                        self._tell(self._at_rate(event, batch is None))
+                        self._deliver(self._at_rate(event, batch is None))
         except Exception as error:
             self._silenced = True
-            self._tell(error)
+            self._deliver(error)
         if batch is None:
-            self._tell(None)
-            self._tell = _ignore  # whoever listened holds this, and can go at once
+            self._deliver(None)
+            self._deliver = _ignore  # whoever listened holds this, and can go at once
         with self._lock:
             self._working = bool(self._pending)
             if not self._working:

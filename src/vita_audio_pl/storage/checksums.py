@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import xxhash
 
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.node import once_a_node
 from vita_audio_pl.storage.places import Place, PlaceT
 from vita_audio_pl.storage.remote import RemotePath
@@ -309,7 +309,7 @@ def sealed(value: Mapping[str, Any]) -> bytes:
 
 def write_sealed(path: Place, value: Mapping[str, Any]) -> None:
     """Writes a sealed JSON object, whole or not at all."""
-    write_whole(path, sealed(value))
+    atomic_write(path, sealed(value))
 
 
 def unsealed(path: Place, data: bytes) -> dict[str, Any]:

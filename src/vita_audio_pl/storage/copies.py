@@ -20,7 +20,7 @@ from vita_audio_pl.storage.checksums import (
     sum_of_files,
     write_sealed,
 )
-from vita_audio_pl.storage.files import full_disk_is_told, partial_name
+from vita_audio_pl.storage.files import explain_full_disk, partial_name
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.node import once_a_node
 from vita_audio_pl.storage.owned import Kind, Owned
@@ -35,7 +35,7 @@ _NOTE = ".copied.json"
 _COPIES_AT_A_TIME = 8
 
 
-class NotThere(UserError):
+class SourceNotFound(UserError):
     """There is no such file or folder."""
 
 
@@ -46,7 +46,7 @@ def local_copy(origin: Place, cache: str | Path = CACHE) -> Path:
     its bytes; what has changed there or was damaged here is copied again. Processes of a node share the work.
 
     Raises:
-        NotThere: there is nothing.
+        SourceNotFound: there is nothing.
         UserError: it cannot be reached, or what comes does not agree with the folder's checksums.
     """
     if not isinstance(origin, RemotePath):
@@ -109,10 +109,10 @@ def _bring(origin: RemotePath, folder: Path, alone: bool) -> None:
     """Makes `folder` what `origin` is."""
     home = origin.parent if alone else origin
     work = f"the copy of {origin}"
-    with hold(folder, "copy", work, wait=True), full_disk_is_told(folder, work):
+    with hold(folder, "copy", work, wait=True), explain_full_disk(folder, work):
         versions = _versions(home) if not alone else {origin.name: origin.stat().version} if origin.is_file() else {}
         if not versions:
-            raise NotThere(f"{origin} is not there, or lists no files: check the address")
+            raise SourceNotFound(f"{origin} is not there, or lists no files: check the address")
         stored = _read_sums(home)
         noted = _read_note(folder)
         mine = Owned.claim(folder, Kind("copy of remote files", (_NOTE, *versions, *noted)))

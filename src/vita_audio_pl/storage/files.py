@@ -29,7 +29,7 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname().split('.')[0]}.{os.getpid()}{_PARTIAL}")
 
 
-class WholeFile:
+class AtomicFile:
     """A file that is written from start to end, `file`, and appears whole under its name once `finish` is called.
 
     Until then it lies in a neighbour on the same disk; one that is to go to a store, in a temporary file without a name.
@@ -62,7 +62,7 @@ class WholeFile:
         if self._partial is not None:
             self._partial.unlink(missing_ok=True)
 
-    def __enter__(self) -> "WholeFile":
+    def __enter__(self) -> "AtomicFile":
         return self
 
     def __exit__(
@@ -96,7 +96,7 @@ def create_new(path: Place, data: bytes) -> bool:
     return True
 
 
-def write_whole(path: Place, data: bytes, flush: bool = True) -> None:
+def atomic_write(path: Place, data: bytes, flush: bool = True) -> None:
     """Writes `data` aside, forces it onto the disk unless `flush` is false, and renames it to `path`."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
@@ -116,7 +116,7 @@ def write_whole(path: Place, data: bytes, flush: bool = True) -> None:
 
 def write_json(path: Place, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
-    write_whole(path, json_bytes(value))
+    atomic_write(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
@@ -129,7 +129,7 @@ def write_array(path: Place, array: np.ndarray) -> None:
     """Writes an array as `.npy`, whole or not at all."""
     file = io.BytesIO()
     np.save(file, array)
-    write_whole(path, file.getvalue())
+    atomic_write(path, file.getvalue())
 
 
 def output_file(path: str | Path, setting: str = "output") -> Path:
@@ -159,7 +159,7 @@ def write_output(path: str | Path, data: bytes, setting: str = "output") -> None
     Raises:
         UserError: as `output_file`.
     """
-    write_whole(output_file(path, setting), data, flush=False)
+    atomic_write(output_file(path, setting), data, flush=False)
 
 
 def keep_damaged(path: Path) -> Path:
@@ -172,7 +172,7 @@ def keep_damaged(path: Path) -> Path:
 
 
 @contextmanager
-def full_disk_is_told(folder: Place, what: str) -> Iterator[None]:
+def explain_full_disk(folder: Place, what: str) -> Iterator[None]:
     """Turns a full disk into a sentence; whoever writes leaves nothing half-written.
 
     Raises:

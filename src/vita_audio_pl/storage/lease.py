@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import create_new, write_whole
+from vita_audio_pl.storage.files import atomic_write, create_new
 from vita_audio_pl.storage.places import Place, names_in
 from vita_audio_pl.storage.remote import RemotePath
 
@@ -279,7 +279,7 @@ def _beat(path: Place, holder: Holder, done: threading.Event) -> None:
             if not isinstance(path, RemotePath):
                 os.utime(path)
             elif _is_last(path):
-                write_whole(path, _content(holder, **{_BEAT: number}))
+                atomic_write(path, _content(holder, **{_BEAT: number}))
                 if done.is_set():  # it was given up while this was on its way
                     path.unlink(missing_ok=True)
             else:

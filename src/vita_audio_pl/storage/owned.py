@@ -1,7 +1,7 @@
 """Folders that carry our mark, the only ones that a command empties, replaces or removes.
 
 Two sorts: a folder that is filled over time says by the patterns of its `Kind` what is written there, and a folder that is
-written once and renamed (`whole_folder`) lists its files in its mark. What neither names is not ours, and is never removed.
+written once and renamed (`atomic_folder`) lists its files in its mark. What neither names is not ours, and is never removed.
 """
 
 import json
@@ -165,8 +165,8 @@ class Owned:
             yield way
 
 
-def begin_whole(target: Path, kind: str) -> Path:
-    """A new folder beside `target`, to be filled and then renamed by `finish_whole`; what a killed one left is removed."""
+def begin_folder(target: Path, kind: str) -> Path:
+    """A new folder beside `target`, to be filled and then renamed by `finish_folder`; what a killed one left is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in target.parent.glob(f".{target.name}.*.partial"):
         if _is_abandoned(path) and _read(path) is not None:
@@ -179,7 +179,7 @@ def begin_whole(target: Path, kind: str) -> Path:
     return aside
 
 
-def finish_whole(aside: Path, target: Path, replace: bool = False, marked: bool = True) -> None:
+def finish_folder(aside: Path, target: Path, replace: bool = False, marked: bool = True) -> None:
     """Lists the files of `aside` in its mark and gives it its name.
 
     Args:
@@ -210,7 +210,7 @@ def finish_whole(aside: Path, target: Path, replace: bool = False, marked: bool 
 @contextmanager
 def work_folder(target: Path, kind: str) -> Iterator[Path]:
     """A new folder beside `target` to work in, which is removed when the block ends."""
-    aside = begin_whole(target, kind)
+    aside = begin_folder(target, kind)
     try:
         yield aside
     finally:
@@ -218,15 +218,15 @@ def work_folder(target: Path, kind: str) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path, kind: str, replace: bool = False, marked: bool = True) -> Iterator[Path]:
+def atomic_folder(target: Path, kind: str, replace: bool = False, marked: bool = True) -> Iterator[Path]:
     """A folder to fill, which gets the name `target` when the block ends well, and is removed otherwise.
 
     Raises:
-        UserError: as `finish_whole`.
+        UserError: as `finish_folder`.
     """
     with work_folder(target, kind) as aside:
         yield aside
-        finish_whole(aside, target, replace, marked)
+        finish_folder(aside, target, replace, marked)
 
 
 def below(root: PlaceT, name: str, setting: str) -> PlaceT:

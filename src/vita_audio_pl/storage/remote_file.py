@@ -71,7 +71,7 @@ class RemoteFile(io.RawIOBase):
 
 
 @contextmanager
-def faults_told(file: BinaryIO) -> Iterator[None]:
+def explain_faults(file: BinaryIO) -> Iterator[None]:
     """For a library that reads `file` by callbacks, in which what is raised gets lost: it is raised after all.
 
     Raises:

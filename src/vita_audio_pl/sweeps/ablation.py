@@ -261,7 +261,7 @@ def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[st
     if earlier.get("of") == of:
         print("  evaluation is finished", flush=True)
         return earlier
-    shared = [f"transcripts={Path(paths.runs) / SHARED / 'heard.jsonl'}"]
+    shared = [f"transcripts={Path(paths.runs) / SHARED / 'transcripts.jsonl'}"]
     wandb = [f"wandb={wandb_mode(config.logger.wandb)}", f"wandb_project={config.logger.wandb_project}"]
     cost = Cost()
     status = cost.run([sys.executable, "-m", "vita_audio_pl.evaluate", *places, *shared, *wandb, *settings])

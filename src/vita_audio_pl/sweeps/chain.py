@@ -64,7 +64,7 @@ def is_finished(folder: StageFolder, config: TrainConfig, invocation: str = "") 
 
     Decided from manifests alone, without the start of a process; in doubt the stage's own process looks closer.
     """
-    if folder.begins_anew(None, config.force, invocation) or not folder.finished:
+    if folder.starts_over(None, config.force, invocation) or not folder.finished:
         return False
     manifest = StageManifest.read(folder.model)
     parent = folder.root / manifest.parent if manifest.parent else None

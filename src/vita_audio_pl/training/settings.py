@@ -304,7 +304,7 @@ class CallbacksConfig:
     keep_best_when: str | None = setting(
         None, "which values of it are better; null = higher for accuracies", choices=("lower", "higher")
     )
-    go_on_from: int | None = setting(
+    resume_from_step: int | None = setting(
         None, "step of the checkpoint to go back to, once for a command; null = the newest", at_least=0
     )
     progress_bar: bool = True

@@ -60,7 +60,7 @@ _KINDS: dict[str, Any] = {
     "archives": ArchivesReader,
 }
 _OURS = frozenset(_KINDS)
-_TOLD = {"root", "task", "filters"}  # told to a reader by the recipe, never among its options
+_DESCRIBED = {"root", "task", "filters"}  # told to a reader by the recipe, never among its options
 
 
 def register_reader(kind: str, reader: Any) -> None:
@@ -90,9 +90,9 @@ def make_reader(root: Place, task: str, options: Mapping[str, Any], where: str, 
             "plugins=[PACKAGE] registers yours"
         )
     known = {field.name: field for field in fields(_KINDS[kind])}
-    unknown = sorted(map(str, set(settings) - set(known) | set(settings) & _TOLD))
+    unknown = sorted(map(str, set(settings) - set(known) | set(settings) & _DESCRIBED))
     if unknown:
-        told = [name for name in known if name not in _TOLD]
+        told = [name for name in known if name not in _DESCRIBED]
         near = did_you_mean(unknown[0][:100], told)
         raise UserError(
             f"{where}: the reader '{kind}' has no option '{unknown[0]:.100}'; it has {', '.join(told)}{near}"

@@ -20,7 +20,7 @@ from vita_audio_pl.data.readers.base import (
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.remote_file import faults_told
+from vita_audio_pl.storage.remote_file import explain_faults
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, TTS_INSTRUCTION, Conversation, Message
 from vita_audio_pl.text.messages import is_blank, plain_text_of
 
@@ -187,7 +187,7 @@ def _channels(audio: AudioRef) -> int:
         if not audio.path.is_file():
             return 1
         # not by libsndfile, which would call a lack of file handles a bad file
-        with audio.path.open("rb") as file, faults_told(file):
+        with audio.path.open("rb") as file, explain_faults(file):
             return int(soundfile.info(file).channels)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         if is_machine_fault(error):

@@ -61,7 +61,7 @@ class SourceStatus:
         return sum(state.seconds / state.elapsed for _, state in self.jobs if state is not None)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         if self.ready:
             return "ready"
         if not self.parts:
@@ -134,7 +134,7 @@ def status_table(found: Sequence[SourceStatus]) -> Table:
         jobs = [f"{held.holder.host}:{held.holder.pid} ({held.kind})" for held, _ in one.jobs]
         jobs += [f"{held.holder.host}:{held.holder.pid} ({held.kind}, silent)" for held in one.silent]
         table.add_row(
-            one.source, one.told, *(f"{count:,}" for count in counts), f"{one.seconds / 3600:,.2f}",
+            one.source, one.summary, *(f"{count:,}" for count in counts), f"{one.seconds / 3600:,.2f}",
             f"{one.hours_an_hour:,.1f}" if one.hours_an_hour else "", _time(one.to_go) if one.jobs else "", ", ".join(jobs),
         )  # fmt: skip
     if len(found) > 1:

@@ -43,8 +43,8 @@ class Recordings:
     @classmethod
     def of_questions(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
         """The recordings that the model is asked to transcribe."""
-        heard = [(item.source, item.references[0]) for item in items if _there(item.source)]
-        return cls(name, *_columns(heard[:most]), treatments=("source", "codec"))
+        recorded = [(item.source, item.references[0]) for item in items if _there(item.source)]
+        return cls(name, *_columns(recorded[:most]), treatments=("source", "codec"))
 
 
 def _there(path: Path | None) -> bool:
@@ -91,12 +91,12 @@ def measure_controls(
             parts = [recordings.audios[start : start + _UNIT] for start in range(0, len(recordings.audios), _UNIT)]
             calls += [(codec, judge, part, treatment) for part in parts]
             tasks.append((recordings, treatment, len(parts)))
-    heard_parts, rows = run("recognise", calls), []
+    transcript_parts, rows = run("recognise", calls), []
     for recordings, treatment, n_parts in tasks:
-        heard = [text for _ in range(n_parts) for text in next(heard_parts)]
-        rows.append(_row(recordings.name, treatment, recordings.texts, heard, normalise))
+        transcripts = [text for _ in range(n_parts) for text in next(transcript_parts)]
+        rows.append(_row(recordings.name, treatment, recordings.texts, transcripts, normalise))
         if treatment == "source":
-            rows.append(_row(recordings.name, "wrong reference", _others(recordings.texts), heard, normalise))
+            rows.append(_row(recordings.name, "wrong reference", _others(recordings.texts), transcripts, normalise))
     files = {name: f"controls/{key[:10]}/{safe_name(name)}.wav" for name, _ in resynthesise}
     for _ in run("resynthesise", [(codec, [(audio, folder / files[name]) for name, audio in resynthesise])]):
         pass
@@ -117,9 +117,9 @@ _CONDITIONS = {
 
 
 def _row(
-    name: str, condition: str, texts: Sequence[str], heard: Sequence[str], normalise: Normaliser
+    name: str, condition: str, texts: Sequence[str], transcripts: Sequence[str], normalise: Normaliser
 ) -> dict[str, Any]:
-    counts = [count_errors(normalise(text), normalise(said)) for text, said in zip(texts, heard, strict=True)]
+    counts = [count_errors(normalise(text), normalise(said)) for text, said in zip(texts, transcripts, strict=True)]
     rate = bootstrap_ratio([c.errors for c in counts], [c.reference_units for c in counts])
     return {
         "recordings": name,

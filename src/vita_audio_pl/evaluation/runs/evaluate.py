@@ -61,15 +61,15 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
     )
-    steps = {"all": ("generate", "listen"), "generate": ("generate",), "score": ("listen",)}[config.step]
+    steps = {"all": ("generate", "transcribe"), "generate": ("generate",), "score": ("transcribe",)}[config.step]
     workers = config.workers or _processes(device)
-    if "listen" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
-        for judge in {evaluation.judge for evaluation in evaluations if evaluation.listens}:
+    if "transcribe" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
+        for judge in {evaluation.judge for evaluation in evaluations if evaluation.is_transcribed}:
             toolbox.judge(judge)  # one that is not there is refused before the first answer
     with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
-            heard = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
-            records = run_evaluations(evaluations, run, share, progress, steps, heard)
+            transcripts = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
+            records = run_evaluations(evaluations, run, share, progress, steps, transcripts)
 
         def complete() -> bool:
             unfinished = [record for record in records if not _finished(record, config)]
@@ -137,7 +137,7 @@ def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) ->
         ids = [item.id for item in evaluation.items[: config.players]]
         ids += [row["id"] for row in score_record(record, config.bench.scoring("strict"))[: config.players]]
         keep_recordings(record, ids)
-        if not evaluation.listens:
+        if not evaluation.is_transcribed:
             continue
         answers = [record.answer_of(id) for id in dict.fromkeys(ids)]
         files = [(answer, evaluation.folder / audio_file(answer.id)) for answer in answers if answer.codes]
@@ -155,7 +155,7 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
         return
     for folder in dict.fromkeys(evaluation.bench_folder for evaluation in evaluations):
         mine = [e for e in evaluations if e.bench_folder == folder]
-        spoken = [e for e in mine if e.listens]
+        spoken = [e for e in mine if e.is_transcribed]
         if not spoken:
             continue
         items = {e.task: e.items for e in mine if e.split == config.split}

@@ -92,7 +92,7 @@ class Evaluation:
         return self.place.parents[1]
 
     @property
-    def listens(self) -> bool:
+    def is_transcribed(self) -> bool:
         return bool(self.judge) and self.task in SPEAKING_TASKS
 
     @property

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import check_agent, say_at_once
+from vita_audio_pl.processes import check_agent, print_now
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.names import safe_name
 
@@ -119,7 +119,7 @@ class Meeting:
         if self.share.ranks > 1:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._before = {rank: self._sign_of(rank) for rank in range(self.share.ranks)}
-            self._say("working")
+            self._write_state("working")
             threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -128,7 +128,7 @@ class Meeting:
     ) -> None:
         self._ended.set()
         if self.share.ranks > 1:
-            self._say("done" if error is None else f"failed: {str(error) or type(error).__name__}")
+            self._write_state("done" if error is None else f"failed: {str(error) or type(error).__name__}")
 
     def wait_for_all(self, complete: Callable[[], bool], what: str) -> None:
         """For rank 0: returns when `complete` says so.
@@ -184,7 +184,7 @@ class Meeting:
             return {}
         return sign if isinstance(sign, dict) else {}
 
-    def _say(self, state: str) -> None:
+    def _write_state(self, state: str) -> None:
         with self._lock:
             if state == "working" and self._ended.is_set():
                 return  # the last word is said
@@ -200,11 +200,11 @@ class Meeting:
             looks -= 1
             others = [rank for rank in range(self.share.ranks) if rank != self.share.rank]
             if looks == 0 and not any(self._is_news(rank) for rank in others):
-                say_at_once(
+                print_now(
                     f"no other of the {self.share.ranks} ranks has given a sign for {_ALONE:.0f} s; if this process was started "
                     f"alone, end it, and unset {_names()}, which are left over from another launch"
                 )
             try:
-                self._say("working")
+                self._write_state("working")
             except OSError:  # the next one may succeed; who is silent for long is missed
                 continue

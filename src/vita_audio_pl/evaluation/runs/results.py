@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.identity import FORMAT
+from vita_audio_pl.evaluation.identity import RESULT_FORMAT
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.runs.runner import Records
 from vita_audio_pl.evaluation.scores.scoring import Scoring, score_utterances, summarise, worst_first
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.recordings import read_recording
 
 METRIC_LABELS = {
@@ -31,8 +31,8 @@ def score_record(record: Records, rules: Scoring) -> list[dict[str, Any]]:
     """Rows of a complete evaluation under a profile, worst first."""
     evaluation = record.evaluation
     answers = {item.id: record.answer_of(item.id) for item in evaluation.items}
-    heard = {id: record.heard_of(id) for id in answers} if evaluation.listens else None
-    rows = score_utterances(evaluation.task, evaluation.items, answers, heard, rules)
+    transcripts = {id: record.transcript_of(id) for id in answers} if evaluation.is_transcribed else None
+    rows = score_utterances(evaluation.task, evaluation.items, answers, transcripts, rules)
     return worst_first(evaluation.task, rows)
 
 
@@ -64,9 +64,9 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     folder = evaluation.folder
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     # The result last: who finds it finds its utterances
-    write_whole(folder / f"utterances{suffix}.jsonl", "".join(lines).encode())
-    write_whole(folder / f"result{suffix}.md", markdown(result).encode())
-    write_whole(folder / f"result{suffix}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write(folder / f"utterances{suffix}.jsonl", "".join(lines).encode())
+    atomic_write(folder / f"result{suffix}.md", markdown(result).encode())
+    atomic_write(folder / f"result{suffix}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return result
 
 
@@ -84,7 +84,7 @@ def keep_recordings(record: Records, ids: Iterable[str]) -> None:
                 continue
             if not copy.is_file() or copy.read_bytes() != content:
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(copy, content, flush=False)
+                atomic_write(copy, content, flush=False)
 
 
 def _recordings(record: Records, item: Item) -> Iterator[tuple[str, Path, Path]]:
@@ -98,7 +98,7 @@ def _recordings(record: Records, item: Item) -> Iterator[tuple[str, Path, Path]]
 def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
     identity = evaluation.identity
     return {
-        "format": FORMAT,
+        "format": RESULT_FORMAT,
         "key": identity.key,
         "stage": evaluation.stage,
         "bench": evaluation.bench,
@@ -110,7 +110,7 @@ def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
         "profile_differences": rules.differences(),
         "answer_rule": rules.answers,
         "limited_to": len(evaluation.items) if evaluation.limited else None,
-        "judge": evaluation.judge if evaluation.listens else "",
+        "judge": evaluation.judge if evaluation.is_transcribed else "",
         "listening": dict(identity.listening),
         "scoring": dict(identity.scoring),
         "unreadable": identity.unreadable,

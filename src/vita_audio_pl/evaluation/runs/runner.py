@@ -23,7 +23,7 @@ from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.runs.ranks import Share
 from vita_audio_pl.processes import worker_processes
 
-STEPS = ("generate", "listen")
+STEPS = ("generate", "transcribe")
 
 T = TypeVar("T")
 
@@ -38,7 +38,9 @@ class Toolbox(Protocol):
         """One answer for each item, in order."""
         ...
 
-    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Transcript]:
+    def transcribe(
+        self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]
+    ) -> list[Transcript]:
         """What the judge hears in each answer.
 
         `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
@@ -52,21 +54,23 @@ class Records:
 
     evaluation: Evaluation
     answers: RecordFile
-    heard: RecordFile
+    transcripts: RecordFile
 
     @classmethod
     def open(cls, evaluation: Evaluation, share: Share) -> "Records":
         """Claims the evaluation's folder, and copies what this process needs of equal answers in folders beside it."""
         folder = evaluation.folder
         claim_folder(folder, evaluation.identity)
-        records = cls(evaluation, RecordFile(folder, "answers", share.rank), RecordFile(folder, "heard", share.rank))
+        records = cls(
+            evaluation, RecordFile(folder, "answers", share.rank), RecordFile(folder, "transcripts", share.rank)
+        )
         if records.missing(records.answers, share):
             for beside, facts in answered_elsewhere(folder, evaluation.identity):
                 records._copy(beside, facts, share)
         return records
 
     def _copy(self, beside: Path, facts: dict[str, Any], share: Share) -> None:
-        answers, heard = RecordFile(beside, "answers"), RecordFile(beside, "heard")
+        answers, transcripts = RecordFile(beside, "answers"), RecordFile(beside, "transcripts")
         ids = [
             item.id
             for item in self.missing(self.answers, share)
@@ -75,8 +79,8 @@ class Records:
             and not answers[item.id].get("failure")
         ]
         self.answers.append([answers[id] for id in ids])
-        if self.evaluation.listens and facts.get("listening") == self.evaluation.identity.facts["listening"]:
-            self.heard.append([heard[id] for id in ids if id in heard and id not in self.heard])
+        if self.evaluation.is_transcribed and facts.get("listening") == self.evaluation.identity.facts["listening"]:
+            self.transcripts.append([transcripts[id] for id in ids if id in transcripts and id not in self.transcripts])
 
     def content(self, id: str) -> Content:
         return self.evaluation.identity.contents[id]
@@ -84,15 +88,17 @@ class Records:
     def refresh(self) -> None:
         """Read what other ranks added."""
         self.answers.refresh()
-        self.heard.refresh()
+        self.transcripts.refresh()
 
     def answered(self) -> bool:
         return self.answers.done(item.id for item in self.evaluation.items)
 
     def complete(self) -> bool:
-        """True where every item has an answer and, if answers are listened to, was heard."""
-        heard = not self.evaluation.listens or self.heard.done(item.id for item in self.evaluation.items)
-        return heard and self.answered()
+        """True where every item has an answer and, if answers are transcribed, a transcript."""
+        transcribed = not self.evaluation.is_transcribed or self.transcripts.done(
+            item.id for item in self.evaluation.items
+        )
+        return transcribed and self.answered()
 
     def missing(self, file: RecordFile, share: Share) -> list[Item]:
         """Items of this process's part without a record in `file`."""
@@ -111,8 +117,8 @@ class Records:
         """The recordings of voices that answers were to be spoken in, by id."""
         return {item.id: item.voice for item in self.evaluation.items if item.voice is not None}
 
-    def heard_of(self, id: str) -> Transcript:
-        return Transcript(**self.heard[id])
+    def transcript_of(self, id: str) -> Transcript:
+        return Transcript(**self.transcripts[id])
 
 
 def run_evaluations(
@@ -121,18 +127,18 @@ def run_evaluations(
     share: Share | None = None,
     progress: Progress = lambda step, done, total: None,
     steps: Sequence[str] = STEPS,
-    heard: TranscriptFile | None = None,
+    transcripts: TranscriptFile | None = None,
 ) -> list[Records]:
     """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
 
     Args:
         run: the processes that do it, from `worker_pool`.
         share: this process's part; by default the whole.
-        steps: some of `STEPS`; `listen` alone takes answers that were generated before.
-        heard: what the judge heard in other runs.
+        steps: some of `STEPS`; `transcribe` alone takes answers that were generated before.
+        transcripts: what the judge transcribed in other runs.
 
     Raises:
-        UserError: `listen` alone was asked for, and answers are missing.
+        UserError: `transcribe` alone was asked for, and answers are missing.
     """
     share = share or Share()
     records = [Records.open(evaluation, share) for evaluation in evaluations]
@@ -145,8 +151,8 @@ def run_evaluations(
                 f"{missing} answers of {record.evaluation.name} are missing in {record.evaluation.folder}; "
                 "generate them first (step=generate, with the same settings)"
             )
-    if "listen" in steps:
-        _listen(records, share, run, progress, heard)
+    if "transcribe" in steps:
+        _transcribe(records, share, run, progress, transcripts)
     return records
 
 
@@ -182,17 +188,17 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
         progress("generate", done, total)
 
 
-def _listen(
+def _transcribe(
     records: Sequence[Records], share: Share, run: "Run", progress: Progress, elsewhere: TranscriptFile | None
 ) -> None:
     """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
     known: dict[str, Transcript] = {} if elsewhere is None else elsewhere.read()
     units: list[tuple[Records, list[Answer]]] = []
-    for record in (record for record in records if record.evaluation.listens):
-        missing = record.missing(record.heard, share)
+    for record in (record for record in records if record.evaluation.is_transcribed):
+        missing = record.missing(record.transcripts, share)
         for item in record.evaluation.items:
-            if item.id in record.heard and item.id in record.answers:
-                known.setdefault(record.sound_of(record.answer_of(item.id)), record.heard_of(item.id))
+            if item.id in record.transcripts and item.id in record.answers:
+                known.setdefault(record.sound_of(record.answer_of(item.id)), record.transcript_of(item.id))
         answers = [record.answer_of(item.id) for item in missing]
         units += [(record, batch) for batch in _batches(answers, record.evaluation.batch_size)]
 
@@ -208,15 +214,15 @@ def _listen(
         calls.append((record.evaluation.model, record.evaluation.judge, fresh, voices))
 
     done, total = 0, sum(len(answers) for _, answers in units)
-    for (record, answers), (_, _, sent, _), heard in zip(units, calls, run("listen", calls), strict=True):
-        news = {record.sound_of(a): h for a, h in zip(sent, heard, strict=True)}
+    for (record, answers), (_, _, sent, _), transcripts in zip(units, calls, run("transcribe", calls), strict=True):
+        news = {record.sound_of(a): h for a, h in zip(sent, transcripts, strict=True)}
         known |= news
         if elsewhere is not None and news:
             elsewhere.append(news)
         said = [replace(known[record.sound_of(a)], id=a.id) if a.codes else Transcript(a.id, "", 0.0) for a in answers]
-        record.heard.append([asdict(one) for one in said])
+        record.transcripts.append([asdict(one) for one in said])
         done += len(answers)
-        progress("listen", done, total)
+        progress("transcribe", done, total)
 
 
 def _batches(of: Sequence[T], size: int) -> list[list[T]]:

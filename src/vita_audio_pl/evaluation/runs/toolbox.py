@@ -18,7 +18,7 @@ from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_folder
 from vita_audio_pl.foreign.weights import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
-from vita_audio_pl.inference.answering import clips_of, listen, prompt_ids, read_recordings
+from vita_audio_pl.inference.answering import clips_of, encode_recordings, prompt_ids, read_recordings
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.prompts import answer_text
 from vita_audio_pl.interleave import DecodePattern
@@ -91,7 +91,7 @@ class ModelToolbox:
         for item in items:
             try:
                 codec = self.codec(codec_folder(model, self.codec_folder)) if item.prompt.audios else None
-                audios = listen(item.prompt, read_recordings(item.prompt, loaded, codec), loaded, codec)
+                audios = encode_recordings(item.prompt, read_recordings(item.prompt, loaded, codec), loaded, codec)
                 prompts[item.id] = prompt_ids(item.prompt, audios, loaded, codec)
                 clips[item.id] = clips_of(audios)
             except UserError as error:
@@ -107,7 +107,9 @@ class ModelToolbox:
             answers[id] = replace(answer, compute_seconds=round(a_token * len(generation.ids), 4))
         return [answers[item.id] for item in items]
 
-    def listen(self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]) -> list[Transcript]:
+    def transcribe(
+        self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]
+    ) -> list[Transcript]:
         """See `runner.Toolbox`."""
         if not answers:
             return []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.evaluation.identity import FORMAT
+from vita_audio_pl.evaluation.identity import FORMAT, RESULT_FORMATS
 from vita_audio_pl.evaluation.scores.scoring import METRICS, per_utterance
 from vita_audio_pl.evaluation.scores.significance import compare_paired
 from vita_audio_pl.storage.files import write_json
@@ -35,7 +35,7 @@ class _Loaded:
 
     @property
     def current(self) -> bool:
-        return self.figures.get("format") == FORMAT
+        return self.figures.get("format") in RESULT_FORMATS
 
     @property
     def label(self) -> str:

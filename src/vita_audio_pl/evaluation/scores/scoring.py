@@ -22,7 +22,7 @@ class Metric:
     """One figure of a task.
 
     Attributes:
-        of: what is compared with the reference: the answer's `text`, or its `speech` as the judge heard it.
+        of: what is compared with the reference: the answer's `text`, or its `speech` as the judge transcribed it.
         kind: `errors` (edits per reference unit, lower is better) or `match` (share of accepted answers).
     """
 
@@ -93,13 +93,13 @@ def score_utterances(
     task: str,
     items: Sequence[Item],
     answers: Mapping[str, Answer],
-    heard: Mapping[str, Transcript] | None,
+    transcripts: Mapping[str, Transcript] | None,
     rules: Scoring,
 ) -> list[dict[str, Any]]:
     """One row per item, in order; every item has a row, whatever became of it.
 
     A row's `scores` maps a metric's name to `{"errors" or "hits", "of"}`; a metric that the profile leaves out for
-    this utterance is missing there, and `left_out` says why. Without `heard` speech metrics are not computed.
+    this utterance is missing there, and `left_out` says why. Without `transcripts` speech metrics are not computed.
 
     Raises:
         KeyError: an item has no answer.
@@ -107,7 +107,7 @@ def score_utterances(
     rows = []
     for item in items:
         answer = answers[item.id]
-        spoken = heard[item.id] if heard is not None else None
+        spoken = transcripts[item.id] if transcripts is not None else None
         row: dict[str, Any] = {
             "id": item.id,
             "reference": item.references[0],
@@ -125,7 +125,7 @@ def score_utterances(
         if item.spoken_reference is not None:
             row["spoken_reference"] = str(item.spoken_reference)
         if spoken is not None:
-            row |= {"heard": spoken.text, "seconds": round(spoken.seconds, 3), "silent": not answer.codes}
+            row |= {"transcript": spoken.text, "seconds": round(spoken.seconds, 3), "silent": not answer.codes}
             row |= {name: value for name in VOICE if (value := getattr(spoken, name)) is not None}
         if answer.failure:
             row["failure"] = answer.failure
@@ -137,17 +137,17 @@ def score_utterances(
 
 
 def score_answer(
-    task: str, references: Sequence[str], answer: Answer, heard: Transcript | None, rules: Scoring
+    task: str, references: Sequence[str], answer: Answer, transcript: Transcript | None, rules: Scoring
 ) -> tuple[dict[str, dict[str, int]], str]:
     """Scores of one answer by the name of the metric, and why a metric was left out, if one was.
 
     Args:
         references: accepted answers; error rates are counted against the first, but see `Scoring.expected`.
-        heard: what the judge understood; without it speech metrics are not computed.
+        transcript: what the judge understood; without it speech metrics are not computed.
     """
     scores, left_out = {}, ""
     for metric in METRICS[task]:
-        said = answer.text if metric.of == "text" else heard.text if heard is not None else None
+        said = answer.text if metric.of == "text" else transcript.text if transcript is not None else None
         if said is None:
             continue
         expected = rules.expected(task, metric, references, answer)

@@ -125,7 +125,7 @@ class ExperimentFiles:
         return sorted({arm.seed for arm in self.arms})
 
     @cached_property
-    def heard_seed(self) -> int:
+    def sample_seed(self) -> int:
         """The seed that most arms have, the lowest of several."""
         arms = Counter(arm.seed for arm in self.arms)
         return max(self.seeds, key=lambda seed: (arms[seed], -seed))

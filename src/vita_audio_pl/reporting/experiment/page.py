@@ -10,7 +10,7 @@ from vita_audio_pl.reporting.experiment.files import ArmRun, ExperimentFiles
 from vita_audio_pl.reporting.experiment.measures import SPOKEN
 from vita_audio_pl.reporting.experiment.summary import cautions, common_steps, headline, lead_in_sentence
 from vita_audio_pl.reporting.experiment.tables import differences_by_seed, heads_table, results_over_seeds
-from vita_audio_pl.reporting.run.listening import Utterance, Voice, utterances_to_hear
+from vita_audio_pl.reporting.run.listening import Utterance, Voice, listening_examples
 from vita_audio_pl.reporting.run.page import render
 from vita_audio_pl.reporting.run.write import REPORT, Report, write_file, write_sounds
 from vita_audio_pl.reporting.tables import Cell, Table, markdown
@@ -64,10 +64,10 @@ def write_experiment_report(files: ExperimentFiles, output: Path, split: str = "
 
 def side_by_side(files: ExperimentFiles, split: str) -> list[Utterance]:
     """The first prompts, answered by every arm of the seed that most arms have: all modes of the first, one of the others."""
-    arms = [arm for arm in files.arms if arm.seed == files.heard_seed]
+    arms = [arm for arm in files.arms if arm.seed == files.sample_seed]
     found: dict[str, Utterance] = {}
     for number, arm in enumerate(arms):
-        for utterance in utterances_to_hear(arm.run, arm.last.name, split, PROMPTS):
+        for utterance in listening_examples(arm.run, arm.last.name, split, PROMPTS):
             modes = {result.mode for result in arm.run.results}
             voices = tuple(
                 _named(voice, arm, voice.name in modes) for voice in utterance.voices if _wanted(voice, number, modes)

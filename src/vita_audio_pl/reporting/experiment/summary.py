@@ -83,7 +83,7 @@ def _beside_first(files: ExperimentFiles, choice: str, mode: str, split: str) ->
 
 def _certainty(found: Estimate) -> str:
     return {"yes": " (beyond chance)", "no": " (within chance)", "no spread": " (no spread)", "one seed": ""}[
-        found.beyond_chance
+        found.significant
     ]
 
 

@@ -180,4 +180,4 @@ def _apart(found: Estimate, shown: str, factor: float) -> Cell:
 
 
 def _sure(found: Estimate) -> Cell:
-    return Cell(found.beyond_chance, float(found.beyond_chance == "yes"))
+    return Cell(found.significant, float(found.significant == "yes"))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.owned import whole_folder
+from vita_audio_pl.storage.owned import atomic_folder
 
 ARM_TYPE = "arm"
 """Type of the artifacts, and job type of the runs that made them."""
@@ -52,5 +52,5 @@ def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> li
 
 def _download(artifact: Any, folder: Path) -> None:
     """Download into `folder`, which is there when all files are."""
-    with whole_folder(folder, "arm of an ablation", marked=False) as aside:
+    with atomic_folder(folder, "arm of an ablation", marked=False) as aside:
         artifact.download(root=str(aside))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import RESULT_FORMATS
 
-RESULT_FORMAT = 2
-"""Of results that say what decided them."""
 _FIELDS = ("bench", "stage", "split", "task", "mode", "profile", "utterances", "metrics")
 
 
@@ -24,7 +23,7 @@ class Result:
     @property
     def key(self) -> str:
         """The name of what decided it; empty where an older version did not record that."""
-        return str(self.figures.get("key", "")) if self.figures.get("format") == RESULT_FORMAT else ""
+        return str(self.figures.get("key", "")) if self.figures.get("format") in RESULT_FORMATS else ""
 
     @property
     def weights(self) -> str:
@@ -100,10 +99,14 @@ def read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
     rows = []
     for line in filter(None, path.read_bytes().split(b"\n")):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             if not torn:
                 raise UserError(f"{path} is damaged ({error}); evaluate again") from None
+            continue
+        if "heard" in row:  # of an earlier version
+            row["transcript"] = row.pop("heard")
+        rows.append(row)
     return rows
 
 

@@ -34,7 +34,7 @@ class Voice:
 
     name: str
     text: str
-    heard: str | None = None
+    transcript: str | None = None
     sound: Sound = Sound()
     note: str = ""
     right: bool | None = None
@@ -60,7 +60,7 @@ def sound_of(folder: Path, name: Any) -> Sound:
     return Sound(f"data:{AUDIO_TYPES[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}")
 
 
-def utterances_to_hear(run: RunFiles, stage: str, split: str, most: int = _PROMPTS) -> list[Utterance]:
+def listening_examples(run: RunFiles, stage: str, split: str, most: int = _PROMPTS) -> list[Utterance]:
     """The kept utterances of the speaking tasks, `most` of each task."""
     found = []
     for task in _TASKS:
@@ -101,7 +101,7 @@ def _answer(result: Result, row: dict[str, Any]) -> Voice:
     return Voice(
         result.mode,
         row["text"],
-        row.get("heard"),
+        row.get("transcript"),
         sound_of(result.folder, row["audio"]) if "audio" in row else Sound(),
         f"{row['backbone_passes']} backbone passes",
         right,

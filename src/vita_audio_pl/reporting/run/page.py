@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from vita_audio_pl.reporting.figures import Picture, loss_curves, quality_against_cost
 from vita_audio_pl.reporting.results.files import Result
-from vita_audio_pl.reporting.run.listening import Sound, sound_of, utterances_to_hear
+from vita_audio_pl.reporting.run.listening import Sound, listening_examples, sound_of
 from vita_audio_pl.reporting.run.published import published_table, reasons_against_comparing
 from vita_audio_pl.reporting.run.result_page import is_wrong
 from vita_audio_pl.reporting.run.samples import StageSamples, read_stage_samples
@@ -17,7 +17,7 @@ from vita_audio_pl.reporting.run_files import RunFiles, Stage, asset
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table
 
 WORST = 8
-WORST_TO_HEAR = 3
+WORST_WITH_SOUND = 3
 
 
 TRADE_OFF = "wer_against_passes"
@@ -56,7 +56,7 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         trade_off=pictures.get(TRADE_OFF),
         curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],
         samples=[found for stage in run.stages if (found := _samples_of(stage)) is not None],
-        utterances=utterances_to_hear(run, last, split),
+        utterances=listening_examples(run, last, split),
         published=published_table(run.results),
         reasons=reasons_against_comparing(run.results),
         worst=_worst(run, last, split),
@@ -118,7 +118,7 @@ def _stage_facts(stage: Stage) -> str:
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """One utterance that was not right; `heard` is None where nobody listened.
+    """One utterance that was not right; `transcript` is None where there is no judge.
 
     Attributes:
         asked, sound: what was asked and the answer, where there is a sound.
@@ -127,7 +127,7 @@ class WrongAnswer:
     id: str
     expected: str
     written: str
-    heard: str | None
+    transcript: str | None
     asked: Sound
     sound: Sound
 
@@ -140,7 +140,7 @@ def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[W
             continue
         wrong = [row for row in result.utterances if any(is_wrong(score) for score in row["scores"].values())]
         shown = [
-            WrongAnswer(row["id"], row["reference"], row["text"], row.get("heard"), *_sounds(result, row, number))
+            WrongAnswer(row["id"], row["reference"], row["text"], row.get("transcript"), *_sounds(result, row, number))
             for number, row in enumerate(wrong[:WORST])
         ]
         if shown:
@@ -150,7 +150,7 @@ def _worst(run: RunFiles, stage: str, split: str) -> list[tuple[str, str, list[W
 
 def _sounds(result: Result, row: dict[str, Any], place: int) -> tuple[Sound, Sound]:
     """Question and answer of the very worst as sound; a page that held more would load slowly."""
-    if place >= WORST_TO_HEAR:
+    if place >= WORST_WITH_SOUND:
         return Sound(), Sound()
     asked = sound_of(result.bench_folder, row["source"]) if "source" in row else Sound()
     return asked, sound_of(result.folder, row["audio"]) if "audio" in row else Sound()

@@ -14,7 +14,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.results.files import Result, read_result
 from vita_audio_pl.reporting.run_files import asset
 from vita_audio_pl.reporting.tables import Cell, Table, metric_name, rate_cell
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.recordings import recording_below
 
 MOST_SHOWN = 300  # utterances of a page; all are in utterances.jsonl
@@ -36,7 +36,7 @@ class Shown:
     id: str
     expected: str
     written: str
-    heard: str | None
+    transcript: str | None
     scores: tuple[str, ...]
     players: tuple[Player, ...]
     note: str
@@ -69,7 +69,7 @@ def write_result_pages(bench: Path) -> list[Path]:
             total=len(result.utterances),
             style=Markup(asset("page.css")),
         )
-        write_whole(page, text.encode(), flush=False)
+        atomic_write(page, text.encode(), flush=False)
         pages.append(page)
     return pages
 
@@ -96,7 +96,7 @@ def _shown(result: Result) -> Iterator[Shown]:
             row["id"],
             " / ".join([row["reference"], *row.get("other_references", [])]),
             row["text"],
-            row.get("heard"),
+            row.get("transcript"),
             scores,
             tuple(_players(result, row)),
             ", ".join(note for note in notes if note),

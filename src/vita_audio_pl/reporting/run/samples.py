@@ -14,14 +14,14 @@ SAMPLES_FILE = "samples.jsonl"
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """An answer at one step; `heard` and `wer` are None where nobody listened or nothing is counted.
+    """An answer at one step; `transcript` and `wer` are None where there is no judge or nothing is counted.
 
     Attributes:
         sound: empty where there is none, or the page leaves it out.
     """
 
     text: str
-    heard: str | None
+    transcript: str | None
     wer: float | None
     sound: Sound
     right: bool | None
@@ -50,7 +50,7 @@ class StageSamples:
 def read_stage_samples(stage: Path) -> StageSamples | None:
     """Samples of `runs/<run>/<stage>`; None where there are none.
 
-    Of many steps four are shown. The first prompt of a task can be heard, the others are text, or a page would be heavy.
+    Of many steps four are shown. The first prompt of a task is played, the others are text, or a page would be heavy.
     """
     folders = sorted(stage.glob(f"samples/step-*/{SAMPLES_FILE}"))
     if not folders:
@@ -60,7 +60,7 @@ def read_stage_samples(stage: Path) -> StageSamples | None:
     found: dict[str, dict[str, Any]] = {}
     for step in rows:
         found = step | found
-    heard = {row["task"]: id for id, row in reversed(found.items())}
+    with_sound = {row["task"]: id for id, row in reversed(found.items())}
     prompts = tuple(
         SampledPrompt(
             id,
@@ -68,7 +68,7 @@ def read_stage_samples(stage: Path) -> StageSamples | None:
             row["asked"],
             row["reference"],
             tuple(
-                _answer(step[id], folder if heard[row["task"]] == id else None) if id in step else None
+                _answer(step[id], folder if with_sound[row["task"]] == id else None) if id in step else None
                 for step, folder in zip(rows, shown, strict=True)
             ),
         )
@@ -91,4 +91,4 @@ def _answer(row: dict[str, Any], folder: Path | None) -> SampledAnswer:
     accepted = row["scores"].get("text_accuracy") if row["task"] == "text" else None
     right = bool(accepted["hits"]) if accepted else None if row["wer"] is None else row["wer"] == 0
     sound = sound_of(folder, row["audio"]) if folder is not None and "audio" in row else Sound()
-    return SampledAnswer(row["text"], row.get("heard"), row["wer"], sound, right)
+    return SampledAnswer(row["text"], row.get("transcript"), row["wer"], sound, right)

@@ -4,12 +4,12 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
-from vita_audio_pl.reporting.run.listening import Utterance, utterances_to_hear
+from vita_audio_pl.reporting.run.listening import Utterance, listening_examples
 from vita_audio_pl.reporting.run.page import last_stage, render, run_page, run_pictures
 from vita_audio_pl.reporting.run.standing import ELSEWHERE, measured, published_figures, standing_table
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
-from vita_audio_pl.storage.files import write_whole
+from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.names import safe_name
 from vita_audio_pl.storage.owned import Kind, Owned
 
@@ -54,7 +54,7 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     write_file(output / "tables.md", f"# {title}\n\n{sentences}\n{tables}".encode())
     sounds = [
         path
-        for utterance in utterances_to_hear(run, stage, split)
+        for utterance in listening_examples(run, stage, split)
         for path in write_sounds(utterance, output / "audio")
     ]
     page = output / "index.html"
@@ -91,4 +91,4 @@ def write_sounds(utterance: Utterance, folder: Path) -> list[Path]:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content, flush=False)
+    atomic_write(path, content, flush=False)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, set_apart, step_of
+from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, move_aside, step_of
 from vita_audio_pl.training.checkpoints.restore import newest_usable, restore_newest
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
@@ -91,7 +91,7 @@ class StepGuard(Callback):
         for name in _STATE & state.keys():
             setattr(self, name, state[name])
 
-    def go_back(self, trainer: L.Trainer, module: SpeechLMModule, reason: str) -> None:
+    def roll_back(self, trainer: L.Trainer, module: SpeechLMModule, reason: str) -> None:
         """Restore weights and moments of the last good checkpoint; the data goes on. Collective.
 
         Raises:
@@ -102,7 +102,7 @@ class StepGuard(Callback):
         self.doubt = reason
         allowed = self.rollbacks < self.settings.rollbacks
         if trainer.is_global_zero:
-            self._set_apart(reason, with_doubtful=not allowed)
+            self._move_aside(reason, with_doubtful=not allowed)
         if allowed:
             back_to = restore_newest(trainer, self.writer.folder, GOOD, model=module.speech_lm, engine=self.engine)
         else:
@@ -122,16 +122,16 @@ class StepGuard(Callback):
         if trainer.is_global_zero:
             print(f"{reason}: weights and moments are those of {back_to.path.name} again; the data goes on", flush=True)
 
-    def _set_apart(self, reason: str, with_doubtful: bool) -> None:
+    def _move_aside(self, reason: str, with_doubtful: bool) -> None:
         """Take checkpoints that did not help from those to go back to, and doubtful ones from those to resume from."""
         reason = f"no step was good after it: {reason}"
         if self._returned_to is not None:
             for path in checkpoints(self.writer.folder, GOOD):
                 if step_of(path) >= self._returned_to:
-                    set_apart(path, reason)
+                    move_aside(path, reason)
         if with_doubtful:
             for path in checkpoints(self.writer.folder, DOUBT):
-                set_apart(path, reason)
+                move_aside(path, reason)
 
     def _bad_step(self, trainer: L.Trainer, module: SpeechLMModule, reason: str) -> None:
         self.skipped += 1
@@ -146,7 +146,7 @@ class StepGuard(Callback):
             done = "is left out" if left_out else "has changed the weights"
             print(f"step {trainer.global_step} {done}: {reason}; rows of rank 0: {bunch(rows)}", flush=True)
         if self._in_a_row >= self.settings.bad_steps or not left_out:
-            self.go_back(trainer, module, reason)
+            self.roll_back(trainer, module, reason)
 
     def _suspects(self) -> list[str]:
         """Documents of the batches whose own loss is not finite; of all batches of the step where none is."""

@@ -1,4 +1,4 @@
-"""Callbacks around a stage's training: resume and checkpoints before and during it, proof and hand-over at its end."""
+"""Callbacks around a stage's training: resume and checkpoints before and during it, checks and hand-over at its end."""
 
 import difflib
 import math
@@ -14,25 +14,25 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.guard import StepGuard
-from vita_audio_pl.training.callbacks.proof import TrainingProof
+from vita_audio_pl.training.callbacks.training_check import TrainingCheck
 from vita_audio_pl.training.checkpoints.folders import (
     BAD,
     DOUBT,
     ENDED,
     GOOD,
     REASON,
-    WENT_BACK,
+    ROLLED_BACK,
     best_checkpoint,
     checkpoint_name,
     checkpoints,
     complete_checkpoints,
     mark_best,
+    move_aside,
     note_step,
     noted_step,
-    set_apart,
     step_of,
 )
-from vita_audio_pl.training.checkpoints.loop_progress import end_here
+from vita_audio_pl.training.checkpoints.loop_progress import end_training
 from vita_audio_pl.training.checkpoints.restore import restore_newest, resume
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
@@ -75,11 +75,11 @@ class Resume(Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         self.writer.prepare(trainer)
-        failure = trainer.strategy.broadcast(self._go_back() if trainer.is_global_zero else None)
+        failure = trainer.strategy.broadcast(self._roll_back() if trainer.is_global_zero else None)
         if failure is not None:
             raise UserError(failure)
         if self.writer.local is not None and trainer.local_rank == 0:
-            self.writer.local.forget_what_is_newer()
+            self.writer.local.drop_newer()
         checkpoint = restore_newest(
             trainer, self.writer.folder, GOOD, DOUBT, model=module.speech_lm, engine=self.engine
         )
@@ -101,12 +101,12 @@ class Resume(Callback):
             if isinstance(logger, MetricsCsv):
                 logger.cut_after(trainer.global_step)
         if trainer.strategy.broadcast(noted_step(self.writer.folder / ENDED)) == checkpoint.step:
-            end_here(trainer)  # killed before the hand-over
+            end_training(trainer)  # killed before the hand-over
 
-    def _go_back(self) -> str | None:
+    def _roll_back(self) -> str | None:
         """Set apart what is newer than the checkpoint that was asked for; what is wrong with that."""
         folder, step = self.writer.folder, self.go_back_to
-        note = folder / WENT_BACK
+        note = folder / ROLLED_BACK
         if step is None:
             note.unlink(missing_ok=True)
             return None
@@ -116,10 +116,10 @@ class Resume(Callback):
         there = checkpoints(folder, GOOD, DOUBT)
         if step not in map(step_of, there):
             listed = ", ".join(str(step_of(path)) for path in there) or "none"
-            return f"callbacks.go_on_from={step}: {folder} has no checkpoint of that step; there are {listed}"
+            return f"callbacks.resume_from_step={step}: {folder} has no checkpoint of that step; there are {listed}"
         for path in there:
             if step_of(path) > step:
-                print(f"{path.name} is kept as {set_apart(path, f'the run went back to step {step}')}", flush=True)
+                print(f"{path.name} is kept as {move_aside(path, f'the run went back to step {step}')}", flush=True)
         (folder / ENDED).unlink(missing_ok=True)
         note_step(note, step)
         return None
@@ -219,7 +219,7 @@ class Checkpointing(Callback):
                 print(
                     f"stage '{module.stage.name}' is ended by a callback after step {trainer.global_step}", flush=True
                 )
-            end_here(trainer)
+            end_training(trainer)
         self.writer.end(trainer)
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
@@ -230,7 +230,7 @@ class Checkpointing(Callback):
 
 
 class HandOver(Callback):
-    """Ends a stage whose steps are done: concludes the proof, and gives the trained weights to `write` on rank 0.
+    """Ends a stage whose steps are done: concludes the check, and gives the trained weights to `write` on rank 0.
 
     Args:
         folder: of the stage's checkpoints.
@@ -240,9 +240,9 @@ class HandOver(Callback):
     """
 
     def __init__(
-        self, engine: Engine, proof: TrainingProof, write: Callable[[dict[str, Tensor]], None], folder: Path
+        self, engine: Engine, check: TrainingCheck, write: Callable[[dict[str, Tensor]], None], folder: Path
     ) -> None:
-        self.engine, self.proof, self.write, self.folder = engine, proof, write, folder
+        self.engine, self.check, self.write, self.folder = engine, check, write, folder
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
@@ -258,7 +258,7 @@ class HandOver(Callback):
             self._conclude(trainer, module)
 
     def _conclude(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        self.proof.conclude(module)
+        self.check.conclude(module)
         weights: dict[str, Tensor] = {}
         for name, parameter in module.speech_lm.named_parameters():
             if parameter.requires_grad:

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.processes import INTERRUPTED, SAME_PRESS, TRY_AGAIN, name_of, requeue_job, say_at_once
+from vita_audio_pl.processes import INTERRUPTED, SAME_PRESS_SECONDS, TRY_AGAIN, name_of, print_now, requeue_job
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -22,7 +22,7 @@ class Preemption(Callback):
 
     The handler only says so and sets a flag; ranks agree on it between two steps, or two batches of a validation, where
     no collective is under way. A validation that is under way is cut, and its figures are left out. After the last step
-    the stage is handed over in spite of a signal. Before the first step, `processes.stopping_is_said` leaves at once. The
+    the stage is handed over in spite of a signal. Before the first step, `processes.announce_stop` leaves at once. The
     same word carries a checkpoint that could not be written on one rank, so that all stop together, and one that is
     not finite, so that all go back together. After Ctrl-C nothing is requeued, and one more ends the process at once.
 
@@ -58,7 +58,7 @@ class Preemption(Callback):
             writer.finish(failed_elsewhere=True)
         if spoilt and trainer.global_step < trainer.max_steps:  # no step is left after the last: it is not handed over
             why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 says it
-            guard.go_back(trainer, module, why)
+            guard.roll_back(trainer, module, why)
         if signalled and trainer.global_step < trainer.max_steps:
             self.checkpointing.save(trainer, module)
             writer.finish()
@@ -104,7 +104,7 @@ class Preemption(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self._signal == number == signal.SIGINT
-        if again and time.monotonic() - self._came > SAME_PRESS:
+        if again and time.monotonic() - self._came > SAME_PRESS_SECONDS:
             os._exit(INTERRUPTED)
         if not again:
             self._signal, self._came = number, time.monotonic()
@@ -116,7 +116,7 @@ class Preemption(Callback):
                     if step < last
                     else "the stage is handed over"
                 )
-                say_at_once(f"{name_of(number)} after step {step}: {what}{more}")
+                print_now(f"{name_of(number)} after step {step}: {what}{more}")
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

@@ -1,4 +1,4 @@
-"""Answers of a model in training, decoded, heard and scored, as files: `samples/step-<n>/samples.jsonl` and `audio/`."""
+"""Answers of a model in training, decoded, transcribed and scored, as files: `samples/step-<n>/samples.jsonl` and `audio/`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from vita_audio_pl.inference import Runtime, SpanConstraint, generate
 from vita_audio_pl.inference.loading import VANILLA
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.storage.owned import begin_whole, finish_whole
+from vita_audio_pl.storage.owned import begin_folder, finish_folder
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.warn_once import WarnOnce
@@ -57,7 +57,7 @@ class AnsweredSamples:
             UserError: there is something else; these samples are left under their name aside.
         """
         place = sample_folder(self.folder.parent, self.step)
-        finish_whole(self.folder, place, replace=True)
+        finish_folder(self.folder, place, replace=True)
         return place
 
 
@@ -95,19 +95,19 @@ class SampleWriter:
             str(grammar), settings.judge_model, device, False, own_judge(settings.judge)
         )(judge_name(settings.judge))
         self._kept: dict[str, Any] = {}
-        self._tell = WarnOnce()
+        self._warn = WarnOnce()
 
     def answer(self, model: SpeechLM, step: int, device: torch.device) -> AnsweredSamples:
-        """Generate, decode, listen, score and write, under a name aside.
+        """Generate, decode, transcribe, score and write, under a name aside.
 
         Raises:
             OSError: the files cannot be written.
         """
-        aside = begin_whole(sample_folder(self.folder, step), "samples")
+        aside = begin_folder(sample_folder(self.folder, step), "samples")
         answers = self._generate(model)
-        heard, judged = self._listen(answers, aside, str(device))
+        transcripts, judged = self._transcribe(answers, aside, str(device))
         rows = [
-            self._row(prompt, answers[prompt.id], heard.get(prompt.id), judged)
+            self._row(prompt, answers[prompt.id], transcripts.get(prompt.id), judged)
             for prompt in self.prompts
             if prompt.id in answers
         ]
@@ -136,14 +136,14 @@ class SampleWriter:
                     clips=[prompt.clips for prompt in mine],
                 )
             except Exception as error:
-                self._tell(f"samples of {task} cannot be generated", error)
+                self._warn(f"samples of {task} cannot be generated", error)
                 continue
             for prompt, generation in zip(mine, generations, strict=True):
                 answers[prompt.id] = as_answer(prompt.id, generation, self.vocabulary, self.tokenizer)
         return answers
 
-    def _listen(self, answers: dict[str, Answer], aside: Path, device: str) -> tuple[dict[str, Transcript], bool]:
-        """Sounds as files, with what the judge hears in them, and whether it listened."""
+    def _transcribe(self, answers: dict[str, Answer], aside: Path, device: str) -> tuple[dict[str, Transcript], bool]:
+        """Sounds as files, with what the judge hears in them, and whether it was asked."""
         waves: dict[str, np.ndarray] = {}
         try:
             codec: Codec = self._once("codec", lambda: self._make_codec(device))
@@ -152,24 +152,24 @@ class SampleWriter:
                     waves[answer.id] = codec.decode(np.asarray(answer.codes))
                     write_wav(aside / audio_file(answer.id), waves[answer.id], codec.sample_rate)
         except Exception as error:
-            self._tell("samples have no sound", error)
+            self._warn("samples have no sound", error)
             return {}, False
         texts, judged = [""] * len(waves), False
         try:
             if self.settings.judge is None:
-                raise UserError("callbacks.samples.judge is null, so nobody listens")
+                raise UserError("callbacks.samples.judge is null, so nothing is transcribed")
             judge: Judge = self._once("judge", lambda: self._make_judge(device))
             texts, judged = judge.transcribe(list(waves.values()), codec.sample_rate), True
         except Exception as error:
-            self._tell("spoken samples have no WER", error)
+            self._warn("spoken samples have no WER", error)
         seconds = {id: len(wave) / codec.sample_rate for id, wave in waves.items()}
         return {id: Transcript(id, text, seconds[id]) for id, text in zip(waves, texts, strict=True)}, judged
 
-    def _row(self, prompt: SamplePrompt, answer: Answer, heard: Transcript | None, judged: bool) -> dict[str, Any]:
+    def _row(self, prompt: SamplePrompt, answer: Answer, transcript: Transcript | None, judged: bool) -> dict[str, Any]:
         """A line of `samples.jsonl`; `wer` is the rate of the task's first error metric that was measured."""
         spoken = prompt.task in SPEAKING_TASKS
-        listened = heard or Transcript(prompt.id, "", 0.0) if judged else None
-        scores, _ = score_answer(prompt.task, [prompt.reference], answer, listened if spoken else None, _RULES)
+        judgement = transcript or Transcript(prompt.id, "", 0.0) if judged else None
+        scores, _ = score_answer(prompt.task, [prompt.reference], answer, judgement if spoken else None, _RULES)
         row: dict[str, Any] = {
             "id": prompt.id,
             "task": prompt.task,
@@ -183,9 +183,9 @@ class SampleWriter:
             "wer": _rate(scores.get(_WER.get(prompt.task, ""))),
         }
         if spoken:
-            row["heard"] = listened.text if listened is not None else None
-            row["seconds"] = round(heard.seconds, 3) if heard is not None else 0.0
-        if heard is not None:
+            row["transcript"] = judgement.text if judgement is not None else None
+            row["seconds"] = round(transcript.seconds, 3) if transcript is not None else 0.0
+        if transcript is not None:
             row["audio"] = audio_file(prompt.id)
         return row
 

@@ -42,7 +42,7 @@ class Samples(Callback):
     ) -> None:
         self.every, self.engine, self.lora, self.folder, self.make_writer = every, engine, lora, folder, make_writer
         self._writer: SampleWriter | None = None
-        self._tell = WarnOnce()
+        self._warn = WarnOnce()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
@@ -93,4 +93,4 @@ class Samples(Callback):
         try:
             yield
         except Exception as error:
-            self._tell("there are no samples", error)
+            self._warn("there are no samples", error)

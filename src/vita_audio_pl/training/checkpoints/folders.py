@@ -33,7 +33,7 @@ STATE = "state.json"
 ASIDE = ".tmp"
 BEST = "best.json"
 ENDED = "ended.json"  # the step that a callback made the last one
-WENT_BACK = "went_back.json"  # the step that a command asked to go on from
+ROLLED_BACK = "went_back.json"  # the step that a command asked to go on from
 LAUNCH = "launch"
 FORMAT = 3
 GOOD, DOUBT, BAD = ".ckpt", ".doubt", ".bad"
@@ -112,7 +112,7 @@ def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
 
 
 def note_step(note: Path, step: int) -> None:
-    """Note a step in a file of the checkpoints' folder, `ENDED` or `WENT_BACK`."""
+    """Note a step in a file of the checkpoints' folder, `ENDED` or `ROLLED_BACK`."""
     write_json(note, {"format": 1, "step": step})
 
 
@@ -123,7 +123,7 @@ def noted_step(note: Path) -> int | None:
     return None
 
 
-def set_apart(checkpoint: Path, reason: str) -> Path:
+def move_aside(checkpoint: Path, reason: str) -> Path:
     """Rename a checkpoint so that it is never used again, and note why inside; the new place."""
     bad = checkpoint.with_suffix(BAD)
     replace_folder(checkpoint, bad)
@@ -154,7 +154,7 @@ def remove_or_say(checkpoint: Path) -> None:
     try:
         remove(checkpoint)
     except UserError as error:
-        _say(f"{checkpoint.name} stays: {error}")
+        _print(f"{checkpoint.name} stays: {error}")
 
 
 def tidy(folder: Path) -> None:
@@ -182,7 +182,7 @@ def _owner(folder: Path) -> Owned:
 
 
 @cache
-def _say(sentence: str) -> None:
+def _print(sentence: str) -> None:
     print(sentence, flush=True)
 
 

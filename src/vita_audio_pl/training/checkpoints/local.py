@@ -80,7 +80,7 @@ class LocalCheckpoints:
                     _discard(started_over)
         trainer.strategy.barrier("local checkpoints are open")
 
-    def bring_home(self, trainer: L.Trainer) -> None:
+    def copy_to_shared(self, trainer: L.Trainer) -> None:
         """Copy the newest checkpoint that all nodes together hold to the shared folder, where it is newer. Collective."""
 
         def read(checkpoint: Checkpoint) -> None:
@@ -107,7 +107,7 @@ class LocalCheckpoints:
                     remove_or_say(path)
         trainer.strategy.barrier("local checkpoints are brought home")
 
-    def forget_what_is_newer(self) -> None:
+    def drop_newer(self) -> None:
         """Remove what is newer than all in the shared folder: the run has gone back; one rank of a node calls it."""
         home = checkpoints(self.shared, GOOD, DOUBT)
         for path in checkpoints(self.folder, GOOD, DOUBT, BAD):

@@ -16,6 +16,6 @@ def set_progress(trainer: L.Trainer, step: int, accumulate: int) -> None:
     loop._batches_that_stepped = step
 
 
-def end_here(trainer: L.Trainer) -> None:
+def end_training(trainer: L.Trainer) -> None:
     """Make the step just done the last one."""
     trainer.fit_loop.epoch_loop.max_steps = trainer.global_step

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.training.checkpoints.folders import checkpoints, set_apart
+from vita_audio_pl.training.checkpoints.folders import checkpoints, move_aside
 from vita_audio_pl.training.checkpoints.loop_progress import set_progress
 from vita_audio_pl.training.checkpoints.parts import (
     Checkpoint,
@@ -113,7 +113,7 @@ def _look(folder: Path, kinds: tuple[str, ...]) -> Checkpoint | UserError | None
 
 
 def _reject(checkpoint: Path, why: str) -> None:
-    print(f"{checkpoint.name} is damaged: {why}; it is kept as {set_apart(checkpoint, why)}", flush=True)
+    print(f"{checkpoint.name} is damaged: {why}; it is kept as {move_aside(checkpoint, why)}", flush=True)
 
 
 def _try(read: Callable[[Checkpoint], object], checkpoint: Checkpoint) -> str | UserError | None:

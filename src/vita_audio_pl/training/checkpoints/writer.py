@@ -125,7 +125,7 @@ class CheckpointWriter:
         trainer.strategy.barrier("leftovers are gone")
         if self.local is not None:
             self.local.open(trainer)
-            self.local.bring_home(trainer)
+            self.local.copy_to_shared(trainer)
 
     def save(
         self, trainer: L.Trainer, model: torch.nn.Module, state: Mapping[str, Any], doubt: str | None = None

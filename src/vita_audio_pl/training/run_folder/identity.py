@@ -90,7 +90,7 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return decisive
 
 
-def identity_today(held: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_identity(held: Mapping[str, Any]) -> dict[str, Any]:
     """A flat identity as this version writes it, where it is of format 2; any other as it is."""
     if held.get("format") != 2:
         return dict(held)

@@ -15,7 +15,7 @@ from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.metrics import read_metrics
 from vita_audio_pl.storage.model_folders import MODELS
 from vita_audio_pl.storage.owned import Kind, Owned, below
-from vita_audio_pl.training.run_folder.identity import CHANGES, identity_today
+from vita_audio_pl.training.run_folder.identity import CHANGES, upgrade_identity
 from vita_audio_pl.training.run_folder.manifest import is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -95,7 +95,7 @@ class StageFolder:
         values = [row[name] for _, row in sorted(rows.items()) if name in row]
         return float(values[-1]) if values else None
 
-    def begun_with(self) -> dict[str, Any]:
+    def last_settings(self) -> dict[str, Any]:
         """The group `stage` of the settings that the stage was last started with; empty where it never was."""
         try:
             settings = yaml.safe_load((self.root / CONFIG).read_text(encoding="utf-8"))
@@ -134,13 +134,13 @@ class StageFolder:
 
         Args:
             identity: as for `check`.
-            force: remove what an earlier run left, where `begins_anew` says so.
+            force: remove what an earlier run left, where `starts_over` says so.
             invocation: that this run belongs to.
 
         Raises:
             UserError: the folder holds another run, or what this program did not write.
         """
-        anew = self.begins_anew(identity, force, invocation)
+        anew = self.starts_over(identity, force, invocation)
         mine = Owned.claim(self.root, STAGE)
         if anew:
             mine.clear(first=[self.model.name])
@@ -154,7 +154,7 @@ class StageFolder:
             mine.remove(FORCED)
         write_json(self.root / IDENTITY, dict(identity))
 
-    def begins_anew(self, identity: Mapping[str, Any] | None, force: bool, invocation: str) -> bool:
+    def starts_over(self, identity: Mapping[str, Any] | None, force: bool, invocation: str) -> bool:
         """Whether `force` asks for what is here to be removed: once for an invocation, however often its job is started.
 
         What `force` began goes on until it has ended well, and is not begun again by the same invocation.
@@ -167,7 +167,7 @@ class StageFolder:
             return force and forced is None
         return not forced["open"] or (identity is not None and bool(self._differing(identity)))
 
-    def force_ended_well(self, invocation: str) -> None:
+    def finish_forced(self, invocation: str) -> None:
         """Note that the command which began this stage with `force`, or went on with it, has ended well."""
         if self._forced() is not None:
             write_json(self.root / FORCED, {"format": 1, "invocation": invocation, "open": False})
@@ -189,7 +189,7 @@ class StageFolder:
             return []
         wanted = json.loads(json.dumps(dict(identity)))
         try:
-            held = identity_today(json.loads(path.read_bytes()))
+            held = upgrade_identity(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             return [
                 f"{path} cannot be read ({error}; where config.yaml beside it has these settings, delete it to go on)"

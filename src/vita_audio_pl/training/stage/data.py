@@ -100,7 +100,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
 def steps_of_epochs(config: TrainConfig, epochs: float, data: SpeechDataModule) -> int:
     """Optimiser steps of so many epochs; a run that was begun keeps its number, whatever is quarantined since."""
     folder = stage_folder(config, config.stage.name)
-    begun = {} if config.force else folder.begun_with()
+    begun = {} if config.force else folder.last_settings()
     if begun.get("epochs") == epochs:
         return int(begun["steps"])
     return data.steps_of(epochs)

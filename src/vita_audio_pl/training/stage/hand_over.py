@@ -15,7 +15,7 @@ from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
 from vita_audio_pl.models.weight_files import weights_hash
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
-from vita_audio_pl.storage.owned import whole_folder
+from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest
 from vita_audio_pl.training.run_folder.origin import is_pretrained
@@ -77,7 +77,7 @@ def hand_over(
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-    with whole_folder(target, "trained model", replace=True) as aside:
+    with atomic_folder(target, "trained model", replace=True) as aside:
         how: dict[str, Any] = {"decode_pattern": config.decode_pattern, "first_code": parts.vocabulary.first_code}
         lora = config.model.lora
         if lora.only and parent_folder is not None:  # `check_adapters` has refused any other

@@ -53,7 +53,7 @@ def invoked(force: bool) -> Iterator[Invocation]:
         _outermost = None
         del os.environ[_WITHIN]
     for stage in invocation.forced:
-        stage.force_ended_well(invocation.id)
+        stage.finish_forced(invocation.id)
 
 
 def again(force: bool, invocation: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import say_at_once
+from vita_audio_pl.processes import print_now
 from vita_audio_pl.training.settings import TrainerConfig
 
 if TYPE_CHECKING:  # the command line is checked before Lightning is imported
@@ -20,8 +20,8 @@ _TOLD = ("RANK", *_STARTED)
 _LONG = 60.0  # seconds in which ranks that start together have met
 
 
-def tell_of_waiting(strategy: "Strategy", settings: TrainerConfig, after: float = _LONG) -> None:
-    """Make `strategy` say what it waits for where the other ranks do not come; how long it waits stays the same.
+def warn_while_waiting(strategy: "Strategy", settings: TrainerConfig, after: float = _LONG) -> None:
+    """Make `strategy` warn what it waits for where the other ranks do not come; how long it waits stays the same.
 
     Args:
         after: seconds until it is said.
@@ -29,8 +29,8 @@ def tell_of_waiting(strategy: "Strategy", settings: TrainerConfig, after: float 
     meet = strategy.setup_environment
     told = ", ".join(f"{name}={os.environ[name]}" for name in _TOLD if os.environ.get(name))
 
-    def say() -> None:
-        say_at_once(
+    def warn() -> None:
+        print_now(
             f"still waiting for the other ranks of {settings.world_size}"
             + (
                 f"; where {told} are left over from another launch, none will come: end it, and unset them"
@@ -40,7 +40,7 @@ def tell_of_waiting(strategy: "Strategy", settings: TrainerConfig, after: float 
         )
 
     def meet_and_tell() -> None:
-        timer = threading.Timer(after, say)
+        timer = threading.Timer(after, warn)
         timer.daemon = True
         timer.start()
         try:
@@ -52,7 +52,7 @@ def tell_of_waiting(strategy: "Strategy", settings: TrainerConfig, after: float 
         strategy.setup_environment = meet_and_tell  # type: ignore[method-assign]
 
 
-def may_be_first(environment: Mapping[str, str] = os.environ) -> bool:
+def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether no launcher's variable says that this process is another than the first of all ranks."""
     return not any(
         int(environment.get(name) or 0) for name in (*_RANKS, *_NODES) if (environment.get(name) or "0").isdecimal()

@@ -30,9 +30,9 @@ from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, 
 from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.profile import Profile
-from vita_audio_pl.training.callbacks.proof import TrainingProof
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.samples import Samples
+from vita_audio_pl.training.callbacks.training_check import TrainingCheck
 from vita_audio_pl.training.callbacks.watchdog import Watchdog, record_collectives
 from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, step_of
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
@@ -53,7 +53,7 @@ from vita_audio_pl.training.run_folder.layout import (
     stage_folder,
 )
 from vita_audio_pl.training.run_folder.manifest import StageManifest, check_parent, model_damage
-from vita_audio_pl.training.run_folder.origin import rates_told
+from vita_audio_pl.training.run_folder.origin import describe_rates
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, hand_over
 from vita_audio_pl.training.stage.invocation import again, invoked
@@ -168,16 +168,16 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
     own = bool(config.callbacks.extra)
     check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out, any_name=own)
     identity = run_identity(config, data, parent)
-    if rates := rates_told(config):
-        _say(rates)
+    if rates := describe_rates(config):
+        _print(rates)
     with invoked(config.force) as invocation:
         if config.force and rank == 0:
             invocation.forced.append(folder)
         # in this order: rank 0, which may be ahead, makes the stage unfinished before it notes that it starts from scratch
-        if not folder.begins_anew(identity, config.force, invocation.id) and folder.finished:
+        if not folder.starts_over(identity, config.force, invocation.id) and folder.finished:
             if rank == 0:
                 folder.check(identity)
-            _say(
+            _print(
                 f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} "
                 f"({again(config.force, invocation.id)})"
             )
@@ -187,7 +187,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
             folder.open(identity, config.force, invocation.id)
             if folder.model.exists():
-                _say(f"stage '{config.stage.name}' is not finished, and goes on: {model_damage(folder.model)}")
+                _print(f"stage '{config.stage.name}' is not finished, and goes on: {model_damage(folder.model)}")
             return _train(config, data, folder, parent_folder, parent)
 
 
@@ -229,11 +229,11 @@ def _train(
     module, frozen = stage_module(config, data, parent_folder)
     engine, model = module.engine, module.speech_lm
     settings = plain(config)
-    proof = TrainingProof(engine)
+    check = TrainingCheck(engine)
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
 
     def write(weights: dict[str, Tensor]) -> None:
-        ended = Ended(trainer.global_step, proof.frozen, proof.trained)
+        ended = Ended(trainer.global_step, check.frozen, check.trained)
         hand_over(config, data, weights, ended, parent_folder, parent, folder.model)
 
     keep, local = config.callbacks.keep_last, config.callbacks.local_checkpoints
@@ -243,15 +243,15 @@ def _train(
     module.skip_reason = guard.skip_reason
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
     own = {name: callback.build() for name, callback in config.callbacks.extra.items()}
-    stateful: dict[str, Stateful] = {"proof": proof, "guard": guard, "callbacks": ExtraCallbacks(own, engine)}
+    stateful: dict[str, Stateful] = {"proof": check, "guard": guard, "callbacks": ExtraCallbacks(own, engine)}
     checkpointing = Checkpointing(
         writer, guard, stateful, save_every, config.callbacks.keep_best_by, config.callbacks.keep_best_when
     )
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
-        Resume(writer, engine, stateful, config.callbacks.go_on_from),
+        Resume(writer, engine, stateful, config.callbacks.resume_from_step),
         guard,  # a bad step is undone before it can be logged or saved
-        proof,
+        check,
         monitor,
         *own.values(),  # a checkpoint has what they made of the step
         checkpointing,
@@ -263,7 +263,7 @@ def _train(
         callbacks.append(ProgressReport(monitor, config.stage.name))
     if config.callbacks.profile.at_step is not None:
         callbacks.append(Profile(config.callbacks.profile, folder.root / "profile"))
-    callbacks.append(HandOver(engine, proof, write, folder.checkpoints))
+    callbacks.append(HandOver(engine, check, write, folder.checkpoints))
     trainer = build_trainer(
         config,
         engine,
@@ -276,13 +276,13 @@ def _train(
     resumed = checkpoints(folder.checkpoints, GOOD, DOUBT)[-1:]
     if trainer.is_global_zero:
         for change in record_changes(folder.root, settings, step_of(resumed[0]) if resumed else 0):
-            _say(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
+            _print(f"{change} since this stage was last started: bits may differ from here on ({CHANGES})")
         written = yaml.safe_dump({"format": 1, **settings}, sort_keys=False)
         (folder.root / CONFIG).write_text(written, encoding="utf-8")
     per_device, accumulate = micro_batches(config)
     if spare := per_device * accumulate * config.trainer.world_size - config.stage.rows_per_step:
-        _say(f"stage.rows_per_step={config.stage.rows_per_step} do not divide: {spare} rows of every step stay empty")
-    _say(
+        _print(f"stage.rows_per_step={config.stage.rows_per_step} do not divide: {spare} rows of every step stay empty")
+    _print(
         f"stage '{config.stage.name}' of {config.run_name}: {config.stage.steps} steps of {config.stage.rows_per_step} rows "
         f"x {config.stage.sequence_length} tokens, {frozen.trained_parameters:,} parameters train and "
         f"{frozen.frozen_parameters:,} are frozen; from {parent_folder or 'a plain backbone'}; output in {folder.root}"
@@ -302,7 +302,7 @@ def _train(
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 log_lineage(logger.experiment, folder.model, data.manifests)
-    _say(f"stage '{config.stage.name}' is done: {folder.model}")
+    _print(f"stage '{config.stage.name}' is done: {folder.model}")
     return folder.model
 
 
@@ -357,7 +357,7 @@ def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | N
 
 
 @rank_zero_only
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 

@@ -15,7 +15,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.speed import StepTimes
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.settings import TrainConfig, TrainerConfig
-from vita_audio_pl.training.stage.launch import tell_of_waiting
+from vita_audio_pl.training.stage.launch import warn_while_waiting
 
 OWNED = {
     "accelerator": "give trainer.accelerator",
@@ -119,9 +119,9 @@ def build_trainer(
     }
     trainer = L.Trainer(**ours, **checked_extra(settings.extra, ours))
     # Lightning's handler of SIGTERM runs a collective in the signal handler, and its handling of SLURM writes hpc_ckpt_*
-    # and requeues by itself; ours (`processes.stopping_is_said`, `callbacks.preemption`) stay in their places
+    # and requeues by itself; ours (`processes.announce_stop`, `callbacks.preemption`) stay in their places
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    tell_of_waiting(trainer.strategy, settings)
+    warn_while_waiting(trainer.strategy, settings)
     return trainer
 
 

@@ -87,7 +87,7 @@ def log_samples(
         if isinstance(logger, WandbLogger):
             import wandb
 
-            columns = ["step", "task", "id", "asked", "reference", "text", "heard", "wer", "seconds"]
+            columns = ["step", "task", "id", "asked", "reference", "text", "transcript", "wer", "seconds"]
             table = wandb.Table([*columns, "audio"])
             for row in rows:
                 sound = wandb.Audio(str(folder / row["audio"])) if "audio" in row else None

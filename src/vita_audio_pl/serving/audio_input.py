@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Said
+from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
 from vita_audio_pl.serving.voice import Resampler
@@ -42,7 +42,7 @@ class _Encoder(Protocol):
     def finish(self) -> NDArray[np.int32]: ...
 
 
-class Hearing:
+class AudioInput:
     """How a model hears: at which rate, and as codes or as features.
 
     Raises:
@@ -57,7 +57,7 @@ class Hearing:
         if self._front_end is None and self.rate == SAMPLE_RATE:
             self._streams = getattr(codec, "encode_stream", None)
 
-    def whole(self, wave: NDArray[np.float32]) -> Said:
+    def encode(self, wave: NDArray[np.float32]) -> TurnContent:
         """A recording `(samples,)` at `rate`, as the model hears it."""
         if not wave.size:
             raise UserError("there is no audio to listen to")
@@ -67,28 +67,28 @@ class Hearing:
             raise UserError("the model carries no audio codec, so it cannot listen; start it with codec_folder=DIR")
         return self._codec.encode([wave])[0]
 
-    def listener(self, rate: int) -> "Listener":
+    def turn_encoder(self, rate: int) -> "TurnEncoder":
         """For a spoken turn whose samples come in at `rate`."""
-        return Listener(self, rate, None if self._streams is None else self._streams())
+        return TurnEncoder(self, rate, None if self._streams is None else self._streams())
 
 
-class Listener:
+class TurnEncoder:
     """One spoken turn, encoded while it comes in.
 
     Attributes:
         samples: of the turn so far, at the rate of `Hearing`.
     """
 
-    def __init__(self, hearing: Hearing, rate: int, encoder: _Encoder | None):
-        self._hearing, self._encoder = hearing, encoder
-        self._resampler = Resampler(rate, hearing.rate)
+    def __init__(self, audio_input: AudioInput, rate: int, encoder: _Encoder | None):
+        self._input, self._encoder = audio_input, encoder
+        self._resampler = Resampler(rate, audio_input.rate)
         self._pieces: list[NDArray[np.float32]] = []
         self._codes: list[NDArray[np.int32]] = []
         self.samples = 0
 
     @property
     def seconds(self) -> float:
-        return self.samples / self._hearing.rate
+        return self.samples / self._input.rate
 
     def push(self, wave: NDArray[np.float32], last: bool = False) -> None:
         """Takes `(samples,)`; codes that become final are made now."""
@@ -98,7 +98,7 @@ class Listener:
         if self._encoder is not None and piece.size:
             self._codes.append(self._encoder.push(piece))
 
-    def finish(self) -> Said:
+    def finish(self) -> TurnContent:
         """The turn as the model hears it; the same as of the whole recording.
 
         Raises:
@@ -109,7 +109,7 @@ class Listener:
             codes = np.concatenate([*self._codes, self._encoder.finish()])
             if not self._encoder.changed:  # a sound louder than all before may change what was handed out
                 return codes
-        return self._hearing.whole(np.concatenate(self._pieces))
+        return self._input.encode(np.concatenate(self._pieces))
 
 
 class VoiceActivity:

@@ -1,4 +1,4 @@
-"""Proof that what was frozen stayed as it was, and that what should train did."""
+"""Checks that frozen weights are bit-identical at the end of a stage, and that trained ones changed."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,7 +17,7 @@ PATIENCE = 20
 _ROUNDED_AWAY = " or choose trainer.precision=bf16-mixed, whose weights are float32"
 
 
-class TrainingProof(Callback):
+class TrainingCheck(Callback):
     """Hashes every parameter when the stage starts and when it ends, and looks for gradients after the first steps.
 
     Whole tensors are hashed, so the result is the same under every engine and on every rank.

@@ -1,4 +1,4 @@
-"""Turn taking: the audio that comes in on a session, and the turns that are heard in it."""
+"""Turn taking: the audio that comes in on a session, and where its turns begin and end."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Said
-from vita_audio_pl.serving.hearing import Listener, VoiceActivity
+from vita_audio_pl.inference.dialogue import TurnContent
+from vita_audio_pl.serving.audio_input import TurnEncoder, VoiceActivity
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
 
 _PADDING = 0.3  # seconds before speech was noticed that belong to it
@@ -18,7 +18,7 @@ _SILENCE = 0.5  # seconds that end a turn
 _THRESHOLD = 0.5
 
 
-class Ears:
+class TurnTaker:
     """What one session sends: encoded while it comes, by push to talk or by turns that a detector finds.
 
     Attributes:
@@ -30,22 +30,22 @@ class Ears:
         self.rate = OUTPUT_RATE
         self.detection: dict[str, Any] | None = None
         self._service = service
-        self._listener: Listener | None = None
+        self._encoder: TurnEncoder | None = None
         self._activity: VoiceActivity | None = None
         self._recent: list[NDArray[np.float32]] = []  # what came before speech was noticed
         self._heard = 0.0  # seconds that came in
         self.set(OUTPUT_RATE, {"type": "server_vad"})
 
     def set(self, rate: int, detection: dict[str, Any] | None) -> None:
-        """Changes how turns are taken; what was heard of one is forgotten, unless nothing changes."""
+        """Changes how turns are taken; what came of one is dropped, unless nothing changes."""
         if (rate, detection) == (self.rate, self.detection):
             return
         self.rate, self.detection = rate, detection
         self.clear()
 
     def clear(self) -> None:
-        """Forgets the turn under way."""
-        self._listener, self._recent, self._activity = None, [], None
+        """Drops the current turn."""
+        self._encoder, self._recent, self._activity = None, [], None
 
     def _detector(self, detection: dict[str, Any]) -> VoiceActivity:
         """Made when the first audio comes: it holds a network."""
@@ -65,10 +65,10 @@ class Ears:
         self._check_length(wave.size / self.rate)
         self._heard += wave.size / self.rate
         if self.detection is None:
-            await self._listen(wave)
+            await self._encode(wave)
             return
         activity = self._activity = self._activity or self._detector(self.detection)
-        if self._listener is None:
+        if self._encoder is None:
             self._keep_recent(wave)
         turns = await self._service.in_worker(partial(activity.push, wave))
         for began in turns:
@@ -76,43 +76,43 @@ class Ears:
                 wave = np.concatenate(self._recent) if self._recent else wave
                 self._recent = []
                 yield True, max(round(1000 * (self._heard - wave.size / self.rate)), 0)
-            await self._listen(wave)
+            await self._encode(wave)
             wave = wave[:0]
             if not began:
                 yield False, round(1000 * self._heard)
-        if self._listener is not None:
-            await self._listen(wave)
+        if self._encoder is not None:
+            await self._encode(wave)
 
-    async def finish(self, least: float) -> Said:
+    async def finish(self, least: float) -> TurnContent:
         """The turn as the model hears it; the next one begins.
 
         Raises:
             UserError: it has fewer seconds than `least`.
         """
-        listener, self._listener = self._listener, None
-        if listener is None or not listener.samples or listener.seconds < least:
+        encoder, self._encoder = self._encoder, None
+        if encoder is None or not encoder.samples or encoder.seconds < least:
             raise UserError(f"the audio buffer holds less than {max(least, 0.01) * 1000:.0f} ms; append audio first")
-        said: Said = await self._service.in_worker(listener.finish)
+        said: TurnContent = await self._service.in_worker(encoder.finish)
         return said
 
-    async def whole(self, wave: NDArray[np.float32]) -> Said:
+    async def encode(self, wave: NDArray[np.float32]) -> TurnContent:
         """A whole turn `(samples,)`."""
         self._check_length(wave.size / self.rate)
-        listener = self._service.hearing.listener(self.rate)
-        await self._service.in_worker(lambda: listener.push(wave))
-        said: Said = await self._service.in_worker(listener.finish)
+        encoder = self._service.audio_input.turn_encoder(self.rate)
+        await self._service.in_worker(lambda: encoder.push(wave))
+        said: TurnContent = await self._service.in_worker(encoder.finish)
         return said
 
-    async def _listen(self, wave: NDArray[np.float32]) -> None:
-        listener = self._listener = self._listener or self._service.hearing.listener(self.rate)
+    async def _encode(self, wave: NDArray[np.float32]) -> None:
+        encoder = self._encoder = self._encoder or self._service.audio_input.turn_encoder(self.rate)
         if not wave.size:
             return
         try:
-            self._check_length(listener.seconds + wave.size / self.rate)
+            self._check_length(encoder.seconds + wave.size / self.rate)
         except UserError:
             self.clear()
             raise
-        await self._service.in_worker(lambda: listener.push(wave))
+        await self._service.in_worker(lambda: encoder.push(wave))
 
     def _check_length(self, seconds: float) -> None:
         limit = self._service.config.limits.audio_seconds

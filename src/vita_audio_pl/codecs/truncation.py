@@ -20,7 +20,7 @@ _LOGGED = re.compile(r": (\d+) \(should be (\d+)\)")  # size in the header, size
 _OGG_TAIL = 1 << 17  # bytes: a page is at most 65,307
 
 
-def cut_short(read_at: ReadAt, size: int, longest: float | None = None) -> str | None:
+def find_truncation(read_at: ReadAt, size: int, longest: float | None = None) -> str | None:
     """Why a recording is not whole, or None where it is or where its container does not tell.
 
     Args:
@@ -38,7 +38,7 @@ def cut_short(read_at: ReadAt, size: int, longest: float | None = None) -> str |
     return None
 
 
-def cut_by_log(format: str, log: str) -> str | None:
+def truncation_in_log(format: str, log: str) -> str | None:
     """The same for AU, W64 and CAF, of which libsndfile's log tells; the log is too short for WAV files with long notes."""
     for promised, held in _LOGGED.findall(log) if format in ("AU", "W64", "CAF") else ():
         if int(held) + _SLACK < int(promised) < _STREAMED:

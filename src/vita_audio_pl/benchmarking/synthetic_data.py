@@ -58,7 +58,7 @@ def counts_of(task: str, n: int, seed: int) -> Counts:
     return Counts(asked, nothing, words(190 if task == "text" else 500, 1.0), nothing)
 
 
-def made_up_tokenizer() -> TextTokenizer:
+def synthetic_tokenizer() -> TextTokenizer:
     """A tokenizer of the least size; what the text says does not matter here."""
     return TextTokenizer.train(["user assistant system"], 280)
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from vita_audio_pl.inference.runtime import Runtime
-from vita_audio_pl.inference.sequence import DecodedSequence, Heard
+from vita_audio_pl.inference.sequence import DecodedSequence, PromptAudio
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
 
 @torch.inference_mode()
-def hear(runtime: Runtime, prompt: Sequence[int], clips: Sequence[Tensor], after: DecodedSequence | None) -> Heard:
+def prompt_audio(
+    runtime: Runtime, prompt: Sequence[int], clips: Sequence[Tensor], after: DecodedSequence | None
+) -> PromptAudio:
     """What the backbone reads at the positions of a prompt that stand for audio; what `after` heard is not heard again.
 
     Raises:
@@ -22,11 +24,11 @@ def hear(runtime: Runtime, prompt: Sequence[int], clips: Sequence[Tensor], after
     known = 0 if after is None else _same(clips, after.clips)
     states = [] if after is None else list(after.states.values())[: sum(map(_places, clips[:known]))]
     if len(clips) > known:
-        states += list(runtime.hear(clips[known:]))
-    return Heard(tuple(clips), dict(zip(places, states, strict=True)))
+        states += list(runtime.encode_audio(clips[known:]))
+    return PromptAudio(tuple(clips), dict(zip(places, states, strict=True)))
 
 
-def go_on(sequence: DecodedSequence, after: DecodedSequence, window: int) -> None:
+def reuse_prefix(sequence: DecodedSequence, after: DecodedSequence, window: int) -> None:
     """Takes over what `after` has read, in the same slot: the tokens and recordings that both begin with.
 
     Head k needs the outputs of the predictor before it from one position before the first that it has not read, of which the last
