@@ -4,7 +4,8 @@
 #   benchmarks/robustness.sh                    all parts, one after another; hours on a laptop
 #   benchmarks/robustness.sh preparation speed  some of them:
 #
-#   preparation   a preparation killed 12 times at random moments is bit-equal to one that was not
+#   preparation   a preparation killed 20 times at random moments, and one in a store killed before each of its writes, are
+#                 bit-equal to those that were not
 #   starts        10 starts of two processes on one folder, one of eight, and as many where the holder is dead
 #   killed        a chain with two ranks and four workers, killed, stopped and interrupted; two commands for one run
 #   bits          60 flips in every stored file of a source, 10 in every file of a parent's model folder
@@ -52,7 +53,7 @@ for part in "$@"; do
   echo "== $part"
   before=$SECONDS
   case $part in
-    preparation) tests tests/data/test_prepare_source.py -k killed_anywhere ;;
+    preparation) tests tests/data/test_prepare_source.py tests/data/test_remote.py -k "killed_anywhere or killed_before" ;;
     starts) tests tests/storage/test_lease.py -k start_together ;;
     killed) tests tests/end_to_end/test_stopping.py ;;
     bits) tests tests/data/test_stored_bytes.py tests/training/test_damaged_models.py tests/storage/test_checksums.py -k flipped ;;

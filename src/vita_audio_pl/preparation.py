@@ -19,9 +19,10 @@ from vita_audio_pl.data.left_out import summary
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
+from vita_audio_pl.data.read_ahead import BROKEN_AUDIO
 from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
-from vita_audio_pl.data.tokenize import BROKEN_AUDIO, TOO_LONG, AudioRules, TokenizeJob
+from vita_audio_pl.data.tokenize import SHARD_BYTES, TOO_LONG, AudioRules, TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
@@ -105,6 +106,7 @@ def tokenize_job(
     codec_folder: Place | None,
     batch_seconds: float = 120.0,
     decoders: int = 2,
+    shard_bytes: int = SHARD_BYTES,
     codes: Place | None = None,
     cache: str = CACHE,
     keep_audio: bool = False,
@@ -123,6 +125,7 @@ def tokenize_job(
         codec_folder: codec to encode with; None for text.
         batch_seconds: audio that the codec encodes at a time.
         decoders: threads that read audio beside the codec.
+        shard_bytes: that a shard has at least.
         codes: folder that keeps the codes of recordings, for other sources that have the same.
         cache: folder on this node for a copy of the codec, where that is remote.
         keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
@@ -142,6 +145,7 @@ def tokenize_job(
         filters=recipe.filters,
         max_skipped=recipe.max_skipped if max_skipped is None else max_skipped,
         decoders=decoders,
+        shard_bytes=shard_bytes,
         codes=codes,
         placeholders=encoder_placeholders if keep_audio else None,
         about={

@@ -57,6 +57,7 @@ def prepare(config: PrepareConfig) -> None:
         codec_folder=place(config.codec_folder, "codec_folder") if config.codec_folder else None,
         batch_seconds=config.batch_seconds,
         decoders=config.decoders,
+        shard_bytes=round(config.shard_mb * 1e6),
         codes=place(config.codes, "codes") if config.codes else None,
         cache=config.cache,
         keep_audio=config.keep_audio,

@@ -18,6 +18,7 @@ from toy_codec import RATE, LoudnessCodec
 from toy_corpus import toy_job, toy_tokenizer, write_corpus
 
 from vita_audio_pl.data.executors import LocalExecutor, RayExecutor
+from vita_audio_pl.data.outputs import Outputs
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.readers.tables import TableReader
@@ -177,14 +178,14 @@ def test_every_executor_writes_the_same_bytes(
 ) -> None:
     if isinstance(executor, RayExecutor):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    here, there = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("here", "there"))
+    here, there = (toy_job(raw, tmp_path / name, "asr", tokenizer, shard_bytes=30_000) for name in ("here", "there"))
     prepare_source(here)
     prepare_source(there, executor)
     assert contents(here.out) == contents(there.out)
 
 
 def test_the_last_job_of_an_array_finishes_the_source(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    whole, array = (toy_job(raw, tmp_path / name, "asr", tokenizer) for name in ("whole", "array"))
+    whole, array = (toy_job(raw, tmp_path / name, "asr", tokenizer, shard_bytes=30_000) for name in ("whole", "array"))
     prepare_source(whole)
     results = [prepare_source(array, LocalExecutor(1, share, 4)) for share in (2, 0, 3, 1)]
     assert results[:3] == [None, None, None] and results[3] is not None
@@ -199,6 +200,9 @@ def test_two_commands_that_prepare_one_source_do_not_work_side_by_side(
         with pytest.raises(UserError, match="in use by preparing 'asr' .process .* wait until that ends"):
             prepare_source(job, LocalExecutor(2))
         assert prepare_source(job, LocalExecutor(1, 0, 4)) is None  # a share of an array is another's work
+
+
+KILLS = 20
 
 
 class SlowCodec(LoudnessCodec):
@@ -216,11 +220,15 @@ def prepare_slowly(job: TokenizeJob) -> None:
 def test_killed_anywhere_and_run_again_nothing_is_lost_or_done_twice(
     raw: Path, tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:
-    whole, killed = (toy_job(raw, tmp_path / name, "asr", tokenizer, batch_seconds=8.0) for name in ("whole", "killed"))
-    prepare_source(whole)
+    whole, killed = (
+        toy_job(raw, tmp_path / name, "asr", tokenizer, shard_bytes=30_000, batch_seconds=8.0)
+        for name in ("whole", "killed")
+    )
+    made = prepare_source(whole)
+    assert made is not None and 1 < len(made.shards) < 6
     rng = np.random.default_rng(0)
-    kept: dict[str, int] = {}
-    for _ in range(12):
+    kept: dict[str, object] = {}
+    for _ in range(KILLS):
         process = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(killed,))
         process.start()
         time.sleep(0.02 + float(rng.random()) * 0.25)
@@ -228,7 +236,8 @@ def test_killed_anywhere_and_run_again_nothing_is_lost_or_done_twice(
         process.join()
         if (killed.out / "manifest.json").exists():
             PreparedSource(killed.out)  # what looks whole is whole
-        finished = {p.name: p.stat().st_mtime_ns for p in killed.out.glob("*.done.json")}
+        outputs = Outputs.find(killed.out)
+        finished = {name: output.report for name, output in outputs.parts.items()}
         assert kept.items() <= finished.items()
         kept = finished
     prepare_source(killed)

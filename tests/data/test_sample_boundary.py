@@ -20,10 +20,11 @@ from toy_corpus import toy_tokenizer
 from troublesome import TAR, Case, chat, lines, tone, utterances
 from troublesome import tar as tar_of
 
-from vita_audio_pl.data import tokenize
+from vita_audio_pl.data import read_ahead, tokenize
 from vita_audio_pl.data.executors import LocalExecutor
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.read_ahead import ReadAhead
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Unreadable
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
@@ -159,7 +160,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_sample(
 def test_too_much_that_is_left_out_ends_in_a_table_until_the_corpus_is_mended(
     tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:
-    job = job_of(recordings(100, bad=-1), tmp_path, tokenizer)
+    job = replace(job_of(recordings(100, bad=-1), tmp_path, tokenizer), shard_bytes=0)
     missing = {number: tmp_path / f"corpus/{number}.wav" for number in range(40, 61)}
     for path in missing.values():
         path.rename(path.with_suffix(".away"))
@@ -184,7 +185,7 @@ def test_too_much_that_is_left_out_ends_in_a_table_until_the_corpus_is_mended(
 def test_a_command_that_was_killed_makes_no_part_twice_however_much_was_left_out(
     tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:
-    job = job_of(recordings(30, bad=-1), tmp_path, tokenizer)
+    job = replace(job_of(recordings(30, bad=-1), tmp_path, tokenizer), shard_bytes=0)
     for number in range(5, 20):
         (tmp_path / f"corpus/{number}.wav").unlink()
     assert prepare_source(job, LocalExecutor(1, share=0, shares=2)) is None
@@ -272,7 +273,7 @@ def test_archives_that_swell_take_no_memory(
 def test_audio_out_of_archives_is_held_only_as_far_as_it_is_needed(
     tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "_MOST_HELD", 50_000)
+    monkeypatch.setattr(read_ahead, "_MOST_HELD", 50_000)
     job = job_of(Case({"a.tar": tar_of(*utterances(*map(str, range(40))))}, {}, {}, TAR, "asr"), tmp_path, tokenizer)
     read, taken, most = 0, 0, 0
 
@@ -287,9 +288,9 @@ def test_audio_out_of_archives_is_held_only_as_far_as_it_is_needed(
         most, taken = max(most, read - taken), taken + 1
         return take(task, *arguments)
 
-    read_part, take = tokenize.read_part, tokenize._PartTask._take
+    read_part, take = tokenize.read_part, ReadAhead._take
     monkeypatch.setattr(tokenize, "read_part", counted)
-    monkeypatch.setattr(tokenize._PartTask, "_take", counting)
+    monkeypatch.setattr(ReadAhead, "_take", counting)
     manifest = prepare_source(job)
     assert manifest is not None and manifest.samples == 40
     assert most <= 50_000 // len(tone()) + 1

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_corpus import N_CODES, toy_tokenizer
 
-from vita_audio_pl.data.index import COLUMNS, Index, IndexEntry, merge_indexes, write_index
+from vita_audio_pl.data.index import COLUMNS, Index, IndexEntry, IndexPiece, merge_indexes, write_index
 from vita_audio_pl.data.samples import TokenizedSample, pack_sample, unpack_sample
 from vita_audio_pl.data.shape import shape_of
 from vita_audio_pl.errors import UserError
@@ -80,12 +80,18 @@ def test_merged_indexes_measure_like_their_parts(
     folder = tmp_path_factory.mktemp("merge")
     rule = Renderer(VOCABULARY, TOKENIZER, RenderOptions(IntervalRatio.of("boost"))).length_rule
     alone = [write(folder / f"{n}.index", part) for n, part in enumerate(parts)]
-    merge_indexes([index.path for index in alone], folder / "index.bin")
+    merge_indexes([IndexPiece(index.path, shard=n) for n, index in enumerate(alone)], folder / "index.bin")
     merged = Index(folder / "index.bin")
     assert merged.intact()
     assert merged["shard"].tolist() == [n for n, part in enumerate(parts) for _ in part]
     expected = np.concatenate([index.measure(rule, False).tokens for index in alone])
     assert merged.measure(rule, False).tokens.tolist() == expected.tolist()
+    middle = range(len(expected) // 3, len(expected) // 3 * 2)
+    merge_indexes([IndexPiece(merged.path, middle), IndexPiece(alone[0].path, moved=4096)], folder / "of_pieces")
+    pieces, whole = Index(folder / "of_pieces"), len(alone[0])
+    wanted = [*expected[middle.start : middle.stop], *expected[:whole]]
+    assert pieces.measure(rule, False).tokens.tolist() == wanted
+    assert pieces["offset"].tolist()[len(middle) :] == (alone[0]["offset"].astype(int) + 1024).tolist()
 
 
 def test_a_sample_costs_at_most_32_bytes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.patience import PATIENCE
 from vita_audio_pl import preparation
 from vita_audio_pl.data import executors
 from vita_audio_pl.data.clips import AUDIO_INDEX
+from vita_audio_pl.data.outputs import is_finished
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import BrokenSample, PreparedSource, open_sources
 from vita_audio_pl.data.samples import TokenizedSample, pack_sample, unpack_sample
@@ -189,8 +190,8 @@ def test_a_damaged_report_of_a_part_makes_that_part_anew(corpus: Corpus, tmp_pat
     part = job.reader.parts()[1]
     for text in (b"", b"{}", job.done_file(part).read_bytes().replace(b'"samples": 50', b'"samples": 51')):
         job.done_file(part).write_bytes(text)
-        assert not job.finished(part)
-        assert prepare_source(job) == before and job.finished(part)
+        assert not is_finished(job.out, job.output_name(part))
+        assert prepare_source(job) == before and is_finished(job.out, job.output_name(part))
 
 
 def test_codes_that_do_not_fit_are_refused_before_they_wrap(corpus: Corpus) -> None:

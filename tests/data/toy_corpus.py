@@ -48,7 +48,10 @@ def write_corpus(root: Path, task: str, n: int, seed: int = 0) -> Path:
     return path
 
 
-def toy_job(root: Path, shards: Path, task: str, tokenizer: TextTokenizer, **rules: float) -> TokenizeJob:
+def toy_job(
+    root: Path, shards: Path, task: str, tokenizer: TextTokenizer, shard_bytes: int = 0, **rules: float
+) -> TokenizeJob:
+    """Parts of 50 samples; `shard_bytes` merges them."""
     return TokenizeJob(
         source=task,
         task=task,
@@ -59,6 +62,7 @@ def toy_job(root: Path, shards: Path, task: str, tokenizer: TextTokenizer, **rul
         load_audio=load_whole_file,
         out=shards / task,
         rules=AudioRules(**rules),
+        shard_bytes=shard_bytes,
     )
 
 

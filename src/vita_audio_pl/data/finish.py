@@ -1,49 +1,60 @@
-"""The end of preparing a source: all parts' indexes joined, one manifest, one report; and what is left of other times."""
+"""The end of preparing a source: parts merged into shards, one index, one manifest, one report; what is left of other times."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from vita_audio_pl.data.card import card_of
 from vita_audio_pl.data.clips import AUDIO_INDEX
-from vita_audio_pl.data.index import merge_indexes
+from vita_audio_pl.data.index import IndexPiece, merge_indexes
 from vita_audio_pl.data.jobs import FAILED
 from vita_audio_pl.data.left_out import LeftOutCounts
+from vita_audio_pl.data.merge import merge_shard, planned_shards
+from vita_audio_pl.data.outputs import PLACES, SHARD_INDEX, TAR, Outputs, Record
 from vita_audio_pl.data.prepared import CARDS, INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.checksums import FileSum, read_sealed
+from vita_audio_pl.storage.checksums import FileSum
 from vita_audio_pl.storage.copies import on_this_machine
 from vita_audio_pl.storage.files import atomic_write, write_array, write_json
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.storage.places import names_in
 
+_LARGE = 1 << 30  # bytes; copying more of them is told before it begins
 
-def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
+
+def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str], None] = print) -> Manifest:
     """Makes a prepared source of finished parts; doing it again changes nothing.
 
-    Every sample that cannot be used is named in `skipped.jsonl`, with its reason, and some that are not wanted. Files of parts that are not asked for stay.
+    Every sample that cannot be used is named in `skipped.jsonl`, with its reason, and some that are not wanted. Parts are
+    merged into shards of `job.shard_bytes`, and their own files removed, unless the manifest that is there names them.
+
+    Args:
+        tell: is told before a lot is copied.
 
     Raises:
-        UserError: a part is not finished, no sample at all could be used, or more were left out than may be.
+        UserError: a part is not finished or damaged, no sample at all could be used, or more were left out than may be.
     """
-    missing = job.unfinished(parts)
+    names, outputs = [job.output_name(part) for part in parts], Outputs.find(job.out)
+    missing = set(outputs.unfinished(names))
     if missing:
+        first = next(part.name for part, name in zip(parts, names, strict=True) if name in missing)
         raise UserError(
-            f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {missing[0].name}); "
+            f"{len(missing)} of {len(parts)} parts of '{job.source}' are not finished (the first: {first}); "
             "give the same prepare command again"
         )
-    reports = job.reports(parts)
+    reports = outputs.reports(names)
     lines = (json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"])
     atomic_write(job.out / SKIPPED, "".join(lines).encode("utf-8", "backslashreplace"))
     counts = LeftOutCounts.of(reports)
     if counts.too_many(job.max_skipped):
         raise UserError(counts.sentence(job.source, job.max_skipped, job.out / SKIPPED))
-    names = [job.output_name(part) for part in parts]
-    with on_this_machine([job.out / f"{name}.index" for name in names]) as indexes:
-        index_crc = merge_indexes(indexes, job.out / INDEX)
+    merged = _merge(job, names, outputs, tell)
+    records = list(merged.values())
+    with on_this_machine([job.out / f"{stem}{SHARD_INDEX}" for stem in merged]) as indexes:
+        index_crc = merge_indexes([IndexPiece(path, shard=n) for n, path in enumerate(indexes)], job.out / INDEX)
     manifest = Manifest(
         source=job.source,
         task=job.task,
@@ -53,9 +64,9 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         seconds=round(sum(report["seconds"] for report in reports), 3),
         text_tokens=sum(report["text_tokens"] for report in reports),
         codes=sum(report["codes"] for report in reports),
-        shards=tuple(ShardFile(**report["shard"]) for report in reports),
+        shards=tuple(ShardFile(**record["shard"]) for record in records),
         index_crc=index_crc,
-        audio_shards=tuple(ShardFile(**report["audio_shard"]) for report in reports if "audio_shard" in report),
+        audio_shards=tuple(ShardFile(**record["audio_shard"]) for record in records if "audio_shard" in record),
         report={
             "skipped": dict(counts.reasons),
             "filtered": dict(counts.filtered),
@@ -66,7 +77,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
         },
     )
     if job.placeholders is not None:
-        with on_this_machine([job.out / f"{name}.audio.npy" for name in names]) as arrays:
+        with on_this_machine([job.out / f"{stem}{PLACES}" for stem in merged]) as arrays:
             write_array(job.out / AUDIO_INDEX, np.concatenate([np.load(path) for path in arrays]))
     mine = Owned.claim(job.out, SOURCE)
     mine.remove_abandoned()
@@ -74,37 +85,68 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part]) -> Manifest:
     card = card_of(manifest)
     write_json(job.out / CARDS[1], card.to_json())
     atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
-    sums = {name: FileSum.from_json(value) for report in reports for name, value in report["sums"].items()}
+    sums = {name: FileSum.from_json(value) for record in records for name, value in record["sums"].items()}
     manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole
     return manifest
 
 
+def _merge(job: TokenizeJob, names: Sequence[str], outputs: Outputs, tell: Callable[[str], None]) -> dict[str, Record]:
+    """The source's shards, each with what its `.done.json` holds; what went into them is removed."""
+    planned, mine = planned_shards(names, outputs, job.shard_bytes), Owned.claim(job.out, SOURCE)
+    new = [name for stem, group in planned.items() if stem not in outputs.records for name in group]
+    size = sum(outputs.parts[name].bytes for name in new)
+    if size > _LARGE:
+        tell(f"'{job.source}': {len(new)} parts, {size / 1e9:.1f} GB, are merged into {len(planned)} shards")
+    try:
+        named = {shard.name.removesuffix(TAR) for shard in Manifest.load(job.out).shards}
+    except UserError:
+        named = set()
+    there: dict[str, list[str]] = {}
+    for name in names_in(job.out):
+        there.setdefault(name.split(".")[0], []).append(name)
+
+    def remove(stems: set[str]) -> None:
+        mine.remove(*(name for stem in stems - {*planned} - named for name in there.get(stem, ())))
+
+    merged = {}
+    for stem, group in planned.items():
+        merged[stem] = merge_shard(stem, group, outputs)
+        remove({*group})
+    whole = {*names}
+    remove({stem for stem, inside in outputs.inside.items() if whole.issuperset(inside)})
+    return merged
+
+
 def leftovers(job: TokenizeJob, claimed: Sequence[Part], prune: bool) -> Iterator[str]:
-    """What is to be said of a finished source's folder; with `prune`, what no part claims is removed from it.
+    """What is to be said of a finished source's folder; with `prune`, what is of no use to it is removed.
 
     Args:
         claimed: all parts of the source.
 
     Yields:
-        A sentence on files of other parts (of another recipe, corpus, codec or tokenizer), and one on parts whose file has
-        another time of change than when it was read, and was taken for the same.
+        A sentence on shards of other parts (of another recipe, corpus, codec or tokenizer) and on those that were merged into
+        others, and one on parts whose file has another time of change than when it was read, and was taken for the same.
     """
-    names = {job.output_name(part) for part in claimed}
+    outputs, names = Outputs.find(job.out), [job.output_name(part) for part in claimed]
+    used = {shard.name.removesuffix(TAR) for shard in Manifest.load(job.out).shards}
+    wanted = {*names}.difference(*(outputs.inside.get(stem, ()) for stem in used))
+    used |= wanted | {stem for stem, inside in outputs.inside.items() if not wanted.isdisjoint(inside)}
     found = sorted(path.name for pattern in PART_FILES for path in job.out.glob(pattern))
-    if left := [name for name in found if name.split(".")[0] not in names]:
+    if left := [name for name in found if name.split(".")[0] not in used]:
         if prune:
             Owned.claim(job.out, SOURCE).remove(*left)
-        told = "were removed" if prune else "were left; prune=true removes them"
-        yield f"{job.out}: {len(left)} files, such as {left[0]}, are of no part of '{job.source}' any more and {told}"
-    retouched = [part for part in claimed if part.changed and _changed(job, part) not in (None, part.changed)]
+        told = "were removed" if prune else "were left, in case a training reads them; prune=true removes them"
+        yield f"{job.out}: {len(left)} files, such as {left[0]}, are of no use to '{job.source}' any more and {told}"
+    retouched = [
+        part
+        for part, name in zip(claimed, names, strict=True)
+        if part.changed
+        and name in outputs.parts
+        and outputs.parts[name].report.get("changed") not in (None, part.changed)
+    ]
     if retouched:
         yield (
             f"'{job.source}': the files of {len(retouched)} parts, such as {retouched[0].name}, have another time of change "
             "than when they were read, and were taken for the same by name, size and samples of their content, as after a "
             f"copy; if you have edited them, delete their shards in {job.out} and give the same command again"
         )
-
-
-def _changed(job: TokenizeJob, part: Part) -> int | None:
-    changed: int | None = read_sealed(job.done_file(part)).get("changed")
-    return changed

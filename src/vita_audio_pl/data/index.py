@@ -114,27 +114,52 @@ def write_columns(path: Place, columns: Mapping[str, np.ndarray], overflow: np.n
     return crc
 
 
-def merge_indexes(paths: Sequence[Path], out: Place) -> int:
-    """Joins the indexes of shards, in order, into that of a source; returns the CRC-32 of its contents.
+@dataclass(frozen=True)
+class IndexPiece:
+    """Samples of one index that go into another.
+
+    Attributes:
+        path: the index that they are in.
+        samples: which of its samples; None takes all.
+        shard: number of the shard that they lie in, as the other index has it.
+        moved: bytes by which they lie further back in that shard.
+    """
+
+    path: Path
+    samples: range | None = None
+    shard: int = 0
+    moved: int = 0
+
+    def opened(self) -> tuple["Index", range, range]:
+        """The index, and which samples and which overflow rows of it are taken."""
+        index = Index(self.path)
+        if self.samples is None:
+            return index, range(len(index)), range(index.n_overflow)
+        rows = np.searchsorted(index.overflow["sample"], (self.samples.start, self.samples.stop)).tolist()
+        return index, self.samples, range(*rows)
+
+
+def merge_indexes(pieces: Sequence[IndexPiece], out: Place) -> int:
+    """Joins pieces of indexes, in order, into one; returns the CRC-32 of its contents.
 
     Raises:
         UserError: an index is damaged, or there are more than 65,535 shards.
     """
-    if len(paths) > _U16:
-        raise UserError(f"{out}: {len(paths)} shards are more than an index can number; make the parts larger")
-    for path in paths:
+    if (shards := max((piece.shard for piece in pieces), default=0) + 1) > _U16:
+        raise UserError(f"{out}: {shards} shards are more than an index can number; make them larger")
+    for path in dict.fromkeys(piece.path for piece in pieces):
         if not Index(path).intact():
             raise UserError(
                 f"{path} is damaged: its contents do not agree with its checksum; delete it and prepare again"
             )
-    sizes = [(len(part), part.n_overflow) for part in map(Index, paths)]
+    sizes = [(len(samples), len(rows)) for _, samples, rows in (piece.opened() for piece in pieces)]
     samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()
     crc = 0
     with AtomicFile(out) as whole:
         file = whole.file
         file.write(bytes(_HEAD.size))
         for name in COLUMNS.names or ():
-            columns = (_moved(part, name, n, overflow[n]) for n, part in enumerate(map(Index, paths)))
+            columns = (_moved(piece, name, overflow[n]) for n, piece in enumerate(pieces))
             size = 0
             for data in (column.tobytes() for column in columns):
                 crc = zlib.crc32(data, crc)
@@ -142,9 +167,10 @@ def merge_indexes(paths: Sequence[Path], out: Place) -> int:
             rest = b"\0" * (-size % 64)
             crc = zlib.crc32(rest, crc)
             file.write(rest)
-        for n, part in enumerate(map(Index, paths)):
-            rows = part.overflow.copy()
-            rows["sample"] += samples[n]
+        for n, piece in enumerate(pieces):
+            index, taken, wanted = piece.opened()
+            rows = index.overflow[wanted.start : wanted.stop].copy()
+            rows["sample"] = rows["sample"].astype(np.int64) + (samples[n] - taken.start)
             crc = zlib.crc32(rows.tobytes(), crc)
             file.write(rows.tobytes())
         file.seek(0)
@@ -153,17 +179,23 @@ def merge_indexes(paths: Sequence[Path], out: Place) -> int:
     return crc
 
 
-def _moved(part: "Index", name: str, shard: int, overflow: int) -> np.ndarray:
-    """A column of a shard's index as it stands in the source's."""
-    column = part[name]
+def _moved(piece: IndexPiece, name: str, overflow: int) -> np.ndarray:
+    """A column of a piece as it stands in the index that it goes into, where its overflow rows begin at `overflow`."""
+    index, samples, rows = piece.opened()
+    part = slice(samples.start, samples.stop)
     if name == "shard":
-        return np.full(len(part), shard, column.dtype)
-    if name not in ("answer_text", "answer_codes") or not part.n_overflow:
+        return np.full(len(samples), piece.shard, COLUMNS[name])
+    column = index.part(name, part)
+    if name == "offset":
+        moved: np.ndarray = (column.astype(np.int64) + piece.moved // OFFSET_UNIT).astype(column.dtype)
+        return moved
+    if name not in ("answer_text", "answer_codes") or not rows:
         return column
-    several = np.flatnonzero(part["flags"] & OVERFLOW)
-    first = part["answer_text"][several].astype(np.int64) | part["answer_codes"][several].astype(np.int64) << 16
+    several = np.flatnonzero(index.part("flags", part) & OVERFLOW)
+    low, high = (index.part(half, part)[several].astype(np.int64) for half in ("answer_text", "answer_codes"))
+    first = (low | high << 16) - rows.start + overflow
     column = column.copy()
-    column[several] = (first + overflow) & _U16 if name == "answer_text" else (first + overflow) >> 16
+    column[several] = first & _U16 if name == "answer_text" else first >> 16
     return column
 
 

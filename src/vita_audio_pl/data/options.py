@@ -161,6 +161,12 @@ class PrepareConfig(CommandConfig):
     seed: int = setting(0, "of the spoken world", at_least=0)
     batch_seconds: float = setting(120.0, "audio that the codec encodes at a time", above=0)
     decoders: int = setting(2, "threads of each worker that read audio beside the codec", at_least=1)
+    shard_mb: float = setting(
+        100.0,
+        "megabytes that a shard has at least (codes, text and kept audio), once a source is finished; 0 = a shard for each part",
+        at_least=0,
+        at_most=4000,
+    )
     parts: int | None = setting(
         None,
         "only so many of the first parts, to try a recipe; never replaces a source that has more; null = all",

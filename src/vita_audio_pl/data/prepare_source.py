@@ -9,6 +9,8 @@ from vita_audio_pl.data.finish import finish_source, leftovers
 from vita_audio_pl.data.index import Index
 from vita_audio_pl.data.jobs import JobNotes, jobs_of, note_parts
 from vita_audio_pl.data.left_out import LeftOutCounts
+from vita_audio_pl.data.merge import planned_shards
+from vita_audio_pl.data.outputs import TAR, Outputs
 from vita_audio_pl.data.prepared import INDEX, SKIPPED, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
@@ -62,12 +64,12 @@ def prepare_source(
     executor = executor or LocalExecutor()
     claimed = job.reader.parts()
     parts = claimed[:most_parts]
-    manifest = finished_manifest(job, parts)
+    manifest = _as_asked(job, parts)
     if manifest is None:
         Owned.claim(job.out, SOURCE)
         if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
             return known
-        manifest = _make(job, parts, executor, watch)
+        manifest = _make(job, parts, executor, watch, tell)
         if manifest is not None and len(jobs := jobs_of(job.out)) > 1:
             for state in jobs:  # of an array, told by the job that is last
                 tell(str(state))
@@ -78,20 +80,28 @@ def prepare_source(
     return manifest
 
 
-def _make(job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: ShowProgress) -> Manifest | None:
+def _make(
+    job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: ShowProgress, tell: Callable[[str], None]
+) -> Manifest | None:
     """Makes what is missing of `parts`; the manifest once all of them are there, whoever made them."""
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
         mine = executor.mine(parts)
-        _take_up_again(job, mine)
-        missing = job.unfinished(mine)
+        if finished_manifest(job, parts) is None:
+            _take_up_again(job, mine)
+        missing = _unfinished(job, mine)
         if missing:
             _work(job, parts, missing, executor, watch)
-    if job.unfinished(parts):
+    if _unfinished(job, parts):
         return None
     with hold(job.out, "finish", work, wait=True), explain_full_disk(job.out, f"'{job.source}'"):
-        known = None if missing else finished_manifest(job, parts, log.warning)
-        return known or finish_source(job, parts)
+        known = None if missing else _as_asked(job, parts, log.warning)
+        return known or finish_source(job, parts, tell)
+
+
+def _unfinished(job: TokenizeJob, parts: Sequence[Part]) -> list[Part]:
+    missing = set(Outputs.find(job.out).unfinished(map(job.output_name, parts)))
+    return [part for part in parts if job.output_name(part) in missing]
 
 
 def _work(
@@ -117,12 +127,12 @@ def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:
 
     That command has written `skipped.jsonl` and no manifest. A command that was killed has not, and loses nothing here.
     """
-    if (job.out / SKIPPED).is_file():
-        unfinished = {job.output_name(part) for part in job.unfinished(parts)}
-        done = [part for part in parts if job.output_name(part) not in unfinished]
-        told = zip(done, job.reports(done), strict=True)
-        lost = [part for part, report in told if LeftOutCounts.of([report]).share > job.max_skipped]
-        Owned.open(job.out, SOURCE).remove(*(job.done_file(part).name for part in lost), SKIPPED)
+    if not (job.out / SKIPPED).is_file():
+        return
+    outputs, mine = Outputs.find(job.out), Owned.open(job.out, SOURCE)
+    done = [name for name in map(job.output_name, parts) if name in outputs.parts]
+    outputs.give_up({name for name in done if LeftOutCounts.of(outputs.reports([name])).share > job.max_skipped})
+    mine.remove(SKIPPED)
 
 
 def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
@@ -131,7 +141,9 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
         there = Manifest.load(job.out)
     except UserError:
         return None
-    names, wanted = {shard.name for shard in there.shards}, {f"{job.output_name(part)}.tar" for part in parts}
+    inside = Outputs.find(job.out).inside
+    shards = [shard.name.removesuffix(TAR) for shard in there.shards]
+    names, wanted = {name for stem in shards for name in inside.get(stem, (stem,))}, {*map(job.output_name, parts)}
     if wanted <= names:
         return there
     if not names <= wanted:
@@ -142,19 +154,34 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
     return None
 
 
+def _as_asked(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str], None] | None = None) -> Manifest | None:
+    """`finished_manifest`, unless its shards are to have another size."""
+    outputs = Outputs.find(job.out)
+    manifest = finished_manifest(job, parts, tell, outputs)
+    if manifest is None:
+        return None
+    planned = planned_shards([job.output_name(part) for part in parts], outputs, job.shard_bytes)
+    return manifest if [shard.name.removesuffix(TAR) for shard in manifest.shards] == list(planned) else None
+
+
 def finished_manifest(
-    job: TokenizeJob, parts: Sequence[Part] | None = None, tell: Callable[[str], None] | None = None
+    job: TokenizeJob,
+    parts: Sequence[Part] | None = None,
+    tell: Callable[[str], None] | None = None,
+    outputs: Outputs | None = None,
 ) -> Manifest | None:
     """The manifest of a source that is finished, of all parts or these; None where something is to be done.
 
-    The index beside it must be its own, and both, and the shards, as they were written. Nothing is written, so that
-    sources on read-only storage, or another person's, can be used.
+    The index beside it must be its own, and both, and the shards, as they were written; in which shards the parts lie does not
+    matter. Nothing is written, so that sources on read-only storage, or another person's, can be used.
 
     Args:
         tell: takes the sentence of a source that is damaged, from who makes it again.
+        outputs: what is finished, where that is known.
     """
-    parts = job.reader.parts() if parts is None else parts
-    if job.unfinished(parts):
+    names = [job.output_name(part) for part in (job.reader.parts() if parts is None else parts)]
+    outputs = outputs or Outputs.find(job.out)
+    if outputs.unfinished(names):
         return None
     try:
         manifest, index = Manifest.load(job.out), Index(job.out / INDEX)
@@ -165,5 +192,6 @@ def finished_manifest(
         if tell is not None:
             tell(f"{job.out} is made again: {damage}")
         return None
-    same = [shard.name for shard in manifest.shards] == [f"{job.output_name(part)}.tar" for part in parts]
+    stems = (shard.name.removesuffix(TAR) for shard in manifest.shards)
+    same = [name for stem in stems for name in outputs.inside.get(stem, ())] == names
     return manifest if same and index.crc == manifest.index_crc else None

@@ -18,6 +18,7 @@ import numpy as np
 
 from vita_audio_pl.data.clips import AUDIO_INDEX, PLACES, unpack_clips
 from vita_audio_pl.data.index import COLUMNS, OFFSET_UNIT, Index
+from vita_audio_pl.data.quarantine import QUARANTINE, read_quarantine, write_quarantine
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import (
@@ -27,10 +28,8 @@ from vita_audio_pl.storage.checksums import (
     size_damage,
     sum_of_bytes,
     sum_of_files,
-    unsealed,
     verify,
     write_checksums,
-    write_sealed,
 )
 from vita_audio_pl.storage.files import atomic_write, json_bytes
 from vita_audio_pl.storage.open_files import open_files, read_whole
@@ -40,13 +39,12 @@ from vita_audio_pl.storage.places import Place
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-QUARANTINE_FORMAT = 2  # before it, the file held the samples alone and was not sealed
 _FIRST_BYTES = 4096  # of a sample, read at once: few are longer
-MANIFEST, INDEX, QUARANTINE, SKIPPED = "manifest.json", "index.bin", "quarantine.json", "skipped.jsonl"
+MANIFEST, INDEX, SKIPPED = "manifest.json", "index.bin", "skipped.jsonl"
 _HASH = "[0-9a-f]" * 20
 CARDS = ("card.md", "card.json")
 PART_FILES = tuple(f"{_HASH}.{kind}" for kind in ("tar", "index", "done.json", "audio.tar", "audio.npy"))
-"""What a part leaves, named by a hash of its content and of how it was tokenised."""
+"""What a part leaves, named by a hash of its content and of how it was tokenised, and a shard of several parts (`merge.py`)."""
 SOURCE = Kind(
     "prepared source",
     (
@@ -247,10 +245,8 @@ class PreparedSource:
 
     def quarantine(self, broken: dict[int, str]) -> None:
         """Adds samples to `quarantine.json`; they are never planned again."""
-        merged = self.quarantined | broken
-        named = {str(sample): merged[sample] for sample in sorted(merged)}
-        write_sealed(self.folder / QUARANTINE, {"format": QUARANTINE_FORMAT, "samples": named})
-        self.quarantined = merged
+        self.quarantined = self.quarantined | broken
+        write_quarantine(self.folder, self.quarantined)
 
     def read(self, number: int) -> TokenizedSample:
         """One sample, its checksum verified.
@@ -320,40 +316,6 @@ class PreparedSource:
         if shape != (len(self.index),) or dtype != PLACES:
             raise UserError(f"{path} is not of this source's {len(self.index)} samples; prepare the source again")
         return path, first
-
-
-def read_quarantine(folder: Path, samples: int) -> dict[int, str]:
-    """Samples of a source that were found broken, and why.
-
-    Args:
-        samples: how many the source has.
-
-    Raises:
-        UserError: the file is damaged or names samples that are not there.
-    """
-    path = folder / QUARANTINE
-    again = (
-        f"delete it, and run python -m vita_audio_pl.data lint source={folder.name} quarantine=true to write it again"
-    )
-    try:
-        data = path.read_bytes()
-        values = json.loads(data)
-        if any(not key.isdigit() for key in values):
-            values = unsealed(path, data)
-            if values["format"] != QUARANTINE_FORMAT:
-                raise UserError(f"{path} has format {values['format']}, this version reads {QUARANTINE_FORMAT}")
-            values = values["samples"]
-        found = {int(sample): str(reason) for sample, reason in values.items()}
-    except FileNotFoundError:
-        return {}
-    except UserError as error:
-        raise UserError(f"{error}; {again}") from error
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {again}") from error
-    outside = [sample for sample in found if not 0 <= sample < samples]
-    if outside:
-        raise UserError(f"{path} names the sample {outside[0]}, but the source has {samples} samples; {again}")
-    return found
 
 
 def open_sources(

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from vita_audio_pl.data.options import DataOptions
-from vita_audio_pl.data.prepared import INDEX, MANIFEST, QUARANTINE, Manifest, NotPrepared
+from vita_audio_pl.data.prepared import INDEX, MANIFEST, Manifest, NotPrepared
+from vita_audio_pl.data.quarantine import QUARANTINE
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
 from vita_audio_pl.storage.copies import SourceNotFound, copy_files, local_copy, reaching

@@ -7,9 +7,9 @@ any task can be killed and run again, in any order, on any machine that sees the
 import hashlib
 import json
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,8 +20,9 @@ import xxhash
 from vita_audio_pl.data import clips
 from vita_audio_pl.data.index import OFFSET_UNIT, IndexEntry, check_entry, write_index
 from vita_audio_pl.data.kept_codes import KeptCodes
+from vita_audio_pl.data.outputs import DONE, is_finished
+from vita_audio_pl.data.read_ahead import ReadAhead
 from vita_audio_pl.data.readers import (
-    AudioBytes,
     AudioRef,
     LeftOut,
     Part,
@@ -37,7 +38,7 @@ from vita_audio_pl.data.samples import MOST_CODES, TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
 from vita_audio_pl.data.shards import ShardWriter
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.checksums import read_sealed, write_sealed
+from vita_audio_pl.storage.checksums import write_sealed
 from vita_audio_pl.storage.files import explain_full_disk, write_array
 from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.secrets import without_credentials
@@ -45,14 +46,13 @@ from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, conversat
 
 LAYOUT = 2  # raised when the same input gives other shards
 
-TOO_LONG, SILENT, BROKEN_AUDIO = "audio too long", "silent audio", "unreadable audio"
-TOO_MUCH_TEXT, NO_CODES, NO_CODEC, NOT_USABLE = "text too long", "no codes", "audio without a codec", "not usable"
+TOO_LONG, SILENT = "audio too long", "silent audio"
+NO_CODES, NO_CODEC, NOT_USABLE = "no codes", "audio without a codec", "not usable"
 
 MOST_FILTERED = 20
 """Samples that filters do not want, named of each reason in a part; a filter may want a hundredth of a corpus."""
 
-LONGEST_TEXT = 1 << 20
-"""Characters of a sample's messages: several times what the longest row holds."""
+SHARD_BYTES = 100_000_000
 
 
 class SpeechCodec(Protocol):
@@ -123,6 +123,7 @@ class TokenizeJob:
         filters: which samples are wanted by their audio; the reader, whose parts tell their identity, does the rest.
         max_skipped: share of its samples that may be left out.
         decoders: threads that read audio beside the codec.
+        shard_bytes: that a shard has at least; parts are merged until it has them. 0 leaves each part its own.
         codes: folder that keeps the codes of recordings for other sources of the same; None keeps none.
         placeholders: of a clip of so many samples at 16 kHz, the tokens that stand for it with continuous input. If
             given, audio outside answers is kept beside the codes, so that an encoder can hear it.
@@ -141,6 +142,7 @@ class TokenizeJob:
     filters: Filters = NONE
     max_skipped: float = 0.05
     decoders: int = 2
+    shard_bytes: int = SHARD_BYTES
     codes: Place | None = None
     placeholders: Callable[[int], int] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -167,27 +169,7 @@ class TokenizeJob:
 
     def done_file(self, part: Part) -> Place:
         """Appears when the part is complete."""
-        return self.out / f"{self.output_name(part)}.done.json"
-
-    def finished(self, part: Part) -> bool:
-        """Whether the part's report is there and undamaged, and the files that it tells of, in their sizes."""
-        try:
-            report = read_sealed(self.done_file(part))
-            shards = [report[kind] for kind in ("shard", "audio_shard") if kind in report]
-            whole = all((self.out / shard["name"]).stat().st_size == shard["bytes"] for shard in shards)
-            return whole and (self.out / f"{self.output_name(part)}.index").is_file()
-        except (FileNotFoundError, UserError):
-            return False
-
-    def unfinished(self, parts: Sequence[Part]) -> list[Part]:
-        """Those of the parts that are not finished; many are looked at together, since a store takes its time."""
-        with ThreadPoolExecutor(_LOOKED_AT) as pool:
-            return [part for part, done in zip(parts, pool.map(self.finished, parts), strict=True) if not done]
-
-    def reports(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
-        """What is told of finished parts."""
-        with ThreadPoolExecutor(_LOOKED_AT) as pool:
-            return list(pool.map(lambda part: read_sealed(self.done_file(part)), parts))
+        return self.out / f"{self.output_name(part)}{DONE}"
 
     def run(self, part: Part, progress: Callable[[Progress], None] = lambda done: None) -> None:
         """Writes the shard, the index and the report of a part, unless they are there.
@@ -195,7 +177,7 @@ class TokenizeJob:
         Raises:
             UserError: the disk is full, or the codec cannot be made.
         """
-        if self.finished(part):
+        if is_finished(self.out, self.output_name(part)):
             return
         self.out.mkdir(parents=True, exist_ok=True)
         with explain_full_disk(self.out, f"'{self.source}'"):
@@ -217,20 +199,6 @@ def _codec_of(job: TokenizeJob) -> SpeechCodec | None:
         _made.clear()
         _made[facts] = codec
     return _made[facts]
-
-
-@dataclass
-class _Waiting:
-    """A sample whose audio is being read."""
-
-    raw: RawSample
-    waves: list["Future[np.ndarray]"]
-
-    @property
-    def bytes(self) -> int:
-        """What its audio takes in memory now: as it lies in an archive, and as it was read."""
-        stored = sum(len(audio.data) for audio in self.raw.audios if isinstance(audio, AudioBytes))
-        return stored + sum(wave.result().nbytes for wave in self.waves if wave.done() and wave.exception() is None)
 
 
 class _PartTask:
@@ -262,7 +230,8 @@ class _PartTask:
             writer = stack.enter_context(ShardWriter(shard))
             audio = stack.enter_context(ShardWriter(audio_shard, extension=clips.EXTENSION)) if keeps_audio else None
             pool = stack.enter_context(ThreadPoolExecutor(self.job.decoders))
-            for batch in self._batches(pool):
+            ahead = ReadAhead(self.job.rules.batch_seconds, self._load, self._seconds, self._skip, self._clocked)
+            for batch in ahead.batches(read_part(self.job.reader, self.part), pool):
                 for ready in self._ready(batch):
                     writer.add(ready.packed)
                     if audio is not None:
@@ -314,39 +283,6 @@ class _PartTask:
         }
         self.culprits.append(culprit | ({"trace": left_out.trace} if left_out.trace else {}))
 
-    def _batches(self, pool: ThreadPoolExecutor) -> Iterator[list[tuple[RawSample, list[np.ndarray]]]]:
-        """Samples with their waves, in order, about `batch_seconds` of audio at a time; reading runs ahead."""
-        waiting: deque[_Waiting] = deque()
-        batch: list[tuple[RawSample, list[np.ndarray]]] = []
-        seconds = 0.0
-        corpus = read_part(self.job.reader, self.part)
-        while (raw := self._next(corpus)) is not None:
-            if isinstance(raw, Unreadable):
-                self._skip(raw)
-                continue
-            characters = sum(len(message.content) for message in raw.conversation.messages)
-            if characters > LONGEST_TEXT:
-                name = raw.conversation.id
-                self._skip(Unreadable(name, f"{name}: {characters} characters are no sample of a row", TOO_MUCH_TEXT))
-                continue
-            waiting.append(_Waiting(raw, [pool.submit(self._load, audio) for audio in raw.audios]))
-            while len(waiting) > _READ_AHEAD or sum(sample.bytes for sample in waiting) > _MOST_HELD:
-                seconds += self._take(waiting.popleft(), batch)
-            if seconds >= self.job.rules.batch_seconds or len(batch) >= _MOST_IN_BATCH:
-                yield batch
-                batch, seconds = [], 0.0
-        while waiting:
-            seconds += self._take(waiting.popleft(), batch)
-            if seconds >= self.job.rules.batch_seconds:
-                yield batch
-                batch, seconds = [], 0.0
-        if batch:
-            yield batch
-
-    def _next(self, corpus: Iterator[RawSample | Unreadable]) -> RawSample | Unreadable | None:
-        with self._clocked("reading"):
-            return next(corpus, None)
-
     @contextmanager
     def _clocked(self, what: str) -> Iterator[None]:
         """Adds the time in the block to what `Progress` tells of it."""
@@ -367,18 +303,13 @@ class _PartTask:
             raise LeftOut(SILENT, f"{audio}: nothing but silence")
         return wave
 
-    def _take(self, waiting: _Waiting, batch: list[tuple[RawSample, list[np.ndarray]]]) -> float:
-        """Moves a sample into the batch if all its audio is fit; returns its seconds."""
-        try:
-            with self._clocked("reading"):
-                waves = [future.result() for future in waiting.waves]
-            if self.codec is not None:
-                self.job.filters.heard(waiting.raw.transcript, [len(wave) / self.codec.sample_rate for wave in waves])
-        except Exception as error:
-            self._skip(unreadable(waiting.raw.conversation.id, error, BROKEN_AUDIO))
+    def _seconds(self, raw: RawSample, waves: list[np.ndarray]) -> float:
+        """Seconds of a sample's audio; raises `LeftOut` where the filters do not want it."""
+        if self.codec is None:
             return 0.0
-        batch.append((waiting.raw, waves))
-        return sum(len(wave) for wave in waves) / self.codec.sample_rate if self.codec else 0.0
+        seconds = [len(wave) / self.codec.sample_rate for wave in waves]
+        self.job.filters.heard(raw.transcript, seconds)
+        return sum(seconds)
 
     def _ready(self, batch: list[tuple[RawSample, list[np.ndarray]]]) -> Iterator["_Ready"]:
         """Samples of a batch as they are stored, in order."""
@@ -460,9 +391,3 @@ def _outside_answers(raw: RawSample, waves: list[np.ndarray]) -> list[np.ndarray
     """The waves of a sample that are heard, not spoken."""
     roles = [message.role for message in raw.conversation.messages for _ in range(message.n_audios)]
     return [wave for role, wave in zip(roles, waves, strict=True) if role != "assistant"]
-
-
-_LOOKED_AT = 16  # parts at a time
-_READ_AHEAD = 64  # samples whose audio is read while the codec works
-_MOST_HELD = 256 << 20  # bytes of their audio
-_MOST_IN_BATCH = 4096  # samples without audio are passed on in batches of this size

@@ -20,8 +20,8 @@ from vita_audio_pl.data.prepared import (
     PreparedSource,
     check_index,
     no_checksums,
-    read_quarantine,
 )
+from vita_audio_pl.data.quarantine import read_quarantine
 from vita_audio_pl.data.samples import checksum, unpack_sample
 from vita_audio_pl.data.shards import iterate_shard
 from vita_audio_pl.errors import UserError

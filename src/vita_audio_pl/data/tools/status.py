@@ -2,20 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from vita_audio_pl.data.jobs import JobState, failures_of, jobs_of, outputs_of
+from vita_audio_pl.data.outputs import TAR, Outputs
 from vita_audio_pl.data.prepared import MANIFEST, Manifest, NotPrepared
-from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.checksums import read_sealed
 from vita_audio_pl.storage.lease import Held, holders
 from vita_audio_pl.storage.places import Place, names_in
-
-_DONE = ".done.json"
-_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -78,27 +73,30 @@ def status_of(folder: Place) -> SourceStatus:
         UserError: a file of it is of another version.
     """
     names = names_in(folder)
-    there, outputs = set(names), outputs_of(folder)
+    wanted, outputs = outputs_of(folder), Outputs.find(folder, names)
     try:
-        manifest = Manifest.load(folder) if MANIFEST in there else None
+        manifest = Manifest.load(folder) if MANIFEST in names else None
     except NotPrepared:
         manifest = None
-    if manifest is not None and not outputs:
-        outputs = [shard.name.removesuffix(".tar") for shard in manifest.shards]
-    done = [name for name in outputs if f"{name}{_DONE}" in there]
-    failed = [(name, note) for name, note in failures_of(folder, names) if name in outputs and name not in done]
+    if manifest is not None and not wanted:
+        stems = [shard.name.removesuffix(TAR) for shard in manifest.shards]
+        wanted = [name for stem in stems for name in outputs.inside.get(stem, (stem,))]
+    done = [name for name in wanted if name in outputs.parts]
+    failed = [(name, note) for name, note in failures_of(folder, names) if name in wanted and name not in outputs.parts]
     held = [one for one in holders(folder, names) if one.kind.startswith("prepare")]
     states = {state.lease: state for state in jobs_of(folder, names)}
     live = tuple((one, states.get(one.kind)) for one in held if one.lives)
     running = sum(state.running for _, state in live if state is not None)
-    ready = manifest is not None and len(done) == len(outputs)
+    ready = manifest is not None and len(done) == len(wanted)
     return SourceStatus(
         source=folder.name,
-        parts=len(outputs),
+        parts=len(wanted),
         done=len(done),
-        running=min(running, len(outputs) - len(done) - len(failed)),
+        running=min(running, len(wanted) - len(done) - len(failed)),
         failed=len(failed),
-        seconds=manifest.seconds if ready and manifest is not None else _seconds(folder, done),
+        seconds=manifest.seconds
+        if ready and manifest is not None
+        else sum(float(report["seconds"]) for report in outputs.reports(done)),
         ready=ready,
         jobs=live,
         silent=tuple(one for one in held if not one.lives),
@@ -108,19 +106,6 @@ def status_of(folder: Place) -> SourceStatus:
             for _, note in failed
         ),
     )
-
-
-def _seconds(folder: Place, done: Sequence[str]) -> float:
-    """Audio in finished parts."""
-
-    def read(name: str) -> float:
-        try:
-            return float(read_sealed(folder / f"{name}{_DONE}")["seconds"])
-        except (FileNotFoundError, UserError, KeyError):
-            return 0.0  # it is made again
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        return sum(pool.map(read, done))
 
 
 def status_table(found: Sequence[SourceStatus]) -> Table:

@@ -1,0 +1,138 @@
+"""What is finished of a source: the reports of its parts, and the shards that hold them.
+
+`<hash>.done.json` is the last file of a shard to appear. That of a part's own shard, named by the same hash, is what its task
+reports; that of a shard that parts were merged into (`merge.py`) holds their reports, and where each of them lies in it.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from vita_audio_pl.data.clips import AUDIO_INDEX
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import read_sealed, write_sealed
+from vita_audio_pl.storage.places import Place, names_in
+
+DONE, SHARD_INDEX, PLACES = ".done.json", ".index", f".{AUDIO_INDEX}"
+TAR, AUDIO = ".tar", ".audio.tar"
+_AT_A_TIME = 16  # files of a store are looked at together, since it takes its time
+
+Record = dict[str, Any]
+"""What a `.done.json` holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """A finished part.
+
+    Attributes:
+        report: what its task told.
+        stem: name, without ending, of the shard that holds it.
+        first: number of its first sample in that shard.
+        spans: by ending of a file of the shard, the bytes where the part's members begin and end; none where they are all.
+    """
+
+    report: Record
+    stem: str
+    first: int = 0
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return int(self.report["shard"]["samples"])
+
+    @property
+    def bytes(self) -> int:
+        """Of codes, text and kept audio."""
+        return sum(int(self.report[kind]["bytes"]) for kind in ("shard", "audio_shard") if kind in self.report)
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What is finished in a folder.
+
+    Attributes:
+        folder: the source's.
+        records: by name of a shard without ending, what its `.done.json` holds.
+        inside: the parts that each of these holds, in their order.
+        parts: by name, each part once: its own shard goes before one that it was merged into.
+    """
+
+    folder: Place
+    records: Mapping[str, Record]
+    inside: Mapping[str, Sequence[str]]
+    parts: Mapping[str, Output]
+
+    @classmethod
+    def find(cls, folder: Place, names: Iterable[str] | None = None) -> "Outputs":
+        """Looks through a folder; shards whose files are missing, cut or damaged are left out.
+
+        Args:
+            names: of what lies there, where they are known.
+        """
+        listed = names_in(folder) if names is None else names
+        while True:
+            stems = sorted(name.removesuffix(DONE) for name in listed if name.endswith(DONE))
+            with ThreadPoolExecutor(_AT_A_TIME) as pool:
+                found = dict(zip(stems, pool.map(lambda stem: _look(folder, stem), stems), strict=True))
+            if all(found.values()) or (again := names_in(folder)) == listed:
+                break
+            listed = again  # another job has just merged what is not there any more
+        records = {stem: record for stem, record in found.items() if record}
+        inside: dict[str, list[str]] = {}
+        parts: dict[str, Output] = {}
+        for stem, record in sorted(records.items(), key=lambda item: "parts" not in item[1]):
+            held = _held(stem, record)
+            inside[stem] = [name for name, _ in held]
+            parts |= {name: output for name, output in held if output is not None}
+        return cls(folder, records, inside, parts)
+
+    def unfinished(self, names: Iterable[str]) -> list[str]:
+        """Those of the parts that are not finished."""
+        return [name for name in names if name not in self.parts]
+
+    def reports(self, names: Iterable[str]) -> list[Record]:
+        """What is told of finished parts."""
+        return [self.parts[name].report for name in names]
+
+    def give_up(self, names: Collection[str]) -> None:
+        """Says of finished parts that they are to be made again; others in the same shards stay what they are."""
+        for stem, inside in self.inside.items():
+            path, record = self.folder / f"{stem}{DONE}", self.records[stem]
+            if "parts" not in record:
+                if stem in names:
+                    path.unlink(missing_ok=True)
+            elif not set(inside).isdisjoint(names):
+                parts = [{**part, **({"again": True} if part["output"] in names else {})} for part in record["parts"]]
+                write_sealed(path, {**record, "parts": parts})
+
+
+def is_finished(folder: Place, name: str) -> bool:
+    """Whether a part has a whole shard of its own."""
+    return bool(_look(folder, name))
+
+
+def _look(folder: Place, stem: str) -> Record | None:
+    """What the `.done.json` of a shard holds; None where it, or a file beside it, is missing or not whole."""
+    try:
+        record = read_sealed(folder / f"{stem}{DONE}")
+        shards = [record[kind] for kind in ("shard", "audio_shard") if kind in record]
+        whole = all((folder / shard["name"]).stat().st_size == shard["bytes"] for shard in shards)
+        return record if whole and (folder / f"{stem}{SHARD_INDEX}").is_file() else None
+    except (FileNotFoundError, UserError):
+        return None
+
+
+def _held(stem: str, record: Record) -> list[tuple[str, Output | None]]:
+    """The parts in a shard, in order; None for one that is to be made again."""
+    if "parts" not in record:
+        return [(stem, Output(record, stem))]
+    held: list[tuple[str, Output | None]] = []
+    first = 0
+    for part in record["parts"]:
+        spans = {ending: (int(start), int(end)) for ending, (start, end) in part["spans"].items()}
+        output = Output(part["report"], stem, first, spans)
+        held.append((part["output"], None if part.get("again") else output))
+        first += output.samples
+    return held

@@ -1,0 +1,100 @@
+"""Reading a corpus ahead of the codec: its audio is decoded by threads while the codec works, and comes in batches by seconds."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from vita_audio_pl.data.readers import AudioBytes, AudioRef, RawSample, Unreadable, unreadable
+
+BROKEN_AUDIO, TOO_MUCH_TEXT = "unreadable audio", "text too long"
+
+LONGEST_TEXT = 1 << 20
+"""Characters of a sample's messages: several times what the longest row holds."""
+
+_READ_AHEAD = 64  # samples whose audio is read while the codec works
+_MOST_HELD = 256 << 20  # bytes of their audio
+_MOST_IN_BATCH = 4096  # samples without audio are passed on in batches of this size
+
+Batch = list[tuple[RawSample, list[np.ndarray]]]
+"""Samples with their waves, `(samples,) float32` each."""
+
+
+@dataclass
+class _Waiting:
+    """A sample whose audio is being read."""
+
+    raw: RawSample
+    waves: list["Future[np.ndarray]"]
+
+    @property
+    def bytes(self) -> int:
+        """What its audio takes in memory now: as it lies in an archive, and as it was read."""
+        stored = sum(len(audio.data) for audio in self.raw.audios if isinstance(audio, AudioBytes))
+        return stored + sum(wave.result().nbytes for wave in self.waves if wave.done() and wave.exception() is None)
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """How a part of a corpus is read.
+
+    Attributes:
+        batch_seconds: audio in a batch, about.
+        load: reads audio, in a thread.
+        seconds: of a sample's audio; raises `LeftOut` where it is not wanted.
+        skip: is told what is left out.
+        clocked: counts the time in its block as what it is told.
+    """
+
+    batch_seconds: float
+    load: Callable[[AudioRef], np.ndarray]
+    seconds: Callable[[RawSample, list[np.ndarray]], float]
+    skip: Callable[[Unreadable], None]
+    clocked: Callable[[str], AbstractContextManager[None]]
+
+    def batches(self, corpus: Iterator[RawSample | Unreadable], pool: Executor) -> Iterator[Batch]:
+        """Samples in order, about `batch_seconds` of audio at a time."""
+        waiting: deque[_Waiting] = deque()
+        batch: Batch = []
+        seconds = 0.0
+        while (raw := self._next(corpus)) is not None:
+            if isinstance(raw, Unreadable):
+                self.skip(raw)
+                continue
+            characters = sum(len(message.content) for message in raw.conversation.messages)
+            if characters > LONGEST_TEXT:
+                name = raw.conversation.id
+                self.skip(Unreadable(name, f"{name}: {characters} characters are no sample of a row", TOO_MUCH_TEXT))
+                continue
+            waiting.append(_Waiting(raw, [pool.submit(self.load, audio) for audio in raw.audios]))
+            while len(waiting) > _READ_AHEAD or sum(sample.bytes for sample in waiting) > _MOST_HELD:
+                seconds += self._take(waiting.popleft(), batch)
+            if seconds >= self.batch_seconds or len(batch) >= _MOST_IN_BATCH:
+                yield batch
+                batch, seconds = [], 0.0
+        while waiting:
+            seconds += self._take(waiting.popleft(), batch)
+            if seconds >= self.batch_seconds:
+                yield batch
+                batch, seconds = [], 0.0
+        if batch:
+            yield batch
+
+    def _next(self, corpus: Iterator[RawSample | Unreadable]) -> RawSample | Unreadable | None:
+        with self.clocked("reading"):
+            return next(corpus, None)
+
+    def _take(self, waiting: _Waiting, batch: Batch) -> float:
+        """Moves a sample into the batch if all its audio is fit; returns its seconds."""
+        try:
+            with self.clocked("reading"):
+                waves = [future.result() for future in waiting.waves]
+            seconds = self.seconds(waiting.raw, waves)
+        except Exception as error:
+            self.skip(unreadable(waiting.raw.conversation.id, error, BROKEN_AUDIO))
+            return 0.0
+        batch.append((waiting.raw, waves))
+        return seconds
