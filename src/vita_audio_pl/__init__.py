@@ -66,18 +66,18 @@ class _WithOurs(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        later = _OnceQwen2IsWhole()
+        later = _OnceTransformersIsWhole()
         if not later.registered():
             sys.meta_path.insert(0, later)
 
 
-class _OnceQwen2IsWhole(MetaPathFinder):
-    """Adds ours with a later import, where the module that ours derive from is what is importing the table."""
+class _OnceTransformersIsWhole(MetaPathFinder):
+    """Adds ours with a later import, where a module that ours may need is what is importing the table."""
 
     def registered(self) -> bool:
-        qwen2 = sys.modules.get("transformers.models.qwen2.modeling_qwen2")
-        if qwen2 is not None and getattr(qwen2.__spec__, "_initializing", False):
-            return False
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers.") and name != _AUTO and _is_being_imported(module):
+                return False
         import_module("vita_audio_pl.models.auto").register()
         return True
 
@@ -87,6 +87,10 @@ class _OnceQwen2IsWhole(MetaPathFinder):
             if not self.registered():
                 sys.meta_path.insert(0, self)
         return None
+
+
+def _is_being_imported(module: ModuleType) -> bool:
+    return bool(getattr(vars(module).get("__spec__"), "_initializing", False))
 
 
 class _BeforeTransformers(MetaPathFinder):

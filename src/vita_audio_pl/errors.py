@@ -1,13 +1,14 @@
 """The one exception that is meant for a person, and which exceptions are the machine's and no sample's or file's."""
 
 import errno
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 _MACHINE_ERRNOS = frozenset(
     {
-        errno.ENOSPC, errno.EDQUOT, errno.EROFS,  # nowhere to write
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG,  # nowhere to write
         errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,  # nothing left to work with
         errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNRESET,  # no storage
     }
@@ -33,6 +34,18 @@ class UserError(Exception):
             sentence = f"{sentence[:_BEGINNING]} ... {sentence[_BEGINNING - _LONGEST :]}"
         super().__init__(sentence)
         self.status = status
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The operating system's number of `error`, or of what it was raised from, also where a library only quotes it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause.errno
+        if quoted := re.search(r"\(os error (\d+)\)", str(cause)):  # libraries in Rust: safetensors, tokenizers
+            return int(quoted.group(1))
+        cause = cause.__cause__
+    return None
 
 
 def is_machine_fault(error: BaseException) -> bool:

@@ -2,14 +2,22 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
+from contextlib import closing, contextmanager
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.patience import PATIENCE
+from vita_audio_pl.codecs import write_wav
 from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.sinks import _GrowingWav
+from vita_audio_pl.storage.files import write_array, write_whole
 
 
 class OutOfMemoryError(RuntimeError):
@@ -39,6 +47,40 @@ def test_an_exception_is_one_sentence_and_a_status(error, status, says, capsys, 
     files = list(tmp_path.glob("runs/errors/*.txt"))
     assert len(files) == isinstance(error, ZeroDivisionError)
     assert all("test_an_exception_is_one_sentence" in path.read_text() and str(path) in told for path in files)
+
+
+@contextmanager
+def no_file_above(size):
+    """The kernel refuses to let files grow further, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def growing_sound(path):
+    with closing(_GrowingWav(path, 16_000)) as sink:
+        sink.write(np.zeros(1 << 16, np.float32))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_whole(path, bytes(1 << 16)),
+        lambda path: write_array(path, np.zeros(1 << 16)),
+        lambda path: write_wav(path, np.zeros(1 << 16), 16_000),
+        growing_sound,
+        lambda path: save_file({"x": torch.zeros(1 << 16)}, path),
+    ],
+    ids=["bytes", "array", "sound", "growing sound", "weights"],
+)
+def test_whatever_writes_says_why_it_could_not(write, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end, no_file_above(4096), one_sentence(str(tmp_path / "runs")):
+        write(tmp_path / "file")
+    told = capsys.readouterr().err
+    assert end.value.code == 1 and "ulimit -f" in told and told.count("\n") == 1
 
 
 def test_a_traceback_goes_elsewhere_where_the_runs_cannot_be_written(capsys, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
 from tests.patience import PATIENCE, wait_until
@@ -121,6 +122,17 @@ def test_the_ratio_is_chosen_at_load_time(corpus: Corpus) -> None:
     plain = corpus.module(render=replace(boost(), ratio=None))
     assert boosted.fingerprint != plain.fingerprint
     assert sum(s.tokens.sum() for s in boosted.plan.sources) > sum(s.tokens.sum() for s in plain.plan.sources)
+
+
+def test_workers_need_no_shared_memory(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    mine, theirs = (take(corpus.module(workers=workers), 4) for workers in (0, 1))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.labels, other.labels)
 
 
 def test_a_prefetched_batch_that_was_not_consumed_comes_again(corpus: Corpus) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, errno_of
 from vita_audio_pl.processes import announce_stop
 from vita_audio_pl.storage.secrets import without_credentials
 
@@ -23,6 +23,8 @@ _AGAIN = "give the same command again to go on from what is finished"
 _SENTENCES = {
     errno.ENOSPC: "no space is left for {file}: free some, then " + _AGAIN,
     errno.EDQUOT: "the quota is used up, so {file} cannot be written: free some space, then " + _AGAIN,
+    errno.EFBIG: "{file} would be larger than this process or file system allows ('ulimit -f' tells): raise the limit, then "
+    + _AGAIN,
     errno.EACCES: "no permission for {file}: change its owner or mode, or choose another folder",
     errno.EPERM: "no permission for {file}: change its owner or mode, or choose another folder",
     errno.EROFS: "{file} is on a read-only file system: choose another folder",
@@ -71,8 +73,8 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
 
 
 def _sentence(error: BaseException, runs: str) -> str:
-    if isinstance(error, OSError) and error.errno in _SENTENCES:
-        return _SENTENCES[error.errno].format(file=error.filename or "a file", why=error.strerror)
+    if (number := errno_of(error)) in _SENTENCES:
+        return _SENTENCES[number].format(file=getattr(error, "filename", None) or "a file", why=os.strerror(number))
     if isinstance(error, MemoryError):
         return "this machine has no memory left for it: use fewer workers or smaller batches (--help-all)"
     if type(error).__name__ == "OutOfMemoryError":

@@ -146,15 +146,20 @@ def _inner(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value
 
 
+_FEW_SETTINGS = 20  # as many as a sentence can list
+
+
 def no_such_setting(key: str, known: Iterable[str]) -> str:
     """The sentence for a setting that does not exist, with the nearest one of `known` (dotted names)."""
     known = list(known)
-    near = did_you_mean(key, known)
+    near = did_you_mean(key, [*known, *dict.fromkeys(name.partition(".")[0] for name in known)])
     if not near:  # the right name in the wrong place
         last = key.rsplit(".", 1)[-1]
         same = [name for name in known if name.rsplit(".", 1)[-1] == last]
         near = f"; did you mean '{same[0]}'?" if same else ""
-    return f"there is no setting '{key}'{near or ': --help-all lists all settings'}"
+    own = [name for name in known if not name.startswith(("paths.", "plugins"))]
+    listed = f"; the settings are {', '.join(own)}" if 0 < len(own) <= _FEW_SETTINGS else ": --help-all lists all settings"
+    return f"there is no setting '{key}'{near or listed}"
 
 
 @dataclass(frozen=True)

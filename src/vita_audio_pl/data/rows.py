@@ -99,6 +99,15 @@ class Parcel:
     frames: torch.Tensor | None = None
     clip_lengths: list[list[int]] = field(default_factory=list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # through the queue's pipe: torch would put tensors into /dev/shm, which is 64 MB in a container, and a worker that
+        # finds it full sends nothing, for ever
+        return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+        vars(self).update(state, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+
     @classmethod
     def empty(cls, requests: Sequence[BatchRequest], row_length: int) -> "Parcel":
         """Uninitialised memory for some batches."""

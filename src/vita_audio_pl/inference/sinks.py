@@ -2,17 +2,16 @@
 
 import os
 import sys
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from vita_audio_pl.codecs.protocol import Codec
-from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece, stream
@@ -24,8 +23,8 @@ PIPE = "-"
 class SoundSink(Protocol):
     """Takes sound chunk by chunk."""
 
-    def write(self, wave: NDArray[np.float32]) -> None:
-        """Adds `wave: (samples,)`."""
+    def write(self, samples: NDArray[np.float32]) -> None:
+        """Adds `samples: (n,)` in [-1, 1]."""
         ...
 
 
@@ -64,8 +63,8 @@ class _RawSamples:
     def __init__(self, pipe: BinaryIO):
         self._pipe = pipe
 
-    def write(self, wave: NDArray[np.float32]) -> None:
-        self._pipe.write((np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
+    def write(self, samples: NDArray[np.float32]) -> None:
+        self._pipe.write(_pcm16(samples))
         self._pipe.flush()
 
 
@@ -74,20 +73,27 @@ class _GrowingWav:
 
     def __init__(self, path: Path, sample_rate: int | None):
         self._path, self._rate = path, sample_rate
-        self._file: soundfile.SoundFile | None = None
+        self._file: BinaryIO | None = None
+        self._wav: wave.Wave_write | None = None
 
-    def write(self, wave: NDArray[np.float32]) -> None:
-        if self._file is None:
+    def write(self, samples: NDArray[np.float32]) -> None:
+        if self._wav is None:
             path = output_file(self._path)
             partial = partial_name(path)
-            try:
-                self._file = soundfile.SoundFile(partial, "w", self._rate, 1, format="WAV", subtype="PCM_16")
-                os.replace(partial, path)  # it grows under its own name, and what was there is never written into
-            except soundfile.LibsndfileError as error:
-                raise UserError(f"{self._path} cannot be written: {error}; give another output=...") from None
-        self._file.write(np.clip(wave, -1, 1))
+            # Python's own file and writer: libsndfile does not say why a disk refuses
+            self._file = partial.open("wb")
+            os.replace(partial, path)  # it grows under its own name, and what was there is never written into
+            self._wav = wave.open(self._file)
+            self._wav.setparams((1, 2, self._rate, 0, "NONE", ""))
+        self._wav.writeframes(_pcm16(samples))
         self._file.flush()
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._wav is not None:
+            self._wav.close()
             self._file.close()
+
+
+def _pcm16(samples: NDArray[np.float32]) -> bytes:
+    """Little-endian 16-bit samples, rounded as libsndfile rounds them."""
+    return np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()

@@ -1,6 +1,7 @@
 """Builds the spoken world into a folder: audio, samples, grammar, and `world.json` last, which says that it is whole."""
 
 import hashlib
+import io
 import json
 import os
 from collections import defaultdict
@@ -155,7 +156,9 @@ def _speak_all(
         voice, texts = run
         samples = 0
         for text, wave in zip(texts, synthesis.speak(texts, voice), strict=True):
-            soundfile.write(folder / corpus.utterances[voice, text], wave, synthesis.SAMPLE_RATE, subtype="PCM_16")
+            file = io.BytesIO()  # libsndfile does not say why a disk refuses; Python does
+            soundfile.write(file, wave, synthesis.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            (folder / corpus.utterances[voice, text]).write_bytes(file.getbuffer())
             samples += len(wave)
         return len(texts), samples
 

@@ -109,8 +109,10 @@ def atomic_write(path: Place, data: bytes, flush: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # the kernel does not say which file could not grow
         raise
 
 

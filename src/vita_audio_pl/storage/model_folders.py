@@ -12,6 +12,7 @@ CONFIG, MANIFEST = "config.json", "manifest.json"
 MODELS = "models"  # of a stage: made of its checkpoints
 ADAPTERS = "adapters.json"
 """In a model folder that holds adapters alone: says which model they were trained on."""
+_MOST_RUNS = 10  # that a sentence lists
 _MOST_ADAPTERS = 20  # trained on one another
 
 
@@ -30,11 +31,9 @@ def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
         return found
     folder = next((place for place in _places(name, runs) if place.exists()), None)
     if folder is None:
-        folder = Path(name)
-        raise UserError(
-            f"there is no model folder {folder}, and no run of that name in {runs}; train one, or give a folder such as "
-            "runs/NAME/sft"
-        )
+        finished = sorted({path.parents[2].name for path in Path(runs).glob(f"*/*/model/{MANIFEST}")})
+        there = f"; {runs} has {', '.join(finished[:_MOST_RUNS])}" if finished else "; train one, or give a folder"
+        raise UserError(f"there is no model folder {Path(name)}, and no run of that name in {runs}{there}")
     raise UserError(
         f"{folder} is no model folder: it has no {CONFIG}, nor has a stage in it; the stage that makes it may not be finished"
     )
