@@ -76,7 +76,7 @@ class _OnceTransformersIsWhole(MetaPathFinder):
 
     def registered(self) -> bool:
         for name, module in list(sys.modules.items()):
-            if name.startswith("transformers.") and name != _AUTO and _is_being_imported(module):
+            if name.startswith(_NEEDED) and name != _AUTO and _is_being_imported(module):
                 return False
         import_module("vita_audio_pl.models.auto").register()
         return True
@@ -107,6 +107,7 @@ class _BeforeTransformers(MetaPathFinder):
 
 
 _AUTO = "transformers.models.auto.modeling_auto"
+_NEEDED = ("transformers.", f"{__name__}.models.")
 if _AUTO in sys.modules:
     import_module("vita_audio_pl.models.auto").register()
 else:
