@@ -41,7 +41,7 @@ test: $(VENV)/.dev ## Run the test suite (no network; about 17 minutes on 2 core
 	@scripts/system-packages.sh espeak-ng chromium
 	$(PYTEST) -m "not slow and not gpu"
 
-test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." for some of them
+test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." or SLOW="-m ci" for some of them
 	@scripts/system-packages.sh espeak-ng chromium
 	$(PYTEST) -m "slow and not gpu" $(SLOW)
 

@@ -162,6 +162,8 @@ def test_settings_that_cannot_be_are_refused(wrong, says):
         check_settings(DecodingProtocol(**wrong), "decoding.")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_heads_and_batches_pay_in_the_published_proportions(monkeypatch):
     """Layers, heads and vocabulary in the published proportions; time is counted in the weights that products read,
     which is what a decoder waits for, and which no machine's load changes."""

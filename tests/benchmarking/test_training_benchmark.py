@@ -39,6 +39,8 @@ def test_the_naive_step_is_the_same_function(frozen):
         torch.testing.assert_close(ours, naive, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("stage", ["mtp10", "sft"])
 def test_ours_takes_fewer_operations_and_less_memory_for_the_same_loss(stage):
     """Operations as PyTorch dispatches them, which no machine's load and no clock change."""

@@ -86,6 +86,7 @@ def test_the_jobs_of_a_chain_wait_for_one_another(stand_ins, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_a_chain_takes_the_stages_of_its_variant(stand_ins, tmp_path):
     run("chain.sh", "variant=vita_audio_plus_vanilla", **stand_ins)
     calls = (tmp_path / "sbatch.calls").read_text().splitlines()

@@ -63,6 +63,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_one_command_tries_a_recipe_and_then_prepares_it_all(tmp_path: Path, corpus_arguments: list[str]) -> None:
     tried = run(tmp_path, *corpus_arguments, "parts=1", "executor.workers=1")
     assert tried.returncode == 0 and "'tones' is ready: 10 samples" in tried.stdout, tried.stderr
@@ -72,6 +73,7 @@ def test_one_command_tries_a_recipe_and_then_prepares_it_all(tmp_path: Path, cor
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_a_slurm_array_through_hydras_launcher_prepares_a_source(tmp_path: Path, corpus_arguments: list[str]) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -96,6 +98,7 @@ def test_a_slurm_array_through_hydras_launcher_prepares_a_source(tmp_path: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_the_spoken_world_is_prepared_once_and_from_training_data_alone(tmp_path: Path) -> None:
     shards = prepare_spoken_world(tmp_path, "smoke")
     sources = {path.parent.name for path in shards.glob("*/manifest.json")}

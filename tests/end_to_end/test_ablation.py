@@ -32,6 +32,8 @@ def arms(place: Place, experiment: str) -> dict[str, dict]:
     return dict(sorted(found, key=lambda arm: arm[1]["number"]))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_file_of_five_lines_is_an_ablation_whose_arms_share_what_they_agree_on(place, monkeypatch, capfd):
     (place.folder / "experiments").mkdir()
     (place.folder / "experiments" / "mine.yaml").write_text(MINE)

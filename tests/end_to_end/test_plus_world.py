@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -11,6 +12,8 @@ from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.train import train
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_spoken_world_is_prepared_with_its_audio_and_the_encoder_learns(smoke_world, tmp_path, monkeypatch):
     world, stage = tmp_path / "data" / smoke_world.name, tmp_path / "runs/plus/align"
     shutil.copytree(smoke_world, world)

@@ -99,7 +99,12 @@ def test_speculative_draws_follow_the_backbones_distribution(seed):
             assert count == 0 and rest[replacement] > 0
 
 
-@pytest.mark.parametrize("settings_", [Sampling(temperature=8.0), Sampling(temperature=10.0, top_k=12, top_p=0.9)])
+FILTERED = Sampling(temperature=10.0, top_k=12, top_p=0.9)
+
+
+@pytest.mark.parametrize(
+    "settings_", [Sampling(temperature=8.0), pytest.param(FILTERED, marks=[pytest.mark.slow, pytest.mark.ci])]
+)
 def test_sampled_verification_keeps_the_sampling_distribution(agreeing_model, settings_):
     """Pairs of the second and third token over 3000 seeds, verified against Vanilla: a chi-squared test."""
     runtime = Runtime(agreeing_model(noise=0.1))

@@ -92,7 +92,7 @@ def test_the_order_of_imports_does_not_matter(folder):
         for path in source.rglob("*.py")
         if (found := re.search(r"^(?:from|import) (transformers\S*)", path.read_text(), re.MULTILINE))
     }
-    # of those that begin with the same part of transformers, one stands for all; each in a process that has imported none
+    # of those that begin with the same part of transformers, one stands for all; each in a fork without any
     firsts = ["transformers", *dict(zip(ours.values(), ours.keys(), strict=True)).values()]
     assert len(firsts) >= 5
     done = subprocess.run(

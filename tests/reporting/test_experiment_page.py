@@ -113,6 +113,7 @@ def test_page_is_whole_and_loads_nothing_from_elsewhere(files, written):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_players_play_and_tables_sort_in_a_browser(written, dump_dom, tmp_path):
     page = written.page.read_text(encoding="utf-8")
     probe = """<script>addEventListener("load", async () => {

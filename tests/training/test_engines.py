@@ -26,13 +26,13 @@ COMMON = (
     "callbacks.samples.max_new_tokens=12", "stage.weight_decay=10",
 )  # fmt: skip
 PADDING = 256  # elements that DeepSpeed adds to a group at most, so that ranks get equal shares
-QUICK = {
-    ("ddp", "mtp10", False),
-    ("fsdp2", "sft", True),
-    ("deepspeed_zero2", "sft", False),
+MARKS = {
+    ("fsdp2", "sft", True): [],
+    ("ddp", "mtp10", False): [pytest.mark.slow, pytest.mark.ci],
+    ("deepspeed_zero2", "sft", False): [pytest.mark.slow, pytest.mark.ci],
 }
 CASES = [
-    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    pytest.param(*case, marks=MARKS.get(case, [pytest.mark.slow]))
     for case in [(engine, stage, tied) for engine in ENGINES for stage in CHAIN for tied in (True, False)]
 ]
 

@@ -161,6 +161,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(trained, 
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_two_ranks_killed_while_they_copy_end_with_the_same_bits(tmp_path):
     settings = ("stage=align", "stage.steps=40", "callbacks.save_every=4", "trainer=ddp", "trainer.devices=2",
                 "trainer.accelerator=cpu", "trainer.precision=32-true")  # fmt: skip

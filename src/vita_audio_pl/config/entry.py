@@ -205,8 +205,8 @@ def sentence_of(error: BaseException, names: Iterable[str] = ()) -> str:
     if "missing mandatory value" in details.lower():
         key = key or details.rpartition(" ")[2]
         return f"the setting '{key}' has no value: give {key}=... on the command line"
-    if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
-        return no_such_setting(group.group(1), names)  # a group of other commands
+    if foreign := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return no_such_setting(foreign.group(1), names)  # a group of other commands
     missing_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing_option:
         group, option = missing_option.groups()

@@ -158,7 +158,9 @@ def no_such_setting(key: str, known: Iterable[str]) -> str:
         same = [name for name in known if name.rsplit(".", 1)[-1] == last]
         near = f"; did you mean '{same[0]}'?" if same else ""
     own = [name for name in known if not name.startswith(("paths.", "plugins"))]
-    listed = f"; the settings are {', '.join(own)}" if 0 < len(own) <= _FEW_SETTINGS else ": --help-all lists all settings"
+    listed = (
+        f"; the settings are {', '.join(own)}" if 0 < len(own) <= _FEW_SETTINGS else ": --help-all lists all settings"
+    )
     return f"there is no setting '{key}'{near or listed}"
 
 

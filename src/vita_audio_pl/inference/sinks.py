@@ -36,7 +36,7 @@ def show_stream(session: Session, loaded: LoadedModel, codec: Codec | None, outp
     """
     screen: TextIO = sys.stderr if output == PIPE else sys.stdout
     samples = 0
-    with _sink(output, None if codec is None else codec.sample_rate) as sink:
+    with _sink(output, 0 if codec is None else codec.sample_rate) as sink:
         for event in stream(session, loaded.tokenizer, loaded.vocabulary, codec):
             if isinstance(event, TextPiece):
                 print(event.text, end="", file=screen, flush=True)
@@ -48,7 +48,7 @@ def show_stream(session: Session, loaded: LoadedModel, codec: Codec | None, outp
 
 
 @contextmanager
-def _sink(output: str, sample_rate: int | None) -> Iterator[SoundSink]:
+def _sink(output: str, sample_rate: int) -> Iterator[SoundSink]:
     if output == PIPE:
         yield _RawSamples(sys.stdout.buffer)
         return
@@ -71,27 +71,29 @@ class _RawSamples:
 class _GrowingWav:
     """A new WAV file that can be played at any moment; made with the first chunk, so a silent answer leaves none."""
 
-    def __init__(self, path: Path, sample_rate: int | None):
+    def __init__(self, path: Path, sample_rate: int):
         self._path, self._rate = path, sample_rate
-        self._file: BinaryIO | None = None
-        self._wav: wave.Wave_write | None = None
+        self._opened: tuple[BinaryIO, wave.Wave_write] | None = None
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        if self._wav is None:
+        if self._opened is None:
             path = output_file(self._path)
             partial = partial_name(path)
-            # Python's own file and writer: libsndfile does not say why a disk refuses
-            self._file = partial.open("wb")
+            file: BinaryIO = partial.open(
+                "wb"
+            )  # Python's own file and writer: libsndfile does not say why a disk refuses
             os.replace(partial, path)  # it grows under its own name, and what was there is never written into
-            self._wav = wave.open(self._file)
-            self._wav.setparams((1, 2, self._rate, 0, "NONE", ""))
-        self._wav.writeframes(_pcm16(samples))
-        self._file.flush()
+            wav = wave.open(file)
+            wav.setparams((1, 2, self._rate, 0, "NONE", ""))
+            self._opened = file, wav
+        self._opened[1].writeframes(_pcm16(samples))
+        self._opened[0].flush()
 
     def close(self) -> None:
-        if self._wav is not None:
-            self._wav.close()
-            self._file.close()
+        if self._opened is not None:
+            file, wav = self._opened
+            wav.close()
+            file.close()
 
 
 def _pcm16(samples: NDArray[np.float32]) -> bytes:

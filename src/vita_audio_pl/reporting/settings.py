@@ -10,7 +10,9 @@ from vita_audio_pl.config.fields import setting
 class ReportConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report` can be told."""
 
-    run_name: str = setting("demo", "the run in runs/<run_name>, or a path to it, to a stage or to its model", common=True)
+    run_name: str = setting(
+        "demo", "the run in runs/<run_name>, or a path to it, to a stage or to its model", common=True
+    )
     experiment: str | None = setting(
         None, "instead of a run: the ablation in runs/<experiment>, all its arms; null = a run", common=True
     )
@@ -18,7 +20,9 @@ class ReportConfig(CommandConfig):
     wandb: str | None = setting(
         None, "ENTITY/PROJECT to fetch the ablation's arms from, where they are not in runs/; null = from runs/"
     )
-    bench_name: str | None = setting(None, "whose results; null = of the one bench that the run was measured on", common=True)
+    bench_name: str | None = setting(
+        None, "whose results; null = of the one bench that the run was measured on", common=True
+    )
     split: str = setting("test", "of the main table; other splits follow it")
     title: str | None = setting(None, "of the page; null = the run's name, or the ablation's")
     output: str | None = setting(None, "folder; null = report/ in the run, or in the ablation", common=True)
