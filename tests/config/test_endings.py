@@ -17,7 +17,7 @@ from vita_audio_pl.codecs import write_wav
 from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.sinks import _GrowingWav
-from vita_audio_pl.storage.files import write_array, write_atomic
+from vita_audio_pl.storage.files import atomic_write, write_array
 
 
 class OutOfMemoryError(RuntimeError):
@@ -68,7 +68,7 @@ def growing_sound(path):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: write_atomic(path, bytes(1 << 16)),
+        lambda path: atomic_write(path, bytes(1 << 16)),
         lambda path: write_array(path, np.zeros(1 << 16)),
         lambda path: write_wav(path, np.zeros(1 << 16), 16_000),
         growing_sound,
