@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +12,10 @@ from vita_audio_pl.data.executors import executor_of
 from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.data.readers.jsonl import share_of
 from vita_audio_pl.data.recipe import SourceRecipe
+from vita_audio_pl.data.speaking.reader import Speak
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import read_model_facts
+from vita_audio_pl.judged_speech import chosen_judge, judge_speech, judged_told
 from vita_audio_pl.model_names import named_model
 from vita_audio_pl.preparation import describe_manifest, prepare_split, tokenize_job
 from vita_audio_pl.spoken_world.plan import ASR_PROMPT, TTS_PROMPT
@@ -67,6 +70,9 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
         with atomic_folder(out / "codec", "codec") as aside:
             shutil.copytree(codec, aside, dirs_exist_ok=True)
     recipe = _recipe(listed, config.held_out)
+    if config.speak:
+        recipe = replace(recipe, speak=Speak(tuple(config.speak)))
+    judge = chosen_judge(config, recipe.languages)
     for split in recipe.all_splits:
         job = tokenize_job(
             recipe,
@@ -83,10 +89,14 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             device=config.device,
             dtype=config.dtype,
             max_skipped=config.max_skipped,
+            voice=config.tts,
+            spoken=place(config.spoken, "spoken") if config.spoken else None,
         )
         manifest = prepare_split(job, executor_of(config.executor), console, prune=True)
         if manifest is not None:
             print(describe_manifest(manifest, out / SHARDS))
+            if judge is not None:
+                print(judged_told(job, judge_speech(job, manifest, judge, config.judged, device=config.device)))
     atomic_write(out / MIXTURE, f"description: Your own data.\nsources:\n  {SOURCE}: {{ratio: 1.0}}\n".encode())
     return out
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
+from vita_audio_pl.config.component import Custom
 from vita_audio_pl.data.executors import Executor, worker_number
 from vita_audio_pl.data.left_out import summary
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.read_ahead import BROKEN_AUDIO
-from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut
+from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut, ToSpeak
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
+from vita_audio_pl.data.speaking import KeptSpeech, SpeakingReader, VoiceSettings, voice_facts
+from vita_audio_pl.data.speaking.kept import FOLDER
+from vita_audio_pl.data.speaking.reader import Speak
 from vita_audio_pl.data.tokenize import SHARD_BYTES, TOO_LONG, AudioRules, TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.released import ENCODER_FOLDER
@@ -52,6 +57,8 @@ def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndar
         LeftOut: it is longer than `max_seconds`, or cannot be read.
         OSError: the machine failed, not the audio.
     """
+    if isinstance(audio, ToSpeak):
+        raise LeftOut(BROKEN_AUDIO, f"{audio}: nobody has spoken it")
     try:
         if isinstance(audio, AudioBytes):
             memory = io.BytesIO(audio.data)
@@ -113,6 +120,8 @@ def tokenize_job(
     device: str = "cpu",
     dtype: str = "float32",
     max_skipped: float | None = None,
+    voice: VoiceSettings | Custom | None = None,
+    spoken: Place | None = None,
 ) -> TokenizeJob:
     """The tasks of one split of a source.
 
@@ -131,8 +140,13 @@ def tokenize_job(
         keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
         device, dtype: where the codec's networks run, and the type that they compute in.
         max_skipped: share of the samples that may be left out; None takes the recipe's.
+        voice: who speaks what the recipe has spoken; None takes the recipe's.
+        spoken: folder of the sound that is made; None is beside the shards.
+
+    Raises:
+        UserError: as `SourceRecipe.open`; texts are to be spoken and there is no voice, or the voice cannot be used.
     """
-    return TokenizeJob(
+    job = TokenizeJob(
         source=recipe.folder(split),
         task=recipe.task,
         reader=recipe.open(root, split),
@@ -154,6 +168,32 @@ def tokenize_job(
             "licence": recipe.licence,
             "home": recipe.home,
         },
+    )
+    if recipe.speak is None:
+        if voice is not None:
+            raise UserError(
+                f"nothing of '{recipe.name}' is spoken, so tts has no effect: leave it out, or say in a copy of the recipe whose "
+                "messages are, as in 'speak: [assistant]'"
+            )
+        return job
+    return _with_speech(job, recipe.name, recipe.speak, voice or recipe.speak.voice, spoken or shards / FOLDER)
+
+
+def _with_speech(
+    job: TokenizeJob, source: str, speak: Speak, voice: VoiceSettings | Custom | None, folder: Place
+) -> TokenizeJob:
+    """The job with messages spoken."""
+    if voice is None:
+        raise UserError(
+            f"{' and '.join(speak.roles)} of '{source}' have no sound, which a voice has to make: give tts=espeak, tts=endpoint "
+            "tts.url=http://HOST:PORT/v1, or tts=command (docs/add-a-corpus.md)"
+        )
+    facts = voice_facts(voice)
+    return replace(
+        job,
+        reader=SpeakingReader(job.reader, speak, facts),
+        load_audio=KeptSpeech(job.load_audio, voice, facts, folder),
+        about={**job.about, "spoken": {"roles": list(speak.roles), "voice": facts}},
     )
 
 

@@ -10,12 +10,14 @@ from remote_stores import put
 from toy_codec import N_CODES, LoudnessCodec
 from toy_corpus import toy_tokenizer
 
+from vita_audio_pl.config.component import Custom
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
-from vita_audio_pl.data.recipe import load_recipe
-from vita_audio_pl.preparation import load_audio, tokenize_job
-from vita_audio_pl.storage.places import place
+from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
+from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.preparation import tokenize_job
+from vita_audio_pl.storage.places import Place, place
 from vita_audio_pl.text import TTS_INSTRUCTION, AudioCodes, TextTokenizer, Turn
 
 MOST_OF_A_PART = 1024  # bytes; of a corpus of 200,000 hours there are tens of thousands
@@ -42,6 +44,15 @@ def text_of(turns: tuple[Turn, ...], task: str, tokenizer: TextTokenizer) -> str
     return "\n".join(f"{turn.role}: {written(turn, tokenizer)}" for turn in turns)
 
 
+def job_of(
+    recipe: SourceRecipe, split: str, root: Place, shards: Path, tokenizer: TextTokenizer, heard: bool
+) -> TokenizeJob:
+    voice = Custom("toy_codec.Tone", {}) if recipe.speak else None
+    job = tokenize_job(recipe, split, root=root, shards=shards, tokenizer=tokenizer, codec_folder=None, voice=voice)
+    codec = {"make_codec": LoudnessCodec, "codec": CODEC} if heard else {}
+    return replace(job, max_skipped=1.0, **codec)
+
+
 @pytest.mark.parametrize("mixture", ["mixture_1", "mixture_2"])
 def test_every_corpus_of_a_mixture_has_a_miniature(mixture: str) -> None:
     assert {share.source for share in load_mixture(mixture).shares} <= {m.source for m in MINIATURES}
@@ -55,10 +66,8 @@ def test_a_corpus_as_its_publisher_ships_it(miniature: Miniature, tmp_path: Path
     published = set(recipe.all_splits) - ({"dev"} if recipe.held_out else set())  # a miniature has no share to hold out
     assert set(miniature.expected) == published, "a miniature says what becomes of every split"
     for split, expected in miniature.expected.items():
-        job = tokenize_job(recipe, split, root=root, shards=tmp_path, tokenizer=tokenizer, codec_folder=None)
-        if expected.seconds:
-            job = replace(job, make_codec=LoudnessCodec, codec=CODEC)
-        manifest = prepare_source(replace(job, max_skipped=1.0))
+        job = job_of(recipe, split, root, tmp_path, tokenizer, heard=expected.seconds > 0)
+        manifest = prepare_source(job)
         assert manifest is not None
         source = PreparedSource(job.out)
         texts = [text_of(source.read(n).turns, recipe.task, tokenizer) for n in range(len(source))]
@@ -70,13 +79,7 @@ def test_a_corpus_as_its_publisher_ships_it(miniature: Miniature, tmp_path: Path
         if recipe.reader["kind"] == "lhotse":
             continue
         store = put(root, place(f"memory://{tmp_path.name}/corpus"))  # the same, read from a store
-        there = replace(
-            job,
-            reader=recipe.open(store, split),
-            out=tmp_path / "there" / split,
-            max_skipped=1.0,
-            load_audio=load_audio,
-        )
+        there = job_of(recipe, split, store, tmp_path / "there", tokenizer, heard=expected.seconds > 0)
         remote = prepare_source(there)
         assert remote is not None and remote.report == manifest.report and remote.seconds == manifest.seconds
         source = PreparedSource(there.out)

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 from tests.margins import assert_same_answers
 from vita_audio_pl.codecs.audio import read_audio
+from vita_audio_pl.data.speaking.endpoint import Endpoint
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.serving.service import OUTPUT_RATE
@@ -51,6 +52,16 @@ def assert_served_as_generated(loaded, answered, count):
         pattern = options.pattern if options.verify == "none" else DecodePattern.of("vanilla")
         ids = expected.ids[: len(found.ids)]
         assert_same_answers(loaded.model, pattern, [prompt], [found.ids], [ids], constraint=options.constraint)
+
+
+def test_what_is_served_speaks_answers_for_a_corpus(server):
+    """The voice of `prepare voice=endpoint` with this server behind it."""
+    said = "the big red cow lives in the barn"
+    voice = Endpoint(url=server.url)
+    voice.check()
+    wave, rate = voice.build().speak(said)
+    again = Endpoint(url=server.url, response_format="flac").build().speak(said)
+    assert rate == again[1] == OUTPUT_RATE and len(wave) == len(again[0]) > 0
 
 
 @pytest.mark.parametrize("kind", ["wav", "pcm", "mp3", "opus", "flac"])

@@ -13,10 +13,11 @@ from toy import ToyData, toy_batch, toy_config, toy_data
 
 from vita_audio_pl.codecs import load_codec, protocol
 from vita_audio_pl.config import plugins
-from vita_audio_pl.config.component import component, plain
+from vita_audio_pl.config.component import Custom, component, plain
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data import readers
 from vita_audio_pl.data.recipe import SourceRecipe
+from vita_audio_pl.data.speaking import voice_facts
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.choice import judge_facts, judge_maker, judge_name
 from vita_audio_pl.training.checks import check_train_config
@@ -105,6 +106,16 @@ def test_a_judge_from_outside_listens(my_lab):
     )
     with pytest.raises(UserError, match="no judge 'wisper'; choose one of .*judge._target_="):
         judge_maker()("wisper")
+
+
+def test_a_voice_from_outside_speaks(my_lab):
+    voice = component(yaml.safe_load(re.findall(r"'tts=({.*?})'", DOC)[0].replace(":", ": ")), "tts")
+    assert voice_facts(voice) == {"kind": "my_lab.Hum", "hertz": 300.0}
+    assert len(voice.build().speak("moo")[0]) == 2400
+    with pytest.raises(UserError, match="my_lab.Counting has no method speak"):
+        voice_facts(component({"_target_": "my_lab.Counting"}, "tts"))
+    with pytest.raises(UserError, match="tts.api_key is named like a secret"):
+        voice_facts(Custom("my_lab.Hum", {"api_key": "x"}))
 
 
 def test_a_plugin_registers_a_codec_and_a_reader(my_lab):

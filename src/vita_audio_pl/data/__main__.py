@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
-from vita_audio_pl.data.card import MixtureCard, card_of
+from vita_audio_pl.data.card import MixtureCard, card_of, judged_in
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import Manifest, PreparedSource, nothing_prepared, prepared_names
 from vita_audio_pl.data.staging import beside, send_quarantine, shards_place, source_folders, tokenizer_folder
@@ -106,7 +106,8 @@ def write_card(config: DataToolsConfig, console: Console, names: list[str]) -> N
     for source, other, found in _overlaps(config, names) if config.against else ():
         by_kind = overlaps.setdefault(source, {}).setdefault(other, {})
         by_kind |= Counter(one.kind for one in found)
-    cards = [card_of(Manifest.load(shards / name), overlaps.get(name)) for name in names]
+    manifests = [Manifest.load(shards / name) for name in names]
+    cards = [card_of(one, overlaps.get(one.source), judged_in(shards / one.source, one)) for one in manifests]
     card = cards[0] if config.source else MixtureCard.of(mixture, cards)
     page = Path(config.output or "card.md")
     write_output(page, card.to_markdown().encode("utf-8", "backslashreplace"))

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vita_audio_pl.data.mixture import Mixture
-from vita_audio_pl.data.prepared import Manifest
+from vita_audio_pl.data.prepared import JUDGED, Manifest
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.checksums import read_sealed
+from vita_audio_pl.storage.places import Place
 
 FORMAT = 1
+NOT_LISTENED_TO = "nobody has listened: `prepare ... judge=NAME` does"
 NOT_LOOKED_FOR = "not looked for: `python -m vita_audio_pl.data card against=[SOURCE]` does"
 
 
@@ -24,6 +28,8 @@ class Card:
         left_out, filtered: samples that could not be used and that were not wanted, by reason.
         unread: samples, about, in what could not be read.
         overlap: other source -> samples that it has, too, by how they are the same; None where nobody has looked.
+        spoken: of messages that were spoken while it was prepared, whose (`roles`), by which `voice`, and how they were
+            `judged`; None where all sound is the corpus's own.
     """
 
     source: str
@@ -43,6 +49,7 @@ class Card:
     filtered: Mapping[str, int]
     unread: int
     overlap: Mapping[str, Mapping[str, int]] | None = None
+    spoken: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -63,16 +70,31 @@ class Card:
             "left out, since it could not be used": _counted(self.left_out, self.unread),
             "left out, since it was not wanted": _counted(self.filtered),
             "also in other sources": _overlaps(self.overlap),
+            **({} if self.spoken is None else {"spoken": _spoken(self.spoken)}),
         }
         lines = (f"| {name} | {_cell(value)} |" for name, value in rows.items())
         return "\n".join([f"{'#' * level} {_cell(self.source)}", "", "| | |", "|---|---|", *lines, ""])
 
 
-def card_of(manifest: Manifest, overlap: Mapping[str, Mapping[str, int]] | None = None) -> Card:
+def judged_in(folder: Place, manifest: Manifest) -> Mapping[str, Any] | None:
+    """What a judge made of the speech of a prepared source; None where none has listened to these shards."""
+    try:
+        judged = read_sealed(folder / JUDGED)
+    except (FileNotFoundError, UserError):  # a damaged one is made again by the command that made it
+        return None
+    return judged if judged.get("index_crc") == manifest.index_crc else None
+
+
+def card_of(
+    manifest: Manifest,
+    overlap: Mapping[str, Mapping[str, int]] | None = None,
+    judged: Mapping[str, Any] | None = None,
+) -> Card:
     """The card of a prepared source.
 
     Args:
         overlap: see `Card`.
+        judged: see `judged_in`.
     """
     report = manifest.report
     about = report.get("about", {})
@@ -95,6 +117,7 @@ def card_of(manifest: Manifest, overlap: Mapping[str, Mapping[str, int]] | None 
         filtered=report.get("filtered", {}),
         unread=report.get("unread", 0),
         overlap=overlap,
+        spoken={**about["spoken"], "judged": judged} if "spoken" in about else None,
     )
 
 
@@ -161,6 +184,18 @@ def _overlaps(overlap: Mapping[str, Mapping[str, int]] | None) -> str:
         f"{other}: {count:,} ({kind})" for other, kinds in overlap.items() for kind, count in kinds.items() if count
     ]
     return "; ".join(told) or f"nothing of {', '.join(overlap)}"
+
+
+def _spoken(spoken: Mapping[str, Any]) -> str:
+    voice, judged = spoken["voice"], spoken["judged"]
+    told = ", ".join(f"{name} {value}" for name, value in voice.items() if value not in ("", None))
+    heard = NOT_LISTENED_TO
+    if judged is not None:
+        heard = (
+            f"{judged['wer']:.1%} of the {judged['unit']} wrong in {judged['messages']:,} messages as {judged['judge']['judge']} "
+            "hears them"
+        )
+    return f"{' and '.join(spoken['roles'])}, by {told}; {heard}"
 
 
 def _cell(text: str) -> str:

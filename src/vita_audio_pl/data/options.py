@@ -1,6 +1,7 @@
 """Settings of the training data: the `data` group of the configuration."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -182,6 +183,24 @@ class PrepareConfig(CommandConfig):
     )
     prune: bool = setting(False, "remove shards that no part of the recipe claims any more; without it they are listed")
     keep_audio: bool = setting(False, "keep the audio outside answers, for models that hear through an encoder")
+    tts: Any = setting(
+        None,
+        "who speaks messages without sound: espeak, endpoint, command, or the component of your own; null = the recipe's, if any",
+        common=True,
+    )
+    speak: list[str] = setting(
+        [], "with samples: whose messages without sound are spoken", choices=("user", "assistant")
+    )
+    spoken: str | None = setting(
+        None, "folder or URL that keeps the sound that is made, each text once; null = .spoken in shards", address=True
+    )
+    judge: Any = setting(
+        None, "who listens to the sound that was made: pocketsphinx, whisper, paraformer, or your own; null = nobody"
+    )
+    judge_model: str | None = setting(None, "folder of the judge's checkpoint; null = it needs none")
+    judge_grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = the judge needs none")
+    judged: int = setting(200, "messages that the judge listens to", at_least=1)
+    trust_file: bool = setting(False, "load the checkpoint of the judge paraformer, although it can run any code")
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     def check(self) -> None:
@@ -190,6 +209,12 @@ class PrepareConfig(CommandConfig):
         Raises:
             UserError: says which, and what is allowed.
         """
+        if self.speak and (self.samples is None or self.tts is None):
+            raise UserError(
+                "speak goes with samples=FILE.jsonl and tts=...; of a source, its recipe says what is spoken"
+            )
+        if self.samples is not None and self.tts is not None and not self.speak:
+            raise UserError("whose messages are to be spoken? give speak=[assistant], or [user,assistant]")
         if self.prune and self.parts is not None:
             raise UserError("prune=true removes what the whole recipe does not claim, so it does not go with parts=N")
         if (self.samples is None) != (self.model is None):

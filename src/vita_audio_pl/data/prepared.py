@@ -43,12 +43,14 @@ _FIRST_BYTES = 4096  # of a sample, read at once: few are longer
 MANIFEST, INDEX, SKIPPED = "manifest.json", "index.bin", "skipped.jsonl"
 _HASH = "[0-9a-f]" * 20
 CARDS = ("card.md", "card.json")
+JUDGED = "judged.json"
+"""What a judge made of speech that was made for it."""
 PART_FILES = tuple(f"{_HASH}.{kind}" for kind in ("tar", "index", "done.json", "audio.tar", "audio.npy"))
 """What a part leaves, named by a hash of its content and of how it was tokenised, and a shard of several parts (`merge.py`)."""
 SOURCE = Kind(
     "prepared source",
     (
-        *(MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, CHECKSUMS, *CARDS, *PART_FILES),
+        *(MANIFEST, INDEX, QUARANTINE, SKIPPED, AUDIO_INDEX, CHECKSUMS, *CARDS, JUDGED, *PART_FILES),
         *(".parts.json", ".job-*.json", f".failed-{_HASH}.json"),
     ),
     sign=("*.done.json",),

@@ -12,6 +12,7 @@ from vita_audio_pl.data.readers import Reader, make_reader
 from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.sides import SideReader
+from vita_audio_pl.data.speaking.reader import Speak
 from vita_audio_pl.data.yaml_file import read_yaml
 from vita_audio_pl.errors import UserError, shown
 from vita_audio_pl.storage.places import Place
@@ -43,6 +44,7 @@ class SourceRecipe:
         samples: conversations in it, about.
         checked: the release and the files that the recipe was read against, and what could not be confirmed.
         filters: which samples are taken, and what is changed in their text (`readers/filters.py`).
+        speak: which messages without sound are spoken, if any (`speaking/reader.py`).
         max_seconds: audio longer than this is left out with its sample.
         max_skipped: share of samples that may be left out before preparing it ends with an error (of more than 20).
     """
@@ -62,6 +64,7 @@ class SourceRecipe:
     samples: int | None = None
     checked: str = ""
     filters: Filters = NONE
+    speak: Speak | None = None
     max_seconds: float = 30.0
     max_skipped: float = MAX_SKIPPED
 
@@ -145,6 +148,7 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         "reader": (dict,),
         "splits": (dict,),
         "filters": (dict,),
+        "speak": (list, dict),
         "otherwise": (list,),
         "hours": (int, float, type(None)),
         "samples": (int, type(None)),
@@ -164,6 +168,10 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         number = value.get(key)
         if number is not None and not 0 <= number <= most:
             raise UserError(f"{where}: '{key}' is {shown(number)}; it must lie between 0 and {most:g}")
+    if "speak" in value and value["task"] != "sqa":
+        raise UserError(
+            f"{where}: 'speak' makes questions or answers sound, so it is for the task sqa, not {value['task']}"
+        )
     ways = value.get("otherwise", [])
     if not all(
         isinstance(way, dict) and {"layout", "reader"} <= set(way) <= {"layout", "reader", "splits"} for way in ways
@@ -178,7 +186,8 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
             f"{where}: 'held_out' makes the split '{DEV}', which 'splits' has already; leave one of them out"
         )
     languages, filters = tuple(map(str, value["languages"])), Filters.of(value.get("filters", {}), where)
-    return SourceRecipe(name=name, **{**value, "languages": languages, "filters": filters})
+    speak = Speak.of(value["speak"], where) if "speak" in value else None
+    return SourceRecipe(name=name, **{**value, "languages": languages, "filters": filters, "speak": speak})
 
 
 _IN_WORDS = {str: "text", list: "a list", dict: "a mapping", int: "a number", float: "a number", type(None): "null"}

@@ -67,6 +67,23 @@ def speak(sentences: list[str], voice: Voice) -> list[np.ndarray]:
     return [_to_16_khz(piece, rate) for piece in pieces]
 
 
+def speak_text(text: str, voice: Voice) -> np.ndarray:
+    """Speaks any text as it stands, pauses included, with little silence around it; `(samples,) int16` at 16 kHz.
+
+    Raises:
+        UserError: espeak-ng fails, or has nothing to say.
+    """
+    options = ["-b", "1", "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch)]
+    output = _run([*options, "--stdin", "--stdout"], text.replace("\0", " ").encode("utf-8", "replace"))
+    rate = int.from_bytes(output[24:28], "little")
+    samples = np.frombuffer(output[44 : len(output) // 2 * 2], dtype="<i2")
+    loud = np.flatnonzero((samples > _LOUD) | (samples < -_LOUD))
+    if len(loud) == 0:
+        raise UserError(f"espeak-ng has nothing to say of '{text:.200}' in the voice {voice.name}")
+    first, last = loud[0] - round(_LEAD * rate), loud[-1] + round(_TAIL * rate)
+    return _to_16_khz(samples[max(first, 0) : last], rate)
+
+
 def cut_at_breaks(samples: np.ndarray, rate: int) -> list[np.ndarray]:
     """Cuts `samples: (n,) int16` at breaks, and leaves a little of the break around each piece."""
     loud = np.flatnonzero((samples > _LOUD) | (samples < -_LOUD))

@@ -42,12 +42,10 @@ miniature(
 
 @miniature(
     "voiceassistant_400k",
-    train=Expected(
-        ["user: <|audio|>\nassistant: I'm Omni, a voice assistant.\n<|audio|>"], 1.0, skipped={"unreadable audio": 1}
-    ),
+    train=Expected(["user: <|audio|>\nassistant: I'm Omni, a voice assistant.\n<|audio|>"] * 2, 2.0),
 )
 def voiceassistant_400k(root: Path) -> None:
-    """Parquet with spoken questions and written answers, whose codes are of another codec; one answer was not spoken yet."""
+    """Parquet with spoken questions and written answers, whose codes are of another codec, so that a voice speaks them."""
     rows = [
         {
             "split_name": "identity", "index": f"identity_{n}", "round": 1, "question": "Who are you?",
@@ -57,7 +55,6 @@ def voiceassistant_400k(root: Path) -> None:
         for n in range(2)
     ]  # fmt: skip
     write_parquet(root / "data/train-00000-of-00325.parquet", rows)
-    write(root / "answers/identity_identity_0_1.wav", sound(0.5))
 
 
 @miniature(

@@ -65,7 +65,19 @@ class AudioBytes:
         return self.name
 
 
-AudioRef: TypeAlias = AudioFile | AudioBytes
+@dataclass(frozen=True)
+class ToSpeak:
+    """Audio that is not there yet: a text that a voice speaks when its sound is asked for; `name` is for messages."""
+
+    name: str
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Recorded: TypeAlias = AudioFile | AudioBytes
+AudioRef: TypeAlias = Recorded | ToSpeak
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel: int | None = None) -> AudioRef:
+def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel: int | None = None) -> Recorded:
     """Audio as a corpus gives it: a path, a data URI, or a Hugging Face `Audio` feature of `bytes` and `path`.
 
     Args:

@@ -17,6 +17,7 @@ from vita_audio_pl.data.readers.base import (
     LeftOut,
     Part,
     RawSample,
+    Recorded,
     Unreadable,
     attempt,
     audio_ref,
@@ -254,7 +255,7 @@ class TableReader(UtteranceOptions):
             raise LeftOut("no name", f"'{self.columns['id']}' is {kind_in_words(value)}, neither a name nor a number")
         return str(value)
 
-    def _audio(self, column: str, row: Row, where: str) -> AudioRef:
+    def _audio(self, column: str, row: Row, where: str) -> Recorded:
         name = self.columns[column]
         inside = columns_in(name)
         if inside:

@@ -15,6 +15,7 @@ from vita_audio_pl.data.readers.base import (
     AudioRef,
     LeftOut,
     RawSample,
+    Recorded,
     Unreadable,
     attempt,
 )
@@ -39,7 +40,7 @@ class Utterance:
     """
 
     id: str
-    audio: AudioRef
+    audio: Recorded
     text: Any
     speaker: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -175,7 +176,7 @@ class UtteranceRules(UtteranceOptions):
         )
 
 
-def _channels(audio: AudioRef) -> int:
+def _channels(audio: Recorded) -> int:
     """Channels of a recording; 1 where it cannot be opened, which decoding it will tell.
 
     Raises:

@@ -1,0 +1,7 @@
+"""Messages that are spoken while a corpus is prepared: who speaks, which messages, and the sound that is kept."""
+
+from vita_audio_pl.data.speaking.kept import KeptSpeech
+from vita_audio_pl.data.speaking.reader import SpeakingReader
+from vita_audio_pl.data.speaking.voices import Voice, VoiceSettings, register_voice, voice_facts
+
+__all__ = ["KeptSpeech", "SpeakingReader", "Voice", "VoiceSettings", "register_voice", "voice_facts"]

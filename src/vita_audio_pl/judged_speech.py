@@ -1,0 +1,119 @@
+"""How well speech that was made for a corpus is understood: a judge listens to some of it, and the data card tells."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vita_audio_pl.config.component import Custom
+from vita_audio_pl.data.card import card_of, judged_in
+from vita_audio_pl.data.options import PrepareConfig
+from vita_audio_pl.data.prepared import CARDS, JUDGED, Manifest
+from vita_audio_pl.data.readers import ToSpeak, Unreadable, read_part
+from vita_audio_pl.data.speaking import KeptSpeech, SpeakingReader
+from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.evaluation.judges.choice import JudgeSettings, judge_facts, judge_settings
+from vita_audio_pl.evaluation.judges.pocketsphinx import RATE
+from vita_audio_pl.evaluation.scores.measures import count_errors
+from vita_audio_pl.evaluation.scores.normalisers import characters, mixed, plain
+from vita_audio_pl.storage.checksums import write_sealed
+from vita_audio_pl.storage.files import atomic_write, write_json
+
+_UNSPACED = {"zh": ("characters", mixed), "yue": ("characters", mixed), "ja": ("characters", mixed)}
+_UNSPACED |= {"th": ("characters", characters)}
+_PARTS = 20  # of a corpus that are looked into, evenly spaced
+_AT_A_TIME = 16  # waves
+
+
+def chosen_judge(config: PrepareConfig, languages: tuple[str, ...]) -> "JudgeSettings | Custom | None":
+    """The judge that the configuration names; None where it names none.
+
+    Raises:
+        UserError: there is no such judge.
+    """
+    if config.judge is None:
+        return None
+    language = languages[0] if len(languages) == 1 else None
+    return judge_settings(config.judge, config.judge_grammar, config.judge_model, config.trust_file, language)
+
+
+def judge_speech(
+    job: TokenizeJob,
+    manifest: Manifest,
+    judge: "JudgeSettings | Custom",
+    most: int,
+    most_parts: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any] | None:
+    """Has a judge listen to speech that was made for a prepared source, and writes its errors into the card.
+
+    Args:
+        job: that prepared it.
+        most: messages that are listened to.
+        most_parts: parts that were prepared; None is all.
+
+    Returns:
+        The judge, its share of wrong words (of characters, for languages without blanks) and the number of messages; None
+        where nothing was spoken.
+
+    Raises:
+        UserError: the judge cannot be built.
+    """
+    if not isinstance(job.load_audio, KeptSpeech) or not isinstance(job.reader, SpeakingReader):
+        return None
+    facts = {**judge_facts(judge, device), "asked": most}
+    known = judged_in(job.out, manifest)
+    if known is not None and known["judge"] == facts:
+        return dict(known)
+    languages = job.about.get("languages", [])
+    unit, normalise = _UNSPACED.get(languages[0] if languages else "", ("words", plain))
+    texts = list(_spoken(job, job.load_audio, most, most_parts))
+    listener, errors, units = judge.build(device=device), 0, 0
+    for first in range(0, len(texts), _AT_A_TIME):
+        group = texts[first : first + _AT_A_TIME]
+        for (text, _), heard in zip(group, listener.transcribe([wave for _, wave in group], RATE), strict=True):
+            if reference := normalise(text):
+                counted = count_errors(reference, normalise(heard))
+                errors, units = errors + counted.errors, units + counted.reference_units
+    judged = {
+        "format": 1,
+        "index_crc": manifest.index_crc,
+        "judge": facts,
+        "unit": unit,
+        "messages": len(texts),
+        "wer": round(errors / max(units, 1), 4),
+    }
+    write_sealed(job.out / JUDGED, judged)
+    card = card_of(manifest, judged=judged)
+    write_json(job.out / CARDS[1], card.to_json())
+    atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
+    return judged
+
+
+def judged_told(job: TokenizeJob, judged: dict[str, Any] | None) -> str:
+    """The sentence on what the judge heard."""
+    if judged is None:
+        return f"nothing of '{job.source}' was spoken here, so the judge has nothing to listen to"
+    name = judged["judge"]["judge"]
+    return f"of {judged['messages']:,} spoken messages of '{job.source}', {name} hears {judged['wer']:.1%} of the {judged['unit']} wrong"
+
+
+def _spoken(job: TokenizeJob, kept: KeptSpeech, most: int, most_parts: int | None) -> Iterator[tuple[str, Any]]:
+    """Texts and their sound, `(samples,) float32` at 16 kHz: of parts all over the corpus, the first ones."""
+    parts = job.reader.parts()[:most_parts]
+    number = min(_PARTS, len(parts), most)
+    chosen = [parts[(2 * n + 1) * len(parts) // (2 * number)] for n in range(number)]
+    left = most
+    for nth, part in enumerate(chosen):
+        here = -(-left // (number - nth))
+        for text in _texts(job, part):
+            wave = kept.kept(text, RATE) if here else None
+            if wave is not None:  # some could not be spoken
+                yield text, wave
+                here, left = here - 1, left - 1
+            if not here:
+                break
+
+
+def _texts(job: TokenizeJob, part: Any) -> Iterator[str]:
+    for sample in read_part(job.reader, part):
+        if not isinstance(sample, Unreadable):
+            yield from (audio.text for audio in sample.audios if isinstance(audio, ToSpeak))
