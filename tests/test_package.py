@@ -19,7 +19,7 @@ HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_h
 def test_ctrl_c_while_a_command_imports_is_a_sentence_and_a_program_that_imports_the_package_keeps_its_own(tmp_path):
     (tmp_path / "hydra.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     for started, says in (
-        (["-m", "vita_audio_pl.export"], "Ctrl-C: stopped in its start; the same command goes on"),
+        (["-m", "vita_audio_pl.export"], "Ctrl-C: stopped while starting; rerun the same command"),
         (["-c", f"{HEARS_CTRL_C}; import vita_audio_pl, hydra"], "KeyboardInterrupt"),
     ):
         paths = os.pathsep.join([str(tmp_path), *sys.path])

@@ -125,7 +125,7 @@ def test_stopping_is_one_sentence_at_once_and_one_more_ends_it(tmp_path, signals
     assert process.returncode == status and (tmp_path / "unwound").exists()
     [sentence] = error.split("\n")[1:-1]
     name = "Ctrl-C" if signals.startswith("INT") else f"SIG{signals}"
-    assert sentence.startswith(f"{name}: stopped in ") and "the same command goes on from there" in sentence
+    assert sentence.startswith(f"{name}: stopped in ") and "rerun the same command to resume" in sentence
 
 
 def test_a_signal_that_comes_from_a_terminal_and_from_the_chain_is_one(monkeypatch, capfd):

@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 def _stopped_while_starting(number: int, frame: Any) -> None:
     """What Ctrl-C does while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
-    os.write(2, b"\nCtrl-C: stopped in its start; the same command goes on from what is finished\n")
+    os.write(2, b"\nCtrl-C: stopped while starting; rerun the same command to resume\n")
     os._exit(128 + number)
 
 

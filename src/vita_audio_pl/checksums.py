@@ -15,7 +15,7 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, find_damage, read_checksu
 
 @dataclass
 class ChecksumsConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.checksums` can be told."""
+    """Settings of `python -m vita_audio_pl.checksums`."""
 
     folder: str = setting(MISSING, "a model folder, or that of a prepared source", common=True)
     write: bool = setting(False, "take what is there now for right, and write its checksums", common=True)

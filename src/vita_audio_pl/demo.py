@@ -26,7 +26,7 @@ SUITE = {"full": "demo", "smoke": "demo_smoke"}
 
 @dataclass
 class DemoConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.demo` can be told."""
+    """Settings of `python -m vita_audio_pl.demo`."""
 
     size: str = setting(
         "full", "or smoke: a smaller world and model, fewer steps", choices=("full", "smoke"), common=True

@@ -12,7 +12,7 @@ from vita_audio_pl.config.fields import setting
 
 @dataclass
 class ExportConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.export` can be told."""
+    """Settings of `python -m vita_audio_pl.export`."""
 
     source: str = setting(
         MISSING,
@@ -34,7 +34,7 @@ class ExportConfig(CommandConfig):
     )
     codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder, if there is one")
     licence: str | None = setting(
-        None, "of the weights, as the hub spells it (apache-2.0), for the model card; null = not told"
+        None, "of the weights, as the hub spells it (apache-2.0), for the model card; null = not given"
     )
     push_to_hub: str | None = setting(
         None, "upload the folder to this repository of the Hugging Face hub, OWNER/NAME; null = it stays here"

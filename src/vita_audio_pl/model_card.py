@@ -22,7 +22,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
         source: the model folder that was exported; its run and its parents are asked for what they say.
         target: the exported folder, which gives the name.
         layout: `released` or `backbone`.
-        licence: of the weights, as the hub spells it; None says that nobody has told.
+        licence: of the weights, as the hub spells it; None where it is not known.
         languages: of the model; those of the data where none are given.
     """
     stages = list(_stages(source))
@@ -57,7 +57,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
     if cards:
         lines += ["", "## Data", "", "| source | hours | samples | languages | licence |", "|---|---|---|---|---|"]
         lines += [
-            f"| {c.source} | {c.hours:,.1f} | {c.samples:,} | {', '.join(c.languages)} | {c.licence or 'not told'} |"
+            f"| {c.source} | {c.hours:,.1f} | {c.samples:,} | {', '.join(c.languages)} | {c.licence or 'not given'} |"
             for c in cards
         ]
     results = _results(source, stages)

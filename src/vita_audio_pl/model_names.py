@@ -14,7 +14,7 @@ def named_model(name: Path | str, runs: Path | str = "runs") -> Path:
         name: what `find_model` takes, or a checkpoint, as `runs/NAME/STAGE/checkpoints/step-120`.
 
     Raises:
-        UserError: there is no model, it cannot be told which is meant, or what the checkpoint needs is not there.
+        UserError: there is no model, the name is ambiguous, or what the checkpoint needs is not there.
     """
     if may_name_checkpoint(name):
         # training comes with torch and Lightning, which the names of folders do not need

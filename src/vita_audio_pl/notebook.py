@@ -37,7 +37,7 @@ def train_config(*overrides: str) -> TrainConfig:
 def open_stage(config: TrainConfig) -> tuple[SpeechLMModule, SpeechDataModule]:
     """The stage's LightningModule and DataModule, for a `lightning.Trainer` of one's own.
 
-    Nothing of the stage's callbacks comes with them: checkpoints, the guard, the proof and the hand-over are those of
+    Nothing of the stage's callbacks comes with them: checkpoints, the guard, the training check and the hand-over are those of
     `train`.
 
     Raises:

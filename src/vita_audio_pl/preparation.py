@@ -352,7 +352,7 @@ def _prepare_world(
             f"{key} is {there.get(key)} there and {facts[key]} here" for key in facts if there.get(key) != facts[key]
         )
         raise UserError(
-            f"tokenizer, codec and shards in {folder} were made of another world or for other settings ({told}), and runs may "
+            f"tokenizer, codec and shards in {folder} were made from another world or with other settings ({told}), and runs may "
             "need them: delete the folder, or choose another one (data.world_folder=DIR; root=DIR of prepare)"
         )
     if not _world_tokenizer(folder, tokenizer).is_dir():

@@ -30,7 +30,7 @@ TORCHRUN = (
 )
 """What torchrun tells each process that it starts, the names that matter here."""
 TRY_AGAIN = 75
-"""`EX_TEMPFAIL`: the same command goes on from what is saved."""
+"""`EX_TEMPFAIL`: rerunning the same command resumes."""
 INTERRUPTED = 128 + signal.SIGINT
 _STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
 _LOOK = 0.5  # seconds between two looks whether the parent is there
@@ -53,7 +53,7 @@ _requeued = False
 
 @contextmanager
 def requeue_on_signal(wanted: bool) -> Iterator[None]:
-    """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: the same command goes on from what is saved."""
+    """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: rerunning the same command resumes."""
     try:
         yield
     except SystemExit as end:
@@ -102,7 +102,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     _stopped_by = number, time.monotonic()
     print_now(
-        f"{name_of(number)}: stopped in {_place(frame)}; what is finished is kept, and the same command goes on from there "
+        f"{name_of(number)}: stopped in {_place(frame)}; what is finished is kept; rerun the same command to resume "
         "(one more ends it at once)"
     )
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(_STATUS[number])
@@ -172,7 +172,7 @@ def check_status(status: int, what: str, where: str = "") -> None:
         ended = "was stopped" if stopped else f"ended with status {status}"
         above = "" if stopped else "; see its message above"
         raise UserError(
-            f"{what} {ended}{f' ({where})' if where else ''}{above}; give the same command again to go on from there",
+            f"{what} {ended}{f' ({where})' if where else ''}{above}; rerun the same command to resume",
             status,
         )
 

@@ -28,7 +28,7 @@ class OutOfMemoryError(RuntimeError):
     ("error", "status", "says"),
     [
         (UserError("the corpus is not there"), 2, "error: the corpus is not there"),
-        (KeyboardInterrupt(), 130, "interrupted; give the same command again"),
+        (KeyboardInterrupt(), 130, "interrupted; rerun the same command"),
         (OSError(errno.ENOSPC, "No space left on device", "metrics.csv"), 1, "no space is left for metrics.csv"),
         (PermissionError(errno.EACCES, "Permission denied", "data/x"), 1, "no permission for data/x"),
         (OSError(errno.EROFS, "Read-only file system", "runs/a"), 1, "runs/a is on a read-only file system"),

@@ -278,7 +278,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_written_shard(
     monkeypatch.setattr(files, "open", FullDisk, raising=False)
     of_two_parts = [path for shard in manifest.shards[:2] for path in whole.out.glob(f"{Path(shard.name).stem}.*")]
     FullDisk.room = sum(path.stat().st_size for path in of_two_parts) + 3000
-    with pytest.raises(UserError, match="no space left in .* give the same command again"):
+    with pytest.raises(UserError, match="no space left in .* rerun the command"):
         prepare_source(job)
     assert len(list(job.out.glob("*.done.json"))) == len(list(job.out.glob("*.tar"))) == 2
     assert not (job.out / "manifest.json").exists() and not list(job.out.glob(".*.partial"))

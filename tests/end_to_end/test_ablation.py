@@ -139,7 +139,7 @@ def test_a_killed_ablation_goes_on_with_the_same_command(place):
     os.killpg(process.pid, 9)
     process.wait()
     told = place.run(*command)
-    assert "going on from step-" in told and "reused" in told
+    assert "resuming from step-" in told and "reused" in told
     assert all(arm["finished"] for arm in arms(place, "mine").values())
 
 

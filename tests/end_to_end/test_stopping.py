@@ -89,7 +89,7 @@ def test_ctrl_c_is_a_sentence_and_status_130(start, ended: Ended, how: str) -> N
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, error[-3000:]
     assert re.findall(r"Ctrl-C .*", error) == re.findall(
-        r"Ctrl-C after step \d+: the step under way is finished and saved, and the same command goes on from there.*",
+        r"Ctrl-C after step \d+: the current step is finished and saved; rerun the same command to resume.*",
         error,
     )
     assert "Ctrl-C" in error and "Traceback" not in error and ended(everything)

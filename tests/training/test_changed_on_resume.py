@@ -21,7 +21,7 @@ def test_a_run_goes_on_with_other_performance_settings_and_records_it(tmp_path, 
     changed = ("objective.chunk_rows=7", "model.activation_checkpointing=all", "trainer.rows_per_device=2")
     model = train_stage(toy_config(runs, *changed, "callbacks.save_every=2"), toy_data(tmp_path))
     told = capsys.readouterr().out
-    assert "going on from step-" in told and "objective.chunk_rows: 512 -> 7" in told and "bits may differ" in told
+    assert "resuming from step-" in told and "objective.chunk_rows: 512 -> 7" in told and "bits may differ" in told
     (line,) = [json.loads(line) for line in (model.parent / "changes.jsonl").read_text().splitlines()]
     assert line["step"] == 2 and set(line["changed"]) == {setting.partition("=")[0] for setting in changed}
     with pytest.raises(UserError, match="holds another run: stage.learning_rate"):

@@ -94,7 +94,7 @@ def test_what_no_gradient_shows_is_found_at_hand_over_and_the_same_command_goes_
     stage = ("callbacks.save_every=3", UNTIED)
     with monkeypatch.context() as patch:
         plant(3, patch.setattr)
-        with pytest.raises(UserError, match=r"model.embed_tokens.weight.* goes on from step-00000003.ckpt"):
+        with pytest.raises(UserError, match=r"model.embed_tokens.weight.* resumes from step-00000003.ckpt"):
             trained("align", *stage)
     assert not folder.finished and names(folder) == ["step-00000003.ckpt", "step-00000006.bad"]
     assert all_finite(weights(trained("align", *stage)))
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_left_where_it_is(of_two_
     shutil.copytree(of_two_steps, place := tmp_path / "older")
     path = place / "step-00000004.ckpt" / "state.json"
     path.write_text(json.dumps({**read_state(path.parent), "format": 2}))
-    with pytest.raises(UserError, match="has format 2; this version reads 3: go on with the version that wrote it"):
+    with pytest.raises(UserError, match="has format 2; this version reads 3: use the version that wrote it"):
         found_in(place, GOOD)
     assert len(complete_checkpoints(place)) == 2
 
@@ -280,7 +280,7 @@ def test_a_run_whose_last_checkpoint_is_cut_goes_on_from_the_one_before(trained,
             trained("align", "run_name=cut", "callbacks.save_every=2")
     cut(folder.checkpoints / "step-00000004.ckpt" / "part-00000.safetensors")
     trained("align", "run_name=cut", "callbacks.save_every=2")
-    assert "going on from step-00000002.ckpt" in capsys.readouterr().out
+    assert "resuming from step-00000002.ckpt" in capsys.readouterr().out
     assert (whole.model / "model.safetensors").read_bytes() == (folder.model / "model.safetensors").read_bytes()
     assert names(folder) == ["step-00000004.bad", "step-00000004.ckpt", "step-00000006.ckpt"]
 

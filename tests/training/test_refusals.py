@@ -89,7 +89,7 @@ def test_a_finished_stage_whose_weights_are_not_there_is_handed_over_again(train
         with pytest.raises(UserError, match=r"has no finished one \(.*model.safetensors (is missing|has \d+ bytes)"):
             trained("mtp1")
         assert trained("align").finished and weights.read_bytes() == whole
-        assert "stage 'align' is not finished, and goes on: " in capsys.readouterr().out
+        assert "stage 'align' is not finished and will be resumed: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("data", [b"", b'{"seed": 1', bytes(60), b"[]x", b"[1]"])
@@ -97,7 +97,7 @@ def test_an_identity_that_cannot_be_read_is_told(trained, tmp_path, data):
     path = tmp_path / "runs" / "toy" / "align" / "identity.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"identity.json cannot be read .*delete it to go on.*force=true"):
+    with pytest.raises(UserError, match=r"identity.json cannot be read .*delete it to resume.*force=true"):
         trained("align")
     assert path.read_bytes() == data
 

@@ -99,7 +99,7 @@ def test_what_goes_wrong_with_samples_is_said_once_and_stops_nothing(tmp_path, s
     monkeypatch.setattr(toy.ToneCodec, "decode", lambda self, codes: 1 / 0)
     assert train(tmp_path, "align", "run_name=deaf", *WITH).finished
     assert [r.getMessage() for r in caplog.records if "samples" in r.getMessage()] == [
-        "samples have no sound: division by zero; training goes on"
+        "samples have no sound: division by zero; training continues"
     ]
     monkeypatch.setattr(toy.ToneCodec, "decode", codec)
 

@@ -97,7 +97,7 @@ class Trainer:
 
 
 def save(trainer: Trainer, folder: Path) -> None:
-    """Checks on the way that training goes on while nothing is written yet, and that it has not talked to other ranks."""
+    """Checks on the way that training continues while nothing is written yet, and that it has not talked to other ranks."""
     go, write = threading.Event(), checkpoint_writer.write_part
 
     def held_back(*arguments):

@@ -68,7 +68,7 @@ class Measurement:
         cache_bytes: memory of the caches.
         first_audible: seconds from the start to the first sample of at least `AUDIBLE` that the codec gave.
         passes_to_audible: backbone's and heads' passes until then.
-        gaps: for each answer, seconds in which playback, begun with the first sound, would have waited for more.
+        gaps: for each answer, seconds in which playback, started with the first sound, would have waited for more.
         chunk_factors: for each push that gave sound, seconds since the last one over seconds of sound.
     """
 

@@ -12,7 +12,7 @@ from vita_audio_pl.config.fields import setting
 
 @dataclass
 class BenchmarkConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.benchmark` can be told."""
+    """Settings of `python -m vita_audio_pl.benchmark`."""
 
     benchmark_size: TrainingSize = field(default_factory=TrainingSize)
     decoding_size: DecodingSize = field(default_factory=DecodingSize)

@@ -1,4 +1,4 @@
-"""What every command can be told."""
+"""Settings that every command has."""
 
 from dataclasses import dataclass, field
 

@@ -19,7 +19,7 @@ STATUS_OF_FAILURE = 1
 STATUS_OF_INTERRUPT = 128 + signal.SIGINT
 STATUS_OF_CLOSED_PIPE = 128 + signal.SIGPIPE
 
-_AGAIN = "give the same command again to go on from what is finished"
+_AGAIN = "rerun the same command to resume"
 _SENTENCES = {
     errno.ENOSPC: "no space is left for {file}: free some, then " + _AGAIN,
     errno.EDQUOT: "the quota is used up, so {file} cannot be written: free some space, then " + _AGAIN,
@@ -86,7 +86,7 @@ def _sentence(error: BaseException, runs: str) -> str:
     place = f" in {Path(where[-1].filename).name}:{where[-1].lineno}" if where else ""
     text = " ".join(str(error).split())
     told = f"{type(error).__name__}{place}: {text[:300]}{'...' if len(text) > 300 else ''}".rstrip(": ")
-    return f"{told}; nobody expected this: please report it with {_written(error, runs)}, which has the traceback"
+    return f"{told}; this is a bug: please report it with {_written(error, runs)}, which has the traceback"
 
 
 def _written(error: BaseException, runs: str) -> Path:

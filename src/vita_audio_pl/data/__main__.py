@@ -36,7 +36,7 @@ COMMANDS = ("info", "status", "card", "stats", "lint", "overlap", "plan", "previ
 
 @dataclass
 class DataToolsConfig(TrainConfig):
-    """Everything that `python -m vita_audio_pl.data` can be told: training's settings, and these."""
+    """Settings of `python -m vita_audio_pl.data`: training's settings, and these."""
 
     command: str = setting("info", "what is shown", choices=COMMANDS, common=True)
     source: str | None = setting(

@@ -58,13 +58,13 @@ class Card:
         """A heading and a table; `level` of the heading."""
         rows = {
             "task": self.task,
-            "description": self.description or "not told",
-            "languages": ", ".join(self.languages) or "not told",
-            "licence": self.licence or "not told",
-            "home": self.home or "not told",
+            "description": self.description or "not given",
+            "languages": ", ".join(self.languages) or "not given",
+            "licence": self.licence or "not given",
+            "home": self.home or "not given",
             "samples": f"{self.samples:,}",
             "hours of audio": f"{self.hours:,.2f}",
-            "speakers": f"{self.speakers:,}" if self.speakers else "not told by the corpus",
+            "speakers": f"{self.speakers:,}" if self.speakers else "not given by the corpus",
             "text tokens, codes": f"{self.text_tokens:,}, {self.codes:,}",
             "tokenizer, codec": f"{self.tokenizer}, {self.codec or 'none'}",
             "left out, since it could not be used": _counted(self.left_out, self.unread),

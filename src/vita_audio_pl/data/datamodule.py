@@ -43,7 +43,7 @@ class SpeechDataModule(lightning.LightningDataModule):
     """Training rows without end and a fixed set of validation rows.
 
     Call `consumed(batch)` when a batch has been trained on: `state_dict` holds the place after it, tens of bytes that
-    are the same on every rank, and a run that loads them goes on with the very next row.
+    are the same on every rank, and a run that loads them resumes with the very next row.
 
     Args:
         options: which data, and how it is read.
@@ -208,7 +208,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             if not self.options.adopt_changes:
                 raise UserError(
                     f"the checkpoint was trained on other shares than the mixture '{self.mixture.name}' gives; restore "
-                    "the mixture, or set data.adopt_changes=true to go on with the new shares from the next window on"
+                    "the mixture, or set data.adopt_changes=true to use the new shares from the next window on"
                 )
             self._change(wanted)
 

@@ -111,7 +111,7 @@ class _Retries:
             tried = f" after {self._most} tries each" if self._most > 1 else ""
             raise PartsFailed(
                 f"{len(self._given_up)} of {parts} parts of '{self._job.source}' failed{tried}, the first: "
-                f"{self._given_up[0]}; the others are done, and the same command tries these again",
+                f"{self._given_up[0]}; the others are done, and rerun the same command to retry these",
                 len(self._given_up),
             )
 
@@ -214,7 +214,7 @@ class RayExecutor:
             try:
                 ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
             except Exception as error:  # Ray raises plain ones
-                raise UserError(f"Ray did not start: {error}; give the command again, or executor=local") from error
+                raise UserError(f"Ray did not start: {error}; rerun the command, or executor=local") from error
         try:
             shared = ray.put(job)
             remote = ray.remote(num_gpus=self.gpus_per_worker, max_retries=3)(run_part)

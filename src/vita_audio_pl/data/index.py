@@ -272,7 +272,7 @@ class Index:
         )
 
     def _read(self, start: int, size: int) -> bytes:
-        return read_whole(self._file, start, size, "copy or prepare the source again, and give the same command again")
+        return read_whole(self._file, start, size, "copy or prepare the source again, and rerun the command")
 
     def measure(self, rule: LengthRule, continuous: bool, samples: np.ndarray | slice = slice(None)) -> Lengths:
         """Exact row lengths and label counts, `(samples,)`, from the counts alone.

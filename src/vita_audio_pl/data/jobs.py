@@ -126,7 +126,7 @@ def note_failed(job: TokenizeJob, part: Part, why: str, tries: int) -> None:
 
 
 def outputs_of(folder: Place) -> list[str]:
-    """Names of the outputs that a source is to have; none where nobody has begun with it."""
+    """Names of the outputs that a source is to have; none where nobody has started with it."""
     found = _read(folder, PARTS)
     return [str(name) for name in found.get("outputs", [])]
 

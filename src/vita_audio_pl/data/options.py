@@ -100,7 +100,7 @@ class ExecutorOptions:
 
 @dataclass
 class PrepareConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.prepare` can be told."""
+    """Settings of `python -m vita_audio_pl.prepare`."""
 
     source: str = setting(
         "spoken_world", "a recipe of data_recipes/sources, a path to a .yaml, or `spoken_world`", common=True

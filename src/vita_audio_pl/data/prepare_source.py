@@ -49,7 +49,7 @@ def prepare_source(
         job: the source, the codec, and where the shards go.
         executor: runs the tasks; None runs them in this process.
         watch: shows progress.
-        most_parts: only so many of the first parts, to try a recipe; asking for all of them later goes on from there, and
+        most_parts: only so many of the first parts, to try a recipe; asking for all of them later resumes from there, and
             a source that has more of them already stays as it is.
         prune: remove shards that no part of the source claims any more; without it they are named.
         tell: gets a sentence on such shards, and on files that may have been edited.

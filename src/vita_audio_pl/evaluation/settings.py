@@ -39,7 +39,7 @@ class SuiteConfig:
 
 @dataclass
 class EvaluateConfig(DecodingConfig, CommandConfig):
-    """Everything that `python -m vita_audio_pl.evaluate` can be told."""
+    """Settings of `python -m vita_audio_pl.evaluate`."""
 
     bench: BenchConfig = field(default_factory=BenchConfig)
     suite: SuiteConfig | None = setting(None, "a list of evaluations instead of one")

@@ -17,7 +17,7 @@ FIRST_CHUNK = ("verified", "draft")
 
 @dataclass
 class GenerateConfig(DecodingConfig, CommandConfig):
-    """Everything that `python -m vita_audio_pl.generate` can be told."""
+    """Settings of `python -m vita_audio_pl.generate`."""
 
     model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
     codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)

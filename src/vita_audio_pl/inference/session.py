@@ -65,7 +65,7 @@ class Session:
             UserError: the session is closed, or has failed.
         """
         if self._closed:
-            raise UserError("this session is closed; open a new one to go on")
+            raise UserError("this session is closed; open a new one")
         self._decoder.step_for(self._sequence, self._taken)
         new = self._sequence.result().ids[self._taken :]
         self._taken += len(new)

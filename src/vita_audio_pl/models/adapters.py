@@ -131,7 +131,7 @@ def _adapted(folder: Path, model: SpeechLM, base: Path) -> SpeechLM:
     add_lora(model, fields.integer("rank", most=_MOST_RANK), alpha, targets=targets, heads=True)
     wanted = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
     if set(wanted) != set(weights.keys()):
-        raise UserError(f"{folder} does not hold the adapters that {path} tells of; copy it again")
+        raise UserError(f"{folder} does not hold the adapters that {path} lists; copy it again")
     with torch.no_grad():
         for name, tensor in weights.tensors(wanted):
             if tensor.shape != wanted[name].shape:

@@ -17,7 +17,7 @@ class RowsConfig:
 
 @dataclass
 class PlanConfig(TrainConfig):
-    """Everything that `python -m vita_audio_pl.plan` can be told: training's settings, and these."""
+    """Settings of `python -m vita_audio_pl.plan`: training's settings, and these."""
 
     devices: int | None = setting(
         None, "GPUs in all; null = trainer.devices x trainer.num_nodes", at_least=1, common=True

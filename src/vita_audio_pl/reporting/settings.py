@@ -8,7 +8,7 @@ from vita_audio_pl.config.fields import setting
 
 @dataclass
 class ReportConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.report` can be told."""
+    """Settings of `python -m vita_audio_pl.report`."""
 
     run_name: str = setting(
         "demo", "the run in runs/<run_name>, or a path to it, to a stage or to its model", common=True

@@ -35,7 +35,7 @@ class LimitsConfig:
 
 @dataclass
 class ServeConfig(DecodingConfig, CommandConfig):
-    """Everything that `python -m vita_audio_pl.serve` can be told; decoding settings are what requests say nothing of."""
+    """Settings of `python -m vita_audio_pl.serve`; decoding settings are what requests say nothing of."""
 
     model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
     codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)
@@ -91,7 +91,7 @@ class ServeConfig(DecodingConfig, CommandConfig):
 
 @dataclass
 class TalkConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.talk` can be told."""
+    """Settings of `python -m vita_audio_pl.talk`."""
 
     url: str = setting("ws://localhost:8000/v1/realtime", "of the server", common=True, address=True)
     key: str | None = setting(None, f"that the server asks for; null = the first in {KEYS_VARIABLE}")

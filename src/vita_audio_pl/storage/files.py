@@ -187,6 +187,6 @@ def explain_full_disk(folder: Place, what: str) -> Iterator[None]:
             raise
         full = tempfile.gettempdir() if isinstance(folder, RemotePath) else folder
         raise UserError(
-            f"no space left in {full} while writing {what}: free some and give the same command again; what is "
+            f"no space left in {full} while writing {what}: free some and rerun the command; what is "
             "finished is kept and nothing half-written is left"
         ) from error

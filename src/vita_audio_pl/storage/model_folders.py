@@ -24,7 +24,7 @@ def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
             name of a run in `runs`.
 
     Raises:
-        UserError: there is no model, or it cannot be told which one is meant.
+        UserError: there is no model, or the name is ambiguous.
     """
     found = find_model_if_there(name, runs)
     if found is not None:
@@ -43,7 +43,7 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
     """As `find_model`; None where there is no model.
 
     Raises:
-        UserError: it cannot be told which model is meant, or a checkpoint is named.
+        UserError: the name is ambiguous, or a checkpoint is named.
     """
     for place in _places(name, runs):
         for folder in (place, place / "model"):

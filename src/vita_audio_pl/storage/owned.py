@@ -111,7 +111,7 @@ class Owned:
         if names and (foreign := self.foreign(*names)):
             raise UserError(
                 f"{self.root} holds {foreign[0]}, which this program did not write, so nothing there was removed; move it "
-                "away and give the same command again"
+                "away and rerun the command"
             )
         for name in names:
             with suppress(FileNotFoundError):

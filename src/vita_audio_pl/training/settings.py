@@ -354,7 +354,7 @@ class ExperimentConfig:
 
 @dataclass
 class TrainConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.train` can be told."""
+    """Settings of `python -m vita_audio_pl.train`."""
 
     run_name: str = setting(MISSING, "stages go to <paths.runs>/<run_name>/<stage>", common=True)
     seed: int = setting(0, "of weights, order of data and dropout", at_least=0, at_most=2**32 - 1, common=True)
@@ -377,7 +377,7 @@ class TrainConfig(CommandConfig):
     with_parents: bool = setting(False, "train missing parent stages first", common=True)
     force: bool = setting(
         False,
-        "train stages from scratch, once: until this command has ended well, rerunning it resumes; docs/cluster.md",
+        "train stages from scratch, once: until this command has finished, rerunning it resumes; docs/cluster.md",
         common=True,
     )
     scale: ScaleConfig = field(default_factory=ScaleConfig)

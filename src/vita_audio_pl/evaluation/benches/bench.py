@@ -48,7 +48,7 @@ class BenchConfig:
     published_average: str = setting(
         "pooled", "of error rates under profile=reference: errors over units, or of utterances' rates", choices=AVERAGES
     )
-    language: str | None = setting(None, "en or zh, told to whisper; null = it guesses")
+    language: str | None = setting(None, "en or zh, for whisper; null = whisper detects it")
     answers: str = setting(
         "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
     )

@@ -127,7 +127,7 @@ def judge_settings(
         grammar: JSGF file, for pocketsphinx.
         model: folder of the checkpoint, for whisper and paraformer.
         trust_file: let FunASR load a Paraformer checkpoint, which can run any code.
-        language: told to whisper.
+        language: given to whisper.
 
     Raises:
         UserError: no judge of ours has this name, or a mapping names no class.

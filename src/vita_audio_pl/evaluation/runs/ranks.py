@@ -99,7 +99,7 @@ class Meeting:
     """Lets the processes of one launch end together, by small files in a folder that all of them see.
 
     Each says every few seconds that it works, and in the end that it is done or why it failed. A process that gives no
-    sign for five minutes counts as dead: then the others end with a sentence, and the same command goes on.
+    sign for five minutes counts as dead: then the others end with an error message, and rerunning the same command resumes.
 
     Args:
         folder: gets a file for each process; several launches have folders of their own in it.
@@ -169,7 +169,7 @@ class Meeting:
     def _refuse(self, rank: int, what: str) -> None:
         raise UserError(
             f"this is rank {self.share.rank} of {self.share.ranks}, and rank {rank} has given no sign for "
-            f"{self.silence:.0f} s, so {what} are not complete; the same command goes on where it stopped, and a process "
+            f"{self.silence:.0f} s, so {what} are not complete; rerun the same command to resume, and a process "
             f"that was started alone must not have {_names()} in its environment"
         )
 

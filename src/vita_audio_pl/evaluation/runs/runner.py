@@ -240,7 +240,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
     """Calls methods of `toolbox` in this process if `workers` is 1, else in that many forked ones.
 
     Raises (when results are read):
-        UserError: a process of the pool was killed; the same command goes on.
+        UserError: a process of the pool was killed; rerunning the same command resumes.
     """
     if workers <= 1:
         yield lambda method, calls: (getattr(toolbox, method)(*call) for call in calls)
@@ -254,7 +254,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
             except BrokenProcessPool:
                 raise UserError(
                     "a process of the evaluation was killed, probably for lack of memory; give workers=1 or a smaller "
-                    "batch_size, and the same command goes on where it stopped"
+                    "batch_size, and rerunning the same command resumes"
                 ) from None
 
         yield run

@@ -83,7 +83,7 @@ class ExperimentFiles:
         unfinished = tuple(place.name for place in facts if place not in done)
         if not done:
             raise UserError(
-                f"no arm in {folder} is finished; the command that started them goes on: {unfinished[0]}, ..."
+                f"no arm in {folder} is finished; rerun the command that started them to resume: {unfinished[0]}, ..."
             )
         varied = varied_keys([arm["settings"] for arm in facts.values()])
         started = sorted(facts.values(), key=lambda arm: int(arm["number"]))

@@ -92,7 +92,7 @@ class StepGuard(Callback):
             setattr(self, name, state[name])
 
     def roll_back(self, trainer: L.Trainer, module: SpeechLMModule, reason: str) -> None:
-        """Restore weights and moments of the last good checkpoint; the data goes on. Collective.
+        """Restore weights and moments of the last good checkpoint; the data position is kept. Collective.
 
         Raises:
             UserError: there is none, or going back has not helped before.
@@ -110,7 +110,7 @@ class StepGuard(Callback):
         if back_to is None or not allowed:
             again = "there is no good checkpoint to go back to; force=true starts over"
             if back_to is not None:
-                again = f"the same command goes on from {back_to.path.name}, the last good checkpoint"
+                again = f"rerunning the same command resumes from {back_to.path.name}, the last good checkpoint"
             raise UserError(
                 f"stage '{module.stage.name}' stops at step {trainer.global_step}: {reason}, {self._in_a_row} bad steps in a "
                 f"row, and {self.rollbacks} returns to a checkpoint did not help; the rows, first those of rank 0: "
@@ -120,7 +120,7 @@ class StepGuard(Callback):
         self.rollbacks += 1
         self._in_a_row, self._returned_to = 0, back_to.step
         if trainer.is_global_zero:
-            print(f"{reason}: weights and moments are those of {back_to.path.name} again; the data goes on", flush=True)
+            print(f"{reason}: weights and moments are those of {back_to.path.name} again; the data position is kept", flush=True)
 
     def _move_aside(self, reason: str, with_doubtful: bool) -> None:
         """Take checkpoints that did not help from those to go back to, and doubtful ones from those to resume from."""

@@ -57,7 +57,7 @@ class Resume(Callback):
     """Goes on from the last checkpoint that can be read. Must stand first: the other callbacks start from what it restores.
 
     Args:
-        go_back_to: step of the checkpoint to go on from; newer ones are set apart.
+        go_back_to: step of the checkpoint to resume from; newer ones are moved aside.
 
     Raises:
         UserError: there are checkpoints, and none of them can be used: starting over is not this callback's to decide.
@@ -92,7 +92,7 @@ class Resume(Callback):
                 )
             return
         if trainer.is_global_zero:
-            print(f"going on from {checkpoint.path.name}", flush=True)
+            print(f"resuming from {checkpoint.path.name}", flush=True)
         resume(checkpoint, trainer)
         trainer.datamodule.load_state_dict(checkpoint.state["data"])  # type: ignore[attr-defined]  # set by `fit`
         for name, part in self.stateful.items():
@@ -157,7 +157,7 @@ class Checkpointing(Callback):
     """
 
     preempted = False
-    """Whether the run leaves before its last step, to go on later."""
+    """Whether the run leaves before its last step, to be resumed later."""
 
     def __init__(
         self,
@@ -275,7 +275,7 @@ class HandOver(Callback):
     def _written(self, module: SpeechLMModule, weights: dict[str, Tensor]) -> str | None:
         """Write the model folder; what went wrong."""
         good = complete_checkpoints(self.folder)
-        again = f"the same command goes on from {good[-1].name}" if good else "force=true starts over"
+        again = f"rerunning the same command resumes from {good[-1].name}" if good else "force=true starts over"
         try:
             self.write(weights)
         except (UserError, OSError) as error:

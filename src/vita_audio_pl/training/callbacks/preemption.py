@@ -69,7 +69,7 @@ class Preemption(Callback):
             self.status = INTERRUPTED if by_hand else TRY_AGAIN
             if trainer.is_global_zero:
                 print(
-                    f"{name_of(signalled)}: step {self.left_at} is saved, the same command goes on from there",
+                    f"{name_of(signalled)}: step {self.left_at} is saved; rerun the same command to resume",
                     flush=True,
                 )
 
@@ -112,7 +112,7 @@ class Preemption(Callback):
                 more = " (one more ends it at once)" if number == signal.SIGINT else ""
                 step, last = self._trainer.global_step, self._trainer.max_steps
                 what = (
-                    "the step under way is finished and saved, and the same command goes on from there"
+                    "the current step is finished and saved; rerun the same command to resume"
                     if step < last
                     else "the stage is handed over"
                 )

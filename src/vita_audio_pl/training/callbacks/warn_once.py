@@ -1,4 +1,4 @@
-"""What goes wrong beside training is said once, and training goes on."""
+"""What goes wrong beside training is said once, and training continues."""
 
 import logging
 
@@ -12,8 +12,8 @@ class WarnOnce:
         self._told: set[str] = set()
 
     def __call__(self, what: str, why: Exception) -> None:
-        """Log `what: why; training goes on`, in one line."""
-        sentence = f"{what}: {' '.join(str(why).split()) or type(why).__name__}; training goes on"
+        """Log `what: why; training continues`, in one line."""
+        sentence = f"{what}: {' '.join(str(why).split()) or type(why).__name__}; training continues"
         if sentence not in self._told:
             self._told.add(sentence)
             log.warning(sentence)

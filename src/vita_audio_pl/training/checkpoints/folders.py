@@ -171,7 +171,7 @@ def tidy(folder: Path) -> None:
             if foreign := owner.foreign(str(relative(path, owner.root))):
                 raise UserError(
                     f"{path} is no checkpoint that this program wrote (it holds {foreign[0].name}), so it is not touched; "
-                    "move it away and give the same command again"
+                    "move it away and rerun the command"
                 )
 
 

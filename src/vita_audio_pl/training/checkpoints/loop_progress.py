@@ -1,4 +1,4 @@
-"""Where Lightning's loop stands, set from a step number alone, so that a run goes on under another geometry."""
+"""Where Lightning's loop stands, set from a step number alone, so that a run resumes under another geometry."""
 
 from typing import cast
 

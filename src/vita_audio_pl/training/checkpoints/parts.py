@@ -190,7 +190,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(str(error)) from error
     if state["format"] != FORMAT:
         raise UserError(
-            f"the checkpoint {checkpoint} has format {state['format']}; this version reads {FORMAT}: go on with the version "
+            f"the checkpoint {checkpoint} has format {state['format']}; this version reads {FORMAT}: use the version "
             "that wrote it, or start over with force=true"
         )
     return state

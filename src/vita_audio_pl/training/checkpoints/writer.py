@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, and get their name only when they are whole."""
+"""Checkpoints are written while training continues, and get their name only when they are whole."""
 
 import contextlib
 import errno
@@ -130,7 +130,7 @@ class CheckpointWriter:
     def save(
         self, trainer: L.Trainer, model: torch.nn.Module, state: Mapping[str, Any], doubt: str | None = None
     ) -> None:
-        """Copy this rank's weights and moments to host memory, then write them while training goes on. All ranks call it.
+        """Copy this rank's weights and moments to host memory, then write them while training continues. All ranks call it.
 
         Args:
             state: JSON values that go into `state.json`.

@@ -145,8 +145,8 @@ def record_changes(folder: Path, settings: Mapping[str, Any], step: int) -> list
 
     Args:
         folder: of the stage; its `config.yaml` is still the earlier one.
-        settings: of the run that goes on.
-        step: that it goes on from.
+        settings: of the resumed run.
+        step: that it resumes from.
 
     Returns:
         `name: old -> new` for each that changed.

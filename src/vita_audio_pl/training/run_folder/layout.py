@@ -157,7 +157,7 @@ class StageFolder:
     def starts_over(self, identity: Mapping[str, Any] | None, force: bool, invocation: str) -> bool:
         """Whether `force` asks for what is here to be removed: once for an invocation, however often its job is started.
 
-        What `force` began goes on until it has ended well, and is not begun again by the same invocation.
+        What `force` started is resumed until it has finished, and is not started over by the same invocation.
 
         Args:
             identity: as for `check`; None where it is not known.
@@ -168,7 +168,7 @@ class StageFolder:
         return not forced["open"] or (identity is not None and bool(self._differing(identity)))
 
     def finish_forced(self, invocation: str) -> None:
-        """Note that the command which began this stage with `force`, or went on with it, has ended well."""
+        """Note that the command which began this stage with `force`, or went on with it, has finished."""
         if self._forced() is not None:
             write_json(self.root / FORCED, {"format": 1, "invocation": invocation, "open": False})
 
@@ -192,7 +192,7 @@ class StageFolder:
             held = upgrade_identity(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             return [
-                f"{path} cannot be read ({error}; where config.yaml beside it has these settings, delete it to go on)"
+                f"{path} cannot be read ({error}; where config.yaml beside it has these settings, delete it to resume)"
             ]
         names = [name for name in wanted | held if wanted.get(name) != held.get(name)]
         return [f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in names]

@@ -37,7 +37,7 @@ class StageManifest:
         decode_pattern: who writes which token when decoding.
         n_heads: MCTP heads.
         steps: optimiser steps of the stage.
-        frozen: tensors that the stage froze, and proved unchanged; `trained`: tensors that trained and changed.
+        frozen: tensors that the stage froze, checked to be bit-identical at its end; `trained`: tensors that trained and changed.
         speech_input: how the user's speech enters: `codes`, or `encoder` in the Plus variants.
         pretrained: the weights descend from others than random ones.
         checkpoint: seal of the checkpoint that the weights are of; None where the stage has ended.

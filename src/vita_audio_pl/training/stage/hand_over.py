@@ -45,7 +45,7 @@ class ModelParts:
 
 @dataclass(frozen=True)
 class Ended:
-    """Where a stage ended: optimiser steps done, tensors proved frozen, tensors that trained; `checkpoint`: seal of the
+    """Where a stage ended: optimiser steps done, frozen tensors, checked to be bit-identical, tensors that trained; `checkpoint`: seal of the
     checkpoint that the weights are of, where the stage has not ended.
     """
 

@@ -1,6 +1,6 @@
 """One invocation of the training command: shared by its ranks and stages, and by every restart of its job.
 
-`force=true` trains a stage from scratch once per invocation, so a restart has to be told from the same command given again.
+`force=true` trains a stage from scratch once per invocation, so a restart has to be distinguished from a rerun of the same command.
 """
 
 import os

@@ -135,7 +135,7 @@ def heads_of_stage(config: TrainConfig) -> int:
 
 
 def train_stage(config: TrainConfig, data: StageData) -> Path:
-    """Train the configured stage, or go on with it, and return the model folder it hands over.
+    """Train the configured stage, or resume it, and return the model folder it hands over.
 
     Raises:
         UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
@@ -187,7 +187,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         with folder.held(f"stage '{config.stage.name}' of {config.run_name}"):
             folder.open(identity, config.force, invocation.id)
             if folder.model.exists():
-                _print(f"stage '{config.stage.name}' is not finished, and goes on: {model_damage(folder.model)}")
+                _print(f"stage '{config.stage.name}' is not finished and will be resumed: {model_damage(folder.model)}")
             return _train(config, data, folder, parent_folder, parent)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters train: freezing by regular expression, and proof that it held.
+"""Which parameters train: freezing by regular expression, and the fingerprints that check it.
 
 Lightning's `BaseFinetuning` is not used: it raises under DeepSpeed, and its optimiser filter compares parameters by
 value, so that a head copied from its neighbour would be taken for one that is already there.

@@ -16,7 +16,7 @@ from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
 
 def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
-    """Loggers that write into the stage's `folder`; a resumed run goes on in the same wandb run.
+    """Loggers that write into the stage's `folder`; a resumed run continues the same wandb run.
 
     Args:
         settings: the whole configuration as plain values, shown beside the curves.

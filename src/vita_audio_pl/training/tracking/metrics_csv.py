@@ -17,7 +17,7 @@ from vita_audio_pl.training.run_folder.layout import METRICS
 class MetricsCsv(Logger):
     """Writes `folder/metrics.csv`; training and validation figures of a step share its row.
 
-    Lightning's own CSV logger deletes the file of a run that goes on; this one keeps it and cuts the rows after the
+    Lightning's own CSV logger deletes the file of a resumed run; this one keeps it and cuts the rows after the
     step that the run resumes from, because they will be written again.
     """
 
