@@ -18,7 +18,7 @@ class ChecksumsConfig(CommandConfig):
     """Settings of `python -m vita_audio_pl.checksums`."""
 
     folder: str = setting(MISSING, "a model folder, or that of a prepared source", common=True)
-    write: bool = setting(False, "take what is there now for right, and write its checksums", common=True)
+    write: bool = setting(False, "accept the files as they are now and write their checksums", common=True)
 
 
 def checksums(config: ChecksumsConfig) -> None:

@@ -34,7 +34,7 @@ def generate(config: GenerateConfig) -> None:
     )
     if loaded.codec_dir is None and (config.task in SPOKEN_TASKS or config.voice is not None):
         raise UserError(
-            f"task={config.task} speaks, and the model {config.model} carries no audio codec: give codec_folder=DIR, the one "
+            f"task={config.task} answers in speech, but the model {config.model} has no audio codec: give codec_folder=DIR, the one "
             "that it was trained with"
         )
     codec = codec_of(loaded, config.device)

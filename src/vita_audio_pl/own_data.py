@@ -56,7 +56,7 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
     codec = local_copy(given, config.cache) if given else part_of(model, "codec")
     if codec is None:
         raise UserError(
-            f"{model} carries no audio codec: give codec_folder=DIR, the one that the model was trained with (for the published "
+            f"{model} has no audio codec: give codec_folder=DIR, the one that the model was trained with (for the published "
             "models, the folder of GLM-4-Voice's tokenizer and decoder)"
         )
     out = Path(config.out or f"{samples.parent}/{samples.stem}_prepared")

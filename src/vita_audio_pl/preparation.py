@@ -46,7 +46,7 @@ _WORLD_PREPARED = "prepared.json"
 _TEXT_ENTRIES = 2048  # more than the spoken world's words need: every word becomes one token
 _FIT_SECONDS = 3600.0  # audio that the codec is fitted to
 _STATISTICS_SECONDS = 300.0  # audio that mean and variance of the encoder's features are taken from
-_WORLD_SHARDS = ("shards", "shards_with_audio")  # without and with the audio that encoders hear
+_WORLD_SHARDS = ("shards", "shards_with_audio")  # without and with the audio that encoders need
 _TINY_ENCODER = SenseVoiceConfig(width=128, heads=4, ffn_width=256, layers=3, text_layers=1)
 
 
@@ -137,7 +137,7 @@ def tokenize_job(
         shard_bytes: that a shard has at least.
         codes: folder that keeps the codes of recordings, for other sources that have the same.
         cache: folder on this node for a copy of the codec, where that is remote.
-        keep_audio: keep the audio outside answers beside the codes, for models that hear through an encoder.
+        keep_audio: keep the audio outside answers beside the codes, for models with an audio encoder.
         device, dtype: where the codec's networks run, and the type that they compute in.
         max_skipped: share of the samples that may be left out; None takes the recipe's.
         voice: who speaks what the recipe has spoken; None takes the recipe's.

@@ -72,7 +72,7 @@ def prepare_data(config: TrainConfig) -> None:
             config.data.world_folder,
             str(config.data.spoken_world),
             codebook_size=config.codec.codebook_size,
-            keep_audio=config.variant.hears_by_encoder,
+            keep_audio=config.variant.has_audio_encoder,
             text=text,
         )
         config.data.shards = str(shards)

@@ -99,10 +99,10 @@ def test_an_experiment_in_the_current_folder_is_an_option(tmp_path, monkeypatch)
 def test_plus_variants_hear_through_an_encoder_that_only_the_small_scale_trains():
     plus = composed("variant=vita_audio_plus_boost")
     check_train_config(plus)
-    assert plus.variant.hears_by_encoder and plus.objective.detach_heads and plus.encoder.trains_in == ["align"]
+    assert plus.variant.has_audio_encoder and plus.objective.detach_heads and plus.encoder.trains_in == ["align"]
     assert composed("variant=vita_audio_plus_vanilla", "stage=sft").n_heads == 0
     assert composed("variant=vita_audio_plus_boost", "scale=published").encoder.trains_in == []
-    with pytest.raises(UserError, match="hears codes and has no encoder"):
+    with pytest.raises(UserError, match="takes audio codes and has no encoder"):
         check_train_config(composed("encoder.folder=checkpoints/SenseVoiceSmall"))
 
 

@@ -37,7 +37,7 @@ def run(monkeypatch, capsys, tmp_path):
         ("text_audio_interval_ratio=[1,10,4]", "text_audio_interval_ratio"),
         ("decode_pattern=[0,10]", "decode_pattern"),
         ("stage.sequence_length=4", "cannot hold a conversation"),
-        ("encoder.folder=x", "hears codes and has no encoder"),
+        ("encoder.folder=x", "takes audio codes and has no encoder"),
         ("per_stage.mtp2.steps=3", "no setting 'per_stage.mtp2'"),
         ("per_stage.align.stepz=3", "no setting 'per_stage.align.stepz'"),
         ("trainer.devices=2", "one device"),

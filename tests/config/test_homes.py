@@ -36,7 +36,7 @@ def test_a_home_is_written_out_wherever_a_folder_is_named(monkeypatch):
 
 
 def test_a_home_that_is_not_there_is_said():
-    with pytest.raises(UserError, match="voice is '~nobody-at-all/r', and there is no such home here: write"):
+    with pytest.raises(UserError, match="voice is '~nobody-at-all/r', and there is no such home directory: write"):
         composed("generate", GenerateConfig, "voice='~nobody-at-all/r'")
     with pytest.raises(UserError, match="paths.runs is '~nobody-at-all/r', and there is no such home"):
         arguments_with_homes(["paths.runs=~nobody-at-all/r"])

@@ -27,7 +27,7 @@ from vita_audio_pl.training.settings import SamplesConfig
 
 @dataclass(frozen=True)
 class Listening(Corpus):
-    """A corpus whose models hear through an encoder."""
+    """A corpus whose models take audio through an encoder."""
 
     def module(self, **options: object) -> SpeechDataModule:
         return SpeechDataModule(

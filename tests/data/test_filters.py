@@ -136,7 +136,7 @@ def test_chats_are_filtered_around_their_audio(tmp_path: Path) -> None:
     [
         ({"refuze": ["x"]}, "no filter 'refuze'; there are replace, strip"),
         ({"refuse": "x"}, "'refuse'='x'; it must be a list of texts"),
-        ({"refuse": ["("]}, "is no regular expression"),
+        ({"refuse": ["("]}, "is not a regular expression"),
         ({"normalise": ["shout"]}, "no normaliser 'shout'; there are nfc"),
         ({"at_least": {"dnsmos": "high"}}, "'at_least'=.*names with a number each"),
         ({"at_least": {"dnsmos": float("nan")}}, "'at_least'"),

@@ -49,7 +49,7 @@ def composed(*overrides: str) -> TrainConfig:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_published_size_has_the_published_parts(variant):
     config = composed("scale=published", f"variant={variant}", "stage=sft")
-    hears = config.variant.hears_by_encoder
+    hears = config.variant.has_audio_encoder
     vocabulary = Vocabulary(151_665, config.codec.codebook_size, hears, im_start=0, im_end=1, pad=2)
     assert vocabulary.size == 168_072
     settings = SpeechLMConfig(backbone_config(config.model, vocabulary), config.n_heads)
@@ -151,7 +151,7 @@ def test_a_voice_prompt_is_trained_on_as_the_variant_hears(variant, world):
     prompt = asked[asked.index(vocabulary.begin_of_audio) + 1 : asked.index(vocabulary.end_of_audio)]
     system = TextTokenizer.load(world.folder / "tokenizer").decode(asked[1 : asked.index(vocabulary.begin_of_audio)])
     assert system == "system\nYour Voice: "
-    if config.variant.hears_by_encoder:
+    if config.variant.has_audio_encoder:
         assert set(prompt) == {vocabulary.context_of_audio} and len(prompt) == len(batch.clips[0]) + 4
     else:
         assert vocabulary.is_code(prompt).all() and not batch.clips

@@ -54,7 +54,7 @@ def test_a_process_knows_its_part_from_torchrun_or_srun(monkeypatch, environment
     assert (share.rank, share.ranks) == expected
     monkeypatch.setenv("RANK", "first")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="RANK=first, which is no number"):
+    with pytest.raises(UserError, match="RANK=first, which is not a number"):
         Share.of_environment()
 
 

@@ -62,7 +62,7 @@ def test_missing_models_are_sentences(tmp_path):
     with pytest.raises(UserError, match="does not exist; give the TorchScript file"):
         Naturalness(tmp_path / "none.jit")
     (tmp_path / "text.jit").write_text("hello")
-    with pytest.raises(UserError, match="is no TorchScript model"):
+    with pytest.raises(UserError, match="is not a TorchScript model"):
         Naturalness(tmp_path / "text.jit", trust_file=True)
 
 

@@ -1,4 +1,4 @@
-"""Models that hear through an encoder (VITA-Audio-Plus): the backbone reads its states, the heads plain embeddings."""
+"""Models that take audio through an encoder (VITA-Audio-Plus): the backbone reads its states, the heads plain embeddings."""
 
 import json
 
@@ -113,7 +113,7 @@ def test_earlier_answers_are_codes_beside_questions_that_are_heard(folder):
     assert [isinstance(audio, AudioFrames) for audio in audios] == [True, False, True]
     assert loaded.vocabulary.codes_of(ids).tolist() == list(range(8))
     assert ids.count(loaded.vocabulary.context_of_audio) == 2 * (loaded.front_end.frames(8000) + 4)
-    with pytest.raises(UserError, match="the model carries no audio codec"):
+    with pytest.raises(UserError, match="the model has no audio codec"):
         read_recordings(asked, loaded, None)
 
 

@@ -53,7 +53,7 @@ BAD = {
     "one marker of the first chunk": lambda r: {"verify": "greedy", "sampling": Sampling(), "first_chunk": (60,)},
     "a first chunk beyond the vocabulary": lambda r: {"first_chunk": (60, 500)},
     "an unknown check": lambda r: {"verify": "maybe"},
-    "a temperature that is no number": lambda r: {"sampling": Sampling(temperature="hot")},
+    "a temperature that is not a number": lambda r: {"sampling": Sampling(temperature="hot")},
     "a temperature of NaN": lambda r: {"sampling": Sampling(temperature=math.nan)},
     "a top_k of a half": lambda r: {"sampling": Sampling(temperature=1.0, top_k=2.5)},
     "a seed beyond 64 bits": lambda r: {"sampling": Sampling(temperature=1.0, seed=2**70)},

@@ -179,7 +179,7 @@ def test_a_run_stands_row_by_row_beside_the_published_tables(tmp_path):
         == sum(path.read_text().count("{system:") for path in (asset_dir("conf") / "bench").glob("*.yaml"))
     )
     shown = {tuple(cell.text for cell in row[:4]): row[4:] for row in rows}
-    speech = "error rate of the speech, as the judge hears it"
+    speech = "error rate of the speech, as the judge transcribed it"
     published, strict, reference, apart = shown["seed_tts_en", "test", speech, "VITA-Audio-Turbo stage 3"]
     assert (published.text, strict.text, reference.text) == ("1.77 %", "5.0 %", "5.0 %")
     assert apart.text.startswith("judged by whisper; ")

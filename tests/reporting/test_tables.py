@@ -73,7 +73,10 @@ def test_what_was_not_measured_is_a_dash_not_a_number(run):
 
 def test_markdown_escapes_nothing_and_loses_nothing(run):
     lines = markdown(controls_table(run)).splitlines()
-    assert lines[0] == "| Recordings | What the judge hears | WER | Utterances |" and lines[1] == "|---|---|---:|---:|"
+    assert (
+        lines[0] == "| Recordings | What the judge transcribed | WER | Utterances |"
+        and lines[1] == "|---|---|---:|---:|"
+    )
     assert lines[2] == "| assistant's voice | the recording | 1.2 % (1.0 to 1.4) | 100 |"
     compared = markdown(comparison_table(run, "test", "sft"))
     assert "| TTS WER | boost | 6.1 % | 7.6 % | +1.5 (+0.4 to +2.6) | < 0.001 | 318 |" in compared

@@ -187,7 +187,7 @@ def test_a_holder_that_was_taken_for_dead_leaves_as_soon_as_it_sees_that(tmp_pat
     done = subprocess.run(
         [sys.executable, "-c", LOSES, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE
     )
-    assert done.returncode == 1 and "is gone: another process took this one for dead" in done.stderr
+    assert done.returncode == 1 and "is gone: another process considered this one dead" in done.stderr
 
 
 def test_a_holder_beats(tmp_path, monkeypatch):

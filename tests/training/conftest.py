@@ -19,7 +19,7 @@ def trained(tmp_path) -> Callable[..., StageFolder]:
         module = toy.ToyData(
             rows=config.stage.rows_per_step // rows,
             accumulate=rows,
-            hears=config.variant.hears_by_encoder,
+            hears=config.variant.has_audio_encoder,
             text_weight=config.rendering.text_weight,
         )
         return StageFolder(train_stage(config, toy.toy_data(tmp_path / "world", module, **data)).parent)

@@ -39,7 +39,7 @@ def test_the_best_is_kept_beside_the_last(trained, monkeypatch, name, values, mo
 
 def test_a_figure_that_validation_does_not_give_is_told_before_the_first_step(trained):
     for name, says in (
-        ("val/los", "keep_best_by=val/los is no figure of validation; did you mean val/loss"),
+        ("val/los", "keep_best_by=val/los is not a validation metric; did you mean val/loss"),
         ("val/loss_head_0", "did you mean val/loss"),  # the stage has no heads
         ("val/toys/loss", "did you mean val/toy/loss"),
         ("train/loss", "is no figure of validation"),

@@ -113,7 +113,7 @@ def test_a_model_without_a_codec_is_asked_for_one(samples, model, tmp_path):
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((model / name).read_bytes())
     TOKENIZER.save(tmp_path)
-    with pytest.raises(UserError, match="carries no audio codec: give codec_folder=DIR"):
+    with pytest.raises(UserError, match="has no audio codec: give codec_folder=DIR"):
         prepared(samples / "my.jsonl", tmp_path, tmp_path / "out")
     out = prepared(samples / "my.jsonl", tmp_path, tmp_path / "out", codec_folder=str(model / "codec"))
     assert size(out / "shards/own")
@@ -205,7 +205,7 @@ def test_half_a_command_is_one_sentence(model, mine, tmp_path):
     for arguments, says in (
         ([f"finetune={model}"], "takes finetune=MODEL and shards=DIR"),
         ([f"finetune={model}", f"shards={tmp_path}"], "holds no prepared data; make it with"),
-        ([f"finetune={tmp_path}", f"shards={mine}"], "is no model folder"),
+        ([f"finetune={tmp_path}", f"shards={mine}"], "is not a model folder"),
         ([f"finetune={model}", f"shards={mine}", "lora=8"], "give lora=true"),
     ):
         with pytest.raises(UserError, match=says):

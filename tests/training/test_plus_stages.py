@@ -1,4 +1,4 @@
-"""Stages of the variants that hear through an encoder: who trains when, what is refused, and the same on every engine."""
+"""Stages of the variants that take audio through an encoder: who trains when, what is refused, and the same on every engine."""
 
 import json
 
@@ -53,9 +53,9 @@ def test_a_parent_that_hears_otherwise_and_a_missing_encoder_are_refused(plus, t
     with pytest.raises(UserError, match="its way of hearing .* is codes, and this run's is encoder; choose a variant"):
         plus("mtp1", f"init_from={align.model}")
     start = ("stage=mtp1", "variant=vita_audio_plus_boost", f"init_from={align.model}")
-    with pytest.raises(UserError, match="hears through an encoder, but .* was trained to hear codes"):
+    with pytest.raises(UserError, match="takes audio through an encoder, but .* was trained on audio codes"):
         stage_front_end(toy.toy_config(tmp_path / "runs", *start))
-    with pytest.raises(UserError, match="hears through an audio encoder, and .*nowhere holds none .* SenseVoiceSmall"):
+    with pytest.raises(UserError, match="takes audio through an encoder, and .*nowhere holds none .* SenseVoiceSmall"):
         plus("align", "run_name=deaf", f"encoder.folder={tmp_path / 'nowhere'}")
 
 

@@ -155,7 +155,7 @@ def test_checkpoints_that_we_did_not_write_are_never_touched(trained, tmp_path, 
         ):
             for plant in (lambda path: write(path / "precious.txt"), write):  # a folder of others, and a file
                 path = plant(folder / name)
-                with pytest.raises(UserError, match="did not write|is no checkpoint that this program wrote"):
+                with pytest.raises(UserError, match="did not write|is not a checkpoint that this program wrote"):
                     train_on()
                 path.unlink()
                 if (folder / name).is_dir():

@@ -75,7 +75,7 @@ def start(tmp_path, monkeypatch):
 
     def train(stage, *overrides, **data):
         config = toy.toy_config(tmp_path / "runs", f"stage={stage}", "run_name=mine", "stage.steps=2", *overrides)
-        hears = config.variant.hears_by_encoder
+        hears = config.variant.has_audio_encoder
         words = TOKENIZER.vocabulary(32, continuous_input=hears)
         monkeypatch.setattr(toy, "HEARING" if hears else "VOCABULARY", words)
         made = toy.toy_data(tmp_path / "world", toy.ToyData(hears=hears), **data)
@@ -201,7 +201,7 @@ def test_a_model_is_named_by_its_run_its_stage_or_its_folder(start, tmp_path):
         find_model("nobody", runs)
     (runs / "mine/align/model/manifest.json").unlink()
     (runs / "mine/align/model/config.json").unlink()
-    with pytest.raises(UserError, match="is no model folder: it has no config.json"):
+    with pytest.raises(UserError, match="is not a model folder: it has no config.json"):
         find_model("mine/align", runs)
 
 

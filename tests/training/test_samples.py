@@ -57,7 +57,7 @@ def rows_of(folder: StageFolder, step: int) -> list[dict]:
 
 def train(tmp_path, stage: str, *overrides: str) -> StageFolder:
     config = toy.toy_config(tmp_path / "runs", f"stage={stage}", "run_name=toy", *overrides)
-    data = toy.ToyData(hears=config.variant.hears_by_encoder)
+    data = toy.ToyData(hears=config.variant.has_audio_encoder)
     return StageFolder(train_stage(config, toy.toy_data(tmp_path / "world", data, prompts=True)).parent)
 
 

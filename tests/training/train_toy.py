@@ -20,7 +20,7 @@ if __name__ == "__main__":
     poison({int(argument.removeprefix("poison=")) for argument in spoilt})
     config = toy.toy_config(folder / "runs", *(argument for argument in sys.argv[2:] if argument not in spoilt))
     rows, accumulate = micro_batches(config)
-    hears, text_weight = config.variant.hears_by_encoder, config.rendering.text_weight
+    hears, text_weight = config.variant.has_audio_encoder, config.rendering.text_weight
     data = toy.ToyData(rows=rows, accumulate=accumulate, hears=hears, text_weight=text_weight)
     wants_samples = config.callbacks.samples.every_steps != 0
     train_stage(config, toy.toy_data(folder / "world", data, prompts=wants_samples))

@@ -57,7 +57,7 @@ def _count_peak_anew() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError as error:
-        raise UserError(f"peak memory is read from /proc/self, which is not to be had here ({error})") from None
+        raise UserError(f"peak memory is read from /proc/self, which cannot be read here ({error})") from None
 
 
 def _give_back_freed_memory() -> None:

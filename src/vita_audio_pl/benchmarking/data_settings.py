@@ -10,7 +10,7 @@ from vita_audio_pl.errors import UserError
 class DataBenchmark:
     """What is measured of the data engine."""
 
-    folder: str = setting("data/benchmark", "where the made-up shards go; they are used again if they are there")
+    folder: str = setting("data/benchmark", "where the made-up shards go; they are used again if they exist")
     samples: int = setting(200_000, "with shards", at_least=10_000)
     rows: int = setting(3000, "of 8192 tokens read in each throughput run", at_least=1)
     workers: int = setting(2, "reading processes", at_least=0)

@@ -337,7 +337,7 @@ def run_sessions(
 
     Args:
         encode_seconds: what reading the prompts' audio took, counted in the time to the first chunk.
-        clips: features of each prompt's audio, for models that hear through an encoder.
+        clips: features of each prompt's audio, for models with an audio encoder.
     """
     clock = clock_of(decoder.runtime.device)
     decoder.seconds.clear()

@@ -74,7 +74,7 @@ def read_audio(
     name = name or (str(source) if isinstance(source, str | Path | RemotePath) else "the audio")
     name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
     if not (math.isfinite(start) and start >= 0 and (seconds is None or (math.isfinite(seconds) and seconds > 0))):
-        raise UserError(f"{name}: {start:g} s to {start + (seconds or 0):g} s is no piece of a recording")
+        raise UserError(f"{name}: {start:g} s to {start + (seconds or 0):g} s is not a piece of a recording")
     try:
         with _opened(source, name) as raw:
             why = find_truncation(raw.read_at, raw.size, max_seconds) if seconds is None else None
@@ -160,15 +160,15 @@ class _Piece:
                 f"{name}: a sample rate of {self.rate} Hz is not one of speech ({LOWEST_RATE} to {HIGHEST_RATE} Hz)"
             )
         if file.channels > MOST_CHANNELS:
-            raise UserError(f"{name}: {file.channels} channels are no recording of speech (most: {MOST_CHANNELS})")
+            raise UserError(
+                f"{name}: {file.channels} channels are more than a speech recording has (most: {MOST_CHANNELS})"
+            )
         if channel is not None and channel >= file.channels:
             raise UserError(f"{name}: there is no channel {channel}; it has {file.channels}, counted from 0")
         self.first = round(start * self.rate)
         self.wanted = None if seconds is None else round(seconds * self.rate)
         if file.frames >= _UNKNOWN:
-            raise UserError(
-                f"{name}: its header does not say how long it is (it was written to a pipe); encode it again"
-            )
+            raise UserError(f"{name}: its header has no length (it was written to a pipe); encode it again")
         if file.frames and self.first >= file.frames:
             raise UserError(f"{name}: it is {file.frames / self.rate:.2f} s long and ends before {start:.2f} s")
 
@@ -242,7 +242,7 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:
     """Writes `wave: (samples,) float` in [-1, 1] as 16-bit mono WAV, whole or not at all; folders are made.
 
     Raises:
-        UserError: what is there is not a regular file.
+        UserError: what is there is no regular file.
         ValueError: the wave is not one channel of finite numbers.
     """
     wave = np.asarray(wave, dtype=np.float32)

@@ -296,7 +296,7 @@ def _check_shapes(held: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int,
     for name in wanted.keys() & held.keys():
         if wanted[name] != held[name]:
             raise UserError(
-                f"{folder}: the tensor '{name[:80]}' has shape {held[name]}, but config.json calls for {wanted[name]}"
+                f"{folder}: the tensor '{name[:80]}' has shape {held[name]}, but config.json asks for {wanted[name]}"
             )
     missing = [name for name in wanted if name not in held]
     if sum(math.prod(wanted[name]) for name in missing) > _MOST_MISSING:

@@ -14,7 +14,7 @@ class Sampling:
     """Settings of one session; the default is greedy.
 
     Attributes:
-        temperature: 0 takes the most likely token.
+        temperature: 0 = the most likely token.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens until their probabilities reach this sum.
         repetition_penalty: logits of tokens seen before (prompt included) are divided by it where positive and
@@ -25,7 +25,7 @@ class Sampling:
         UserError: a value of another type or out of range.
     """
 
-    temperature: float = setting(0.0, "0 takes the most likely token", at_least=0)
+    temperature: float = setting(0.0, "0 = the most likely token", at_least=0)
     top_k: int = setting(0, "0 keeps all", at_least=0)
     top_p: float = setting(1.0, "tokens of this much probability are kept", above=0, at_most=1)
     repetition_penalty: float = setting(1.0, "above 1 repeats less", above=0)

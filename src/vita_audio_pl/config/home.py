@@ -22,7 +22,7 @@ def home_written_out(value: str, setting: str = "a path") -> str:
         return value
     written_out = os.path.expanduser(value)
     if written_out.startswith("~"):
-        raise UserError(f"{setting} is '{value}', and there is no such home here: write the folder out, from / on")
+        raise UserError(f"{setting} is '{value}', and there is no such home directory: write the folder out, from / on")
     return written_out
 
 

@@ -173,7 +173,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
     heads = config.n_heads if config.stage.n_heads is None else config.stage.n_heads
     if config.command == "stats":
         codec, tokenizer = load_codec(beside(config.data, "codec")), TextTokenizer.load(tokenizer_folder(config.data))
-        hears = config.variant.hears_by_encoder
+        hears = config.variant.has_audio_encoder
         vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=hears)
         rule = Renderer(vocabulary, tokenizer, render_options(config, codec, heads)).length_rule
         sources = tables.prepared_in(config.data, names)

@@ -213,7 +213,7 @@ class Index:
         try:
             found = path.stat()
             if isinstance(found, os.stat_result) and not stat.S_ISREG(found.st_mode):
-                raise ValueError("it is no regular file")
+                raise ValueError("it is not a regular file")
             magic, self.n, self.n_overflow, self.crc = _HEAD.unpack(open_files.read(self._file, 0, _HEAD.size))
         except (OSError, ValueError, struct.error) as error:
             if isinstance(error, Unreachable):
@@ -227,7 +227,7 @@ class Index:
         self._overflow_start, self._size = at, at + self.n_overflow * OVERFLOW_ROWS.itemsize
         if magic != MAGIC or found.st_size != self._size:
             raise UserError(
-                f"{path} is not a whole index ({found.st_size} bytes, {self._size} expected); prepare it again"
+                f"{path} is not a complete index ({found.st_size} bytes, {self._size} expected); prepare it again"
             )
 
     def __len__(self) -> int:

@@ -84,7 +84,7 @@ class LeftOutCounts:
                 f"{self.left_out:,} of {total:,} samples of '{source}' ({self.share:.1%}) could not be used, more than "
                 f"max_skipped={max_skipped:g} allows"
             )
-            more = f"; or take what is left with max_skipped={min(math.ceil(self.share * 100 + 1) / 100, 1):g}"
+            more = f"; or accept the rest with max_skipped={min(math.ceil(self.share * 100 + 1) / 100, 1):g}"
         return "\n".join(
             [
                 f"{head}:",

@@ -122,7 +122,7 @@ def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
     for source, settings in sources.items():
         source = str(source) if isinstance(source, int) else source
         if not isinstance(source, str) or not re.fullmatch(r"[^./\\\0\n][^/\\\0\n]*", source):
-            raise UserError(f"{where}: {shown(source)} is no name of a source, which is a folder of the shards")
+            raise UserError(f"{where}: {shown(source)} is not a name of a source, which is a folder of the shards")
         settings = {"ratio": settings} if isinstance(settings, int | float) else {} if settings is None else settings
         if not isinstance(settings, Mapping) or set(settings) - _SHARE_KEYS:
             raise UserError(f"{where}: source '{source}' takes only {_list(_SHARE_KEYS)}")

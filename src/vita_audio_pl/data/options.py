@@ -32,7 +32,7 @@ class DataOptions:
         choices=("", "full", "smoke"),
     )
     world_folder: str = setting(
-        "data/spoken_world", "where the spoken world is made: not there yet, empty, or made before"
+        "data/spoken_world", "where the spoken world is made: a new or empty folder, or the one made before"
     )
     mixture: str = setting("small_1", "file of data_recipes/mixtures without .yaml, or a path to a .yaml", common=True)
     temperature: float | None = setting(None, "null = the mixture's; above 1 levels the sources' sizes", above=0)
@@ -119,7 +119,7 @@ class PrepareConfig(CommandConfig):
     )
     pairs: str = setting(
         "tts",
-        "what a folder of name.wav and name.txt teaches: to speak (tts), or to hear (asr)",
+        "what a folder of name.wav and name.txt teaches: tts (speak) or asr (transcribe)",
         choices=("tts", "asr"),
     )
     held_out: float = setting(
@@ -182,7 +182,7 @@ class PrepareConfig(CommandConfig):
         common=True,
     )
     prune: bool = setting(False, "remove shards that no part of the recipe claims any more; without it they are listed")
-    keep_audio: bool = setting(False, "keep the audio outside answers, for models that hear through an encoder")
+    keep_audio: bool = setting(False, "keep the audio outside answers, for models with an audio encoder")
     tts: Any = setting(
         None,
         "who speaks messages without sound: espeak, endpoint, command, or the component of your own; null = the recipe's, if any",

@@ -163,7 +163,7 @@ def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
         if isinstance(content, str) and len(content) > _LONGEST_TEXT:
             raise UserError(f"{where}: '{key}' has {len(content)} characters; {_LONGEST_TEXT} are allowed")
     if value["task"] not in TASKS:
-        raise UserError(f"{where}: the task '{value['task']:.100}' is none of {', '.join(TASKS)}")
+        raise UserError(f"{where}: the task '{value['task']:.100}' is not one of {', '.join(TASKS)}")
     for key, most in {"hours": 1e9, "samples": 1e15, "max_seconds": 1e6, "max_skipped": 1, "held_out": 0.5}.items():
         number = value.get(key)
         if number is not None and not 0 <= number <= most:

@@ -160,7 +160,7 @@ def _copy(home: RemotePath, folder: Path, names: list[str]) -> None:
         copy_files(home, folder, names)
     except FileNotFoundError as error:
         raise UserError(
-            f"{home}: a file that the manifest names is not there ({error.filename}); prepare the source again"
+            f"{home}: a file that the manifest names is missing ({error.filename}); prepare the source again"
         ) from error
 
 

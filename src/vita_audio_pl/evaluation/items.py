@@ -196,7 +196,9 @@ def check_items(
         if id in seen:
             raise UserError(f"{where}: the id '{id[:80]}' occurs twice; ids must be unique, or results would be lost")
         if any(storable(text) != text for text in item.references):
-            raise UserError(f"{where}: utterance '{id[:80]}' expects half a character; write the file as UTF-8 again")
+            raise UserError(
+                f"{where}: utterance '{id[:80]}' expects an unpaired surrogate; write the file as UTF-8 again"
+            )
         # Some normalisers leave dots and symbols standing, which nobody says
         units = normalise(item.references[0]) if item.references else []
         if not any(char.isalnum() for unit in units for char in unit):

@@ -72,7 +72,7 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
     )
     judge: Any = setting(
         None,
-        "who listens to answers; or the component of your own; null = the bench's own",
+        "judge that transcribes spoken answers, or a component of your own; null = the bench's",
         choices=tuple(JUDGES),
         common=True,
     )
@@ -92,7 +92,7 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
     compare: list[str] = setting([], "two result folders to compare; nothing else is done", common=True)
     controls: int = setting(100, "recordings on which the judge itself is measured; 0 = none", at_least=0)
     transcripts: str | None = setting(
-        None, "file of what the judge heard, shared by runs: identical outputs are transcribed once; null = none"
+        None, "file of transcripts that runs share, so that identical outputs are transcribed once; null = none"
     )
     missing_audio: str = setting(
         "refuse", "or count: an utterance without its recording is a wrong answer", choices=("refuse", "count")

@@ -117,7 +117,7 @@ def read_json_if_there(path: Path, *, largest: int = _LARGEST_FILE) -> dict[str,
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def require_file(path: Path, remedy: str) -> int:
@@ -134,7 +134,7 @@ def require_file(path: Path, remedy: str) -> int:
     except (OSError, ValueError):  # a name with a NUL in it is a ValueError
         raise UserError(f"{path} is missing; {remedy}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path} is no regular file; {remedy}")
+        raise UserError(f"{path} is not a regular file; {remedy}")
     return found.st_size
 
 
@@ -166,20 +166,20 @@ class Fields:
         """A mapping, as it stands."""
         value = self._get(name)
         if not isinstance(value, Mapping):
-            raise UserError(f"{self._where}: {name} is {shown(value)}; a mapping is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; expected a mapping")
         return value
 
     def integer(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER, default: int | None = None) -> int:
         """A whole number; `default` where the field is absent or null, if there is one."""
         value = self._get(name) if default is None or self.has(name) else default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(f"{self._where}: {name} is {shown(value)}; a whole number from {least} to {most} is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; expected a whole number from {least} to {most}")
         return value
 
     def integers(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER) -> tuple[int, ...]:
         values = self._get(name)
         if not isinstance(values, list) or not 1 <= len(values) <= 64:
-            raise UserError(f"{self._where}: {name} is {shown(values)}; a list of whole numbers is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(values)}; expected a list of whole numbers")
         entries = Fields({str(index): value for index, value in enumerate(values)}, f"{self._where}: {name}")
         return tuple(entries.integer(str(index), least=least, most=most) for index in range(len(values)))
 
@@ -187,7 +187,7 @@ class Fields:
         """A list of lists of whole numbers."""
         rows = self._get(name)
         if not isinstance(rows, list) or not 1 <= len(rows) <= 64:
-            raise UserError(f"{self._where}: {name} is {shown(rows)}; a list of lists of whole numbers is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(rows)}; expected a list of lists of whole numbers")
         entries = Fields({str(index): row for index, row in enumerate(rows)}, f"{self._where}: {name}")
         return tuple(entries.integers(str(index), most=most) for index in range(len(rows)))
 
@@ -200,21 +200,21 @@ class Fields:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if isinstance(value, bool) or not least <= number <= most:
-            raise UserError(f"{self._where}: {name} is {shown(value)}; a number from {least} to {most} is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; expected a number from {least} to {most}")
         return number
 
     def text(self, name: str, *, default: str | None = None) -> str:
         """A text; `default` where the field is absent or null, if there is one."""
         value = self._get(name) if default is None or self.has(name) else default
         if not isinstance(value, str):
-            raise UserError(f"{self._where}: {name} is {shown(value)}; a text is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; expected a string")
         return value
 
     def flag(self, name: str, *, default: bool = False) -> bool:
         """True or false; `default` where the field is absent or null."""
         value = self._get(name) if self.has(name) else default
         if not isinstance(value, bool):
-            raise UserError(f"{self._where}: {name} is {shown(value)}; true or false is wanted")
+            raise UserError(f"{self._where}: {name} is {shown(value)}; expected true or false")
         return value
 
     def only(self, name: str, *supported: Any, default: Any = None) -> Any:

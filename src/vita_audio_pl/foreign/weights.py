@@ -100,7 +100,7 @@ def _named_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no state dict (names with tensors)")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: entry {str(name)[:80]!r} is not a tensor, so this is no state dict")
+            raise UserError(f"{path}: entry {str(name)[:80]!r} is not a tensor, so this is not a state dict")
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or not _backed(value):
             raise UserError(
                 f"{path}: tensor {name[:80]!r} is sparse, quantised or without bytes of its own; fetch it again"

@@ -39,7 +39,7 @@ def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Code
     through_codec = _through_codec(conversation, loaded)
     if any(through_codec) and codec is None:
         raise UserError(
-            "the model carries no audio codec, so recordings cannot be read; give codec_folder=DIR, or put one into its folder "
+            "the model has no audio codec, so recordings cannot be read; give codec_folder=DIR, or put one into its folder "
             "'codec'"
         )
     return [

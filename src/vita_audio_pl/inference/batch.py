@@ -45,7 +45,7 @@ def generate(
         constraint: what may stand inside audio spans; None as in the published system.
         verify: `none`, `greedy` or `sample`: see `Options`.
         batch_size: prompts at a time.
-        clips: for each prompt, features of its audio, for models that hear through an encoder.
+        clips: for each prompt, features of its audio, for models with an audio encoder.
         graphs: replay passes as CUDA graphs; by default on a GPU.
         decoder: to use again, free and large enough, in place of a new one; `batch_size` and `graphs` are then its own.
 

@@ -18,7 +18,7 @@ def token_ids(values: Any, name: str, vocabulary: int) -> list[int]:
     try:
         ids = [operator.index(value) for value in values]
     except (TypeError, RuntimeError):
-        raise UserError(f"{name} holds something that is no token id; it must be a list of whole numbers") from None
+        raise UserError(f"{name} holds something that is not a token id; it must be a list of whole numbers") from None
     if ids and (min(ids) < 0 or max(ids) >= vocabulary):
         raise UserError(
             f"{name} has tokens from {min(ids)} to {max(ids)}, but the model's vocabulary has {vocabulary}; it was "

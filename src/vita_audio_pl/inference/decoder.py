@@ -65,7 +65,9 @@ class Decoder:
         clock: Callable[[], float] = time.perf_counter,
     ):
         if slots < 1 or capacity < 2:
-            raise UserError(f"a decoder for {slots} sequences of {capacity} tokens cannot be; use at least 1 and 2")
+            raise UserError(
+                f"a decoder for {slots} sequences of {capacity} tokens is not possible; use at least 1 and 2"
+            )
         if capacity > runtime.max_positions:
             raise UserError(
                 f"{capacity} tokens (prompt and answer) exceed the model's {runtime.max_positions} positions; "
@@ -101,7 +103,7 @@ class Decoder:
         """Adds a sequence; it is decoded from the next round on.
 
         Args:
-            clips: features of the prompt's audio, for models that hear through an encoder.
+            clips: features of the prompt's audio, for models with an audio encoder.
             after: a resting sequence to go on from: what the prompt begins with in common with it is not read again.
                 Where its slot has gone to another meanwhile, the whole prompt is read.
 

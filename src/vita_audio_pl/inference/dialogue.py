@@ -24,7 +24,7 @@ from vita_audio_pl.text.turns import AudioCodes, AudioFrames, Segment, TextIds, 
 from vita_audio_pl.text.vocabulary import Vocabulary
 
 TurnContent: TypeAlias = str | NDArray[np.integer] | AudioFrames
-"""A piece of a turn: text, codes `(n,)`, or features for a model that hears through an encoder."""
+"""A piece of a turn: text, codes `(n,)`, or features for a model that takes audio through an encoder."""
 WHEN_FULL = ("slide", "refuse")
 FREE_AFTER_SLIDING = 4
 """Sliding frees at least this part of the cache (a quarter), so that the history is seldom read again."""

@@ -174,13 +174,13 @@ class Runtime:
             UserError: the model has no encoder, a clip is not of `(frames, size)` finite numbers, or it is another number.
         """
         if len(clips) and self._speech_input is None:
-            raise UserError("this model reads audio as codes and has no encoder to hear it with")
+            raise UserError("this model reads audio as codes and has no audio encoder")
         size = 0 if self._speech_input is None else self._speech_input.encoder.config.input_size
         for number, clip in enumerate(clips, 1):
             shape = tuple(clip.shape) if isinstance(clip, Tensor) else type(clip).__name__
             if not isinstance(clip, Tensor) or clip.dim() != 2 or clip.shape[1] != size or not len(clip):
                 raise UserError(
-                    f"recording {number} came as {shape}; the encoder hears features of shape (frames, {size})"
+                    f"recording {number} came as {shape}; the encoder expects features of shape (frames, {size})"
                 )
         if places != (found := sum(len(clip) + EXTRA_FRAMES for clip in clips)):
             raise UserError(

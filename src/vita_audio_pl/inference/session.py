@@ -27,7 +27,7 @@ class Session:
         pattern, max_new_tokens, stop_ids, sampling, constraint, verify: as in `generate`.
         first_chunk: `(begin, end)` audio markers to play the first drafted audio chunk before it is verified
             (draft-first); None verifies it too (verified-first). Without verification there is no difference.
-        clips: features of the prompt's audio, for models that hear through an encoder.
+        clips: features of the prompt's audio, for models with an audio encoder.
 
     Raises:
         UserError: a setting that cannot be, a prompt longer than the cache, no free place.

@@ -189,7 +189,9 @@ def backbone_config(fields: dict[str, Any], n_layers: int, where: Path) -> Qwen2
         "hidden_act": read.text("hidden_act", default="silu"),
     }
     if kept["hidden_act"] not in ACT2FN:
-        raise UserError(f"{where}: hidden_act is {kept['hidden_act'][:40]!r}, which is no activation of transformers")
+        raise UserError(
+            f"{where}: hidden_act is {kept['hidden_act'][:40]!r}, which is not an activation of transformers"
+        )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if read.has(name):
             one_or_more = read.integers if isinstance(fields[name], list) else read.integer

@@ -115,11 +115,11 @@ def _fbank_frames(samples: int) -> int:
 def _checked(wave: np.ndarray | Tensor) -> Tensor:
     samples = torch.as_tensor(wave)
     if samples.ndim != 1:
-        raise UserError(f"a wave of shape {tuple(samples.shape)} was given; one channel, (samples,), is wanted")
+        raise UserError(f"a wave of shape {tuple(samples.shape)} was given; expected one channel, (samples,)")
     if not samples.is_floating_point():
-        raise UserError(f"the wave holds {samples.dtype} samples; floats in [-1, 1] are wanted")
+        raise UserError(f"the wave holds {samples.dtype} samples; expected floats in [-1, 1]")
     if len(samples) < 2:
-        raise UserError(f"a wave of {len(samples)} samples is too short to hear anything in; 2 are the least")
+        raise UserError(f"a wave of {len(samples)} samples is too short; give at least 2")
     if not torch.isfinite(samples).all():
         raise UserError("the wave holds samples that are NaN or infinite")
     return samples.float()

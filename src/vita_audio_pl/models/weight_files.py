@@ -211,7 +211,7 @@ def check_fit(module: nn.Module, folder: WeightFolder, names: dict[str, str]) ->
         expected = tuple(module.get_parameter(name).shape)
         if shapes[key] != expected:
             raise UserError(
-                f"the tensor '{key}' in {folder.folder} has shape {shapes[key]}, but config.json calls for {expected}"
+                f"the tensor '{key}' in {folder.folder} has shape {shapes[key]}, but config.json asks for {expected}"
             )
 
 

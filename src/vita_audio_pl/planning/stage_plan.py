@@ -86,7 +86,7 @@ def spread(config: PlanConfig) -> PlanConfig:
 
 def plan_vocabulary(config: PlanConfig) -> Vocabulary:
     """The vocabulary that the stage will have."""
-    continuous = config.variant.hears_by_encoder
+    continuous = config.variant.has_audio_encoder
     prepared = tokenizer_folder(config.data)
     if config.text_entries is None and prepared.is_dir():
         return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)

@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, str | list[str]]] = {
         "share of time that waits for data and for checkpoints": ["data_wait_share", "checkpoint_wait_share"],
     },
     "Samples": {
-        "WER of speech, as the judge hears it": r"samples/[^/]+/speech_wer",
+        "WER of speech, as the judge transcribed it": r"samples/[^/]+/speech_wer",
         "WER of transcripts": ["samples/asr/wer"],
         "accepted answers": r"samples/[^/]+/(text|speech)_accuracy",
     },
@@ -45,7 +45,7 @@ SECTIONS: dict[str, dict[str, str | list[str]]] = {
 }
 """Section -> title of a plot -> names of metrics, or a regular expression over them; x is the optimiser step."""
 EVALUATION = {
-    "WER of speech, as the judge hears it": r"[^/]+/[^/]+/[^/]+/speech_wer/.*",
+    "WER of speech, as the judge transcribed it": r"[^/]+/[^/]+/[^/]+/speech_wer/.*",
     "WER of transcripts": r"[^/]+/[^/]+/asr/wer/.*",
     "WER of what is written beside speech": r"[^/]+/[^/]+/[^/]+/text_wer/.*",
     "accepted answers": r"[^/]+/[^/]+/[^/]+/(text|speech)_accuracy/.*",

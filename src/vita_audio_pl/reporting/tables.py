@@ -154,10 +154,10 @@ def metric_name(name: str, result: Mapping[str, Any]) -> str:
 
 METRIC_NAMES = {
     "wer": "error rate of the transcript",
-    "speech_wer": "error rate of the speech, as the judge hears it",
+    "speech_wer": "error rate of the speech, as the judge transcribed it",
     "text_wer": "error rate of the text beside the speech",
     "text_accuracy": "accepted answers, text",
-    "speech_accuracy": "accepted answers, speech as the judge hears it",
+    "speech_accuracy": "accepted answers, speech as the judge transcribed it",
 }
 
 
@@ -203,7 +203,7 @@ def controls_table(run: RunFiles) -> Table:
          Cell(str(row["utterances"]), row["utterances"]))
         for row in run.controls.get("rows", [])
     ]  # fmt: skip
-    return Table(("Recordings", "What the judge hears", "WER", "Utterances"), tuple(rows), labels=2)
+    return Table(("Recordings", "What the judge transcribed", "WER", "Utterances"), tuple(rows), labels=2)
 
 
 def comparison_table(run: RunFiles, split: str, stage: str) -> Table:

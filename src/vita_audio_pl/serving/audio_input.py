@@ -64,7 +64,7 @@ class AudioInput:
         if self._front_end is not None:
             return AudioFrames(self._front_end.features(wave).numpy())
         if self._codec is None:
-            raise UserError("the model carries no audio codec, so it cannot listen; start it with codec_folder=DIR")
+            raise UserError("the model has no audio codec, so it cannot take audio; start it with codec_folder=DIR")
         return self._codec.encode([wave])[0]
 
     def turn_encoder(self, rate: int) -> "TurnEncoder":

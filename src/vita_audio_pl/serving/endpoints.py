@@ -71,7 +71,7 @@ class Endpoints:
         if body.speed != 1:
             raise UserError("speed is fixed at 1: the model speaks as it was trained to")
         if service.codec is None:
-            raise UserError("the model carries no audio codec and cannot speak; start it with codec_folder=DIR")
+            raise UserError("the model has no audio codec and cannot speak; start it with codec_folder=DIR")
         self._check_text(body.input)
         options = body.decoding.options(service.loaded, service.config, service.most_new_tokens, spoken=True)
         conversation = service.engine.conversation()
@@ -126,7 +126,7 @@ class Endpoints:
         conversation = service.engine.conversation()
         if wants_sound:
             if service.codec is None:
-                raise UserError("the model carries no audio codec and cannot speak; start it with codec_folder=DIR")
+                raise UserError("the model has no audio codec and cannot speak; start it with codec_folder=DIR")
             self._speak_as(conversation, form.voice)
         heard = await self._add_messages(conversation, body.messages)
         limit = body.max_completion_tokens or body.max_tokens or service.most_new_tokens

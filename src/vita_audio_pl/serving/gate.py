@@ -60,7 +60,7 @@ class Gate:
         if self._keys and not public and not self._shows_key(headers):
             return 401, "a key is needed: Authorization: Bearer KEY"
         if not re.fullmatch(r"\d{1,15}", headers.get("content-length", "0")):
-            return 400, "content-length is no number"
+            return 400, "content-length is not a number"
         if int(headers.get("content-length", "0")) > self._most:
             return 413, f"the request is larger than the {self._most} bytes that are taken"
         return None

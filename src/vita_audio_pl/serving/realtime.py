@@ -133,7 +133,7 @@ class Session:
             raise UserError("speed is fixed at 1: the model speaks as it was trained to")
         modalities = session.get("output_modalities")
         if modalities and "audio" in modalities and self.service.codec is None:
-            raise UserError("the model carries no audio codec and cannot speak")
+            raise UserError("the model has no audio codec and cannot speak")
         decoding = checked(Decoding, session["decoding"]) if session.get("decoding") is not None else self._decoding
         decoding.options(self.service.loaded, self.service.config, self.service.most_new_tokens, spoken=True)
         detection = incoming["turn_detection"] if "turn_detection" in incoming else self._turns.detection

@@ -50,7 +50,7 @@ class ServeConfig(DecodingConfig, CommandConfig):
         4096, "of a conversation with its answer; less where the model has fewer", at_least=64
     )
     when_full: str = setting("slide", "a full conversation: slide leaves out the oldest exchanges", choices=WHEN_FULL)
-    sound_workers: int = setting(2, "threads that make sound and hear", at_least=1)
+    sound_workers: int = setting(2, "threads that encode and decode audio", at_least=1)
     voices: dict[str, str] = setting({}, "names that requests may give as voice, and a recording of each")
     api_keys: str | None = setting(
         None, f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for"

@@ -37,7 +37,7 @@ def espeak_version() -> str:
     """
     if shutil.which("espeak-ng") is None:
         raise UserError(
-            "the program espeak-ng, which speaks the small world, is not installed; "
+            "the program espeak-ng, which generates the small world's audio, is not installed; "
             "install it with 'apt-get install espeak-ng' (Debian, Ubuntu) or 'brew install espeak-ng' (macOS)"
         )
     words = _run(["--version"]).decode(errors="replace").split()

@@ -112,7 +112,7 @@ def _bring(origin: RemotePath, folder: Path, alone: bool) -> None:
     with hold(folder, "copy", work, wait=True), explain_full_disk(folder, work):
         versions = _versions(home) if not alone else {origin.name: origin.stat().version} if origin.is_file() else {}
         if not versions:
-            raise SourceNotFound(f"{origin} is not there, or lists no files: check the address")
+            raise SourceNotFound(f"{origin} does not exist, or lists no files: check the address")
         stored = _read_sums(home)
         noted = _read_note(folder)
         mine = Owned.claim(folder, Kind("copy of remote files", (_NOTE, *versions, *noted)))

@@ -205,9 +205,7 @@ def _take(folder: Place, kind: str, me: Holder, wait: bool, advice: str) -> Plac
             )
         if not told:
             told = True
-            until = (
-                "" if wait else f" to see whether it still runs; it is taken for dead after {SILENT:.0f} s of silence"
-            )
+            until = "" if wait else f" to see whether it still runs; it counts as dead after {SILENT:.0f} s of silence"
             print(f"{folder} is in use by {holder}: waiting{until}", file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(5.0 if isinstance(folder, RemotePath) else 1.0, 2 * pause)
@@ -287,7 +285,7 @@ def _beat(path: Place, holder: Holder, done: threading.Event) -> None:
         except FileNotFoundError:
             if not done.is_set():
                 print(
-                    f"error: the lease {path} is gone: another process took this one for dead, or the folder was removed; "
+                    f"error: the lease {path} is gone: another process considered this one dead, or the folder was removed; "
                     "leaving at once, since only one may write there",
                     file=sys.stderr,
                     flush=True,

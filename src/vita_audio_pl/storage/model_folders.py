@@ -35,7 +35,7 @@ def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
         there = f"; {runs} has {', '.join(finished[:_MOST_RUNS])}" if finished else "; train one, or give a folder"
         raise UserError(f"there is no model folder {Path(name)}, and no run of that name in {runs}{there}")
     raise UserError(
-        f"{folder} is no model folder: it has no {CONFIG}, nor has a stage in it; the stage that makes it may not be finished"
+        f"{folder} is not a model folder: it has no {CONFIG}, nor has a stage in it; the stage that makes it may not be finished"
     )
 
 

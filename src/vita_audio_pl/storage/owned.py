@@ -71,13 +71,13 @@ class Owned:
         """
         if _read(root) is None:
             if root.exists() and not root.is_dir():
-                raise UserError(f"{root} is a file, and a folder ({kind.name}) is wanted there; give another name")
+                raise UserError(f"{root} is a file, but a folder ({kind.name}) must go there; give another name")
             taken_over = any(any(root.glob(pattern)) for pattern in kind.sign)
             other = next(_strangers(root), None)
             if other and not taken_over and _read(root) is None:  # another process may have claimed it meanwhile
                 raise UserError(
                     f"{root} is not a {kind.name} that this program made (it holds {other}), so nothing there is touched; "
-                    "give an empty folder, or one that is not there yet"
+                    "give an empty folder, or one that does not exist yet"
                 )
             root.mkdir(parents=True, exist_ok=True)
             _mark(root, kind.name)
@@ -198,7 +198,7 @@ def finish_folder(aside: Path, target: Path, replace: bool = False, marked: bool
         ours = there is not None and there["kind"] == mark["kind"]
         if not empty and not (replace and ours and not any(_beside_inventory(target, there or {}, target))):
             raise UserError(
-                f"{target} is in the way: it is not what this program put there; move it, or give another name"
+                f"{target} is in the way: this program did not write it; move it away, or give another name"
             )
         if not empty:
             _remove(target)

@@ -57,8 +57,8 @@ def _check(path: Path, shown: str) -> None:
     except OSError as error:
         raise UserError(f"{shown} cannot be read ({error.strerror})") from None
     if path.suffix.lower() not in AUDIO_TYPES:
-        raise UserError(f"{shown} is no audio file ({', '.join(AUDIO_TYPES)})")
+        raise UserError(f"{shown} is not an audio file ({', '.join(AUDIO_TYPES)})")
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{shown} is no regular file")
+        raise UserError(f"{shown} is not a regular file")
     if found.st_size > LARGEST:
         raise UserError(f"{shown} has {found.st_size:,} bytes, and a page holds recordings of {LARGEST >> 20} MiB")

@@ -112,7 +112,7 @@ class RemotePath:
         """
         below = PurePosixPath(name)
         if below.is_absolute():
-            raise UserError(f"{below} is a path of some machine, and what lies in {self} can name files there only")
+            raise UserError(f"{below} is a local path, and a corpus in {self} can name files there only")
         parts = list(self.parts)
         for part in below.parts:
             if part != "..":
@@ -261,7 +261,7 @@ class RemotePath:
             UserError: says which protocols take them.
         """
         if self.protocol not in WRITABLE:
-            raise UserError(f"{self} serves files and takes none: give a folder, or a URL of {', '.join(WRITABLE)}")
+            raise UserError(f"{self} is read-only: give a folder, or a URL of {', '.join(WRITABLE)}")
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the file, whole or not at all, over what is there."""

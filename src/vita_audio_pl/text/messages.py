@@ -47,7 +47,7 @@ def text_of(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{what} is {kind_in_words(value)}, not text")
     if not value.isascii() and _LONE_SURROGATE.search(value):
-        raise UserError(f"{what} holds half a character; write the file as UTF-8 again")
+        raise UserError(f"{what} holds an unpaired surrogate; write the file as UTF-8 again")
     return value
 
 

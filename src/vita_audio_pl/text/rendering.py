@@ -44,7 +44,9 @@ class RenderOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.prompt_corruption < 1:
-            raise UserError(f"prompt_corruption={self.prompt_corruption} is no share; give 0 or more and less than 1")
+            raise UserError(
+                f"prompt_corruption={self.prompt_corruption} is not a share; give 0 or more and less than 1"
+            )
         if min(self.text_weight, self.audio_weight) < 0 or self.text_weight + self.audio_weight == 0:
             raise UserError(
                 f"text_weight={self.text_weight} and audio_weight={self.audio_weight} leave nothing to learn; "

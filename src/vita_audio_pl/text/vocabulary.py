@@ -64,7 +64,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.n_text < 1 or self.n_codes < 1:
             raise UserError(
-                f"a vocabulary of {self.n_text} text tokens and {self.n_codes} codes cannot be; both must be at least 1"
+                f"a vocabulary of {self.n_text} text tokens and {self.n_codes} codes is not possible; both must be at least 1"
             )
         for name in ("im_start", "im_end", "pad"):
             if not 0 <= getattr(self, name) < self.n_text:

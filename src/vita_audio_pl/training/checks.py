@@ -74,8 +74,8 @@ def check_train_config(config: TrainConfig) -> None:
     config.trainer.engine.check_devices(config.trainer)
     variant, stage = config.variant, config.stage.name
     require(
-        variant.hears_by_encoder or config.encoder.folder is None,
-        f"encoder.folder={config.encoder.folder} is given, but variant={variant.name} hears codes and has no encoder; "
+        variant.has_audio_encoder or config.encoder.folder is None,
+        f"encoder.folder={config.encoder.folder} is given, but variant={variant.name} takes audio codes and has no encoder; "
         "choose variant=vita_audio_plus_boost or variant=vita_audio_plus_vanilla",
     )
     require(

@@ -42,8 +42,8 @@ class VariantConfig:
     )
 
     @property
-    def hears_by_encoder(self) -> bool:
-        """Whether audio outside answers is heard through an encoder (the Plus variants)."""
+    def has_audio_encoder(self) -> bool:
+        """Whether audio outside answers goes through an encoder (the Plus variants)."""
         return self.speech_input == "encoder"
 
     def check(self) -> None:
@@ -176,7 +176,7 @@ class CodecConfig:
 
 @dataclass
 class EncoderConfig:
-    """The audio encoder that the Plus variants hear through."""
+    """The audio encoder of the Plus variants."""
 
     folder: str | None = setting(None, "laid out as SenseVoiceSmall; null = speech_input beside the shards")
     trains_in: list[str] = setting([], "stages; the published system trains it in none")
@@ -252,7 +252,7 @@ SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
 
 @dataclass
 class SamplesConfig(DecodingConfig):
-    """Fixed held-out prompts that the model answers while it trains, to be heard and read; and at the stage's end."""
+    """Fixed held-out prompts that the model answers while it trains, and at its end."""
 
     every_steps: int | None = setting(None, "null = a fifth of the stage; 0 = never, not at the end either", at_least=0)
     per_task: int = setting(2, "prompts of each task", at_least=1)

@@ -245,7 +245,7 @@ def _vocoder(fields: Fields, path: Path) -> VocoderSettings:
     if len(settings.upsample_kernels) != stages or len(settings.source_kernels) != stages:
         raise UserError(f"{path}: hift: as many upsample and source kernels as upsample rates ({stages}) are wanted")
     if len(settings.block_kernels) != len(settings.block_dilations) or len(settings.source_dilations) != stages:
-        raise UserError(f"{path}: hift: one list of dilations per kernel is wanted")
+        raise UserError(f"{path}: hift: expected one list of dilations per kernel")
     if settings.samples_per_frame > _LONGEST_FRAME:
         raise UserError(
             f"{path}: hift: upsample_rates and hop_len make {settings.samples_per_frame} samples of a mel frame; "

@@ -51,7 +51,7 @@ class StreamOptions:
             numbers = getattr(self, name)
             if not numbers or min(numbers) < 1 or max(numbers) > _MOST[name]:
                 raise UserError(
-                    f"streamed decoding: {name} is {reprlib.repr(numbers)}; numbers of at least 1 are wanted, and at most "
+                    f"streamed decoding: {name} is {reprlib.repr(numbers)}; expected numbers of at least 1 and at most "
                     f"{_MOST[name]}"
                 )
         if min(self.overlap_frames, self.context_codes, self.fade_samples) < 0:

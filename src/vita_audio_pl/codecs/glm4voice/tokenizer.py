@@ -66,9 +66,9 @@ def check_wave(wave: np.ndarray, name: str) -> np.ndarray:
     """
     wave = np.asarray(wave)
     if wave.ndim != 1:
-        raise UserError(f"{name} has shape {wave.shape}; one channel, (samples,), is wanted: pick or mix a channel")
+        raise UserError(f"{name} has shape {wave.shape}; expected one channel, (samples,): pick or mix a channel")
     if wave.dtype.kind != "f":
-        raise UserError(f"{name} holds {wave.dtype} samples; floats in [-1, 1] are wanted: divide by the full scale")
+        raise UserError(f"{name} holds {wave.dtype} samples; expected floats in [-1, 1]: divide by the full scale")
     if not np.isfinite(wave).all():
         raise UserError(f"{name} holds samples that are NaN or infinite")
     return wave.astype(np.float32, copy=False)

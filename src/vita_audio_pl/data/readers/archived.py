@@ -65,7 +65,7 @@ class ArchivesReader(UtteranceOptions):
     def __post_init__(self) -> None:
         groups = check_pattern(self.place, "place")
         if unknown := sorted(set(columns_in(self.table)) - groups):
-            raise UserError(f"{self.table!r:.200} names {{{unknown[0]}}}, which is no group of 'place'")
+            raise UserError(f"{self.table!r:.200} names {{{unknown[0]}}}, which is not a group of 'place'")
         if unknown := sorted(set(self.columns) - set(_COLUMNS)):
             raise UserError(
                 f"a table beside archives knows no column '{unknown[0]}'; it knows {', '.join(_COLUMNS)}{did_you_mean(unknown[0], _COLUMNS)}"

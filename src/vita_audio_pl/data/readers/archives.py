@@ -106,7 +106,7 @@ def _members(file: BinaryIO) -> Iterator[Member]:
         elif info.type not in _PLAIN or info.name.endswith("/"):
             _skip(file, size if info.type in _PLAIN else 0)
         elif size > LARGEST_MEMBER:
-            yield Member(name, None, f"{size} bytes are no utterance")
+            yield Member(name, None, f"{size} bytes are too many for an utterance")
             _skip(file, size)
         else:
             yield Member(name, _read(file, size))

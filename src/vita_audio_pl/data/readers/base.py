@@ -252,9 +252,9 @@ def files_matching(root: Place, patterns: Sequence[str]) -> list[Place]:
         try:
             matches = sorted(path for path in root.glob(pattern) if not is_apple_double(path.name) and path.is_file())
         except (ValueError, NotImplementedError, re.error) as error:
-            raise UserError(f"the pattern {pattern!r} is no glob: {error}") from None
+            raise UserError(f"the pattern {pattern!r} is not a glob: {error}") from None
         except OSError as error:
-            raise UserError(f"{root} cannot be looked through for {pattern!r}: {error}") from error
+            raise UserError(f"{root} cannot be listed for {pattern!r}: {error}") from error
         found |= dict.fromkeys(matches)
     if not found:
         raise UserError(f"no file matches {', '.join(patterns)} in {root}: check where the corpus is (root) and files")

@@ -84,7 +84,7 @@ class Filters:
             try:
                 regex.compile(pattern)
             except regex.error as error:
-                raise UserError(f"filters: {pattern!r:.200} is no regular expression ({error})") from None
+                raise UserError(f"filters: {pattern!r:.200} is not a regular expression ({error})") from None
         if unknown := [name for name in self.normalise if name not in NORMALISERS]:
             raise UserError(
                 f"filters: there is no normaliser '{unknown[0]:.100}'; there are {', '.join(NORMALISERS)}{did_you_mean(unknown[0], NORMALISERS)}"

@@ -57,7 +57,7 @@ class KaldiReader(UtteranceOptions):
         paths = tuple(folder / name for name in ("wav.scp", self.transcripts, "segments", "utt2spk"))
         if not (paths[0].is_file() and paths[1].is_file()):
             raise UserError(
-                f"{folder} is no Kaldi directory: it needs wav.scp and {self.transcripts}; check root and folder"
+                f"{folder} is not a Kaldi directory: it needs wav.scp and {self.transcripts}; check root and folder"
             )
         return _read_tables(paths, tuple(stamp_of(path) for path in paths))
 

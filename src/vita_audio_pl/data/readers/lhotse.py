@@ -70,7 +70,7 @@ class LhotseReader(UtteranceOptions):
     def _utterance(self, row: Mapping[str, Any]) -> Utterance:
         if row["kind"] != "file":
             raise LeftOut(
-                "audio is no file", f"its audio is {row['kind']}, not a file; nothing is fetched, joined or run here"
+                "audio is not a file", f"its audio is {row['kind']}, not a file; nothing is fetched, joined or run here"
             )
         audio = AudioFile(self.root / row["path"], row["start"], row["seconds"], row["channel"])
         return Utterance(row["id"], audio, row["text"], row["speaker"], row["facts"])

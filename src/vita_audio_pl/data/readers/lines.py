@@ -65,7 +65,7 @@ class LinesReader(UtteranceOptions):
         for template in (self.audio, self.transcript):
             if unknown := sorted(set(columns_in(template)) - columns):
                 raise UserError(
-                    f"{template!r:.200} names {{{unknown[0]}}}, which is none of {', '.join(sorted(columns))}"
+                    f"{template!r:.200} names {{{unknown[0]}}}, which is not one of {', '.join(sorted(columns))}"
                 )
 
     def parts(self) -> list[Part]:

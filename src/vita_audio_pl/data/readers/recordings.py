@@ -113,7 +113,7 @@ class RecordingsReader(UtteranceOptions):
                 continue
             segments = recording.get(keys["segments"])
             if not isinstance(segments, list):
-                yield Unreadable(where, f"{where}: its '{keys['segments']}' are no list", NO_SAMPLE)
+                yield Unreadable(where, f"{where}: its '{keys['segments']}' are not a list", NO_SAMPLE)
                 continue
             audio = attempt(where, self._recording, recording.get(keys["path"]), where)
             if isinstance(audio, Unreadable):
@@ -128,7 +128,7 @@ class RecordingsReader(UtteranceOptions):
     def _recording(self, path: Any, where: str) -> AudioFile:
         audio = audio_ref(path, self.root, where)
         if not isinstance(audio, AudioFile):
-            raise LeftOut(NO_AUDIO, "its path is no file's")
+            raise LeftOut(NO_AUDIO, "its path is not a file's")
         return audio
 
     def _utterance(
@@ -183,7 +183,7 @@ class TextGridReader(UtteranceOptions):
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(columns_in(self.audio)) - {*PLACES}):
-            raise UserError(f"{self.audio!r:.200} names {{{unknown[0]}}}, which is none of {', '.join(PLACES)}")
+            raise UserError(f"{self.audio!r:.200} names {{{unknown[0]}}}, which is not one of {', '.join(PLACES)}")
 
     def parts(self) -> list[Part]:
         rules = hashlib.sha256(json.dumps([self.audio, self._rules.identity]).encode()).hexdigest()[:12]
@@ -240,7 +240,7 @@ def read_textgrid(path: Place) -> Iterator[Interval]:
         raise UserError(f"{path} is neither UTF-8 nor UTF-16 ({error.reason} at byte {error.start})") from None
     tokens = _Tokens(path, text)
     if [tokens.string(), tokens.string()] != ["ooTextFile", "TextGrid"]:
-        raise UserError(f"{path} is no TextGrid in Praat's text form")
+        raise UserError(f"{path} is not a TextGrid in Praat's text form")
     tokens.number(), tokens.number()  # its beginning and its end
     for _ in range(round(tokens.number())):
         kind, tier = tokens.string(), tokens.string()

@@ -94,7 +94,7 @@ class TableReader(UtteranceOptions):
             raise UserError("a table reader needs the column 'text', 'messages' or 'assistant': say what it is called")
         if unknown := sorted(set(self.numbers) - set(self.columns)):
             raise UserError(
-                f"'numbers' names '{unknown[0]}', which is none of the columns {', '.join(self.columns)}{did_you_mean(unknown[0], self.columns)}"
+                f"'numbers' names '{unknown[0]}', which is not one of the columns {', '.join(self.columns)}{did_you_mean(unknown[0], self.columns)}"
             )
         if self.channel == EACH and "text" not in self.columns:
             raise UserError("channel: each is for recordings with transcripts; give the number of a channel")

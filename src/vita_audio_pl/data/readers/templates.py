@@ -41,7 +41,7 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
     """
     for key in columns_in(template):
         if not isinstance(values[key], str | int):
-            raise LeftOut(NO_AUDIO, f"'{key}' is no part of a file's name: {shown(values[key])}")
+            raise LeftOut(NO_AUDIO, f"'{key}' is not a part of a file's name: {shown(values[key])}")
     return template.format_map(values)
 
 
@@ -62,7 +62,7 @@ def check_pattern(pattern: str, what: str) -> set[str]:
     try:
         return set(regex.compile(pattern).groupindex)
     except regex.error as error:
-        raise UserError(f"'{what}': {pattern!r:.200} is no regular expression ({error})") from None
+        raise UserError(f"'{what}': {pattern!r:.200} is not a regular expression ({error})") from None
 
 
 def searched(pattern: str, text: str) -> str | None:

@@ -52,7 +52,7 @@ class BenchConfig:
     answers: str = setting(
         "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
     )
-    judge: str = setting("", "who listens to spoken answers: pocketsphinx, whisper or paraformer")
+    judge: str = setting("", "judge that transcribes spoken answers: pocketsphinx, whisper or paraformer")
     grammar: str | None = setting(None, "JSGF file, for pocketsphinx; null where the judge needs none")
     max_new_tokens: dict[str, int] = setting({}, "by task; 512 where not given")
     published: list[PublishedFigure] = setting([], "")
@@ -61,7 +61,7 @@ class BenchConfig:
     def check(self) -> None:
         for task in self.tasks:
             if task not in METRICS:
-                raise UserError(f"bench.tasks: '{task}' is no task; choose from {', '.join(METRICS)}")
+                raise UserError(f"bench.tasks: '{task}' is not a task; choose from {', '.join(METRICS)}")
 
     def items(self, task: str, split: str) -> tuple[Item, ...]:
         """The items of one split of one task; recordings may be missing, see `check_audio`.

@@ -1,1 +1,1 @@
-"""Who listens to spoken answers."""
+"""Judges that transcribe spoken answers."""

@@ -30,7 +30,7 @@ class WhisperJudge:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is no Whisper checkpoint (it has no config.json); give judge_model=FOLDER")
+            raise UserError(f"{folder} is not a Whisper checkpoint (it has no config.json); give judge_model=FOLDER")
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
         self.processor: Any = WhisperProcessor.from_pretrained(folder, local_files_only=True)
@@ -78,7 +78,7 @@ class ParaformerJudge:
         except ImportError:
             raise UserError("the judge 'paraformer' needs the package funasr: `pip install funasr`") from None
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; give the Paraformer checkpoint as judge_model=FOLDER")
+            raise UserError(f"{folder} is not a folder; give the Paraformer checkpoint as judge_model=FOLDER")
         self.model = AutoModel(model=str(folder), device=device, disable_update=True, disable_pbar=True)
 
     def transcribe(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[str]:

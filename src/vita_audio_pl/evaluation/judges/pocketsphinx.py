@@ -1,4 +1,4 @@
-"""Who listens to spoken answers: the protocol, and pocketsphinx, which needs no download."""
+"""Judges that transcribe spoken answers: the protocol, and pocketsphinx, which needs no download."""
 
 import re
 import tempfile
@@ -82,7 +82,7 @@ def grammar_words(grammar: Path) -> list[str]:
     except UnicodeDecodeError:
         raise UserError(f"the grammar {grammar} is not UTF-8 text") from None
     if not text.startswith("#JSGF"):
-        raise UserError(f"{grammar} is no JSGF grammar: its first line must begin with #JSGF")
+        raise UserError(f"{grammar} is not a JSGF grammar: its first line must begin with #JSGF")
     expansions = re.findall(r"=([^;]*);", re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.S))
     bare = re.sub(r"<[^>]*>|/[\d.]+/|\{[^}]*\}", " ", " ".join(expansions))
     return sorted(set(re.findall(r"[^\s|()\[\]*+]+", bare)))

@@ -26,7 +26,7 @@ class SpeakerSimilarity:
         from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is no WavLM checkpoint (it has no config.json); give speaker_model=FOLDER")
+            raise UserError(f"{folder} is not a WavLM checkpoint (it has no config.json); give speaker_model=FOLDER")
         self.device = device
         self.features = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
         model: torch.nn.Module = WavLMForXVector.from_pretrained(folder, local_files_only=True)
@@ -63,7 +63,7 @@ class Naturalness:
         try:
             self.model = torch.jit.load(file, map_location=device).eval()
         except RuntimeError as error:
-            raise UserError(f"{file} is no TorchScript model: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{file} is not a TorchScript model: {str(error).splitlines()[0]}") from None
         self.device = device
 
     @torch.inference_mode()

@@ -82,9 +82,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             return []
         meeting.wait_for_all(complete, "the answers")
         if config.step == "generate":
-            console.print(
-                "every answer is recorded; step=score, with the same settings, listens to them and scores them"
-            )
+            console.print("every answer is recorded; step=score, with the same settings, transcribes and scores them")
             return []
         return _conclude(config, records, run)
 

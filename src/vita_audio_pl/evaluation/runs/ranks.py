@@ -71,7 +71,7 @@ def _number(name: str) -> int:
         return int(os.environ.get(name, "0"))
     except ValueError:
         raise UserError(
-            f"the environment has {name}={os.environ[name]}, which is no number; unset it, or start by torchrun"
+            f"the environment has {name}={os.environ[name]}, which is not a number; unset it, or start with torchrun"
         ) from None
 
 
@@ -168,7 +168,7 @@ class Meeting:
 
     def _refuse(self, rank: int, what: str) -> None:
         raise UserError(
-            f"this is rank {self.share.rank} of {self.share.ranks}, and rank {rank} has given no sign for "
+            f"this is rank {self.share.rank} of {self.share.ranks}, and rank {rank} has not responded for "
             f"{self.silence:.0f} s, so {what} are not complete; rerun the same command to resume, and a process "
             f"that was started alone must not have {_names()} in its environment"
         )
@@ -201,7 +201,7 @@ class Meeting:
             others = [rank for rank in range(self.share.ranks) if rank != self.share.rank]
             if looks == 0 and not any(self._is_news(rank) for rank in others):
                 print_now(
-                    f"no other of the {self.share.ranks} ranks has given a sign for {_ALONE:.0f} s; if this process was started "
+                    f"no other of the {self.share.ranks} ranks has given a response for {_ALONE:.0f} s; if this process was started "
                     f"alone, end it, and unset {_names()}, which are left over from another launch"
                 )
             try:

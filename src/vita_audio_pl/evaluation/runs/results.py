@@ -16,10 +16,10 @@ from vita_audio_pl.storage.recordings import read_recording
 
 METRIC_LABELS = {
     "wer": "WER of the transcript",
-    "speech_wer": "WER of the speech, as the judge hears it",
+    "speech_wer": "WER of the speech, as the judge transcribed it",
     "text_wer": "WER of the text written beside the speech",
     "text_accuracy": "accepted answers, text",
-    "speech_accuracy": "accepted answers, speech as the judge hears it",
+    "speech_accuracy": "accepted answers, speech as the judge transcribed it",
 }
 VOICE_LABELS = {
     "similarity": "likeness to the prompted voice, cosine",

@@ -41,7 +41,7 @@ class Toolbox(Protocol):
     def transcribe(
         self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]
     ) -> list[Transcript]:
-        """What the judge hears in each answer.
+        """What the judge transcribed in each answer.
 
         `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
         """

@@ -144,7 +144,7 @@ class ModelToolbox:
         return [path for _, path in files]
 
     def recognise(self, codec_folder: Path, judge: str, recordings: Sequence[Path], treatment: str) -> list[str]:
-        """What the judge hears in recordings as they are (`source`), after the codec, or in noise of the same length."""
+        """What the judge transcribed in recordings as they are (`source`), after the codec, or in noise of the same length."""
         torch.set_num_threads(self.threads)
         codec = self.codec(codec_folder)
         waves = [read_audio(path, codec.sample_rate) for path in recordings]

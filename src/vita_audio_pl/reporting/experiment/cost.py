@@ -11,7 +11,7 @@ SHARED_MACHINE = 1.5
 
 
 def cost_table(files: ExperimentFiles) -> Table:
-    """What each choice cost: CPU seconds of a whole arm, of what was made for it alone, and of its evaluation."""
+    """What each choice cost: CPU seconds of a complete arm, of what was made for it alone, and of its evaluation."""
     rows = []
     for choice in files.choices:
         arms = [arm for arm in files.of(choice) if arm.facts["stages"]]

@@ -34,7 +34,9 @@ def fetch_arms(project: str, experiment: str, runs: Path, api: Any = None) -> li
             if (folder / "arm.json").is_file():
                 continue
             if folder.exists():
-                raise UserError(f"{folder} is in the way: it is not a whole arm; move it, and the arm is fetched")
+                raise UserError(
+                    f"{folder} is in the way: it is not a complete arm; move it away, and the arm is downloaded"
+                )
             logged = [artifact for artifact in run.logged_artifacts() if artifact.type == ARM_TYPE]
             if logged:
                 _download(max(logged, key=lambda artifact: int(artifact.version.removeprefix("v"))), folder)

@@ -86,7 +86,7 @@ def read_result(path: Path) -> Result:
     figures = read_json(path, {})
     missing = [name for name in _FIELDS if name not in figures] if isinstance(figures, dict) else list(_FIELDS)
     if missing:
-        raise UserError(f"{path} is no result: it has no {missing[0]}; move it away and evaluate again")
+        raise UserError(f"{path} is not a result: it has no {missing[0]}; move it away and evaluate again")
     return Result(path.parent, figures, f"utterances{path.stem.removeprefix('result')}.jsonl")
 
 

@@ -120,7 +120,10 @@ class StepGuard(Callback):
         self.rollbacks += 1
         self._in_a_row, self._returned_to = 0, back_to.step
         if trainer.is_global_zero:
-            print(f"{reason}: weights and moments are those of {back_to.path.name} again; the data position is kept", flush=True)
+            print(
+                f"{reason}: weights and moments are those of {back_to.path.name} again; the data position is kept",
+                flush=True,
+            )
 
     def _move_aside(self, reason: str, with_doubtful: bool) -> None:
         """Take checkpoints that did not help from those to go back to, and doubtful ones from those to resume from."""

@@ -144,7 +144,7 @@ def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str], any_n
     figures = validation_figures(n_heads, held_out)
     if name not in figures and not any_name:
         near = difflib.get_close_matches(name, figures, 3, 0.0)
-        raise UserError(f"callbacks.keep_best_by={name} is no figure of validation; did you mean {' or '.join(near)}?")
+        raise UserError(f"callbacks.keep_best_by={name} is not a validation metric; did you mean {' or '.join(near)}?")
 
 
 class Checkpointing(Callback):
@@ -188,7 +188,7 @@ class Checkpointing(Callback):
         if trainer.is_global_zero and self.best_by not in figures:
             there = ", ".join(sorted(name for name in figures if name.startswith("val/")))
             print(
-                f"callbacks.keep_best_by={self.best_by}: this validation has no such figure, only {there}", flush=True
+                f"callbacks.keep_best_by={self.best_by}: this validation has no such metric, only {there}", flush=True
             )
         value = float(figures.get(self.best_by, math.nan))
         if not trainer.strategy.broadcast(self._is_best(value)):  # rank 0 decides for all: to save is collective

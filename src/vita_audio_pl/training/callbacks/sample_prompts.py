@@ -20,7 +20,7 @@ class SamplePrompt:
         id: `source/sample-id`.
         task: asr, tts, sqa or text.
         ids: tokens up to where the answer begins.
-        clips: features `(frames, size)` of its audio, for models that hear through an encoder.
+        clips: features `(frames, size)` of its audio, for models with an audio encoder.
         asked: the question's text; empty where it is only spoken.
         reference: the expected answer as text.
     """

@@ -143,7 +143,7 @@ class SampleWriter:
         return answers
 
     def _transcribe(self, answers: dict[str, Answer], aside: Path, device: str) -> tuple[dict[str, Transcript], bool]:
-        """Sounds as files, with what the judge hears in them, and whether it was asked."""
+        """Writes the sounds; their transcripts, and whether a judge made any."""
         waves: dict[str, np.ndarray] = {}
         try:
             codec: Codec = self._once("codec", lambda: self._make_codec(device))

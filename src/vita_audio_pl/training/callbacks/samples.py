@@ -1,4 +1,4 @@
-"""Fixed held-out prompts that the model answers while it trains: what a curve cannot tell, to be heard and read."""
+"""Fixed held-out prompts that the model answers while it trains: audio and text, beside the curves."""
 
 import time
 from collections.abc import Callable, Iterator

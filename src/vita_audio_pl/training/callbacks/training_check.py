@@ -67,13 +67,11 @@ class TrainingCheck(Callback):
         moved = sorted(name for name in changed if not trains[name])
         still = sorted(name for name, training in trains.items() if training and name not in changed)
         if moved:
-            raise UserError(
-                f"stage '{module.stage.name}' changed frozen weights: {bunch(moved)}; nothing is handed over"
-            )
+            raise UserError(f"stage '{module.stage.name}' changed frozen weights: {bunch(moved)}; no model is written")
         if not changed:
             raise UserError(
                 f"stage '{module.stage.name}' ended without changing any weight; raise stage.learning_rate{_ROUNDED_AWAY}, "
-                "and start over with force=true; nothing is handed over"
+                "and start over with force=true; no model is written"
             )
         if still and module.trainer.is_global_zero:
             print(

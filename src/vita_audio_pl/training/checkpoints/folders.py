@@ -170,7 +170,7 @@ def tidy(folder: Path) -> None:
         elif _NAME.fullmatch(path.name) and not (path / STATE).is_file():
             if foreign := owner.foreign(str(relative(path, owner.root))):
                 raise UserError(
-                    f"{path} is no checkpoint that this program wrote (it holds {foreign[0].name}), so it is not touched; "
+                    f"{path} is not a checkpoint that this program wrote (it holds {foreign[0].name}), so it is not touched; "
                     "move it away and rerun the command"
                 )
 

@@ -108,7 +108,7 @@ def _look(folder: Path, kinds: tuple[str, ...]) -> Checkpoint | UserError | None
     except UserError as error:
         return error
     except OSError as error:
-        return UserError(f"the checkpoints in {folder} cannot be looked through: {error}")
+        return UserError(f"the checkpoints in {folder} cannot be listed: {error}")
     return None
 
 

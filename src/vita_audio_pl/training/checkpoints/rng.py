@@ -46,7 +46,7 @@ def check_rng_state(state: dict[str, Any]) -> None:
         np.random.RandomState().set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
         torch.Generator().set_state(torch.tensor(state["torch"], dtype=torch.uint8))
         if not isinstance(state["cuda"], list):
-            raise TypeError("the GPUs' states are no list")
+            raise TypeError("the GPUs' states are not a list")
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 

@@ -185,7 +185,7 @@ class CheckpointWriter:
         good = f"the last good one is {kept[-1]}" if kept else "there is no earlier one"
         why = next(filter(None, failures))
         where = f"{self.folder}" if self.local is None else f"{self.local.folder} and then {self.folder}"
-        raise UserError(f"a checkpoint could not be written to {where}: {why}; {good}; make room and run again")
+        raise UserError(f"a checkpoint could not be written to {where}: {why}; {good}; free some space and rerun")
 
     def end(self, trainer: L.Trainer) -> None:
         """Wait for the last checkpoint; when the stage is over, the nodes' own disks are cleared.

@@ -97,7 +97,7 @@ class StageManifest:
         What the files do not say (stage, codec, ratio) is empty, and is not compared with anything.
 
         Raises:
-            UserError: it is no model folder, or its parts do not belong together.
+            UserError: it is not a model folder, or its parts do not belong together.
         """
         if (folder / MANIFEST).is_file():
             return cls.read(folder)
@@ -198,14 +198,14 @@ def check_parent(
 
 
 _MEANING = {
-    "speech_input": "way of hearing (variant.speech_input)",
+    "speech_input": "speech input (variant.speech_input)",
     "vocabulary": "vocabulary (fingerprint)",
     "tokenizer": "text tokenizer (fingerprint)",
     "codec_fingerprint": "audio codec (fingerprint)",
     "text_audio_interval_ratio": "text_audio_interval_ratio",
 }
 _REMEDY = {
-    "speech_input": "choose a variant that hears the same way",
+    "speech_input": "choose a variant with the same speech input",
     "vocabulary": "use the data that it was trained on, or train the parent again",
     "tokenizer": "use the data that it was trained on, or train the parent again",
     "codec_fingerprint": "use the data that it was trained on, or train the parent again",

@@ -123,16 +123,16 @@ def stage_front_end(config: TrainConfig) -> SenseVoiceFrontEnd | None:
     """Makes the features that the stage's audio encoder hears: its parent's, or the encoder folder's; None for codes.
 
     Raises:
-        UserError: the parent hears codes, the folder is incomplete, or the front end counts other frames than prepared
+        UserError: the parent takes audio codes, the folder is incomplete, or the front end counts other frames than prepared
             data does.
     """
-    if not config.variant.hears_by_encoder:
+    if not config.variant.has_audio_encoder:
         return None
     parent = find_parent(config)
     if parent is not None and StageManifest.of(parent).speech_input != config.variant.speech_input:
         raise UserError(
-            f"variant={config.variant.name} hears through an encoder, but {parent} was trained to hear codes; give another "
-            "init_from, or choose a variant that hears codes"
+            f"variant={config.variant.name} takes audio through an encoder, but {parent} was trained on audio codes; "
+            "give another init_from, or choose a variant that takes audio codes"
         )
     own = None if parent is None else part_of(parent, ENCODER_FOLDER)
     folder = own if own is not None and (own / CMVN).is_file() else encoder_folder(config)

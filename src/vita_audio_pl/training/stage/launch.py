@@ -73,7 +73,7 @@ def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.
     def number(name: str, default: int) -> int:
         value = environment.get(name) or str(default)
         if not value.isdecimal():
-            raise UserError(f"{name}={value} is no number of a rank or of ranks; unset it, or start with the launcher")
+            raise UserError(f"{name}={value} is not a rank or a number of ranks; unset it, or start with the launcher")
         return int(value)
 
     needed: tuple[str, ...] = ()

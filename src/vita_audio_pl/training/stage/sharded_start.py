@@ -57,7 +57,7 @@ class ShardedStart:
         folder = parent
         if folder is None and config.model.pretrained is not None:
             folder = pretrained_folder(config.model.pretrained)
-        if folder is None or whole_model(folder) != folder or config.model.lora.rank or config.variant.hears_by_encoder:
+        if folder is None or whole_model(folder) != folder or config.model.lora.rank or config.variant.has_audio_encoder:
             return None
         there, parts = open_model(folder, config.model.kernel)
         if there.speech_input is not None:

@@ -43,7 +43,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
             torch.manual_seed(config.seed)
             backbone = backbone_config(config.model, vocabulary)
             model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.kernel)).to(dtype)
-    if config.variant.hears_by_encoder and model.speech_input is None:
+    if config.variant.has_audio_encoder and model.speech_input is None:
         encoder = SenseVoiceEncoder.load(encoder_folder(config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # of the adapter
@@ -99,7 +99,7 @@ def encoder_folder(config: TrainConfig) -> Path:
     folder = Path(config.encoder.folder) if config.encoder.folder else beside(config.data, ENCODER_FOLDER)
     if not (folder / "config.yaml").is_file():
         raise UserError(
-            f"variant={config.variant.name} hears through an audio encoder, and {folder} holds none (config.yaml, am.mvn, "
+            f"variant={config.variant.name} takes audio through an encoder, and {folder} holds none (config.yaml, am.mvn, "
             "model.pt or model.safetensors); download SenseVoiceSmall there, or give encoder.folder=DIR"
         )
     return folder

@@ -57,7 +57,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, train_encoder: bool = F
     for parameter in model.parameters():
         sizes[parameter.requires_grad] += parameter.numel()
     if sizes[True] == 0:
-        raise UserError("stage.freeze leaves nothing to train; take a pattern away, or give the stage heads")
+        raise UserError("stage.freeze leaves nothing to train; remove a pattern, or give the stage heads")
     return Frozen(by_pattern, frozen_parameters=sizes[False], trained_parameters=sizes[True])
 
 
