@@ -5,7 +5,7 @@ import shlex
 
 from tests.end_to_end.conftest import RUN
 from tests.end_to_end.doc_commands import ROOT, commands_of
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 FEW_STEPS = (
@@ -41,5 +41,5 @@ def test_readme_commands_run_and_a_stage_that_is_finished_is_not_trained_again(c
     assert told["train stage=chain"].count("is done") == 1 and "stage 'sft' is done" in told["train stage=chain"]
     run = copied_demo.folder / "runs" / "vita_audio_boost-small-seed0"
     heads = [StageManifest.read(run / stage / "model").n_heads for stage in ("align", "mtp1", "mtp10", "sft")]
-    assert heads == [0, 1, 2, 2] and load_released(run / "sft" / "model").n_heads == 2
+    assert heads == [0, 1, 2, 2] and load_model(run / "sft" / "model").n_heads == 2
     assert list((run / "mtp1").glob("wandb/offline-run-*")) and list((run / "mtp1" / "tensorboard").iterdir())

@@ -20,7 +20,7 @@ from vita_audio_pl.evaluation.runs.evaluate import run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.generate import generate
 from vita_audio_pl.inference.options import GenerateConfig
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -170,7 +170,7 @@ def test_a_variant_trains_every_stage_and_answers(variant, world, capsys):
     learns = variant == "vita_audio_plus_boost"  # the demo shows that the discrete ones do
     more = {"align": ("stage.steps=150", "stage.learning_rate=1e-2")} if learns else {}
     models = {stage: world.train(variant, stage, *more.get(stage, ())) for stage in stages}
-    parameters = {stage: dict(load_released(folder).named_parameters()) for stage, folder in models.items()}
+    parameters = {stage: dict(load_model(folder).named_parameters()) for stage, folder in models.items()}
 
     def moved(stage: str, part: str) -> bool:
         before = parameters[stages[stages.index(stage) - 1]]

@@ -24,7 +24,8 @@ from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys, run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.released import load_released, save_released
+from vita_audio_pl.models.load import load_model
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
@@ -167,7 +168,7 @@ def test_verified_drafts_give_vanillas_answers(config, tmp_path, monkeypatch):
     monkeypatch.setattr(toolbox, "generate", noted)
     vanilla = run_session(replace(config, task="tts"))[0]
     checked = run_session(replace(config, task="tts", mode="boost", verify="greedy"))[0]
-    model = load_released(config.model)
+    model = load_model(config.model)
     for (prompts, expected, constraint), (same, found, _) in zip(answered[:2], answered[2:], strict=True):
         assert same == prompts
         assert_same_answers(model, DecodePattern.of("vanilla"), prompts, found, expected, constraint=constraint)

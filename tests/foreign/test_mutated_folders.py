@@ -22,8 +22,9 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, codec_of, encode_recordings, prompt_ids
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.backbone import backbone_notes, load_backbone, save_backbone
+from vita_audio_pl.models.backbone import backbone_notes, save_backbone
 from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
@@ -96,7 +97,7 @@ def backbone(folder: Path) -> None:
 
 def use_backbone(folder: Path) -> None:
     backbone_notes(folder)
-    generate(load_backbone(folder).eval(), [[1, 2, 3]], DecodePattern.of("boost"), max_new_tokens=2)
+    generate(load_model(folder).eval(), [[1, 2, 3]], DecodePattern.of("boost"), max_new_tokens=2)
 
 
 def sensevoice(folder: Path) -> None:

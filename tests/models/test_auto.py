@@ -15,7 +15,8 @@ from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.backbone import save_backbone
-from vita_audio_pl.models.released import load_released, save_released
+from vita_audio_pl.models.load import load_model
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 
@@ -53,7 +54,7 @@ def test_an_exported_folder_generates_what_its_backbone_does(folder):
 
 def test_the_heads_are_in_the_same_object(folder):
     model = AutoModelForCausalLM.from_pretrained(folder / "released").eval()
-    ours, alone = model.speech_lm(), load_released(folder / "released").eval()
+    ours, alone = model.speech_lm(), load_model(folder / "released").eval()
     mine, wanted = dict(ours.named_parameters()), dict(alone.named_parameters())
     assert mine.keys() == wanted.keys() and all(torch.equal(mine[name], value) for name, value in wanted.items())
     shared = {parameter.data_ptr() for parameter in model.parameters()}
@@ -66,7 +67,7 @@ def test_the_heads_are_in_the_same_object(folder):
 
 def test_saving_it_gives_the_published_layout_again(folder, tmp_path):
     AutoModelForCausalLM.from_pretrained(folder / "released").save_pretrained(tmp_path)
-    one, other = (dict(load_released(place).named_parameters()) for place in (tmp_path, folder / "released"))
+    one, other = (dict(load_model(place).named_parameters()) for place in (tmp_path, folder / "released"))
     assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 

@@ -5,9 +5,10 @@ import torch
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.blocks import blocks, checkpoint_activations, compile_blocks
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora, merge_lora
 from vita_audio_pl.models.objectives import EveryHead
-from vita_audio_pl.models.released import load_released, save_released
+from vita_audio_pl.models.released import save_released
 
 
 def step(model, batch):
@@ -76,7 +77,7 @@ def test_lora_trains_adapters_alone_and_is_merged_where_weights_are_written(tiny
         optimiser.step()
     expected = model.logits(batch)
     save_released(model, tmp_path)
-    for merged in (load_released(tmp_path), model):
+    for merged in (load_model(tmp_path), model):
         if merged is model:
             merge_lora(model)
         assert {name for name, _ in merged.named_parameters()} == before.keys()

@@ -15,8 +15,9 @@ from transformers import Qwen2Config
 
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.initialise import add_heads
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.objectives import build_objective
-from vita_audio_pl.models.released import load_released, save_released
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
@@ -93,8 +94,8 @@ def all_curves(folder):
     for stage in STAGES:
         curves[stage] = train(model, stage)
         save_released(model, folder / stage)  # stages hand over by files, as in a real chain
-        model = load_released(folder / stage)
-    served = load_released(folder / "mtp1")
+        model = load_model(folder / stage)
+    served = load_model(folder / "mtp1")
     curves["mtp10, served_slots"] = train(served, "mtp10", "served_slots")
     return curves
 

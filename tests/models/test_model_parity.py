@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vita_audio_pl.models.backbone import load_backbone
 from vita_audio_pl.models.initialise import add_heads
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.objectives import EveryHead
 from vita_audio_pl.models.reference import Document, ReferenceModel
-from vita_audio_pl.models.released import load_released, released_keys
+from vita_audio_pl.models.released import released_keys
 from vita_audio_pl.packed import PackedBatch
 
 CASES = [
@@ -31,7 +31,7 @@ def case(request, parity):
     nobody, one = torch.full_like(ids, -1, dtype=torch.int8), torch.zeros_like(ids, dtype=torch.int16)
     labels = tensors["in.labels"]
     batch = PackedBatch(ids, labels, positions, documents, nobody, None, divisor, one, [["a", "b", "c"]], {})
-    model = load_released(path.parent)
+    model = load_model(path.parent)
     if said["lm_head_frozen"]:
         model.requires_grad_(False)
         model.heads.requires_grad_(True)
@@ -112,7 +112,7 @@ def digest(model) -> dict[str, str]:
 
 @pytest.mark.parametrize("n_heads, recorded", [(1, "mtp1_from_stage1"), (10, "mtp10_from_stage1")])
 def test_first_heads_start_as_published(parity, n_heads, recorded):
-    model = load_backbone(parity / "init/stage1_qwen2")
+    model = load_model(parity / "init/stage1_qwen2")
     add_heads(model, n_heads)
     expected = json.loads((parity / "init/sha256.json").read_text())[recorded]
     ours = digest(model)
@@ -124,6 +124,6 @@ def test_first_heads_start_as_published(parity, n_heads, recorded):
 
 
 def test_ten_heads_start_from_the_trained_one_as_published(parity):
-    model = load_released(parity / "init/mtp1_trained")
+    model = load_model(parity / "init/mtp1_trained")
     add_heads(model, 10)
     assert digest(model) == json.loads((parity / "init/sha256.json").read_text())["mtp10_from_mtp1"]

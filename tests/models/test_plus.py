@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.backbone import load_backbone, save_backbone
+from vita_audio_pl.models.backbone import save_backbone
 from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.objectives import EveryHead
-from vita_audio_pl.models.released import load_released, save_released
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 
 ENCODER = SenseVoiceConfig(width=16, heads=2, ffn_width=24, layers=2, text_layers=1, memory=3, n_mels=4, stack=3)
@@ -92,7 +93,7 @@ def test_published_keys_and_both_layouts_come_back_exactly(tied, plus, spoken, t
     keys = load_file(tmp_path / "released/model.safetensors").keys()
     assert "model.audio_model.model.embed.weight" in keys and "model.audio_projection.1.weight" in keys
     save_backbone(model, tmp_path / "backbone")
-    for again in (load_released(tmp_path / "released"), load_backbone(tmp_path / "backbone")):
+    for again in (load_model(tmp_path / "released"), load_model(tmp_path / "backbone")):
         mine, theirs = model.state_dict(), again.state_dict()
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert torch.equal(again.logits(spoken)[2], model.logits(spoken)[2])

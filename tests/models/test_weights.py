@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.backbone import load_backbone, save_backbone
+from vita_audio_pl.models.backbone import open_backbone, save_backbone
 from vita_audio_pl.models.initialise import add_heads, resize_vocabulary
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.objectives import EveryHead
-from vita_audio_pl.models.released import load_released, read_released_config, save_released
+from vita_audio_pl.models.released import read_released_config, save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 
@@ -41,14 +42,14 @@ def qwen2(folder, tied, shard="1GB"):
 
 def test_published_checkpoints_come_back_bit_by_bit(parity, tmp_path):
     published = load_file(parity / "k3/model.safetensors")
-    model = load_released(parity / "k3")
+    model = load_model(parity / "k3")
     save_released(model, tmp_path, decode_pattern=[1, 10, 4, 10], first_code=300, max_shard_bytes=200_000)
     shards = [load_file(path) for path in sorted(tmp_path.glob("*.safetensors"))]
     assert len(shards) > 3
     written = {key: tensor for shard in shards for key, tensor in shard.items()}
     assert written.keys() == published.keys()
     assert all(torch.equal(written[key], published[key]) for key in published)
-    assert same(load_released(tmp_path), model)
+    assert same(load_model(tmp_path), model)
     ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, parity / "k3"))
     assert theirs.items() <= ours.items()
     assert json.loads((tmp_path / "generation_config.json").read_text())["mtp_inference_mode"] == [1, 10, 4, 10]
@@ -58,9 +59,9 @@ def test_published_checkpoints_come_back_bit_by_bit(parity, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_model_comes_back_from_both_formats(tied, dtype, tiny, tmp_path):
     model = tiny(n_heads=3, tied=tied).to(dtype)
-    for save, load in ((save_released, load_released), (save_backbone, load_backbone)):
+    for save in (save_released, save_backbone):
         save(model, tmp_path / save.__name__)
-        again = load(tmp_path / save.__name__)
+        again = load_model(tmp_path / save.__name__)
         assert same(again, model) and again.n_heads == 3 and again.lm_head.weight.dtype == dtype
         assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
     keys = load_file(tmp_path / "save_released/model.safetensors").keys()
@@ -70,7 +71,7 @@ def test_every_model_comes_back_from_both_formats(tied, dtype, tiny, tmp_path):
 @pytest.mark.parametrize("tied, shard", [(False, "1GB"), (True, "20KB")])
 def test_a_base_model_answers_as_in_transformers(tied, shard, pack, tmp_path):
     theirs = qwen2(tmp_path, tied, shard)
-    ours, batch = load_backbone(tmp_path), pack([[9]], vocabulary=96)
+    ours, batch = load_model(tmp_path), pack([[9]], vocabulary=96)
     with torch.no_grad():
         expected = theirs(batch.input_ids[:, :9]).logits
         torch.testing.assert_close(ours.logits(batch)[0], expected, atol=1e-5, rtol=1e-5)
@@ -178,7 +179,7 @@ BREAKAGES = {
 def test_what_does_not_fit_is_one_sentence_that_names_it(breakage, sentence, folder):
     breakage(folder)
     with pytest.raises(UserError, match=sentence) as error:
-        load_released(folder)
+        load_model(folder)
     assert "\n" not in str(error.value)
 
 
@@ -186,7 +187,7 @@ def test_a_missing_shard_is_named(tiny, tmp_path):
     save_released(tiny(), tmp_path, max_shard_bytes=30_000)
     (tmp_path / sorted(tmp_path.glob("model-0*"))[1].name).unlink()
     with pytest.raises(UserError, match="model-00002-of-.* is missing; .* lists it"):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
 
 def test_an_index_does_not_lead_out_of_its_folder(tiny, tmp_path):
@@ -194,12 +195,12 @@ def test_an_index_does_not_lead_out_of_its_folder(tiny, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00001", "../model-00001"))
     with pytest.raises(UserError, match="does not list files of its own folder"):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_published_folder_is_no_base_model_and_the_reverse(folder, tmp_path):
     with pytest.raises(UserError, match="has to be a 'qwen2' model"):
-        load_backbone(folder)
+        open_backbone(folder)
     qwen2(tmp_path / "base", tied=False)
     with pytest.raises(UserError, match="not 'qwen2_mtp'; a base model"):
         read_released_config(tmp_path / "base")

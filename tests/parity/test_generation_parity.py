@@ -8,7 +8,7 @@ import pytest
 from tests.margins import assert_same_answers
 from vita_audio_pl.inference import Runtime, generate
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.load import load_model
 
 FOLDER = Path(__file__).parent / "generation" / "k3"
 RECORDED = json.loads((FOLDER / "generations.json").read_text())
@@ -17,7 +17,7 @@ MODES = sorted({key.split("_", 1)[1] for key in RECORDED})
 
 @pytest.fixture(scope="module")
 def model():
-    return load_released(FOLDER)
+    return load_model(FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from bit_flips import flip, flipped, some_bits
 
 from vita_audio_pl.checksums import ChecksumsConfig, checksums
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.released import load_released, read_released_config
+from vita_audio_pl.models.load import load_model
+from vita_audio_pl.models.released import read_released_config
 from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_checksums
 from vita_audio_pl.training.run_folder.manifest import StageManifest
@@ -25,7 +26,7 @@ def test_no_flipped_bit_of_a_parent_is_trained_from(trained, capsys):
         path = parent / name
         for bit in some_bits(path, 10):
             with flipped(path, bit), pytest.raises(UserError, match=f"{path} is damaged"):
-                load_released(parent)
+                load_model(parent)
     weights = parent / "model.safetensors"
     with (
         flipped(weights, 8 * weights.stat().st_size - 3),
@@ -53,10 +54,10 @@ def test_weights_that_were_put_in_the_place_of_others_are_not_taken_for_them(tra
     parent = trained("align").model
     (parent / "model.safetensors").rename(parent / "other.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        load_released(parent)
+        load_model(parent)
     (parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
     with pytest.raises(UserError, match="index.json was not written with this folder"):
-        load_released(parent)
+        load_model(parent)
 
 
 def test_a_folder_of_an_older_version_loads_with_one_line_that_says_how_to_add_checksums(trained, caplog):
@@ -64,14 +65,14 @@ def test_a_folder_of_an_older_version_loads_with_one_line_that_says_how_to_add_c
     (parent / CHECKSUMS).unlink()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            load_released(parent)
+            load_model(parent)
             StageManifest.read(parent)
     [line] = [line for line in caplog.messages if "checksums" in line]
     assert str(parent) in line and "write=true adds them" in line
     checksums(ChecksumsConfig(folder=str(parent), write=True))
     flip(parent / "config.json", 100)
     with pytest.raises(UserError, match="config.json is damaged"):
-        load_released(parent)
+        load_model(parent)
 
 
 def test_a_folder_from_elsewhere_is_read_without_checksums(trained, caplog):

@@ -6,14 +6,14 @@ from toy import VOCABULARY, toy_config
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.initialise import add_speech_input
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.training.stage.starting_model import starting_model
 from vita_audio_pl.training.step.freezing import freeze
 
 
 def weights(folder):
-    return load_released(folder.root / "model").state_dict()
+    return load_model(folder.root / "model").state_dict()
 
 
 def test_checkpointing_and_attention_change_no_weight(trained):

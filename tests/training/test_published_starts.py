@@ -12,8 +12,8 @@ from transformers import Qwen2ForCausalLM
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.exporting import export_model, spell_out
 from vita_audio_pl.inference.loading import load_speech_model
-from vita_audio_pl.models.adapters import load_model
 from vita_audio_pl.models.initialise import add_speech_input
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder

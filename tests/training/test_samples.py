@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.training.callbacks import sample_writer
 from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.stage.train import train_stage
@@ -165,7 +165,7 @@ def test_samples_of_a_model_with_adapters_are_those_of_the_merged_weights(tmp_pa
     probe.keep_answering_weights(monkeypatch.setattr)
     settings = ("variant.parents.sft=[align]", "model.lora.rank=2", "stage.learning_rate=0.05", *WITH)
     folder = train(tmp_path, "sft", *settings)
-    answering, released = load_file(folder.root / "answering-000006.safetensors"), load_released(folder.model)
+    answering, released = load_file(folder.root / "answering-000006.safetensors"), load_model(folder.model)
     assert answering.keys() == {name for name, _ in released.named_parameters()}
     for name, parameter in released.named_parameters():
         torch.testing.assert_close(answering[name], parameter.detach(), rtol=1e-6, atol=1e-7)

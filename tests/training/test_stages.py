@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.released import load_released
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.run_folder.layout import STAGE
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 
 def parameters(folder):
-    return {name: p.detach() for name, p in load_released(folder.model).named_parameters()}
+    return {name: p.detach() for name, p in load_model(folder.model).named_parameters()}
 
 
 def test_four_stages_hand_over_what_they_promise(trained):

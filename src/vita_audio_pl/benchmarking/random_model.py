@@ -1,9 +1,9 @@
 """Models with random weights, of a size that is to be measured."""
 
 import torch
-from transformers import Qwen2Config
 
 from vita_audio_pl.benchmarking.sizes import ModelSize
+from vita_audio_pl.models.released import qwen2_config
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 
@@ -16,17 +16,17 @@ def random_model(
     attention: str = "per_document",
     seed: int = 0,
 ) -> SpeechLM:
-    """A model of that size for rows of `positions` tokens, made on its device (the CPU unless told)."""
-    backbone = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.attention_heads,
-        num_key_value_heads=size.key_value_heads,
-        max_position_embeddings=positions,
-        tie_word_embeddings=size.tied,
-    )
+    """A model of that size for rows of `positions` tokens, made on its device (by default the CPU)."""
+    fields = {
+        "vocab_size": size.vocabulary,
+        "hidden_size": size.hidden_size,
+        "intermediate_size": size.intermediate_size,
+        "num_attention_heads": size.attention_heads,
+        "num_key_value_heads": size.key_value_heads,
+        "max_position_embeddings": positions,
+        "tie_word_embeddings": size.tied,
+    }
+    backbone = qwen2_config(fields, size.layers, "benchmark_size")
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

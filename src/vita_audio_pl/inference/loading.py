@@ -12,8 +12,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json_if_there
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
-from vita_audio_pl.models.adapters import load_model
 from vita_audio_pl.models.backbone import backbone_notes, heads_beside
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import ENCODER_FOLDER, HEADS
 from vita_audio_pl.models.sensevoice import load_front_end
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd

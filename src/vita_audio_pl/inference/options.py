@@ -1,4 +1,4 @@
-"""The settings of `python -m vita_audio_pl.generate`."""
+"""Settings of the commands that answer with a model, and of `python -m vita_audio_pl.generate`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +16,34 @@ FIRST_CHUNK = ("verified", "draft")
 
 
 @dataclass
-class GenerateConfig(DecodingConfig, CommandConfig):
+class InferenceConfig(DecodingConfig, CommandConfig):
+    """Settings of the commands that load one model and answer with it: `generate` and `serve`."""
+
+    model: str = setting(
+        MISSING, "what to load: a run, a stage, a model folder, adapters, or published weights", common=True
+    )
+    codec_folder: str | None = setting(
+        None, "folder of the audio codec; null = the one in the model folder", common=True
+    )
+    encoder_folder: str | None = setting(
+        None, "folder of a Plus model's audio encoder, as SenseVoiceSmall has it; null = the one in the model folder"
+    )
+    device: str = setting("cpu", "cpu or cuda", choices=("cpu", "cuda"), common=True)
+    threads: int = setting(1, "CPU threads of a matrix product; more than 1 helps large models only", at_least=1)
+    dtype: str | None = setting(
+        None, "float32, bfloat16 or float16; null = that of the weights", choices=("float32", "bfloat16", "float16")
+    )
+
+    @property
+    def token_limit(self) -> int:
+        """Most tokens of an answer."""
+        return self.max_new_tokens or 1024
+
+
+@dataclass
+class GenerateConfig(InferenceConfig):
     """Settings of `python -m vita_audio_pl.generate`."""
 
-    model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
-    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)
-    encoder_folder: str | None = setting(
-        None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
-    )
     task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
     text: str | None = setting(
         None, "what to speak (tts) or to answer (text); null for other tasks", common=True, address=True
@@ -46,16 +66,6 @@ class GenerateConfig(DecodingConfig, CommandConfig):
         "answer.wav", "where the spoken answer goes; with stream=true, - is raw 16-bit samples on stdout", common=True
     )
     stream: bool = setting(False, "show and write the answer while it is made", common=True)
-    device: str = setting("cpu", "or cuda", choices=("cpu", "cuda"), common=True)
-    threads: int = setting(1, "of a CPU; more help large models only", at_least=1)
-    dtype: str | None = setting(
-        None, "float32, bfloat16; null = the file's", choices=("float32", "bfloat16", "float16")
-    )
-
-    @property
-    def token_limit(self) -> int:
-        """Of an answer."""
-        return self.max_new_tokens or 1024
 
     def check(self) -> None:
         if self.first_chunk == "draft" and self.verify == "none":

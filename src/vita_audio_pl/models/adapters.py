@@ -1,4 +1,4 @@
-"""Model folders of every layout in one call; and folders of LoRA adapters alone, which belong to a model that lies elsewhere."""
+"""Folders of LoRA adapters alone, which belong to a model in another folder."""
 
 import json
 import os
@@ -11,61 +11,14 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
-from vita_audio_pl.models.backbone import load_backbone, open_backbone
 from vita_audio_pl.models.lora import add_lora, merge_lora
-from vita_audio_pl.models.released import load_released, open_released, released_config, released_keys
+from vita_audio_pl.models.released import released_config
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.models.weight_files import SINGLE, WeightFolder, check_fit, folder_weights, is_finite, write_json
-from vita_audio_pl.storage.model_folders import ADAPTERS, CONFIG, base_of, whole_model
+from vita_audio_pl.models.weight_files import SINGLE, WeightFolder, folder_weights, is_finite, write_json
+from vita_audio_pl.storage.model_folders import ADAPTERS, CONFIG
 
 _FORMAT = 1
 _MOST_RANK = 4096
-
-
-def load_model(
-    folder: Path | str,
-    *,
-    attention: str = "per_document",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> SpeechLM:
-    """The model of a folder: published or ours, a plain Qwen2 folder, or adapters, merged into the model that they adapt.
-
-    Args:
-        attention: kernel, see `models.attention`.
-        dtype: converted to; None keeps the file's.
-        device: where the weights go.
-
-    Raises:
-        UserError: a file is missing or damaged, or what belongs together does not fit.
-    """
-    folder = Path(folder)
-    base = base_of(folder) if whole_model(folder) != folder else None  # adapters that lead in a circle are refused
-    if base is not None:
-        return _adapted(folder, load_model(base, attention=attention, dtype=dtype, device=device), base)
-    plain = read_json(folder / CONFIG).get("model_type") == "qwen2"
-    load = load_backbone if plain else load_released
-    return load(folder, attention=attention, dtype=dtype, device=device)
-
-
-def open_model(
-    folder: Path | str, attention: str = "per_document"
-) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
-    """As `load_model`, with the weights not read yet: the model on the meta device, files, and file key -> parameter name.
-
-    The folder must hold a whole model.
-
-    Raises:
-        UserError: as `load_model`.
-    """
-    if read_json(Path(folder) / CONFIG).get("model_type") == "qwen2":
-        model, parts = open_backbone(folder, attention)
-    else:
-        model, weights = open_released(folder, attention)
-        parts = [(weights, released_keys(model))]
-    for weights, names in parts:
-        check_fit(model, weights, names)
-    return model, parts
 
 
 def save_adapters(
@@ -112,8 +65,12 @@ def save_adapters(
     (folder / ADAPTERS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def _adapted(folder: Path, model: SpeechLM, base: Path) -> SpeechLM:
-    """`model` with the adapters in `folder` merged into it."""
+def merge_adapters(folder: Path, model: SpeechLM, base: Path) -> SpeechLM:
+    """Merges the adapters in `folder` into `model`, in place; they were trained on the weights in `base`.
+
+    Raises:
+        UserError: they were not, or the folder is damaged.
+    """
     path = folder / ADAPTERS
     about = read_json(path)
     fields = Fields(about, str(path))

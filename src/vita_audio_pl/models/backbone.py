@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from vita_audio_pl.errors import UserError
@@ -15,9 +14,9 @@ from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.released import (
     MOST_HEADS,
     MOST_LAYERS,
-    backbone_config,
     backbone_dict,
     encoder_config,
+    qwen2_config,
     released_keys,
     save_encoder_config,
     type_name,
@@ -27,7 +26,6 @@ from vita_audio_pl.models.weight_files import (
     INDEX,
     SINGLE,
     WeightFolder,
-    load_strictly,
     save_weights,
     tensor_names,
     verify_model_files,
@@ -40,38 +38,16 @@ _BESIDE = ("heads.", "speech_input.")
 NOTES = "mctp.json"
 
 
-def load_backbone(
-    folder: Path | str,
-    *,
-    attention: str = "per_document",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> SpeechLM:
-    """The model of a Qwen2 folder: single or sharded safetensors, tied (no `lm_head.weight`) or not.
-
-    It has the heads and the speech encoder that `save_backbone` left in the folder, otherwise none.
-
-    Args:
-        attention: kernel, see `models.attention`.
-        dtype: converted to; None keeps the file's.
-        device: where the weights go.
-
-    Raises:
-        UserError: not a Qwen2 folder, a file of it is damaged, or its weights do not fit its `config.json`.
-    """
-    model, parts = open_backbone(folder, attention)
-    for weights, names in parts:
-        load_strictly(model, weights, names, dtype, device)
-    return model.materialised(device)
-
-
 def open_backbone(
     folder: Path | str, attention: str = "per_document"
 ) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
     """The model of a Qwen2 folder on the meta device, and its weights, not read yet, with file key -> parameter name.
 
+    The folder holds single or sharded safetensors, tied (no `lm_head.weight`) or not. The model has the heads and the speech
+    encoder that `save_backbone` left in the folder, otherwise none.
+
     Raises:
-        UserError: as `load_backbone`.
+        UserError: not a Qwen2 folder, or a file of it is damaged.
     """
     folder = Path(folder)
     verify_model_files(folder)
@@ -79,7 +55,7 @@ def open_backbone(
     fields = read_json(path)
     if fields.get("model_type") != "qwen2":
         raise UserError(f"{path} says model_type '{fields.get('model_type')}'; the backbone has to be a 'qwen2' model")
-    config = backbone_config(fields, Fields(fields, str(path)).integer("num_hidden_layers", most=MOST_LAYERS), path)
+    config = qwen2_config(fields, Fields(fields, str(path)).integer("num_hidden_layers", most=MOST_LAYERS), path)
     beside = WeightFolder(folder, BESIDE) if (folder / BESIDE).is_file() else None
     shapes = {} if beside is None else beside.shapes()
     heads = _head_numbers(shapes)

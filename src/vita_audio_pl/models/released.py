@@ -7,26 +7,23 @@ Head `k`'s decoder layer is `model.layers.{L+k}` beside the backbone's L layers,
 adapter under `model.audio_model` and `model.audio_projection`; the encoder's sizes are in `speech_input/config.yaml`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
 from transformers.activations import ACT2FN
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
-from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import (
     WeightFolder,
-    load_strictly,
     save_weights,
     verify_model_files,
     write_json,
@@ -159,8 +156,8 @@ def backbone_dict(backbone: Qwen2Config) -> dict[str, Any]:
     return fields | {"rope_theta": theta, "rope_scaling": scaling, "use_sliding_window": False}
 
 
-def backbone_config(fields: dict[str, Any], n_layers: int, where: Path) -> Qwen2Config:
-    """Qwen2 configuration of `n_layers` layers from the fields of a `config.json`.
+def qwen2_config(fields: Mapping[str, Any], n_layers: int, where: Path | str) -> Qwen2Config:
+    """The Qwen2 configuration of `n_layers` layers, from fields named as in `config.json`; `where` names them in errors.
 
     Raises:
         UserError: a field is missing, or the model uses sliding windows, which packed rows do not support.
@@ -204,7 +201,7 @@ def backbone_config(fields: dict[str, Any], n_layers: int, where: Path) -> Qwen2
         raise UserError(f"{where} does not describe a Qwen2 model: {said}") from None
 
 
-def _rope(fields: Fields, where: Path) -> dict[str, Any]:
+def _rope(fields: Fields, where: Path | str) -> dict[str, Any]:
     """Parameters of the rotary embedding, of new (`rope_parameters`) or old files (`rope_theta` and `rope_scaling`)."""
     name = next((name for name in ("rope_parameters", "rope_scaling") if fields.has(name)), None)
     given = {} if name is None else fields.mapping(name)
@@ -237,37 +234,15 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     n_heads = read.integer("num_nextn_predict_layers", least=0, most=MOST_HEADS, default=0)
     if n_heads >= all_layers:
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
-    backbone = backbone_config(fields, all_layers - n_heads, path)
+    backbone = qwen2_config(fields, all_layers - n_heads, path)
     place = read.integer("context_of_audio_id", least=0, default=0) if read.has("context_of_audio_id") else None
     return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place)
 
 
-def load_released(
-    folder: Path | str,
-    *,
-    attention: str = "per_document",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> SpeechLM:
-    """Builds the model of a published folder, one tensor at a time from the meta device.
-
-    Args:
-        attention: kernel, see `models.attention`.
-        dtype: converted to; None keeps the file's.
-        device: where the weights go.
-
-    Raises:
-        UserError: a key is missing or extra, a shape differs, a file is cut short or damaged, a weight is not finite, or
-            there is no such device.
-    """
-    require_device(device)
-    model, weights = open_released(folder, attention)
-    load_strictly(model, weights, released_keys(model), dtype, device)
-    return model.materialised(device)
-
-
-def open_released(folder: Path | str, attention: str = "per_document") -> tuple[SpeechLM, WeightFolder]:
-    """The model of a published folder on the meta device, and its weights, not read yet under `released_keys(model)`.
+def open_released(
+    folder: Path | str, attention: str = "per_document"
+) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
+    """The model of a published folder on the meta device, and its weights, not read yet, with file key -> parameter name.
 
     Raises:
         UserError: a file is cut short or damaged, or the configuration does not count the heads that are there.
@@ -281,4 +256,5 @@ def open_released(folder: Path | str, attention: str = "per_document") -> tuple[
             f"{folder} holds {held} heads ({_PARTS['proj']}.*), but its config.json says num_nextn_predict_layers="
             f"{config.n_heads}; they have to agree"
         )
-    return SpeechLM.on_meta(config), weights
+    model = SpeechLM.on_meta(config)
+    return model, [(weights, released_keys(model))]

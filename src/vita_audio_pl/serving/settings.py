@@ -6,13 +6,12 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import MISSING
-
 from vita_audio_pl.config.command import CommandConfig
-from vita_audio_pl.config.decoding import VERIFY_MODES, DecodingConfig
+from vita_audio_pl.config.decoding import VERIFY_MODES
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import WHEN_FULL
+from vita_audio_pl.inference.options import InferenceConfig
 
 KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"
 
@@ -34,14 +33,9 @@ class LimitsConfig:
 
 
 @dataclass
-class ServeConfig(DecodingConfig, CommandConfig):
+class ServeConfig(InferenceConfig):
     """Settings of `python -m vita_audio_pl.serve`; decoding settings are what requests say nothing of."""
 
-    model: str = setting(MISSING, "a run, a stage, a model folder, adapters, or published weights", common=True)
-    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder", common=True)
-    encoder_folder: str | None = setting(
-        None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
-    )
     name: str | None = setting(None, "of the model in answers and /v1/models; null = that of its folder")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all, which wants api_keys and tls", common=True)
     port: int = setting(8000, "to listen on; 0 = any free one", at_least=0, at_most=65535, common=True)
@@ -62,16 +56,6 @@ class ServeConfig(DecodingConfig, CommandConfig):
     tls_key: str | None = setting(None, "PEM file of its key; null = no TLS")
     drain_seconds: float = setting(30.0, "that answers may take to end after SIGTERM, s", at_least=0)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    device: str = setting("cpu", "or cuda", choices=("cpu", "cuda"), common=True)
-    threads: int = setting(1, "of a CPU; more help large models only", at_least=1)
-    dtype: str | None = setting(
-        None, "float32, bfloat16; null = the file's", choices=("float32", "bfloat16", "float16")
-    )
-
-    @property
-    def token_limit(self) -> int:
-        """Of an answer; requests may say less."""
-        return self.max_new_tokens or 1024
 
     def check(self) -> None:
         require(

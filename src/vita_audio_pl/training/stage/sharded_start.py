@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.adapters import open_model
 from vita_audio_pl.models.initialise import resized
+from vita_audio_pl.models.load import open_model
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import WeightFolder
 from vita_audio_pl.storage.model_folders import whole_model
@@ -57,7 +57,12 @@ class ShardedStart:
         folder = parent
         if folder is None and config.model.pretrained is not None:
             folder = pretrained_folder(config.model.pretrained)
-        if folder is None or whole_model(folder) != folder or config.model.lora.rank or config.variant.has_audio_encoder:
+        if (
+            folder is None
+            or whole_model(folder) != folder
+            or config.model.lora.rank
+            or config.variant.has_audio_encoder
+        ):
             return None
         there, parts = open_model(folder, config.model.kernel)
         if there.speech_input is not None:

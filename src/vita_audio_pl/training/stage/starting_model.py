@@ -7,14 +7,15 @@ from transformers import Qwen2Config
 
 from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.adapters import load_model
-from vita_audio_pl.models.backbone import load_backbone
+from vita_audio_pl.foreign.fields import read_json_if_there
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
 from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora
-from vita_audio_pl.models.released import ENCODER_FOLDER
+from vita_audio_pl.models.released import ENCODER_FOLDER, qwen2_config
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.storage.model_folders import CONFIG
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.run_folder.manifest import StageManifest
@@ -36,7 +37,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     if parent is not None:
         model = load_model(parent, attention=config.model.kernel, dtype=dtype)
     elif config.model.pretrained is not None:
-        model = load_backbone(pretrained_folder(config.model.pretrained), attention=config.model.kernel, dtype=dtype)
+        model = load_model(pretrained_folder(config.model.pretrained), attention=config.model.kernel, dtype=dtype)
         resize_vocabulary(model, vocabulary.size, generator)
     else:
         with torch.random.fork_rng(devices=[]):
@@ -72,22 +73,9 @@ def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
 
 
 def backbone_config(model: ModelConfig, vocabulary: Vocabulary) -> Qwen2Config:
-    """transformers' configuration of a backbone with the dimensions of `model`."""
-    return Qwen2Config(
-        vocab_size=vocabulary.size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_hidden_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        max_position_embeddings=model.max_position_embeddings,
-        rms_norm_eps=model.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        tie_word_embeddings=model.tie_word_embeddings,
-        pad_token_id=vocabulary.pad,
-        bos_token_id=None,
-        eos_token_id=vocabulary.im_end,
-    )
+    """transformers' configuration of a backbone with the dimensions of `model`, whose names are those of `config.json`."""
+    tokens = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.im_end}
+    return qwen2_config(vars(model) | tokens, model.num_hidden_layers, "model")
 
 
 def encoder_folder(config: TrainConfig) -> Path:
@@ -151,5 +139,9 @@ def pretrained_folder(path: str) -> Path:
         raise UserError(
             f"model.pretrained: there is no folder {folder}; download the model there, or give model.pretrained=DIR "
             "(model.pretrained=null starts from random weights)"
+        )
+    if (kind := read_json_if_there(folder / CONFIG).get("model_type", "qwen2")) != "qwen2":
+        raise UserError(
+            f"model.pretrained={folder} is a '{kind}' model, not a plain Qwen2 folder; give it as init_from"
         )
     return folder
