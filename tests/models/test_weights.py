@@ -165,7 +165,7 @@ BREAKAGES = {
     "another kind": (lambda f: set_config(f, model_type="llama"), "model_type 'llama'"),
     "sliding": (lambda f: set_config(f, use_sliding_window=True), "sliding-window"),
     "no width": (lambda f: set_config(f, hidden_size=None), "hidden_size is null"),
-    "no number": (lambda f: set_config(f, hidden_size="wide"), "hidden_size is 'wide'; a whole number"),
+    "no number": (lambda f: set_config(f, hidden_size="wide"), "hidden_size is 'wide'; expected a whole number"),
     "cut short": (lambda f: os.truncate(f / "model.safetensors", 9000), "is cut short"),
     "not safetensors": (lambda f: (f / "model.safetensors").write_text("hello"), "cut short or is not"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),

@@ -50,7 +50,7 @@ def test_the_adapter_is_frozen_with_the_language_model_and_trains_with_it(plus):
 
 def test_a_parent_that_hears_otherwise_and_a_missing_encoder_are_refused(plus, trained, tmp_path):
     align = trained("align", "run_name=discrete")
-    with pytest.raises(UserError, match="its way of hearing .* is codes, and this run's is encoder; choose a variant"):
+    with pytest.raises(UserError, match="its speech input .* is codes, and this run's is encoder; choose a variant"):
         plus("mtp1", f"init_from={align.model}")
     start = ("stage=mtp1", "variant=vita_audio_plus_boost", f"init_from={align.model}")
     with pytest.raises(UserError, match="takes audio through an encoder, but .* was trained on audio codes"):

@@ -122,7 +122,7 @@ def test_a_published_folder_that_does_not_fit_the_data_is_refused(start, tmp_pat
     source = published(tmp_path / "published", "vita_audio_boost")
     with pytest.raises(UserError, match="wants 1 heads, but its parent .* has 3; heads can only be added"):
         start("mtp1", f"init_from={source}")
-    with pytest.raises(UserError, match="its way of hearing .* is codes, and this run's is encoder"):
+    with pytest.raises(UserError, match="its speech input .* is codes, and this run's is encoder"):
         start("sft", "variant=vita_audio_plus_boost", f"init_from={source}")
     other = TextTokenizer.train(["another text altogether, with words of its own"], 300)
     other.save(source)

@@ -28,7 +28,6 @@ from vita_audio_pl.models.weight_files import (
     WeightFolder,
     save_weights,
     tensor_names,
-    verify_model_files,
     write_json,
 )
 
@@ -47,10 +46,9 @@ def open_backbone(
     encoder that `save_backbone` left in the folder, otherwise none.
 
     Raises:
-        UserError: not a Qwen2 folder, or a file of it is damaged.
+        UserError: it is not a Qwen2 folder, or does not describe one.
     """
     folder = Path(folder)
-    verify_model_files(folder)
     path = folder / "config.json"
     fields = read_json(path)
     if fields.get("model_type") != "qwen2":

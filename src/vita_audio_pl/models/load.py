@@ -10,7 +10,7 @@ from vita_audio_pl.models.backbone import open_backbone
 from vita_audio_pl.models.devices import require_device
 from vita_audio_pl.models.released import open_released
 from vita_audio_pl.models.speech_lm import SpeechLM
-from vita_audio_pl.models.weight_files import WeightFolder, check_fit, load_strictly
+from vita_audio_pl.models.weight_files import WeightFolder, check_fit, load_strictly, verify_model_files
 from vita_audio_pl.storage.model_folders import CONFIG, base_of, whole_model
 
 
@@ -54,6 +54,7 @@ def open_model(
         UserError: as `load_model`.
     """
     folder = Path(folder)
+    verify_model_files(folder)
     plain = read_json(folder / CONFIG).get("model_type") == "qwen2"
     model, parts = (open_backbone if plain else open_released)(folder, attention)
     for weights, names in parts:

@@ -25,7 +25,6 @@ from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.weight_files import (
     WeightFolder,
     save_weights,
-    verify_model_files,
     write_json,
 )
 
@@ -245,9 +244,8 @@ def open_released(
     """The model of a published folder on the meta device, and its weights, not read yet, with file key -> parameter name.
 
     Raises:
-        UserError: a file is cut short or damaged, or the configuration does not count the heads that are there.
+        UserError: the configuration is not one, or does not count the heads that are there.
     """
-    verify_model_files(Path(folder))
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
     config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)
     held = sum(key.startswith(f"{_PARTS['proj']}.") for key in weights.keys())
