@@ -131,7 +131,7 @@ def test_nothing_is_removed_before_all_of_it_lies_elsewhere(
         return make(pieces, out)
 
     monkeypatch.setattr(merge, "merge_indexes", spoiling)
-    with pytest.raises(UserError, match=r"\.tar is damaged: .*; give the same command again"):
+    with pytest.raises(UserError, match=r"\.tar is damaged: .*; rerun the command"):
         prepare_source(job)
     assert before.items() <= files(job.out).items() and len(lint_source(job.out).problems) == 0
     monkeypatch.undo()

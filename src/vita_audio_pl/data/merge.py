@@ -27,7 +27,7 @@ from vita_audio_pl.storage.places import Place
 _RULES = 1  # raised when the same parts are joined otherwise
 _KINDS = {TAR: "shard", AUDIO: "audio_shard"}
 _TAR_BLOCK = 512
-_AGAIN = "delete that file and give the same command again: its parts are made again"
+_AGAIN = "delete that file and rerun the command: its parts are made again"
 
 
 def planned_shards(names: Sequence[str], outputs: Outputs, least: int) -> dict[str, list[str]]:
@@ -89,7 +89,7 @@ class _Merging:
             if AUDIO in self.kinds:
                 moved = zip(self.members, spans[AUDIO], strict=True)
                 write_array(self._file(PLACES), np.concatenate([self._clips(member, span) for member, span in moved]))
-        refuse(find_damage(self.folder, sums), "give the same command again")
+        refuse(find_damage(self.folder, sums), "rerun the command")
         record = self._record(sums, spans)
         write_sealed(self._file(DONE), record)
         return record
