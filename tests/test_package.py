@@ -16,15 +16,27 @@ HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_h
 """What Python does at its start, but where a shell in the background has the signal ignored."""
 
 
-def test_ctrl_c_while_a_command_imports_is_a_sentence_and_a_program_that_imports_the_package_keeps_its_own(tmp_path):
-    (tmp_path / "hydra.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
-    for started, says in (
-        (["-m", "vita_audio_pl.export"], "Ctrl-C: stopped while starting; rerun the same command"),
-        (["-c", f"{HEARS_CTRL_C}; import vita_audio_pl, hydra"], "KeyboardInterrupt"),
+def test_signals_while_a_command_imports_are_a_sentence_and_a_program_that_imports_the_package_keeps_its_own(tmp_path):
+    (tmp_path / "hydra.py").write_text("import os, signal\nsignal.raise_signal(int(os.environ['NUMBER']))\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/told\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    train, own = ["-m", "vita_audio_pl.train"], ["-c", f"{HEARS_CTRL_C}; import vita_audio_pl, hydra"]
+    requeued = "--oneliner show job 7\nrequeue 7\n"
+    for started, number, says, status, told in (
+        (["-m", "vita_audio_pl.export"], 2, "Ctrl-C: stopped while starting; rerun the same command", 130, ""),
+        (train, 2, "Ctrl-C: stopped while starting", 130, ""),
+        ([*train, "callbacks.requeue=false"], 10, "SIGUSR1: stopped while starting", 75, ""),
+        (train, 10, "SIGUSR1: stopped while starting", 75, requeued),
+        (train, 15, "SIGTERM: stopped while starting", 143, requeued * 2),
+        (own, 2, "KeyboardInterrupt", -2, requeued * 2),
     ):
-        paths = os.pathsep.join([str(tmp_path), *sys.path])
+        paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         ended = subprocess.run(
-            [sys.executable, *started], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+            [sys.executable, *started],
+            env=os.environ | paths | {"NUMBER": str(number), "SLURM_JOB_ID": "7"},
+            capture_output=True,
+            text=True,
         )
-        assert says in ended.stderr and ("Traceback" in ended.stderr) is (says == "KeyboardInterrupt")
-        assert ended.returncode in (130, -2)
+        assert says in ended.stderr and ("Traceback" in ended.stderr) is (started == own)
+        assert ended.returncode == status
+        assert ((tmp_path / "told").read_text() if (tmp_path / "told").exists() else "") == told

@@ -108,7 +108,7 @@ with one_sentence():
 
 @pytest.mark.parametrize(
     ("signals", "status"),
-    [("INT", 130), ("TERM", 143), ("USR1", 75), ("INT, then TERM", 143)],
+    [("INT", 130), ("TERM", 143), ("USR1", 75), ("INT, then TERM", 130)],
 )
 def test_stopping_is_one_sentence_at_once_and_one_more_ends_it(tmp_path, signals, status):
     hangs = "then" in signals
@@ -126,6 +126,49 @@ def test_stopping_is_one_sentence_at_once_and_one_more_ends_it(tmp_path, signals
     [sentence] = error.split("\n")[1:-1]
     name = "Ctrl-C" if signals.startswith("INT") else f"SIG{signals}"
     assert sentence.startswith(f"{name}: stopped in ") and "rerun the same command to resume" in sentence
+
+
+WAITS_IN_C = """
+import ctypes, pathlib, sys
+from vita_audio_pl import processes
+processes._DEAF = 0.1
+with processes.announce_stop(), processes.requeue_on_signal(True):
+    mutex = ctypes.create_string_buffer(256)
+    for _ in range(2):
+        pathlib.Path(sys.argv[1], "ready").touch()
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_signal_ends_what_waits_where_python_hears_none(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WAITS_IN_C, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    written(tmp_path / "ready")
+    time.sleep(0.2)
+    process.terminate()
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143 and "SIGTERM: stopped while waiting" in error
+
+
+SAVED = """
+import os, signal, sys
+from vita_audio_pl import leaving, processes
+leaving.command = processes.command = lambda: "vita_audio_pl.train"
+processes.SAME_PRESS_SECONDS = 0.0
+try:
+    with processes.announce_stop():
+        processes.leave_with(75)
+        if sys.argv[1] == "within":
+            signal.raise_signal(signal.SIGTERM)
+finally:
+    print("ended")
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("when", ["within", "after"])
+def test_a_signal_after_the_save_does_not_change_the_status(when):
+    ended = subprocess.run([sys.executable, "-c", SAVED, when], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (75, "") and ended.stdout == ("ended\n" if when == "after" else "")
 
 
 def test_a_signal_that_comes_from_a_terminal_and_from_the_chain_is_one(monkeypatch, capfd):

@@ -3,6 +3,7 @@
 # Resources of all jobs: SBATCH_OPTIONS="--partition=gpu --nodes=4". A stage that is finished already ends at once, so a
 # chain that broke is simply sent again.
 set -euo pipefail
+if [[ -n "${VENV:-}" ]]; then source "$VENV/bin/activate"; fi
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 stages="${STAGES:-$(python -m vita_audio_pl.train scale=published "$@" --cfg job --package variant.stages | sed -n 's/^- //p')}"
 before=()

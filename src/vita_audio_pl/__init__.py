@@ -6,16 +6,16 @@ The names below are loaded when first used, so that importing the package costs 
 `transformers.AutoModelForCausalLM` loads published and exported folders once this package is imported (`models.auto`).
 """
 
-import os
 import signal
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
+
+from vita_audio_pl import leaving
 
 _HOMES = {
     "DecodePattern": "vita_audio_pl.interleave",
@@ -44,15 +44,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-def _stopped_while_starting(number: int, frame: Any) -> None:
-    """What Ctrl-C does while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
-    os.write(2, b"\nCtrl-C: stopped while starting; rerun the same command to resume\n")
-    os._exit(128 + number)
-
-
 # only where this is a command (`python -m vita_audio_pl.train`), never where the package is imported
-if any(flag == "-m" and name.startswith(f"{__name__}.") for flag, name in pairwise(sys.orig_argv)):
-    signal.signal(signal.SIGINT, _stopped_while_starting)
+if leaving.command():
+    for _number in leaving.STATUS:
+        signal.signal(_number, leaving.leave_at_start)
 
 
 class _WithOurs(Loader):

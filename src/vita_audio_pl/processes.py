@@ -2,20 +2,23 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import context, resource_tracker
 from types import FrameType
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.leaving import INTERRUPTED, STATUS, TRY_AGAIN, command, name_of, print_now, requeue_job
 
 LAUNCHER = "VITA_AUDIO_LAUNCHER"
 """Environment variable with the number of the process that started this one, and that it must not outlive."""
@@ -29,37 +32,90 @@ TORCHRUN = (
     "MASTER_PORT",
 )
 """What torchrun tells each process that it starts, the names that matter here."""
-TRY_AGAIN = 75
-"""`EX_TEMPFAIL`: rerunning the same command resumes."""
-INTERRUPTED = 128 + signal.SIGINT
-_STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
 _LOOK = 0.5  # seconds between two looks whether the parent is there
 SAME_PRESS_SECONDS = (
     2.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
 )
 
 
-def requeue_job() -> None:
-    """Put the SLURM job that this process belongs to, if any, back into the queue, once; SLURM then ends the job."""
-    global _requeued
-    job = os.environ.get("SLURM_JOB_ID")
-    if job and not _requeued and shutil.which("scontrol"):
-        _requeued = True
-        subprocess.run(["scontrol", "requeue", job], check=False)
+@contextmanager
+def requeue_on_signal(wanted: bool) -> Iterator[None]:
+    """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: rerunning the same command resumes.
+
+    The signal also ends a block whose main thread waits in C, where Python runs no handler: for ranks that have left, or
+    for a disk. It is left alone where another handler than `announce_stop`'s sees to it, as between two steps.
+    """
+    global _requeue
+    was, _requeue = _requeue, wanted or _requeue
+    try:
+        with _heard_in_c():
+            yield
+    except (SystemExit, UserError) as end:
+        status = end.status if isinstance(end, UserError) else end.code
+        if wanted and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
+            requeue_job()
+        raise
+    finally:
+        _requeue = was
 
 
-_requeued = False
+_requeue = False  # whether a signal that ends this process puts its SLURM job back
 
 
 @contextmanager
-def requeue_on_signal(wanted: bool) -> Iterator[None]:
-    """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: rerunning the same command resumes."""
+def _heard_in_c() -> Iterator[None]:
+    """Ends the process where `_stop` does not run within `_DEAF` seconds after its signal."""
+    global _listens_in
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _listens_in is None:
+        os.register_at_fork(after_in_child=_hear_no_more)
+    arrived, wake = os.pipe()
+    os.set_blocking(wake, False)
+    before, _listens_in = signal.set_wakeup_fd(wake, warn_on_full_buffer=False), os.getpid()
+    threading.Thread(target=_listen, args=(arrived,), name="listen for signals", daemon=True).start()
     try:
         yield
-    except SystemExit as end:
-        if wanted and end.code in (TRY_AGAIN, _STATUS[signal.SIGTERM]):
-            requeue_job()
-        raise
+    finally:
+        signal.set_wakeup_fd(before)
+        _listens_in = 0
+        os.close(wake)
+
+
+_listens_in: int | None = None  # process; 0 where no block is open
+
+
+def _hear_no_more() -> None:
+    """A forked process tells the one that it was forked from of no signals."""
+    if _listens_in:
+        signal.set_wakeup_fd(-1)
+
+
+def _listen(arrived: int) -> None:
+    with os.fdopen(arrived, "rb", buffering=0) as signals:
+        while byte := signals.read(1):
+            number, came = byte[0], time.monotonic()
+            while _is_deaf(number, came) and time.monotonic() < came + _DEAF:
+                time.sleep(0.1)
+            if _is_deaf(number, came):
+                print_now(f"{name_of(number)}: stopped while waiting; rerun the same command to resume")
+                _end_now(STATUS[number])
+
+
+def _is_deaf(number: int, came: float) -> bool:
+    """Whether a signal is `_stop`'s to see to, which has not run since."""
+    return number in STATUS and signal.getsignal(number) is _stop and _ran < came - 1.0
+
+
+_DEAF = 5.0  # seconds
+_ran = 0.0  # when `_stop` ran last
+
+
+def _end_now(status: int) -> None:
+    if _requeue and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
+        requeue_job()
+    os._exit(status)
 
 
 @contextmanager
@@ -67,56 +123,71 @@ def announce_stop() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGUSR1 say in one sentence where the command stops, unwind, and decide its exit status.
 
     The sentence is written at once, by the signal's handler; one more signal ends the process there and then. Blocks may
-    be nested.
+    be nested. Once a command's outermost block has ended, so has the command: a later signal changes its status no more.
 
     Raises:
         SystemExit: after a signal, with 130, 143 or 75, whatever else left the block.
     """
-    global _stopped_by
+    global _stopped
     main = threading.current_thread() is threading.main_thread()
     outermost = main and signal.getsignal(signal.SIGTERM) is not _stop
-    handlers = {number: signal.signal(number, _stop) for number in _STATUS} if outermost else {}
+    handlers = {number: signal.signal(number, _stop) for number in STATUS} if outermost else {}
+    status: int | None = 0
     try:
         yield
-    except BaseException:
-        if _stopped_by is None:
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
+        if _stopped is None:
             raise
     finally:
+        status = status if _stopped is None else _stopped.status
         for number, handler in handlers.items():
-            signal.signal(number, handler)
-        stopped_by = _stopped_by
+            signal.signal(number, handler if status is None or not command() else partial(_ended, status))
+        stopped = _stopped
         if outermost:
-            _stopped_by = None
-    if stopped_by is not None:
-        raise SystemExit(_STATUS[stopped_by[0]])
+            _stopped = None
+    if stopped is not None:
+        raise SystemExit(stopped.status)
 
 
-_stopped_by: tuple[int, float] | None = None  # signal, and when it came
+@dataclass(frozen=True)
+class _Stopped:
+    """When the signal came, and the status that it means."""
+
+    came: float
+    status: int
+
+
+_stopped: _Stopped | None = None
+
+
+def leave_with(status: int) -> None:
+    """What was under way is saved, and this process ends with `status`: signals from now on do not change that."""
+    global _stopped
+    if signal.getsignal(signal.SIGTERM) is _stop:  # else nobody would forget it again
+        _stopped = _Stopped(time.monotonic(), status)
+
+
+def _ended(status: int, number: int, frame: FrameType | None) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _stopped_by
-    if _stopped_by is not None:
-        if time.monotonic() - _stopped_by[1] > SAME_PRESS_SECONDS:
-            os._exit(_STATUS[number])
+    global _stopped, _ran
+    _ran = time.monotonic()
+    if _stopped is not None:
+        if _ran - _stopped.came > SAME_PRESS_SECONDS:
+            _end_now(STATUS[number] if number == signal.SIGINT else _stopped.status)
         return
-    _stopped_by = number, time.monotonic()
+    _stopped = _Stopped(_ran, STATUS[number])
     print_now(
         f"{name_of(number)}: stopped in {_place(frame)}; what is finished is kept; rerun the same command to resume "
         "(one more ends it at once)"
     )
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(_STATUS[number])
-
-
-def name_of(number: int) -> str:
-    """What people call a signal."""
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-
-
-def print_now(sentence: str) -> None:
-    """Writes a line to stderr from a signal handler, which may have interrupted a write to it."""
-    with suppress(OSError):  # whoever read it has gone
-        os.write(2, f"\n{sentence}\n".encode())
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(STATUS[number])
 
 
 def _place(frame: FrameType | None) -> str:
@@ -130,7 +201,7 @@ def _place(frame: FrameType | None) -> str:
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Runs a command to its end and returns its exit status, 128 + N where signal N killed it.
+    """Runs a command to its end and returns its exit status, 128 + N where signal N killed it (75 for SIGUSR1).
 
     Ctrl-C, SIGTERM and SIGUSR1 are passed on to it, and it decides what they mean: this process goes on waiting. It ends
     when this process is killed, if it is one of ours. A command that finishes in spite of a signal counts as stopped.
@@ -145,7 +216,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
 
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, forward) for number in _STATUS}
+        handlers = {number: signal.signal(number, forward) for number in STATUS}
     try:
         started = subprocess.Popen(command, env={**(environment or os.environ), LAUNCHER: str(os.getpid())})
         child.append(started)
@@ -157,7 +228,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
             signal.signal(number, handler)
     if status == 0 and came:
         return INTERRUPTED if came[0] == signal.SIGINT else TRY_AGAIN
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else STATUS.get(-status, 128 - status)
 
 
 def check_status(status: int, what: str, where: str = "") -> None:
@@ -168,7 +239,7 @@ def check_status(status: int, what: str, where: str = "") -> None:
         where: more to say of it, in brackets.
     """
     if status:
-        stopped = status in _STATUS.values()
+        stopped = status in STATUS.values()
         ended = "was stopped" if stopped else f"ended with status {status}"
         above = "" if stopped else "; see its message above"
         raise UserError(
@@ -233,7 +304,7 @@ class _Attached:
     """
 
     def start(self) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STATUS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
         try:
             super().start()  # type: ignore[misc]  # of the process that this is mixed into
         finally:

@@ -16,7 +16,7 @@ from poison import poison
 from safetensors.torch import load_file
 
 from tests.patience import wait_until
-from vita_audio_pl import processes
+from vita_audio_pl import leaving
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.processes import requeue_on_signal
 from vita_audio_pl.storage.owned import Owned
@@ -119,15 +119,16 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(trained, t
 
 @pytest.fixture
 def requeued(tmp_path, monkeypatch):
-    """What a SLURM job is told by its processes, line by line."""
+    """What a SLURM job is told by its processes, line by line; SLURM says that it is in the state of the file `state`."""
     told = tmp_path / "requeued"
+    (tmp_path / "state").write_text("JobState=RUNNING Reason=None")
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f"#!/bin/sh\necho $@ >> {told}\n")
+    scontrol.write_text(f"#!/bin/sh\n[ $1 = requeue ] && echo $@ >> {told} || cat {tmp_path}/state\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr(processes, "_requeued", False)
+    monkeypatch.setattr(leaving, "_requeued", False)
     return lambda: told.read_text() if told.exists() else ""
 
 
@@ -143,10 +144,25 @@ def test_a_job_that_was_told_to_leave_is_requeued_once(trained, requeued, monkey
 
 
 def test_a_signal_before_the_first_step_requeues_too(requeued):
-    for code, says in ((2, ""), (143, "requeue 77\n"), (75, "requeue 77\n")):
-        with pytest.raises(SystemExit), requeue_on_signal(True):
-            raise SystemExit(code)
+    stage_of_a_chain = UserError("stage 'align' was stopped", 143)
+    for end, says in ((SystemExit(2), ""), (stage_of_a_chain, "requeue 77\n"), (SystemExit(75), "requeue 77\n")):
+        with pytest.raises(type(end)), requeue_on_signal(True):
+            raise end
         assert requeued() == says
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),  # as SLURM 22.05 has them, in this order: a signal just sent, scancel, the time is over
+    [
+        ("SIGNALING Reason=None", "requeue 77\n"),
+        ("COMPLETING Reason=None", ""),
+        ("COMPLETING Reason=TimeLimit", "requeue 77\n"),
+    ],
+)
+def test_a_job_that_slurm_is_ending_is_left_to_it_unless_its_time_is_over(requeued, tmp_path, state, says):
+    (tmp_path / "state").write_text(f"JobId=77 JobState={state} Dependency=(null)")
+    leaving.requeue_job()
+    assert requeued() == says
 
 
 def test_a_validation_is_cut_and_leaves_no_figures(trained, monkeypatch):

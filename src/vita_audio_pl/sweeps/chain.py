@@ -50,12 +50,17 @@ def _environment(number: int) -> dict[str, str]:
     """What a stage's processes find in their environment.
 
     torchrun's agent keeps one store for all that its processes start, in which a stage would read the addresses of the one
-    before it; each stage gets a store of its own, on a port of its own.
+    before it; of SLURM's tasks one may begin a stage while the first still keeps the store of the stage before. Each stage
+    gets a store of its own, on a port of its own.
     """
     environment = dict(os.environ)
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         port = int(environment["MASTER_PORT"]) + number
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    elif "SLURM_PROCID" in environment and "MASTER_PORT" in environment:
+        environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + number)
+    elif "SLURM_PROCID" in environment:  # Lightning's port of a job, which lies in 15000 to 24999
+        environment["MASTER_PORT"] = str(15000 + (int(environment["SLURM_JOB_ID"]) + number) % 10000)
     return environment
 
 

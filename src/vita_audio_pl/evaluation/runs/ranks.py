@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import check_agent, print_now
+from vita_audio_pl.leaving import print_now
+from vita_audio_pl.processes import check_agent
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.names import safe_name
 

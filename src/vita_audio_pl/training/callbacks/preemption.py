@@ -10,7 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.processes import INTERRUPTED, SAME_PRESS_SECONDS, TRY_AGAIN, name_of, print_now, requeue_job
+from vita_audio_pl.leaving import INTERRUPTED, TRY_AGAIN, name_of, print_now, requeue_job
+from vita_audio_pl.processes import SAME_PRESS_SECONDS, leave_with
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -106,7 +107,7 @@ class Preemption(Callback):
         again = self._signal == number == signal.SIGINT
         if again and time.monotonic() - self._came > SAME_PRESS_SECONDS:
             os._exit(INTERRUPTED)
-        if not again:
+        if not again and self.left_at is None:
             self._signal, self._came = number, time.monotonic()
             if self._trainer is not None and self._trainer.is_global_zero:
                 more = " (one more ends it at once)" if number == signal.SIGINT else ""
@@ -122,3 +123,5 @@ class Preemption(Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        if self.left_at is not None:
+            leave_with(self.status)

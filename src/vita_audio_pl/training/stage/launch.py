@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import print_now
+from vita_audio_pl.leaving import print_now
 from vita_audio_pl.training.settings import TrainerConfig
 
 if TYPE_CHECKING:  # the command line is checked before Lightning is imported

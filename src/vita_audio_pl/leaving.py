@@ -1,0 +1,88 @@
+"""What a signal to leave means to a command from its first line on: a sentence, an exit status, a SLURM job put back.
+
+Nothing but what Python itself has loaded is imported here, since the package does so before a command imports the rest.
+"""
+
+import os
+import re
+import signal
+import sys
+from contextlib import suppress
+from itertools import pairwise
+from types import FrameType
+
+TRY_AGAIN = 75
+"""`EX_TEMPFAIL`: rerunning the same command resumes."""
+INTERRUPTED = 128 + signal.SIGINT
+STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
+"""Exit status after each signal, where there was nothing to save."""
+
+
+def command() -> str:
+    """Module that this process runs, such as `vita_audio_pl.train`; empty where the package is imported by another program."""
+    named = (name for flag, name in pairwise(sys.orig_argv) if flag == "-m" and name.startswith("vita_audio_pl."))
+    return next(named, "")
+
+
+def leave_at_start(number: int, frame: FrameType | None) -> None:
+    """What signals do while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
+    print_now(f"{name_of(number)}: stopped while starting; rerun the same command to resume")
+    refused = any(re.fullmatch(r"callbacks\.requeue=(false|no|off|0)", word.lower()) for word in sys.orig_argv)
+    if number != signal.SIGINT and command() == "vita_audio_pl.train" and not refused:
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            requeue_job()
+    os._exit(STATUS[number])
+
+
+def requeue_job() -> None:
+    """Put the SLURM job that this process belongs to, if any, back into the queue, once; SLURM then ends the job.
+
+    A job that SLURM is ending already is left to it: one that was cancelled stays so, one that was preempted without grace
+    or has lost a node is put back by SLURM itself. A job whose time is over is put back nevertheless.
+    """
+    global _requeued
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or _requeued:
+        return
+    _requeued = True
+    try:
+        told = dict(re.findall(r"(\w+)=(\S+)", _scontrol("--oneliner", "show", "job", job)))
+        ending = re.search("COMPLETING|CANCELLED|PREEMPTED|PENDING", told.get("JobState", ""))
+        if not ending or told.get("Reason") == "TimeLimit":
+            _scontrol("requeue", job)
+    except FileNotFoundError:
+        print_now(f"SLURM job {job} is not put back into the queue: there is no scontrol here")
+
+
+_requeued = False
+
+
+def _scontrol(*words: str) -> str:
+    """What it prints; the signals that SLURM sends to all processes of a job do not end it."""
+    output, written = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+    try:
+        child = os.posix_spawnp(
+            "scontrol", ["scontrol", *words], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, written, 1)]
+        )
+    except BaseException:
+        os.close(output)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(written)
+    with os.fdopen(output, errors="replace") as text:
+        told = text.read()
+    os.waitpid(child, 0)
+    return told
+
+
+def name_of(number: int) -> str:
+    """What people call a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def print_now(sentence: str) -> None:
+    """Writes a line to stderr from a signal handler, which may have interrupted a write to it."""
+    with suppress(OSError):  # whoever read it has gone
+        os.write(2, f"\n{sentence}\n".encode())
