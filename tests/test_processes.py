@@ -81,7 +81,7 @@ def test_a_stage_ends_with_a_killed_chain_and_a_killed_stage_is_told(tmp_path, e
 def test_a_status_is_carried_on_with_a_sentence():
     check_status(0, "stage 'align'")
     with pytest.raises(
-        UserError, match=r"stage 'align' was stopped \(finished before it: none\); give the same"
+        UserError, match=r"stage 'align' was stopped \(finished before it: none\); rerun the same"
     ) as end:
         check_status(75, "stage 'align'", "finished before it: none")
     assert end.value.status == 75

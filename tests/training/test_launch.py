@@ -44,7 +44,7 @@ def test_launches_are_understood(trainer, environment, rank):
         (ONE, {"LOCAL_RANK": "2"}, "^LOCAL_RANK=2 makes"),
         (ONE, {"SLURM_PROCID": "3"}, "^SLURM_PROCID=3 makes"),
         (ONE, {"WORLD_SIZE": "2"}, "^WORLD_SIZE=2 says .* trainer=cpu is for 1 .* unset WORLD_SIZE"),
-        (ONE, {"RANK": "one"}, "^RANK=one is not a number"),
+        (ONE, {"RANK": "one"}, "^RANK=one is not a rank"),
         (ONE, TORCHRUN, "torchrun started 2 processes, and trainer=cpu is for 1"),
         (ONE, SRUN, "SLURM started 2 processes, and trainer=cpu is for 1"),
         (TWO, {"RANK": "0"}, "^RANK=0 makes .* what else a launcher sets is missing"),
