@@ -70,7 +70,7 @@ class ReadAhead:
                 self.skip(Unreadable(name, f"{name}: {characters} characters are no sample of a row", TOO_MUCH_TEXT))
                 continue
             waiting.append(_Waiting(raw, [pool.submit(self.load, audio) for audio in raw.audios]))
-            while len(waiting) > _READ_AHEAD or sum(sample.bytes for sample in waiting) > _MOST_HELD:
+            while len(waiting) > _READ_AHEAD or sum(sample.bytes for sample in waiting if sample.waves) > _MOST_HELD:
                 seconds += self._take(waiting.popleft(), batch)
             if seconds >= self.batch_seconds or len(batch) >= _MOST_IN_BATCH:
                 yield batch

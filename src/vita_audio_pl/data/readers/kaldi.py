@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from itertools import islice
+from typing import TypeAlias
 
 from vita_audio_pl.data.readers.base import (
     NO_TRANSCRIPT,
@@ -13,19 +13,22 @@ from vita_audio_pl.data.readers.base import (
     LeftOut,
     Part,
     RawSample,
-    Stamp,
     Unreadable,
     attempt,
-    stamp_of,
-    unreadable,
 )
+from vita_audio_pl.data.readers.kaldi_tables import NOT_UTF8, START, Cursor, Position, Row, SortedTable, Unsorted
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.places import Place
-from vita_audio_pl.text.lines import read_lines, split_fields
+from vita_audio_pl.text.lines import split_fields
 
 NO_SEGMENT, NO_RECORDING, COMMAND = "not a segment", "no recording", "command in wav.scp"
 
+Value: TypeAlias = str | Unreadable
+
+_SCP, _TEXT, _SEGMENTS, _SPEAKERS = "wav.scp", "text", "segments", "utt2spk"
+_MAIN, _COUNT, _SORTED = "utterances", "count", "sorted"  # of a part's place
+_LONGEST_NAME = 200  # characters of a part's
 _CHANNELS = {"A": 0, "B": 1, "0": 0, "1": 1}
 
 
@@ -34,7 +37,8 @@ class KaldiReader(UtteranceOptions):
     """One Kaldi directory.
 
     Commands in `wav.scp` (entries that end in `|`) are never run: their utterances are left out and counted. A segment
-    that ends at -1 goes to the end of its recording; its optional fifth field is its channel.
+    that ends at -1 goes to the end of its recording; its optional fifth field is its channel. The tables are merged as they
+    stream, sorted by key as Kaldi has them; utterances come in that order.
 
     Attributes:
         root: the corpus.
@@ -51,37 +55,78 @@ class KaldiReader(UtteranceOptions):
     audio_root: str = "."
     utterances_per_part: int = 2000
 
-    @property
-    def _tables(self) -> "_Tables":
+    def parts(self) -> list[Part]:
+        in_memory: set[str] = set()
+        while True:
+            try:
+                return list(self._planned(in_memory))
+            except Unsorted as error:
+                error.refuse_large()
+                in_memory.add(error.table.path.name)
+
+    def _planned(self, in_memory: Collection[str]) -> Iterator[Part]:
+        """The parts, one after another, of tables of which some are sorted in memory."""
+        tables = self._tables(in_memory)
+        lists = _Lists(tables, {})
+        known = "/".join(table.path.name for table in tables.values() if table.in_memory)
+        facts: list[str] = []
+        where: dict[str, str | int] = {}
+        first = ""
+        for key, value, at in lists.utterances():
+            name = lists.name(key, at)
+            if not facts:
+                where, first = lists.places(at), name
+            facts.append(repr((name, *lists.facts(key, value))))
+            if len(facts) == self.utterances_per_part:
+                yield self._part(first, facts, {**where, _SORTED: known})
+                facts = []
+        if facts:
+            yield self._part(first, facts, {**where, _SORTED: known})
+        lists.read_on()
+
+    def _part(self, first: str, facts: list[str], where: dict[str, str | int]) -> Part:
+        identity = hashlib.sha256(
+            "\n".join([*facts, self._rules.identity]).encode("utf-8", "surrogatepass")
+        ).hexdigest()
+        name = f"{self.folder}:{first}"
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}...{identity[:12]}"
+        return Part(name, identity, {**where, _COUNT: len(facts)}, content=f"{name} {len(facts)}")
+
+    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
+        tables = self._tables(str(part.where[_SORTED]).split("/"))
+        lists = _Lists(tables, part.where)
+        yield from self._rules.samples(
+            attempt(lists.name(key, at), self._utterance, lists, key, value, at)
+            for key, value, at in islice(lists.utterances(), int(part.where[_COUNT]))
+        )
+
+    def _tables(self, in_memory: Collection[str]) -> dict[str, SortedTable]:
+        """The tables that there are, by name; `segments` only with a line in it."""
         folder = self.root / self.folder
-        paths = tuple(folder / name for name in ("wav.scp", self.transcripts, "segments", "utt2spk"))
-        if not (paths[0].is_file() and paths[1].is_file()):
+        names = (_SCP, self.transcripts, _SEGMENTS, _SPEAKERS)
+        tables = {
+            name: SortedTable(folder / name, (folder / name).name in in_memory)
+            for name in names
+            if (folder / name).is_file()
+        }
+        if not {*names[:2]} <= tables.keys():
             raise UserError(
                 f"{folder} is not a Kaldi directory: it needs wav.scp and {self.transcripts}; check root and folder"
             )
-        return _read_tables(paths, tuple(stamp_of(path) for path in paths))
+        for table in tables.values():
+            table.check()
+        if _SEGMENTS in tables and next(tables[_SEGMENTS].rows(), None) is None:
+            del tables[_SEGMENTS]
+        return {_TEXT if name == self.transcripts else name: table for name, table in tables.items()}
 
-    def parts(self) -> list[Part]:
-        tables = self._tables
-        parts, names = [], tables.names
-        for first in range(0, len(names), self.utterances_per_part):
-            chosen = names[first : first + self.utterances_per_part]
-            facts = [repr(tables.facts(name)) for name in chosen]
-            identity = hashlib.sha256("\n".join([*facts, self._rules.identity]).encode()).hexdigest()
-            name, where = f"{self.folder}:{chosen[0]}", {"first": first, "count": len(chosen)}
-            parts.append(Part(name, identity, where, content=f"{name} {len(chosen)}"))
-        return parts
-
-    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        first, tables = int(part.where["first"]), self._tables
-        names = tables.names[first : first + int(part.where["count"])]
-        yield from self._rules.samples(attempt(name, self._utterance, name, tables) for name in names)
-
-    def _utterance(self, name: str, tables: "_Tables") -> Utterance:
-        recording, start, seconds, channel = name, 0.0, None, None
-        if tables.segments is not None:
-            recording, start, seconds, channel = _segment(_row(tables.segments, name))
-        where = _row(tables.scp, recording)
+    def _utterance(self, lists: "_Lists", key: bytes, value: Value, at: Position) -> Utterance:
+        name, row, start, seconds, channel = lists.name(key, at), _usable(value), 0.0, None, None
+        recording: str = name
+        where: str | None = row
+        if lists.has_segments:
+            recording, start, seconds, channel = _segment(row)
+            where = _usable(lists.recording(recording.encode()))
         if where is None:
             raise LeftOut(NO_RECORDING, f"wav.scp has no recording {recording!r:.200}")
         if where.endswith("|"):
@@ -90,43 +135,76 @@ class KaldiReader(UtteranceOptions):
             )
         if not where:
             raise LeftOut(NO_RECORDING, f"wav.scp has no file for the recording {recording!r:.200}")
-        text = _row(tables.text, name)
-        if text is None:
-            raise LeftOut(NO_TRANSCRIPT, f"it has no line in {self.transcripts}{tables.lost_text}")
-        speaker = tables.speakers.get(name, "")
+        text = lists.text(key)
+        if isinstance(text, Unreadable) and text.reason == NOT_UTF8:
+            raise LeftOut(NO_TRANSCRIPT, f"its line in {self.transcripts} cannot be read: {text.problem}")
+        transcript = _usable(text)
+        if transcript is None:
+            raise LeftOut(NO_TRANSCRIPT, f"it has no line in {self.transcripts}")
+        speaker = lists.speaker(key)
         audio = AudioFile(self.root / self.audio_root / where, start, seconds, channel)
-        return Utterance(name, audio, text, speaker if isinstance(speaker, str) else "")
+        return Utterance(name, audio, transcript, speaker if isinstance(speaker, str) else "")
 
 
-Table: TypeAlias = dict[str, "str | Unreadable"]
-"""Key -> rest of the line; a key whose lines cannot be used, and a line that cannot be read, is named in its place."""
+class _Lists:
+    """The tables of a directory, read side by side from where a part begins.
+
+    Args:
+        tables: by name.
+        where: positions in them; those that it does not tell are the starts.
+    """
+
+    def __init__(self, tables: Mapping[str, SortedTable], where: Mapping[str, str | int]):
+        self.has_segments = _SEGMENTS in tables
+        self._main = tables[_SEGMENTS if self.has_segments else _SCP]
+        self._scp = tables[_SCP]
+        self._start = _position(where.get(_MAIN))
+        self._cursors = {
+            name: Cursor(tables.get(name), _position(where.get(name)))
+            for name in (_TEXT, _SPEAKERS, *([_SCP] if self.has_segments else []))
+        }
+        self.text, self.speaker = self._cursors[_TEXT].get, self._cursors[_SPEAKERS].get
+        if self.has_segments:
+            self.recording = self._cursors[_SCP].find
+
+    def utterances(self) -> Iterator[Row]:
+        """Rows of the table that names the utterances."""
+        return self._main.rows(self._start)
+
+    def name(self, key: bytes, at: Position) -> str:
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            return f"{self._main.path}:{at[1]}"
+
+    def facts(self, key: bytes, value: Value) -> tuple[object, ...]:
+        """Everything that an utterance is made of, but its name."""
+        if not self.has_segments:
+            return None, value, self.text(key), self.speaker(key)
+        recording = value.partition(" ")[0].partition("\t")[0] if isinstance(value, str) else ""
+        return value, self.recording(recording.encode()), self.text(key), self.speaker(key)
+
+    def places(self, at: Position) -> dict[str, str | int]:
+        """Where a part begins whose first utterance lies at `at`."""
+        ats = {_MAIN: at, **{name: cursor.at for name, cursor in self._cursors.items()}}
+        return {name: f"{offset}:{number}" for name, (offset, number) in ats.items()}
+
+    def read_on(self) -> None:
+        """Reads every table to its end, so that all of them are known to be sorted."""
+        for name, cursor in self._cursors.items():
+            if name == _SCP:  # keys were searched for in it, in any order
+                cursor = Cursor(self._scp)
+            cursor.read_on()
 
 
-class _Tables(NamedTuple):
-    scp: Table
-    text: Table
-    segments: Table | None
-    speakers: Table
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.scp if self.segments is None else self.segments)
-
-    @property
-    def lost_text(self) -> str:
-        """What is to be said of lines of transcripts that cannot be read."""
-        lost = [row for row in self.text.values() if isinstance(row, Unreadable)]
-        return f"; {len(lost)} lines of it cannot be read, the first: {lost[0].problem}" if lost else ""
-
-    def facts(self, name: str) -> tuple[object, ...]:
-        """Everything that an utterance is made of."""
-        row = None if self.segments is None else self.segments.get(name)
-        recording = (split_fields(row) or [""])[0] if isinstance(row, str) else name
-        return name, row, self.scp.get(recording), self.text.get(name), self.speakers.get(name)
+def _position(told: str | int | None) -> Position:
+    if told is None:
+        return START
+    offset, number = str(told).split(":")
+    return int(offset), int(number)
 
 
-def _row(table: Table, key: str) -> str | None:
-    row = table.get(key)
+def _usable(row: Value | None) -> str | None:
     if isinstance(row, Unreadable):
         raise LeftOut(row.reason, row.problem)
     return row
@@ -150,30 +228,3 @@ def _segment(row: str | None) -> tuple[str, float, float | None, int | None]:
     if not (math.isfinite(start) and math.isfinite(stop)) or start < 0 or (stop <= start and stop != -1):
         raise LeftOut(NO_SEGMENT, f"a segment from {begin:.40} to {end:.40} s is none")
     return recording, start, None if stop == -1 else stop - start, channel
-
-
-@lru_cache(maxsize=1)  # each part is read by itself, and a large corpus takes seconds to look up
-def _read_tables(paths: tuple[Place, ...], stamps: tuple[Stamp | None, ...]) -> _Tables:
-    scp, text, segments, speakers = (_table(p) if stamp else {} for p, stamp in zip(paths, stamps, strict=True))
-    return _Tables(scp, text, segments or None, speakers)
-
-
-def _table(path: Place) -> Table:
-    rows: Table = {}
-    try:
-        for line in read_lines(path):
-            where = f"{path}:{line.number}"
-            if line.problem:
-                rows[where] = Unreadable(where, f"{where}: {line.problem}", "not UTF-8")
-                continue
-            fields = split_fields(line.text, 2)
-            if not fields:
-                continue
-            key = fields[0]
-            if key in rows:
-                rows[key] = Unreadable(key, f"{where}: the key {key!r:.200} comes a second time", "repeated key")
-            else:
-                rows[key] = fields[1] if len(fields) > 1 else ""
-    except UserError as error:
-        rows[str(path)] = unreadable(str(path), error, "damaged file")
-    return rows
