@@ -17,6 +17,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.spoken_world import plan, synthesis
 from vita_audio_pl.spoken_world.grammar import grammar
 from vita_audio_pl.spoken_world.sentences import LEXICONS, Lexicon, vocabulary
+from vita_audio_pl.storage.files import explain_full_disk
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.owned import Kind, Owned, work_folder
 
@@ -86,7 +87,8 @@ def build_world(
     if (world := find_world(folder, size, seed)) is not None:
         return world
     mine = Owned.claim(folder, WORLD)
-    with hold(folder, "world", "speaking the spoken world", wait=True):
+    work = "the spoken world"
+    with hold(folder, "world", f"speaking {work}", wait=True), explain_full_disk(folder, work):
         if (world := find_world(folder, size, seed)) is not None:  # built while this process waited
             return world
         version = synthesis.espeak_version()
