@@ -27,7 +27,17 @@ _PIECE_SECONDS = 60  # longer waves are encoded and decoded in pieces
 _CONTEXT_SECONDS = 1.0  # decoded again before each chunk of a stream
 _HELD_SECONDS = 0.08  # decoded again with the next chunk
 _FADE = 128  # samples
-_MOST = {"layer": 256, "num_": 256, "dilation": 16, "kernel": 1024, "rati": 64, "rates": 64, "stride": 64, "hop": 8192}
+_MOST = {
+    "layer": 256,
+    "num_": 256,
+    "n_codebooks": 256,
+    "dilation": 16,
+    "kernel": 1024,
+    "rati": 64,
+    "rates": 64,
+    "stride": 64,
+    "hop": 8192,
+}
 """What the numbers of a configuration may be, by a part of their names."""
 _MOST_ENTRIES, _LARGEST_NUMBER, _LONGEST_FRAME = 64, 1_000_000, 8192
 _MOST_MISSING = 1_000_000  # values; names of weights differ between versions of torch (weight norm)
@@ -285,10 +295,24 @@ def _check_sizes(values: Any, where: str, depth: int = 0) -> None:
     inner: Any = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for name, value in inner:
         most = next((most for part, most in _MOST.items() if part in str(name)), _LARGEST_NUMBER)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (number and not abs(value) <= most) or (isinstance(value, list) and len(value) > _MOST_ENTRIES) or depth > 4:
+        number = _as_number(value)
+        if (
+            (number is not None and not abs(number) <= most)
+            or (isinstance(value, list) and len(value) > _MOST_ENTRIES)
+            or depth > 4
+        ):
             raise UserError(f"{where}: {str(name)[:60]} is {reprlib.repr(value)}, more than any codec here has")
         _check_sizes(value, where, depth + 1)
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, also one that is written as text: transformers takes it for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None if isinstance(value, str) else math.inf
 
 
 def _check_shapes(held: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], folder: Path) -> None:
