@@ -39,6 +39,9 @@ class SpellingToolbox:
         if self.stop_at in lines:
             time.sleep(PATIENCE)  # until it is killed
 
+    def chosen_kernels(self, model):
+        return {"processor": "toy", "model": model.name}
+
     def answer(self, model, decoding, batch_size, items):
         self._note("answer", [item.id for item in items])
         return [

@@ -23,6 +23,7 @@ from vita_audio_pl.evaluation.runs import toolbox
 from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys, run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
 from vita_audio_pl.inference import generate
+from vita_audio_pl.inference.kernels import read_choices
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import save_released
@@ -99,8 +100,12 @@ def files_of(folder):
 
 
 def without_time(files):
-    """The controls' measurement states when it was made."""
-    return {name: content for name, content in files.items() if not name.endswith("controls.json")}
+    """The controls' measurement states when it was made, and kernels are chosen by the clock."""
+    return {
+        name: content
+        for name, content in files.items()
+        if not name.endswith("controls.json") and "/kernels-" not in name
+    }
 
 
 def test_every_task_is_measured_and_a_repeated_run_changes_nothing(config, tmp_path):
@@ -111,6 +116,8 @@ def test_every_task_is_measured_and_a_repeated_run_changes_nothing(config, tmp_p
     place = tmp_path / "w" / "runs" / "r" / "eval" / "tones"
     first = files_of(place)
     (tts,) = (name.rpartition("/")[0] for name in first if "/tts.vanilla.6-" in name and name.endswith("/result.md"))
+    (kernels,) = place.glob(f"{tts}/kernels-*.json")
+    read_choices(kernels)  # as `kernels=FILE` reads them
     run_session(config)
     assert files_of(place) == first
     # the tts audio of the first two, and of the worst two, is kept where there is any

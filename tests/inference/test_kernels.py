@@ -54,8 +54,8 @@ def test_shapes_are_measured_once_for_all_processes(made_up, tmp_path):
     Kernels().plan("backbone", 512, 256, 10)
     [file] = (tmp_path / "vita_audio_pl" / "kernels").iterdir()
     record = json.loads(file.read_text())
-    assert made_up == [(512, 256)] and record["version"] == 1 and record["torch"] == torch.__version__
-    for damage in ("{", "[]", json.dumps(record | {"version": 2}), json.dumps(record | {"times": {"512x256": {}}})):
+    assert made_up == [(512, 256)] and record["format"] == 2 and record["torch"] == torch.__version__
+    for damage in ("{", "[]", json.dumps(record | {"format": 3}), json.dumps(record | {"times": {"512x256": {}}})):
         file.write_text(damage)
         kernels._timings.clear()
         Kernels().plan("backbone", 512, 256, 10)

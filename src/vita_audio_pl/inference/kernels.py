@@ -22,7 +22,7 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.devices import processor
 from vita_audio_pl.storage.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
 """Numbers of rows that are timed; another number goes by the next larger one of them."""
 COLD_BYTES = 40 << 20
@@ -113,7 +113,7 @@ class Kernels:
         plans = {name: {"layout": plan.layout, "kernels": dict(plan.kernels)} for name, plan in self.plans.items()}
         passes = {name: asdict(costs) for name, costs in self.passes.items()}
         chosen = {"plans": plans, "does": dict(self.does), "passes": passes}
-        return {"version": FORMAT, "choice": self.choice} | _place() | chosen
+        return {"format": FORMAT, "choice": self.choice} | _place() | chosen
 
     def _choose(self, name: str, part: str, shape: tuple[int, int], n_heads: int, layouts: Sequence[Layout]) -> Plan:
         if self.choice in LAYOUTS:
@@ -173,7 +173,7 @@ class Timings:
         name = "-".join(str(value) for value in place.values())
         safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
         self._file = None if folder is None else folder / f"{safe}.json"
-        self._head: dict[str, str | int] = {"version": FORMAT, **place}
+        self._head: dict[str, str | int] = {"format": FORMAT, **place}
         self._times, self._passes = self._read()
 
     def of(self, outputs: int, inputs: int) -> Times:
@@ -286,8 +286,8 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     try:
         record = json.loads(path.read_text())
         record = record.get("kernels", record)
-        if record.get("version") != FORMAT:
-            raise UserError(f"{wrong}; it is of another version of the format")
+        if record.get("format") != FORMAT:
+            raise UserError(f"{wrong}; it is of another format")
         plans = {
             name: Plan(plan["layout"], tuple((int(rows), kernel) for rows, kernel in plan["kernels"].items()))
             for name, plan in record["plans"].items()

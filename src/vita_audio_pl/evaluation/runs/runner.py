@@ -22,6 +22,7 @@ from vita_audio_pl.evaluation.records import (
 from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.runs.ranks import Share
 from vita_audio_pl.processes import worker_processes
+from vita_audio_pl.storage.files import write_json
 
 STEPS = ("generate", "transcribe")
 
@@ -36,6 +37,10 @@ class Toolbox(Protocol):
 
     def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
         """One answer for each item, in order."""
+        ...
+
+    def chosen_kernels(self, model: Path) -> dict[str, Any]:
+        """How the model's matrices are computed with here, as `kernels=FILE` takes it."""
         ...
 
     def transcribe(
@@ -186,6 +191,17 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
         record.answers.append([asdict(a) | {"question": record.content(a.id).question} for a in answers])
         done += len(batch)
         progress("generate", done, total)
+    _keep_kernels([record for record, _ in units], run)
+
+
+def _keep_kernels(records: Sequence[Records], run: "Run") -> None:
+    """Beside answers stands a file for each machine that made some: it gives the same answers elsewhere."""
+    by_model: dict[Path, set[Path]] = {}
+    for evaluation in (record.evaluation for record in records):
+        by_model.setdefault(evaluation.model, set()).add(evaluation.folder)
+    for folders, chosen in zip(by_model.values(), run("chosen_kernels", [(model,) for model in by_model]), strict=True):
+        for folder in folders:
+            write_json(folder / f"kernels-{digest(chosen)[:10]}.json", chosen)
 
 
 def _transcribe(
@@ -229,7 +245,7 @@ def _batches(of: Sequence[T], size: int) -> list[list[T]]:
     return [list(of[start : start + size]) for start in range(0, len(of), size)]
 
 
-Run = Callable[[str, list[Any]], Iterator[list[Any]]]
+Run = Callable[[str, list[Any]], Iterator[Any]]
 """Calls a method of the toolbox once for each tuple of arguments; results come in that order."""
 
 _toolbox: Any  # set in every process of the pool
@@ -248,7 +264,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
     # Forked, so that each process has torch imported and the toolbox without pickling it
     with worker_processes(workers, "fork", _adopt, toolbox) as executor:
 
-        def run(method: str, calls: list[Any]) -> Iterator[list[Any]]:
+        def run(method: str, calls: list[Any]) -> Iterator[Any]:
             try:
                 yield from executor.map(_call, [method] * len(calls), calls)
             except BrokenProcessPool:
@@ -265,6 +281,5 @@ def _adopt(toolbox: Any) -> None:
     _toolbox = toolbox
 
 
-def _call(method: str, arguments: tuple[Any, ...]) -> list[Any]:
-    result: list[Any] = getattr(_toolbox, method)(*arguments)
-    return result
+def _call(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_toolbox, method)(*arguments)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,10 @@ class ModelToolbox:
             answer = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
             answers[id] = replace(answer, compute_seconds=round(a_token * len(generation.ids), 4))
         return [answers[item.id] for item in items]
+
+    def chosen_kernels(self, model: Path) -> dict[str, Any]:
+        """See `runner.Toolbox`."""
+        return self.model(model).runtime.kernels.record()
 
     def transcribe(
         self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]
