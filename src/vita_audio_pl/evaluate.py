@@ -30,7 +30,8 @@ def evaluate(config: EvaluateConfig) -> None:
     results = run_session(config)
     if not results:  # step=generate, or another rank writes them
         return
-    folders = {bench_folder(config.output, Path(result["model"]), config.bench.name) for result in results}
+    models = {Path(result["model"]) for result in results}
+    folders = {bench_folder(config.output, model, config.bench.name, config.paths.runs) for model in models}
     pages = [page for folder in sorted(folders) for page in write_result_pages(folder)]
     if config.suite is not None:
         print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")

@@ -51,7 +51,7 @@ def test_judge_that_cannot_be_used_says_why(tmp_path, grammar):
         judge_maker()("pocketsphinx")
     with pytest.raises(UserError, match="needs its checkpoint"):
         judge_maker()("whisper")
-    with pytest.raises(UserError, match="no Whisper checkpoint"):
+    with pytest.raises(UserError, match="is not a Whisper checkpoint"):
         judge_maker(model=str(tmp_path))("whisper")
     with pytest.raises(UserError, match="cannot be read"):
         PocketsphinxJudge(tmp_path / "none.jsgf")
@@ -60,7 +60,7 @@ def test_judge_that_cannot_be_used_says_why(tmp_path, grammar):
     with pytest.raises(UserError, match="no pronunciation of qwrtzp"):
         PocketsphinxJudge(strange)
     strange.write_text("hello")
-    with pytest.raises(UserError, match="no JSGF grammar"):
+    with pytest.raises(UserError, match="is not a JSGF grammar"):
         PocketsphinxJudge(strange)
 
 

@@ -128,7 +128,7 @@ def test_a_rank_without_a_sign_is_named_while_the_work_of_the_living_is_waited_f
         order.append("ended")
 
     def waiting():
-        with meeting(tmp_path, 0, silence=10) as others, pytest.raises(UserError, match="rank 2 has given no sign"):
+        with meeting(tmp_path, 0, silence=10) as others, pytest.raises(UserError, match="rank 2 has not responded"):
             others.wait_for_all(lambda: False, "the answers")
         order.append("refused")
 
@@ -140,9 +140,9 @@ def test_what_an_earlier_launch_left_is_no_sign_of_this_one(tmp_path):
         raise UserError("gone")
     with meeting(tmp_path, 0):
         pass
-    with meeting(tmp_path, 2, silence=0.3) as others, pytest.raises(UserError, match="rank 0 has given no sign"):
+    with meeting(tmp_path, 2, silence=0.3) as others, pytest.raises(UserError, match="rank 0 has not responded"):
         others.wait_for_results(lambda: False, "the results")
-    with meeting(tmp_path, 0, silence=0.3) as others, pytest.raises(UserError, match="has given no sign"):
+    with meeting(tmp_path, 0, silence=0.3) as others, pytest.raises(UserError, match="has not responded"):
         others.wait_for_all(lambda: False, "the answers")
     with meeting(tmp_path, 2) as others:  # all that was to do is done, so nobody is waited for
         others.wait_for_results(lambda: True, "the results")

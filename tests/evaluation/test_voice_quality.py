@@ -57,7 +57,7 @@ def test_naturalness_is_what_the_exported_model_says(utmos):
 
 
 def test_missing_models_are_sentences(tmp_path):
-    with pytest.raises(UserError, match="no WavLM checkpoint"):
+    with pytest.raises(UserError, match="is not a WavLM checkpoint"):
         SpeakerSimilarity(tmp_path)
     with pytest.raises(UserError, match="does not exist; give the TorchScript file"):
         Naturalness(tmp_path / "none.jit")

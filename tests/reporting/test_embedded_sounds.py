@@ -36,8 +36,8 @@ def named(tmp_path):
     reasons = {
         "file.wav": "outside", "folder/secret.wav": "outside", "../outside/secret.wav": "outside",
         str(outside / "secret.wav"): "outside", "/etc/passwd": "outside", "device.wav": "outside",
-        "audio/../../outside/secret.wav": "not there", "": "no audio file", ".": "no audio file", "key": "no audio file",
-        "inner.wav": "no audio file", "audio.wav": "no regular file", "pipe.wav": "no regular file",
+        "audio/../../outside/secret.wav": "not there", "": "not an audio file", ".": "not an audio file", "key": "not an audio file",
+        "inner.wav": "not an audio file", "audio.wav": "not a regular file", "pipe.wav": "not a regular file",
         "huge.wav": "8,388,609 bytes", "circle.wav": "not there", "missing.wav": "not there", "a\0.wav": "not there",
         "x" * 5000 + ".wav": "not there", "~/secret.wav": "not there", "file:///etc/passwd": "not there",
     }  # fmt: skip

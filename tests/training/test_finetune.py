@@ -154,7 +154,7 @@ def test_any_checkpoint_is_a_model(mine, model, tmp_path, monkeypatch):
 
     made = named_model(f"x/{stage.name}/checkpoints/step-00000001.ckpt", tmp_path)
     assert not same_weights(made, stage / "model") and not same_weights(made, parent)
-    assert stage_of(made) == f"{stage.name}-step-1" and bench_folder(None, made, "b") == tmp_path / "x/eval/b"
+    assert stage_of(made) == f"{stage.name}-step-1" and bench_folder(None, made, "b", "runs") == tmp_path / "x/eval/b"
     assert find_run(made) == tmp_path / "x" and last_stage(tmp_path / "x") == stage.name
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint_model, "hand_over", None)  # it is there already

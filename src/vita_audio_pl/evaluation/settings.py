@@ -97,7 +97,9 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
     missing_audio: str = setting(
         "refuse", "or count: an utterance without its recording is a wrong answer", choices=("refuse", "count")
     )
-    output: str | None = setting(None, "folder; null = eval/ in the run of the model", common=True)
+    output: str | None = setting(
+        None, "folder; null = eval/ in the run of the model, or in runs/<name of its folder>", common=True
+    )
     players: int = setting(
         6, "utterances per evaluation whose audio is kept: the first ones, and as many of the worst", at_least=0
     )

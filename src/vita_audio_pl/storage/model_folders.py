@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.names import safe_name
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
 MODELS = "models"  # of a stage: made of its checkpoints
@@ -73,8 +74,15 @@ def find_run(name: Path | str, runs: Path | str = "runs") -> Path:
     inside = Path(runs) / name
     if inside.is_dir() and not is_part_of_run(inside):
         return inside
-    model = find_model(name, runs)
-    return run_of(model) or model
+    return home_of(find_model(name, runs), runs)
+
+
+def home_of(model: Path, runs: Path | str) -> Path:
+    """Where what is made of a model stands: its run or, of a folder that is in none, `<runs>/<name of the folder>`.
+
+    A published model may lie in a folder that others read, too: nothing is written there.
+    """
+    return run_of(model) or Path(runs) / safe_name(model.absolute().name)
 
 
 def is_part_of_run(folder: Path) -> bool:
@@ -84,7 +92,8 @@ def is_part_of_run(folder: Path) -> bool:
 
 def run_of(model: Path) -> Path | None:
     """The run that a model folder lies in, as `RUN/STAGE/model` or, of a checkpoint, `RUN/STAGE/models/step-N`."""
-    if model.name == "model":
+    model = model.absolute()
+    if model.name == "model" and (model / MANIFEST).is_file():
         return model.parents[1]
     return model.parents[2] if model.parent.name == MODELS else None
 

@@ -7,7 +7,7 @@ from typing import Any
 from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.evaluation.identity import Identity
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.storage.model_folders import part_of, read_manifest, run_of
+from vita_audio_pl.storage.model_folders import home_of, part_of, read_manifest
 from vita_audio_pl.storage.names import safe_name
 
 SPEAKING_TASKS = ("tts", "sqa")
@@ -123,11 +123,9 @@ def audio_file(id: str) -> str:
     return f"audio/{safe_name(id)}.wav"
 
 
-def bench_folder(output: str | None, model: Path, bench: str) -> Path:
+def bench_folder(output: str | None, model: Path, bench: str, runs: Path | str) -> Path:
     """Where a bench's results go: `runs/<run>/eval/<bench>` beside the stage that `runs/<run>/<stage>/model` is of."""
-    if output is not None:
-        return Path(output)
-    return (run_of(model) or model) / "eval" / safe_name(bench)
+    return Path(output) if output is not None else home_of(model, runs) / "eval" / safe_name(bench)
 
 
 def split_folder(bench: Path, stage: str, split: str) -> Path:

@@ -67,7 +67,9 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                     config.max_new_tokens or config.bench.token_limit(task),
                     config.sampling,
                 )
-                place = split_folder(bench_folder(config.output, model, config.bench.name), stage, split)
+                place = split_folder(
+                    bench_folder(config.output, model, config.bench.name, config.paths.runs), stage, split
+                )
                 evaluations.append(
                     Evaluation(
                         model=model,
