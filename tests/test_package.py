@@ -27,8 +27,8 @@ def test_signals_while_a_command_imports_are_a_sentence_and_a_program_that_impor
         (train, 2, "Ctrl-C: stopped while starting", 130, ""),
         ([*train, "callbacks.requeue=false"], 10, "SIGUSR1: stopped while starting", 75, ""),
         (train, 10, "SIGUSR1: stopped while starting", 75, requeued),
-        (train, 15, "SIGTERM: stopped while starting", 143, requeued * 2),
-        (own, 2, "KeyboardInterrupt", -2, requeued * 2),
+        (train, 15, "SIGTERM: stopped while starting", 143, f"{requeued}--oneliner show job 7\n"),
+        (own, 2, "KeyboardInterrupt", -2, f"{requeued}--oneliner show job 7\n"),
     ):
         paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         ended = subprocess.run(

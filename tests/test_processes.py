@@ -131,22 +131,35 @@ def test_stopping_is_one_sentence_at_once_and_one_more_ends_it(tmp_path, signals
 WAITS_IN_C = """
 import ctypes, pathlib, sys
 from vita_audio_pl import processes
-processes._DEAF = 0.1
+processes._DEAF = processes._UNWIND = 0.1
 with processes.announce_stop(), processes.requeue_on_signal(True):
     mutex = ctypes.create_string_buffer(256)
     for _ in range(2):
         pathlib.Path(sys.argv[1], "ready").touch()
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
+SWALLOWS = """
+import pathlib, sys, time
+from vita_audio_pl import processes
+processes._UNWIND = 0.1
+with processes.announce_stop(), processes.requeue_on_signal(True):
+    while True:
+        try:
+            pathlib.Path(sys.argv[1], "ready").touch()
+            time.sleep(0.01)
+        except BaseException:
+            pass
+"""
 
 
-def test_a_signal_ends_what_waits_where_python_hears_none(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", WAITS_IN_C, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("program", "says"), [(WAITS_IN_C, "stopped while waiting"), (SWALLOWS, "stopped in ")])
+def test_a_signal_ends_what_waits_where_python_hears_none_and_what_swallows_it(tmp_path, program, says):
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     written(tmp_path / "ready")
     time.sleep(0.2)
     process.terminate()
     _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143 and "SIGTERM: stopped while waiting" in error
+    assert process.returncode == 143 and f"SIGTERM: {says}" in error
 
 
 SAVED = """

@@ -30,15 +30,19 @@ def leave_at_start(number: int, frame: FrameType | None) -> None:
     refused = any(re.fullmatch(r"callbacks\.requeue=(false|no|off|0)", word.lower()) for word in sys.orig_argv)
     if number != signal.SIGINT and command() == "vita_audio_pl.train" and not refused:
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            requeue_job()
+            requeue_job(agreed=number == signal.SIGUSR1)
     os._exit(STATUS[number])
 
 
-def requeue_job() -> None:
+def requeue_job(agreed: bool = True) -> None:
     """Put the SLURM job that this process belongs to, if any, back into the queue, once; SLURM then ends the job.
 
     A job that SLURM is ending already is left to it: one that was cancelled stays so, one that was preempted without grace
     or has lost a node is put back by SLURM itself. A job whose time is over is put back nevertheless.
+
+    Args:
+        agreed: all ranks leave because the scheduler warned them. Otherwise a SIGTERM counts only where SLURM says that it
+            preempts the job or that its time is over: srun sends it, too, to the tasks beside one that has failed.
     """
     global _requeued
     job = os.environ.get("SLURM_JOB_ID")
@@ -48,7 +52,8 @@ def requeue_job() -> None:
     try:
         told = dict(re.findall(r"(\w+)=(\S+)", _scontrol("--oneliner", "show", "job", job)))
         ending = re.search("COMPLETING|CANCELLED|PREEMPTED|PENDING", told.get("JobState", ""))
-        if not ending or told.get("Reason") == "TimeLimit":
+        preempted = told.get("PreemptTime", "None")[0].isdecimal()
+        if told.get("Reason") == "TimeLimit" or (not ending and (agreed or preempted)):
             _scontrol("requeue", job)
     except FileNotFoundError:
         print_now(f"SLURM job {job} is not put back into the queue: there is no scontrol here")

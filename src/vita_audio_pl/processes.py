@@ -50,10 +50,13 @@ def requeue_on_signal(wanted: bool) -> Iterator[None]:
     try:
         with _heard_in_c():
             yield
-    except (SystemExit, UserError) as end:
-        status = end.status if isinstance(end, UserError) else end.code
+    except BaseException as end:
+        if _stopped is not None:  # whatever a library has made of it on its way
+            status: int | str | None = _stopped.status
+        else:
+            status = end.status if isinstance(end, UserError) else end.code if isinstance(end, SystemExit) else None
         if wanted and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
-            requeue_job()
+            requeue_job(agreed=status == TRY_AGAIN)
         raise
     finally:
         _requeue = was
@@ -64,7 +67,7 @@ _requeue = False  # whether a signal that ends this process puts its SLURM job b
 
 @contextmanager
 def _heard_in_c() -> Iterator[None]:
-    """Ends the process where `_stop` does not run within `_DEAF` seconds after its signal."""
+    """Ends the process where `_stop` does not run within `_DEAF` seconds after its signal, or has not ended it in `_UNWIND`."""
     global _listens_in
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -101,6 +104,10 @@ def _listen(arrived: int) -> None:
             if _is_deaf(number, came):
                 print_now(f"{name_of(number)}: stopped while waiting; rerun the same command to resume")
                 _end_now(STATUS[number])
+            while _stopped is not None and signal.getsignal(number) is _stop:
+                time.sleep(0.1)  # in its sleep the process ends
+                if time.monotonic() > came + _UNWIND:
+                    _end_now(_stopped.status)
 
 
 def _is_deaf(number: int, came: float) -> bool:
@@ -108,13 +115,13 @@ def _is_deaf(number: int, came: float) -> bool:
     return number in STATUS and signal.getsignal(number) is _stop and _ran < came - 1.0
 
 
-_DEAF = 5.0  # seconds
+_DEAF, _UNWIND = 5.0, 20.0  # seconds; schedulers kill after thirty
 _ran = 0.0  # when `_stop` ran last
 
 
 def _end_now(status: int) -> None:
     if _requeue and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
-        requeue_job()
+        requeue_job(agreed=status == TRY_AGAIN)
     os._exit(status)
 
 

@@ -122,4 +122,4 @@ def slowly(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
         return holds()
 
-    wait_until(asked, what)
+    wait_until(asked, what, 900)

@@ -6,7 +6,6 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -119,57 +118,29 @@ class LocalSlurm:
             )
 
     def start_node(self, node: str) -> None:
-        self.start_daemon(node, "slurmd", "-D", "-N", node)
+        """In a process namespace of its own, so that to others its processes are those of another machine."""
+        command = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "slurmd", "-D", "-N", node)
+        self.start_daemon(node, *command)
 
     def lose_node(self, node: str) -> list[psutil.Process]:
-        """A node that falls silent with all that runs there: its daemon is killed, the processes of its jobs are stopped.
+        """A node that falls silent: all that runs there stands still.
 
         Returns:
-            Those processes, which still hold what they held.
+            Those processes, to be resumed.
         """
-        self._daemons[node].kill()
-        self._daemons[node].wait()
-        stopped = [process for process in self._of_cluster() if _environment(process).get("SLURMD_NODENAME") == node]
-        for process in stopped:
+        lost = psutil.Process(self._daemons[node].pid).children(recursive=True)
+        for process in lost:
             process.suspend()
-        return stopped
-
-    def _of_cluster(self) -> list[psutil.Process]:
-        """All processes that belong to this cluster, but its controller, node daemons and munge."""
-        configuration = self.environment["SLURM_CONF"]
-        daemons = {daemon.pid for daemon in self._daemons.values()}
-        found = []
-        for process in psutil.process_iter():
-            if process.pid in daemons or process.pid == os.getpid():
-                continue
-            own = _environment(process)
-            if own.get("SLURM_CONF") == configuration and ("SLURM_JOB_ID" in own or "slurmstepd" in _name(process)):
-                found.append(process)
-        return found
+        return lost
 
     def end(self) -> None:
-        """Ends every process of the cluster: jobs, steps' daemons, nodes, controller, munge."""
+        """Ends every process of the cluster: jobs, nodes, controller, munge."""
         for daemon in reversed(list(self._daemons.values())):
-            if daemon.poll() is None:
-                daemon.send_signal(signal.SIGKILL)
-                daemon.wait()
-        for process in self._of_cluster():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+            below = psutil.Process(daemon.pid).children(recursive=True) if daemon.poll() is None else []
+            for process in [daemon, *below]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            daemon.wait()
 
 
 @contextmanager

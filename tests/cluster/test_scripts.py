@@ -99,7 +99,7 @@ def test_a_chain_takes_the_stages_of_its_variant(stand_ins, tmp_path):
 def test_nodes_without_a_scheduler_start_the_same_training(stand_ins, tmp_path):
     run("torchrun.sh", "stage=sft", **stand_ins, NODES="2", NODE="1", MASTER="first", GPUS="4")
     call = (tmp_path / "torchrun.calls").read_text()
-    assert "--nnodes=2 --node-rank=1 --nproc-per-node=4 --master-addr=first" in call
+    assert "--nnodes=2 --nproc-per-node=4 --node-rank=1 --master-addr=first" in call
     assert (composed(call).trainer.num_nodes, composed(call).trainer.devices) == (2, 4)
 
 

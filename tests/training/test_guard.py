@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.patience import wait_until
 from vita_audio_pl import leaving
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import requeue_on_signal
+from vita_audio_pl.processes import announce_stop, requeue_on_signal
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.preemption import Preemption
@@ -143,26 +143,50 @@ def test_a_job_that_was_told_to_leave_is_requeued_once(trained, requeued, monkey
     assert requeued() == says and end.value.code == (130 if number == signal.SIGINT else 75)
 
 
-def test_a_signal_before_the_first_step_requeues_too(requeued):
+def test_a_signal_before_the_first_step_requeues_too(requeued, tmp_path):
     stage_of_a_chain = UserError("stage 'align' was stopped", 143)
+    (tmp_path / "state").write_text("JobState=RUNNING Reason=None PreemptTime=2026-11-29T04:25:42")
     for end, says in ((SystemExit(2), ""), (stage_of_a_chain, "requeue 77\n"), (SystemExit(75), "requeue 77\n")):
         with pytest.raises(type(end)), requeue_on_signal(True):
             raise end
         assert requeued() == says
 
 
+def test_what_a_library_makes_of_a_signal_requeues_too(requeued):
+    with pytest.raises(SystemExit) as end, announce_stop(), requeue_on_signal(True):
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except SystemExit as stop:
+            raise ImportError("could not be imported") from stop
+    assert end.value.code == 75 and requeued() == "requeue 77\n"
+
+
 @pytest.mark.parametrize(
-    ("state", "says"),  # as SLURM 22.05 has them, in this order: a signal just sent, scancel, the time is over
+    ("state", "agreed", "says"),  # as SLURM 22.05 has them
     [
-        ("SIGNALING Reason=None", "requeue 77\n"),
-        ("COMPLETING Reason=None", ""),
-        ("COMPLETING Reason=TimeLimit", "requeue 77\n"),
+        ("SIGNALING Reason=None", True, "requeue 77\n"),  # it has just sent one
+        ("COMPLETING Reason=None", True, ""),  # scancel
+        ("COMPLETING Reason=TimeLimit", False, "requeue 77\n"),
+        ("RUNNING Reason=None PreemptTime=None", False, ""),  # srun ends a task, since another has failed
+        ("RUNNING Reason=None PreemptTime=2026-11-29T04:25:42", False, "requeue 77\n"),  # in its grace period
     ],
 )
-def test_a_job_that_slurm_is_ending_is_left_to_it_unless_its_time_is_over(requeued, tmp_path, state, says):
+def test_a_job_that_slurm_is_ending_is_left_to_it_unless_its_time_is_over(requeued, tmp_path, state, agreed, says):
     (tmp_path / "state").write_text(f"JobId=77 JobState={state} Dependency=(null)")
-    leaving.requeue_job()
+    leaving.requeue_job(agreed)
     assert requeued() == says
+
+
+def test_a_rank_that_the_others_have_left_ends_with_the_signals_status(trained, requeued, monkeypatch):
+    monkeypatch.setattr(SpeechLMModule, "on_train_batch_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    def alone(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(Preemption, "_agreed", alone)
+    with pytest.raises(SystemExit) as end, announce_stop():
+        trained("align")
+    assert end.value.code == 143 and requeued() == ""
 
 
 def test_a_validation_is_cut_and_leaves_no_figures(trained, monkeypatch):

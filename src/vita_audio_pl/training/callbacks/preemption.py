@@ -10,7 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.leaving import INTERRUPTED, TRY_AGAIN, name_of, print_now, requeue_job
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.leaving import INTERRUPTED, STATUS, TRY_AGAIN, name_of, print_now, requeue_job
 from vita_audio_pl.processes import SAME_PRESS_SECONDS, leave_with
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing
 from vita_audio_pl.training.step.module import SpeechLMModule
@@ -95,6 +96,19 @@ class Preemption(Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
+        if (
+            self._signal
+            and self.left_at is None
+            and not isinstance(exception, (UserError, SystemExit, KeyboardInterrupt))
+        ):
+            # a rank that had not begun to train has left at once, and the others cannot do without it
+            status = STATUS[self._signal]
+            leave_with(status)
+            print_now(
+                f"{name_of(self._signal)}: another rank has left before this step; rerun the same command to resume"
+            )
+            if trainer.is_global_zero and self.requeue and status != INTERRUPTED:
+                requeue_job(agreed=status == TRY_AGAIN)
 
     def _agreed(self, trainer: L.Trainer, *here: int) -> list[int]:
         """The largest of every number over all ranks; collective."""

@@ -1,0 +1,58 @@
+"""Nodes that come and go under torchrun: training resumes on those that are there (two agents on this machine)."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import CLUSTER, TINY
+from tests.patience import PATIENCE, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(PATIENCE)]
+
+
+def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    own |= {"NODES": "1:2", "GPUS": "1", "PORT": str(port)}
+    places = (f"paths.data={smoke_world.parent}", "paths.runs=runs", "run_name=elastic")
+    stage = tmp_path / "runs" / "elastic" / "align"
+
+    def node(name: str) -> "subprocess.Popen[bytes]":
+        command = ["bash", str(CLUSTER / "torchrun.sh"), *TINY, *places, "trainer=cpu_ddp", "stage.steps=600"]
+        with (tmp_path / name).open("wb") as told:
+            return subprocess.Popen(command, cwd=tmp_path, env=os.environ | own, stdout=told, stderr=told)
+
+    def told() -> str:
+        return (tmp_path / "first").read_text()
+
+    def world_sizes() -> list[str]:
+        return re.findall(r"GLOBAL_RANK: \d+, MEMBER: \d+/(\d+)", told())
+
+    def steps() -> int:
+        return len((stage / "metrics.csv").read_text().splitlines()) - 1
+
+    first, second = node("first"), node("second")
+    try:
+        wait_until(lambda: (stage / "checkpoints").is_dir() and steps() > 45, "steps on two nodes")
+        second.kill()  # the machine is gone
+        wait_until(lambda: world_sizes() == ["2", "1"], "a start on the node that is left")
+        wait_until(lambda: "resuming from step-" in told(), "the checkpoint")
+        before = steps()
+        wait_until(lambda: steps() > before + 5, "steps on one node")
+        second = node("third")
+        wait_until(lambda: world_sizes() == ["2", "1", "2"], "a start on both nodes")
+        assert re.search(r"SIGTERM: step \d+ is saved", told())
+        assert [first.wait(PATIENCE), second.wait(PATIENCE)] == [0, 0], told()
+    finally:
+        for process in (first, second):
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+    assert (stage / "model" / "model.safetensors").is_file()
