@@ -1,21 +1,26 @@
 """What a command empties or removes is its own, by mark and by name; nothing else is ever touched."""
 
 import os
+import resource
 import shutil
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage import owned
 from vita_audio_pl.storage.files import partial_name
 from vita_audio_pl.storage.owned import MARK, Kind, Owned, atomic_folder, below
 
-KIND = Kind("run", ("metrics.csv", "checkpoints/step-*.ckpt/part-*.bin", "wandb/**"), sign=("identity.json",))
+FILES = ("metrics.csv", "checkpoints/step-*.ckpt/part-*.bin", "wandb/**", "weights/part-*.safetensors")
+KIND = Kind("run", FILES, sign=("identity.json",))
 OURS = ("metrics.csv", "checkpoints/step-1.ckpt/part-0.bin", "checkpoints/step-2.ckpt/part-0.bin", "wandb/a/b.txt")
 FOLDERS = (
     "",
@@ -177,6 +182,24 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch
         f".precious{dead}partial",
     ]
     shutil.rmtree(tmp_path)
+
+
+def test_weights_that_were_killed_half_way_are_ours(tmp_path):
+    mine = fill(tmp_path)
+    part = tmp_path / "weights/part-0.safetensors"
+    part.parent.mkdir()
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills who writes more
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save_file({"x": np.zeros(1 << 16, np.float32)}, part)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+    (left,) = part.parent.iterdir()
+    elsewhere = write(tmp_path / "checkpoints" / left.name)
+    assert mine.foreign() == [elsewhere.relative_to(tmp_path)]
+    mine.remove("weights")
+    assert not part.parent.exists()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../../x", "/tmp/x", "a\0b"])

@@ -29,6 +29,7 @@ MARK = ".vita_audio_pl.json"
 FORMAT = 1
 _LOCK = ".lock"  # which earlier versions left
 _REMOVED = ".removed"  # in the partial names of folders that are being removed
+_WEIGHTS, _UNNAMED = ".safetensors", re.compile(r"\.tmp\w{6}")  # what safetensors writes before it has its name
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
 
 
@@ -160,7 +161,7 @@ class Owned:
             parts[-1] != _LOCK
             and not is_lease(parts[-1])
             and not parts[-1].startswith(MARK)
-            and not any(_matches(parts, pattern.split("/")) for pattern in self.kind.files)
+            and not any(_names_file(parts, pattern.split("/")) for pattern in self.kind.files)
         ):
             yield way
 
@@ -310,6 +311,13 @@ def _matches(parts: list[str], pattern: list[str], begins: bool = False) -> bool
     if not pattern:
         return False
     return pattern == ["**"] or (fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:], begins))
+
+
+def _names_file(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a pattern names a file, or one of weights that was killed before it had its name."""
+    if _UNNAMED.fullmatch(parts[-1]) and pattern[-1].endswith(_WEIGHTS):
+        return _matches(parts[:-1], pattern[:-1])
+    return _matches(parts, pattern)
 
 
 def _name_when_whole(name: str) -> str:
