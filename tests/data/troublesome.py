@@ -241,6 +241,18 @@ CASES = {
         {"7": SINGS, "a.jsonl:2": SINGS, "2": SINGS},
         {"no name": 1},
     ),
+    "table: a path that no file can have": table(
+        lines(spoken("1", SINGS), spoken("2", SINGS) | {"file": "x" * 400 + ".wav"}),
+        {"1": SINGS},
+        {"unreadable audio": 1},
+    ),
+    "list: a path that no file can have": Case(
+        {"u.lst": f"good\n{'x' * 400}\n".encode(), "good.txt": SINGS.encode(), "good.wav": tone()},
+        {"good": SINGS},
+        {"file cannot be opened": 1},
+        {"kind": "lines", "files": ["u.lst"], "line": r"(?P<id>\S+)", "audio": "{id}.wav", "transcript": "{id}.txt"},
+        "asr",
+    ),
     "table: columns that are missing": table(
         lines({"id": "1", "text": "a"}, spoken("2", SINGS)), {"2": SINGS}, {"no such column": 1}
     ),

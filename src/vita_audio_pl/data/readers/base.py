@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.errors import UserError, is_machine_fault, shown
 from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import Conversation
 
@@ -190,6 +190,13 @@ def unreadable(where: str, error: Exception, reason: str = NO_SAMPLE, rest: bool
         problem = problem if problem.startswith(where) else f"{where}: {problem}"
         filtered = isinstance(error, Filtered)
         return Unreadable(where, problem, getattr(error, "reason", reason), rest=rest, filtered=filtered)
+    if isinstance(error, OSError) and error.filename is not None:  # a name too long, a loop of links, no permission
+        return Unreadable(
+            where,
+            f"{where}: {shown(str(error.filename))} cannot be opened ({error.strerror})",
+            "file cannot be opened",
+            rest=rest,
+        )
     frame = traceback.extract_tb(error.__traceback__)[-1]
     kind = type(error).__name__
     trace = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {kind}: {error!s:.300}"
