@@ -29,10 +29,10 @@ class DemoConfig(CommandConfig):
     """Settings of `python -m vita_audio_pl.demo`."""
 
     size: str = setting(
-        "full", "or smoke: a smaller world and model, fewer steps", choices=("full", "smoke"), common=True
+        "full", "full, or smoke: a smaller world and model, fewer steps", choices=("full", "smoke"), common=True
     )
-    seed: int = setting(1, "of the training; the world stays the same", at_least=0, common=True)
-    run_name: str = setting("", "everything goes to <paths.runs>/<run_name>", common=True)
+    seed: int = setting(1, "seed of the training; the world stays the same", at_least=0, common=True)
+    run_name: str = setting("", "name of the run: output goes to <paths.runs>/<run_name>", common=True)
     train: list[str] = setting([], "more settings for the training command", common=True)
     evaluate: list[str] = setting([], "more settings for the evaluation command", common=True)
 

@@ -22,25 +22,23 @@ class ExportConfig(CommandConfig):
     target: str = setting(MISSING, "new folder", common=True)
     format: str = setting(
         "released",
-        "or backbone: transformers loads it as Qwen2, with the heads in a file of their own",
+        "released, or backbone: transformers loads it as Qwen2, with the heads in a file of their own",
         choices=("released", "backbone"),
         common=True,
     )
     dtype: str | None = setting(
         None,
-        "float32, bfloat16 or float16; null keeps the source's",
+        "float32, bfloat16 or float16; null = the source's",
         choices=("float32", "bfloat16", "float16"),
         common=True,
     )
-    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder, if there is one")
+    codec_folder: str | None = setting(None, "folder of the audio codec; null = the one in the model folder, if any")
     licence: str | None = setting(
-        None, "of the weights, as the hub spells it (apache-2.0), for the model card; null = not given"
+        None, "licence for the model card, as the hub spells it (apache-2.0); null = not given"
     )
-    push_to_hub: str | None = setting(
-        None, "upload the folder to this repository of the Hugging Face hub, OWNER/NAME; null = it stays here"
-    )
-    private: bool = setting(True, "the repository, where it is made")
-    max_shard_gb: float = setting(5.0, "weights are split into files of this size at most", above=0, common=True)
+    push_to_hub: str | None = setting(None, "Hugging Face repository to upload to, OWNER/NAME; null = no upload")
+    private: bool = setting(True, "make a new repository private")
+    max_shard_gb: float = setting(5.0, "largest weight file, GB", above=0, common=True)
 
 
 def export(config: ExportConfig) -> None:

@@ -10,15 +10,15 @@ from vita_audio_pl.errors import UserError
 class DataBenchmark:
     """What is measured of the data engine."""
 
-    folder: str = setting("data/benchmark", "where the made-up shards go; they are used again if they exist")
-    samples: int = setting(200_000, "with shards", at_least=10_000)
-    rows: int = setting(3000, "of 8192 tokens read in each throughput run", at_least=1)
-    workers: int = setting(2, "reading processes", at_least=0)
+    folder: str = setting("data/benchmark", "folder of the synthetic shards; reused if it exists")
+    samples: int = setting(200_000, "samples in the synthetic shards", at_least=10_000)
+    rows: int = setting(3000, "rows of 8192 tokens read in each throughput run", at_least=1)
+    workers: int = setting(2, "data-loading processes", at_least=0)
     planned: int = setting(
-        72_000_000, "samples of the large plan, of which only the indexes are made; 0 leaves it out", at_least=0
+        72_000_000, "samples of the large plan, of which only the index is written; 0 skips it", at_least=0
     )
-    steady_rows: int = setting(10_000, "over which memory must stay flat; 0 leaves it out", at_least=0)
-    codec_seconds: int = setting(600, "audio that mel_vq encodes; 0 leaves it out", at_least=0)
+    steady_rows: int = setting(10_000, "rows over which memory must stay flat; 0 skips it", at_least=0)
+    codec_seconds: int = setting(600, "seconds of audio that mel_vq encodes; 0 skips it", at_least=0)
 
     def check(self) -> None:
         """Refuses values out of range.

@@ -14,7 +14,7 @@ class DecodingSize(ModelSize):
     """A model with random weights; `codes` of the vocabulary's rows are audio codes."""
 
     intermediate_size: int = setting(512, "width of the feed-forward layers", at_least=1)
-    layers: int = setting(28, "of the backbone", at_least=1)
+    layers: int = setting(28, "layers of the backbone", at_least=1)
     codes: int = setting(2000, "rows of the vocabulary that are audio codes", at_least=1)
 
 
@@ -22,9 +22,9 @@ class DecodingSize(ModelSize):
 class DecodingProtocol:
     """What is decoded, and how."""
 
-    prompt_tokens: int = setting(32, "of each session, with random weights", at_least=1)
+    prompt_tokens: int = setting(32, "prompt tokens of each session, with random weights", at_least=1)
     new_tokens: int = setting(
-        256, "of each session; with random weights they follow a made-up interleaved answer", at_least=1
+        256, "tokens each session writes; with random weights they follow a synthetic interleaved answer", at_least=1
     )
     agreements: list[float] = setting(
         [1.0, 0.0],
@@ -35,22 +35,26 @@ class DecodingProtocol:
     kernels: list[str] = setting(
         ["auto"], "layouts of matrices in float32 on a CPU, each measured; auto = the quickest here for each mode"
     )
-    modes: list[str] = setting(["vanilla", "balance", "boost", "turbo"], "that are measured, each with all below")
-    verify: list[str] = setting(["none", "greedy"], "verification of Vanilla is left out", choices=VERIFY_MODES)
-    sessions: list[int] = setting([1, 8], "decoded together", at_least=1)
-    constrain: list[bool] = setting([False, True], "whether spans may hold codes alone")
-    repetitions: int = setting(3, "of each measurement", at_least=1)
-    first_chunks: int = setting(10, "times the first chunk alone is measured", at_least=1)
+    modes: list[str] = setting(
+        ["vanilla", "balance", "boost", "turbo"], "decoding modes, each measured with all settings below"
+    )
+    verify: list[str] = setting(
+        ["none", "greedy"], "verification modes; vanilla is measured without", choices=VERIFY_MODES
+    )
+    sessions: list[int] = setting([1, 8], "sessions decoded together", at_least=1)
+    constrain: list[bool] = setting([False, True], "whether audio spans may hold audio tokens only")
+    repetitions: int = setting(3, "repetitions of each measurement", at_least=1)
+    first_chunks: int = setting(10, "repetitions of the first chunk alone", at_least=1)
     transformers: bool = setting(
         True,
         "also decode with transformers' own loop on as large a model, in turn with the others (Vanilla, one session)",
     )
-    model_folder: str | None = setting(None, "measure a trained model; null = random weights")
-    samples: str | None = setting(None, "JSONL file whose prompts the trained model answers; null = made-up prompts")
-    limit: int = setting(20, "of its prompts", at_least=1)
-    codec: str | None = setting(None, "codec folder for the vocoder's share; null = the trained model's own")
-    graphs: bool | None = setting(None, "CUDA graphs; null = on a GPU")
-    compile: bool = setting(False, "fuse with torch.compile, for a GPU")
+    model_folder: str | None = setting(None, "trained model to measure; null = random weights")
+    samples: str | None = setting(None, "JSONL file with prompts for the trained model; null = synthetic prompts")
+    limit: int = setting(20, "prompts taken from samples", at_least=1)
+    codec: str | None = setting(None, "codec folder, to time the vocoder; null = the trained model's own")
+    graphs: bool | None = setting(None, "use CUDA graphs; null = on a GPU")
+    compile: bool = setting(False, "use torch.compile (GPU)")
 
     def check(self) -> None:
         for mode in self.modes:

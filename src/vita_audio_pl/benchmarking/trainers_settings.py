@@ -10,15 +10,13 @@ from vita_audio_pl.errors import UserError
 class TrainersBenchmark:
     """Runs of the train command that are compared, at the same global batch and the same threads in all."""
 
-    processes: list[int] = setting([1, 2], "of each run; the first is what the others are compared with", at_least=1)
-    trainer: str = setting(
-        "cpu_ddp", "option of the group trainer for runs of several processes; one process takes cpu"
-    )
-    threads: int = setting(2, "of a run, shared out among its processes", at_least=1)
+    processes: list[int] = setting([1, 2], "numbers of processes to run with; the first is the baseline", at_least=1)
+    trainer: str = setting("cpu_ddp", "trainer=... for runs of several processes; a run of one process uses cpu")
+    threads: int = setting(2, "CPU threads of a run, divided among its processes", at_least=1)
     steps: int = setting(300, "optimiser steps of a run", at_least=30)
-    save_every: int = setting(100, "of these, between two checkpoints", at_least=1)
-    rounds: int = setting(2, "times that all runs are done, in turn", at_least=1)
-    overrides: list[str] = setting([], "further settings of all runs, as model.hidden_size=256")
+    save_every: int = setting(100, "steps between two checkpoints", at_least=1)
+    rounds: int = setting(2, "repetitions of all runs, interleaved", at_least=1)
+    overrides: list[str] = setting([], "more settings for all runs, such as model.hidden_size=256")
 
     def check(self) -> None:
         """Refuses values out of range.

@@ -26,10 +26,10 @@ class Sampling:
     """
 
     temperature: float = setting(0.0, "0 = the most likely token", at_least=0)
-    top_k: int = setting(0, "0 keeps all", at_least=0)
-    top_p: float = setting(1.0, "tokens of this much probability are kept", above=0, at_most=1)
-    repetition_penalty: float = setting(1.0, "above 1 repeats less", above=0)
-    seed: int = setting(0, "of the draws", at_least=0)
+    top_k: int = setting(0, "keep the k most likely tokens; 0 = all", at_least=0)
+    top_p: float = setting(1.0, "keep the most likely tokens up to this total probability", above=0, at_most=1)
+    repetition_penalty: float = setting(1.0, "penalty on tokens seen before; 1 = none", above=0)
+    seed: int = setting(0, "random seed", at_least=0)
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):
@@ -63,17 +63,20 @@ class DecodingConfig:
     """Settings of whatever asks a model; `inference.sequence.Options` is what one sequence gets of them."""
 
     verify: str = setting(
-        "none", "greedy, sample: let the backbone check what the heads draft", choices=VERIFY_MODES, common=True
+        "none",
+        "none, greedy or sample: whether the backbone verifies what the heads draft",
+        choices=VERIFY_MODES,
+        common=True,
     )
-    constrain: bool = setting(True, "inside an audio span only audio tokens may be written; false as published")
+    constrain: bool = setting(True, "allow only audio tokens inside an audio span; false as published")
     max_new_tokens: int | None = setting(
         None,
-        "of an answer; null = 1024, in an evaluation the bench's own, of samples in training 256",
+        "most tokens of an answer; null = 1024 (evaluation: the bench's, samples in training: 256)",
         at_least=1,
         common=True,
     )
     sampling: Sampling = field(default_factory=Sampling)
-    graphs: bool | None = setting(None, "replay decoding passes as CUDA graphs; null = on a GPU")
+    graphs: bool | None = setting(None, "use CUDA graphs; null = on a GPU")
     kernels: str = setting(
         "auto",
         "layout of matrices in float32 on a CPU: auto = measured on this processor, rows (torch's own), columns, packed, or a "

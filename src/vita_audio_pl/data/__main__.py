@@ -38,20 +38,18 @@ COMMANDS = ("info", "status", "card", "stats", "lint", "overlap", "plan", "previ
 class DataToolsConfig(TrainConfig):
     """Settings of `python -m vita_audio_pl.data`: training's settings, and these."""
 
-    command: str = setting("info", "what is shown", choices=COMMANDS, common=True)
+    command: str = setting("info", "what to show", choices=COMMANDS, common=True)
     source: str | None = setting(
         None, "one source; null = all in data.shards (plan, preview, card: those of the mixture)", common=True
     )
-    planned_rows: int = setting(1000, "rows whose shares `plan` counts", at_least=1)
+    planned_rows: int = setting(1000, "rows over which `plan` counts shares", at_least=1)
     against: list[str] = setting(
-        [], "overlap, card: prepared sources, such as test sets, that training must not share samples with", common=True
+        [], "overlap, card: prepared sources, such as test sets, that must share no samples with training", common=True
     )
-    quarantine: bool = setting(
-        False, "lint, overlap: leave the samples that are named out of training from now on", common=True
-    )
+    quarantine: bool = setting(False, "lint, overlap: exclude the samples found from training", common=True)
     output: str | None = setting(
         None,
-        "page that preview writes (null = preview.html), or card (null = card.md, with card.json beside it)",
+        "file that preview writes (null = preview.html) or card (null = card.md, with card.json beside it)",
         common=True,
     )
 

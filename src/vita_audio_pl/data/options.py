@@ -17,7 +17,7 @@ class DataOptions:
     name: str = "spoken_world"
     shards: str | None = setting(
         None,
-        "folder or URL with one folder per prepared source; null = the spoken world's, made here",
+        "folder or URL with one folder per prepared source; null = the spoken world, generated here",
         common=True,
         address=True,
     )
@@ -28,33 +28,31 @@ class DataOptions:
     )
     spoken_world: str | None = setting(
         None,
-        "without shards: full or smoke, the spoken world to make; null = shards are given",
+        "without shards: full or smoke, the spoken world to generate; null = shards are given",
         choices=("", "full", "smoke"),
     )
     world_folder: str = setting(
-        "data/spoken_world", "where the spoken world is made: a new or empty folder, or the one made before"
+        "data/spoken_world", "where the spoken world is generated: a new or empty folder, or one generated before"
     )
-    mixture: str = setting("small_1", "file of data_recipes/mixtures without .yaml, or a path to a .yaml", common=True)
-    temperature: float | None = setting(None, "null = the mixture's; above 1 levels the sources' sizes", above=0)
+    mixture: str = setting("small_1", "name in data_recipes/mixtures, or a path to a .yaml", common=True)
+    temperature: float | None = setting(None, "above 1 evens out the sources' sizes; null = the mixture's", above=0)
     overlong: str = setting(
         "skip",
         "samples longer than a row: `skip`, or `cut` answers of plain text; both are counted",
         choices=("skip", "cut"),
     )
-    window: int = setting(65_536, "samples packed and shuffled together", at_least=1)
-    workers: int = setting(2, "processes that read and render; 0 = in the training process", at_least=0, common=True)
-    prefetch: int = setting(4, "batches each worker works ahead", at_least=1)
+    window: int = setting(65_536, "samples that are packed and shuffled together", at_least=1)
+    workers: int = setting(2, "data-loading processes; 0 = in the training process", at_least=0, common=True)
+    prefetch: int = setting(4, "batches that each worker prefetches", at_least=1)
     cache: str = setting(
         "~/.cache/vita_audio_pl/shards",
         "folder on this node for copies of shards, tokenizers and codecs that are read from a URL",
     )
-    max_broken: float = setting(
-        0.01, "share of samples that may turn out unreadable before the run stops", at_least=0, at_most=1
-    )
-    skip_missing: bool = setting(False, "train without sources of the mixture that are not prepared, and say which")
-    adopt_changes: bool = setting(False, "resume with another mixture than the checkpoint's, from the next window on")
-    validation: str = setting("dev", "held-out sources are called `<source>.<this>`; '' = no validation")
-    validation_rows: int = setting(16, "packed rows of each held-out source", at_least=1)
+    max_broken: float = setting(0.01, "share of unreadable samples at which the run stops", at_least=0, at_most=1)
+    skip_missing: bool = setting(False, "train without the mixture's sources that are not prepared, and list them")
+    adopt_changes: bool = setting(False, "on resume, use the changed mixture from the next window on")
+    validation: str = setting("dev", "suffix of held-out sources, `<source>.<suffix>`; '' = no validation")
+    validation_rows: int = setting(16, "packed rows taken from each held-out source", at_least=1)
 
     @property
     def folder(self) -> str:
@@ -77,14 +75,14 @@ class DataOptions:
 class ExecutorOptions:
     """Where tasks run: processes of this machine, a Ray cluster, or a SLURM array."""
 
-    name: str = setting("local", "", choices=("local", "ray", "slurm"))
-    workers: int = setting(2, "processes of this machine, or Ray tasks at a time", at_least=1, common=True)
-    gpus_per_worker: float = setting(0.0, "Ray: GPUs of a task", at_least=0)
-    share: int = setting(0, "SLURM: this job takes the parts whose number is `share` modulo `shares`", at_least=0)
-    shares: int = setting(1, "SLURM: jobs of the array", at_least=1)
-    tries: int = setting(
-        3, "times that a part is tried before the command gives it up, and goes on with others", at_least=1
+    name: str = setting("local", "where parts are prepared", choices=("local", "ray", "slurm"))
+    workers: int = setting(2, "processes on this machine, or concurrent Ray tasks", at_least=1, common=True)
+    gpus_per_worker: float = setting(0.0, "Ray: GPUs per task", at_least=0)
+    share: int = setting(
+        0, "SLURM: index of this job; it prepares the parts numbered `share` modulo `shares`", at_least=0
     )
+    shares: int = setting(1, "SLURM: jobs in the array", at_least=1)
+    tries: int = setting(3, "attempts at a part before it is given up and the others continue", at_least=1)
 
     def check(self) -> None:
         """Refuses values out of range.
@@ -107,34 +105,32 @@ class PrepareConfig(CommandConfig):
     )
     samples: str | None = setting(
         None,
-        "instead of a source, data of your own: a JSONL file, or a folder of name.wav with name.txt (docs/your-data.md); null = the source",
+        "your own data instead of a source: a JSONL file, or a folder of name.wav with name.txt (docs/your-data.md); null = the source",
         common=True,
         address=True,
     )
     model: str | None = setting(
-        None, "with samples: the model to be fine-tuned, whose tokenizer and codec are used; null = none", common=True
+        None, "with samples: the model to fine-tune, whose tokenizer and codec are used; null = none", common=True
     )
     out: str | None = setting(
-        None, "with samples: folder for shards, tokenizer and codec; null = beside them", common=True
+        None, "with samples: folder for shards, tokenizer and codec; null = beside the samples", common=True
     )
     pairs: str = setting(
         "tts",
-        "what a folder of name.wav and name.txt teaches: tts (speak) or asr (transcribe)",
+        "task of a folder of name.wav and name.txt: tts (speak) or asr (transcribe)",
         choices=("tts", "asr"),
     )
     held_out: float = setting(
-        0.05, "with samples: share that is held out for validation, of at most 200", at_least=0, below=1
+        0.05, "with samples: share held out for validation, at most 200 samples", at_least=0, below=1
     )
     root: str | None = setting(
         None,
-        "folder or URL of the corpus; null = the spoken world's own place, the only source that needs none",
+        "folder or URL of the corpus; null for the spoken world only",
         common=True,
         address=True,
     )
-    split: str | None = setting(None, "one of the recipe's splits; null = all of them")
-    shards: str = setting(
-        MISSING, "folder or URL (s3://, gs://) that the sources' shards go to", common=True, address=True
-    )
+    split: str | None = setting(None, "one of the recipe's splits; null = all")
+    shards: str = setting(MISSING, "folder or URL (s3://, gs://) for the sources' shards", common=True, address=True)
     tokenizer_folder: str | None = setting(
         None,
         "folder, tokenizer.json or URL of the text tokenizer; null for the spoken world, which makes its own",
@@ -144,24 +140,23 @@ class PrepareConfig(CommandConfig):
     codec_folder: str | None = setting(None, "folder or URL of the codec; null for text", common=True, address=True)
     codes: str | None = setting(
         None,
-        "folder or URL that keeps the codes of every recording, so that none is encoded twice (such as Emilia, plain and with a "
-        "voice); null = none",
+        "folder or URL that caches codes, so that no recording is encoded twice; null = none",
         address=True,
     )
     cache: str = setting(
         "~/.cache/vita_audio_pl/shards",
         "folder on this node for copies of tokenizers and codecs that are read from a URL",
     )
-    device: str = setting("cpu", "where the codec's networks run, or cuda", choices=("cpu", "cuda"), common=True)
+    device: str = setting("cpu", "device of the codec: cpu or cuda", choices=("cpu", "cuda"), common=True)
     dtype: str = setting(
         "float32",
-        "that they compute in; bfloat16 and float16 are faster on a GPU",
+        "type the codec computes in; bfloat16 and float16 are faster on a GPU",
         choices=("float32", "bfloat16", "float16"),
     )
-    size: str = setting("full", "of the spoken world: full or smoke", choices=("full", "smoke"))
-    seed: int = setting(0, "of the spoken world", at_least=0)
-    batch_seconds: float = setting(120.0, "audio that the codec encodes at a time", above=0)
-    decoders: int = setting(2, "threads of each worker that read audio beside the codec", at_least=1)
+    size: str = setting("full", "size of the spoken world: full or smoke", choices=("full", "smoke"))
+    seed: int = setting(0, "seed of the spoken world", at_least=0)
+    batch_seconds: float = setting(120.0, "seconds of audio per codec batch", above=0)
+    decoders: int = setting(2, "threads per worker that decode audio files", at_least=1)
     shard_mb: float = setting(
         100.0,
         "megabytes that a shard has at least (codes, text and kept audio), once a source is finished; 0 = a shard for each part",
@@ -170,18 +165,20 @@ class PrepareConfig(CommandConfig):
     )
     parts: int | None = setting(
         None,
-        "only so many of the first parts, to try a recipe; never replaces a source that has more; null = all",
+        "prepare only the first parts, to try a recipe; never replaces a source that has more; null = all",
         at_least=1,
         common=True,
     )
     max_skipped: float | None = setting(
         None,
-        "share of a source's samples that may be left out, of more than 20; null = the recipe's, or 0.05",
+        "share of a source's samples that may be left out (above 20 samples); null = the recipe's, or 0.05",
         at_least=0,
         at_most=1,
         common=True,
     )
-    prune: bool = setting(False, "remove shards that no part of the recipe claims any more; without it they are listed")
+    prune: bool = setting(
+        False, "remove shards that no part of the recipe produces any more; otherwise they are listed"
+    )
     keep_audio: bool = setting(False, "keep the audio outside answers, for models with an audio encoder")
     tts: Any = setting(
         None,

@@ -20,10 +20,10 @@ MODES = (*NAMED_PATTERNS, OWN)
 class SuiteEntry:
     """Some tasks, in some modes, with the model of one stage."""
 
-    stage: str = setting("", "empty = the run's last")
-    modes: list[str] = setting([], "of decoding", choices=MODES)
-    tasks: list[str] = setting([], "of the bench", choices=tuple(METRICS))
-    split: str = setting("", "of the bench; empty = the setting `split`")
+    stage: str = setting("", "stage to evaluate; empty = the run's last")
+    modes: list[str] = setting([], "decoding modes", choices=MODES)
+    tasks: list[str] = setting([], "tasks of the bench", choices=tuple(METRICS))
+    split: str = setting("", "split of the bench; empty = the setting `split`")
     limit: int | None = setting(None, "utterances per task; null = all", at_least=1)
     verify: str = setting("", "none, greedy or sample; empty = the setting `verify`", choices=("", *VERIFY_MODES))
 
@@ -42,27 +42,25 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
     """Settings of `python -m vita_audio_pl.evaluate`."""
 
     bench: BenchConfig = field(default_factory=BenchConfig)
-    suite: SuiteConfig | None = setting(None, "a list of evaluations instead of one")
+    suite: SuiteConfig | None = setting(None, "list of evaluations to run instead of one")
     run_name: str | None = setting(
-        None, "with a suite: the stages are in runs/<run_name>/<stage>/model; null without one", common=True
+        None, "with a suite: the run, whose stages are in runs/<run_name>/<stage>/model; null without one", common=True
     )
     model: str | None = setting(
         None, "a run, a stage, a model folder, adapters, or published weights; null with a suite", common=True
     )
-    codec_folder: str | None = setting(None, "of the audio codec; null = the one in the model folder")
+    codec_folder: str | None = setting(None, "folder of the audio codec; null = the one in the model folder")
     encoder_folder: str | None = setting(
-        None, "of a Plus model's audio encoder, laid out as SenseVoiceSmall; null = the one in the model folder"
+        None, "folder of a Plus model's audio encoder, as SenseVoiceSmall has it; null = the one in the model folder"
     )
-    task: str = setting(
-        "asr", "asr, tts, sqa, text or all (that the bench has)", choices=(*METRICS, "all"), common=True
-    )
+    task: str = setting("asr", "asr, tts, sqa, text, or all that the bench has", choices=(*METRICS, "all"), common=True)
     mode: str = setting(
         "vanilla",
-        "turbo, boost, balance, vanilla, own (the pattern that the model was trained for) or all",
+        "turbo, boost, balance, vanilla, own (the pattern the model was trained for) or all",
         choices=(*MODES, "all"),
         common=True,
     )
-    split: str = setting("test", "of the bench", common=True)
+    split: str = setting("test", "split of the bench", common=True)
     limit: int | None = setting(None, "first utterances only; null = all", at_least=1, common=True)
     profile: str = setting(
         "strict",
@@ -80,36 +78,38 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
         None, "folder of a Whisper or Paraformer checkpoint; null = the one that the bench names, or none", common=True
     )
     speaker_model: str | None = setting(
-        None, "folder of a WavLM x-vector checkpoint: likeness to the voice in the prompt; null = not measured"
+        None, "folder of a WavLM x-vector checkpoint, to measure similarity to the voice prompt; null = not measured"
     )
     mos_model: str | None = setting(
-        None, "UTMOS as a TorchScript file: how natural answers sound; needs trust_file=true; null = not measured"
+        None, "UTMOS as a TorchScript file, to measure naturalness; needs trust_file=true; null = not measured"
     )
     trust_file: bool = setting(
         False, "load mos_model, or the checkpoint of the judge paraformer, although such files can run any code"
     )
-    step: str = setting("all", "or generate, score: the second needs no model", choices=("all", "generate", "score"))
-    compare: list[str] = setting([], "two result folders to compare; nothing else is done", common=True)
+    step: str = setting("all", "all, generate or score; score needs no model", choices=("all", "generate", "score"))
+    compare: list[str] = setting([], "two result folders to compare, and nothing else", common=True)
     controls: int = setting(100, "recordings on which the judge itself is measured; 0 = none", at_least=0)
     transcripts: str | None = setting(
         None, "file of transcripts that runs share, so that identical outputs are transcribed once; null = none"
     )
     missing_audio: str = setting(
-        "refuse", "or count: an utterance without its recording is a wrong answer", choices=("refuse", "count")
+        "refuse", "refuse, or count: an utterance without its recording counts as wrong", choices=("refuse", "count")
     )
     output: str | None = setting(
-        None, "folder; null = eval/ in the run of the model, or in runs/<name of its folder>", common=True
+        None, "folder for results; null = eval/ in the model's run, or in runs/<name of its folder>", common=True
     )
     players: int = setting(
-        6, "utterances per evaluation whose audio is kept: the first ones, and as many of the worst", at_least=0
+        6, "utterances per evaluation whose audio is kept: this many first ones and this many of the worst", at_least=0
     )
     batch_size: int = setting(64, "answers decoded together", at_least=1, common=True)
     workers: int | None = setting(
         None, "processes; null = one per core on a CPU (8 at most), one on a GPU", at_least=1, common=True
     )
     device: str = setting("auto", "cpu, cuda or auto", choices=("auto", "cpu", "cuda"), common=True)
-    wandb: str = setting("off", "or offline, online: log the figures there, too", choices=("off", "offline", "online"))
-    wandb_project: str = setting("vita-audio-pl", "project of the runs")
+    wandb: str = setting(
+        "off", "off, offline or online: also log results to wandb", choices=("off", "offline", "online")
+    )
+    wandb_project: str = setting("vita-audio-pl", "wandb project")
 
     def check(self) -> None:
         if self.compare and len(self.compare) != 2:

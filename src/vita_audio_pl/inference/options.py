@@ -46,13 +46,13 @@ class GenerateConfig(InferenceConfig):
 
     task: str = setting("sts", "sts, asr, tts or text", choices=TASKS, common=True)
     text: str | None = setting(
-        None, "what to speak (tts) or to answer (text); null for other tasks", common=True, address=True
+        None, "text to speak (tts) or to answer (text); null for other tasks", common=True, address=True
     )
     audio: str | None = setting(
-        None, "recording to answer (sts) or to transcribe (asr); null for other tasks", common=True
+        None, "recording to answer (sts) or transcribe (asr); null for other tasks", common=True
     )
     voice: str | None = setting(
-        None, "recording of a voice to answer in; null = the voice that the model was trained to speak in", common=True
+        None, "recording of the voice to answer in; null = the voice the model was trained on", common=True
     )
     mode: Any = setting(
         None,
@@ -60,12 +60,12 @@ class GenerateConfig(InferenceConfig):
         common=True,
     )
     first_chunk: str = setting(
-        "verified", "under verification: or draft, played before it is checked", choices=FIRST_CHUNK
+        "verified", "with verification: verified, or draft to play the first chunk unverified", choices=FIRST_CHUNK
     )
     output: str = setting(
-        "answer.wav", "where the spoken answer goes; with stream=true, - is raw 16-bit samples on stdout", common=True
+        "answer.wav", "file for the spoken answer; with stream=true, - writes raw 16-bit samples to stdout", common=True
     )
-    stream: bool = setting(False, "show and write the answer while it is made", common=True)
+    stream: bool = setting(False, "show and write the answer while it is generated", common=True)
 
     def check(self) -> None:
         if self.first_chunk == "draft" and self.verify == "none":

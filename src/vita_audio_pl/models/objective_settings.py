@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class ObjectiveSettings(Component):
     """What every objective takes. One of your own derives from this and builds a `models.objectives.Objective`."""
 
-    name: str = setting("", "in reports")
+    name: str = setting("", "name in reports")
     weight: float = setting(
-        1.0, "of the mean loss of the heads, beside the main loss; 1 where the backbone is frozen", at_least=0
+        1.0, "weight of the heads' mean loss beside the backbone's; 1 where the backbone is frozen", at_least=0
     )
-    kernel: str = setting("torch", "of the cross entropy; liger on CUDA only", choices=("torch", "liger"))
-    chunk_rows: int = setting(512, "rows whose logits exist at a time", at_least=1)
-    detach_heads: bool = setting(False, "the heads send no gradient into the backbone, even where it trains")
+    kernel: str = setting("torch", "cross-entropy kernel; liger on CUDA only", choices=("torch", "liger"))
+    chunk_rows: int = setting(512, "rows whose logits are held at a time", at_least=1)
+    detach_heads: bool = setting(False, "stop gradients from the heads into the backbone")
 
     logit_tables: ClassVar[int] = 1
     """Tables of `chunk_rows` x vocabulary that exist at once, for the estimate of memory."""
@@ -79,7 +79,7 @@ class ServedSlots(ObjectiveSettings):
 class Distil(ObjectiveSettings):
     """Of `objectives.Distil`: heads match the backbone's own distribution (arXiv 2602.23881)."""
 
-    kl_share: float = setting(0.5, "of KL divergence, beside total variation", at_least=0, at_most=1)
+    kl_share: float = setting(0.5, "weight of the KL divergence; the rest is total variation", at_least=0, at_most=1)
 
     logit_tables: ClassVar[int] = 8  # both distributions, what is made of them, and the last chunk's
 

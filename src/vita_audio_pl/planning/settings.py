@@ -11,8 +11,8 @@ class RowsConfig:
     """What packed rows are like, for work that depends on it."""
 
     document_tokens: int = setting(400, "tokens of a conversation, on average; attention looks no further", at_least=2)
-    labelled: float = setting(0.6, "share of a conversation, its end, that is trained on", at_least=0, at_most=1)
-    audio: float = setting(0.7, "share of the labelled tokens that are codes", at_least=0, at_most=1)
+    labelled: float = setting(0.6, "share of a conversation, at its end, that has labels", at_least=0, at_most=1)
+    audio: float = setting(0.7, "share of the labelled tokens that are audio codes", at_least=0, at_most=1)
 
 
 @dataclass
@@ -20,16 +20,16 @@ class PlanConfig(TrainConfig):
     """Settings of `python -m vita_audio_pl.plan`: training's settings, and these."""
 
     devices: int | None = setting(
-        None, "GPUs in all; null = trainer.devices x trainer.num_nodes", at_least=1, common=True
+        None, "number of GPUs; null = trainer.devices x trainer.num_nodes", at_least=1, common=True
     )
-    gpu: str = setting("h100", "of the table in training/engines/gpus.py", common=True)
-    gpu_memory: float | None = setting(None, "GiB of one; null = the table's", above=0, common=True)
-    peak_tflops: float | None = setting(None, "of one, dense bfloat16; null = the table's", above=0)
-    mfu: float = setting(0.4, "share of the peak that training reaches", above=0, at_most=1, common=True)
-    price: float | None = setting(2.5, "of one GPU for an hour; null = no cost is shown", at_least=0, common=True)
-    codes_per_second: float = setting(12.5, "of the codec, for hours of audio", above=0)
+    gpu: str = setting("h100", "GPU, from the table in training/engines/gpus.py", common=True)
+    gpu_memory: float | None = setting(None, "memory of one GPU, GiB; null = the table's", above=0, common=True)
+    peak_tflops: float | None = setting(None, "peak of one GPU, dense bfloat16 TFLOP/s; null = the table's", above=0)
+    mfu: float = setting(0.4, "share of the peak that training reaches (MFU)", above=0, at_most=1, common=True)
+    price: float | None = setting(2.5, "price of one GPU hour; null = no cost shown", at_least=0, common=True)
+    codes_per_second: float = setting(12.5, "code rate of the codec, for hours of audio", above=0)
     text_entries: int | None = setting(
-        None, "of the text tokenizer; null = the prepared data's, else Qwen2.5's 151,665", at_least=1
+        None, "text tokens of the vocabulary; null = the prepared data's, else Qwen2.5's 151,665", at_least=1
     )
     rows: RowsConfig = field(default_factory=RowsConfig)
     output: str | None = setting(None, "JSON file for the numbers; null = none", common=True)

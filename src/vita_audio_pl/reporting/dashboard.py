@@ -70,11 +70,11 @@ MOST_RUNS = 100  # lines of a plot: wandb's usual 10 would leave out most of a s
 class DashboardConfig(CommandConfig):
     """Everything that `python -m vita_audio_pl.report dashboard` can be told."""
 
-    entity: str = setting("", "wandb user or team; needed to save it there")
-    project: str = setting("vita-audio-pl", "project of the runs")
+    entity: str = setting("", "wandb user or team, needed to save it there")
+    project: str = setting("vita-audio-pl", "wandb project of the runs")
     name: str = "Stages of a chain"
-    output: str | None = setting(None, "the workspace as JSON, written offline too; null = runs/dashboard.json")
-    upload: bool = setting(False, "save it to wandb, which needs a key and the network")
+    output: str | None = setting(None, "JSON file of the workspace, written offline too; null = runs/dashboard.json")
+    upload: bool = setting(False, "save it to wandb (needs a key and the network)")
 
     def check(self) -> None:
         if self.upload and not self.entity:

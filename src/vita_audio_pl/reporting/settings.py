@@ -10,19 +10,15 @@ from vita_audio_pl.config.fields import setting
 class ReportConfig(CommandConfig):
     """Settings of `python -m vita_audio_pl.report`."""
 
-    run_name: str = setting(
-        "demo", "the run in runs/<run_name>, or a path to it, to a stage or to its model", common=True
-    )
+    run_name: str = setting("demo", "a run in runs/, or a path to a run, a stage or its model", common=True)
     experiment: str | None = setting(
-        None, "instead of a run: the ablation in runs/<experiment>, all its arms; null = a run", common=True
+        None, "instead of a run: an ablation in runs/, with all its arms; null = a run", common=True
     )
-    runs: list[str] = setting([], "instead of a run: runs of several seeds, as one table", common=True)
-    wandb: str | None = setting(
-        None, "ENTITY/PROJECT to fetch the ablation's arms from, where they are not in runs/; null = from runs/"
-    )
+    runs: list[str] = setting([], "instead of a run: runs with different seeds, in one table", common=True)
+    wandb: str | None = setting(None, "ENTITY/PROJECT to fetch the ablation's arms from; null = from runs/")
     bench_name: str | None = setting(
-        None, "whose results; null = of the one bench that the run was measured on", common=True
+        None, "bench whose results are shown; null = the only one the run was measured on", common=True
     )
-    split: str = setting("test", "of the main table; other splits follow it")
-    title: str | None = setting(None, "of the page; null = the run's name, or the ablation's")
-    output: str | None = setting(None, "folder; null = report/ in the run, or in the ablation", common=True)
+    split: str = setting("test", "split of the main table; other splits follow it")
+    title: str | None = setting(None, "title of the page; null = the name of the run or ablation")
+    output: str | None = setting(None, "folder for the page; null = report/ in the run or ablation", common=True)

@@ -21,40 +21,42 @@ class LimitsConfig:
     """What one client may ask for."""
 
     sessions: int = setting(64, "open WebSocket sessions, all clients together", at_least=1)
-    sessions_a_client: int = setting(
-        8, "open sessions of one key, or of one address where there are no keys", at_least=1
-    )
-    queue: int = setting(32, "answers that wait for a slot; more are refused with the time to wait", at_least=0)
+    sessions_a_client: int = setting(8, "open sessions per API key, or per address without keys", at_least=1)
+    queue: int = setting(32, "answers that may wait for a slot; more are refused with Retry-After", at_least=0)
     audio_seconds: float = setting(60.0, "longest recording or spoken turn, s", above=0)
     text_characters: int = setting(8000, "longest text of a message", at_least=1)
     message_bytes: int = setting(16 * 2**20, "largest WebSocket message or HTTP body, bytes", at_least=1024)
-    idle_seconds: float = setting(600.0, "a session that sends nothing for so long is closed, s", above=0)
-    unread_bytes: int = setting(32 * 2**20, "a session that leaves so much unread is closed, bytes", at_least=2**20)
+    idle_seconds: float = setting(600.0, "seconds after which an idle session is closed", above=0)
+    unread_bytes: int = setting(32 * 2**20, "unread bytes at which a session is closed", at_least=2**20)
 
 
 @dataclass
 class ServeConfig(InferenceConfig):
     """Settings of `python -m vita_audio_pl.serve`; decoding settings are what requests say nothing of."""
 
-    name: str | None = setting(None, "of the model in answers and /v1/models; null = that of its folder")
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all, which wants api_keys and tls", common=True)
-    port: int = setting(8000, "to listen on; 0 = any free one", at_least=0, at_most=65535, common=True)
-    slots: int = setting(8, "answers that are written at a time", at_least=1, common=True)
-    context_tokens: int = setting(
-        4096, "of a conversation with its answer; less where the model has fewer", at_least=64
+    name: str | None = setting(None, "model name in answers and /v1/models; null = the folder's name")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces, which needs api_keys and tls", common=True
     )
-    when_full: str = setting("slide", "a full conversation: slide leaves out the oldest exchanges", choices=WHEN_FULL)
+    port: int = setting(8000, "port to listen on; 0 = any free port", at_least=0, at_most=65535, common=True)
+    slots: int = setting(8, "answers decoded at a time", at_least=1, common=True)
+    context_tokens: int = setting(
+        4096, "longest conversation with its answer, tokens; less if the model has fewer positions", at_least=64
+    )
+    when_full: str = setting(
+        "slide", "what happens to a full conversation: slide drops the oldest exchanges", choices=WHEN_FULL
+    )
     sound_workers: int = setting(2, "threads that encode and decode audio", at_least=1)
-    voices: dict[str, str] = setting({}, "names that requests may give as voice, and a recording of each")
+    voices: dict[str, str] = setting({}, "voice names that requests may use, and a recording of each")
     api_keys: str | None = setting(
         None, f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for"
     )
-    origins: list[str] = setting([], "other web sites whose pages may call, such as https://example.org", address=True)
+    origins: list[str] = setting([], "other web origins that may call, such as https://example.org", address=True)
     tls_certificate: str | None = setting(
-        None, "PEM file; null = no TLS, and browsers give a microphone on localhost alone"
+        None, "PEM certificate; null = no TLS (browsers allow the microphone on localhost only)"
     )
-    tls_key: str | None = setting(None, "PEM file of its key; null = no TLS")
-    drain_seconds: float = setting(30.0, "that answers may take to end after SIGTERM, s", at_least=0)
+    tls_key: str | None = setting(None, "PEM key of the certificate; null = no TLS")
+    drain_seconds: float = setting(30.0, "seconds that running answers get after SIGTERM", at_least=0)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def check(self) -> None:
@@ -77,15 +79,13 @@ class ServeConfig(InferenceConfig):
 class TalkConfig(CommandConfig):
     """Settings of `python -m vita_audio_pl.talk`."""
 
-    url: str = setting("ws://localhost:8000/v1/realtime", "of the server", common=True, address=True)
+    url: str = setting("ws://localhost:8000/v1/realtime", "URL of the server", common=True, address=True)
     key: str | None = setting(None, f"that the server asks for; null = the first in {KEYS_VARIABLE}")
-    audio: list[str] = setting([], "recordings to say, one turn each; none and no text = the microphone", common=True)
-    text: str | None = setting(
-        None, "to say in writing, after the recordings; null = nothing", common=True, address=True
-    )
-    output: str = setting("answer.wav", "where the spoken answers go, one after the other", common=True)
+    audio: list[str] = setting([], "recordings to send, one turn each; none and no text = the microphone", common=True)
+    text: str | None = setting(None, "text to send after the recordings; null = none", common=True, address=True)
+    output: str = setting("answer.wav", "file for the spoken answers, one after the other", common=True)
     mode: str | None = setting(None, "turbo, boost, balance, vanilla; null = the model's own", common=True)
-    verify: str = setting("none", "let the backbone check drafts", choices=VERIFY_MODES, common=True)
+    verify: str = setting("none", "none, greedy or sample: verify the heads' drafts", choices=VERIFY_MODES, common=True)
 
     def check(self) -> None:
         require(

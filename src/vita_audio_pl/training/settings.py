@@ -33,11 +33,11 @@ class VariantConfig:
     """One published system: which stages it takes and which stage may follow which."""
 
     name: str = MISSING
-    stages: list[str] = setting(MISSING, "the chain, in order")
+    stages: list[str] = setting(MISSING, "stages of the chain, in order")
     parents: dict[str, list[str]] = setting(MISSING, "stage -> stages that it may start from; [] = a plain backbone")
     speech_input: str = setting(
         "codes",
-        "how the user's speech enters the model: as discrete codes, or through a continuous encoder (Plus)",
+        "how the user's speech enters the model: codes, or encoder (Plus)",
         choices=("codes", "encoder"),
     )
 
@@ -60,20 +60,26 @@ class StageConfig:
     """One training stage; the rows of the paper's table."""
 
     name: str = MISSING
-    n_heads: int | None = setting(None, "MCTP heads in this stage; null = the parent's", at_least=0)
-    freeze: list[str] = setting([], "regular expressions over parameter names; each must match")
+    n_heads: int | None = setting(None, "number of MCTP heads; null = the parent's", at_least=0)
+    freeze: list[str] = setting([], "regular expressions over parameter names to freeze; each must match")
     learning_rate: float = setting(MISSING, "peak learning rate", above=0, common=True)
-    head_rate_factor: float = setting(1.0, "the heads' learning rate is this times learning_rate", above=0)
+    head_rate_factor: float = setting(1.0, "learning rate of the heads, as a multiple of learning_rate", above=0)
     sequence_length: int = setting(MISSING, "tokens in a packed row", at_least=1, common=True)
     rows_per_step: int = setting(
-        MISSING, "packed rows in an optimiser step, over all devices and accumulation", at_least=1, common=True
+        MISSING,
+        "packed rows per optimiser step, over all devices and accumulation (global batch size)",
+        at_least=1,
+        common=True,
     )
     steps: int = setting(MISSING, "optimiser steps", at_least=1, common=True)
     epochs: float | None = setting(
-        None, "instead of steps: passes over the mixture, as 2 or 0.5; null = steps say it", above=0, common=True
+        None,
+        "epochs instead of steps, such as 2 or 0.5 passes over the mixture; null = use steps",
+        above=0,
+        common=True,
     )
-    weight_decay: float = setting(0.0, "of AdamW; norms and biases are not decayed", at_least=0)
-    mixture: str = setting(MISSING, "file of data_recipes/mixtures without .yaml, or a path to a .yaml", common=True)
+    weight_decay: float = setting(0.0, "weight decay; norms and biases are exempt", at_least=0)
+    mixture: str = setting(MISSING, "name in data_recipes/mixtures, or a path to a .yaml", common=True)
 
     def check(self) -> None:
         for pattern in self.freeze:
@@ -103,15 +109,15 @@ class StageOverrides:
 class LoraConfig:
     """Low-rank adapters on the backbone's layers; what they adapt is frozen, and they are merged at the hand-over."""
 
-    rank: int = setting(0, "of the adapters; 0 = none", at_least=0)
-    alpha: float | None = setting(None, "adapters are scaled by alpha / rank; null = 2 * rank", above=0)
-    dropout: float = setting(0.0, "of the adapters' inputs", at_least=0, below=1)
+    rank: int = setting(0, "LoRA rank; 0 = no adapters", at_least=0)
+    alpha: float | None = setting(None, "scaling is alpha / rank; null = 2 * rank", above=0)
+    dropout: float = setting(0.0, "dropout on the adapters' inputs", at_least=0, below=1)
     only: bool = setting(
         False,
-        "adapt the heads, too, train nothing but adapters, and hand over these alone, a few MB beside their model",
+        "train adapters alone, in the heads too, and save only these (a few MB)",
     )
     targets: list[str] = setting(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers that are adapted"
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers to adapt"
     )
 
     def check(self) -> None:
@@ -133,18 +139,20 @@ class ModelConfig:
     num_hidden_layers: int = setting(MISSING, at_least=1)
     num_attention_heads: int = setting(MISSING, at_least=1)
     num_key_value_heads: int = setting(MISSING, at_least=1)
-    rope_theta: float = setting(1e6, "base of the rotary frequencies", above=0)
+    rope_theta: float = setting(1e6, "RoPE base", above=0)
     rms_norm_eps: float = setting(1e-6, above=0)
     tie_word_embeddings: bool = False
     max_position_embeddings: int = setting(32768, at_least=1)
     attention: str | None = setting(
         None,
-        "kernel: per_document, sdpa, flex, flash; null = flash on GPUs in 16 bits, per_document elsewhere",
+        "attention kernel: per_document, sdpa, flex or flash; null = flash on GPUs in 16 bits, else per_document",
         choices=("per_document", "sdpa", "flex", "flash"),
     )
-    activation_checkpointing: str = setting("none", "blocks computed again in the backward pass", choices=BLOCKS)
-    checkpoint_every: int = setting(1, "of these blocks, every n-th", at_least=1)
-    compile: str = setting("none", "blocks compiled by torch.compile", choices=BLOCKS)
+    activation_checkpointing: str = setting(
+        "none", "blocks to checkpoint: recomputed in the backward pass", choices=BLOCKS
+    )
+    checkpoint_every: int = setting(1, "checkpoint every n-th of these blocks", at_least=1)
+    compile: str = setting("none", "blocks to compile with torch.compile", choices=BLOCKS)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     @property
@@ -171,15 +179,17 @@ class CodecConfig:
     """Which audio codec made the codes."""
 
     name: str = MISSING
-    codebook_size: int = setting(MISSING, "codes", at_least=1)
+    codebook_size: int = setting(MISSING, "codes in the codebook", at_least=1)
 
 
 @dataclass
 class EncoderConfig:
     """The audio encoder of the Plus variants."""
 
-    folder: str | None = setting(None, "laid out as SenseVoiceSmall; null = speech_input beside the shards")
-    trains_in: list[str] = setting([], "stages; the published system trains it in none")
+    folder: str | None = setting(
+        None, "folder of the audio encoder, as SenseVoiceSmall has it; null = speech_input beside the shards"
+    )
+    trains_in: list[str] = setting([], "stages in which the encoder trains; none as published")
 
 
 @dataclass
@@ -187,22 +197,22 @@ class RenderingConfig:
     """How conversations become training rows, beside the interval ratio."""
 
     lead_in_codes: int = setting(
-        0, "codes of silence before an answer's audio, so that speech does not outrun its text", at_least=0
+        0, "codes of silence before an answer's audio, so that speech does not get ahead of its text", at_least=0
     )
     prompt_corruption: float = setting(
-        0.0, "share of the prompt's codes replaced by random ones", at_least=0, at_most=1
+        0.0, "share of the prompt's codes replaced with random ones", at_least=0, at_most=1
     )
-    text_weight: float = setting(1.0, "loss weight of a text label", at_least=0)
-    audio_weight: float = setting(1.0, "loss weight of an audio label, markers included", at_least=0)
+    text_weight: float = setting(1.0, "loss weight of text labels", at_least=0)
+    audio_weight: float = setting(1.0, "loss weight of audio labels, markers included", at_least=0)
 
 
 @dataclass
 class OptimConfig:
     """How the weights move: gradients are clipped, `optimizer` steps, `schedule` sets its rate."""
 
-    optimizer: Any = setting(MISSING, "component: settings of an optimiser, or a class of torch.optim's kind")
-    schedule: Any = setting(MISSING, "component: factor on the peak rate by step")
-    clip_norm: float = setting(1.0, "gradients are clipped to this norm over all parameters", above=0)
+    optimizer: Any = setting(MISSING, "component: settings of an optimiser, or a class like those of torch.optim")
+    schedule: Any = setting(MISSING, "component: learning-rate schedule")
+    clip_norm: float = setting(1.0, "gradient clipping: largest global norm", above=0)
 
 
 @dataclass
@@ -212,24 +222,27 @@ class TrainerConfig:
     name: str = MISSING
     engine: Any = setting(
         MISSING,
-        "component: how the model is spread over devices",
+        "component: how the model is distributed over devices",
         base="vita_audio_pl.training.engines.kinds.EngineSettings",
     )
-    accelerator: str = setting("cpu", "what a device is", choices=("cpu", "gpu"))
-    devices: int = setting(1, "of a node", at_least=1, common=True)
-    timeout_seconds: float = setting(1800.0, "that a rank waits for the others, then the run ends", above=0)
-    num_nodes: int = setting(1, "machines", at_least=1, common=True)
+    accelerator: str = setting("cpu", "type of device", choices=("cpu", "gpu"))
+    devices: int = setting(1, "devices per node", at_least=1, common=True)
+    timeout_seconds: float = setting(1800.0, "seconds that a rank waits for the others before the run ends", above=0)
+    num_nodes: int = setting(1, "number of nodes", at_least=1, common=True)
     precision: str = setting(
-        "32-true", "of weights and arithmetic", choices=("32-true", "bf16-mixed", "bf16-true"), common=True
+        "32-true", "precision of weights and arithmetic", choices=("32-true", "bf16-mixed", "bf16-true"), common=True
     )
     rows_per_device: int | None = setting(
-        None, "packed rows in a forward pass; null = all of a step's share", at_least=1, common=True
+        None,
+        "packed rows per forward pass (micro-batch size); null = the device's whole share of a step",
+        at_least=1,
+        common=True,
     )
-    threads: int | None = setting(None, "CPU threads of a process; null = torch's default", at_least=1)
+    threads: int | None = setting(None, "CPU threads per process; null = torch's default", at_least=1)
     peak_tflops: float | None = setting(
-        None, "of a device, for MFU; null = the table's for a known GPU, else no MFU", above=0
+        None, "peak TFLOP/s of a device, for MFU; null = the table's for a known GPU, else no MFU", above=0
     )
-    extra: dict[str, Any] = setting({}, "further arguments of lightning.Trainer, by name")
+    extra: dict[str, Any] = setting({}, "more arguments of lightning.Trainer, by name")
 
     @property
     def world_size(self) -> int:
@@ -240,10 +253,12 @@ class TrainerConfig:
 class GuardConfig:
     """What happens to steps whose gradient norm is not finite, or a spike: they are left out, and counted."""
 
-    bad_steps: int = setting(3, "in a row, then back to the last good checkpoint", at_least=1)
-    rollbacks: int = setting(2, "in a stage, then the run stops", at_least=0)
+    bad_steps: int = setting(3, "bad steps in a row before the last good checkpoint is restored", at_least=1)
+    rollbacks: int = setting(2, "restores per stage before the run stops", at_least=0)
     spike_factor: float | None = setting(
-        None, "times the usual gradient norm; null = only what is not finite is bad", above=1
+        None,
+        "gradient norm, as a multiple of the usual one, that makes a step bad; null = only non-finite ones do",
+        above=1,
     )
 
 
@@ -254,12 +269,14 @@ SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
 class SamplesConfig(DecodingConfig):
     """Fixed held-out prompts that the model answers while it trains, and at its end."""
 
-    every_steps: int | None = setting(None, "null = a fifth of the stage; 0 = never, not at the end either", at_least=0)
-    per_task: int = setting(2, "prompts of each task", at_least=1)
-    tasks: list[str] = setting(list(SAMPLE_TASKS), "of those that the stage's data has", choices=SAMPLE_TASKS)
+    every_steps: int | None = setting(None, "steps between samples; null = a fifth of the stage; 0 = never", at_least=0)
+    per_task: int = setting(2, "prompts per task", at_least=1)
+    tasks: list[str] = setting(
+        list(SAMPLE_TASKS), "tasks to sample, as far as the stage's data has them", choices=SAMPLE_TASKS
+    )
     judge: Any = setting(
         None,
-        "who transcribes spoken answers; or the component of a judge of your own; null = nobody",
+        "judge that transcribes spoken answers, or a component of your own; null = none",
         choices=tuple(JUDGES),
     )
     judge_model: str | None = setting(
@@ -278,42 +295,43 @@ class SamplesConfig(DecodingConfig):
 class ProfileConfig:
     """Steps that are traced, to be looked into: `profile/` in the stage's folder."""
 
-    at_step: int | None = setting(None, "the first one; null = none is", at_least=1)
-    steps: int = setting(3, "that many", at_least=1)
-    ranks: list[int] = setting([0], "of these ranks", at_least=0)
+    at_step: int | None = setting(None, "first step to profile; null = no profile", at_least=1)
+    steps: int = setting(3, "number of steps to profile", at_least=1)
+    ranks: list[int] = setting([0], "ranks to profile", at_least=0)
 
 
 @dataclass
 class CallbacksConfig:
     """How often the run is logged, checked and saved; steps are optimiser steps."""
 
-    log_every: int = setting(10, "steps between two lines of metrics", at_least=1)
+    log_every: int = setting(10, "steps between log lines", at_least=1)
     validate_every: int | None = setting(
-        None, "steps between two validations; null = at the end only", at_least=1, common=True
+        None, "steps between validations; null = at the end only", at_least=1, common=True
     )
     save_every: int | None = setting(
-        None, "steps between two checkpoints; null = a twentieth of the stage", at_least=1, common=True
+        None, "steps between checkpoints; null = a twentieth of the stage", at_least=1, common=True
     )
-    keep_last: int = setting(2, "checkpoints that are kept; 0 = all", at_least=0)
+    keep_last: int = setting(2, "checkpoints to keep; 0 = all", at_least=0)
     local_checkpoints: str | None = setting(
-        None, "folder on a fast disk of each node: written there first, then copied; null = written in the run's folder"
+        None,
+        "folder on each node's fast disk, where checkpoints are written before they are copied; null = written in the run's folder",
     )
     keep_best_by: str | None = setting(
-        None, "metric of validation, as val/loss: its best checkpoint is kept beside the last; null = none is"
+        None, "validation metric, such as val/loss, whose best checkpoint is also kept; null = none"
     )
     keep_best_when: str | None = setting(
-        None, "which values of it are better; null = higher for accuracies", choices=("lower", "higher")
+        None, "whether lower or higher values are better; null = higher for accuracies", choices=("lower", "higher")
     )
     resume_from_step: int | None = setting(
-        None, "step of the checkpoint to go back to, once for a command; null = the newest", at_least=0
+        None, "resume from the checkpoint of this step, once per command; null = the newest", at_least=0
     )
     progress_bar: bool = True
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    requeue: bool = setting(True, "SLURM: put the job back into the queue after SIGTERM or SIGUSR1")
-    watchdog_seconds: float = setting(600.0, "without progress, then the ranks that hang are named", above=0)
-    extra: dict[str, Any] = setting({}, "callbacks of your own: name -> _target_ and settings")
+    requeue: bool = setting(True, "SLURM: requeue the job after SIGTERM or SIGUSR1")
+    watchdog_seconds: float = setting(600.0, "seconds without progress after which hanging ranks are reported", above=0)
+    extra: dict[str, Any] = setting({}, "your own callbacks: name -> _target_ and settings")
 
 
 @dataclass
@@ -322,28 +340,30 @@ class LoggerConfig:
 
     wandb: str = setting(
         "auto",
-        "auto is online with a key and offline without",
+        "wandb logging; auto = online with a key, else offline",
         choices=("auto", "online", "offline", "off"),
         common=True,
     )
-    wandb_project: str = setting("vita-audio-pl", "project of the runs")
-    wandb_entity: str | None = setting(None, "team or user that the runs belong to; null = the key's own")
-    wandb_group: str | None = setting(None, "groups the stages of a run; null = run_name")
-    wandb_tags: list[str] = setting([], "tags of the runs")
-    tensorboard: bool = setting(True, "write TensorBoard's files, too")
-    extra: dict[str, Any] = setting({}, "loggers of your own: name -> _target_ and settings")
+    wandb_project: str = setting("vita-audio-pl", "wandb project")
+    wandb_entity: str | None = setting(None, "wandb team or user; null = the key's own")
+    wandb_group: str | None = setting(None, "wandb group of the stages of a run; null = run_name")
+    wandb_tags: list[str] = setting([], "wandb tags")
+    tensorboard: bool = setting(True, "also write TensorBoard files")
+    extra: dict[str, Any] = setting({}, "your own loggers: name -> _target_ and settings")
 
 
 @dataclass
 class ExperimentConfig:
     """What an ablation asks, and how each of its arms is measured; set by the files in `experiments/`."""
 
-    name: str = setting("", "arms go to runs/<name>/<arm>; empty = no ablation")
+    name: str = setting("", "name of the ablation: arms go to runs/<name>/<arm>; empty = no ablation")
     question: str = ""
-    suite: str = setting("", "evaluation of every arm, an option of conf/suite; empty = none")
-    bench: str = setting("spoken_world", "an option of conf/bench")
+    suite: str = setting("", "evaluation of every arm, a name in conf/suite; empty = none")
+    bench: str = setting("spoken_world", "a name in conf/bench")
     evaluate: list[str] = setting([], "more settings for the evaluation command")
-    metric: str = setting("val/loss", "of the last stage's metrics.csv, held out; handed to sweepers that optimise")
+    metric: str = setting(
+        "val/loss", "validation metric of the last stage's metrics.csv, given to sweepers that optimise"
+    )
 
     def check(self) -> None:
         require(
@@ -356,28 +376,30 @@ class ExperimentConfig:
 class TrainConfig(CommandConfig):
     """Settings of `python -m vita_audio_pl.train`."""
 
-    run_name: str = setting(MISSING, "stages go to <paths.runs>/<run_name>/<stage>", common=True)
-    seed: int = setting(0, "of weights, order of data and dropout", at_least=0, at_most=2**32 - 1, common=True)
+    run_name: str = setting(MISSING, "name of the run: stages go to <paths.runs>/<run_name>/<stage>", common=True)
+    seed: int = setting(0, "seed of weights, data order and dropout", at_least=0, at_most=2**32 - 1, common=True)
     text_audio_interval_ratio: list[int] = setting(
         MISSING,
-        "[t1, a1, ..., tn, an]: runs of text and audio tokens in turn; each a counts both markers",
+        "[t1, a1, ..., tn, an]: alternating runs of text and audio tokens; each a counts both markers",
         at_least=1,
         common=True,
     )
     decode_pattern: list[int] = setting(
-        MISSING, "[M, m, ...]: tokens written by the backbone and by the heads, in turn", at_least=0, common=True
+        MISSING,
+        "[M, m, ...]: alternating runs of tokens written by the backbone and by the heads",
+        at_least=0,
+        common=True,
     )
-    n_heads: int = setting(10, "MCTP heads of the finished model", at_least=0, common=True)
+    n_heads: int = setting(10, "MCTP heads of the final model", at_least=0, common=True)
     init_from: str | None = setting(
         None,
-        "a run, a stage, a model folder, adapters, published weights or a Qwen2 folder to start from; null = the parent stage "
-        "of this run",
+        "model to start from: a run, a stage, a model folder, adapters, published weights or a Qwen2 folder; null = the parent stage of this run",
         common=True,
     )
     with_parents: bool = setting(False, "train missing parent stages first", common=True)
     force: bool = setting(
         False,
-        "train stages from scratch, once: until this command has finished, rerunning it resumes; docs/cluster.md",
+        "train from scratch, once: until this command has finished, rerunning it resumes (docs/cluster.md)",
         common=True,
     )
     scale: ScaleConfig = field(default_factory=ScaleConfig)
@@ -391,7 +413,7 @@ class TrainConfig(CommandConfig):
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     objective: Any = setting(
         MISSING,
-        "component: what the predictors are trained on",
+        "component: the training objective of backbone and heads",
         base="vita_audio_pl.models.objective_settings.ObjectiveSettings",
     )
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)

@@ -31,14 +31,12 @@ class BenchConfig:
 
     name: str = ""
     title: str = ""
-    homepage: str = setting("", "where it is had; nothing is downloaded", address=True)
-    format: str = setting(
-        "samples", "how the files are laid out, see evaluation/benches/readers.py", choices=tuple(READERS)
-    )
+    homepage: str = setting("", "where to get it; nothing is downloaded", address=True)
+    format: str = setting("samples", "file layout, see evaluation/benches/readers.py", choices=tuple(READERS))
     root: str = setting(".", "the folder that was unpacked", common=True)
-    tasks: dict[str, dict[str, str]] = setting({}, "task -> split -> place below root")
+    tasks: dict[str, dict[str, str]] = setting({}, "task -> split -> path below root")
     unit: str = setting("word", "what error rates count: word, or character for Chinese", choices=("word", "character"))
-    normaliser: str = setting("plain", "of transcripts before they are compared, see evaluation/scores/normalisers.py")
+    normaliser: str = setting("plain", "normaliser of transcripts, see evaluation/scores/normalisers.py")
     spelling_file: str | None = setting(
         None, "normalizer.json of a Whisper checkpoint, for whisper_english; null = without its spellings"
     )
@@ -50,13 +48,13 @@ class BenchConfig:
     )
     language: str | None = setting(None, "en or zh, for whisper; null = whisper detects it")
     answers: str = setting(
-        "exact", "or contains: the answer only has to hold an accepted one", choices=("exact", "contains")
+        "exact", "exact, or contains: an answer only has to contain an accepted one", choices=("exact", "contains")
     )
     judge: str = setting("", "judge that transcribes spoken answers: pocketsphinx, whisper or paraformer")
     grammar: str | None = setting(None, "JSGF file, for pocketsphinx; null where the judge needs none")
-    max_new_tokens: dict[str, int] = setting({}, "by task; 512 where not given")
-    published: list[PublishedFigure] = setting([], "")
-    incomparable: list[str] = setting([], "why figures here may differ from the published ones")
+    max_new_tokens: dict[str, int] = setting({}, "most tokens of an answer, by task; 512 where not given")
+    published: list[PublishedFigure] = setting([], "published figures to compare with")
+    incomparable: list[str] = setting([], "reasons why results may differ from the published ones")
 
     def check(self) -> None:
         for task in self.tasks:

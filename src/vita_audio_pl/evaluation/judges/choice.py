@@ -36,7 +36,7 @@ class JudgeSettings(Component):
 class Pocketsphinx(JudgeSettings):
     """Of `pocketsphinx.PocketsphinxJudge`."""
 
-    grammar: str | None = setting(None, "JSGF file of the sentences to expect; null = it cannot be built")
+    grammar: str | None = setting(None, "JSGF file of the expected sentences; null = it cannot be built")
 
     def build(self, device: str = "cpu") -> "Judge":
         from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxJudge
@@ -58,7 +58,7 @@ class Whisper(JudgeSettings):
     """Of `neural.WhisperJudge`."""
 
     model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
-    language: str | None = setting(None, "that is spoken; null = it guesses")
+    language: str | None = setting(None, "language of the audio; null = detected")
 
     def build(self, device: str = "cpu") -> "Judge":
         from vita_audio_pl.evaluation.judges.neural import WhisperJudge
@@ -76,7 +76,7 @@ class Paraformer(JudgeSettings):
     """Of `neural.ParaformerJudge`."""
 
     model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
-    trust_file: bool = setting(False, "let FunASR load it, which can run any code")
+    trust_file: bool = setting(False, "let FunASR load the checkpoint, which can run any code")
 
     def build(self, device: str = "cpu") -> "Judge":
         from vita_audio_pl.evaluation.judges.neural import ParaformerJudge

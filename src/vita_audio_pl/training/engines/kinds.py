@@ -62,16 +62,14 @@ class DDP(EngineSettings):
 class FSDP2(EngineSettings):
     """Of `fsdp2.FSDP2Engine`: parameters, gradients and moments are sharded."""
 
-    replicas: int = setting(
-        1, "groups of ranks, each of which shards a copy of its own (HSDP), as one for each node", at_least=1
-    )
+    replicas: int = setting(1, "replica groups, each sharding its own copy (HSDP), such as one per node", at_least=1)
     reduce: str = setting(
         "step",
-        "gradients are summed over ranks once a step, for which each keeps whole ones, or after every batch",
+        "step: reduce gradients once a step, keeping unsharded gradients; batch: after every batch",
         choices=("step", "batch"),
     )
     reshard: bool = setting(
-        True, "a block's weights are freed after its forward pass, and gathered again for its backward"
+        True, "free a block's weights after its forward pass and gather them again for its backward pass"
     )
 
     shards: ClassVar[bool] = True
@@ -94,8 +92,8 @@ class FSDP2(EngineSettings):
 class DeepSpeed(EngineSettings):
     """Of `zero.ZeroEngine`: DeepSpeed's ZeRO."""
 
-    stage: int = setting(2, "2 shards optimiser state and gradients, 3 parameters too", at_least=2, at_most=3)
-    offload: bool = setting(False, "optimiser state (and parameters at stage 3) in CPU memory")
+    stage: int = setting(2, "2 shards optimiser state and gradients; 3 shards parameters too", at_least=2, at_most=3)
+    offload: bool = setting(False, "keep optimiser state (at stage 3 also parameters) in CPU memory")
 
     shards: ClassVar[bool] = True
 

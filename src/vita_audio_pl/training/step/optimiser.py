@@ -19,7 +19,9 @@ PEAK = "peak_lr"
 class AdamW(Component):
     """`torch.optim.AdamW`; rates and weight decay come with the parameter groups."""
 
-    betas: list[float] = setting([0.9, 0.95], "decay of the first and second moment", at_least=0, below=1, length=2)
+    betas: list[float] = setting(
+        [0.9, 0.95], "decay rates of the first and second moment", at_least=0, below=1, length=2
+    )
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)
 
     def build(self, groups: list[dict[str, Any]], *, fused: bool | None = None) -> "torch.optim.Optimizer":

@@ -12,9 +12,9 @@ from vita_audio_pl.config.fields import setting
 class WarmupCosine(Component):
     """Warm-up to the peak rate, then a cosine."""
 
-    warmup_share: float = setting(0.03, "of all steps", at_least=0, below=1)
-    warmup: str = setting("linear", "or log: DeepSpeed's logarithmic ramp", choices=("linear", "log"))
-    min_rate_share: float = setting(0.1, "of the peak, where the cosine ends", at_least=0, at_most=1)
+    warmup_share: float = setting(0.03, "warm-up, as a share of all steps", at_least=0, below=1)
+    warmup: str = setting("linear", "linear, or log: DeepSpeed's logarithmic warm-up", choices=("linear", "log"))
+    min_rate_share: float = setting(0.1, "final learning rate, as a share of the peak", at_least=0, at_most=1)
 
     def build(self, steps: int) -> Callable[[int], float]:
         """Factor on the peak rate for optimiser step 0, 1, .. of `steps`."""
