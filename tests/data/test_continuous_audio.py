@@ -21,8 +21,8 @@ from vita_audio_pl.data.tools.lint import lint_source
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.preparation import encoder_placeholders
+from vita_audio_pl.training.callback_settings import SamplesConfig
 from vita_audio_pl.training.callbacks.sample_prompts import sample_prompts
-from vita_audio_pl.training.settings import SamplesConfig
 
 
 @dataclass(frozen=True)

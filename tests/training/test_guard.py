@@ -20,13 +20,13 @@ from vita_audio_pl import leaving
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.processes import announce_stop, requeue_on_signal
 from vita_audio_pl.storage.owned import Owned
+from vita_audio_pl.training.callback_settings import GuardConfig
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.watchdog import Watchdog
 from vita_audio_pl.training.checkpoints import parts
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder.layout import STAGE, StageFolder
-from vita_audio_pl.training.settings import GuardConfig
 from vita_audio_pl.training.stage import train
 from vita_audio_pl.training.step.module import SpeechLMModule
 from vita_audio_pl.training.tracking.lineage import kept_id

@@ -1,7 +1,8 @@
-"""Realtime events: those of clients, checked by OpenAI's own types, and what is told of items and answers."""
+"""Realtime events: those of clients, checked by OpenAI's own types, and those of the server on items and answers."""
 
 import copy
 import json
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -44,6 +45,18 @@ class Reply:
     first_sound: float = 0.0
     n_codes: int = 0
     reason: str | None = None  # why it was cancelled
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """The fields that name it in events."""
+        return {"response_id": self.id, "item_id": self.item_id, "output_index": 0, "content_index": 0}
+
+    def played(self, codes_per_second: float) -> int | None:
+        """Codes that can have been played by now; None where it has no sound."""
+        if not self.spoken or not self.n_codes:
+            return None
+        seconds = time.monotonic() - self.first_sound if self.first_sound else 0.0
+        return int(min(seconds, self.sound_sent) * codes_per_second)
 
 
 def response_of(reply: Reply, status: str, error: str | None = None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`/v1/realtime`: OpenAI's Realtime events over a WebSocket, for one conversation.
 
-Several answers may be made at once by the engine; of one session there is one at a time. Barge-in is a generation counter: what the
-answer under way would still send is dropped by the sender, the engine ends it within a round, and the conversation is cut to
-what can have been played, then to what the client says was played (`conversation.item.truncate`).
+A session has one answer at a time. Barge-in: what the current answer has not sent yet is dropped by the sender, the engine ends it
+within a round, and the conversation is cut to what can have been played, then to what the client says was played
+(`conversation.item.truncate`).
 """
 
 import asyncio
@@ -58,15 +58,15 @@ class Session:
 
     @property
     def answering(self) -> bool:
-        """Whether an answer is under way."""
+        """Whether an answer is being written."""
         return self._reply is not None
 
     def begin(self) -> None:
-        """Says hello."""
+        """Sends `session.created`."""
         self._send("session.created", session=self._described())
 
     async def take(self, text: str | bytes) -> None:
-        """Handles one message; what is wrong with it is told, and nothing else happens."""
+        """Handles one message; a bad one is answered with an error event and changes nothing."""
         event_id = None
         try:
             event = parsed(text)
@@ -78,7 +78,7 @@ class Session:
             self._error(str(error), event_id, "invalid_value")
 
     async def close(self) -> None:
-        """Ends what is under way and frees the caches."""
+        """Ends the current answer and frees the caches."""
         if self._reply is not None:
             self._reply.answer.cancel()
         self.service.engine.close(self.conversation)
@@ -296,11 +296,11 @@ class Session:
         self._records[item_id] = record
         self._send("response.created", response=response_of(reply, "in_progress"))
         self._send(
-            "response.output_item.added", **self._of(reply), item=record.described, without=("item_id", "content_index")
+            "response.output_item.added", **reply.address, item=record.described, without=("item_id", "content_index")
         )
         self._send("conversation.item.added", item=record.described, previous_item_id=previous)
         part = {"type": "audio", "transcript": ""} if spoken else {"type": "text", "text": ""}
-        self._send("response.content_part.added", **self._of(reply), part=part)
+        self._send("response.content_part.added", **reply.address, part=part)
         self._task = asyncio.create_task(self._send_answer(reply))
 
     async def _send_answer(self, reply: Reply) -> None:
@@ -315,8 +315,8 @@ class Session:
             error = "the answer met a fault of the server; its log says more"
         ended = await reply.answer.finished()
         reply.record.item = reply.record.whole = ended.item
-        if reply.reason is not None and ended.item is not None:
-            n_codes = self._played(reply)
+        if reply.reason is not None and ended.item is not None and self.service.codec is not None:
+            n_codes = reply.played(self.service.codec.codes_per_second)
             if n_codes is not None:
                 await self._in_engine(lambda: self._cut(reply.record, n_codes))
         self._end_reply(reply, error)
@@ -325,21 +325,21 @@ class Session:
         if isinstance(event, TextPiece):
             reply.text += event.text
             kind = "response.output_audio_transcript.delta" if reply.spoken else "response.output_text.delta"
-            self._send(kind, reply.id, **self._of(reply), delta=event.text, writers=list(event.writers))
+            self._send(kind, reply.id, **reply.address, delta=event.text, writers=list(event.writers))
         elif isinstance(event, NewCodes):
             reply.n_codes += len(event.codes)
-            self._send("vita_audio_pl.codes", reply.id, **self._of(reply), writers=list(event.writers))
+            self._send("vita_audio_pl.codes", reply.id, **reply.address, writers=list(event.writers))
         elif isinstance(event, AudioChunk) and event.wave.size:
             reply.first_sound = reply.first_sound or time.monotonic()
             reply.sound_sent += event.wave.size / event.sample_rate
             delta = base64.b64encode(to_pcm16(event.wave)).decode()
-            self._send("response.output_audio.delta", reply.id, **self._of(reply), delta=delta)
+            self._send("response.output_audio.delta", reply.id, **reply.address, delta=delta)
 
     def _end_reply(self, reply: Reply, error: str | None) -> None:
         generation = reply.answer.ended.generation if reply.answer.ended is not None else None
         cut = generation is not None and not generation.stopped
         status = "failed" if error else "cancelled" if reply.reason else "incomplete" if cut else "completed"
-        of = self._of(reply)
+        of = reply.address
         if reply.spoken:
             self._send("response.output_audio.done", **of)
             self._send("response.output_audio_transcript.done", **of, transcript=reply.text)
@@ -359,7 +359,7 @@ class Session:
         self._send("response.done", response=response_of(reply, status, error))
 
     async def _interrupt(self, reason: str) -> None:
-        """Ends the answer under way: nothing of it is sent any more."""
+        """Ends the current answer: nothing more of it is sent."""
         reply, task = self._reply, self._task
         if reply is None or task is None:
             return
@@ -368,14 +368,7 @@ class Session:
         self._forget(reply.id)
         await asyncio.gather(task, return_exceptions=True)
 
-    def _played(self, reply: Reply) -> int | None:
-        """Codes of an interrupted answer that can have been played by now; None where it has no sound."""
-        if not reply.spoken or self.service.codec is None or not reply.n_codes:
-            return None
-        seconds = time.monotonic() - reply.first_sound if reply.first_sound else 0.0
-        return int(min(seconds, reply.sound_sent) * self.service.codec.codes_per_second)
-
-    # -- what is told -------------------------------------------------------------------------------------------------
+    # -- events of the server ---------------------------------------------------------------------------------------------
 
     def _send(self, type: str, answer: str | None = None, *, without: tuple[str, ...] = (), **fields: Any) -> None:
         event = {"type": type, "event_id": new_id("event")} | {k: v for k, v in fields.items() if k not in without}
@@ -387,9 +380,6 @@ class Session:
         self._send(
             "error", error={"type": kind, "code": code, "message": message, "param": None, "event_id": event_id} | more
         )
-
-    def _of(self, reply: Reply) -> dict[str, Any]:
-        return {"response_id": reply.id, "item_id": reply.item_id, "output_index": 0, "content_index": 0}
 
     def _described(self) -> dict[str, Any]:
         settings = {"output_modalities": self._modalities, "max_output_tokens": self._most_tokens or "inf"}

@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
+from vita_audio_pl.training.callback_settings import GuardConfig
 from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, move_aside, step_of
 from vita_audio_pl.training.checkpoints.restore import newest_usable, restore_newest
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
-from vita_audio_pl.training.settings import GuardConfig
 from vita_audio_pl.training.step.freezing import bunch
 from vita_audio_pl.training.step.module import SpeechLMModule
 

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.training.callback_settings import ProfileConfig
 from vita_audio_pl.training.callbacks.speed import step_times_of
-from vita_audio_pl.training.settings import ProfileConfig
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.held_out import HeldOut
 from vita_audio_pl.text import AudioFrames, TextIds, TextTokenizer, Turn
 from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION
-from vita_audio_pl.training.settings import SamplesConfig
+from vita_audio_pl.training.callback_settings import SamplesConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.storage.owned import begin_folder, finish_folder
 from vita_audio_pl.text import TextTokenizer, Vocabulary
+from vita_audio_pl.training.callback_settings import SamplesConfig
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.warn_once import WarnOnce
 from vita_audio_pl.training.run_folder.layout import sample_folder
-from vita_audio_pl.training.settings import SamplesConfig
 
 SAMPLES_FILE = "samples.jsonl"
 _RULES = Scoring(mixed)
