@@ -110,7 +110,7 @@ def bad_files(folder):
         ("inf.wav", "90 samples are NaN or infinite"),
         ("cut.flac", "not audio|cannot be read|holds no samples"),
         ("scaled.wav", "samples reach 3e\\+38, where full scale is 1"),
-        ("crowd.wav", "300 channels are no recording"),
+        ("crowd.wav", "300 channels are more than a speech recording has"),
         ("pipe.wav", "is a device or a pipe"),
         ("x" * 300 + ".wav", "no such audio file"),
         ("nul\0.wav", "no such audio file"),
@@ -190,7 +190,7 @@ def test_a_wav_that_was_streamed_or_never_closed_is_read_to_its_end(size):
 
 @pytest.mark.parametrize("data", [mp3_without_its_length("VARIABLE"), flac_of_unknown_length()])
 def test_a_recording_whose_length_nobody_knows_is_refused_rather_than_cut(data):
-    with pytest.raises(UserError, match="(no Xing header says|header does not say) how long it is"):
+    with pytest.raises(UserError, match="no Xing header says how long it is|header has no length"):
         read_audio(io.BytesIO(data), 16_000)
 
 
@@ -207,7 +207,7 @@ def test_a_piece_must_lie_in_the_recording_and_a_cut_file_still_gives_its_pieces
     assert len(read_audio(io.BytesIO(data), 16_000, start=1.0, seconds=1.05)) == 16_000  # a rounded end
     for start, seconds, said in [
         (1.0, 1.5, "ends at 2.00 s, before the piece that ends at 2.50 s"),
-        (-1.0, 1.0, "no piece of a recording"),
+        (-1.0, 1.0, "not a piece of a recording"),
         (1.0, -0.5, "no piece"),
         (1.0, 0.0, "no piece"),
         (float("nan"), None, "no piece"),

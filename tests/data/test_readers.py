@@ -457,7 +457,7 @@ def test_a_strangers_recipe_or_mixture_cannot_swell_or_surprise(tmp_path: Path, 
     "change, sentence",
     [
         ({"tsk": "asr"}, "unknown key 'tsk'"),
-        ({"task": "singing"}, "'singing' is none of"),
+        ({"task": "singing"}, "'singing' is not one of"),
         ({"hours": "many"}, "'hours' is 'many'"),
         ({"reader": {"files": []}}, "needs a 'kind'"),
         ({"languages": "en"}, "'languages' is 'en'"),
@@ -498,7 +498,7 @@ def test_tars_and_the_table_beside_them_are_joined_and_what_is_in_neither_is_tol
     changed = [one != other.identity for one, other in zip(before, reader.parts(), strict=True)]
     assert changed == [False, True, True]
     for change, sentence in (
-        ({"table": "{other}.tsv"}, "no group of 'place'"),
+        ({"table": "{other}.tsv"}, "not a group of 'place'"),
         ({"place": "("}, "no regular expression"),
         ({"columns": {"audio": "path"}}, "needs the columns 'audio' and 'text'"),
         ({"columns": {"words": "path"}}, "no column 'words'"),

@@ -94,7 +94,7 @@ def test_a_source_prepared_anew_is_copied_anew_where_it_differs(
 def test_a_shard_missing_at_home_is_said_and_nothing_looks_whole(served: tuple[Served, Path], tmp_path: Path) -> None:
     server, folder = served
     next((folder / "asr").glob("*.tar")).unlink()
-    with pytest.raises(UserError, match="a file that the manifest names is not there"):
+    with pytest.raises(UserError, match="a file that the manifest names is missing"):
         local_folder(server.url, "asr", str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("manifest.json")) and not list((tmp_path / "cache").rglob("*.partial"))
 

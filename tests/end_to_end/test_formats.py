@@ -9,6 +9,16 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
+from vita_audio_pl.benchmarking.data_settings import DataBenchmark
+from vita_audio_pl.benchmarking.data_show import write_figures
+from vita_audio_pl.benchmarking.decoding_show import write_decoding
+from vita_audio_pl.benchmarking.show import write_results
+from vita_audio_pl.benchmarking.sizes import TrainingSize
+from vita_audio_pl.benchmarking.trainers import write_paces
+from vita_audio_pl.benchmarking.trainers_settings import TrainersBenchmark
+from vita_audio_pl.evaluation.records import Transcript, TranscriptFile
+from vita_audio_pl.planning.show import write_plans
+
 SPOKEN_FOR = {
     # format of others, which their programs read
     "*/tokenizer/*.json": "tokenizers and transformers",
@@ -48,6 +58,18 @@ def without_format(folder: Path) -> list[str]:
     named = [path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".safetensors")]
     ours = [path for path in named if path.is_file() and not any(fnmatch(str(path), rule) for rule in SPOKEN_FOR)]
     return [str(path.relative_to(folder)) for path in ours if None in formats_in(path)]
+
+
+def test_figures_that_a_person_asks_for_and_shared_transcripts_say_their_format(tmp_path):
+    write_plans([], tmp_path / "plan.json")
+    write_results([], TrainingSize(), tmp_path / "training.json")
+    write_figures([], DataBenchmark(), tmp_path / "data.json")
+    write_paces([], TrainersBenchmark(), tmp_path / "trainers.json")
+    write_decoding([], {}, tmp_path)
+    transcripts, one = TranscriptFile(tmp_path / "transcripts.jsonl"), Transcript("a", "the dog", 0.5)
+    transcripts.append({"sound": one})
+    assert len(list(tmp_path.rglob("*.json*"))) == 6 and not without_format(tmp_path)
+    assert transcripts.read() == {"sound": one}
 
 
 def test_every_file_that_the_demo_leaves_says_its_format(smoke_demo):

@@ -153,7 +153,7 @@ def test_the_command_plans_every_stage_of_a_variant(tmp_path):
     command = [warm_python(), "-m", "vita_audio_pl.plan", "stage=chain", *GIVEN, f"output={tmp_path / 'plan.json'}"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
     assert done.returncode in (0, 2), done.stderr
-    assert [each["stage"] for each in json.loads((tmp_path / "plan.json").read_text())] == [
+    assert [each["stage"] for each in json.loads((tmp_path / "plan.json").read_text())["stages"]] == [
         "align",
         "mtp1",
         "mtp10",

@@ -54,7 +54,7 @@ def test_a_line_is_read_and_named_after_its_place_or_its_id():
         (sample(("user", "<|audio|>"), audios="a.wav"), "'audios' must be a list of paths"),
         (sample(("user", "<|audio|>"), audios=[None]), "'audios' must be a list of paths"),
         (sample(("user", "a"), ("assistant", "<|audio|> <|audio|>"), audios=["a", "b"]), "answer with 2 audios"),
-        (sample(("user", "half a face \ud83d")), "half a character"),
+        (sample(("user", "half a face \ud83d")), "an unpaired surrogate"),
         (sample(("user", "hi"), id=[1]), "'id' must be a name or a number, not a list"),
         (sample(("user", "hi"), ("assistant", "\u200b\ufeff\u0301\0")), r"message 2 \(assistant\) is empty"),
         (sample(("system", "a"), ("user", "hi"), ("system", "b")), "two system messages"),

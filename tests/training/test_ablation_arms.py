@@ -35,7 +35,7 @@ def test_what_changes_the_weights_changes_the_name_of_an_arm():
 
 @pytest.mark.parametrize("axis", ["callbacks.save_every", "experiment.suite", "trainer.threads", "logger"])
 def test_an_axis_that_changes_nothing_is_refused(axis):
-    with pytest.raises(UserError, match=f"{axis} is an axis.*would be one"):
+    with pytest.raises(UserError, match=f"{axis} is an axis.*would be the same"):
         train_arm(composed("experiment=objective"), [], Sweep((axis,)))
 
 

@@ -42,7 +42,7 @@ def test_a_figure_that_validation_does_not_give_is_told_before_the_first_step(tr
         ("val/los", "keep_best_by=val/los is not a validation metric; did you mean val/loss"),
         ("val/loss_head_0", "did you mean val/loss"),  # the stage has no heads
         ("val/toys/loss", "did you mean val/toy/loss"),
-        ("train/loss", "is no figure of validation"),
+        ("train/loss", "is not a validation metric"),
     ):
         with pytest.raises(UserError, match=says):
             trained("align", f"callbacks.keep_best_by={name}")

@@ -1,6 +1,5 @@
 """The data benchmark's figures as a table and as JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.data import Figure
 from vita_audio_pl.benchmarking.data_settings import DataBenchmark
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import write_output_json
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
@@ -25,5 +24,5 @@ def figures_table(figures: Sequence[Figure]) -> Table:
 
 def write_figures(figures: Sequence[Figure], options: DataBenchmark, path: Path | str) -> None:
     """All figures as JSON, with the settings they were measured under."""
-    record = {"settings": asdict(options), "figures": [asdict(figure) for figure in figures]}
-    write_output(path, (json.dumps(record, indent=2) + "\n").encode())
+    record = {"format": 1, "settings": asdict(options), "figures": [asdict(figure) for figure in figures]}
+    write_output_json(path, record)

@@ -1,7 +1,6 @@
 """The decoding benchmark's figures as a table, Markdown, JSON and a plot."""
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from vita_audio_pl.benchmarking.decoding import AUDIBLE, Measurement
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import write_output, write_output_json
 
 PARTS = ("encode", "prefill", "backbone", "heads", "vocoder")
 HEADERS = (
@@ -99,8 +98,8 @@ def decoding_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 def write_decoding(rows: Sequence[dict[str, Any]], about: dict[str, Any], folder: Path) -> None:
     """Writes `decoding.json`, `decoding.md` and `decoding.png` into `folder`."""
-    record = {"about": about, "results": list(rows)}
-    write_output(folder / "decoding.json", (json.dumps(record, indent=2) + "\n").encode())
+    record = {"format": 1, "about": about, "results": list(rows)}
+    write_output_json(folder / "decoding.json", record)
     lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     write_output(folder / "decoding.md", ("\n".join(lines) + "\n").encode())

@@ -1,6 +1,5 @@
 """Measurements as tables and files."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.benchmarking.training import LIGER, NAIVE, OURS, TrainingComparison
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import write_output_json
 
 
 def training_table(result: TrainingComparison, peak_tflops: float | None = None) -> Table:
@@ -31,8 +30,8 @@ def training_table(result: TrainingComparison, peak_tflops: float | None = None)
 
 def write_results(results: list[TrainingComparison], size: TrainingSize, path: Path | str) -> None:
     """All numbers as JSON."""
-    record = {"size": asdict(size), "results": [asdict(result) for result in results]}
-    write_output(path, (json.dumps(record, indent=2) + "\n").encode())
+    record = {"format": 1, "size": asdict(size), "results": [asdict(result) for result in results]}
+    write_output_json(path, record)
 
 
 def _label(name: str) -> str:

@@ -1,7 +1,6 @@
 """What several processes and checkpoints cost a run: the train command itself, run in turn, by its own figures."""
 
 import csv
-import json
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from vita_audio_pl.benchmarking.trainers_settings import TrainersBenchmark
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import write_output_json
 
 LOG_EVERY = 10
 
@@ -112,5 +111,5 @@ def trainers_table(paces: list[Pace], settings: TrainersBenchmark) -> Table:
 
 def write_paces(paces: list[Pace], settings: TrainersBenchmark, path: Path | str) -> None:
     """All readings as JSON, with the settings they were taken under."""
-    record = {"settings": asdict(settings), "paces": [asdict(pace) for pace in paces]}
-    write_output(path, (json.dumps(record, indent=2) + "\n").encode())
+    record = {"format": 1, "settings": asdict(settings), "paces": [asdict(pace) for pace in paces]}
+    write_output_json(path, record)

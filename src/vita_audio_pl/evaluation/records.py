@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,16 @@ class TranscriptFile:
 
     def read(self) -> dict[str, Transcript]:
         rows = _rows(self.path.read_bytes()) if self.path.is_file() else []
-        return {row.pop("sound"): Transcript(**row) for row in rows if "sound" in row}
+        known = {each.name for each in fields(Transcript)}
+        return {
+            row["sound"]: Transcript(**{name: row[name] for name in row.keys() & known})
+            for row in rows
+            if "sound" in row
+        }
 
     def append(self, transcripts: dict[str, Transcript]) -> None:
         """Add one batch with a single write, which other processes' batches do not mix with."""
-        append_rows(self.path, [{"sound": sound} | asdict(one) for sound, one in transcripts.items()])
+        append_rows(self.path, [{"format": 1, "sound": sound} | asdict(one) for sound, one in transcripts.items()])
 
 
 @dataclass

@@ -1,13 +1,12 @@
 """Plans as tables and files."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from vita_audio_pl.planning.stage_plan import GIB, StagePlan
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import write_output_json
 
 KINDS = ("weights", "gradients", "optimiser", "activations", "loss", "working")
 
@@ -73,7 +72,7 @@ def time_table(plans: Sequence[StagePlan], assumed: str) -> Table:
 
 def write_plans(plans: Sequence[StagePlan], path: Path | str) -> None:
     """All numbers as JSON."""
-    write_output(path, (json.dumps([plan.to_dict() for plan in plans], indent=2) + "\n").encode())
+    write_output_json(path, {"format": 1, "stages": [plan.to_dict() for plan in plans]})
 
 
 def _table(title: str, first: str) -> Table:

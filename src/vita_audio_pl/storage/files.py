@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -162,6 +162,11 @@ def write_output(path: str | Path, data: bytes, setting: str = "output") -> None
         UserError: as `output_file`.
     """
     atomic_write(output_file(path, setting), data, flush=False)
+
+
+def write_output_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Writes an object, which says its `format`, as JSON; as `write_output`, with the keys in their order."""
+    write_output(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def keep_damaged(path: Path) -> Path:

@@ -166,7 +166,7 @@ def test_without_a_decoder_it_still_encodes(cases, waves):
         ({"flow_steps": 0}, "'flow_steps' is 0"),
         ({"stream": {"chunks": [8]}}, "'stream' is .* it takes join, chunk_codes, flow_steps"),
         ({"stream": {"flow_steps": 3}}, r"flow_steps is 3; \(10,\) is its default"),
-        ({"stream": {"chunk_codes": [0]}}, "numbers of at least 1 are wanted"),
+        ({"stream": {"chunk_codes": [0]}}, "expected numbers of at least 1"),
     ],
 )
 def test_a_wrong_codec_file_is_refused(codec, tmp_path, changes, sentence):
