@@ -173,12 +173,12 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
 
 
 def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
-    """Refuse axes along which all arms would be one, and a search for what arms do not mean alike."""
+    """Refuse axes that leave all arms the same, and a search for a metric that differs in meaning between arms."""
     for axis in sweep.axes:
         if axis != "seed" and NOT_OF_AN_ARM.match(axis):
             raise UserError(
-                f"{axis} is an axis of this sweep, but what is learned does not follow from it, so its arms would be one; "
-                "take it off the axes and set it for all"
+                f"{axis} is an axis of this sweep, but does not change what is learned, so all its arms would be the same; "
+                "remove it from the axes and set it for all"
             )
     if sweep.optimises and config.experiment.metric == LOSS:
         for axis in sweep.axes:
@@ -186,7 +186,7 @@ def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
                 raise UserError(
                     f"{axis} is an axis of this search, and {LOSS} is the objective's own, so the search would find the "
                     "smallest objective; experiment.metric=val/served_accuracy hydra.sweeper.direction=maximize compares them, and "
-                    f"~hydra.sweeper.params.{axis} takes it off the axes"
+                    f"~hydra.sweeper.params.{axis} removes it from the axes"
                 )
 
 
