@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.export`: a model folder in the published layout, or as a plain Qwen2 folder."""
+"""`python -m vita_audio_pl.export`: a model folder in the published layout, or as a plain backbone folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class ExportConfig(CommandConfig):
     target: str = setting(MISSING, "new folder", common=True)
     format: str = setting(
         "released",
-        "released, or backbone: transformers loads it as Qwen2, with the heads in a file of their own",
+        "released, or backbone: transformers loads it as Qwen2 or Qwen3, with the heads in a file of their own",
         choices=("released", "backbone"),
         common=True,
     )

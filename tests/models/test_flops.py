@@ -28,8 +28,8 @@ VOCABULARY = Vocabulary(20, 40, im_start=1, im_end=2, pad=0)
 BACKBONE = r"^(model|lm_head)\."
 
 
-def built(heads: int = 3, tied: bool = False):
-    return random_model(dataclasses.replace(SIZE, heads=heads, tied=tied), SIZE.length)
+def built(heads: int = 3, tied: bool = False, **others):
+    return random_model(dataclasses.replace(SIZE, heads=heads, tied=tied, **others), SIZE.length)
 
 
 def addmm_(total, left, right, out_shape=None, **options):
@@ -89,6 +89,16 @@ def test_the_count_is_exactly_torchs_count_of_the_built_model(frozen, objective,
     chosen = build_objective(objective, VOCABULARY)
     total, counts = counted(model, batch, chosen)
     assert StepFlops(model, chosen).of(every_pair(model, batch, counts)) == total
+
+
+@pytest.mark.parametrize("frozen", [(), (BACKBONE,), (r"layers.*proj",)])
+def test_another_family_is_counted_exactly(frozen):
+    """Wider queries than the hidden size; the last case trains the norms of queries and keys alone."""
+    model, batch = built(family="qwen3", head_dim=12), make_batch(SIZE, 0)
+    freeze(model, frozen)
+    objective = build_objective("every_head", VOCABULARY)
+    total, counts = counted(model, batch, objective)
+    assert StepFlops(model, objective).of(every_pair(model, batch, counts)) == total
 
 
 def test_adapters_are_counted_exactly():

@@ -199,8 +199,8 @@ def test_an_index_does_not_lead_out_of_its_folder(tiny, tmp_path):
 
 
 def test_a_published_folder_is_no_base_model_and_the_reverse(folder, tmp_path):
-    with pytest.raises(UserError, match="has to be a 'qwen2' model"):
+    with pytest.raises(UserError, match="'qwen2_mtp', and it has to be one of qwen2, qwen3:"):
         open_backbone(folder)
     qwen2(tmp_path / "base", tied=False)
-    with pytest.raises(UserError, match="not 'qwen2_mtp'; a base model"):
+    with pytest.raises(UserError, match="'qwen2', and it has to be one of qwen2_mtp, qwen3_mtp:"):
         read_released_config(tmp_path / "base")

@@ -16,6 +16,7 @@ from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.models.flops import Work, rows_and_pairs
 from vita_audio_pl.models.objectives import build_objective
 from vita_audio_pl.planning.memory import Memory, step_memory
@@ -52,6 +53,17 @@ def test_the_published_stage_has_the_published_model():
     assert plan.cost == pytest.approx(2.5 * plan.gpu_hours)
 
 
+@pytest.mark.parametrize(("size", "millions"), [("0_6b", 596.05), ("1_7b", 1720.57), ("4b", 4022.47), ("8b", 8190.74)])
+def test_qwen3_has_the_published_number_of_parameters(size, millions):
+    """With the 151,936 rows that its vocabulary has; ours has audio tokens in place of what lies past the tokenizer."""
+    config = settings("stage=align", f"model=qwen3_{size}", *GIVEN[1:])
+    counts, words = plan_stage(config, 0).trained, plan_vocabulary(config)
+    rows = counts.pop("embeddings"), counts.pop("vocabulary layer", 0)
+    width = {"0_6b": 1024, "1_7b": 2048, "4b": 2560, "8b": 4096}[size]
+    assert words.n_text == 151_669 and rows[0] == words.size * width
+    assert round((sum(counts.values()) + sum(map(bool, rows)) * 151_936 * width) / 1e6, 2) == millions
+
+
 @pytest.mark.parametrize(("stage", "heads"), [("align", 0), ("mtp1", 1), ("mtp10", 3), ("sft", 3)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
@@ -68,9 +80,10 @@ def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
 
 @pytest.mark.parametrize(("stage", "heads"), [("align", 0), ("mtp1", 1), ("mtp10", 4), ("sft", 4)])
 @pytest.mark.parametrize("attention", ["per_document", "sdpa"])
-def test_activations_are_what_autograd_keeps(stage, heads, attention):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_what_autograd_keeps(stage, heads, attention, family):
     """Distinct tensors that a forward pass saves, without weights, attention's mask and the loss's own gradients."""
-    size = TrainingSize(64, 160, 3, 4, 2, 500, heads, length=256, documents=4)
+    size = TrainingSize(64, 160, 3, 4, 2, 500, heads, family=family, head_dim=24, length=256, documents=4)
     model, batch = random_model(size, size.length, attention=attention), make_batch(size, 0)
     config = settings(f"stage={stage}", *TINY, f"model.attention={attention}")
     freeze(model, config.stage.freeze)

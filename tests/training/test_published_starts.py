@@ -1,4 +1,4 @@
-"""Weights that others trained start a run, and go in and out bit by bit: published VITA-Audio layouts, plain Qwen2 folders."""
+"""Weights that others trained start a run, and go in and out bit by bit: published VITA-Audio layouts, plain Qwen2 and Qwen3 folders."""
 
 import json
 import shutil
@@ -7,11 +7,11 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2ForCausalLM
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.exporting import export_model, spell_out
 from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.models.families import family_of
 from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import merged_parameters
@@ -39,12 +39,12 @@ ENCODER = SenseVoiceConfig(width=16, heads=2, ffn_width=24, layers=2, text_layer
 TOKENIZER = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
 
 
-def published(folder, variant):
+def published(folder, variant, *overrides):
     """A folder as it is published: bfloat16 in several files, no manifest, codec or settings of ours."""
     n_heads, hears, pattern = LAYOUTS[variant]
     words = TOKENIZER.vocabulary(32, continuous_input=hears)
     torch.manual_seed(3)
-    backbone = backbone_config(toy.toy_config(folder).model, words)
+    backbone = backbone_config(toy.toy_config(folder, *overrides).model, words)
     backbone.tie_word_embeddings = False
     model = SpeechLM(SpeechLMConfig(backbone, n_heads))
     if hears:
@@ -59,12 +59,16 @@ def published(folder, variant):
     return folder
 
 
-def plain_qwen2(folder):
+QWEN3 = ("model.family=qwen3", "model.head_dim=12")
+
+
+def plain_qwen2(folder, *overrides):
     """A base model as transformers saves it, with its tokenizer."""
     torch.manual_seed(4)
-    backbone = backbone_config(toy.toy_config(folder, "model.intermediate_size=48").model, TOKENIZER.vocabulary(32))
+    settings = toy.toy_config(folder, "model.intermediate_size=48", *overrides).model
+    backbone = backbone_config(settings, TOKENIZER.vocabulary(32))
     backbone.vocab_size = 336  # rows past the tokenizer's end, as Qwen2.5 has them
-    Qwen2ForCausalLM(backbone).to(torch.bfloat16).save_pretrained(folder)
+    family_of(backbone).causal_lm(backbone).to(torch.bfloat16).save_pretrained(folder)
     TOKENIZER.save(folder)
     return folder
 
@@ -131,8 +135,9 @@ def test_a_published_folder_that_does_not_fit_the_data_is_refused(start, tmp_pat
         start("sft", f"init_from={source}")
 
 
-def test_a_plain_backbone_grows_by_the_audio_tokens_and_brings_its_sizes(start, tmp_path):
-    source = plain_qwen2(tmp_path / "qwen2")
+@pytest.mark.parametrize("kind", [(), QWEN3], ids=["qwen2", "qwen3"])
+def test_a_plain_backbone_grows_by_the_audio_tokens_and_brings_its_sizes(kind, start, tmp_path):
+    source = plain_qwen2(tmp_path / "plain", *kind)
     align = start("align", f"init_from={source}")
     manifest = StageManifest.read(align.model)
     assert manifest.pretrained and manifest.config["model"]["pretrained"] == str(source)
@@ -141,7 +146,14 @@ def test_a_plain_backbone_grows_by_the_audio_tokens_and_brings_its_sizes(start, 
     assert model.config.backbone.vocab_size == TOKENIZER.vocabulary(32).size
     before = load_file(source / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].float()
     assert (model.state_dict()["model.layers.0.mlp.up_proj.weight"] - before).abs().max() < 0.1
-    assert StageManifest.read(start("mtp1").model).pretrained  # and so do the stages after it
+    lora = ("model.lora.rank=2",) if kind else ()
+    later = StageManifest.read(start("mtp1", *lora).model)  # and so do the stages after it
+    assert later.pretrained and later.config["model"]["head_dim"] == (12 if kind else None)
+    if kind:
+        head = load_model(tmp_path / "runs/mine/mtp1/model").heads[0].layer
+        assert head.self_attn.q_norm.weight.shape == (12,) and head.self_attn.q_proj.bias is None
+        export_model(tmp_path / "runs/mine/mtp1", tmp_path / "exported", "backbone")
+        assert same(load_model(tmp_path / "exported"), load_model(tmp_path / "runs/mine/mtp1/model"))
 
 
 def test_rates_are_those_for_pretrained_weights_unless_given(start, tmp_path):
@@ -169,6 +181,11 @@ def test_what_a_folder_decides_cannot_be_said_otherwise(tmp_path):
     qwen2 = plain_qwen2(tmp_path / "qwen2")
     with pytest.raises(UserError, match=r"model.hidden_size=64 is given, but the model in .* has 16; leave"):
         train_config("stage=align", f"init_from={qwen2}", "model.hidden_size=64")
+    fields = json.loads((qwen2 / "config.json").read_text())
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama/config.json").write_text(json.dumps(fields | {"model_type": "llama"}))
+    with pytest.raises(UserError, match="model_type 'llama', and it has to be one of qwen2, qwen3, qwen2_mtp"):
+        train_config("stage=align", f"init_from={tmp_path / 'llama'}")
     with pytest.raises(
         UserError, match=r"is a plain backbone, and stage 'sft' .* starts from mtp10; begin with stage=align"
     ):

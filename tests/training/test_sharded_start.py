@@ -10,7 +10,7 @@ import toy
 from ranks import run_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config
 
 from vita_audio_pl.models.backbone import save_backbone
 from vita_audio_pl.models.released import save_released
@@ -20,9 +20,9 @@ from vita_audio_pl.training.stage.sharded_start import ShardedStart
 from vita_audio_pl.training.stage.starting_model import starting_model
 
 
-def backbone(tied: bool, vocabulary: int, **sizes: int) -> Qwen2Config:
+def backbone(tied: bool, vocabulary: int, kind=Qwen2Config, **sizes: int) -> Qwen2Config | Qwen3Config:
     usual = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4}
-    return Qwen2Config(
+    return kind(
         vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.2, **usual | sizes
     )
 
@@ -41,19 +41,19 @@ def filled(rank: int, ranks: int, folder, parent: bool, *overrides: str) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("layout", "heads", "tied", "overrides"),
+    ("layout", "heads", "tied", "kind", "overrides"),
     [
-        ("released", 0, False, ("stage=mtp1",)),
-        ("released", 1, True, ("stage=mtp10", "trainer.engine.replicas=2")),
-        ("released", 3, False, ("stage=sft", "trainer.precision=bf16-true")),
-        ("backbone", 0, True, ("stage=align",)),
-        ("backbone", 0, False, ("stage=align", "variant.parents.align=[]")),
+        ("released", 0, False, Qwen2Config, ("stage=mtp1",)),
+        ("released", 1, True, Qwen3Config, ("stage=mtp10", "trainer.engine.replicas=2")),
+        ("released", 3, False, Qwen2Config, ("stage=sft", "trainer.precision=bf16-true")),
+        ("backbone", 0, True, Qwen3Config, ("stage=align",)),
+        ("backbone", 0, False, Qwen2Config, ("stage=align", "variant.parents.align=[]")),
     ],
 )
-def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, overrides, tmp_path):
+def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, overrides, tmp_path):
     torch.manual_seed(0)
     words = toy.VOCABULARY.size if layout == "released" else toy.VOCABULARY.size - 9  # the stage's has more
-    model = SpeechLM(SpeechLMConfig(backbone(tied, words), heads))
+    model = SpeechLM(SpeechLMConfig(backbone(tied, words, kind), heads))
     {"released": save_released, "backbone": save_backbone}[layout](model, tmp_path / "start")
     ranks = 4 if "replicas" in " ".join(overrides) else 2
 

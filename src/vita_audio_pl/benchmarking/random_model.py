@@ -3,7 +3,8 @@
 import torch
 
 from vita_audio_pl.benchmarking.sizes import ModelSize
-from vita_audio_pl.models.released import qwen2_config
+from vita_audio_pl.models.families import FAMILIES
+from vita_audio_pl.models.released import config_from_fields
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 
@@ -25,8 +26,9 @@ def random_model(
         "num_key_value_heads": size.key_value_heads,
         "max_position_embeddings": positions,
         "tie_word_embeddings": size.tied,
+        "head_dim": size.head_dim or size.hidden_size // size.attention_heads,
     }
-    backbone = qwen2_config(fields, size.layers, "benchmark_size")
+    backbone = config_from_fields(fields, FAMILIES[size.family], size.layers, "benchmark_size")
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

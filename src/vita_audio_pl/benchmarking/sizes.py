@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vita_audio_pl.config.fields import setting
+from vita_audio_pl.models.families import FAMILIES
 
 
 @dataclass
@@ -17,6 +18,8 @@ class ModelSize:
     vocabulary: int = setting(20000, "rows of the vocabulary matrix", at_least=1)
     heads: int = setting(10, "MCTP heads", at_least=0)
     tied: bool = setting(False, "tie the embeddings and the vocabulary matrix")
+    family: str = setting("qwen2", "family of the backbone: qwen2 (Qwen2.5 too) or qwen3", choices=tuple(FAMILIES))
+    head_dim: int | None = setting(None, "size of a query or key; null = hidden_size / attention_heads", at_least=2)
 
 
 @dataclass

@@ -3,15 +3,16 @@
 from typing import cast
 
 import torch
-from transformers import DynamicCache, Qwen2ForCausalLM
+from transformers import DynamicCache
 
 from vita_audio_pl.benchmarking.decoding import Measurement, Setting, clock_of
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
 from vita_audio_pl.benchmarking.random_model import random_model
+from vita_audio_pl.models.families import family_of
 
 
 class TransformersLoop:
-    """Vanilla with transformers' Qwen2 and its growing cache, one session: what the published system's loop does.
+    """Vanilla with transformers' own model and its growing cache, one session: what the published system's loop does.
 
     Args:
         size, device, dtype: of the model, whose weights are random as the others' are.
@@ -23,7 +24,7 @@ class TransformersLoop:
         self._config = random_model(size, self._prompt + self._tokens, device, dtype).config.backbone
         self._config._attn_implementation = "sdpa"
         with device:
-            self._model = Qwen2ForCausalLM(self._config).eval()
+            self._model = family_of(self._config).causal_lm(self._config).eval()
         cast(torch.nn.Module, self._model).to(dtype)  # transformers' wrapper of `to` has a signature without `self`
         self._device = device
 

@@ -1,4 +1,4 @@
-"""Model folders from one layout to the other: the published one, and a plain Qwen2 folder with the rest beside it."""
+"""Model folders from one layout to the other: the published one, and a plain Qwen2 or Qwen3 folder with the rest beside it."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def export_model(
 
     Args:
         source: a model by any name that `find_model` knows.
-        layout: `released` (published checkpoints) or `backbone` (transformers loads it as Qwen2).
+        layout: `released` (published checkpoints) or `backbone` (transformers loads it as Qwen2 or Qwen3).
         dtype: converted to; None keeps the source's.
         codec_folder: of the audio codec; None takes the source's own, if it has one.
         runs: where runs are found by their names.

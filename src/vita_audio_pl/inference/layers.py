@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vita_audio_pl.inference.kernels import Kernels
 from vita_audio_pl.inference.products import PLAIN, PlannedProduct, Product, can_lay_out
+from vita_audio_pl.models.families import DecoderLayer, RMSNorm, head_norms
 from vita_audio_pl.models.mctp import MCTPBlock
 
 
@@ -18,7 +18,7 @@ class Norm:
     folded: leave the weights out, because the matrix that reads the result has taken them in.
     """
 
-    def __init__(self, norm: Qwen2RMSNorm, folded: bool = False):
+    def __init__(self, norm: RMSNorm, folded: bool = False):
         weight, self._eps = norm.weight.detach(), norm.variance_epsilon
         self._weight, self._width = weight, weight.shape[-1]
         self._by_parts = _is_folded(weight)
@@ -36,12 +36,26 @@ class Norm:
         return scaled if self._scaled is None else scaled.mul_(self._scaled)
 
 
+class HeadNorm:
+    """RMSNorm of each query and key apart, before they are turned (Qwen3).
+
+    weight: `(query_heads + key_heads, head_size)`, the queries' first.
+    """
+
+    def __init__(self, weight: Tensor, eps: float):
+        self._weight, self._eps = weight, eps
+
+    def __call__(self, query_key: Tensor) -> None:
+        """`(rows, heads, head_size)`, in place."""
+        query_key.copy_(F.rms_norm(query_key, query_key.shape[-1:], None, self._eps)).mul_(self._weight)
+
+
 def _is_folded(weight: Tensor) -> bool:
     """Whether norms' weights go into matrices: where 16-bit rounding would not see another product."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
-def _with_norm(weight: Tensor, norm: Qwen2RMSNorm) -> Tensor:
+def _with_norm(weight: Tensor, norm: RMSNorm) -> Tensor:
     """`weight: (outputs, width)` with the norm's own weights taken in, as `Norm(folded=True)` asks for."""
     scale = norm.weight.detach()
     return weight * (scale * scale.shape[-1] ** 0.5) if _is_folded(scale) else weight
@@ -57,13 +71,14 @@ class Weights:
         plan = self.kernels.plan(part, weight.shape[0], weight.shape[1], self.n_heads) if can_lay_out(weight) else PLAIN
         return PlannedProduct(weight, bias, plan)
 
-    def interleaved(self, projection: nn.Linear, heads: int, wanted: bool) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a projection, the halves of each head's outputs interleaved if wanted."""
-        weight, bias = projection.weight.detach(), projection.bias.detach()
-        if not wanted or self.paired is None:
-            return weight, bias
-        order = torch.arange(len(bias)).view(heads, 2, self.paired // 2).transpose(1, 2).flatten()
-        return weight[order], bias[order]
+    def interleaved(self, tensor: Tensor) -> Tensor:
+        """Weight, bias or norm of queries or keys, the halves of each head's outputs interleaved if they are to be.
+
+        tensor: `(heads * head_size, ...)`.
+        """
+        if self.paired is None:
+            return tensor
+        return tensor[torch.arange(len(tensor)).view(-1, 2, self.paired // 2).transpose(1, 2).flatten()]
 
     def taken(self, module: nn.Module) -> None:
         """Says that a part of the model has been laid out; its weights are freed where they are not shared."""
@@ -80,24 +95,35 @@ class Layer:
 
     input_norm: Norm
     qkv: Product
+    head_norm: HeadNorm | None
     output: Product
     mlp_norm: Norm
     gate_up: Product
     down: Product
 
     @classmethod
-    def of(cls, layer: Qwen2DecoderLayer, part: str, laid: Weights) -> "Layer":
+    def of(cls, layer: DecoderLayer, part: str, laid: Weights) -> "Layer":
         """part: `backbone` or `heads`."""
         attention, mlp = layer.self_attn, layer.mlp
-        size, config = attention.head_dim, attention.config
-        query = laid.interleaved(attention.q_proj, config.num_attention_heads, True)
-        key = laid.interleaved(attention.k_proj, attention.k_proj.out_features // size, True)
-        value = laid.interleaved(attention.v_proj, attention.v_proj.out_features // size, False)
-        qkv_weight, qkv_bias = (torch.cat(pieces) for pieces in zip(query, key, value, strict=True))
+        turned = attention.q_proj, attention.k_proj
+        qkv_weight = torch.cat(
+            [*(laid.interleaved(p.weight.detach()) for p in turned), attention.v_proj.weight.detach()]
+        )
+        qkv_bias, head_norm = None, None
+        if attention.v_proj.bias is not None:
+            qkv_bias = torch.cat([*(laid.interleaved(p.bias.detach()) for p in turned), attention.v_proj.bias.detach()])
+        norms = head_norms(layer)
+        if norms is not None:
+            weights = [
+                laid.interleaved(norm.weight.detach()).expand(projection.out_features // attention.head_dim, -1)
+                for norm, projection in zip(norms, turned, strict=True)
+            ]
+            head_norm = HeadNorm(torch.cat(weights), norms[0].variance_epsilon)
         gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
         made = cls(
             Norm(layer.input_layernorm, folded=True),
             laid.product(part, _with_norm(qkv_weight, layer.input_layernorm), qkv_bias),
+            head_norm,
             laid.product(part, attention.o_proj.weight, attention.o_proj.bias),
             Norm(layer.post_attention_layernorm, folded=True),
             laid.product(part, _with_norm(gate_up, layer.post_attention_layernorm)),

@@ -13,6 +13,7 @@ from vita_audio_pl.foreign.fields import Fields, read_json_if_there
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.backbone import backbone_notes, heads_beside
+from vita_audio_pl.models.families import is_plain
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import ENCODER_FOLDER, HEADS
 from vita_audio_pl.models.sensevoice import load_front_end
@@ -114,7 +115,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         trained_ratio = IntervalRatio.of(ratio) if ratio else IntervalRatio.behind(pattern)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    n_heads = heads_beside(folder) if config.get("model_type") == "qwen2" else int(config.get(HEADS) or 0)
+    n_heads = heads_beside(folder) if is_plain(config) else int(config.get(HEADS) or 0)
     return ModelFacts(
         tokenizer, vocabulary, manifest, pattern, trained_ratio, _lead_in_codes(manifest, folder), n_heads
     )

@@ -1,6 +1,6 @@
 """The model's arithmetic for decoding: fused weights, rows of many sequences in one pass, nothing kept between calls.
 
-The same function as the training forward (transformers' Qwen2 layers and the MCTP blocks), without its per-module
+The same function as the training forward (transformers' layers and the MCTP blocks), without its per-module
 overhead: query, key and value weights are one matrix, gate and up another, and rotary angles come from a table. In float32
 on a CPU, norms' weights are multiplied into the matrices that read them, and the two halves of each query and key head are
 interleaved, so that a rotation is one complex product.
@@ -30,6 +30,7 @@ from vita_audio_pl.inference.products import (
 )
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.screening import Largest
+from vita_audio_pl.models.families import head_size
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
@@ -89,9 +90,7 @@ class Runtime:
     ):
         config = model.config.backbone
         if "sliding_attention" in (config.layer_types or ()) or config.hidden_act != "silu":
-            raise UserError(
-                "decoding knows Qwen2 backbones with full attention and SiLU, and this one is of another kind"
-            )
+            raise UserError("decoding knows backbones with full attention and SiLU, and this one is of another kind")
         backbone = model.model
         self.n_heads = model.n_heads if n_heads is None else min(n_heads, model.n_heads)
         self.n_layers = config.num_hidden_layers
@@ -100,7 +99,7 @@ class Runtime:
         self.query_heads = config.num_attention_heads
         self.key_heads = config.num_key_value_heads or self.query_heads
         self.groups = self.query_heads // self.key_heads
-        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_size = head_size(config)
         self.scale = self.head_size**-0.5
         self._parts = (
             (0, self.query_heads + self.key_heads),  # what is rotated
@@ -245,6 +244,8 @@ class Runtime:
         """number: of the layer among those whose keys and values `at` holds."""
         qkv = layer.qkv(layer.input_norm(hidden)).view(at.rows.total, -1, self.head_size)
         query_key, query, key_value = (qkv.narrow(1, start, length) for start, length in self._parts)
+        if layer.head_norm is not None:
+            layer.head_norm(query_key)
         self._rotate(query_key, *at.turns)
         at.store(number, key_value)
         attended = self._attend(query, at.keys[number], at.values[number], at.rows)

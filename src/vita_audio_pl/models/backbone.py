@@ -1,4 +1,4 @@
-"""Plain Qwen2 folders as transformers reads them: base models in, a model's backbone out with its heads beside it."""
+"""Plain Qwen2 and Qwen3 folders as transformers reads them: base models in, a model's backbone out with its heads beside it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json, read_json_if_there
 from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.families import family_of, plain_family
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.released import (
     MOST_HEADS,
     MOST_LAYERS,
     backbone_dict,
+    config_from_fields,
     encoder_config,
-    qwen2_config,
     released_keys,
     save_encoder_config,
     type_name,
@@ -40,20 +41,19 @@ NOTES = "mctp.json"
 def open_backbone(
     folder: Path | str, attention: str = "per_document"
 ) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
-    """The model of a Qwen2 folder on the meta device, and its weights, not read yet, with file key -> parameter name.
+    """The model of a plain folder on the meta device, and its weights, not read yet, with file key -> parameter name.
 
     The folder holds single or sharded safetensors, tied (no `lm_head.weight`) or not. The model has the heads and the speech
     encoder that `save_backbone` left in the folder, otherwise none.
 
     Raises:
-        UserError: it is not a Qwen2 folder, or does not describe one.
+        UserError: it is not of a known family, or does not describe one.
     """
     folder = Path(folder)
     path = folder / "config.json"
     fields = read_json(path)
-    if fields.get("model_type") != "qwen2":
-        raise UserError(f"{path} says model_type '{fields.get('model_type')}'; the backbone has to be a 'qwen2' model")
-    config = qwen2_config(fields, Fields(fields, str(path)).integer("num_hidden_layers", most=MOST_LAYERS), path)
+    n_layers = Fields(fields, str(path)).integer("num_hidden_layers", most=MOST_LAYERS)
+    config = config_from_fields(fields, plain_family(fields, path), n_layers, path)
     beside = WeightFolder(folder, BESIDE) if (folder / BESIDE).is_file() else None
     shapes = {} if beside is None else beside.shapes()
     heads = _head_numbers(shapes)
@@ -78,9 +78,9 @@ def save_backbone(
     first_code: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a Qwen2 folder of the backbone's layers, which transformers loads; the rest goes to a file of its own.
+    """Writes a plain folder of the backbone's layers, which transformers loads; the rest goes to a file of its own.
 
-    LoRA adapters are merged. The published layout counts heads as layers: under the type `qwen2`, transformers would
+    LoRA adapters are merged. The published layout counts heads as layers: under a plain type, transformers would
     run them as such. `mctp.json` keeps what that type has no fields for.
 
     Args:
@@ -100,7 +100,9 @@ def save_backbone(
         save_file(beside, folder / BESIDE, metadata={"format": "pt"})
     save_encoder_config(model, folder)
     fields = backbone_dict(model.config.backbone)
-    own = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": type_name(model)}
+    family = family_of(model.config.backbone)
+    own = {"architectures": [f"{family.classes}ForCausalLM"], "model_type": family.model_type}
+    own |= {"torch_dtype": type_name(model)}
     write_json(folder / "config.json", fields | own)
     ends = {key: fields[key] for key in ("eos_token_id", "pad_token_id") if fields[key] is not None}
     write_json(folder / "generation_config.json", {"do_sample": False} | ends)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from vita_audio_pl.models.families import DecoderLayer, head_norms
 from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.models.sensevoice import N_QUERIES, MemoryLayer
 from vita_audio_pl.models.speech_lm import SpeechLM
@@ -141,11 +141,12 @@ class StepFlops:
         return part, _linear(part, second, _linear(part, first, read))
 
 
-def _layer(part: _Part, layer: Qwen2DecoderLayer, flows: bool) -> bool:
+def _layer(part: _Part, layer: DecoderLayer, flows: bool) -> bool:
     """Add a decoder layer; whether gradients come out of it where they flow into it."""
     attention, mlp = layer.self_attn, layer.mlp
     read = flows or _trains(layer.input_layernorm)
     looked = any([_linear(part, module, read) for module in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    looked |= any(_trains(norm) for norm in head_norms(layer) or ())
     part.pair += _QUERY_KEY_AND_VALUE * attention.o_proj.in_features * (1 + 2 * looked)
     flows = _linear(part, attention.o_proj, looked) or flows
     read = flows or _trains(layer.post_attention_layernorm)

@@ -1,4 +1,4 @@
-"""Loads a model folder of any layout: published, ours, a plain Qwen2 folder, or LoRA adapters."""
+"""Loads a model folder of any layout: published, ours, a plain Qwen2 or Qwen3 folder, or LoRA adapters."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.models.adapters import merge_adapters
 from vita_audio_pl.models.backbone import open_backbone
 from vita_audio_pl.models.devices import require_device
+from vita_audio_pl.models.families import family_of_folder, is_plain
 from vita_audio_pl.models.released import open_released
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.models.weight_files import WeightFolder, check_fit, load_strictly, verify_model_files
@@ -55,8 +56,9 @@ def open_model(
     """
     folder = Path(folder)
     verify_model_files(folder)
-    plain = read_json(folder / CONFIG).get("model_type") == "qwen2"
-    model, parts = (open_backbone if plain else open_released)(folder, attention)
+    fields = read_json(folder / CONFIG)
+    family_of_folder(fields, folder / CONFIG)
+    model, parts = (open_backbone if is_plain(fields) else open_released)(folder, attention)
     for weights, names in parts:
         check_fit(model, weights, names)
     return model, parts

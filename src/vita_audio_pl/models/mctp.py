@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+
+from vita_audio_pl.models.families import BackboneConfig, family_of
 
 
 class MCTPBlock(GradientCheckpointingLayer):
@@ -18,17 +18,18 @@ class MCTPBlock(GradientCheckpointingLayer):
     output.
 
     Args:
-        config: the backbone's; the layer has its shape.
+        config: the backbone's; the layer is of its family and has its shape.
         index: `k`, from 0. In a key-value cache the layer has the number `layers of the backbone + k`.
     """
 
-    def __init__(self, config: Qwen2Config, index: int):
+    def __init__(self, config: BackboneConfig, index: int):
         super().__init__()
-        self.embed_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.hidden_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        family = family_of(config)
+        self.embed_norm = family.norm(config)
+        self.hidden_norm = family.norm(config)
         self.proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         # the config knows the backbone's layers only, so the layer is made as a copy of the last of them and renumbered
-        self.layer = Qwen2DecoderLayer(config, config.num_hidden_layers - 1)
+        self.layer = family.layer(config, config.num_hidden_layers - 1)
         self.layer.self_attn.layer_idx = config.num_hidden_layers + index
 
     def forward(
@@ -48,7 +49,7 @@ class MCTPBlock(GradientCheckpointingLayer):
 class MCTPStack(nn.ModuleList):
     """The heads in order; `stack[k]` is head `k`."""
 
-    def __init__(self, config: Qwen2Config, n_heads: int):
+    def __init__(self, config: BackboneConfig, n_heads: int):
         super().__init__(MCTPBlock(config, k) for k in range(n_heads))
 
     def __iter__(self) -> Iterator[MCTPBlock]:

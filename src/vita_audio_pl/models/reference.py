@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+
+from vita_audio_pl.models.families import BackboneConfig, family_of
 
 IGNORE_INDEX = -100
 
@@ -34,12 +34,13 @@ class Document:
 class ReferenceHead(nn.Module):
     """Head k: two norms, a projection and one decoder layer."""
 
-    def __init__(self, config: Qwen2Config) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.embed_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.hidden_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        family = family_of(config)  # Qwen2 or Qwen3
+        self.embed_norm = family.norm(config)
+        self.hidden_norm = family.norm(config)
         self.proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        self.layer = Qwen2DecoderLayer(config, 0)
+        self.layer = family.layer(config, 0)
 
     def forward(self, embeddings: Tensor, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """embeddings, hidden: (rows, H); angles: cosines and sines (1, rows, head size); returns (rows, H), not normed."""
@@ -53,11 +54,11 @@ class ReferenceHead(nn.Module):
 class ReferenceModel(nn.Module):
     """Backbone, vocabulary layer and K heads; the parameters have `SpeechLM`'s names."""
 
-    def __init__(self, config: Qwen2Config, n_heads: int) -> None:
+    def __init__(self, config: BackboneConfig, n_heads: int) -> None:
         super().__init__()
         config = type(config)(**config.to_dict())
         config._attn_implementation = "eager"
-        self.model = Qwen2Model(config)
+        self.model = family_of(config).model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.heads = nn.ModuleList(ReferenceHead(config) for _ in range(n_heads))
         if config.tie_word_embeddings:

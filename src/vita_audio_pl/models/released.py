@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import Qwen2Config
 from transformers.activations import ACT2FN
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
+from vita_audio_pl.models.families import BackboneConfig, Family, family_of, released_family
 from vita_audio_pl.models.lora import merged_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
@@ -29,7 +29,6 @@ from vita_audio_pl.models.weight_files import (
 )
 
 _PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
-MODEL_TYPE = "qwen2_mtp"
 HEADS = "num_nextn_predict_layers"
 MOST_LAYERS, MOST_HEADS = 1024, 100
 _SCALED = ("factor", "original_max_position_embeddings", "attention_factor")
@@ -90,9 +89,10 @@ def save_released(
 
 def released_config(model: SpeechLM, first_code: int | None = None) -> dict[str, Any]:
     """`config.json` of the published layout for `model`."""
+    family = family_of(model.config.backbone)
     config = backbone_dict(model.config.backbone) | {
-        "architectures": ["Qwen2MTPForCausalLM"],
-        "model_type": MODEL_TYPE,
+        "architectures": [f"{family.classes}MTPForCausalLM"],
+        "model_type": family.released_type,
         "num_hidden_layers": model.config.backbone.num_hidden_layers + model.n_heads,
         "num_nextn_predict_layers": model.n_heads,
         "torch_dtype": type_name(model),
@@ -146,17 +146,19 @@ _BACKBONE_FIELDS = (
 )
 
 
-def backbone_dict(backbone: Qwen2Config) -> dict[str, Any]:
-    """The fields of a Qwen2 `config.json`, with RoPE the way both old and new transformers read it."""
+def backbone_dict(backbone: BackboneConfig) -> dict[str, Any]:
+    """The fields of a plain `config.json` but for its kind, with RoPE the way both old and new transformers read it."""
     rope = dict(cast(dict[str, Any], backbone.rope_parameters))  # transformers fills them in where they are not given
     theta = rope.pop("rope_theta")
     scaling = None if rope.get("rope_type", "default") == "default" else rope
-    fields = {name: getattr(backbone, name) for name in _BACKBONE_FIELDS}
+    fields = {name: getattr(backbone, name) for name in (*_BACKBONE_FIELDS, *family_of(backbone).flags)}
+    if getattr(backbone, "head_dim", None) is not None:
+        fields["head_dim"] = backbone.head_dim
     return fields | {"rope_theta": theta, "rope_scaling": scaling, "use_sliding_window": False}
 
 
-def qwen2_config(fields: Mapping[str, Any], n_layers: int, where: Path | str) -> Qwen2Config:
-    """The Qwen2 configuration of `n_layers` layers, from fields named as in `config.json`; `where` names them in errors.
+def config_from_fields(fields: Mapping[str, Any], family: Family, n_layers: int, where: Path | str) -> BackboneConfig:
+    """The configuration of a backbone of `n_layers` layers, from fields named as in `config.json`; `where` names them in errors.
 
     Raises:
         UserError: a field is missing, or the model uses sliding windows, which packed rows do not support.
@@ -166,9 +168,13 @@ def qwen2_config(fields: Mapping[str, Any], n_layers: int, where: Path | str) ->
         raise UserError(f"{where} asks for sliding-window attention, which is not supported; use a model without it")
     hidden, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
     key_heads = read.integer("num_key_value_heads", default=heads)
-    if hidden % heads or heads % key_heads or hidden // heads % 2:
+    size = read.integer("head_dim") if read.has("head_dim") else family.head_dim
+    if family.head_dim is None and hidden == (size or 0) * heads:
+        size = None  # as the family's files have it
+    if size is None and hidden % heads or heads % key_heads or (size or hidden // heads) % 2:
+        divided = f"hidden_size={hidden}" if size is None else f"head_dim={size}"
         raise UserError(
-            f"{where}: hidden_size={hidden} must divide into num_attention_heads={heads} heads of even size, and these by "
+            f"{where}: {divided} must give num_attention_heads={heads} heads of even size, and these must divide by "
             f"num_key_value_heads={key_heads}"
         )
     kept: dict[str, Any] = {
@@ -183,6 +189,8 @@ def qwen2_config(fields: Mapping[str, Any], n_layers: int, where: Path | str) ->
         "attention_dropout": read.number("attention_dropout", most=1.0, default=0.0),
         "tie_word_embeddings": read.flag("tie_word_embeddings"),
         "hidden_act": read.text("hidden_act", default="silu"),
+        **{name: read.flag(name) for name in family.flags},
+        **({} if size is None else {"head_dim": size}),
     }
     if kept["hidden_act"] not in ACT2FN:
         raise UserError(
@@ -194,10 +202,10 @@ def qwen2_config(fields: Mapping[str, Any], n_layers: int, where: Path | str) ->
             found = one_or_more(name, least=0, most=kept["vocab_size"] - 1)
             kept[name] = list(found) if isinstance(found, tuple) else found
     try:
-        return Qwen2Config(**kept, num_hidden_layers=n_layers, rope_parameters=_rope(read, where))
+        return family.config(**kept, num_hidden_layers=n_layers, rope_parameters=_rope(read, where))
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"{where} does not describe a Qwen2 model: {said}") from None
+        raise UserError(f"{where} does not describe a {family.classes} model: {said}") from None
 
 
 def _rope(fields: Fields, where: Path | str) -> dict[str, Any]:
@@ -226,14 +234,13 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     """
     path = Path(folder) / "config.json"
     fields = read_json(path)
-    if not str(fields.get("model_type")).startswith(MODEL_TYPE):  # the Plus variants' has a suffix
-        raise UserError(f"{path} says model_type '{fields.get('model_type')}', not '{MODEL_TYPE}'; a base model?")
+    family = released_family(fields, path)
     read = Fields(fields, str(path))
     all_layers = read.integer("num_hidden_layers", most=MOST_LAYERS)
     n_heads = read.integer("num_nextn_predict_layers", least=0, most=MOST_HEADS, default=0)
     if n_heads >= all_layers:
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
-    backbone = qwen2_config(fields, all_layers - n_heads, path)
+    backbone = config_from_fields(fields, family, all_layers - n_heads, path)
     place = read.integer("context_of_audio_id", least=0, default=0) if read.has("context_of_audio_id") else None
     return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place)
 

@@ -5,13 +5,18 @@ from collections.abc import Callable
 from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
+from vita_audio_pl.models.families import BackboneConfig
+
 
 class ExactRotaryEmbedding(Qwen2RotaryEmbedding):
-    """transformers' embedding, whose frequencies keep their type whatever the model is converted to.
+    """transformers' embedding, the same in all families, whose frequencies keep their type whatever the model is converted to.
 
     An angle is position times frequency: with frequencies in bfloat16 the cosines are wrong by about 1 from a thousand
     positions on. Angles are computed in float32 and only the cosines and sines take the type of the hidden states.
     """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__(config)  # type: ignore[arg-type]  # it reads fields that every family has
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExactRotaryEmbedding":
         """What `to`, `bfloat16`, `cuda` and the like end in: moves the frequencies, and undoes a change of their type."""

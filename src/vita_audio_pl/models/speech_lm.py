@@ -9,11 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
+from vita_audio_pl.models.families import BackboneConfig, DecoderLayer, family_of
 from vita_audio_pl.models.layout import Documents, PackedLayout, to_device
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
 from vita_audio_pl.models.mctp import MCTPStack
@@ -31,7 +30,7 @@ class SpeechLMConfig:
     gradient into the backbone even where it trains (the Plus variants); encoder: of continuous speech, None without it;
     context_of_audio: id of the token that stands for one of its states."""
 
-    backbone: Qwen2Config
+    backbone: BackboneConfig
     n_heads: int
     attention: str = "per_document"
     detach_heads: bool = False
@@ -70,7 +69,7 @@ class SpeechLM(nn.Module):
         super().__init__()
         self.config = config
         config.backbone._attn_implementation = IMPLEMENTATION
-        self.model = Qwen2Model(config.backbone)
+        self.model = family_of(config.backbone).model(config.backbone)
         self.model.rotary_emb = ExactRotaryEmbedding(config.backbone)
         self.lm_head = VocabularyHead(config.backbone.hidden_size, config.backbone.vocab_size, bias=False)
         self.heads = MCTPStack(config.backbone, config.n_heads)
@@ -111,8 +110,8 @@ class SpeechLM(nn.Module):
         return len(self.heads)
 
     @property
-    def backbone_layers(self) -> list[Qwen2DecoderLayer]:
-        return [cast(Qwen2DecoderLayer, layer) for layer in self.model.layers]
+    def backbone_layers(self) -> list[DecoderLayer]:
+        return [cast(DecoderLayer, layer) for layer in self.model.layers]
 
     @property
     def train_backbone(self) -> bool:

@@ -7,10 +7,9 @@ encoder that trains keeps.
 
 from dataclasses import dataclass
 
-from transformers import Qwen2Config
-
 from vita_audio_pl.models.attention import flash_shares_keys
 from vita_audio_pl.models.blocks import blocks
+from vita_audio_pl.models.families import BackboneConfig, family_of, head_size
 from vita_audio_pl.models.flops import Work
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.kinds import FSDP2, DeepSpeed
@@ -55,28 +54,31 @@ class Arithmetic:
         return cls(FLOAT if casts else HALF, HALF, casts)
 
 
-def block_bytes(backbone: Qwen2Config, kinds: Arithmetic, attention: str, rows: float) -> float:
+def block_bytes(backbone: BackboneConfig, kinds: Arithmetic, attention: str, rows: float) -> float:
     """What the backward pass of a decoder layer over `rows` keeps for each of them, its input included."""
     hidden, inner, heads = backbone.hidden_size, backbone.intermediate_size, backbone.num_attention_heads
-    shared = (backbone.num_key_value_heads or heads) * (hidden // heads)
+    shared_heads = backbone.num_key_value_heads or heads
+    query, shared = heads * head_size(backbone), shared_heads * head_size(backbone)
     norms = 2 * (2 * hidden * FLOAT + FLOAT)  # input and normed state in float32, and the scale
     if kinds.stream == HALF:
         norms = 2 * (hidden * FLOAT + hidden * HALF + FLOAT)
+    if family_of(backbone).norms_heads:  # the same of each query and key, made by a product
+        norms += (query + shared) * (FLOAT + kinds.products) + (heads + shared_heads) * FLOAT
     # what q, k, v, o, gate and up read: casts are made for each of them apart
-    read = (6 if kinds.autocast else 3) * hidden
+    read = (5 if kinds.autocast else 2) * hidden + query
     repeated = attention == "sdpa" or attention == "flash" and not flash_shares_keys()  # keys, for every query head
-    keys = 2 * hidden if repeated else 2 * shared
+    keys = 2 * query if repeated else 2 * shared
     # documents' results before they are joined; sdpa keeps the mask of all pairs as numbers
-    apart = {"per_document": hidden, "sdpa": rows}.get(attention, 0)
+    apart = {"per_document": query, "sdpa": rows}.get(attention, 0)
     gated = 4 * inner  # gate before and after its activation, up, and their product
-    return norms + (read + hidden + keys + apart + gated) * kinds.products + heads * FLOAT
+    return norms + (read + query + keys + apart + gated) * kinds.products + heads * FLOAT
 
 
 def head_bytes(
-    backbone: Qwen2Config, kinds: Arithmetic, attention: str, rows: float, frozen_backbone: bool, first: bool
+    backbone: BackboneConfig, kinds: Arithmetic, attention: str, rows: float, frozen_backbone: bool, first: bool
 ) -> float:
     """What the backward pass of an MCTP head over `rows` keeps for each of them, the final norm included."""
-    hidden, features = backbone.hidden_size, backbone.hidden_size // backbone.num_attention_heads
+    hidden, features = backbone.hidden_size, head_size(backbone)
     inside = Arithmetic(HALF if kinds.products == HALF else FLOAT, kinds.products, kinds.autocast)
     own = block_bytes(backbone, inside, attention, rows)
     joined = 2 * hidden * kinds.products
@@ -196,7 +198,7 @@ def _activations(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: 
     tokens = work.tokens[0]
     if trains:
         kept += tokens * sum(of(b, layer, backbone.hidden_size * kinds.stream) for b in model.model.layers)
-        features = backbone.hidden_size // backbone.num_attention_heads
+        features = head_size(backbone)
         final = backbone.hidden_size * (FLOAT + max(kinds.stream, HALF)) + FLOAT
         kept += tokens * (final + 2 * features * kinds.stream + INDEX)
     given = 2 * backbone.hidden_size * kinds.products + 2 * INDEX

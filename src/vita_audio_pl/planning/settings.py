@@ -29,7 +29,9 @@ class PlanConfig(TrainConfig):
     price: float | None = setting(2.5, "price of one GPU hour; null = no cost shown", at_least=0, common=True)
     codes_per_second: float = setting(12.5, "code rate of the codec, for hours of audio", above=0)
     text_entries: int | None = setting(
-        None, "text tokens of the vocabulary; null = the prepared data's, else Qwen2.5's 151,665", at_least=1
+        None,
+        "text tokens of the vocabulary; null = the prepared data's, else Qwen2.5's 151,665 or Qwen3's 151,669",
+        at_least=1,
     )
     rows: RowsConfig = field(default_factory=RowsConfig)
     output: str | None = setting(None, "JSON file for the numbers; null = none", common=True)

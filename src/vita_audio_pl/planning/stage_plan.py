@@ -12,6 +12,7 @@ from vita_audio_pl.data.staging import tokenizer_folder
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.blocks import checkpoint_activations
+from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.models.flops import StepFlops, Work, frames_and_pairs, rows_and_pairs
 from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.layout import PackedLayout
@@ -30,7 +31,6 @@ from vita_audio_pl.training.stage.trainer import micro_batches
 from vita_audio_pl.training.step.freezing import freeze
 
 GIB = 2.0**30
-QWEN2_5_ENTRIES = 151_665
 ROOM = 0.92
 """Share of a GPU's memory that tensors may take: the rest is the CUDA context, workspaces and fragmentation."""
 
@@ -90,7 +90,7 @@ def plan_vocabulary(config: PlanConfig) -> Vocabulary:
     prepared = tokenizer_folder(config.data)
     if config.text_entries is None and prepared.is_dir():
         return TextTokenizer.load(prepared).vocabulary(config.codec.codebook_size, continuous)
-    entries = config.text_entries or QWEN2_5_ENTRIES
+    entries = config.text_entries or FAMILIES[config.model.family].text_entries
     return Vocabulary(entries, config.codec.codebook_size, continuous, im_start=0, im_end=0, pad=0)
 
 

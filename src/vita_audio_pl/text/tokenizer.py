@@ -39,7 +39,7 @@ class TextTokenizer:
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         missing = [token for token in _CONTROL if token not in vocabulary]
         if missing:
-            raise UserError(f"the tokenizer has no {', '.join(missing)}; use the one of a Qwen2 or Qwen2.5 model")
+            raise UserError(f"the tokenizer has no {', '.join(missing)}; use the one of a Qwen2.5 or Qwen3 model")
         self.n_text = max(vocabulary.values()) + 1
         self.pad, self.im_start, self.im_end = (vocabulary[token] for token in _CONTROL)
 

@@ -14,6 +14,7 @@ from vita_audio_pl.config.command import CommandConfig
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.training.callback_settings import CallbacksConfig, LoggerConfig
 
 CHAIN = "chain"
@@ -131,13 +132,15 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: str | None = setting(
-        None, "folder of a Qwen2 checkpoint to start align from; null = random weights", common=True
+        None, "folder of a Qwen2.5 or Qwen3 checkpoint to start align from; null = random weights", common=True
     )
+    family: str = setting("qwen2", "of backbones: qwen2 (Qwen2.5 too) or qwen3 (dense)", choices=tuple(FAMILIES))
     hidden_size: int = setting(MISSING, at_least=1)
     intermediate_size: int = setting(MISSING, at_least=1)
     num_hidden_layers: int = setting(MISSING, at_least=1)
     num_attention_heads: int = setting(MISSING, at_least=1)
     num_key_value_heads: int = setting(MISSING, at_least=1)
+    head_dim: int | None = setting(None, "size of a query or key; null = hidden_size / num_attention_heads", at_least=2)
     rope_theta: float = setting(1e6, "RoPE base", above=0)
     rms_norm_eps: float = setting(1e-6, above=0)
     tie_word_embeddings: bool = False
@@ -162,7 +165,7 @@ class ModelConfig:
 
     def check(self) -> None:
         require(
-            self.hidden_size % self.num_attention_heads == 0,
+            self.head_dim is not None or self.hidden_size % self.num_attention_heads == 0,
             f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads "
             f"{self.num_attention_heads}",
         )
@@ -289,7 +292,7 @@ class TrainConfig(CommandConfig):
     n_heads: int = setting(10, "MCTP heads of the final model", at_least=0, common=True)
     init_from: str | None = setting(
         None,
-        "model to start from: a run, a stage, a model folder, adapters, published weights or a Qwen2 folder; null = the parent stage of this run",
+        "model to start from: a run, a stage, a model folder, adapters, published weights, a Qwen2.5 or Qwen3 folder; null = the parent stage of this run",
         common=True,
     )
     with_parents: bool = setting(False, "train missing parent stages first", common=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.storage.checksums import sum_of_files
 
 DECISIVE = (
@@ -55,13 +56,8 @@ CHANGES = "changes.jsonl"
 """Lines of a stage's folder: which of `ROUNDING` changed at which step."""
 _PLACES = {"model": ("name", "pretrained"), "objective": ("name",)}
 """Names and paths; what lies at a path is part of the identity by its content."""
-_LAYER = (
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-    *(f"self_attn.{name}_proj.{kind}" for name in "qkv" for kind in ("weight", "bias")),
-    "self_attn.o_proj.weight",
-    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-)
+_BEFORE_FAMILIES = {"family": "qwen2", "head_dim": None}
+"""What `model` was before it had these settings: the identity of such runs lacks them."""
 
 
 def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +75,9 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     decisive["stage"] = {
         name: value for name, value in decisive["stage"].items() if name != "epochs"
     }  # steps are what counts
+    for name, before in _BEFORE_FAMILIES.items():
+        if decisive["model"].get(name) == before:
+            decisive["model"].pop(name, None)
     lora = decisive["model"]["lora"]
     if not lora["only"]:  # as runs from before this setting have it
         decisive["model"]["lora"] = {name: value for name, value in lora.items() if name != "only"}
@@ -123,8 +122,9 @@ def _outside_heads(settings: Mapping[str, Any]) -> Iterator[str]:
     yield from ("model.embed_tokens.weight", "model.norm.weight")
     if not model["tie_word_embeddings"]:
         yield "lm_head.weight"
+    names = FAMILIES[model["family"]].layer_parameters
     for layer in range(model["num_hidden_layers"]):
-        yield from (f"model.layers.{layer}.{name}" for name in _LAYER)
+        yield from (f"model.layers.{layer}.{name}" for name in names)
     if model["lora"]["rank"]:
         yield "model.layers.0.self_attn.q_proj.lora_A.default.weight"
     if settings["variant"]["speech_input"] == "encoder":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.models.families import family_of_folder, is_plain
 from vita_audio_pl.storage.model_folders import CONFIG, find_model_if_there, part_of, read_manifest, whole_model
 from vita_audio_pl.training.settings import CHAIN, StageConfig, TrainConfig
 
@@ -18,6 +19,7 @@ _DIMENSIONS = (
     "intermediate_size",
     "num_attention_heads",
     "num_key_value_heads",
+    "head_dim",
     "rms_norm_eps",
     "rope_theta",
     "tie_word_embeddings",
@@ -29,7 +31,7 @@ _BESIDE_BACKBONE = "mctp.json"  # in a plain folder that a model of ours was exp
 def apply_origin(config: DictConfig, on_command_line: Collection[str]) -> None:
     """Fill in, in place, what follows from the model that the stage starts from.
 
-    A plain Qwen2 folder given as `init_from` becomes `model.pretrained`. The dimensions in `model` are those of the folder.
+    A plain Qwen2 or Qwen3 folder given as `init_from` becomes `model.pretrained`. The dimensions in `model` are those of the folder.
     The rates of a stage that starts from pretrained weights are the published recipe's, unless the command line or an
     experiment gives others: those of a small scale are for random weights.
 
@@ -94,7 +96,7 @@ def start_tokenizer(config: TrainConfig) -> Path | None:
 
 def is_plain_backbone(folder: Path) -> bool:
     """Whether the folder holds a base model, without our audio tokens, rather than one of the published layout or ours."""
-    plain = read_json(folder / CONFIG).get("model_type") == "qwen2" if (folder / CONFIG).is_file() else False
+    plain = is_plain(read_json(folder / CONFIG)) if (folder / CONFIG).is_file() else False
     return plain and not (folder / _BESIDE_BACKBONE).is_file() and not read_manifest(folder)
 
 
@@ -107,8 +109,13 @@ def is_pretrained(folder: Path) -> bool:
 
 
 def dimensions(folder: Path) -> dict[str, Any]:
-    """The settings of `model` that a folder's `config.json` decides."""
+    """The settings of `model` that a folder's `config.json` decides.
+
+    Raises:
+        UserError: it is of no family of backbones that is known.
+    """
     fields = read_json(folder / CONFIG)
+    family = family_of_folder(fields, folder / CONFIG)
     found = {name: fields[name] for name in _DIMENSIONS if fields.get(name) is not None}
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -116,7 +123,8 @@ def dimensions(folder: Path) -> dict[str, Any]:
     layers, heads = fields.get("num_hidden_layers"), fields.get("num_nextn_predict_layers") or 0
     if isinstance(layers, int) and isinstance(heads, int):
         found["num_hidden_layers"] = layers - heads
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {"family": family.model_type, "head_dim": family.head_dim} | numbers
 
 
 def _start(config: DictConfig | TrainConfig) -> Path | None:

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config
 
 from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json_if_there
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
+from vita_audio_pl.models.families import FAMILIES, BackboneConfig, is_plain
 from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora
-from vita_audio_pl.models.released import ENCODER_FOLDER, qwen2_config
+from vita_audio_pl.models.released import ENCODER_FOLDER, config_from_fields
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.storage.model_folders import CONFIG
@@ -72,10 +72,11 @@ def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
     return model.train()
 
 
-def backbone_config(model: ModelConfig, vocabulary: Vocabulary) -> Qwen2Config:
+def backbone_config(model: ModelConfig, vocabulary: Vocabulary) -> BackboneConfig:
     """transformers' configuration of a backbone with the dimensions of `model`, whose names are those of `config.json`."""
     tokens = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.im_end}
-    return qwen2_config(vars(model) | tokens, model.num_hidden_layers, "model")
+    size = {"head_dim": model.head_dim or model.hidden_size // model.num_attention_heads}
+    return config_from_fields(vars(model) | tokens | size, FAMILIES[model.family], model.num_hidden_layers, "model")
 
 
 def encoder_folder(config: TrainConfig) -> Path:
@@ -140,8 +141,10 @@ def pretrained_folder(path: str) -> Path:
             f"model.pretrained: there is no folder {folder}; download the model there, or give model.pretrained=DIR "
             "(model.pretrained=null starts from random weights)"
         )
-    if (kind := read_json_if_there(folder / CONFIG).get("model_type", "qwen2")) != "qwen2":
+    fields = read_json_if_there(folder / CONFIG)
+    if fields and not is_plain(fields):
         raise UserError(
-            f"model.pretrained={folder} is a '{kind}' model, not a plain Qwen2 folder; give it as init_from"
+            f"model.pretrained={folder} is a '{fields.get('model_type')}' model, not a plain Qwen2 or Qwen3 folder; give it as "
+            "init_from"
         )
     return folder
