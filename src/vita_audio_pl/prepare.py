@@ -13,6 +13,7 @@ def prepare(config: PrepareConfig) -> None:
     from rich.console import Console
 
     from vita_audio_pl.data.executors import executor_of
+    from vita_audio_pl.data.readers.sides import planned_once
     from vita_audio_pl.data.recipe import load_recipe
     from vita_audio_pl.judged_speech import chosen_judge, judge_speech, judged_told
     from vita_audio_pl.preparation import describe_manifest, prepare_split, prepare_spoken_world, tokenize_job
@@ -69,13 +70,16 @@ def prepare(config: PrepareConfig) -> None:
         spoken=place(config.spoken, "spoken") if config.spoken else None,
     )
     judge = chosen_judge(config, recipe.languages)
-    for split in [config.split] if config.split else recipe.all_splits:
-        job = make_job(split)
-        manifest = prepare_split(job, executor_of(config.executor), console, config.parts, config.prune)
-        if manifest is not None:
-            print(describe_manifest(manifest, target))
-            if judge is not None:
-                print(judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device)))
+    with planned_once():
+        for split in [config.split] if config.split else recipe.all_splits:
+            job = make_job(split)
+            manifest = prepare_split(job, executor_of(config.executor), console, config.parts, config.prune)
+            if manifest is not None:
+                print(describe_manifest(manifest, target))
+                if judge is not None:
+                    print(
+                        judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device))
+                    )
 
 
 def main() -> None:

@@ -117,12 +117,14 @@ def test_nothing_is_removed_before_all_of_it_lies_elsewhere(
     assert prepare_source(replace(job, shard_bytes=0)) is not None
     before = files(job.out)
     shard = next(job.out.glob("*.tar"))
+    mine = shard.with_suffix(".tar.mine")
+    mine.write_text("precious")
     flip(shard, 8 * 2000)
     with pytest.raises(
-        UserError, match=f"{shard} cannot be merged .* is damaged: .* delete that file and give the same"
+        UserError, match=f"{shard} cannot be merged .* is damaged: .* delete that file and rerun the command"
     ):
         prepare_source(job)
-    assert files(job.out).keys() == before.keys()
+    assert files(job.out).keys() == {*before, mine.name}
     flip(shard, 8 * 2000)
     make = merge.merge_indexes
 
@@ -135,4 +137,5 @@ def test_nothing_is_removed_before_all_of_it_lies_elsewhere(
         prepare_source(job)
     assert before.items() <= files(job.out).items() and len(lint_source(job.out).problems) == 0
     monkeypatch.undo()
-    assert len((prepare_source(job) or pytest.fail()).shards) == 1
+    assert len((prepare_source(job, prune=True) or pytest.fail()).shards) == 1
+    assert mine.read_text() == "precious" and len(list(job.out.glob("*.tar"))) == 1

@@ -17,9 +17,12 @@ from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.readers import AudioBytes, AudioFile, LeftOut, RawSample, Reader, Unreadable, make_reader
 from vita_audio_pl.data.readers.base import file_identities, read_part
 from vita_audio_pl.data.readers.lhotse import LhotseReader, _write_utterances
+from vita_audio_pl.data.readers.sides import planned_once
+from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
+from vita_audio_pl.storage.places import Place
 
 
 def everything(reader: Reader) -> list[RawSample | Unreadable]:
@@ -545,5 +548,10 @@ def test_every_sample_of_a_corpus_is_trained_on_or_held_out(tmp_path: Path, rows
     assert sides(tmp_path / "there") == found
     recipe = parse_recipe("mine", value, "mine.yaml")
     assert sum(len(bad(recipe.open(tmp_path / "there", split))) for split in recipe.all_splits) == 1
+    planned: list[Place] = []
+    plan = TableReader.parts
+    with pytest.MonkeyPatch.context() as patch, planned_once():  # as a command does it, which prepares both
+        patch.setattr(TableReader, "parts", lambda reader: planned.append(reader.root) or plan(reader))
+        assert sides(tmp_path / "there") == found and planned == [tmp_path / "there"]
     with pytest.raises(UserError, match="'held_out' makes the split 'dev'"):
         parse_recipe("mine", value | {"splits": {"dev": {}}}, "mine.yaml")

@@ -11,7 +11,7 @@ from vita_audio_pl.data.index import IndexPiece, merge_indexes
 from vita_audio_pl.data.jobs import FAILED
 from vita_audio_pl.data.left_out import LeftOutCounts
 from vita_audio_pl.data.merge import merge_shard, planned_shards
-from vita_audio_pl.data.outputs import PLACES, SHARD_INDEX, TAR, Outputs, Record
+from vita_audio_pl.data.outputs import PLACES, SHARD_FILES, SHARD_INDEX, TAR, Outputs, Record
 from vita_audio_pl.data.prepared import CARDS, INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import TokenizeJob
@@ -101,12 +101,11 @@ def _merge(job: TokenizeJob, names: Sequence[str], outputs: Outputs, tell: Calla
         named = {shard.name.removesuffix(TAR) for shard in Manifest.load(job.out).shards}
     except UserError:
         named = set()
-    there: dict[str, list[str]] = {}
-    for name in names_in(job.out):
-        there.setdefault(name.split(".")[0], []).append(name)
+    there = {*names_in(job.out)}
 
     def remove(stems: set[str]) -> None:
-        mine.remove(*(name for stem in stems - {*planned} - named for name in there.get(stem, ())))
+        files = [f"{stem}{ending}" for stem in stems - {*planned} - named for ending in SHARD_FILES]
+        mine.remove(*(name for name in files if name in there))
 
     merged = {}
     for stem, group in planned.items():

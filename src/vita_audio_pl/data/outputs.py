@@ -16,6 +16,8 @@ from vita_audio_pl.storage.places import Place, names_in
 
 DONE, SHARD_INDEX, PLACES = ".done.json", ".index", f".{AUDIO_INDEX}"
 TAR, AUDIO = ".tar", ".audio.tar"
+SHARD_FILES = (DONE, SHARD_INDEX, PLACES, TAR, AUDIO)
+"""Endings of the files of a shard; the report goes first where they are removed, since a shard without one is nobody's."""
 _AT_A_TIME = 16  # files of a store are looked at together, since it takes its time
 
 Record = dict[str, Any]

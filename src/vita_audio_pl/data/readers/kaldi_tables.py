@@ -89,9 +89,11 @@ class SortedTable:
                     if rest.endswith(b"\n"):
                         break
                 offset, number = offset + size, number + 1
-                key, rest = _parted(raw)
-                if not key:
-                    continue
+                key, mark, rest = raw.partition(b" ")
+                if b"\t" in key or not key or not mark or key.startswith(_BOM):
+                    key, rest = _parted(raw)
+                    if not key:
+                        continue
                 if held is not None:
                     if key == held[0]:
                         held = (key, self._unusable(here, key, "comes a second time", REPEATED), held[2])
@@ -104,8 +106,8 @@ class SortedTable:
                     value = self._unusable(here, key, f"has a line longer than {LONGEST_LINE >> 20} MiB", NOT_UTF8)
                 else:
                     try:
-                        key.decode()
-                        value = rest.decode()
+                        value = rest.strip(_BLANKS).decode()
+                        key.isascii() or key.decode()
                     except UnicodeDecodeError:
                         value = self._unusable(here, key, "has a line that is not UTF-8", NOT_UTF8)
                 held = (key, value, here)
@@ -183,11 +185,6 @@ class Cursor:
 
 def _parted(raw: bytes) -> tuple[bytes, bytes]:
     """Key and rest of a line, without the blanks between and around them."""
-    key, mark, rest = raw.partition(b" ")
-    if b"\t" in key:
-        key, mark, rest = raw.partition(b"\t")
-    if key and mark and not key.startswith(_BOM):
-        return key, rest.strip(_BLANKS)
     # files that were joined have marks at the beginning of later lines, too
     fields = _GAP.split(raw.rstrip(b"\r\n").removeprefix(_BOM).strip(_BLANKS), maxsplit=1)
     return fields[0], fields[1] if len(fields) > 1 else b""

@@ -2,12 +2,36 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from vita_audio_pl.data.readers.base import Part, RawSample, Reader, Unreadable
 from vita_audio_pl.storage.places import Place
 
 _BY_SAMPLE = "held out by sample"
+_kept: ContextVar[list[tuple[Reader, list[Part]]] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def planned_once() -> Iterator[None]:
+    """Inside, a corpus is planned once for all of its sides: lists of millions of lines are then not read again."""
+    token = _kept.set([])
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _parts_of(reader: Reader) -> list[Part]:
+    kept = _kept.get()
+    known = next((parts for planned, parts in kept or () if planned == reader), None)
+    if known is not None:
+        return known
+    parts = reader.parts()
+    if kept is not None:
+        kept.append((reader, parts))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class SideReader:
     held_out: bool
 
     def parts(self) -> list[Part]:
-        parts = self.reader.parts()
+        parts = _parts_of(self.reader)
         count = int(self.share * len(parts))
         if count:
             chosen = {(2 * n + 1) * len(parts) // (2 * count) for n in range(count)}
