@@ -13,13 +13,16 @@
 #   folders       thousands of damaged model and codec folders of eight kinds
 #   chain         20 kills of a chain of four stages, bit-equal
 #   corpora       100,000 damaged corpora, recipes and mixtures
+#   signals       30 signals at random moments of a chain by itself, under torchrun and under srun, bit-equal; SEED (1)
+#   slurm         a real SLURM of two nodes (as root): preemptions, cancelling, a lost node, the end of a job's time, an array
+#   nodes         nodes that come and go: torchrun's, and one of a Ray cluster that prepares a source
 #
 # PYTHON chooses the interpreter, with the package's `dev` extra; GB (1) is how much `speed` reads, in TMPDIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 GB=${GB:-1}
-PARTS="preparation starts killed bits speed folders chain corpora"
+PARTS="preparation starts killed bits speed folders chain corpora signals slurm nodes"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 # shellcheck disable=SC2086
 [ "$#" -gt 0 ] || set -- $PARTS
@@ -61,6 +64,9 @@ for part in "$@"; do
     folders) tests tests/foreign/test_mutated_folders.py -k 4000 ;;
     chain) tests tests/end_to_end/test_killed_chain.py ;;
     corpora) tests tests/data/test_mutated_corpora.py -k 100000 ;;
+    signals) tests tests/cluster/test_random_signals.py ;;
+    slurm) tests tests/cluster tests/data/test_prepare_command.py -k real_slurm ;;
+    nodes) tests tests/cluster/test_elastic.py tests/data/test_ray_cluster.py ;;
   esac || failed+=("$part")
   echo "== $part: $((SECONDS - before)) s by the clock"
 done

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster.local_slurm import LocalSlurm, local_slurm, why_not
 from tests.patience import wait_until
+from tests.warm_python import warm_python
 from vita_audio_pl.assets import asset_dir
 
 CLUSTER = asset_dir("experiments") / "cluster"
@@ -43,6 +44,11 @@ class Run:
 
     def __init__(self, slurm: LocalSlurm, folder: Path, settings: Sequence[str]) -> None:
         self.slurm, self.folder, self.settings = slurm, folder, settings
+
+    @property
+    def warm(self) -> str:
+        """PATH of jobs whose Python begins with everything imported."""
+        return f"{Path(warm_python()).parent}:{self.slurm.environment['PATH']}"
 
     def stage(self, name: str) -> Path:
         return self.folder / "runs" / "real" / name

@@ -21,6 +21,7 @@ import pytest
 from tests.cluster.conftest import CLUSTER, SMALL_JOB
 from tests.cluster.local_slurm import LocalSlurm
 from tests.patience import PATIENCE
+from tests.warm_python import warm_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
 
@@ -46,8 +47,8 @@ class Launched:
         self.process, self.told, self.send = process, told, send
 
 
-Launch = Callable[[Path, Path, str], Launched]
-"""Starts the chain in a folder, with the data and under the name of a run that are given."""
+Launch = Callable[[Path, Path, str, str], Launched]
+"""Starts the chain in a folder, with the data, under the name of a run and by the Python that are given."""
 
 
 def started(folder: Path, command: list[str], environment: dict[str, str], told: Path) -> "subprocess.Popen[bytes]":
@@ -56,14 +57,15 @@ def started(folder: Path, command: list[str], environment: dict[str, str], told:
         return subprocess.Popen(command, cwd=folder, env=own, stdout=out, stderr=out, start_new_session=True)
 
 
-def by_itself(folder: Path, data: Path, name: str) -> Launched:
+def by_itself(folder: Path, data: Path, name: str, python: str) -> Launched:
     """The chain's own processes, and the ranks that Lightning starts."""
-    command = [sys.executable, "-m", "vita_audio_pl.train", *SETTINGS, f"paths.data={data}", f"run_name={name}"]
+    command = [python, "-m", "vita_audio_pl.train", *SETTINGS, f"paths.data={data}", f"run_name={name}"]
     process = started(folder, command, dict(os.environ), folder / "told")
     return Launched(process, folder / "told", process.send_signal)
 
 
-def by_torchrun(folder: Path, data: Path, name: str) -> Launched:
+def by_torchrun(folder: Path, data: Path, name: str, python: str) -> Launched:
+    """torchrun's agent takes the Python that it runs in, whichever is given."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["bash", str(CLUSTER / "torchrun.sh"), *SETTINGS, f"paths.data={data}", f"run_name={name}"]
@@ -73,7 +75,7 @@ def by_torchrun(folder: Path, data: Path, name: str) -> Launched:
 
 
 def by_srun(slurm: LocalSlurm) -> Launch:
-    def launch(folder: Path, data: Path, name: str) -> Launched:
+    def launch(folder: Path, data: Path, name: str, python: str) -> Launched:
         told = folder / "told"
         told.touch()
         options = ["--wait", f"--output={told}", "--open-mode=truncate", "--job-name=signals", *SMALL_JOB.split()]
@@ -85,7 +87,8 @@ def by_srun(slurm: LocalSlurm) -> Launch:
             f"paths.data={data}",
             f"run_name={name}",
         ]
-        process = started(folder, command, slurm.environment, folder / "sent")
+        path = f"{Path(python).parent}:{slurm.environment['PATH']}"
+        process = started(folder, command, slurm.environment | {"PATH": path}, folder / "sent")
 
         def send(number: int) -> None:
             slurm.run("scancel", f"--signal={number}", "--name=signals")  # to the tasks, as at a warning
@@ -149,7 +152,8 @@ def test_ten_signals_change_nothing(launcher, request, smoke_world, tmp_path):
     run, data, saved, tally = tmp_path / "runs" / "signalled", smoke_world.parent, 0, []
     for moment in moments:
         number = rng.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-        launched = launch(tmp_path, data, "signalled")
+        # imports take longest of all, and are done again only where a signal may come in them
+        launched = launch(tmp_path, data, "signalled", sys.executable if moment == "start" else warm_python())
         wait_for(moment, run, launched, rng)
         launched.send(number)
         status = launched.process.wait(PATIENCE)
@@ -161,9 +165,9 @@ def test_ten_signals_change_nothing(launcher, request, smoke_world, tmp_path):
         said = [int(step) for step in re.findall(r"step (\d+) is saved", told)]
         saved = said[-1] if said else saved if not resumed else 0
         tally.append(status)
-    assert launch(tmp_path, data, "signalled").process.wait(PATIENCE) == 0
+    assert launch(tmp_path, data, "signalled", warm_python()).process.wait(PATIENCE) == 0
     print(f"seed {seed}, {launcher}: statuses {sorted(tally)}")
-    whole = by_itself(tmp_path, data, "whole")
+    whole = by_itself(tmp_path, data, "whole", warm_python())
     assert whole.process.wait(PATIENCE) == 0, whole.told.read_text()[-4000:]
     for stage in CHAIN:
         models = [tmp_path / "runs" / name / stage / "model" / "model.safetensors" for name in ("signalled", "whole")]

@@ -1,19 +1,15 @@
 """The chain's script on a real SLURM: one preemption (`test_real_slurm_long.py` has more)."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.cluster.conftest import CHAIN, Run
 from tests.patience import PATIENCE
-from tests.warm_python import warm_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(PATIENCE)]
 
 
 def test_a_chain_goes_on_where_a_preempted_job_stopped(run: Run) -> None:
-    warm = f"{Path(warm_python()).parent}:{run.slurm.environment['PATH']}"
-    first, second = jobs = run.chain("stage.steps=60", "callbacks.save_every=1000", stages=CHAIN[:2], PATH=warm)
+    first, second = jobs = run.chain("stage.steps=60", "callbacks.save_every=1000", stages=CHAIN[:2], PATH=run.warm)
     run.steps_pass("align", 3)
     run.preempt()
     told = run.slurm.job(first)

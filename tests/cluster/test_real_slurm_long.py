@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
 
 
 def test_ten_preemptions_of_a_chain_change_nothing(run: Run) -> None:
-    settings, seed = ("stage.steps=250",), random.randrange(1000)
+    settings, seed = ("stage.steps=150",), random.randrange(1000)
     rng = random.Random(seed)
-    jobs = run.chain(*settings, stages=CHAIN)
+    jobs = run.chain(*settings, stages=CHAIN, PATH=run.warm)
     for number in range(10):
         stage = CHAIN[run.running(jobs)]
         if number % 2:  # while it starts
-            time.sleep(rng.uniform(0.0, 12.0))
+            time.sleep(rng.uniform(0.0, 6.0))
         else:
             run.steps_pass(stage, rng.randrange(1, 30))
         print(f"seed {seed}: preempted in {stage} after {run.steps(stage)} steps", flush=True)

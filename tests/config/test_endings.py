@@ -35,6 +35,11 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.EMFILE, "Too many open files", "x.tar"), 1, "ulimit -n"),
         (MemoryError(), 1, "no memory left"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "trainer.rows_per_device"),
+        (
+            RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1"),
+            1,
+            "another rank has ended",
+        ),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError in test_endings.py"),
     ],
 )

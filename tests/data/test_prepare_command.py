@@ -2,12 +2,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from toy_corpus import toy_tokenizer, write_corpus
 
-from tests.patience import PATIENCE
+from tests.cluster.local_slurm import local_slurm, why_not
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.data.prepared import PreparedSource
@@ -94,6 +96,33 @@ def test_a_slurm_array_through_hydras_launcher_prepares_a_source(tmp_path: Path,
     script = (tmp_path / "script").read_text()
     for line in ("--array=0-1", "--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=8", "--time=1440"):
         assert re.search(rf"^#SBATCH {line}", script, re.MULTILINE), line
+    assert len(PreparedSource(tmp_path / "data/open_corpus/shards/tones")) == 30
+
+
+@pytest.mark.slow
+def test_a_real_slurm_prepares_a_source_though_it_preempts_the_jobs(
+    tmp_path: Path, corpus_arguments: list[str]
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    small = ("hydra.launcher.cpus_per_task=1", "executor.workers=1", "executor.shares=2")
+    command = [sys.executable, "-m", "vita_audio_pl.prepare", *corpus_arguments, "executor=slurm", *small]
+    with local_slurm(tmp_path / "slurm") as slurm, (tmp_path / "told").open("wb") as told:
+        own = slurm.environment | {"OMP_NUM_THREADS": "1"}
+        sent = subprocess.Popen(command, cwd=tmp_path, env=own, stdout=told, stderr=told)
+
+        def jobs(state: str) -> list[str]:
+            time.sleep(0.3)
+            return slurm.run("squeue", "--noheader", "--array", "--format=%A", f"--states={state}").split()
+
+        wait_until(lambda: len(jobs("RUNNING")) == 2, "both jobs", 600)
+        running = jobs("RUNNING")
+        slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+        wait_until(lambda: sorted(jobs("PENDING")) == sorted(running), "both back in the queue", 600)
+        for job in running:
+            slurm.start_now(job)
+        assert sent.wait(PATIENCE) == 0, (tmp_path / "told").read_text()
+        assert [slurm.job(job)["Restarts"] for job in running] == ["1", "1"]
     assert len(PreparedSource(tmp_path / "data/open_corpus/shards/tones")) == 30
 
 

@@ -107,3 +107,9 @@ def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, tmp_path):
     shares = run_ranks(start, tmp_path / "ranks", 2)
     print(f"{precision}: {max(shares):.2f} times a bfloat16 copy of {copy / 2**30:.2f} GiB")
     assert max(shares) <= {"32-true": 1.25, "bf16-true": 0.75}[precision]
+
+
+@pytest.mark.parametrize("trainer", ["cpu_ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
+def test_of_the_engines_fsdp2_alone_begins_with_a_model_without_memory(trainer):
+    config = toy.toy_config("runs", f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.precision=32-true")
+    assert config.trainer.engine.fills_shards == (trainer == "fsdp2")

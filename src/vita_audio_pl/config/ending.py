@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,6 +21,7 @@ STATUS_OF_INTERRUPT = 128 + signal.SIGINT
 STATUS_OF_CLOSED_PIPE = 128 + signal.SIGPIPE
 
 _AGAIN = "rerun the same command to resume"
+_PEER_GONE = re.compile(r"gloo.*(Connection closed|Connection reset)|NCCL.*remote process exited", re.DOTALL)
 _SENTENCES = {
     errno.ENOSPC: "no space is left for {file}: free some, then " + _AGAIN,
     errno.EDQUOT: "the quota is used up, so {file} cannot be written: free some space, then " + _AGAIN,
@@ -81,6 +83,10 @@ def _sentence(error: BaseException, runs: str) -> str:
         return (
             f"the GPU has no memory left for it ({str(error).partition('.')[0]}): lower trainer.rows_per_device, or "
             "set model.activation_checkpointing=all; python -m vita_audio_pl.plan tells what fits"
+        )
+    if _PEER_GONE.search(str(error)):
+        return (
+            "another rank has ended, and this one cannot continue without it: see the message of that rank; " + _AGAIN
         )
     where = traceback.extract_tb(error.__traceback__)
     place = f" in {Path(where[-1].filename).name}:{where[-1].lineno}" if where else ""
