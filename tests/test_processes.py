@@ -184,6 +184,25 @@ def test_a_signal_after_the_save_does_not_change_the_status(when):
     assert (ended.returncode, ended.stderr) == (75, "") and ended.stdout == ("ended\n" if when == "after" else "")
 
 
+UNREAD = """
+import signal, sys
+from vita_audio_pl import leaving, processes
+leaving.command = processes.command = lambda: "vita_audio_pl.train"
+with processes.announce_stop():
+    signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_before_the_settings_are_read_requeues(tmp_path):
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/told\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    own = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    for rank in "10":
+        ended = subprocess.run([sys.executable, "-c", UNREAD], env=own | {"SLURM_PROCID": rank}, timeout=PATIENCE)
+        assert ended.returncode == 75 and (tmp_path / "told").exists() == (rank == "0")
+    assert (tmp_path / "told").read_text() == "--oneliner show job 7\nrequeue 7\n"
+
+
 def test_a_signal_that_comes_from_a_terminal_and_from_the_chain_is_one(monkeypatch, capfd):
     monkeypatch.setattr(processes, "SAME_PRESS_SECONDS", 3600.0)
     with pytest.raises(SystemExit) as end:

@@ -8,7 +8,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}" OMP_WAIT_POLICY=PASSIVE HF_HUB_OF
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-270}"
 nodes="${NODES:-1}" gpus="${GPUS:-8}" master="${MASTER:-127.0.0.1}" port="${PORT:-29500}"
 if [[ "$nodes" == *:* ]]; then
-    meeting=("--rdzv-backend=c10d" "--rdzv-endpoint=$master:$port" "--rdzv-id=${RUN:-vita-audio}" "--max-restarts=${RESTARTS:-100}")
+    : "${MASTER:?NODES=$nodes needs MASTER=HOST, where the nodes meet}" # whoever meets there is one job to a run folder
+    meeting=("--rdzv-backend=c10d" "--rdzv-endpoint=$master:$port" "--rdzv-id=$master-$port" "--max-restarts=${RESTARTS:-100}")
     number='${oc.env:GROUP_WORLD_SIZE}' # as many as there are, told to each process
 else
     meeting=("--node-rank=${NODE:-0}" "--master-addr=$master" "--master-port=$port")

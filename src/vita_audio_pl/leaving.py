@@ -27,11 +27,16 @@ def command() -> str:
 def leave_at_start(number: int, frame: FrameType | None) -> None:
     """What signals do while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
     print_now(f"{name_of(number)}: stopped while starting; rerun the same command to resume")
-    refused = any(re.fullmatch(r"callbacks\.requeue=(false|no|off|0)", word.lower()) for word in sys.orig_argv)
-    if number != signal.SIGINT and command() == "vita_audio_pl.train" and not refused:
-        if os.environ.get("SLURM_PROCID", "0") == "0":
-            requeue_job(agreed=number == signal.SIGUSR1)
+    requeue_unread(STATUS[number])
     os._exit(STATUS[number])
+
+
+def requeue_unread(status: int) -> None:
+    """As `requeue_job`, for a process that ends with `status` after a signal before it has read its settings."""
+    refused = any(re.fullmatch(r"callbacks\.requeue=(false|no|off|0)", word.lower()) for word in sys.orig_argv)
+    first = os.environ.get("SLURM_PROCID", "0") == "0"
+    if status != INTERRUPTED and command() == "vita_audio_pl.train" and first and not refused:
+        requeue_job(agreed=status == TRY_AGAIN)
 
 
 def requeue_job(agreed: bool = True) -> None:

@@ -18,7 +18,16 @@ from types import FrameType
 from typing import Any
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.leaving import INTERRUPTED, STATUS, TRY_AGAIN, command, name_of, print_now, requeue_job
+from vita_audio_pl.leaving import (
+    INTERRUPTED,
+    STATUS,
+    TRY_AGAIN,
+    command,
+    name_of,
+    print_now,
+    requeue_job,
+    requeue_unread,
+)
 
 LAUNCHER = "VITA_AUDIO_LAUNCHER"
 """Environment variable with the number of the process that started this one, and that it must not outlive."""
@@ -46,10 +55,11 @@ def requeue_on_signal(wanted: bool) -> Iterator[None]:
     for a disk. It is left alone where another handler than `announce_stop`'s sees to it, as between two steps.
     """
     global _requeue
-    was, _requeue = _requeue, wanted or _requeue
+    was, _requeue = _requeue, wanted or bool(_requeue)
     try:
         with _heard_in_c():
             yield
+        _requeue = was
     except BaseException as end:
         if _stopped is not None:  # whatever a library has made of it on its way
             status: int | str | None = _stopped.status
@@ -58,11 +68,11 @@ def requeue_on_signal(wanted: bool) -> Iterator[None]:
         if wanted and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
             requeue_job(agreed=status == TRY_AGAIN)
         raise
-    finally:
-        _requeue = was
 
 
-_requeue = False  # whether a signal that ends this process puts its SLURM job back
+_requeue: bool | None = (
+    None  # whether a signal that ends this process puts its SLURM job back; None until settings are read
+)
 
 
 @contextmanager
@@ -120,7 +130,9 @@ _ran = 0.0  # when `_stop` ran last
 
 
 def _end_now(status: int) -> None:
-    if _requeue and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
+    if _requeue is None:
+        requeue_unread(status)
+    elif _requeue and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):
         requeue_job(agreed=status == TRY_AGAIN)
     os._exit(status)
 
@@ -148,6 +160,8 @@ def announce_stop() -> Iterator[None]:
             raise
     finally:
         status = status if _stopped is None else _stopped.status
+        if outermost and _stopped is not None and _requeue is None:
+            requeue_unread(_stopped.status)
         for number, handler in handlers.items():
             signal.signal(number, handler if status is None or not command() else partial(_ended, status))
         stopped = _stopped

@@ -95,19 +95,23 @@ class Run:
 
         def one_runs() -> bool:
             self.goes_on(*jobs)
+            self.none_failed(jobs)
             return "RUNNING" in self.slurm.states(*jobs)
 
         slowly(one_runs, "a running job")
         return self.slurm.states(*jobs).index("RUNNING")
+
+    def none_failed(self, jobs: Sequence[str]) -> None:
+        failed = {*self.slurm.states(*jobs)} & {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+        assert not failed, "".join(self.told(job) for job in jobs)
 
     def completes(self, jobs: Sequence[str]) -> None:
         """Waits until all jobs have ended well."""
 
         def over() -> bool:
             self.goes_on(*jobs)
-            states = self.slurm.states(*jobs)
-            assert not {*states} & {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}, [self.told(job) for job in jobs]
-            return {*states} == {"COMPLETED"}
+            self.none_failed(jobs)
+            return {*self.slurm.states(*jobs)} == {"COMPLETED"}
 
         slowly(over, "the end of the chain")
 

@@ -20,7 +20,7 @@ def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_p
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    own |= {"NODES": "1:2", "GPUS": "1", "PORT": str(port)}
+    own |= {"NODES": "1:2", "GPUS": "1", "MASTER": "127.0.0.1", "PORT": str(port)}
     places = (f"paths.data={smoke_world.parent}", "paths.runs=runs", "run_name=elastic")
     stage = tmp_path / "runs" / "elastic" / "align"
 

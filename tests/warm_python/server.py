@@ -133,6 +133,7 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], files
     sys.modules["numpy"].random.seed()
     sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.__init__()  # or the first fork to end would empty it for all
     sys.executable = executable
+    sys.orig_argv = [executable, *arguments]
     name, *given = arguments[1:] if arguments[0] == "-m" else arguments
     sys.argv = [name, *given]
     sys.path[0] = os.getcwd() if arguments[0] == "-m" else str(Path(name).parent)
