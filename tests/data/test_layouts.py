@@ -73,6 +73,12 @@ def test_textgrids_are_read_in_praats_short_form_and_as_utf_16(encoding: str, tm
     ]
 
 
+def test_a_textgrid_whose_numbers_are_not_finite_is_damaged_from_there(tmp_path: Path) -> None:
+    (tmp_path / "a.TextGrid").write_text(SHORT_GRID.replace("\n2\n", "\n1e999\n"))
+    with pytest.raises(UserError, match="damaged from .* on: a number should stand there"):
+        list(read_textgrid(tmp_path / "a.TextGrid"))
+
+
 def test_overlap_counts_the_speech_of_others_alone() -> None:
     said = [("a", 0, 4, "x"), ("a", 1, 2, "x"), ("b", 3, 5, "x"), ("c", 0, 1, "<sil>"), ("c", 3, 4, "x")]
     intervals = [Interval(tier, 1, start, end, text) for tier, start, end, text in said]

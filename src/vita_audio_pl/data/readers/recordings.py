@@ -267,9 +267,9 @@ class _Tokens:
 
     def number(self) -> float:
         token = next(self._found, None)
-        if token is None or token[2] is None:
+        if token is None or token[2] is None or not math.isfinite(number := float(token[2])):  # 1e999 is infinite
             raise self._damaged(token, "a number")
-        return float(token[2])
+        return number
 
     def _damaged(self, token: "re.Match[str] | None", wanted: str) -> UserError:
         place = "its end" if token is None else f"character {token.start()}"
