@@ -18,6 +18,7 @@ import psutil
 
 PACKAGES = ("munge", "slurmctld", "slurmd")
 NODES = ("n1", "n2")
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -67,6 +68,8 @@ def why_not() -> str:
     """Why no SLURM can be started here; empty where one can. Missing packages are installed."""
     if os.getuid() != 0:
         return "SLURM's daemons are started as root, and this user is not"
+    if subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode:
+        return "SLURM's nodes are process namespaces, and root may make none here"
     script = Path(__file__).parents[2] / "scripts" / "system-packages.sh"
     installed = subprocess.run(["sh", str(script), *PACKAGES], capture_output=True, text=True, check=False)
     return "" if installed.returncode == 0 else f"SLURM cannot be installed: {installed.stderr.strip()}"
@@ -119,8 +122,7 @@ class LocalSlurm:
 
     def start_node(self, node: str) -> None:
         """In a process namespace of its own, so that to others its processes are those of another machine."""
-        command = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "slurmd", "-D", "-N", node)
-        self.start_daemon(node, *command)
+        self.start_daemon(node, *NAMESPACE, "slurmd", "-D", "-N", node)
 
     def lose_node(self, node: str) -> list[psutil.Process]:
         """A node that falls silent: all that runs there stands still.
