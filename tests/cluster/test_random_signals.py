@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cluster.conftest import CLUSTER, SMALL_JOB
@@ -41,10 +43,13 @@ class Launched:
     Args:
         told: what its processes print.
         send: sends them a signal.
+        listeners: of its processes that must have come to our first line.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", told: Path, send: Callable[[int], None]) -> None:
-        self.process, self.told, self.send = process, told, send
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", told: Path, send: Callable[[int], None], listeners: int = 1
+    ) -> None:
+        self.process, self.told, self.send, self.listeners = process, told, send, listeners
 
 
 Launch = Callable[[Path, Path, str, str], Launched]
@@ -93,9 +98,21 @@ def by_srun(slurm: LocalSlurm) -> Launch:
         def send(number: int) -> None:
             slurm.run("scancel", f"--signal={number}", "--name=signals")  # to the tasks, as at a warning
 
-        return Launched(process, told, send)
+        return Launched(process, told, send, listeners=2)
 
     return launch
+
+
+def listening(name: str) -> int:
+    """Processes of a run that look after SIGTERM, as they do from our first line on."""
+    found = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if {"vita_audio_pl.train", f"run_name={name}"} <= {*process.cmdline()} and process.name() != "srun":
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                caught = int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16)
+                found += caught >> (signal.SIGTERM - 1) & 1
+    return found
 
 
 def wait_for(moment: str, run: Path, launched: Launched, rng: random.Random) -> None:
@@ -108,13 +125,13 @@ def wait_for(moment: str, run: Path, launched: Launched, rng: random.Random) -> 
         log = current() / "metrics.csv"
         return len(log.read_text().splitlines()) - 1 if log.exists() else 0
 
-    def holds_once(holds: Callable[[], bool]) -> None:
+    def holds_once(holds: Callable[[], bool], pause: float = 0.002) -> None:
         while launched.process.poll() is None and not holds():
-            time.sleep(0.002)
+            time.sleep(pause)
 
+    holds_once(lambda: listening(run.name) >= launched.listeners, 0.1)
     if moment == "start":
-        holds_once(lambda: bool(launched.told.read_text(errors="replace")) or launched.told.name == "told")
-        time.sleep(rng.uniform(0.3, 9.0))
+        time.sleep(rng.uniform(0.0, 9.0))
         return
     before, more = steps(), rng.randrange(1, 6)
     if moment == "steps":
