@@ -12,6 +12,7 @@ from vita_audio_pl.benchmarking.settings import BenchmarkConfig
 from vita_audio_pl.checksums import ChecksumsConfig
 from vita_audio_pl.config.entry import register_schema, run_entry_point, to_dataclass
 from vita_audio_pl.config.fields import Described, described
+from vita_audio_pl.config.help import print_help
 from vita_audio_pl.config.renamed import RENAMED
 from vita_audio_pl.data.__main__ import DataToolsConfig
 from vita_audio_pl.data.options import PrepareConfig
@@ -140,3 +141,11 @@ def test_every_setting_says_what_it_is(command):
         if "str" in setting.type and not rules.choices and not rules.meaning:
             lacking.append(f"{name}: choices or a meaning")
     assert not lacking
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_two_screens(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    register_schema(command, COMMANDS[command])
+    print_help(command, COMMANDS[command], ["--help"])
+    assert 8 < len(capsys.readouterr().out.splitlines()) <= 70

@@ -71,7 +71,7 @@ class DecodingConfig:
     constrain: bool = setting(True, "allow only audio tokens inside an audio span; false as published")
     max_new_tokens: int | None = setting(
         None,
-        "most tokens of an answer; null = 1024 (evaluation: the bench's, samples in training: 256)",
+        "most tokens of an answer; null = 1024, in an evaluation the bench's",
         at_least=1,
         common=True,
     )

@@ -32,6 +32,8 @@ def print_help(config_name: str, schema: type, arguments: Sequence[str]) -> None
         config = compose(config_name, overrides, return_hydra_config=True)
     print(str(OmegaConf.select(config, "hydra.help.header")).rstrip())
     settings = [each for each in _flat(schema, config) if not each.name.endswith(".name")]  # names follow from choices
+    own = schema.__dict__.get("__annotations__", {})
+    settings.sort(key=lambda each: each.name.split(".")[0] not in own)  # inherited ones after the command's own
     everything = ALL in arguments
     shown = settings if everything else [setting for setting in settings if setting.rules.common]
     groups = groups_of(config_name)
@@ -119,10 +121,10 @@ def _value(config: Any, setting: Described) -> str:
 
 def _line(setting: Described, value: str, width: int) -> str:
     rules = setting.rules
-    told = rules.meaning
-    if rules.choices and not all(choice in told for choice in rules.choices if choice):
-        told += f" ({', '.join(choice for choice in rules.choices if choice)})"
-    return _wrapped(f"  {setting.name}={value}".ljust(44) + " ", told, width, 45)
+    meaning = rules.meaning
+    if rules.choices and not all(choice in meaning for choice in rules.choices if choice):
+        meaning += f" ({', '.join(choice for choice in rules.choices if choice)})"
+    return _wrapped(f"  {setting.name}={value}".ljust(44) + " ", meaning, width, 45)
 
 
 def _wrapped(label: str, text: str, width: int, indent: int | None = None) -> str:

@@ -34,7 +34,7 @@ class DataOptions:
     world_folder: str = setting(
         "data/spoken_world", "where the spoken world is generated: a new or empty folder, or one generated before"
     )
-    mixture: str = setting("small_1", "name in data_recipes/mixtures, or a path to a .yaml", common=True)
+    mixture: str = setting("small_1", "name in data_recipes/mixtures, or a path to a .yaml")
     temperature: float | None = setting(None, "above 1 evens out the sources' sizes; null = the mixture's", above=0)
     overlong: str = setting(
         "skip",

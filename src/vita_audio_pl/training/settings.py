@@ -71,12 +71,9 @@ class StageConfig:
         at_least=1,
         common=True,
     )
-    steps: int = setting(MISSING, "optimiser steps", at_least=1, common=True)
+    steps: int = setting(MISSING, "optimiser steps; or stage.epochs", at_least=1, common=True)
     epochs: float | None = setting(
-        None,
-        "epochs instead of steps, such as 2 or 0.5 passes over the mixture; null = use steps",
-        above=0,
-        common=True,
+        None, "epochs instead of steps, such as 2 or 0.5 passes over the mixture; null = use steps", above=0
     )
     weight_decay: float = setting(0.0, "weight decay; norms and biases are exempt", at_least=0)
     mixture: str = setting(MISSING, "name in data_recipes/mixtures, or a path to a .yaml", common=True)
@@ -132,9 +129,9 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: str | None = setting(
-        None, "folder of a Qwen2.5 or Qwen3 checkpoint to start align from; null = random weights", common=True
+        None, "folder of a Qwen2.5 or Qwen3 checkpoint to start align from; null = random weights"
     )
-    family: str = setting("qwen2", "of backbones: qwen2 (Qwen2.5 too) or qwen3 (dense)", choices=tuple(FAMILIES))
+    family: str = setting("qwen2", "architecture: qwen2 (also Qwen2.5) or qwen3 (dense)", choices=tuple(FAMILIES))
     hidden_size: int = setting(MISSING, at_least=1)
     intermediate_size: int = setting(MISSING, at_least=1)
     num_hidden_layers: int = setting(MISSING, at_least=1)
