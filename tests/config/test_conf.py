@@ -83,7 +83,7 @@ def test_settings_of_one_stage_reach_that_stage_only():
     assert composed("stage=mtp1", *overrides).stage.steps != 7
 
 
-def test_an_experiment_in_the_current_folder_is_an_option(tmp_path, monkeypatch):
+def test_the_command_line_wins_over_an_experiment_and_that_over_scale_and_stage(tmp_path, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /objective: served_slots\nexperiment:\n  question: does it hold?\n"
@@ -94,6 +94,12 @@ def test_an_experiment_in_the_current_folder_is_an_option(tmp_path, monkeypatch)
     assert (config.objective.name, config.stage.steps, config.experiment.question) == (
         "served_slots", 5, "does it hold?"
     )  # fmt: skip
+    # the experiment says nothing of rows: they are the scale's
+    assert (
+        config.stage.rows_per_step == composed().stage.rows_per_step != composed("scale=published").stage.rows_per_step
+    )
+    assert composed("experiment=mine", "stage.steps=6").stage.steps == 6
+    assert composed("experiment=mine", "scale=published").stage.steps == 5
 
 
 def test_plus_variants_hear_through_an_encoder_that_only_the_small_scale_trains():
