@@ -37,8 +37,7 @@ def checksums(config: ChecksumsConfig) -> None:
         sums = read_checksums(folder) or {}
         if not sums:
             raise UserError(
-                f"{folder} has no {CHECKSUMS}, so nothing says what its files should be; write=true takes them for right as "
-                "they are"
+                f"{folder} has no {CHECKSUMS}, so its files cannot be checked; write=true accepts them as they are"
             )
         damages = list(find_damage(folder, sums))
     for damage in damages:

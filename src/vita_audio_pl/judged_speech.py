@@ -89,11 +89,11 @@ def judge_speech(
 
 
 def judged_told(job: TokenizeJob, judged: dict[str, Any] | None) -> str:
-    """The sentence on what the judge heard."""
+    """The sentence on what the judge measured."""
     if judged is None:
-        return f"nothing of '{job.source}' was spoken here, so the judge has nothing to listen to"
+        return f"nothing of '{job.source}' was spoken here, so the judge has nothing to transcribe"
     name = judged["judge"]["judge"]
-    return f"of {judged['messages']:,} spoken messages of '{job.source}', {name} hears {judged['wer']:.1%} of the {judged['unit']} wrong"
+    return f"of {judged['messages']:,} spoken messages of '{job.source}', {name} gets {judged['wer']:.1%} of the {judged['unit']} wrong"
 
 
 def _spoken(job: TokenizeJob, kept: KeptSpeech, most: int, most_parts: int | None) -> Iterator[tuple[str, Any]]:

@@ -206,7 +206,7 @@ def test_what_the_judge_hears_is_in_the_card(corpus: Callable[..., Path]) -> Non
     assert judged is not None and judged["messages"] == 3 and judged["wer"] <= 0.2
     card = json.loads((job.out / "card.json").read_text())["spoken"]
     assert card["voice"].items() >= espeak.items() and card["judged"]["wer"] == judged["wer"]
-    assert "as pocketsphinx hears them" in (job.out / "card.md").read_text()
+    assert "by the transcripts of pocketsphinx" in (job.out / "card.md").read_text()
     assert judge_speech(job, manifest, judge, 10) == judged == judged_in(job.out, manifest)
     assert card_of(manifest, judged=judged_in(job.out, replace(manifest, index_crc=1))).spoken["judged"] is None
 

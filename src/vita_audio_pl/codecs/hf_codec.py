@@ -66,7 +66,7 @@ class TransformersCodec:
         mimi = self.model.config.model_type == "mimi"
         available = fields.integer("num_quantizers" if mimi else "n_codebooks")
         if not 1 <= levels <= available:
-            raise UserError(f"{self.folder} has {available} quantisers; levels={levels} cannot be had")
+            raise UserError(f"{self.folder} has {available} quantisers, so levels={levels} is not possible")
         self.levels = levels
         self.sample_rate = fields.integer("sampling_rate", least=2_000, most=192_000)
         self.samples_per_frame = (

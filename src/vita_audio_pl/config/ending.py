@@ -25,7 +25,7 @@ _PEER_GONE = re.compile(r"gloo.*(Connection closed|Connection reset)|NCCL.*remot
 _SENTENCES = {
     errno.ENOSPC: "no space is left for {file}: free some, then " + _AGAIN,
     errno.EDQUOT: "the quota is used up, so {file} cannot be written: free some space, then " + _AGAIN,
-    errno.EFBIG: "{file} would be larger than this process or file system allows ('ulimit -f' tells): raise the limit, then "
+    errno.EFBIG: "{file} would be larger than this process or file system allows (see 'ulimit -f'): raise the limit, then "
     + _AGAIN,
     errno.EACCES: "no permission for {file}: change its owner or mode, or choose another folder",
     errno.EPERM: "no permission for {file}: change its owner or mode, or choose another folder",
@@ -82,7 +82,7 @@ def _sentence(error: BaseException, runs: str) -> str:
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"the GPU has no memory left for it ({str(error).partition('.')[0]}): lower trainer.rows_per_device, or "
-            "set model.activation_checkpointing=all; python -m vita_audio_pl.plan tells what fits"
+            "set model.activation_checkpointing=all; python -m vita_audio_pl.plan estimates what fits"
         )
     if _PEER_GONE.search(str(error)):
         return (

@@ -192,8 +192,8 @@ def _spoken(spoken: Mapping[str, Any]) -> str:
     heard = NOT_LISTENED_TO
     if judged is not None:
         heard = (
-            f"{judged['wer']:.1%} of the {judged['unit']} wrong in {judged['messages']:,} messages as {judged['judge']['judge']} "
-            "hears them"
+            f"{judged['wer']:.1%} of the {judged['unit']} wrong in {judged['messages']:,} messages, by the transcripts of "
+            f"{judged['judge']['judge']}"
         )
     return f"{' and '.join(spoken['roles'])}, by {told}; {heard}"
 

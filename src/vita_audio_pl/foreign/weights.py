@@ -150,7 +150,7 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     if complaints:
         raise UserError(
             f"{source} does not fit its configuration: {'; '.join(complaints)}; it has "
-            f"{sum(t.numel() for t in state.values()):,} values, {sum(t.numel() for t in wanted.values()):,} are wanted"
+            f"{sum(t.numel() for t in state.values()):,} values instead of {sum(t.numel() for t in wanted.values()):,}"
         )
     converted = {}
     for name, like in wanted.items():

@@ -95,7 +95,7 @@ class Owned:
         if mark is None:
             raise UserError(f"{root} does not carry this program's mark ({MARK}), so nothing there is removed")
         if mark["kind"] != kind.name:
-            raise UserError(f"{root} is a {mark['kind']}, where a {kind.name} is wanted; give another folder")
+            raise UserError(f"{root} is a {mark['kind']}, not a {kind.name}; give another folder")
         return cls(root, kind, mark["id"])
 
     def foreign(self, *names: str) -> list[PurePosixPath | Path]:

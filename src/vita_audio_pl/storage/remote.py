@@ -171,7 +171,7 @@ class RemotePath:
         if found.get("type", "file") != "file":
             raise FileNotFoundError(errno.ENOENT, "is no file", str(self))
         if found.get("size") is None:
-            raise Unreachable(errno.ENOTCONN, "the server does not tell how long it is", str(self))
+            raise Unreachable(errno.ENOTCONN, "the server does not give its length", str(self))
         return _status(found)
 
     def is_file(self) -> bool:

@@ -92,8 +92,7 @@ class GLM4VoiceCodec:
         steps = header.get("flow_steps", 10)
         if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
             raise UserError(
-                f"{where}: 'flow_steps' is {reprlib.repr(steps)}; a whole number of at least 1 and at most {MOST_STEPS} is "
-                "wanted"
+                f"{where}: 'flow_steps' is {reprlib.repr(steps)}; expected a whole number from 1 to {MOST_STEPS}"
             )
         return cls(
             folder / tokenizer,

@@ -243,7 +243,7 @@ def _vocoder(fields: Fields, path: Path) -> VocoderSettings:
     )
     stages = len(settings.upsample_rates)
     if len(settings.upsample_kernels) != stages or len(settings.source_kernels) != stages:
-        raise UserError(f"{path}: hift: as many upsample and source kernels as upsample rates ({stages}) are wanted")
+        raise UserError(f"{path}: hift: expected as many upsample and source kernels as upsample rates ({stages})")
     if len(settings.block_kernels) != len(settings.block_dilations) or len(settings.source_dilations) != stages:
         raise UserError(f"{path}: hift: expected one list of dilations per kernel")
     if settings.samples_per_frame > _LONGEST_FRAME:

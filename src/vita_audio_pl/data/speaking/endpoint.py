@@ -53,7 +53,7 @@ class Endpoint(VoiceSettings):
         """
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("tts.url is no address of a server: give http://HOST:PORT/v1")
+            raise UserError("tts.url is not the address of a server: give http://HOST:PORT/v1")
         if "@" in parts.netloc or parts.query:
             raise UserError("tts.url holds a name or a key: put it into the environment, and say tts.key_variable=NAME")
         if self.key_variable and not os.environ.get(self.key_variable):

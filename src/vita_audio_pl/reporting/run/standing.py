@@ -135,7 +135,7 @@ def _apart(figure: PublishedFigure, found: dict[str, Result], last: str, plus: b
         )
         return
     if figure.plus != plus:
-        yield f"the published system {'hears' if figure.plus else 'does not hear'} through a continuous encoder"
+        yield f"the published system {'takes' if figure.plus else 'does not take'} audio through a continuous encoder"
     if "reference" not in found:
         yield "only scored by profile=strict; the published protocol is profile=reference"
     facts = next(iter(found.values())).figures

@@ -296,8 +296,8 @@ def _train(
             raise SystemExit(preemption.status)
         if trainer.global_step < trainer.max_steps:
             raise UserError(
-                f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; give the "
-                "same command again to go on"
+                f"stage '{config.stage.name}' stopped at step {trainer.global_step} of {config.stage.steps}; rerun "
+                "the same command to resume"
             )
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
