@@ -340,29 +340,33 @@ class Plan:
         return self._tails[phase, epoch]
 
     def _split_tail(self, packed: _Packed) -> tuple[_Packed, tuple[np.ndarray, np.ndarray]]:
-        """Takes out the emptiest row unless it is full."""
+        """Takes out the emptiest row, which the next epoch packs again, unless it is full."""
         fill = np.bincount(packed.row, self._tokens(packed.source, packed.sample), minlength=packed.rows)
         emptiest = int(np.argmin(fill)) if packed.rows else -1
         if packed.rows == 0 or fill[emptiest] == self.row_length:
             return packed, (np.empty(0, np.int16), np.empty(0, np.uint32))
         tail = packed.row == emptiest
-        row = packed.row - (packed.row > emptiest)
+        row = packed.row - (packed.row > emptiest)  # the rows behind it move up by one
         kept = _Packed(packed.source[~tail], packed.sample[~tail], row[~tail], packed.rows - 1)
         return kept, (packed.source[tail], packed.sample[tail])
 
     def _spread(self, packed: _Packed, *key: int) -> Window:
-        """Rows in an order in which every source comes evenly, samples of a row in random order."""
+        """Rows in an order that spreads every source evenly, samples of a row in random order."""
         rng = np.random.default_rng([self.seed, *key])
         tokens = self._tokens(packed.source, packed.sample)
         n_sources = len(self.sources)
+        # a row counts for the source that has most of its tokens
         cell = packed.row.astype(np.int64) * n_sources + packed.source
         mostly = np.bincount(cell, tokens, packed.rows * n_sources).reshape(-1, n_sources).argmax(axis=1)
+        # the i-th of a source's n rows, in random order, gets a time drawn from [i/n, (i+1)/n): rows sorted by time have every
+        # source spread over the whole window, however unequal the sources are
         shuffled = rng.permutation(packed.rows)
         by_source = shuffled[np.argsort(mostly[shuffled], kind="stable")]
         count = np.bincount(mostly, minlength=n_sources)
         rank = np.arange(packed.rows) - np.repeat(np.cumsum(count) - count, count)
         when = np.empty(packed.rows)
         when[by_source] = (rank + rng.random(packed.rows)) / np.repeat(count, count)
+        # samples sorted by their row's place; a random second key shuffles them within the row
         place_of_row = np.empty(packed.rows, np.int64)
         place_of_row[np.argsort(when)] = np.arange(packed.rows)
         place = place_of_row[packed.row]
