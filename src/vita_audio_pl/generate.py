@@ -21,7 +21,7 @@ def generate(config: GenerateConfig) -> None:
     from vita_audio_pl.storage.files import output_file
 
     if config.output != PIPE:
-        output_file(config.output)  # what cannot be written is said before the answer is made
+        output_file(config.output)  # what cannot be written is reported before the answer is generated
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     loaded = load_speech_model(

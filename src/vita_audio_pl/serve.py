@@ -6,7 +6,7 @@ from vita_audio_pl.serving.settings import ServeConfig
 
 
 def serve(config: ServeConfig) -> None:
-    """Serves until it is told to end.
+    """Serves until it is stopped.
 
     Raises:
         UserError: the packages of the server are not installed, the model cannot be loaded, or the port is taken.

@@ -30,7 +30,7 @@ _CANCELLED = 0.05  # a mix this much weaker than its strongest channel is made o
 _BLOCK = 1 << 20  # numbers decoded at a time
 _WHOLE = 8 << 20  # bytes of a remote recording that is fetched in one go
 _RANGE = 1 << 19  # bytes of a longer one fetched at a time
-_UNKNOWN = 1 << 62  # frames that libsndfile gives where a header does not tell
+_UNKNOWN = 1 << 62  # frames that libsndfile gives where a header has no length
 
 
 class AudioTooLong(UserError):

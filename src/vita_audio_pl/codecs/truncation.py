@@ -21,7 +21,7 @@ _OGG_TAIL = 1 << 17  # bytes: a page is at most 65,307
 
 
 def find_truncation(read_at: ReadAt, size: int, longest: float | None = None) -> str | None:
-    """Why a recording is not whole, or None where it is or where its container does not tell.
+    """Why a recording is truncated, or None where it is not or where its container does not say.
 
     Args:
         read_at: the file.
@@ -39,7 +39,7 @@ def find_truncation(read_at: ReadAt, size: int, longest: float | None = None) ->
 
 
 def truncation_in_log(format: str, log: str) -> str | None:
-    """The same for AU, W64 and CAF, of which libsndfile's log tells; the log is too short for WAV files with long notes."""
+    """The same for AU, W64 and CAF, by libsndfile's log; the log is too short for WAV files with long notes."""
     for promised, held in _LOGGED.findall(log) if format in ("AU", "W64", "CAF") else ():
         if int(held) + _SLACK < int(promised) < _STREAMED:
             return f"it holds {held} of {promised} bytes"

@@ -27,7 +27,7 @@ def load_plugins(names: Iterable[str]) -> None:
 
 
 def load_inherited_plugins() -> None:
-    """Import what the process that started this one was told to import."""
+    """Import what the process that started this one was asked to import."""
     if _inherited():
         load_plugins(())
 

@@ -72,14 +72,14 @@ class JobState:
 
 
 class JobNotes:
-    """A `Report` of the executors that keeps a job's state beside the shards, and passes on what it is told.
+    """A `Report` of the executors that keeps a job's state beside the shards, and passes on what it gets.
 
     Args:
         job: the source.
         lease: kind of the job's lease.
         workers: parts that it works on at a time.
         parts: that it has to do.
-        report: who else is told.
+        report: another `Report` that gets it, too.
     """
 
     def __init__(self, job: TokenizeJob, lease: str, workers: int, parts: int, report: Any):

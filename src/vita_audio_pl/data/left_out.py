@@ -1,4 +1,4 @@
-"""What was left out of a source: how much may be, and how it is told."""
+"""What was left out of a source: how much may be, and how it is reported."""
 
 import math
 from collections import Counter
@@ -34,7 +34,7 @@ class LeftOutCounts:
 
     @classmethod
     def of(cls, reports: Sequence[Mapping[str, Any]]) -> "LeftOutCounts":
-        """Counts what the parts' reports tell."""
+        """Counts what the parts' reports say."""
         reasons: Counter[str] = Counter()
         filtered: Counter[str] = Counter()
         examples: dict[str, str] = {}

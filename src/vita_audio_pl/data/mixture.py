@@ -65,7 +65,7 @@ class Mixture:
 
 
 def without_missing(mixture: Mixture, is_prepared: Callable[[str], bool]) -> Mixture:
-    """The mixture without sources that are not prepared, which are told.
+    """The mixture without sources that are not prepared, which are reported.
 
     Raises:
         UserError: none is.

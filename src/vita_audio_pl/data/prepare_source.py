@@ -23,7 +23,7 @@ from vita_audio_pl.storage.owned import Owned
 log = logging.getLogger(__name__)
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Report]]
-"""Source and number of parts to do, to something that is told of progress."""
+"""Source and number of parts to do, to something that shows progress."""
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def prepare_source(
             return known
         manifest = _make(job, parts, executor, watch, tell)
         if manifest is not None and len(jobs := jobs_of(job.out)) > 1:
-            for state in jobs:  # of an array, told by the job that is last
+            for state in jobs:  # of an array, reported by the last job
                 tell(str(state))
     if manifest is not None:
         with hold(job.out, "finish", f"pruning '{job.source}'", wait=True) if prune else nullcontext():

@@ -59,7 +59,7 @@ class VocabularyHead(nn.Linear):
 
 
 class SpeechLM(nn.Module):
-    """Backbone `model`, vocabulary layer `lm_head`, MCTP heads `heads`, `speech_input` where it hears by an encoder.
+    """Backbone `model`, vocabulary layer `lm_head`, MCTP heads `heads`, `speech_input` where it takes audio through an encoder.
 
     Batches are read as one long row of documents without padding. Nothing looks across documents, neither attention nor
     labels.

@@ -125,7 +125,7 @@ def _read_stage(path: Path) -> Stage:
 
 
 def _in_order(stages: list[Stage]) -> list[Stage]:
-    """Parents before children, as the manifests tell; stages without a known parent by name."""
+    """Parents before children, as the manifests say; stages without a known parent by name."""
     parents = {stage.name: stage.manifest.get("parent_stage") for stage in stages}
 
     def depth(name: str) -> int:

@@ -94,7 +94,7 @@ class Connection:
         self._too_slow = asyncio.Event()
 
     async def run(self) -> None:
-        """Serves the client until it leaves, or is told to."""
+        """Serves the client until it leaves, or is asked to."""
         service, limits = self._service, self._service.config.limits
         client = self._client()
         asked = self._socket.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")

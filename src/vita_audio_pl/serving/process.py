@@ -66,7 +66,7 @@ def server_config(service: Service) -> uvicorn.Config:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that takes no new answers once it is told to end, and lets those under way end first."""
+    """A server that takes no new answers once it is asked to end, and lets those under way end first."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)

@@ -59,7 +59,7 @@ class Service:
         self.sessions: dict[str, int] = {}  # open sessions by client
         self.draining = False
         self.connections: set[Callable[[], bool]] = set()  # whether each still has something to send
-        self._open_answers = 0  # whose last event is not told yet
+        self._open_answers = 0  # whose last event is not delivered yet
         self._warm_up()
         gauge = self.metrics.gauge
         gauge("sessions", "Open WebSocket sessions.", lambda: sum(self.sessions.values()))
@@ -182,7 +182,7 @@ class Answer:
                 self.cancel()
 
     def cancel(self, n_codes: int | None = None) -> None:
-        """Ends the answer within a round; nothing more is told but the end. n_codes: of it that were played."""
+        """Ends the answer within a round; only the end is delivered. n_codes: of it that were played."""
         self.cancelled = True
         self._speaker.silence()
         self._service.engine.cancel(self._ticket, n_codes)

@@ -53,11 +53,11 @@ class Speaker:
         self._put((tokens, writers))
 
     def finish(self) -> None:
-        """No tokens follow; what was held back is told, then None."""
+        """No tokens follow; what was held back is delivered, then None."""
         self._put(None)
 
     def silence(self) -> None:
-        """Nothing more is told but the end."""
+        """Only the end is delivered."""
         self._silenced = True
 
     def _put(self, batch: Batch | None) -> None:

@@ -35,7 +35,7 @@ class Status:
 
     Attributes:
         st_size: bytes.
-        st_mtime_ns: time of its last change (ns); 0 where that is not told.
+        st_mtime_ns: time of its last change (ns); 0 where that is not known.
         version: another one after every change, as far as the store tells.
     """
 
@@ -52,7 +52,7 @@ class RemotePath:
         base: protocol and host or bucket, with what credentials the URL holds; never to be shown.
         parts: names on the way.
         query: that every request to a web server ends with, such as a token.
-        status: where a listing has told it.
+        status: where a listing has given it.
     """
 
     base: str = field(repr=False)
@@ -159,7 +159,7 @@ class RemotePath:
     # ----------------------------------------------------------------------------------------------------- reading
 
     def stat(self) -> Status:
-        """Size and time of a file, as the listing that it comes from has told, else asked for now.
+        """Size and time of a file, as the listing that it comes from gave it, else asked for now.
 
         Raises:
             FileNotFoundError: there is none.
@@ -301,7 +301,7 @@ class RemotePath:
     # ---------------------------------------------------------------------------------------------------- requests
 
     def _below(self, depth: int | None, folders: bool = False) -> Iterator[tuple[tuple[str, ...], Status | None]]:
-        """Names on the way to each file below, no deeper than `depth`, sorted; and what the listing tells of it."""
+        """Names on the way to each file below, no deeper than `depth`, sorted; and what the listing says of it."""
         top = self._path.rstrip("/") + "/"
         try:
             found = self._ask(lambda files, path: files.find(path, maxdepth=depth, withdirs=folders, detail=True))

@@ -15,7 +15,7 @@ T = TypeVar("T")
 _CLEANS = "_cleans_credentials"
 
 _SCHEME = r"\b[A-Za-z][A-Za-z0-9+.\-]*:"
-# everything up to the last @ in front of the path; a password with a slash in it is told from a port by its digits, and
+# everything up to the last @ in front of the path; a password with a slash in it is distinguished from a port by its digits, and
 # pathlib makes one slash of two
 _USER = re.compile(
     rf'({_SCHEME}//)(?:[^\s/"]*@|[^\s/@:"]+:(?!\d+[/?#])[^\s@"]*@)|({_SCHEME}/)(?!/)[^\s/@:"]+:[^\s@"]*@'

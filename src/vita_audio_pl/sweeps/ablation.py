@@ -270,7 +270,7 @@ def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[st
 
 
 def _evaluate_config(settings: Sequence[str]) -> EvaluateConfig:
-    """What the evaluation's own process would be told; must be called inside an entry point, whose search path it uses."""
+    """What the evaluation's own process would get; must be called inside an entry point, whose search path it uses."""
     register_schema("evaluate", EvaluateConfig)
     config: EvaluateConfig = to_dataclass(compose("evaluate", list(settings)))
     return config

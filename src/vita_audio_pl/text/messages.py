@@ -89,7 +89,7 @@ def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tupl
 
     Returns:
         The messages, and the audio files: those of `audios`, and those that audio parts hold themselves. There may be more
-        or fewer than placeholders; who makes a `Conversation` of them is told.
+        or fewer than placeholders; whoever makes a `Conversation` of them checks that.
 
     Raises:
         UserError: something is no message, has an unknown role, or holds what cannot be read.

@@ -47,7 +47,7 @@ class Vocabulary:
         n_codes: size of the codec's codebook.
         continuous_input: adds `<|context_of_audio|>`, the placeholder of one encoder frame.
         im_start: begins a turn; `im_end` ends it; `pad` fills rows (`<|endoftext|>`). All three are text entries.
-        text_fingerprint: fingerprint of the text tokenizer, so that two of equal size are told apart.
+        text_fingerprint: fingerprint of the text tokenizer, so that two of equal size are distinguished.
 
     Raises:
         UserError: a size below 1, or a control token outside the text entries.

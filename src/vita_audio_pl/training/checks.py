@@ -102,7 +102,7 @@ def _on_gpus_in_16_bits(config: TrainConfig | DictConfig) -> bool:
 
 
 def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
-    """What the stage's own process would be told; must be called inside an entry point, whose search path it uses."""
+    """What the stage's own process would get; must be called inside an entry point, whose search path it uses."""
     settings = [*(override for override in overrides if not override.startswith("--")), f"stage={stage}"]
     config: TrainConfig = to_dataclass(compose("train", settings), apply_stage_settings, settings)
     return config

@@ -62,7 +62,7 @@ _KINDS: dict[str, Any] = {
     "archives": ArchivesReader,
 }
 _OURS = frozenset(_KINDS)
-_DESCRIBED = {"root", "task", "filters"}  # told to a reader by the recipe, never among its options
+_DESCRIBED = {"root", "task", "filters"}  # given to a reader by the recipe, never among its options
 
 
 def register_reader(kind: str, reader: Any) -> None:
@@ -77,7 +77,7 @@ def register_reader(kind: str, reader: Any) -> None:
 
 
 def make_reader(root: Place, task: str, options: Mapping[str, Any], where: str, filters: Filters = NONE) -> Reader:
-    """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask for it are told the `task`.
+    """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask for it are given the `task`.
 
     Raises:
         UserError: there is no such kind, it has no such option, or an option is of the wrong type or out of range.

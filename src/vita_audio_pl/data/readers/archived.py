@@ -41,7 +41,7 @@ _ROWS = 1 << 16  # of a table that are read at a time
 class ArchivesReader(UtteranceOptions):
     """Tars (plain or compressed) and tables; a recording belongs to the row that names its member.
 
-    Members are read in memory and their names never used as paths. Rows of a table that cannot be read are told with its
+    Members are read in memory and their names never used as paths. Rows of a table that cannot be read are reported with its
     first tar; rows whose recording is in no tar are not noticed, since a tar holds but a share of its table.
 
     Attributes:

@@ -58,7 +58,7 @@ def members(path: Place) -> Iterator[Member]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise ArchiveError(str(error)) from None  # bzip2 tells of bad data by an error without a number
+        raise ArchiveError(str(error)) from None  # bzip2 reports bad data by an error without a number
 
 
 def _unpacked(raw: BinaryIO) -> BinaryIO:

@@ -285,7 +285,7 @@ def is_apple_double(name: str) -> bool:
     return name.startswith("._")
 
 
-_WHOLE = 2**20  # bytes of a file that is read from end to end to tell whether it is the same
+_WHOLE = 2**20  # bytes of a file that is read from end to end to see whether it is the same
 _PIECE, _PIECES = 2**14, 8  # bytes and number of the pieces that are read of a larger one
 _READERS = 16  # files looked at at a time
 
@@ -314,5 +314,5 @@ def _identity(path: Place, root: Place) -> str:
     except OSError as error:
         if is_machine_fault(error):
             raise
-        return f"{name} {error.strerror}"  # whoever reads it will tell
+        return f"{name} {error.strerror}"  # whoever reads it reports it
     return f"{name} {size} {digest.hexdigest()[:32]}"

@@ -39,7 +39,7 @@ class SideReader:
     """One side of a corpus: the share that is held out, or the rest. Every sample is on one side.
 
     Whole parts are held out, evenly spaced, where the share is one part or more, so that neither side reads the other's
-    files; else samples are, by a hash of their names, and faults are told with the rest.
+    files; else samples are, by a hash of their names, and faults are reported with the rest.
 
     Attributes:
         reader: the whole corpus.

@@ -36,7 +36,7 @@ class Utterance:
 
     Attributes:
         speaker: "" where it is not known.
-        facts: what else the corpus tells of it, for filters.
+        facts: what else the corpus says of it, for filters.
     """
 
     id: str
@@ -70,7 +70,7 @@ class UtteranceOptions:
     lower: bool = False
     join: bool = False
     channel: int | str | None = None
-    filters: Filters = field(default=NONE, repr=False)  # its identity is told apart, where it filters anything
+    filters: Filters = field(default=NONE, repr=False)  # its identity is kept apart, where it filters anything
 
     @property
     def _rules(self) -> "UtteranceRules":
@@ -121,7 +121,7 @@ class UtteranceRules(UtteranceOptions):
         return f"{self!r}{self.filters.identity}"
 
     def _wanted(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[Utterance | Unreadable]:
-        """The utterances, those that are not wanted told by name; so none of them shows a speaker's voice."""
+        """The utterances, those that are not wanted reported by name; so none of them shows a speaker's voice."""
         for utterance in utterances:
             yield utterance if isinstance(utterance, Unreadable) else attempt(utterance.id, self._written, utterance)
 
@@ -177,7 +177,7 @@ class UtteranceRules(UtteranceOptions):
 
 
 def _channels(audio: Recorded) -> int:
-    """Channels of a recording; 1 where it cannot be opened, which decoding it will tell.
+    """Channels of a recording; 1 where it cannot be opened, which decoding it will show.
 
     Raises:
         OSError: the machine failed, not the file.

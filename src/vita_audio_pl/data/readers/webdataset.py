@@ -133,7 +133,7 @@ class _Groups:
 
     Attributes:
         key: of the group that is being read.
-        lacking: keys without audio or transcript, each with what is to be said. They are told at the end, since their
+        lacking: keys without audio or transcript, each with what is to be said. They are reported at the end, since their
             other members may stand apart.
     """
 
@@ -151,7 +151,7 @@ class _Groups:
         return extension in self._audio or extension == self._text
 
     def add(self, key: str, extension: str, data: bytes | None) -> _Group | Unreadable | None:
-        """Takes a member (None: one that is not read, which has been told); returns the group that it ends."""
+        """Takes a member (None: one that is not read, which has been reported); returns the group that it ends."""
         ended = self.close() if key != self.key else None
         self.key = key
         self._told |= data is None
@@ -161,7 +161,7 @@ class _Groups:
         return ended
 
     def close(self, cut: bool = False) -> _Group | Unreadable | None:
-        """The group at hand; None if there is none, if it lacks a member, or if it has been told what is wrong with it."""
+        """The group at hand; None if there is none, if it lacks a member, or if its fault has been reported."""
         key, found, told = self.key, self._members, self._told
         self._members, self._bytes, self._told = {}, 0, False
         where = f"{self.path}:{key}"

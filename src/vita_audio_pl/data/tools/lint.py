@@ -122,7 +122,7 @@ def _changed_bytes(folder: Path, manifest: Manifest, found: Findings) -> dict[st
 
 @contextmanager
 def _at_least(damage: Damage | None, found: Findings) -> Iterator[None]:
-    """Tells of a shard's damage where what is done inside finds nothing wrong with the samples."""
+    """Reports a shard's damage where what is done inside finds nothing wrong with the samples."""
     told = len(found.problems) + len(found.broken)
     yield
     if damage is not None and len(found.problems) + len(found.broken) == told:

@@ -41,7 +41,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     device = _device(config.device, share)
     evaluations = plan_evaluations(config, device)
     for profile in _profiles(config):
-        config.bench.scoring(profile)  # a normaliser that is not there is told before the first answer
+        config.bench.scoring(profile)  # a normaliser that is missing is reported before the first answer
     toolbox = ModelToolbox(
         judge_maker(
             config.bench.grammar,

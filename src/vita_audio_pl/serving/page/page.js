@@ -53,7 +53,7 @@ async function openSpeaker() {
     if (data.began && playing) $("first").textContent = `${Math.round(performance.now() - playing.asked)} ms`;
     if (data.gap) $("gap").textContent = `${Math.round(1000 * data.gap)} ms`;
     if (data.finished) { playing = null; state("ready"); }
-    if (data.cleared && playing) {  // the server is told what was really heard
+    if (data.cleared && playing) {  // the server gets what was really played
       send({ type: "conversation.item.truncate", item_id: playing.id, content_index: 0,
              audio_end_ms: Math.floor(1000 * data.played / RATE) });
       playing.element.append(note("— interrupted"));

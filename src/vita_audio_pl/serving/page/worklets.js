@@ -1,4 +1,4 @@
-// Two processors: one takes the microphone in, one plays what comes and counts what was really heard.
+// Two processors: one takes the microphone in, one plays what comes and counts what was really played.
 
 class Capture extends AudioWorkletProcessor {
   constructor() {

@@ -19,7 +19,7 @@ class ExtraCallbacks:
 
     Args:
         callbacks: by name.
-        engine: that the model trains under; it is told to keep the averages.
+        engine: that the model trains under; it keeps the averages.
 
     Raises:
         UserError: weights are to be averaged under an engine that shards them: Lightning's callback copies the whole model.

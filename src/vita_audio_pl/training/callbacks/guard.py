@@ -20,7 +20,7 @@ from vita_audio_pl.training.step.freezing import bunch
 from vita_audio_pl.training.step.module import SpeechLMModule
 
 _MEMORY = 0.99  # of the running mean of the logarithm of the gradient norm
-_WARM_UP = 20  # steps before a spike can be told from a start
+_WARM_UP = 20  # steps before a spike can be distinguished from a start
 _STATE = {"skipped", "rollbacks", "doubt", "_in_a_row", "_returned_to", "_mean_log_norm", "_seen"}
 
 

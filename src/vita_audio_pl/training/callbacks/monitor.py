@@ -1,4 +1,4 @@
-"""Callbacks that tell how a run goes: figures to the loggers and to other callbacks, a bar or plain lines to the terminal."""
+"""Callbacks that report how a run goes: metrics to the loggers and to other callbacks, a bar or plain lines to the terminal."""
 
 import sys
 import time

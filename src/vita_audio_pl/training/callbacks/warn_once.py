@@ -1,4 +1,4 @@
-"""What goes wrong beside training is said once, and training continues."""
+"""What goes wrong beside training is logged once, and training continues."""
 
 import logging
 

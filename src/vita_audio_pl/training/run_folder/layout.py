@@ -114,7 +114,7 @@ class StageFolder:
             yield
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Confirm that the folder is this run's, or nobody's yet.
+        """Check that the folder is this run's, or new.
 
         Args:
             identity: settings that decide the result, flat, JSON values.

@@ -131,7 +131,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def model_damage(folder: Path) -> str | None:
-    """What is missing in a model folder, as far as names and sizes tell; None where it is whole.
+    """What is missing in a model folder, as far as names and sizes show; None where it is whole.
 
     What was written is what `checksums.json` lists, or in older folders the index of the weights. No weights are read: who
     reads them compares their checksums, and other files may have been edited.
@@ -186,7 +186,7 @@ def check_parent(
         )
     for name, wanted in facts.items():
         found = getattr(parent, name)
-        if found and found != wanted:  # what published weights do not tell is empty
+        if found and found != wanted:  # what published weights do not say is empty
             raise UserError(
                 f"{folder} cannot be the parent of stage '{stage}': its {_MEANING.get(name, name)} is {found}, and this "
                 f"run's is {wanted}; {_REMEDY.get(name, 'train the parent again with these settings')}"

@@ -67,7 +67,7 @@ def apply_origin(config: DictConfig, on_command_line: Collection[str]) -> None:
 
 
 def describe_rates(config: TrainConfig) -> str | None:
-    """The sentence that tells of rates which `apply_origin` chose; None where the scale's own are used."""
+    """The sentence about rates that `apply_origin` chose; None where the scale's own are used."""
     scale, published = (_numbers(name, config.stage.name) for name in (config.scale.name, "published"))
     rates = {name: getattr(config.stage, name) for name in _RATES}
     if not scale or rates == scale or rates != published:

@@ -66,7 +66,7 @@ def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.
     in a shell or a container, they make a lone process one that writes nothing, or that waits for others for ever.
 
     Raises:
-        UserError: variables are left over or incomplete, or tell of another number of processes.
+        UserError: variables are left over or incomplete, or give another number of processes.
     """
     size, trainer = settings.world_size, f"trainer={settings.name}"
 

@@ -49,7 +49,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # of the adapter
             add_speech_input(model, encoder, vocabulary.context_of_audio)
-    if model.speech_input is not None:  # published weights do not tell
+    if model.speech_input is not None:  # published weights do not say
         model.config.context_of_audio = vocabulary.context_of_audio
     if config.stage.n_heads is not None:
         add_heads(model, config.stage.n_heads, generator)
@@ -65,7 +65,7 @@ def weights_type(config: TrainConfig) -> torch.dtype:
 
 
 def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
-    """Tell a model that has all its modules how it is to train, in place."""
+    """Set how a model that has all its modules trains, in place."""
     model.config.detach_heads = config.objective.detach_heads
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
     compile_blocks(model, config.model.compile)
@@ -101,7 +101,7 @@ def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) ->
         tokenizer: the data's.
 
     Raises:
-        UserError: they do not belong together, or the backbone's folder has no tokenizer to tell.
+        UserError: they do not belong together, or the backbone's folder has no tokenizer to compare.
     """
     if config.model.pretrained is None or config.init_from is not None or config.variant.parents.get(config.stage.name):
         return

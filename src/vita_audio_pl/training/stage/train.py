@@ -80,7 +80,7 @@ class StageData(ModelParts):
         source_names: sources by number.
         plan: fingerprint of what decides which rows come in which order.
         held_out: names of the sources with held-out data.
-        manifests: of the sources, by name; told to wandb.
+        manifests: of the sources, by name; logged to wandb.
         prompts: held-out ones that the model answers while it trains.
     """
 

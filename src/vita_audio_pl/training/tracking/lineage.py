@@ -1,4 +1,4 @@
-"""What wandb is told beside curves: where a model came from, and what was changed."""
+"""What wandb gets beside curves: where a model came from, and what was changed."""
 
 import dataclasses
 import hashlib
