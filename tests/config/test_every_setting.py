@@ -13,7 +13,7 @@ from vita_audio_pl.checksums import ChecksumsConfig
 from vita_audio_pl.config.entry import register_schema, run_entry_point, to_dataclass
 from vita_audio_pl.config.fields import Described, described
 from vita_audio_pl.config.help import print_help
-from vita_audio_pl.config.renamed import RENAMED
+from vita_audio_pl.config.renamed import RENAMED, rename_settings
 from vita_audio_pl.data.__main__ import DataToolsConfig
 from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.demo import DemoConfig
@@ -149,3 +149,10 @@ def test_help_fits_two_screens(command, capsys, monkeypatch):
     register_schema(command, COMMANDS[command])
     print_help(command, COMMANDS[command], ["--help"])
     assert 8 < len(capsys.readouterr().out.splitlines()) <= 70
+
+
+def test_settings_that_an_earlier_version_wrote_are_read_under_todays_names():
+    held = {"callbacks": {"go_on_from": 3}, "optim": {"eps": 1e-8, "optimizer": {}}, "objective": {"name": "distil"}}
+    assert rename_settings(held, "train") == {
+        "callbacks": {"resume_from_step": 3}, "optim": {"optimizer": {"eps": 1e-8}}, "objective": {"name": "distil"}
+    }  # fmt: skip

@@ -1,5 +1,8 @@
 """Settings of earlier versions, by command, and what they are called today: the old name is refused with the new one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 _STAGES = ("align", "mtp1", "mtp10", "sft")
 _TRAINING = {
     "callbacks.go_on_from": "callbacks.resume_from_step",
@@ -28,3 +31,24 @@ RENAMED: dict[str, dict[str, str]] = {
     "evaluate": {"constrain_audio": "constrain", "heard": "transcripts"},
     "benchmark": {"decoding.agreement": "decoding.agreements"},
 }
+
+
+def rename_settings(held: dict[str, Any], command: str) -> dict[str, Any]:
+    """Settings that an earlier version wrote, nested by group, under today's names; in place."""
+    for old, new in RENAMED[command].items():
+        *groups, name = old.split(".")
+        node = _group(held, groups)
+        if node is None or name not in node or old.startswith(f"{new}."):
+            continue
+        *groups, today = new.split(".")
+        place = _group(held, groups)
+        if place is not None:
+            place.setdefault(today, node.pop(name))
+    return held
+
+
+def _group(held: dict[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
+    node: Any = held
+    for name in names:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None

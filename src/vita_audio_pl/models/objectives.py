@@ -251,7 +251,7 @@ def build_objective(name: str, vocabulary: Vocabulary | None = None, **options: 
         UserError: an unknown name or option.
     """
     if name not in OBJECTIVES:
-        raise UserError(f"objective.name is '{name}'; it must be one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"objective is '{name}'; it must be one of {', '.join(OBJECTIVES)}")
     if name == "audio_only":
         options["vocabulary"] = vocabulary
     try:

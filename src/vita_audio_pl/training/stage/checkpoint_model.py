@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 from omegaconf import OmegaConf
@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.config.entry import to_dataclass
+from vita_audio_pl.config.renamed import rename_settings
 from vita_audio_pl.data.staging import beside, tokenizer_folder
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.model_folders import part_of, read_manifest
@@ -72,7 +73,7 @@ def _config(folder: StageFolder) -> TrainConfig:
     """The settings that a stage runs with, its run folder being where it is now."""
     path = folder.root / CONFIG
     try:
-        held = dict(OmegaConf.load(path))
+        held = rename_settings(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))), "train")
         held.pop("format", None)
         composed = OmegaConf.merge(OmegaConf.structured(TrainConfig), held)
         config: TrainConfig = to_dataclass(composed)  # type: ignore[arg-type]  # a merge of mappings is one
