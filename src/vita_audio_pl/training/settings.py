@@ -132,16 +132,16 @@ class ModelConfig:
         None, "folder of a Qwen2.5 or Qwen3 checkpoint to start align from; null = random weights"
     )
     family: str = setting("qwen2", "architecture: qwen2 (also Qwen2.5) or qwen3 (dense)", choices=tuple(FAMILIES))
-    hidden_size: int = setting(MISSING, at_least=1)
-    intermediate_size: int = setting(MISSING, at_least=1)
-    num_hidden_layers: int = setting(MISSING, at_least=1)
-    num_attention_heads: int = setting(MISSING, at_least=1)
-    num_key_value_heads: int = setting(MISSING, at_least=1)
+    hidden_size: int = setting(MISSING, "hidden size", at_least=1)
+    intermediate_size: int = setting(MISSING, "width of the feed-forward layers", at_least=1)
+    num_hidden_layers: int = setting(MISSING, "layers of the backbone", at_least=1)
+    num_attention_heads: int = setting(MISSING, "attention heads", at_least=1)
+    num_key_value_heads: int = setting(MISSING, "key-value heads", at_least=1)
     head_dim: int | None = setting(None, "size of a query or key; null = hidden_size / num_attention_heads", at_least=2)
     rope_theta: float = setting(1e6, "RoPE base", above=0)
-    rms_norm_eps: float = setting(1e-6, above=0)
-    tie_word_embeddings: bool = False
-    max_position_embeddings: int = setting(32768, at_least=1)
+    rms_norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
+    tie_word_embeddings: bool = setting(False, "tie the embeddings and the vocabulary matrix")
+    max_position_embeddings: int = setting(32768, "longest row in tokens", at_least=1)
     attention: str | None = setting(
         None,
         "attention kernel: per_document, sdpa, flex or flash; null = flash on GPUs in 16 bits, else per_document",
