@@ -502,7 +502,7 @@ def test_tars_and_the_table_beside_them_are_joined_and_what_is_in_neither_is_tol
     assert changed == [False, True, True]
     for change, sentence in (
         ({"table": "{other}.tsv"}, "not a group of 'place'"),
-        ({"place": "("}, "no regular expression"),
+        ({"place": "("}, "not a regular expression"),
         ({"columns": {"audio": "path"}}, "needs the columns 'audio' and 'text'"),
         ({"columns": {"words": "path"}}, "no column 'words'"),
     ):
