@@ -208,10 +208,10 @@ def test_a_piece_must_lie_in_the_recording_and_a_cut_file_still_gives_its_pieces
     for start, seconds, said in [
         (1.0, 1.5, "ends at 2.00 s, before the piece that ends at 2.50 s"),
         (-1.0, 1.0, "not a piece of a recording"),
-        (1.0, -0.5, "no piece"),
-        (1.0, 0.0, "no piece"),
-        (float("nan"), None, "no piece"),
-        (0.0, float("inf"), "no piece"),
+        (1.0, -0.5, "not a piece"),
+        (1.0, 0.0, "not a piece"),
+        (float("nan"), None, "not a piece"),
+        (0.0, float("inf"), "not a piece"),
     ]:
         with pytest.raises(UserError, match=said):
             read_audio(io.BytesIO(data), 16_000, start=start, seconds=seconds)

@@ -41,7 +41,7 @@ def test_a_changed_line_or_pattern_makes_its_parts_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed, told",
     [
-        ({"line": "(?P<id>"}, "no regular expression"),
+        ({"line": "(?P<id>"}, "not a regular expression"),
         ({"line": "(?P<id>.*)", "audio": "{id}"}, "needs the group text"),
         ({"audio": "{name}.wav"}, "names {name}"),
         ({"audio": "{id.__class__}.wav"}, "braces hold the name of a column"),

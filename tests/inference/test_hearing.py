@@ -65,7 +65,7 @@ def test_recordings_that_do_not_fill_their_places_are_refused(plus, question, ru
         generate(Runtime(plus), [prompt], vanilla, max_new_tokens=4, clips=[clips[:1]])
     with pytest.raises(UserError, match="18 places for states of audio, and its recordings give 0"):
         generate(Runtime(plus), [prompt], vanilla, max_new_tokens=4)
-    with pytest.raises(UserError, match="reads audio as codes and has no encoder"):
+    with pytest.raises(UserError, match="reads audio as codes and has no audio encoder"):
         generate(runtime, [written], vanilla, max_new_tokens=4, clips=[clips])
 
 

@@ -146,7 +146,7 @@ def test_a_full_shared_disk_stops_cleanly_and_the_local_checkpoint_is_not_lost(s
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_writer, "copy_open_file", full)
         with pytest.raises(
-            UserError, match=r"nvme.* and then .*: the disk is full; the last good one is .*; make room"
+            UserError, match=r"nvme.* and then .*: the disk is full; the last good one is .*; free some space"
         ):
             stage("stage.steps=60")
     assert 3 in steps(stage.here())
