@@ -33,12 +33,13 @@ from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE, SenseVoiceFrontEnd
 from vita_audio_pl.spoken_world import WORLD, World, build_world, find_world
+from vita_audio_pl.spoken_world.training_material import training_texts, training_waves
 from vita_audio_pl.storage.copies import CACHE, local_copy
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.owned import Owned, atomic_folder, below
 from vita_audio_pl.storage.places import Place
-from vita_audio_pl.text import AUDIO_PLACEHOLDER, ROLES, Conversation, TextTokenizer
+from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
 WORLD_SOURCES = ("world_asr", "world_tts", "world_sqa", "world_text")
@@ -358,16 +359,18 @@ def _prepare_world(
     if not _world_tokenizer(folder, tokenizer).is_dir():
         with atomic_folder(_world_tokenizer(folder, tokenizer), "tokenizer") as aside:
             if tokenizer is None:
-                TextTokenizer.train(_training_texts(world), _TEXT_ENTRIES, aside)
+                TextTokenizer.train(training_texts(world, WORLD_SOURCES), _TEXT_ENTRIES, aside)
             else:
                 tokenizer.save(aside)
     if not (folder / "codec").is_dir():
         console.print(f"fitting the codec mel_vq ({codebook_size} codes) to the training audio")
         config = MelVQConfig(codebook_size=codebook_size)
         with atomic_folder(folder / "codec", "codec") as aside:
-            MelVQ.fit(_training_waves(world, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(aside)
+            MelVQ.fit(training_waves(world, WORLD_SOURCES, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(
+                aside
+            )
     if keep_audio and not (folder / ENCODER_FOLDER).is_dir():
-        waves = _training_waves(world, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
+        waves = training_waves(world, WORLD_SOURCES, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
         with atomic_folder(folder / ENCODER_FOLDER, "audio encoder") as aside:
             new_encoder(seed).save(aside, SenseVoiceFrontEnd().fitted(waves))
     for job in _world_jobs(folder, keep_audio, tokenizer):
@@ -375,36 +378,7 @@ def _prepare_world(
 
 
 def new_encoder(seed: int) -> SenseVoiceEncoder:
-    """The tiny SenseVoice-shaped encoder that the small spoken world is heard through, with random weights."""
+    """The tiny SenseVoice-shaped encoder of the small spoken world, with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SenseVoiceEncoder(_TINY_ENCODER)
-
-
-def _training_conversations(world: World) -> Iterator[Conversation]:
-    for name in WORLD_SOURCES:
-        path = world.samples(name.removeprefix("world_"), "train")
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                yield Conversation.from_json(line, f"{path}:{number}")
-
-
-def _training_texts(world: World) -> Iterator[str]:
-    """What the tokenizer learns from: roles, and the text of training messages."""
-    for conversation in _training_conversations(world):
-        yield from ROLES
-        for message in conversation.tts_rewrite().messages:
-            yield from message.content.split(AUDIO_PLACEHOLDER)
-
-
-def _training_waves(world: World, sample_rate: int, seed: int, most_seconds: float) -> list[np.ndarray]:
-    """A seeded choice of training audio."""
-    paths = sorted({path for conversation in _training_conversations(world) for path in conversation.audios})
-    waves: list[np.ndarray] = []
-    seconds = 0.0
-    for number in np.random.default_rng(seed).permutation(len(paths)).tolist():
-        waves.append(read_audio(world.folder / paths[number], sample_rate))
-        seconds += len(waves[-1]) / sample_rate
-        if seconds >= most_seconds:
-            break
-    return waves
