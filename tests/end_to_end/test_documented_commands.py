@@ -88,7 +88,9 @@ def make_calls(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * PATIENCE)
-@pytest.mark.parametrize("page", sorted({page for page, _ in documented()}))
+@pytest.mark.parametrize(
+    "page", sorted({page for page, _ in documented()} - {"another-language"})
+)  # test_mandarin_world
 def test_commands_of_a_page_run(page, smoke_demo, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     place = Place(tmp_path / "place")
