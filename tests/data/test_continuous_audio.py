@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from bit_flips import flip
+from remote_stores import put
 from toy_codec import N_CODES
 from toy_corpus import Corpus, boost, rows_of, take, toy_job, toy_tokenizer, write_corpus
 
@@ -17,10 +19,12 @@ from vita_audio_pl.data.plan import Place, Plan, PlannedSource
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import BrokenSample, PreparedSource
 from vita_audio_pl.data.shards import iterate_shard
+from vita_audio_pl.data.staging import local_folder
 from vita_audio_pl.data.tools.lint import lint_source
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
 from vita_audio_pl.preparation import encoder_placeholders
+from vita_audio_pl.storage.places import place
 from vita_audio_pl.training.callback_settings import SamplesConfig
 from vita_audio_pl.training.callbacks.sample_prompts import sample_prompts
 
@@ -31,7 +35,7 @@ class Listening(Corpus):
 
     def module(self, **options: object) -> SpeechDataModule:
         return SpeechDataModule(
-            DataOptions(shards=str(self.shards), mixture=str(self.mixture), workers=int(options.pop("workers", 0))),
+            DataOptions(**{"shards": str(self.shards), "mixture": str(self.mixture), "workers": 0, **options}),
             self.tokenizer.vocabulary(N_CODES, continuous_input=True),
             self.tokenizer,
             boost(),
@@ -149,3 +153,27 @@ def test_damaged_audio_is_found(listening: Listening, tmp_path: Path) -> None:
         source.read_clips(5)
     found = lint_source(tmp_path / "asr")
     assert list(found.broken) == [5] and found.kinds == {"wrong checksum of audio": 1}
+
+
+def test_kept_audio_is_trained_on_from_a_store(
+    listening: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = put(listening.shards, place(f"memory://{tmp_path.name}/shards"))
+    remote, cache = replace(listening, shards=store), tmp_path / "cache"
+    without = local_folder(store, "asr", str(cache))
+    assert not list(without.glob("*.audio.tar"))  # who needs no audio copies none
+    there = take(remote.module(cache=str(cache)), 6)
+    here = take(listening.module(), 6)
+    assert [rows_of(batch) for batch in there] == [rows_of(batch) for batch in here]
+    assert all(
+        torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x.clips, y.clips, strict=True)
+    )
+    audio = next(without.glob("*.audio.tar"))
+    written = audio.read_bytes()
+    flip(audio, 8 * 300)
+    remote.module(cache=str(cache))
+    assert audio.read_bytes() == written  # a damaged copy is copied again
+    usage = shutil.disk_usage(cache)
+    monkeypatch.setattr("vita_audio_pl.data.staging.shutil.disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"GB to be copied .*data\.cache=DIR"):
+        remote.module(cache=str(tmp_path / "small"))

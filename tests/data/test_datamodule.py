@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,7 +21,7 @@ from toy_corpus import N_CODES, Corpus, boost, rows_of, take
 
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.data.held_out import HeldOut
-from vita_audio_pl.data.mixture import load_mixture
+from vita_audio_pl.data.mixture import Mixture, Share, load_mixture
 from vita_audio_pl.data.plan import Place
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.shards import iterate_shard
@@ -391,3 +392,39 @@ def test_a_source_that_is_not_prepared_is_left_out_when_asked_to_and_told(
     mixture.write_text("sources: {elsewhere: {ratio: 1.0}}")
     with pytest.raises(UserError, match="none of the sources"):
         wider.module(skip_missing=True)
+
+
+def test_hours_of_a_source_are_what_an_epoch_takes_of_it(corpus: Corpus, tmp_path: Path) -> None:
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text("sources: {asr: {hours: 0.05}, tts: {hours: 0.02}, text: {ratio: 1.0}}")
+    module = replace(corpus, mixture=mixture).module()
+    assert {name: source["hours"] for name, source in module.describe()["sources"].items()} == {
+        "asr": 0.05, "tts": 0.02, "text": 0.0
+    }  # fmt: skip
+    codes = {n: s.index["prompt_codes"] + s.index["answer_codes"] for n, s in enumerate(module.sources)}
+    taken: Counter[str] = Counter()
+    for source, sample, place in module.plan.rows(Place()):
+        if place.epoch:
+            break
+        for number in np.unique(source).tolist():
+            taken[module.sources[number].name] += int(codes[number][sample[source == number]].sum())
+    for source, hours in zip(module.sources, (0.05, 0.02), strict=False):
+        passes = taken[source.name] / source.manifest.codes
+        assert passes * source.manifest.seconds / 3600 == pytest.approx(hours, rel=0.03)
+    mixture.write_text("sources: {asr: {ratio: 1.0}, text: {hours: 1}}")
+    with pytest.raises(UserError, match="1 hours of 'text' are wanted in an epoch, and it has 0 h"):
+        replace(corpus, mixture=mixture).module().plan  # noqa: B018
+    mixture.write_text("sources: {asr: {hours: 1, ratio: 2}}")
+    with pytest.raises(UserError, match="take the place of ratio"):
+        replace(corpus, mixture=mixture).module()
+
+
+def test_temperature_levels_tokens_or_hours() -> None:
+    shares = (Share("a", 1.0), Share("b", hours=40.0), Share("text", 0.5))
+    tokens, hours = np.array([1000, 3000, 500]), np.array([10.0, 160.0, 0.0])
+    by_hours = Mixture("m", shares, 2.0, "hours").ratios(tokens, hours)
+    assert (by_hours * hours).sum() == pytest.approx(50)  # as much audio as without, which is 10 and 40 hours
+    assert (by_hours * hours)[1] / (by_hours * hours)[0] == pytest.approx(2) and by_hours[2] == 0.5
+    by_tokens = Mixture("m", shares, 2.0).ratios(tokens, hours)
+    assert (by_tokens * tokens).sum() == pytest.approx(1000 + 750 + 250)
+    assert (by_tokens * tokens) / (by_tokens * tokens)[2] == pytest.approx([2, 3**0.5, 1])

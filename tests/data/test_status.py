@@ -80,9 +80,10 @@ def test_status_shows_the_jobs_at_work_and_the_last_of_an_array_tells_of_all(raw
     assert [line.split(" on ")[0] for line in told] == ["prepare.0-of-2", "prepare.1-of-2"]
     assert all("2 of 2 parts in " in line and "h an hour, 0 left out" in line for line in told)
     console = Console(width=200, record=True)
-    console.print(status_table([status_of(job.out), SourceStatus("tts")]))
+    mixture = Mixture("mine", (Share("asr", hours=3.0), Share("tts", 2.0)))
+    console.print(status_table([status_of(job.out), SourceStatus("tts")], mixture))
     text = console.export_text()
-    assert "1 of 2 ready" in text and "not begun" in text
+    assert "1 of 2 ready" in text and "not begun" in text and text.count("3.00") == 2 and "one of 'mine' takes" in text
 
 
 def test_cards_say_what_was_prepared_and_what_was_not(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def show_status(config: DataToolsConfig, console: Console, shards: Place) -> Non
     names = [config.source] if config.source else _of_mixture(config, names_in(shards))
     with reaching(shards):
         found = [status_of(shards / name) for name in names]
-    console.print(status_table(found))
+    console.print(status_table(found, load_mixture(config.data.mixture)))
     for sentence in (sentence for one in found for sentence in one.failures):
         console.print(sentence, highlight=False, markup=False)
 
@@ -115,7 +115,7 @@ def write_card(config: DataToolsConfig, console: Console, names: list[str]) -> N
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
     """Reads every byte of the sources; ends with status 1 if anything is wrong."""
-    folders = source_folders(config.data, names)
+    folders = source_folders(config.data, names, with_audio=True)
     findings = [lint_source(folder) for folder in folders]
     console.print(tables.lint_table(findings))
     for found, folder in zip(findings, folders, strict=True):

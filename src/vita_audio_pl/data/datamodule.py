@@ -29,7 +29,6 @@ from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.processes import attach_worker, worker_context
-from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -81,11 +80,6 @@ class SpeechDataModule(lightning.LightningDataModule):
         if vocabulary.continuous_input != (front_end is not None):
             raise ValueError("a front end goes with a vocabulary for continuous input, and only with one")
         self._shards = shards_place(options)
-        if vocabulary.continuous_input and isinstance(self._shards, RemotePath):
-            raise UserError(
-                f"data.shards is '{options.folder}': audio for continuous input is too much to be copied to each node; "
-                "mount the storage and give the folder"
-            )
         self._front_end = front_end
         self.options, self.row_length, self.seed = options, row_length, seed
         self._rows_per_batch, self._accumulate, self._rows_per_step = rows_per_batch, accumulate, rows_per_step
@@ -107,10 +101,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._seen: Counter[str] = Counter()
 
     def _open(self, names: Sequence[str]) -> list[PreparedSource]:
-        folders = [local_folder(self._shards, name, self.options.cache) for name in names]
-        return open_sources(
-            folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, self._vocabulary.continuous_input
-        )
+        hears = self._vocabulary.continuous_input
+        folders = [local_folder(self._shards, name, self.options.cache, hears) for name in names]
+        return open_sources(folders, self._tokenizer.fingerprint, self._vocabulary.n_codes, hears)
 
     def _is_prepared(self, name: str) -> bool:
         try:
@@ -136,7 +129,8 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     def _ratios(self, mixture: Mixture) -> list[float]:
         tokens = np.array([surveyed.tokens.sum(dtype=np.int64) for surveyed in self._surveys])
-        return [float(ratio) for ratio in mixture.ratios(tokens)]
+        hours = np.array([source.manifest.seconds / 3600 for source in self.sources])
+        return [float(ratio) for ratio in mixture.ratios(tokens, hours)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -352,6 +346,7 @@ class SpeechDataModule(lightning.LightningDataModule):
                 source.name: {
                     "share": round(share, 6),
                     "ratio": ratio,
+                    "hours": round(ratio * source.manifest.seconds / 3600, 4),
                     "samples": len(source),
                     "tokens": int(surveyed.tokens.sum(dtype="i8")),
                     "left_out": surveyed.counts,

@@ -16,8 +16,9 @@ from vita_audio_pl.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
-_KEYS = {"description", "temperature", "sources"}
-_SHARE_KEYS = {"ratio", "num"}
+_KEYS = {"description", "temperature", "level", "sources"}
+_SHARE_KEYS = {"ratio", "hours", "num"}
+TOKENS, HOURS = "tokens", "hours"
 _MOST_PASSES = 1000  # over a source in an epoch
 
 
@@ -29,11 +30,28 @@ class Share:
         source: name of the source.
         ratio: passes over the source in one epoch; 0.05 is a twentieth of it, another one in each epoch.
         num: use only this many samples of the source (a seeded choice), None for all.
+        hours: in place of the ratio, hours of its audio in an epoch.
     """
 
     source: str
     ratio: float = 1.0
     num: int | None = None
+    hours: float | None = None
+
+    def passes(self, hours: float) -> float:
+        """Passes over the source in an epoch; `hours` of audio are in it.
+
+        Raises:
+            UserError: its share is in hours, and it has no audio, or so little that it would come too often.
+        """
+        if self.hours is None:
+            return self.ratio
+        if self.hours > hours * _MOST_PASSES:
+            raise UserError(
+                f"{self.hours:g} hours of '{self.source}' are wanted in an epoch, and it has {hours:.3g} h of audio: give it a ratio "
+                "in the mixture, or fewer hours"
+            )
+        return self.hours / hours
 
 
 @dataclass(frozen=True)
@@ -43,25 +61,33 @@ class Mixture:
     Attributes:
         name: for messages and manifests.
         shares: one per source; sources of ratio 0 are left out.
-        temperature: 1 keeps the shares; above 1 levels the sources' sizes (share of tokens to the power 1/T).
+        temperature: 1 keeps the shares; above 1 levels the sources' sizes (share of tokens or hours to the power 1/T).
+        level: what is levelled, `tokens` or `hours`; by hours, sources without audio keep their ratios.
     """
 
     name: str
     shares: tuple[Share, ...]
     temperature: float = 1.0
+    level: str = TOKENS
 
-    def ratios(self, tokens: np.ndarray) -> np.ndarray:
-        """Ratio of each share after temperature, `(shares,) float64`; the tokens of an epoch stay the same in all.
+    def ratios(self, tokens: np.ndarray, hours: np.ndarray) -> np.ndarray:
+        """Ratio of each share after temperature, `(shares,) float64`; the tokens, or hours, of an epoch stay the same in all.
 
         Args:
             tokens: tokens of each source in one pass over it.
+            hours: of audio in each source.
+
+        Raises:
+            UserError: see `Share.passes`.
         """
-        plain = np.array([share.ratio for share in self.shares], dtype=np.float64)
-        if self.temperature == 1 or not len(plain):
+        plain = np.array([share.passes(h) for share, h in zip(self.shares, hours.tolist(), strict=True)], np.float64)
+        size = np.asarray(tokens if self.level == TOKENS else hours, np.float64)
+        weight = plain * size
+        if self.temperature == 1 or not weight.sum() > 0:
             return plain
-        weight = plain * tokens
         levelled = np.where(weight > 0, weight, 1.0) ** (1 / self.temperature) * (weight > 0)
-        return np.where(tokens > 0, levelled * weight.sum() / levelled.sum() / np.maximum(tokens, 1), 0.0)
+        ratios = levelled * weight.sum() / levelled.sum() / np.where(size > 0, size, 1.0)
+        return np.where(size > 0, ratios, plain if self.level == HOURS else 0.0)
 
 
 def without_missing(mixture: Mixture, is_prepared: Callable[[str], bool]) -> Mixture:
@@ -126,7 +152,15 @@ def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
         settings = {"ratio": settings} if isinstance(settings, int | float) else {} if settings is None else settings
         if not isinstance(settings, Mapping) or set(settings) - _SHARE_KEYS:
             raise UserError(f"{where}: source '{source}' takes only {_list(_SHARE_KEYS)}")
-        ratio, num = settings.get("ratio", 1.0), settings.get("num")
+        ratio, num, hours = settings.get("ratio", 1.0), settings.get("num"), settings.get("hours")
+        if hours is not None and len(settings) > 1:
+            raise UserError(
+                f"{where}: source '{source}' has hours, which take the place of ratio and num: leave those out"
+            )
+        if hours is not None and (
+            isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= 1e9
+        ):
+            raise UserError(f"{where}: the hours of source '{source}' must be a positive number, not {shown(hours)}")
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= _MOST_PASSES:
             raise UserError(
                 f"{where}: the ratio of source '{source}' must be a number from 0 to {_MOST_PASSES}, not {shown(ratio)}"
@@ -136,13 +170,16 @@ def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
                 f"{where}: 'num' of source '{source}' must be a whole number of 1 or more, not {shown(num)}"
             )
         if ratio > 0:
-            shares.append(Share(source, float(ratio), num))
+            shares.append(Share(source, float(ratio), num, None if hours is None else float(hours)))
     if not shares:
         raise UserError(f"{where}: every source has ratio 0, so there is nothing to train on")
     temperature = value.get("temperature", 1.0)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature <= 1e6:
         raise UserError(f"{where}: the temperature must be a positive number up to 1e6, not {shown(temperature)}")
-    return Mixture(name, tuple(shares), float(temperature))
+    level = value.get("level", TOKENS)
+    if level not in (TOKENS, HOURS):
+        raise UserError(f"{where}: the temperature levels {TOKENS} or {HOURS}, not {shown(level)}")
+    return Mixture(name, tuple(shares), float(temperature), level)
 
 
 def _list(names: set[str]) -> str:

@@ -3,17 +3,19 @@
 Every start compares the copy with the checksums at home, and copies again what is damaged.
 
 All shards of a source are copied, since rows are put together from everywhere; text and codes of 200,000 hours are
-about 28 GB.
+about 28 GB. Where models hear through an encoder, the kept audio, many times larger, is copied as well if it fits.
 """
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.options import DataOptions
-from vita_audio_pl.data.prepared import INDEX, MANIFEST, Manifest, NotPrepared
+from vita_audio_pl.data.prepared import INDEX, MANIFEST, Manifest, NotPrepared, no_checksums
 from vita_audio_pl.data.quarantine import QUARANTINE
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, find_damage, parse_checksums, refuse
@@ -68,25 +70,26 @@ def is_prepared(shards: Place, source: str) -> bool:
         return (shards / source / MANIFEST).is_file()
 
 
-def local_folder(shards: Place, source: str, cache: str) -> Path:
-    """The folder of a source on this node, copied from its URL if it has one.
+def local_folder(shards: Place, source: str, cache: str, with_audio: bool = False) -> Path:
+    """The folder of a source on this node, copied from its URL if it has one; `with_audio`, the audio that was kept, too.
 
     Raises:
-        UserError: it cannot be reached, is not whole there, or the disk is full.
+        UserError: it cannot be reached, is not whole there, or does not fit on the disk.
     """
     if not isinstance(shards, RemotePath):
         return shards / source
     named = str(shards)  # without credentials: a URL that is signed again names the same data
     folder = Path(cache).expanduser() / hashlib.sha256(named.encode()).hexdigest()[:16] / source
     once_a_node(
-        folder.parent.name + hashlib.sha256(source.encode()).hexdigest()[:16], partial(_stage, shards, source, folder)
+        f"{folder.parent.name}{hashlib.sha256(source.encode()).hexdigest()[:16]}{'-audio' if with_audio else ''}",
+        partial(_stage, shards, source, folder, with_audio),
     )
     return folder
 
 
-def source_folders(options: DataOptions, names: Sequence[str]) -> list[Path]:
+def source_folders(options: DataOptions, names: Sequence[str], with_audio: bool = False) -> list[Path]:
     """Folders of sources on this node, as `local_folder`."""
-    return [local_folder(shards_place(options), name, options.cache) for name in names]
+    return [local_folder(shards_place(options), name, options.cache, with_audio) for name in names]
 
 
 def send_quarantine(options: DataOptions, folder: Path) -> None:
@@ -96,7 +99,7 @@ def send_quarantine(options: DataOptions, folder: Path) -> None:
         atomic_write(home / QUARANTINE, (folder / QUARANTINE).read_bytes())
 
 
-def _stage(shards: RemotePath, source: str, folder: Path) -> None:
+def _stage(shards: RemotePath, source: str, folder: Path, with_audio: bool) -> None:
     """Makes `folder` what the source is at home: whatever is missing or damaged is copied."""
     home = shards / source
     work = f"the copy of '{source}'"
@@ -110,7 +113,7 @@ def _stage(shards: RemotePath, source: str, folder: Path) -> None:
             mine.remove(MANIFEST)  # what is there is of other shards until the copy is whole
         atomic_write(folder / f"{MANIFEST}.new", described)
         manifest = Manifest.load(folder, f"{MANIFEST}.new")
-        expected = _expected(home / CHECKSUMS, summed, manifest)
+        expected = _expected(home / CHECKSUMS, summed, manifest, with_audio)
         if summed is None:
             mine.remove(CHECKSUMS)
             if not same:
@@ -126,11 +129,15 @@ def _stage(shards: RemotePath, source: str, folder: Path) -> None:
             atomic_write(folder / QUARANTINE, left_out)
 
 
-def _expected(where: RemotePath, summed: bytes | None, manifest: Manifest) -> dict[str, FileSum]:
+def _expected(where: RemotePath, summed: bytes | None, manifest: Manifest, with_audio: bool) -> dict[str, FileSum]:
     """What the files of a copy must be, by name; older versions have left the sizes of the shards alone."""
+    audio = manifest.audio_shards if with_audio else ()
     if summed is None:
+        if audio:
+            raise UserError(f"{no_checksums(where.parent)}, so the audio that was kept there is not copied")
         return {shard.name: FileSum(shard.bytes, ()) for shard in manifest.shards}
-    sums, names = parse_checksums(where, summed), [INDEX, *(shard.name for shard in manifest.shards)]
+    names = [INDEX, *([AUDIO_INDEX] if audio else []), *(shard.name for shard in (*manifest.shards, *audio))]
+    sums = parse_checksums(where, summed)
     unlisted = [name for name in names if name not in sums]
     if unlisted:
         raise UserError(f"{where} does not list {unlisted[0]}: it is of other shards; prepare the source again")
@@ -147,6 +154,12 @@ def _repair(home: RemotePath, folder: Path, expected: Mapping[str, FileSum], tol
     for damage in damaged if told else ():
         log.warning("%s; it is copied again", damage)
     names = sorted({damage.path.name for damage in damaged})
+    needed, free = sum(expected[name].bytes for name in names), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"'{folder.name}' has {needed / 1e9:.1f} GB to be copied from {home}, and {free / 1e9:.1f} GB are free for {folder}: "
+            "name a folder on a larger disk (data.cache=DIR), or mount the storage and give its folder"
+        )
     _copy(home, folder, names)
     refuse(
         find_damage(folder, {name: expected[name] for name in names}),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from vita_audio_pl.data.jobs import JobState, failures_of, jobs_of, outputs_of
+from vita_audio_pl.data.mixture import Mixture, Share
 from vita_audio_pl.data.outputs import TAR, Outputs
 from vita_audio_pl.data.prepared import MANIFEST, Manifest, NotPrepared
 from vita_audio_pl.storage.lease import Held, holders
@@ -108,10 +109,13 @@ def status_of(folder: Place) -> SourceStatus:
     )
 
 
-def status_table(found: Sequence[SourceStatus]) -> Table:
-    """A row for each source, and one for all."""
+def status_table(found: Sequence[SourceStatus], mixture: Mixture) -> Table:
+    """A row for each source, with the hours of it that an epoch of the mixture takes, and one for all."""
     table = Table(title_justify="left", caption_justify="left")
-    for column in ("source", "state", "parts", "done", "running", "failed", "left", "hours", "hours an hour", "to go"):
+    shares = {share.source: share for share in mixture.shares}
+    wanted = {one.source: _hours_an_epoch(one, shares[one.source]) for one in found if one.source in shares}
+    counted = ("parts", "done", "running", "failed", "left", "hours", "an epoch", "hours an hour", "to go")
+    for column in ("source", "state", *counted):
         table.add_column(column, justify="left" if column in ("source", "state") else "right")
     table.add_column("jobs")
     for one in found:
@@ -120,6 +124,7 @@ def status_table(found: Sequence[SourceStatus]) -> Table:
         jobs += [f"{held.holder.host}:{held.holder.pid} ({held.kind}, silent)" for held in one.silent]
         table.add_row(
             one.source, one.summary, *(f"{count:,}" for count in counts), f"{one.seconds / 3600:,.2f}",
+            f"{wanted[one.source]:,.2f}" if one.source in wanted else "",
             f"{one.hours_an_hour:,.1f}" if one.hours_an_hour else "", _time(one.to_go) if one.jobs else "", ", ".join(jobs),
         )  # fmt: skip
     if len(found) > 1:
@@ -132,10 +137,24 @@ def status_table(found: Sequence[SourceStatus]) -> Table:
         to_go = _time(max(known)) if known and len(known) == len(longest) else ""
         pace = sum(one.hours_an_hour for one in found)
         table.add_row(
-            "all", ready, *(f"{count:,}" for count in sums), f"{hours:,.2f}", f"{pace:,.1f}" if pace else "", to_go, ""
+            "all",
+            ready,
+            *(f"{count:,}" for count in sums),
+            f"{hours:,.2f}",
+            f"{sum(wanted.values()):,.2f}",
+            f"{pace:,.1f}" if pace else "",
+            to_go,
+            "",
         )
-    table.caption = f"as of {time.strftime('%Y-%m-%d %H:%M:%S')}; 'to go' at the pace of the jobs that run now"
+    table.caption = (
+        f"as of {time.strftime('%Y-%m-%d %H:%M:%S')}; 'to go' at the pace of the jobs that run now; 'an epoch': hours that one of "
+        f"'{mixture.name}' takes of what is prepared, before its temperature"
+    )
     return table
+
+
+def _hours_an_epoch(one: SourceStatus, share: Share) -> float:
+    return share.ratio * one.seconds / 3600 if share.hours is None else share.hours
 
 
 def _time(seconds: float | None) -> str:

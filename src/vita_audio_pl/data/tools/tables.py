@@ -66,14 +66,15 @@ def plan_table(module: "SpeechDataModule", rows: int) -> Table:
         for number in np.unique(source).tolist():
             tokens[number] += plan.sources[number].tokens[sample[source == number]].sum()
     phase = plan.phases[-1]
-    table = _table("source", "ratio", "samples", "tokens", "share", f"first {rows:,} rows")
+    table = _table("source", "ratio", "hours an epoch", "samples", "tokens", "share", f"first {rows:,} rows")
     table.add_column("left out")
     for number, facts in enumerate(module.describe()["sources"].items()):
         name, source = facts
         left_out = ", ".join(f"{reason}: {count:,}" for reason, count in source["left_out"].items()) or "nothing"
         share = f"{100 * tokens[number] / tokens.sum():.2f} %"
         cells = (
-            f"{source['ratio']:g}",
+            f"{source['ratio']:.6g}",
+            f"{source['hours']:,.2f}",
             f"{source['samples']:,}",
             f"{source['tokens']:,}",
             f"{100 * source['share']:.2f} %",
