@@ -7,7 +7,7 @@ from vita_audio_pl.config.component import Custom
 from vita_audio_pl.data.card import card_of, judged_in
 from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.data.prepared import CARDS, JUDGED, Manifest
-from vita_audio_pl.data.readers import ToSpeak, Unreadable, read_part
+from vita_audio_pl.data.readers import ToSpeak, Transcriber, Unreadable, read_part
 from vita_audio_pl.data.speaking import KeptSpeech, SpeakingReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.evaluation.judges.choice import JudgeSettings, judge_facts, judge_settings
@@ -33,6 +33,11 @@ def chosen_judge(config: PrepareConfig, languages: tuple[str, ...]) -> "JudgeSet
         return None
     language = languages[0] if len(languages) == 1 else None
     return judge_settings(config.judge, config.judge_grammar, config.judge_model, config.trust_file, language)
+
+
+def transcriber_of(judge: "JudgeSettings | Custom | None", device: str) -> Transcriber | None:
+    """The judge as the one who writes down recordings without transcripts."""
+    return None if judge is None else Transcriber(judge, judge_facts(judge, device), device)
 
 
 def judge_speech(

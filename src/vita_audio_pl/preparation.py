@@ -22,7 +22,8 @@ from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.read_ahead import BROKEN_AUDIO
-from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut, ToSpeak
+from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut, ToSpeak, Transcriber
+from vita_audio_pl.data.readers.speech import SPEECH
 from vita_audio_pl.data.recipe import SourceRecipe, load_recipe
 from vita_audio_pl.data.speaking import KeptSpeech, SpeakingReader, VoiceSettings, voice_facts
 from vita_audio_pl.data.speaking.kept import FOLDER
@@ -123,6 +124,7 @@ def tokenize_job(
     max_skipped: float | None = None,
     voice: VoiceSettings | Custom | None = None,
     spoken: Place | None = None,
+    transcriber: Transcriber | None = None,
 ) -> TokenizeJob:
     """The tasks of one split of a source.
 
@@ -143,6 +145,7 @@ def tokenize_job(
         max_skipped: share of the samples that may be left out; None takes the recipe's.
         voice: who speaks what the recipe has spoken; None takes the recipe's.
         spoken: folder of the sound that is made; None is beside the shards.
+        transcriber: writes down what is said in recordings of which the corpus does not say it.
 
     Raises:
         UserError: as `SourceRecipe.open`; texts are to be spoken and there is no voice, or the voice cannot be used.
@@ -150,7 +153,7 @@ def tokenize_job(
     job = TokenizeJob(
         source=recipe.folder(split),
         task=recipe.task,
-        reader=recipe.open(root, split),
+        reader=recipe.open(root, split, transcriber),
         tokenizer=tokenizer,
         make_codec=partial(worker_codec, codec_folder, device, dtype, cache) if codec_folder else None,
         codec=codec_facts(load_codec(local_copy(codec_folder, cache)), dtype, device) if codec_folder else {},
@@ -168,6 +171,7 @@ def tokenize_job(
             "languages": list(recipe.languages),
             "licence": recipe.licence,
             "home": recipe.home,
+            **({"transcripts": dict(transcriber.facts)} if transcriber and recipe.reader["kind"] == SPEECH else {}),
         },
     )
     if recipe.speak is None:

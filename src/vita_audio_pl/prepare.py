@@ -15,7 +15,7 @@ def prepare(config: PrepareConfig) -> None:
     from vita_audio_pl.data.executors import executor_of
     from vita_audio_pl.data.readers.sides import planned_once
     from vita_audio_pl.data.recipe import load_recipe
-    from vita_audio_pl.judged_speech import chosen_judge, judge_speech, judged_told
+    from vita_audio_pl.judged_speech import chosen_judge, judge_speech, judged_told, transcriber_of
     from vita_audio_pl.preparation import describe_manifest, prepare_split, prepare_spoken_world, tokenize_job
     from vita_audio_pl.storage.copies import local_copy
     from vita_audio_pl.storage.places import place
@@ -50,6 +50,7 @@ def prepare(config: PrepareConfig) -> None:
     target = place(config.shards, "shards")
     if isinstance(target, RemotePath):
         target.check_writable()
+    judge = chosen_judge(config, recipe.languages)
     make_job = partial(
         tokenize_job,
         recipe,
@@ -68,18 +69,17 @@ def prepare(config: PrepareConfig) -> None:
         max_skipped=config.max_skipped,
         voice=config.tts,
         spoken=place(config.spoken, "spoken") if config.spoken else None,
+        transcriber=transcriber_of(judge, config.device),
     )
-    judge = chosen_judge(config, recipe.languages)
     with planned_once():
         for split in [config.split] if config.split else recipe.all_splits:
             job = make_job(split)
             manifest = prepare_split(job, executor_of(config.executor), console, config.parts, config.prune)
-            if manifest is not None:
-                print(describe_manifest(manifest, target))
-                if judge is not None:
-                    print(
-                        judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device))
-                    )
+            if manifest is None:
+                continue
+            print(describe_manifest(manifest, target))
+            if judge is not None and "transcripts" not in job.about:
+                print(judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device)))
 
 
 def main() -> None:

@@ -160,3 +160,18 @@ def test_a_misspelt_column_and_a_pattern_without_end_are_faults(tmp_path: Path) 
         reader = make_reader(tmp_path, "asr", columns, "test", Filters.of(filters, "test"))
         (problem,) = reader.read(reader.parts()[0])
         assert problem.reason == reason and not problem.filtered
+
+
+def test_a_speaker_is_what_a_pattern_finds_of_the_name(tmp_path: Path) -> None:
+    rows = [("84_1", "one"), ("84_2", "two"), ("85_1", "three"), ("", "four"), ("nobody", "five")]
+    (tmp_path / "a.wav").write_bytes(b"")
+    table = [{"speaker": speaker, "text": text, "audio": "a.wav"} for speaker, text in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
+    options = {"kind": "table", "files": ["rows.jsonl"], "columns": {name: name for name in table[0]}}
+    for speaker, only in (("^[^_]+(?=_)", {}), ("^([^_]+)_", {"speaker": ["84"]})):
+        filters = Filters.of({"speaker": speaker, "only": only}, "test")
+        reader = make_reader(tmp_path, "asr", options, "test", filters)
+        found = [getattr(sample, "speaker", None) for sample in reader.read(reader.parts()[0])]
+        assert found == (["84", "84", None, None, None] if only else ["84", "84", "85", "", ""])
+    before = Filters.of({"min_seconds": 1.0, "strip": ["<UM>"]}, "test")
+    assert before.identity == "9e1c3b36a7f04cce"  # as before there was this filter: shards keep their names

@@ -30,6 +30,7 @@ class Card:
         overlap: other source -> samples that it has, too, by how they are the same; None where nobody has looked.
         spoken: of messages that were spoken while it was prepared, whose (`roles`), by which `voice`, and how they were
             `judged`; None where all sound is the corpus's own.
+        transcripts: who has written them down while it was prepared; None where they are the corpus's own.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Card:
     unread: int
     overlap: Mapping[str, Mapping[str, int]] | None = None
     spoken: Mapping[str, Any] | None = None
+    transcripts: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -71,6 +73,7 @@ class Card:
             "left out, since it was not wanted": _counted(self.filtered),
             "also in other sources": _overlaps(self.overlap),
             **({} if self.spoken is None else {"spoken": _spoken(self.spoken)}),
+            **({} if self.transcripts is None else {"transcripts": f"by {_named(self.transcripts)}"}),
         }
         lines = (f"| {name} | {_cell(value)} |" for name, value in rows.items())
         return "\n".join([f"{'#' * level} {_cell(self.source)}", "", "| | |", "|---|---|", *lines, ""])
@@ -118,6 +121,7 @@ def card_of(
         unread=report.get("unread", 0),
         overlap=overlap,
         spoken={**about["spoken"], "judged": judged} if "spoken" in about else None,
+        transcripts=about.get("transcripts"),
     )
 
 
@@ -127,7 +131,7 @@ class MixtureCard:
 
     Attributes:
         mixture: its name.
-        ratios: source -> passes over it in an epoch.
+        ratios: source that is prepared -> passes over it in an epoch.
         cards: of its sources that are prepared.
         missing: names of those that are not.
     """
@@ -139,9 +143,11 @@ class MixtureCard:
 
     @classmethod
     def of(cls, mixture: Mixture, cards: Sequence[Card]) -> "MixtureCard":
-        ratios = {share.source: share.ratio for share in mixture.shares}
-        there = {card.source for card in cards}
-        return cls(mixture.name, ratios, tuple(cards), tuple(name for name in ratios if name not in there))
+        there = {card.source: card.hours for card in cards}
+        shares = [share for share in mixture.shares if share.source in there]
+        ratios = {share.source: share.passes(there[share.source]) for share in shares}
+        missing = tuple(share.source for share in mixture.shares if share.source not in there)
+        return cls(mixture.name, ratios, tuple(cards), missing)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "hours": self._sum("hours"), "samples": self._sum("samples"), **asdict(self)}
@@ -150,7 +156,7 @@ class MixtureCard:
         """A table of the sources, and the card of each."""
         head = "| source | task | ratio | samples | hours | speakers | languages | licence |"
         rows = [
-            f"| {_cell(c.source)} | {c.task} | {self.ratios.get(c.source, 0):g} | {c.samples:,} | {c.hours:,.2f} | "
+            f"| {_cell(c.source)} | {c.task} | {self.ratios.get(c.source, 0):.6g} | {c.samples:,} | {c.hours:,.2f} | "
             f"{c.speakers or ''} | {_cell(', '.join(c.languages))} | {_cell(c.licence)} |"
             for c in self.cards
         ]
@@ -187,15 +193,18 @@ def _overlaps(overlap: Mapping[str, Mapping[str, int]] | None) -> str:
 
 
 def _spoken(spoken: Mapping[str, Any]) -> str:
-    voice, judged = spoken["voice"], spoken["judged"]
-    told = ", ".join(f"{name} {value}" for name, value in voice.items() if value not in ("", None))
+    judged = spoken["judged"]
     heard = NOT_LISTENED_TO
     if judged is not None:
         heard = (
             f"{judged['wer']:.1%} of the {judged['unit']} wrong in {judged['messages']:,} messages, by the transcripts of "
             f"{judged['judge']['judge']}"
         )
-    return f"{' and '.join(spoken['roles'])}, by {told}; {heard}"
+    return f"{' and '.join(spoken['roles'])}, by {_named(spoken['voice'])}; {heard}"
+
+
+def _named(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in ("", None))
 
 
 def _cell(text: str) -> str:

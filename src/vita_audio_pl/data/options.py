@@ -182,22 +182,26 @@ class PrepareConfig(CommandConfig):
     keep_audio: bool = setting(False, "keep the audio outside answers, for models with an audio encoder")
     tts: Any = setting(
         None,
-        "who speaks messages without sound: espeak, endpoint, command, or the component of your own; null = the recipe's, if any",
+        "voice for messages without sound: espeak, endpoint, command, or a class of your own; null = the recipe's, if any",
         common=True,
     )
     speak: list[str] = setting(
-        [], "with samples: whose messages without sound are spoken", choices=("user", "assistant")
+        [], "with samples: roles whose messages without sound the voice speaks", choices=("user", "assistant")
     )
     spoken: str | None = setting(
-        None, "folder or URL that keeps the sound that is made, each text once; null = .spoken in shards", address=True
+        None, "folder or URL that keeps the speech of each text; null = .spoken in shards", address=True
     )
     judge: Any = setting(
-        None, "who listens to the sound that was made: pocketsphinx, whisper, paraformer, or your own; null = nobody"
+        None,
+        "recogniser that checks generated speech or transcribes recordings without text: pocketsphinx, whisper, paraformer, "
+        "or a class of your own; null = none",
     )
     judge_model: str | None = setting(None, "folder of the judge's checkpoint; null = it needs none")
     judge_grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = the judge needs none")
-    judged: int = setting(200, "messages that the judge listens to", at_least=1)
-    trust_file: bool = setting(False, "load the checkpoint of the judge paraformer, although it can run any code")
+    judged: int = setting(200, "messages of a source that the judge listens to", at_least=1)
+    trust_file: bool = setting(
+        False, "load the checkpoint of the judge paraformer, although such files can run any code"
+    )
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     def check(self) -> None:
@@ -206,6 +210,10 @@ class PrepareConfig(CommandConfig):
         Raises:
             UserError: says which, and what is allowed.
         """
+        if self.samples is None and self.source == "spoken_world" and self.tts is not None:
+            raise UserError(
+                "the spoken world speaks for itself: tts=... is for recipes that say whose messages are spoken"
+            )
         if self.speak and (self.samples is None or self.tts is None):
             raise UserError(
                 "speak goes with samples=FILE.jsonl and tts=...; of a source, its recipe says what is spoken"

@@ -8,7 +8,7 @@ from typing import Any
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.fields import did_you_mean
-from vita_audio_pl.data.readers import Reader, make_reader
+from vita_audio_pl.data.readers import Reader, Transcriber, make_reader
 from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.sides import SideReader
@@ -72,8 +72,8 @@ class SourceRecipe:
         """Name of the folder of a split's shards: the source's, with `.split` where it is not the training split."""
         return self.name if split == TRAIN else f"{self.name}.{split}"
 
-    def open(self, root: Place, split: str = TRAIN) -> Reader:
-        """The reader of a split of the corpus that lies in `root`.
+    def open(self, root: Place, split: str = TRAIN, transcriber: Transcriber | None = None) -> Reader:
+        """The reader of a split of the corpus that lies in `root`; `transcriber` for recordings without transcripts.
 
         Raises:
             UserError: there is no such split or no such folder, or the reader has no such option.
@@ -87,7 +87,7 @@ class SourceRecipe:
             )
         ways = [{**way["reader"], **way.get("splits", {}).get(split, {})} for way in self._layouts]
         options = next((way for way in ways[1:] if _is_there(root, way) and not _is_there(root, ways[0])), ways[0])
-        reader = make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters)
+        reader = make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters, transcriber)
         return SideReader(reader, root, self.held_out, split == DEV) if self.held_out else reader
 
     @property

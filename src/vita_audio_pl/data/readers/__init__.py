@@ -28,6 +28,7 @@ from vita_audio_pl.data.readers.lhotse import LhotseReader
 from vita_audio_pl.data.readers.lines import LinesReader
 from vita_audio_pl.data.readers.options import check_options
 from vita_audio_pl.data.readers.recordings import RecordingsReader, TextGridReader
+from vita_audio_pl.data.readers.speech import SPEECH, SpeechReader, Transcriber
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.readers.webdataset import WebDatasetReader
 from vita_audio_pl.errors import UserError
@@ -42,6 +43,7 @@ __all__ = [
     "RawSample",
     "Reader",
     "ToSpeak",
+    "Transcriber",
     "Unreadable",
     "attempt",
     "make_reader",
@@ -56,13 +58,14 @@ _KINDS: dict[str, Any] = {
     "lhotse": LhotseReader,
     "lines": LinesReader,
     "recordings": RecordingsReader,
+    SPEECH: SpeechReader,
     "table": TableReader,
     "textgrid": TextGridReader,
     "webdataset": WebDatasetReader,
     "archives": ArchivesReader,
 }
 _OURS = frozenset(_KINDS)
-_DESCRIBED = {"root", "task", "filters"}  # given to a reader by the recipe, never among its options
+_DESCRIBED = {"root", "task", "filters", "transcriber"}  # given to a reader, never among the options of a recipe
 
 
 def register_reader(kind: str, reader: Any) -> None:
@@ -76,8 +79,15 @@ def register_reader(kind: str, reader: Any) -> None:
     _KINDS[kind] = reader
 
 
-def make_reader(root: Place, task: str, options: Mapping[str, Any], where: str, filters: Filters = NONE) -> Reader:
-    """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask for it are given the `task`.
+def make_reader(
+    root: Place,
+    task: str,
+    options: Mapping[str, Any],
+    where: str,
+    filters: Filters = NONE,
+    transcriber: Transcriber | None = None,
+) -> Reader:
+    """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask are given `task` and `transcriber`.
 
     Raises:
         UserError: there is no such kind, it has no such option, or an option is of the wrong type or out of range.
@@ -107,6 +117,8 @@ def make_reader(root: Place, task: str, options: Mapping[str, Any], where: str, 
         settings["filters"] = filters
     if "task" in known:
         settings["task"] = task
+    if "transcriber" in known:
+        settings["transcriber"] = transcriber
     try:
         reader: Reader = _KINDS[kind](root=root, **settings)
     except TypeError as error:

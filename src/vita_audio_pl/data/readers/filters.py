@@ -51,6 +51,10 @@ class Filters:
     without: Mapping[str, tuple[str, ...]] = setting({}, "column -> values that are not; else `refused COLUMN`")
     at_least: Mapping[str, float] = setting({}, "column -> least number, such as dnsmos: 3.0; else `low COLUMN`")
     at_most: Mapping[str, float] = setting({}, "column -> largest number; else `high COLUMN`")
+    speaker: str = setting(
+        "",
+        "pattern; what it finds of a speaker's name, or its first group, is the speaker; where it finds nothing, nobody is known",
+    )
     min_seconds: float = setting(0.0, "shortest audio; else `audio too short`", at_least=0)
     characters_per_second: tuple[float, ...] = setting(
         (), "least and most characters of transcript for a second of audio; else `speech too slow` or `too fast`"
@@ -80,7 +84,7 @@ class Filters:
         Raises:
             UserError: a pattern or a normaliser that is none, or not two rising numbers of characters for a second.
         """
-        for pattern in (*self.replace, *self.strip, *self.refuse, *self.require):
+        for pattern in (*self.replace, *self.strip, *self.refuse, *self.require, self.speaker):
             try:
                 regex.compile(pattern)
             except regex.error as error:
@@ -98,7 +102,8 @@ class Filters:
         """Changes when another choice is made; empty where nothing is filtered, so that such shards keep their names."""
         if self == NONE:
             return ""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        chosen = {name: value for name, value in asdict(self).items() if name != "speaker" or value}  # it came later
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -130,6 +135,17 @@ class Filters:
         for column, most in self.at_most.items():
             if (value := _number(column, facts[column])) > most:
                 raise Filtered(f"high {column}", f"{column!r} is {value:g}, above {most:g}")
+
+    def speaker_named(self, name: str) -> str:
+        """The speaker whom a corpus calls `name`; "" where that is not known.
+
+        Raises:
+            LeftOut: the pattern takes too long.
+        """
+        if not self.speaker or not name:
+            return name
+        found = _timed(self.speaker, partial(_found, name))
+        return "" if found is None else str(found[min(1, len(found.groups()))] or "")
 
     def text(self, text: str) -> str:
         """A transcript that is not blank, as it is to be learnt.

@@ -127,8 +127,11 @@ class UtteranceRules(UtteranceOptions):
 
     def _written(self, utterance: Utterance) -> Utterance:
         """The utterance with its transcript as it is learnt."""
+        speaker = self.filters.speaker_named(utterance.speaker)
         if self.filters.columns:
-            self.filters.look({"speaker": utterance.speaker, **utterance.facts})
+            self.filters.look(
+                {"speaker": speaker, **utterance.facts} | ({"speaker": speaker} if self.filters.speaker else {})
+            )
         if utterance.text is None or utterance.text == "":
             raise LeftOut(NO_TRANSCRIPT, "it has no transcript")
         try:
@@ -140,7 +143,7 @@ class UtteranceRules(UtteranceOptions):
         text = self.filters.text(text)
         # other blanks, such as no-break spaces and form feeds, are characters of the text
         text = "".join(text.split()) if self.join else _BLANKS.sub(" ", text).strip(" ")
-        return replace(utterance, text=text.lower() if self.lower else text)
+        return replace(utterance, text=text.lower() if self.lower else text, speaker=speaker)
 
     def _with_channels(self, utterances: Iterable[Utterance | Unreadable]) -> Iterator[Utterance | Unreadable]:
         """The utterances, each with the channel that the rules or the corpus give it."""

@@ -30,20 +30,20 @@ _LATER, _OF_THIS_TEXT = (408, 425, 429, 502, 503, 504), (400, 413, 415, 422)  # 
 class Endpoint(VoiceSettings):
     """A server that speaks. Its key is in the environment variable that `key_variable` names, and is never written."""
 
-    url: str = setting(meaning="of the server, up to /v1, such as http://localhost:8000/v1", address=True)
-    model: str = setting("", "that the server is asked for")
-    voice: str = setting("", "that the server is asked for; empty = its own")
-    speed: float = setting(1.0, "that the server is asked for", above=0)
-    instructions: str = setting("", "how to speak, for models that take them")
-    response_format: str = setting("wav", "of the sound", choices=("wav", "flac", "mp3", "opus"))
+    url: str = setting(meaning="address of the server up to /v1, such as http://localhost:8000/v1", address=True)
+    model: str = setting("", "name of the model the server is asked for; empty = none is named")
+    voice: str = setting("", "name of the voice the server is asked for; empty = its own")
+    speed: float = setting(1.0, "rate of speech the server is asked for; 1 = its usual one", above=0)
+    instructions: str = setting("", "how to speak, for models that take instructions")
+    response_format: str = setting("wav", "audio format the server sends", choices=("wav", "flac", "mp3", "opus"))
     key_variable: str = setting(
         "", "environment variable that holds the key, such as OPENAI_API_KEY; empty = no key is sent"
     )
     name: str = setting(
         "", "what shards and data cards call the server; empty = its URL, so that a move speaks all again"
     )
-    timeout_seconds: float = setting(120.0, "that one text may take", above=0)
-    tries: int = setting(6, "of a text, while the server is busy or away", at_least=1)
+    timeout_seconds: float = setting(120.0, "longest time to wait for one text, in seconds", above=0)
+    tries: int = setting(6, "attempts for a text while the server is busy or away", at_least=1)
 
     def check(self) -> None:
         """Refuses what is no address, and a key that is not there.

