@@ -282,7 +282,7 @@ def test_a_folder_of_others_in_a_store_is_left_alone(bucket: RemotePath, raw: Pa
 
 
 def test_what_cannot_be_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="https://host/x serves files and takes none"):
+    with pytest.raises(UserError, match="https://host/x is read-only"):
         place("https://host/x").check_writable()
     with pytest.raises(UserError, match="root is 's4://lab/x': fsspec knows no protocol 's4'"):
         place("s4://lab/x", "root")
