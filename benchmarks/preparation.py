@@ -3,7 +3,8 @@
 - plans: lists of 10 million utterances, made up, as JSONL, Kaldi and parquet: seconds until they are parts, memory, size of a part;
 - text: rows of JSONL, 2 kB each, tokenised: rows a minute, and how often each byte of the file is read (`--rows 1000000` is 2 GB);
 - workers: cut-out seconds of long recordings through `mel_vq`, by one worker and by two, in turns;
-- decoding: the same audio decoded and resampled by one thread and by two of one process, in turns;
+- decoding: audio decoded and resampled by one thread and by two of one process, in turns, and how long another thread, which only
+  counts, has to wait while one long recording is (a thread that held Python's lock would stop it for all of that time);
 - codec: the GLM-4-Voice tokenizer at its published size with random weights, one clip at a time and in batches, in turns.
 
 All of it lies in a temporary folder (TMPDIR) that is removed. Measured work runs in processes of their own.
@@ -275,20 +276,30 @@ def decoding(clips: int, rounds: int) -> None:
     from vita_audio_pl.data.readers import AudioBytes
     from vita_audio_pl.preparation import load_audio
 
-    rng = np.random.default_rng(0)
-    file = io.BytesIO()
-    soundfile.write(file, rng.uniform(-0.5, 0.5, 44_100 * 10), 44_100, format="FLAC")
-    audio = AudioBytes("clip", file.getvalue())
+    def recording(seconds: int) -> AudioBytes:
+        file = io.BytesIO()
+        soundfile.write(file, np.random.default_rng(0).uniform(-0.5, 0.5, 44_100 * seconds), 44_100, format="FLAC")
+        return AudioBytes("clip", file.getvalue())
+
+    clip, long = recording(10), recording(300)
     for turn in range(rounds):
         spent = []
         for threads in (1, 2):
             start = time.monotonic()
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(lambda _: load_audio(audio, RATE, 30), range(clips)))
+                list(pool.map(lambda _: load_audio(clip, RATE, 30), range(clips)))
             spent.append(time.monotonic() - start)
+        with ThreadPoolExecutor(1) as pool:
+            start = last = time.monotonic()
+            work, paused = pool.submit(load_audio, long, RATE, 3600), 0.0
+            while not work.done():
+                now = time.monotonic()
+                last, paused = now, max(paused, now - last)
+            whole = time.monotonic() - start
         print(
             f"decoding, turn {turn + 1}: {clips} clips of 10 s, FLAC at 44.1 kHz to 16 kHz, by one thread in {spent[0]:.1f} s, by two "
-            f"in {spent[1]:.1f}: {spent[0] / spent[1]:.2f} times; load {os.getloadavg()[0]:.1f}",
+            f"in {spent[1]:.1f}: {spent[0] / spent[1]:.2f} times; another thread waited {1000 * paused:.0f} ms at most while one "
+            f"recording took {1000 * whole:.0f}; load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
 
