@@ -112,7 +112,7 @@ def test_a_copy_that_is_damaged_is_fetched_again_at_the_next_start(
         local_folder(server.url, "asr", str(tmp_path / "cache"))
         assert path.read_bytes() == (home / "asr" / path.name).read_bytes()
         if name in ("a shard", "index.bin"):
-            assert any(str(path) in line and "copied again" in line for line in caplog.messages)
+            assert any(str(path) in line and "copying it again" in line for line in caplog.messages)
     path.unlink()
     local_folder(server.url, "asr", str(tmp_path / "cache"))
     assert PreparedSource(copy).read(0).id == "asr-0"

@@ -62,7 +62,7 @@ def test_smoke_demo_lets_every_stage_answer_prompts_while_it_trains(smoke_demo):
         assert all((folders[-1] / row["audio"]).is_file() and row["transcript"] is not None for row in spoken)
     assert spoken, "no answer of the last stage's heads was spoken"
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
-    assert "What it answered while it trained" in page
+    assert "Samples during training" in page
 
 
 def test_a_prepared_world_is_only_read(place):

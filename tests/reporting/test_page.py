@@ -114,8 +114,8 @@ def test_published_figures_stand_beside_ours_with_what_keeps_them_apart(run, pic
     assert reasons[0].startswith("profile strict") and "spoken_world test: the normaliser is not stated" in reasons
     assert "spoken_world test: only the first 100 utterances were evaluated" in reasons
     html = run_page(again, "demo", pictures)
-    assert "Beside published figures" in html and "the normaliser is not stated" in html
-    assert "Beside published figures" not in run_page(run, "demo", pictures)
+    assert "Compared with published figures" in html and "the normaliser is not stated" in html
+    assert "Compared with published figures" not in run_page(run, "demo", pictures)
 
 
 def test_every_evaluation_has_a_page_with_its_worst_utterances_first_and_sounds_that_are_there(run):

@@ -141,7 +141,7 @@ def test_what_is_not_served_is_refused_in_a_sentence(client):
         client.audio.speech.create(model="tiny", voice="a", input="a", speed=2)
     with pytest.raises(BadRequestError, match="not audio that can be read"):
         client.audio.transcriptions.create(model="tiny", file=("a.wav", b"no sound" * 30))
-    with pytest.raises(NotFoundError, match="no model of that name"):
+    with pytest.raises(NotFoundError, match="no such model"):
         client.models.retrieve("other")
     assert [model.id for model in client.models.list()] == ["runs-tiny"]
 

@@ -82,7 +82,7 @@ def test_a_weight_that_is_not_finite_never_displaces_the_only_good_checkpoint(tr
     plant(3, monkeypatch.setattr, "model.norm.weight")
     steps = ("callbacks.save_every=1", "callbacks.keep_last=1", "stage.steps=12", "callbacks.guard.bad_steps=3")
     assert trained("align", *steps).finished
-    assert "weights and moments are those of step-00000003.ckpt again" in capsys.readouterr().out
+    assert "restored weights and moments of step-00000003.ckpt" in capsys.readouterr().out
     assert all_finite(weights(folder))
     [last] = complete_checkpoints(folder.checkpoints)
     assert step_of(last) == 12 and all_finite(load_file(last / "part-00000.safetensors"))

@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_its_rows_are_named(traine
 def test_several_bad_steps_in_a_row_go_back_to_the_checkpoint_and_the_data_goes_on(trained, monkeypatch, capsys):
     poison({2, 3, 4}, monkeypatch.setattr)
     folder = trained("align", "callbacks.save_every=2", "callbacks.guard.bad_steps=3")
-    assert "weights and moments are those of step-00000002.ckpt again" in capsys.readouterr().out
+    assert "restored weights and moments of step-00000002.ckpt" in capsys.readouterr().out
     assert [record["step"] for record in bad_steps(folder)] == [3, 4, 5]
     assert folder.finished
 

@@ -97,5 +97,5 @@ def test_a_run_goes_back_to_the_step_that_is_asked_for_once(trained, monkeypatch
     assert "resuming from step-00000002.ckpt" in killed_at(4, "callbacks.resume_from_step=2")
     assert 3 in steps(folder, BAD)
     told = killed_at(5, "callbacks.resume_from_step=2")
-    assert "went back to step 2 before" in told and re.search(r"resuming from step-0000000[34]\.ckpt", told)
+    assert "rolled back to step 2 before" in told and re.search(r"resuming from step-0000000[34]\.ckpt", told)
     assert weights(trained("align", "run_name=back", *OFTEN)) == weights(whole)

@@ -82,7 +82,7 @@ class _Retries:
         """Notes that a part has failed; whether it is to be tried again."""
         self._failed[part.name] += 1
         if self._failed[part.name] < self._most:
-            log.warning("%s: %s; it is tried again", part.name, why)
+            log.warning("%s: %s; retrying", part.name, why)
             return True
         note_failed(self._job, part, why, self._failed[part.name])
         self._given_up.append(f"{part.name}: {why}")

@@ -149,9 +149,7 @@ def merge_indexes(pieces: Sequence[IndexPiece], out: Place) -> int:
         raise UserError(f"{out}: {shards} shards are more than an index can number; make them larger")
     for path in dict.fromkeys(piece.path for piece in pieces):
         if not Index(path).intact():
-            raise UserError(
-                f"{path} is damaged: its contents do not agree with its checksum; delete it and prepare again"
-            )
+            raise UserError(f"{path} is damaged: its contents do not match its checksum; delete it and prepare again")
     sizes = [(len(samples), len(rows)) for _, samples, rows in (piece.opened() for piece in pieces)]
     samples, overflow = np.cumsum([(0, 0), *sizes], axis=0).T.tolist()
     crc = 0

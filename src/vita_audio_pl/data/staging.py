@@ -152,7 +152,7 @@ def _repair(home: RemotePath, folder: Path, expected: Mapping[str, FileSum], tol
     """
     damaged = list(find_damage(folder, expected))
     for damage in damaged if told else ():
-        log.warning("%s; it is copied again", damage)
+        log.warning("%s; copying it again", damage)
     names = sorted({damage.path.name for damage in damaged})
     needed, free = sum(expected[name].bytes for name in names), shutil.disk_usage(folder).free
     if needed > free:

@@ -52,7 +52,7 @@ class Endpoints:
     async def model(self, model: str) -> Response:
         """The one model, by its name."""
         if model != self.service.name:
-            return JSONResponse({"error": {"message": f"there is no model of that name; {self.service.name} is served",
+            return JSONResponse({"error": {"message": f"there is no such model; {self.service.name} is served",
                                            "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}, 404)  # fmt: skip
         return JSONResponse(self._described())
 

@@ -103,7 +103,7 @@ def parsed(text: str | bytes) -> dict[str, Any]:
         raise UserError("a message is an object with a 'type'")
     kind = _EVENTS.get(value["type"]) if isinstance(value.get("type"), str) else None
     if kind is None:
-        raise UserError(f"there is no event of the type {str(value.get('type'))[:60]!r}")
+        raise UserError(f"there is no event of type {str(value.get('type'))[:60]!r}")
     # rates other than OpenAI's are taken; its types know the one only
     known = copy.deepcopy(value)
     form = ((known.get("session") or {}).get("audio") or {}) if isinstance(known.get("session"), dict) else {}

@@ -27,9 +27,7 @@ def run(config: ServeConfig) -> None:
     try:
         server.run()
     except SystemExit:  # uvicorn's own, after it has said why
-        raise UserError(
-            f"{config.host}:{config.port} cannot be listened on; give another port=... or host=..."
-        ) from None
+        raise UserError(f"{config.host}:{config.port} cannot be used; give another port=... or host=...") from None
 
 
 def load_service(config: ServeConfig) -> Service:

@@ -115,7 +115,7 @@ class Session:
                 await self._respond(event.get("response") or {})
             case "response.cancel":
                 if self._reply is None:
-                    raise UserError("no response is under way; there is nothing to cancel")
+                    raise UserError("no response is in progress; there is nothing to cancel")
                 await self._interrupt("client_cancelled")
 
     async def _update(self, session: dict[str, Any]) -> None:
@@ -194,13 +194,13 @@ class Session:
         kind = item.get("type")
         if kind != "message":
             raise UserError(
-                NO_FUNCTIONS if str(kind).startswith("function") else f"items of the type {kind} are not known"
+                NO_FUNCTIONS if str(kind).startswith("function") else f"items of type {kind} are not supported"
             )
         role, pieces, shown = item["role"], [], []
         for part in item.get("content") or []:
             if isinstance(part.get("text"), str):
                 if len(part["text"]) > self.service.config.limits.text_characters:
-                    raise UserError("the text is longer than what is taken")
+                    raise UserError("the text is too long")
                 pieces.append(part["text"])
                 shown.append({"type": "output_text" if role == "assistant" else "input_text", "text": part["text"]})
             elif role == "user" and isinstance(part.get("audio"), str):
@@ -215,13 +215,13 @@ class Session:
         given = self.conversation.chat_format.input_turn(role, *pieces)
         id = item.get("id") or new_id("item")
         if id in self._records:
-            raise UserError("there is an item of that id already")
+            raise UserError("an item with that id exists already")
         await self._add(Record(id, described(id, role, shown), given), previous)
 
     async def _add(self, record: Record, previous: Any = None) -> None:
         after = self._records.get(previous) if isinstance(previous, str) and previous != "root" else None
         if isinstance(previous, str) and previous != "root" and after is None:
-            raise UserError("previous_item_id names no item of this conversation")
+            raise UserError("previous_item_id is not an item of this conversation")
 
         def insert() -> None:
             items = self.conversation.items
@@ -258,7 +258,7 @@ class Session:
         if self._reply is not None and self._reply.record is record:
             await self._interrupt("client_cancelled")
         if record.whole is None or self.service.codec is None:
-            raise UserError("only an answer that was spoken can be truncated")
+            raise UserError("only a spoken answer can be truncated")
         n_codes = int(end_ms / 1000 * self.service.codec.codes_per_second)
         await self._in_engine(lambda: self._cut(record, n_codes))
         self._send("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
@@ -275,7 +275,7 @@ class Session:
 
     async def _respond(self, params: dict[str, Any]) -> None:
         if self._reply is not None:
-            raise UserError("a response is under way; cancel it or wait for its end")
+            raise UserError("a response is in progress; cancel it or wait for its end")
         if params.get("tools"):
             raise UserError(NO_FUNCTIONS)
         if params.get("conversation") == "none" or params.get("input"):
@@ -312,7 +312,7 @@ class Session:
             error = str(failure)
         except Exception:  # a fault of ours: this answer ends, the session goes on
             _LOG.exception("an answer failed")
-            error = "the answer met a fault of the server; its log says more"
+            error = "the server failed while answering; see its log"
         ended = await reply.answer.finished()
         reply.record.item = reply.record.whole = ended.item
         if reply.reason is not None and ended.item is not None and self.service.codec is not None:
@@ -388,7 +388,7 @@ class Session:
 
     def _record(self, id: Any) -> Record:
         if id not in self._records:
-            raise UserError("there is no item of that id in this conversation")
+            raise UserError("this conversation has no item with that id")
         return self._records[id]
 
     async def _in_engine(self, work: Callable[[], Any]) -> Any:

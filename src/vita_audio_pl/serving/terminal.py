@@ -51,10 +51,10 @@ def run(config: TalkConfig) -> None:
             _say_all(socket, waves, config)
     except (OSError, InvalidHandshake) as error:
         raise UserError(
-            f"{config.url} cannot be talked to: {error}; is the server running, and the key right?"
+            f"{config.url} cannot be reached: {error}; is the server running, and is the key right?"
         ) from None
     except WebSocketException as error:
-        raise UserError(f"the server ended the conversation: {error}") from None
+        raise UserError(f"the server closed the conversation: {error}") from None
 
 
 def _say_all(socket: Any, waves: list[NDArray[np.float32]], config: TalkConfig) -> None:

@@ -91,7 +91,7 @@ class TurnTaker:
         """
         encoder, self._encoder = self._encoder, None
         if encoder is None or not encoder.samples or encoder.seconds < least:
-            raise UserError(f"the audio buffer holds less than {max(least, 0.01) * 1000:.0f} ms; append audio first")
+            raise UserError(f"the audio buffer has less than {max(least, 0.01) * 1000:.0f} ms; append audio first")
         said: TurnContent = await self._service.in_worker(encoder.finish)
         return said
 
@@ -117,7 +117,7 @@ class TurnTaker:
     def _check_length(self, seconds: float) -> None:
         limit = self._service.config.limits.audio_seconds
         if seconds > limit:
-            raise UserError(f"a turn of {seconds:.1f} s is longer than the {limit:g} s that are taken; it was cleared")
+            raise UserError(f"a turn of {seconds:.1f} s is longer than the {limit:g} s allowed; it was cleared")
 
     def _keep_recent(self, wave: NDArray[np.float32]) -> None:
         self._recent.append(wave)

@@ -321,7 +321,7 @@ def unsealed(path: Place, data: bytes) -> dict[str, Any]:
     at = data.rfind(_SEAL) + len(_SEAL)
     digest = data[at : at + len(_NO_SEAL)]
     if at < len(_SEAL) or xxhash.xxh3_64_hexdigest(_with_seal(data, _NO_SEAL)).encode() != digest:
-        raise UserError(f"{path} is damaged or was edited: its contents do not agree with its seal")
+        raise UserError(f"{path} is damaged or was edited: its contents do not match its seal")
     value: dict[str, Any] = json.loads(data)
     del value["seal"]
     return value

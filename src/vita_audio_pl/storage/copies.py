@@ -119,7 +119,7 @@ def _bring(origin: RemotePath, folder: Path, alone: bool) -> None:
         mine.remove(*(name for name in noted if name not in versions))
         good = {name: found for name, (version, found) in noted.items() if versions.get(name) == version}
         for damage in list(find_damage(folder, good)):
-            log.warning("%s; it is copied again", damage)
+            log.warning("%s; copying it again", damage)
             del good[damage.path.relative_to(folder).as_posix()]
         missing = [name for name in versions if name not in good]
         copy_files(home, folder, missing)

@@ -113,7 +113,7 @@ class _Speaker:
             if wave.ndim != 1 or not wave.size or not np.isfinite(wave).all():
                 raise LeftOut(NOT_SPOKEN, "the voice gave no samples that can be used")
             if float(np.abs(wave - wave.mean()).max()) < _LOUDEST_SILENCE:
-                raise LeftOut(NOT_SPOKEN, "the voice gave nothing but silence")
+                raise LeftOut(NOT_SPOKEN, "the voice gave only silence")
         except Exception as error:
             if is_machine_fault(error):
                 raise

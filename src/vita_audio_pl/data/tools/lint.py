@@ -73,7 +73,7 @@ def lint_source(folder: Path) -> Findings:
     damaged = _changed_bytes(folder, manifest, found)
     index = Index(folder / INDEX)
     if not index.intact() and not found.kinds["damaged index"]:
-        found.file("damaged index", f"{index.path}: its checksum does not agree with its contents")
+        found.file("damaged index", f"{index.path}: its checksum does not match its contents")
     for kind, check in (
         ("stale index", partial(check_index, folder, manifest, index)),
         ("damaged quarantine", partial(read_quarantine, folder, len(index))),

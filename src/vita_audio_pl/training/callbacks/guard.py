@@ -121,7 +121,7 @@ class StepGuard(Callback):
         self._in_a_row, self._returned_to = 0, back_to.step
         if trainer.is_global_zero:
             print(
-                f"{reason}: weights and moments are those of {back_to.path.name} again; the data position is kept",
+                f"{reason}: restored weights and moments of {back_to.path.name}; the data position is kept",
                 flush=True,
             )
 

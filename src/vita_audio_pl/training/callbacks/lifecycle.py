@@ -111,7 +111,7 @@ class Resume(Callback):
             note.unlink(missing_ok=True)
             return None
         if noted_step(note) == step:  # a job that is started again gives the same command
-            print(f"this run went back to step {step} before; to go back again, remove {note}", flush=True)
+            print(f"this run was rolled back to step {step} before; to do so again, remove {note}", flush=True)
             return None
         there = checkpoints(folder, GOOD, DOUBT)
         if step not in map(step_of, there):
@@ -119,7 +119,9 @@ class Resume(Callback):
             return f"callbacks.resume_from_step={step}: {folder} has no checkpoint of that step; there are {listed}"
         for path in there:
             if step_of(path) > step:
-                print(f"{path.name} is kept as {move_aside(path, f'the run went back to step {step}')}", flush=True)
+                print(
+                    f"{path.name} is kept as {move_aside(path, f'the run was rolled back to step {step}')}", flush=True
+                )
         (folder / ENDED).unlink(missing_ok=True)
         note_step(note, step)
         return None
@@ -217,7 +219,7 @@ class Checkpointing(Callback):
             if trainer.is_global_zero:
                 note_step(self.writer.folder / ENDED, trainer.global_step)
                 print(
-                    f"stage '{module.stage.name}' is ended by a callback after step {trainer.global_step}", flush=True
+                    f"stage '{module.stage.name}' was ended by a callback after step {trainer.global_step}", flush=True
                 )
             end_training(trainer)
         self.writer.end(trainer)

@@ -75,7 +75,7 @@ class TrainingCheck(Callback):
             )
         if still and module.trainer.is_global_zero:
             print(
-                f"stage '{module.stage.name}': {bunch(still)} did train, and ended as it started: its updates were smaller "
+                f"stage '{module.stage.name}': {bunch(still)} trained, but did not change: its updates were smaller "
                 f"than its precision; if it should change, raise stage.learning_rate{_ROUNDED_AWAY}",
                 flush=True,
             )

@@ -65,7 +65,7 @@ def _make(checkpoint: Path, folder: StageFolder, target: Path, seal: str) -> Non
         )
     weights = weights_of_checkpoint(checkpoint)
     parts = _parts(config, parent_folder, identity)
-    print(f"{checkpoint.name} of {folder.root} is made a model: {target}", flush=True)
+    print(f"{checkpoint.name} of {folder.root} is converted to a model folder: {target}", flush=True)
     hand_over(config, parts, weights, Ended(step_of(checkpoint), 0, len(weights), seal), parent_folder, parent, target)
 
 
@@ -79,7 +79,7 @@ def _config(folder: StageFolder) -> TrainConfig:
         config: TrainConfig = to_dataclass(composed)  # type: ignore[arg-type]  # a merge of mappings is one
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); a checkpoint is made a model by its stage's settings"
+            f"{path} cannot be read ({error}); a checkpoint is converted to a model with its stage's settings"
         ) from error
     config.paths.runs = str(folder.root.parents[len(Path(config.run_name).parts)])
     return config
