@@ -190,7 +190,7 @@ def test_a_run_stands_row_by_row_beside_the_published_tables(tmp_path):
     assert apart.text.startswith("only scored by profile=strict") and "only the first 100 utterances" in apart.text
     assert "masks nothing" in apart.text
     *_, apart = shown["librispeech", "test-clean", heard, "VITA-Audio-Plus-Vanilla"]
-    assert apart.text.startswith("the published system hears through a continuous encoder")
+    assert apart.text.startswith("the published system takes audio through a continuous encoder")
     *_, apart = shown["llama_questions", "test", "accepted answers, text", "GLM-4-Voice"]
     assert apart.text == "another system, for orientation"
     assert [row[3].text for row in rows[:3]] == [

@@ -1,4 +1,4 @@
-"""Audio that is heard through a continuous encoder: FLAC beside the token shards, sample by sample.
+"""Audio for a continuous encoder: FLAC beside the token shards, sample by sample.
 
 `<hash>.audio.tar` is made of blocks like a token shard (`shards.py`); a sample in it is u32 CRC-32 of the rest, u32
 number of clips, u32 bytes of each, then the clips, 16-bit FLAC at 16 kHz. `audio.npy` says where each sample's lie.

@@ -30,7 +30,7 @@ class PublishedFigure:
     Attributes:
         mode, stage: of the published system, as ours are called; None where another system is meant. Without a stage
             in its name a system is the one at the end of the chain.
-        plus: it hears through a continuous encoder.
+        plus: it takes audio through a continuous encoder.
         reasons: what may keep any figure of the bench apart from it.
     """
 
@@ -86,7 +86,7 @@ def standing_table(results: Sequence[Result], figures: Sequence[PublishedFigure]
         results: from `measured`.
         figures: from `published_figures`.
         last: the run's last stage, which stands beside systems that name none.
-        plus: the run hears through a continuous encoder.
+        plus: the run takes audio through a continuous encoder.
     """
     measured_rows: list[tuple[Cell, ...]] = []
     other_rows: list[tuple[Cell, ...]] = []
