@@ -3,7 +3,7 @@
 Every start compares the copy with the checksums at home, and copies again what is damaged.
 
 All shards of a source are copied, since rows are put together from everywhere; text and codes of 200,000 hours are
-about 28 GB. Where models hear through an encoder, the kept audio, many times larger, is copied as well if it fits.
+about 28 GB. Where models take audio through an encoder, the kept audio, many times larger, is copied as well if it fits.
 """
 
 import hashlib
