@@ -156,7 +156,7 @@ def test_damaged_audio_is_found(listening: Listening, tmp_path: Path) -> None:
 
 
 def test_kept_audio_is_trained_on_from_a_store(
-    listening: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listening: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = put(listening.shards, place(f"memory://{tmp_path.name}/shards"))
     remote, cache = replace(listening, shards=store), tmp_path / "cache"
@@ -168,6 +168,7 @@ def test_kept_audio_is_trained_on_from_a_store(
     assert all(
         torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x.clips, y.clips, strict=True)
     )
+    assert "again" not in caplog.text
     audio = next(without.glob("*.audio.tar"))
     written = audio.read_bytes()
     flip(audio, 8 * 300)
