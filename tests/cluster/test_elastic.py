@@ -36,11 +36,12 @@ def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_p
         return re.findall(r"GLOBAL_RANK: \d+, MEMBER: \d+/(\d+)", told())
 
     def steps() -> int:
-        return len((stage / "metrics.csv").read_text().splitlines()) - 1
+        log = stage / "metrics.csv"
+        return len(log.read_text().splitlines()) - 1 if log.exists() else 0
 
     first, second = node("first"), node("second")
     try:
-        wait_until(lambda: (stage / "checkpoints").is_dir() and steps() > 45, "steps on two nodes")
+        wait_until(lambda: steps() > 45, "steps on two nodes")
         second.kill()  # the machine is gone
         wait_until(lambda: world_sizes() == ["2", "1"], "a start on the node that is left")
         wait_until(lambda: "resuming from step-" in told(), "the checkpoint")

@@ -67,7 +67,6 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere_and_what_wakes_up_there_leav
         for process in trained:
             process.resume()
         assert trained and ended([process for process in trained if "srun" not in process.name()])
-        assert "another process considered this one dead" in run.told(job)
         run.steps_pass("align", 45)
         assert run.slurm.job(job)["JobState"] == "RUNNING"
     finally:
