@@ -178,6 +178,24 @@ finally:
 """
 
 
+STOPPED_STAGE = """
+import signal, sys
+from vita_audio_pl import errors, leaving, processes
+leaving.command = processes.command = lambda: "vita_audio_pl.train"
+try:
+    with processes.announce_stop():
+        raise errors.UserError("stage 'align' was stopped", int(sys.argv[1]))
+except errors.UserError as error:
+    signal.raise_signal(signal.SIGTERM)
+    raise SystemExit(error.status)
+"""
+
+
+@pytest.mark.parametrize("status", [75, 2])
+def test_a_signal_after_an_error_does_not_change_the_status(status):
+    assert subprocess.run([sys.executable, "-c", STOPPED_STAGE, str(status)], timeout=PATIENCE).returncode == status
+
+
 @pytest.mark.parametrize("when", ["within", "after"])
 def test_a_signal_after_the_save_does_not_change_the_status(when):
     ended = subprocess.run([sys.executable, "-c", SAVED, when], capture_output=True, text=True, timeout=PATIENCE)

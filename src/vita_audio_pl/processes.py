@@ -151,11 +151,11 @@ def announce_stop() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     outermost = main and signal.getsignal(signal.SIGTERM) is not _stop
     handlers = {number: signal.signal(number, _stop) for number in STATUS} if outermost else {}
-    status: int | None = 0
+    status: Any = 0
     try:
         yield
     except BaseException as error:
-        status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
+        status = error.status if isinstance(error, UserError) else getattr(error, "code", None)
         if _stopped is None:
             raise
     finally:
@@ -163,7 +163,7 @@ def announce_stop() -> Iterator[None]:
         if outermost and _stopped is not None and _requeue is None:
             requeue_unread(_stopped.status)
         for number, handler in handlers.items():
-            signal.signal(number, handler if status is None or not command() else partial(_ended, status))
+            signal.signal(number, _after(number, status) if command() else handler)
         stopped = _stopped
         if outermost:
             _stopped = None
@@ -187,6 +187,13 @@ def leave_with(status: int) -> None:
     global _stopped
     if signal.getsignal(signal.SIGTERM) is _stop:  # else nobody would forget it again
         _stopped = _Stopped(time.monotonic(), status)
+
+
+def _after(number: int, status: Any) -> Any:
+    """What a signal does where a command has ended but for its last words: after an error those are still to come."""
+    if status in (0, *STATUS.values()):
+        return partial(_ended, status)
+    return signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN
 
 
 def _ended(status: int, number: int, frame: FrameType | None) -> None:

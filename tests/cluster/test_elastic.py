@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,20 +36,30 @@ def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_p
     def world_sizes() -> list[str]:
         return re.findall(r"GLOBAL_RANK: \d+, MEMBER: \d+/(\d+)", told())
 
+    def comes(holds: Callable[[], bool], what: str) -> None:
+        wait_until(lambda: holds() or first.poll() is not None, what, 600)
+        assert first.poll() is None, told()[-4000:]
+
     def steps() -> int:
         log = stage / "metrics.csv"
         return len(log.read_text().splitlines()) - 1 if log.exists() else 0
 
-    first, second = node("first"), node("second")
+    def listens() -> bool:
+        with socket.socket() as asking:
+            return asking.connect_ex(("127.0.0.1", port)) == 0
+
+    first = node("first")
+    wait_until(listens, "the place to meet at, which the first node keeps", 300)
+    second = node("second")
     try:
-        wait_until(lambda: steps() > 45, "steps on two nodes")
+        comes(lambda: steps() > 45, "steps on two nodes")
         second.kill()  # the machine is gone
-        wait_until(lambda: world_sizes() == ["2", "1"], "a start on the node that is left")
-        wait_until(lambda: "resuming from step-" in told(), "the checkpoint")
+        comes(lambda: world_sizes() == ["2", "1"], "a start on the node that is left")
+        comes(lambda: "resuming from step-" in told(), "the checkpoint")
         before = steps()
-        wait_until(lambda: steps() > before + 5, "steps on one node")
+        comes(lambda: steps() > before + 5, "steps on one node")
         second = node("third")
-        wait_until(lambda: world_sizes() == ["2", "1", "2"], "a start on both nodes")
+        comes(lambda: world_sizes() == ["2", "1", "2"], "a start on both nodes")
         assert re.search(r"SIGTERM: step \d+ is saved", told())
         assert [first.wait(PATIENCE), second.wait(PATIENCE)] == [0, 0], told()
     finally:
