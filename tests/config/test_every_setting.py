@@ -21,6 +21,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.export import ExportConfig
 from vita_audio_pl.inference.options import GenerateConfig
+from vita_audio_pl.merge import MergeConfig
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.reporting.dashboard import DashboardConfig
 from vita_audio_pl.reporting.settings import ReportConfig
@@ -39,6 +40,7 @@ COMMANDS = {
     "report": ReportConfig,
     "dashboard": DashboardConfig,
     "export": ExportConfig,
+    "merge": MergeConfig,
     "checksums": ChecksumsConfig,
     "demo": DemoConfig,
     "serve": ServeConfig,
@@ -49,6 +51,7 @@ NEEDED = {
     "generate": {"model": "m"},
     "evaluate": {"model": "m"},
     "export": {"source": "m", "target": "n"},
+    "merge": {"models": ["m"], "target": "n"},
     "checksums": {"folder": "m"},
     "serve": {"model": "m"},
 }

@@ -64,6 +64,10 @@ class WeightFolder:
     def keys(self) -> list[str]:
         return list(self._files)
 
+    def file_of(self, key: str) -> str:
+        """Name of the file that holds a tensor."""
+        return self._files[key]
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor; no tensor is read.
 

@@ -42,6 +42,7 @@ class StageManifest:
         pretrained: the weights descend from others than random ones.
         checkpoint: seal of the checkpoint that the weights are of; None where the stage has ended.
         config: all settings of the run.
+        merged: what was merged into these weights, and how (`merging.merge_models`); None where a stage made them.
     """
 
     stage: str
@@ -65,6 +66,7 @@ class StageManifest:
     pretrained: bool = False
     checkpoint: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    merged: dict[str, Any] | None = None
     format: int = FORMAT
 
     def write(self, folder: Path) -> FileSum:

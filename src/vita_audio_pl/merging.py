@@ -1,0 +1,168 @@
+"""Checkpoints merged into one model: their weighted mean, or a base with what each learnt since added to it.
+
+    mean:          sum_i w_i m_i / sum_i w_i                     (Model Soups, arXiv 2203.05482)
+    task vectors:  base + sum_i w_i (m_i - base)                 (Task Arithmetic, arXiv 2212.04089)
+
+Sums are in float32, and the result has the types of the first model. Tensors are read and written one file at a time.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.loading import read_model_facts
+from vita_audio_pl.models.families import family_of
+from vita_audio_pl.models.load import open_model
+from vita_audio_pl.models.released import backbone_dict
+from vita_audio_pl.models.weight_files import WeightFolder, folder_weights, is_finite, is_weights, weights_hash
+from vita_audio_pl.storage.checksums import CHECKSUMS, sum_of_folder, write_checksums
+from vita_audio_pl.storage.model_folders import MANIFEST, part_of, whole_model
+from vita_audio_pl.storage.owned import atomic_folder
+from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.run_folder.origin import is_plain_backbone
+
+_FREE = ("attention_dropout", "initializer_range", "max_position_embeddings")
+"""Fields of a configuration that two models which compute alike may have of their own."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model to merge: where each parameter lies, and what has to be equal to the others'."""
+
+    folder: Path
+    places: dict[str, tuple[WeightFolder, str]]
+    facts: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Source":
+        if whole_model(folder) != folder:
+            raise UserError(
+                f"{folder} holds adapters alone; make a whole model of it first: python -m vita_audio_pl.export"
+            )
+        model, parts = open_model(folder)
+        words = read_model_facts(folder)
+        facts = {
+            "family": family_of(model.config.backbone).model_type,
+            "number of heads": model.n_heads,
+            "text tokenizer": words.tokenizer.fingerprint,
+            "vocabulary": words.vocabulary.fingerprint,
+            **{name: value for name, value in backbone_dict(model.config.backbone).items() if name not in _FREE},
+        }
+        places = {name: (weights, key) for weights, names in parts for key, name in names.items()}
+        return cls(folder, places, facts, {name: tuple(p.shape) for name, p in model.named_parameters()})
+
+    def files(self) -> dict[str, dict[str, str]]:
+        """Name of each file of weights -> its keys -> parameters."""
+        found: dict[str, dict[str, str]] = {}
+        for name, (weights, key) in self.places.items():
+            found.setdefault(weights.file_of(key), {})[key] = name
+        return found
+
+    def check_merges_with(self, other: "_Source") -> None:
+        for one, two in ((self.facts, other.facts), (self.shapes, other.shapes)):
+            for name in {**one, **two}:
+                if one.get(name) != two.get(name):
+                    raise UserError(
+                        f"{self.folder} and {other.folder} cannot be merged: {name} is {one.get(name)} in the first and "
+                        f"{two.get(name)} in the second"
+                    )
+
+    def tensor(self, name: str) -> Tensor:
+        weights, key = self.places[name]
+        [(_, tensor)] = weights.tensors([key])
+        return tensor
+
+
+def merge_models(
+    models: Sequence[Path],
+    target: Path,
+    weights: Sequence[float] | None = None,
+    base: Path | None = None,
+) -> None:
+    """Writes the merged model to the new folder `target`, in the layout of the first model, with its tokenizer and codec.
+
+    Host memory is one file of the first model and a tensor of each. The manifest is the first model's, and says under
+    `merged` what was merged and how.
+
+    Args:
+        models: model folders.
+        weights: of the models, in order; None gives all the same in a mean. A mean divides them by their sum.
+        base: model that all were trained from, for task vectors; None for a mean.
+
+    Raises:
+        UserError: the models do not fit together, the weights do not fit the models, or `target` is there already.
+    """
+    if os.path.lexists(target):
+        raise UserError(f"{target} is there already; give a folder that is not, or move it away")
+    shares = _shares(len(models), weights, base is not None)
+    sources = [_Source.of(folder) for folder in models]
+    start = None if base is None else _Source.of(base)
+    for other in (*sources[1:], *(() if start is None else (start,))):
+        sources[0].check_merges_with(other)
+
+    def merged(name: str) -> Tensor:
+        first = sources[0].tensor(name)
+        origin = None if start is None else start.tensor(name).float()
+        total = first.float().mul(shares[0]) if origin is None else origin + shares[0] * (first.float() - origin)
+        for share, source in zip(shares[1:], sources[1:], strict=True):
+            tensor = source.tensor(name).float()
+            total += share * (tensor if origin is None else tensor - origin)
+        return total.to(first.dtype)
+
+    with atomic_folder(target, "merged model", marked=False) as aside:
+        _copy_small_files(models[0], aside)
+        for file, names in sources[0].files().items():
+            tensors = {key: merged(name) for key, name in names.items()}
+            spoilt = next((key for key, tensor in tensors.items() if not is_finite(tensor)), None)
+            if spoilt is not None:
+                raise UserError(f"the merged '{spoilt}' is too large for its type; give smaller weights")
+            save_file(tensors, aside / file, metadata={"format": "pt"})
+        _write_manifest(aside, models, shares, base)
+        write_checksums(aside, sum_of_folder(aside))
+
+
+def _shares(number: int, weights: Sequence[float] | None, task_vectors: bool) -> list[float]:
+    if task_vectors:
+        if weights is None:
+            raise UserError("with base=, give weights=[...]: how much of what each model learnt is added, as [0.5,0.5]")
+    elif number < 2:
+        raise UserError("a mean needs two models or more; give models=[A,B], or base= for a task vector")
+    given = [1.0] * number if weights is None else list(weights)
+    if len(given) != number:
+        raise UserError(f"there are {number} models and {len(given)} weights; give one weight for each model")
+    total = 1.0 if task_vectors else sum(given)
+    if abs(total) < 1e-6:
+        raise UserError(f"weights={given} add up to 0, so they have no mean; give others")
+    return [weight / total for weight in given]
+
+
+def _copy_small_files(model: Path, aside: Path) -> None:
+    """All of a model folder but weights, sums and manifest, and the card, which tells of another model."""
+    for path in sorted(model.iterdir()):
+        if path.is_file() and not is_weights(path.name) and path.name not in (CHECKSUMS, MANIFEST, "README.md"):
+            shutil.copy(path, aside / path.name)
+    for name in ("tokenizer", "codec", "speech_input"):
+        folder = part_of(model, name)
+        if folder is not None:
+            shutil.copytree(folder, aside / name)
+
+
+def _write_manifest(aside: Path, models: Sequence[Path], shares: Sequence[float], base: Path | None) -> None:
+    if is_plain_backbone(models[0]):
+        return  # a manifest would make it a stage's model
+    parents = [
+        {"model": str(folder), "weights": folder_weights(folder), "share": share}
+        for folder, share in zip(models, shares, strict=True)
+    ]
+    start = None if base is None else {"model": str(base), "weights": folder_weights(base)}
+    merged = {"method": "mean" if base is None else "task_vectors", "models": parents, "base": start}
+    manifest = StageManifest.of(models[0])
+    replace(manifest, weights=weights_hash(sum_of_folder(aside)), checkpoint=None, merged=merged).write(aside)
