@@ -22,8 +22,9 @@ class ExportConfig(CommandConfig):
     target: str = setting(MISSING, "new folder", common=True)
     format: str = setting(
         "released",
-        "released, or backbone: transformers loads it as Qwen2 or Qwen3, with the heads in a file of their own",
-        choices=("released", "backbone"),
+        "released; backbone: transformers loads it as Qwen2 or Qwen3, with the heads in a file of their own; or vllm: the "
+        "same, with the heads ready to draft in vLLM",
+        choices=("released", "backbone", "vllm"),
         common=True,
     )
     dtype: str | None = setting(
@@ -62,6 +63,10 @@ def export(config: ExportConfig) -> None:
     )
     (target / "README.md").write_text(model_card(source, target, config.format, config.licence), encoding="utf-8")
     print(f"{config.target}: {config.source} in the {config.format} layout")
+    if config.format == "vllm":
+        from vita_audio_pl.models.vllm_export import serve_command
+
+        print(serve_command(target, config.target))
     if config.push_to_hub is not None:
         print(push_to_hub(target, config.push_to_hub, config.private))
 

@@ -8,6 +8,7 @@ from typing import Any
 from vita_audio_pl.data.card import card_of
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.vllm_export import serve_command
 from vita_audio_pl.reporting.results.files import read_result
 from vita_audio_pl.reporting.tables import markdown, results_table
 from vita_audio_pl.storage.model_folders import read_manifest, run_of
@@ -21,7 +22,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
     Args:
         source: the model folder that was exported; its run and its parents are asked for what they say.
         target: the exported folder, which gives the name.
-        layout: `released` or `backbone`.
+        layout: of the folder.
         licence: of the weights, as the hub spells it; None where it is not known.
         languages: of the model; those of the data where none are given.
     """
@@ -36,7 +37,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
         "language": list(spoken),
     }
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items() if value), "---", ""]
-    lines += [f"# {target.resolve().name}", "", *_use(target.resolve().name, layout), ""]
+    lines += [f"# {target.resolve().name}", "", *_use(target, layout), ""]
     if stages:
         lines += [
             "## How it was trained",
@@ -85,16 +86,20 @@ def push_to_hub(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{folder} is written, and was not uploaded to {repository}: {said}") from error
 
 
-def _use(name: str, layout: str) -> list[str]:
+def _use(folder: Path, layout: str) -> list[str]:
+    name = folder.resolve().name
     load = f'AutoModelForCausalLM.from_pretrained("{name}")'
-    if layout == "backbone":
-        return [
+    if layout in ("backbone", "vllm"):
+        lines = [
             "```python",
             "from transformers import AutoModelForCausalLM",
             "",
             f"model = {load}  # the backbone alone",
             "```",
         ]
+        if layout == "vllm":
+            lines += ["", "```sh", "pip install vita-audio-pl  # beside vllm", serve_command(folder, name), "```"]
+        return lines
     return [
         "```python",
         "import vita_audio_pl  # pip install vita-audio-pl",

@@ -30,12 +30,14 @@ def folder(tiny_model, tmp_path):
     return source
 
 
-def test_both_layouts_hold_the_same_model_and_the_way_back_is_exact(folder, tmp_path):
+def test_all_layouts_hold_the_same_model_and_the_way_back_is_exact(folder, tmp_path):
     original = load_speech_model(folder)
     export_model(folder.parent, tmp_path / "published")
     export_model(folder, tmp_path / "plain", "backbone")
     export_model(tmp_path / "plain", tmp_path / "back")
-    for copy in ("published", "back"):
+    export_model(folder, tmp_path / "served", "vllm")
+    export_model(tmp_path / "served", tmp_path / "back_again")
+    for copy in ("published", "back", "served", "back_again"):
         loaded = load_speech_model(tmp_path / copy)
         mine, theirs = original.model.state_dict(), loaded.model.state_dict()
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -74,7 +76,7 @@ def test_what_is_there_is_not_overwritten_and_other_mistakes_are_one_sentence(fo
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="is there already"):
         export_model(folder, tmp_path / "taken")
-    with pytest.raises(UserError, match="must be one of released, backbone"):
+    with pytest.raises(UserError, match="must be one of released, backbone, vllm"):
         export_model(folder, tmp_path / "new", "gguf")
     with pytest.raises(UserError, match="there is no model folder"):
         export_model(tmp_path / "nothing", tmp_path / "new")
@@ -83,7 +85,9 @@ def test_what_is_there_is_not_overwritten_and_other_mistakes_are_one_sentence(fo
 
 def test_the_command_exports_and_answers_mistakes_with_one_sentence(folder, tmp_path):
     command = [warm_python(), "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
-    done = subprocess.run([*command, "format=backbone"], capture_output=True, text=True, check=True)
-    assert "in the backbone layout" in done.stdout and (tmp_path / "out/beside_backbone.safetensors").is_file()
+    done = subprocess.run([*command, "format=vllm"], capture_output=True, text=True, check=True)
+    assert "in the vllm layout" in done.stdout and (tmp_path / "out/beside_backbone.safetensors").is_file()
+    for text in (done.stdout, (tmp_path / "out/README.md").read_text()):
+        assert "vllm serve" in text and '"num_speculative_tokens": 3' in text
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1

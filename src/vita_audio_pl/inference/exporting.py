@@ -11,13 +11,14 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.models.backbone import save_backbone
 from vita_audio_pl.models.released import save_released
+from vita_audio_pl.models.vllm_export import save_vllm
 from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.model_folders import find_model, part_of
 from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
-LAYOUTS = {"released": save_released, "backbone": save_backbone}
+LAYOUTS = {"released": save_released, "backbone": save_backbone, "vllm": save_vllm}
 
 
 def export_model(
@@ -30,13 +31,14 @@ def export_model(
     codec_folder: Path | str | None = None,
     runs: Path | str = "runs",
 ) -> None:
-    """Writes the model of `source`, in either layout, to the new folder `target`.
+    """Writes the model of `source`, in any layout, to the new folder `target`.
 
     The tokenizer is written beside the weights, its special and audio tokens spelled out; codec and manifest go along.
 
     Args:
         source: a model by any name that `find_model` knows.
-        layout: `released` (published checkpoints) or `backbone` (transformers loads it as Qwen2 or Qwen3).
+        layout: `released` (published checkpoints), `backbone` (transformers loads it as Qwen2 or Qwen3) or `vllm` (the
+            backbone, and the heads as drafts for it).
         dtype: converted to; None keeps the source's.
         codec_folder: of the audio codec; None takes the source's own, if it has one.
         runs: where runs are found by their names.
