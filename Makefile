@@ -45,11 +45,12 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..."
 	@scripts/system-packages.sh espeak-ng chromium
 	$(PYTEST) -m "slow and not gpu" $(SLOW)
 
-lint: $(VENV)/.dev ## Check style, types and the direction of imports; build the documentation
+lint: $(VENV)/.dev ## Check style, types, the direction of imports and the Dockerfile; build the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev ## Rewrite the code in the project's format
