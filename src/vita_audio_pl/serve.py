@@ -18,8 +18,10 @@ def serve(config: ServeConfig) -> None:
         import websockets  # noqa: F401
     except ImportError as error:
         raise UserError(f"the server needs {error.name}: pip install 'vita-audio-pl[serve]'") from None
-    from vita_audio_pl.serving.process import run
-
+    if config.replicas > 1:
+        from vita_audio_pl.serving.replicas import run
+    else:
+        from vita_audio_pl.serving.process import run
     run(config)
 
 

@@ -26,9 +26,18 @@ def codec(smoke_world):
 
 
 @pytest.fixture(scope="session")
-def loaded(smoke_world, codec):
-    """Random weights; markers and codes are likelier than text, so that most answers hold sound."""
+def loaded(smoke_world, codec, random_model):
+    return random_model(codec, smoke_world / "codec")
+
+
+@pytest.fixture(scope="session")
+def random_model(smoke_world):
+    """A model of random weights for a codec; markers and codes are likelier than text, so that most answers hold sound."""
     tokenizer = TextTokenizer.load(smoke_world / "tokenizer")
+    return lambda codec, folder: _random_model(tokenizer, codec, folder)
+
+
+def _random_model(tokenizer, codec, codec_folder):
     vocabulary = tokenizer.vocabulary(codec.codebook_size)
     torch.manual_seed(0)
     backbone = Qwen2Config(
@@ -53,18 +62,18 @@ def loaded(smoke_world, codec):
         weight[[vocabulary.begin_of_audio, vocabulary.end_of_audio]] = 1.5 * torch.randn(2, 32)
         weight[vocabulary.used :] = 0
     pattern, ratio = DecodePattern.of("boost"), IntervalRatio.of([1, 10, 4, 10])
-    return LoadedModel(model, tokenizer, vocabulary, smoke_world / "codec", {}, pattern, ratio)
+    return LoadedModel(model, tokenizer, vocabulary, codec_folder, {}, pattern, ratio)
 
 
 @pytest.fixture(scope="session")
 def make_service(loaded, codec):
     """A service with these settings and limits; whoever makes one closes it."""
 
-    def make(limits=None, **settings):
+    def make(limits=None, of=(loaded, codec), **settings):
         settings = {"model": "runs/tiny/model", "slots": 2, "max_new_tokens": LONGEST, "port": 0} | settings
         config = ServeConfig(**settings, limits=LimitsConfig(**(limits or {})))
         config.check()
-        return Service(loaded, codec, config)
+        return Service(*of, config)
 
     return make
 

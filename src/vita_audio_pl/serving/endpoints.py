@@ -6,7 +6,6 @@ import binascii
 import json
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
@@ -15,9 +14,10 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Conversation, Item, TurnContent
+from vita_audio_pl.inference.dialogue import Conversation, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
 from vita_audio_pl.serving.asr import transcribe
+from vita_audio_pl.serving.metrics import by_replica, text_of
 from vita_audio_pl.serving.requests import ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
@@ -25,7 +25,6 @@ from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 from vita_audio_pl.text.messages import ROLES
 
 NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
-_MOST_REMEMBERED = 256
 _WATCH_EVERY = 0.1  # seconds
 _SPOKEN_FOR = 3600  # seconds
 
@@ -35,7 +34,6 @@ class Endpoints:
 
     def __init__(self, service: Service):
         self.service = service
-        self._spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
         self.router = router = APIRouter()
         router.add_api_route("/v1/models", self.models, methods=["GET"])
         router.add_api_route("/v1/models/{model}", self.model, methods=["GET"])
@@ -63,7 +61,9 @@ class Endpoints:
 
     async def metrics(self) -> PlainTextResponse:
         """Prometheus's text format."""
-        return PlainTextResponse(self.service.metrics.text(), media_type="text/plain; version=0.0.4")
+        replicas = self.service.replicas
+        families = self.service.metrics.families() if replicas is None else by_replica(await replicas.counts())
+        return PlainTextResponse(text_of(families), media_type="text/plain; version=0.0.4")
 
     async def speech(self, body: SpeechRequest) -> Response:
         """Reads a text aloud; sound comes while it is made."""
@@ -180,7 +180,7 @@ class Endpoints:
                 raise UserError(NO_FUNCTIONS)
             known = message.get("audio")
             if role == "assistant" and isinstance(known, dict):
-                item = self._spoken.get(str(known.get("id")))
+                item = await self.service.remembered(str(known.get("id")))
                 if item is None:
                     raise UserError(
                         f"message {number} names an audio that is not known any more; send its text instead"
@@ -214,9 +214,7 @@ class Endpoints:
 
     def _remember(self, audio_id: str, answer: Answer) -> None:
         if answer.ended is not None and answer.ended.item is not None:
-            self._spoken[audio_id] = answer.ended.item
-            while len(self._spoken) > _MOST_REMEMBERED:
-                self._spoken.popitem(last=False)
+            self.service.remember(audio_id, answer.ended.item)
 
     def _release(self, answer: Answer) -> None:
         self.service.engine.close(answer.conversation)

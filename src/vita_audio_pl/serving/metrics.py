@@ -2,11 +2,14 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 WINDOW = 1000
 """Answers that percentiles are taken of."""
 _PREFIX = "vita_audio_pl"
+Family: TypeAlias = tuple[str, str, str, list[tuple[str, float]]]
+"""Name, kind and meaning of what is counted, and its values: suffix of the name with labels, and value."""
 
 
 class Metrics:
@@ -61,15 +64,13 @@ class Metrics:
         ordered = sorted(self._first_sound)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
-    def text(self) -> str:
-        """Everything, for Prometheus."""
+    def families(self) -> list[Family]:
+        """Everything that is counted."""
         gauges = [(name, meaning, float(value())) for name, (meaning, value) in self._gauges.items()]
-        lines: list[str] = []
+        families: list[Family] = []
 
         def family(name: str, kind: str, meaning: str, samples: Sequence[tuple[str, float]]) -> None:
-            lines.append(f"# HELP {_PREFIX}_{name} {meaning}")
-            lines.append(f"# TYPE {_PREFIX}_{name} {kind}")
-            lines.extend(f"{_PREFIX}_{name}{suffix} {value:g}" for suffix, value in samples)
+            families.append((name, kind, meaning, list(samples)))
 
         with self._lock:
             for name, meaning, value in gauges:
@@ -93,7 +94,29 @@ class Metrics:
                 if drafts
             ]
             family("acceptance", "gauge", "Share of a head's drafts that were kept.", shares)
-        return "\n".join(lines) + "\n"
+        return families
+
+
+def text_of(families: Sequence[Family]) -> str:
+    """What was counted, as Prometheus reads it."""
+    lines: list[str] = []
+    for name, kind, meaning, samples in families:
+        lines += [f"# HELP {_PREFIX}_{name} {meaning}", f"# TYPE {_PREFIX}_{name} {kind}"]
+        lines += [f"{_PREFIX}_{name}{suffix} {value:g}" for suffix, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def by_replica(counts: Mapping[str, Sequence[Family]]) -> list[Family]:
+    """What several servers counted, each value with the label `replica`."""
+    found: dict[str, Family] = {}
+    for replica, families in sorted(counts.items()):
+        label = f'replica="{replica}"'
+        for name, kind, meaning, samples in families:
+            known = found.setdefault(name, (name, kind, meaning, []))
+            for suffix, value in samples:
+                labelled = f"{suffix[:-1]},{label}}}" if suffix.endswith("}") else f"{suffix}{{{label}}}"
+                known[3].append((labelled, value))
+    return list(found.values())
 
 
 def _writer(writer: int) -> str:

@@ -1,8 +1,6 @@
 """The server's process: load, listen, and end without cutting answers."""
 
-import asyncio
 import signal
-import time
 from typing import Any
 
 import torch
@@ -63,6 +61,13 @@ def server_config(service: Service) -> uvicorn.Config:
     )
 
 
+def listening(config: ServeConfig, name: str, port: int) -> str:
+    """What is said once the server listens."""
+    scheme = "https" if config.tls_certificate else "http"
+    host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost"}.get(config.host, config.host)
+    return f"{name} listens on {scheme}://{host}:{port} (page) and /v1 (protocols)"
+
+
 class DrainingServer(uvicorn.Server):
     """A server that takes no new answers once it is asked to end, and lets those under way end first."""
 
@@ -85,17 +90,8 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
-            config = self._service.config
-            scheme = "https" if config.tls_certificate else "http"
-            host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost"}.get(config.host, config.host)
-            print(
-                f"{self._service.name} listens on {scheme}://{host}:{self.port} (page) and /v1 (protocols)", flush=True
-            )
+            print(listening(self._service.config, self._service.name, self.port), flush=True)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        service = self._service
-        service.draining = True
-        deadline = time.monotonic() + service.config.drain_seconds
-        while service.busy and time.monotonic() < deadline and not self.force_exit:
-            await asyncio.sleep(0.02)
+        await self._service.drain(lambda: self.force_exit)
         await super().shutdown(sockets)

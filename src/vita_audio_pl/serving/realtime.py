@@ -330,7 +330,10 @@ class Session:
             reply.n_codes += len(event.codes)
             self._send("vita_audio_pl.codes", reply.id, **reply.address, writers=list(event.writers))
         elif isinstance(event, AudioChunk) and event.wave.size:
-            reply.first_sound = reply.first_sound or time.monotonic()
+            if not reply.first_sound:
+                reply.first_sound = time.monotonic()
+                self._turns.own.begin()
+            self._turns.own.send(event.wave)
             reply.sound_sent += event.wave.size / event.sample_rate
             delta = base64.b64encode(to_pcm16(event.wave)).decode()
             self._send("response.output_audio.delta", reply.id, **reply.address, delta=delta)

@@ -4,9 +4,11 @@ import asyncio
 import io
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+import weakref
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +16,41 @@ from numpy.typing import NDArray
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, TurnContent
+from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, Item, TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.audio_input import AudioInput
 from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
-from vita_audio_pl.serving.metrics import Metrics
+from vita_audio_pl.serving.metrics import Family, Metrics
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
 OUTPUT_RATE = 24_000
 """Samples per second of all sound that goes out, as OpenAI's clients expect of PCM."""
+_MOST_REMEMBERED = 256
+
+
+class OpenConnection(Protocol):
+    """A session as the service's end sees it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it still has something to send."""
+
+    def end(self, code: int, reason: str) -> None:
+        """Closes it."""
+
+
+class Replicas(Protocol):
+    """All servers of one model that share an address, this one among them."""
+
+    async def remembered(self, audio_id: str) -> Item | None:
+        """The answer that one of them gave under this id."""
+
+    async def counts(self) -> Mapping[str, list[Family]]:
+        """What each has counted, by its name."""
 
 
 class Service:
@@ -58,8 +82,10 @@ class Service:
         self.most_new_tokens = min(config.token_limit, capacity - 1)
         self.sessions: dict[str, int] = {}  # open sessions by client
         self.draining = False
-        self.connections: set[Callable[[], bool]] = set()  # whether each still has something to send
-        self._open_answers = 0  # whose last event is not delivered yet
+        self.connections: set[OpenConnection] = set()
+        self.replicas: Replicas | None = None  # None: this server is alone
+        self.spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
+        self._open_answers: set[object] = set()  # one for each whose last event is not taken yet
         self._warm_up()
         gauge = self.metrics.gauge
         gauge("sessions", "Open WebSocket sessions.", lambda: sum(self.sessions.values()))
@@ -103,10 +129,37 @@ class Service:
         codes = self.voices.get(name) if isinstance(name, str) else None
         return () if codes is None else ("Your Voice: ", codes, "\n")
 
+    def remember(self, audio_id: str, item: Item) -> None:
+        """Keeps an answer for requests that name it."""
+        self.spoken[audio_id] = item
+        while len(self.spoken) > _MOST_REMEMBERED:
+            self.spoken.popitem(last=False)
+
+    async def remembered(self, audio_id: str) -> Item | None:
+        """The answer of that id, whichever replica gave it; None where it is not known any more."""
+        if audio_id not in self.spoken and self.replicas is not None:
+            if (item := await self.replicas.remembered(audio_id)) is not None:
+                self.remember(audio_id, item)
+        return self.spoken.get(audio_id)
+
+    async def drain(self, forced: Callable[[], bool] = lambda: False) -> None:
+        """Takes no new answers, lets those under way end, for `drain_seconds` at most, and closes the sessions.
+
+        forced: whether to wait no longer.
+        """
+        self.draining = True
+        deadline = time.monotonic() + self.config.drain_seconds
+        while self.busy and time.monotonic() < deadline and not forced():
+            await asyncio.sleep(0.02)
+        for connection in set(self.connections):
+            connection.end(1012, "the server is ending")
+
     @property
     def busy(self) -> bool:
         """Whether an answer is being written, spoken or waited for."""
-        return self.engine.asked > 0 or self._open_answers > 0 or any(busy() for busy in self.connections)
+        return (
+            self.engine.asked > 0 or bool(self._open_answers) or any(connection.busy for connection in self.connections)
+        )
 
     def close(self) -> None:
         """Ends all answers and threads."""
@@ -156,7 +209,10 @@ class Answer:
         maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.codec if sound else None)
         self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
-        service._open_answers += 1  # not where it was refused
+        mark = object()
+        service._open_answers.add(mark)  # not where it was refused
+        self._open = weakref.finalize(self, service._open_answers.discard, mark)  # also where nobody takes the events
+        self._open.atexit = False
 
     @property
     def sequence(self) -> DecodedSequence | None:
@@ -176,10 +232,7 @@ class Answer:
             if self.ended is not None and self.ended.error is not None:
                 raise self.ended.error
         finally:
-            self._service._open_answers -= 1
-            self._count()
-            if self.ended is None:
-                self.cancel()
+            self._close()
 
     def cancel(self, n_codes: int | None = None) -> None:
         """Ends the answer within a round; only the end is delivered. n_codes: of it that were played."""
@@ -191,7 +244,16 @@ class Answer:
         """How it ended, when it has; the events that are left are thrown away."""
         while self.ended is None:
             await self._events.get()
+        self._close()
         return self.ended
+
+    def _close(self) -> None:
+        """Nobody takes its events any more."""
+        if self._open.alive:
+            self._open()
+            self._count()
+            if self.ended is None:
+                self.cancel()
 
     def _end(self, ended: Ended) -> None:
         self.ended = ended

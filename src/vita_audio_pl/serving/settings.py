@@ -14,6 +14,8 @@ from vita_audio_pl.inference.dialogue import WHEN_FULL
 from vita_audio_pl.inference.options import InferenceConfig
 
 KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"
+RAY_MESSAGE_BYTES = 16 * 2**20
+"""Ray Serve's proxy takes no larger WebSocket message, and has no setting for it."""
 
 
 @dataclass
@@ -46,6 +48,9 @@ class ServeConfig(InferenceConfig):
     when_full: str = setting(
         "slide", "what happens to a full conversation: slide drops the oldest exchanges", choices=WHEN_FULL
     )
+    replicas: int = setting(
+        1, "copies of the model behind one address, by Ray Serve; slots and limits hold for each", at_least=1
+    )
     sound_workers: int = setting(2, "threads that encode and decode audio", at_least=1)
     voices: dict[str, str] = setting({}, "voice names that requests may use, and a recording of each")
     api_keys: str | None = setting(
@@ -69,6 +74,10 @@ class ServeConfig(InferenceConfig):
                 bool(re.fullmatch(r"https?://[^/\s*]+", origin)),
                 f"origins holds {origin!r}; give scheme and host, such as https://example.org",
             )
+        require(
+            self.replicas == 1 or self.limits.message_bytes <= RAY_MESSAGE_BYTES,
+            f"limits.message_bytes={self.limits.message_bytes} is more than the {RAY_MESSAGE_BYTES} that Ray Serve takes",
+        )
         require(
             self.token_limit < self.context_tokens,
             f"max_new_tokens={self.token_limit} leaves no room for a question in context_tokens={self.context_tokens}",

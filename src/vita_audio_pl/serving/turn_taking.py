@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.serving.audio_input import TurnEncoder, VoiceActivity
+from vita_audio_pl.serving.own_sound import OwnSound
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
 
 _PADDING = 0.3  # seconds before speech was noticed that belong to it
@@ -24,11 +25,13 @@ class TurnTaker:
     Attributes:
         rate: samples per second that come in.
         detection: OpenAI's `turn_detection`; None for push to talk.
+        own: what is told of the answer's sound, so that an answer does not interrupt itself.
     """
 
     def __init__(self, service: Service):
         self.rate = OUTPUT_RATE
         self.detection: dict[str, Any] | None = None
+        self.own = OwnSound(OUTPUT_RATE)
         self._service = service
         self._encoder: TurnEncoder | None = None
         self._activity: VoiceActivity | None = None
@@ -54,7 +57,7 @@ class TurnTaker:
             _THRESHOLD if threshold is None else threshold,
             _SILENCE if silence is None else silence / 1000,
         )
-        return VoiceActivity(self.rate, threshold, silence)
+        return VoiceActivity(self.rate, threshold, silence, self.own)
 
     async def push(self, wave: NDArray[np.float32]) -> AsyncIterator[tuple[bool, int]]:
         """Takes `(samples,)`; gives, for each turn that begins (True) or ends (False), when: milliseconds of what came in.

@@ -1,0 +1,65 @@
+"""The terminal client as a process: recordings and text as turns, and what it says where there is no server for it."""
+
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.patience import PATIENCE
+from tests.warm_python import warm_python
+from vita_audio_pl.codecs.audio import read_audio
+from vita_audio_pl.inference.streaming import EventMaker, TextPiece
+from vita_audio_pl.serving.service import OUTPUT_RATE
+
+
+@pytest.fixture
+def talk(tmp_path):
+    def talk(url, *settings):
+        url = url.replace("http", "ws") + "/realtime"
+        command = [warm_python(), "-m", "vita_audio_pl.talk", f"url={url}", *settings]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
+
+    return talk
+
+
+def shown(loaded, generation):
+    """An answer's text as clients see it."""
+    maker = EventMaker(loaded.tokenizer, loaded.vocabulary)
+    events = [*maker.push(generation.ids, generation.writers), *maker.finish()]
+    return "".join(event.text for event in events if isinstance(event, TextPiece))
+
+
+def test_recordings_and_text_are_turns_of_one_conversation(
+    server, talk, loaded, codec, answered, smoke_world, tmp_path
+):
+    for number, path in enumerate(sorted((smoke_world / "audio").glob("*/*.flac"))[:2]):
+        soundfile.write(tmp_path / f"{number}.wav", read_audio(path, 22_050), 22_050)
+    ended = talk(server.url, "audio=[0.wav,1.wav]", 'text="where is the cow"', "mode=boost")
+    assert ended.returncode == 0, ended.stderr.decode()
+    generations = [end.generation for _, end in answered]
+    assert len(generations) == 3 and answered[-1][0].sequence.n_prompt > answered[0][0].sequence.n_prompt
+    assert ended.stdout.decode() == "".join(f"{shown(loaded, generation)}\n" for generation in generations)
+    wave, rate = soundfile.read(tmp_path / "answer.wav")
+    seconds = sum(generation.codes(loaded.vocabulary).size for generation in generations) / codec.codes_per_second
+    assert rate == OUTPUT_RATE and seconds and len(wave) / rate == pytest.approx(seconds, abs=0.3)
+    assert np.any(wave) and b"answer.wav" in ended.stderr
+
+
+def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(talk, run_server, make_service, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        refused = talk(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", "text=hello")
+    keys = tmp_path / "keys"
+    keys.write_text("right\n")
+    keys.chmod(0o600)
+    server = run_server(make_service(api_keys=str(keys)))
+    wrong = talk(server.url, "text=hello", "key=wrong")
+    right = talk(server.url, "text=hello", "key=right")
+    for ended in (refused, wrong):
+        assert ended.returncode != 0 and not ended.stdout and b"Traceback" not in ended.stderr
+        [line] = ended.stderr.decode().strip().splitlines()
+        assert "cannot be talked to" in line and "is the server running, and the key right?" in line
+    assert b"401" in wrong.stderr and right.returncode == 0
+    server.stop()
