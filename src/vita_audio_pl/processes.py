@@ -190,10 +190,13 @@ def leave_with(status: int) -> None:
 
 
 def _after(number: int, status: Any) -> Any:
-    """What a signal does where a command has ended but for its last words: after an error those are still to come."""
-    if status in (0, *STATUS.values()):
-        return partial(_ended, status)
-    return signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN
+    """What a signal does where a command has ended but for its last words.
+
+    Handlers would not do: as it ends, Python gives every signal that has one its default, which kills.
+    """
+    if number != signal.SIGINT:
+        return signal.SIG_IGN
+    return partial(_ended, status) if status in (0, *STATUS.values()) else signal.SIG_DFL
 
 
 def _ended(status: int, number: int, frame: FrameType | None) -> None:
