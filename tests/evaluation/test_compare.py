@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from test_runner import SENTENCES, SpellingToolbox, evaluation, run_all
 
+from tests.bit_flips import flipped, some_bits
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import tts_item
 from vita_audio_pl.evaluation.records import Transcript
@@ -14,6 +15,7 @@ from vita_audio_pl.evaluation.runs.results import write_results
 from vita_audio_pl.evaluation.scores.compare import compare_modes, compare_results
 from vita_audio_pl.evaluation.scores.normalisers import plain
 from vita_audio_pl.evaluation.scores.scoring import Scoring
+from vita_audio_pl.reporting.results.files import read_result
 
 VANILLA = Decoding("vanilla", (8192, 0))
 
@@ -87,7 +89,7 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(tmp_path):
         compare_results(one, made(tmp_path, items=(tts_item("99", "the cow"),)))
     path = made(tmp_path, model="n") / "result.json"
     figures = json.loads(path.read_text())
-    path.write_text(json.dumps({name: figures[name] for name in figures if name not in ("format", "key")}))
+    path.write_text(json.dumps({name: figures[name] for name in figures if name not in ("format", "key", "seal")}))
     with pytest.raises(UserError, match="an older version wrote it"):
         compare_results(one, path.parent)
     assert compare_modes(tmp_path / "bench") == []  # passed over, not an error
@@ -97,3 +99,20 @@ def test_texts_with_other_ends_of_lines_are_whole_rows(tmp_path):
     odd = tuple(tts_item(str(n), f"the{end}cow") for n, end in enumerate("\u2028\x85\x0c\u2029\x1c"))
     one, two = made(tmp_path, items=odd), made(tmp_path, items=odd, decoding=VANILLA)
     assert compare_results(one, two)["utterances"] == 5
+
+
+@pytest.mark.parametrize("name", ["result.json", "utterances.jsonl"])
+def test_what_was_changed_or_cut_since_it_was_written_is_refused(name, tmp_path):
+    vanilla, boost = made(tmp_path, decoding=VANILLA, limit=6), made(tmp_path, limit=6)
+    known, path = compare_results(vanilla, boost), boost / name
+    for bit in some_bits(path, 60):
+        with flipped(path, bit):
+            try:
+                assert compare_results(vanilla, boost) == known and name == "result.json"  # in the seal's own name
+            except UserError as error:
+                assert name in str(error) and "rerun its evaluation" in str(error)
+    whole = path.read_bytes()
+    for cut in (len(whole) // 2, whole.index(b"\n") + 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=f"{name}.*rerun its evaluation"):
+            assert read_result(boost / "result.json").utterances

@@ -119,5 +119,5 @@ def test_a_file_that_is_no_result_is_a_sentence(run):
     path = run.result("sft", "boost", "tts").folder / "result.json"
     for text in ("{}", "[1]", "3"):
         path.write_text(text)
-        with pytest.raises(UserError, match="is not a result: it has no bench"):
+        with pytest.raises(UserError, match="is not a result"):
             again(run)

@@ -10,7 +10,7 @@ import pytest
 from vita_audio_pl.codecs import write_wav
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.sinks import _GrowingWav
-from vita_audio_pl.storage.files import output_file, write_output
+from vita_audio_pl.storage.files import check_own, output_file, write_output
 
 
 def growing(path: Path) -> None:
@@ -66,3 +66,14 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monke
     with pytest.raises(UserError, match=f"output is .*a.wav, and {tmp_path} cannot be written: choose another folder"):
         output_file(tmp_path / "a.wav")
     assert output_file(tmp_path / "b" / "a.wav").name == "a.wav"
+
+
+def test_a_file_that_nobody_named_is_replaced_only_where_it_is_ours(tmp_path):
+    check_own(tmp_path / "card.md", "made by us")
+    (tmp_path / "ours.md").write_text("a card, made by us")
+    check_own(tmp_path / "ours.md", "made by us")
+    (tmp_path / "theirs.md").write_text("notes")
+    (tmp_path / "folder.md").mkdir()
+    for name in ("theirs.md", "folder.md"):
+        with pytest.raises(UserError, match=f"{name} is there, and this program did not write it"):
+            check_own(tmp_path / name, "made by us")

@@ -12,6 +12,7 @@ from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import read_released_config
 from vita_audio_pl.models.weight_files import verify_model_files
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_checksums
+from vita_audio_pl.storage.owned import MARK
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 
 
@@ -63,6 +64,9 @@ def test_weights_that_were_put_in_the_place_of_others_are_not_taken_for_them(tra
 def test_a_folder_of_an_older_version_loads_with_one_line_that_says_how_to_add_checksums(trained, caplog):
     parent = trained("align").model
     (parent / CHECKSUMS).unlink()
+    with pytest.raises(UserError, match="checksums.json is missing, with which this folder was written"):
+        load_model(parent)
+    (parent / MARK).unlink()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             load_model(parent)
@@ -77,7 +81,7 @@ def test_a_folder_of_an_older_version_loads_with_one_line_that_says_how_to_add_c
 
 def test_a_folder_from_elsewhere_is_read_without_checksums(trained, caplog):
     parent = trained("align").model
-    for name in (CHECKSUMS, "manifest.json"):
+    for name in (CHECKSUMS, MARK, "manifest.json"):
         (parent / name).unlink()
     with caplog.at_level(logging.WARNING):
         verify_model_files(parent)

@@ -8,6 +8,7 @@ import toy
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS, read_sealed, write_sealed
+from vita_audio_pl.storage.owned import MARK
 from vita_audio_pl.training.engines.kinds import DeepSpeed
 from vita_audio_pl.training.run_folder.manifest import model_damage
 from vita_audio_pl.training.settings import TrainerConfig
@@ -116,6 +117,7 @@ def test_metrics_that_a_crash_damaged_are_read_as_far_as_they_are_whole(trained,
 def test_an_older_model_folder_without_checksums_is_finished_where_its_weights_are(trained):
     folder = trained("align").model
     (folder / CHECKSUMS).unlink()
+    (folder / MARK).unlink()
     assert model_damage(folder) is None
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -198,7 +198,12 @@ def sentence_of(error: BaseException, names: Iterable[str] = ()) -> str:
     key = getattr(cause, "full_key", None)
     details = str(cause).splitlines()[0].strip() if str(cause).strip() else ""
     if isinstance(error, OverrideParseException):
-        return f"'{error.override}' cannot be read as a setting: write key=value, and quote what the shell would change"
+        return _unreadable(str(error.override))
+    if text.startswith("Ambiguous value for argument"):  # a comma outside quotes, which a sweep would take apart
+        return _unreadable(text.split("'", 1)[1].rpartition("'")[0])
+    if "is not a ListConfig, list or tuple" in f"{text} {details}" and "=" in text:
+        name = text.partition("=")[0]
+        return f"{name} takes a list: {name}=[A,B]"
     unknown = re.search(r"Key '([^']*)' (?:is )?not in '?(\w+)'?", details)
     if unknown:
         return no_such_setting(key or unknown.group(1), names)
@@ -221,6 +226,15 @@ def sentence_of(error: BaseException, names: Iterable[str] = ()) -> str:
     elif key and f"'{key}'" not in text and key not in text:
         text = f"{key}: {text}"
     return text
+
+
+def _unreadable(override: str) -> str:
+    name, _, value = override.partition("=")
+    inner = value.replace("'", "").replace('"', "")
+    return (
+        f"'{override}' cannot be read as a setting: write key=value; a value with commas, colons, equals signs or brackets "
+        f"takes quotes inside those of the shell: '{name}=\"{inner}\"'"
+    )
 
 
 def _from_hydra(error: BaseException) -> bool:

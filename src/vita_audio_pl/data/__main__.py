@@ -23,7 +23,7 @@ from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.data.tools.status import status_of, status_table
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.copies import reaching
-from vita_audio_pl.storage.files import json_bytes, write_output
+from vita_audio_pl.storage.files import check_own, json_bytes, write_output
 from vita_audio_pl.storage.places import Place, names_in
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.settings import CHAIN, TrainConfig
@@ -31,6 +31,8 @@ from vita_audio_pl.training.settings import CHAIN, TrainConfig
 if TYPE_CHECKING:
     from vita_audio_pl.data.tools.overlap import Overlap
 
+MADE_BY = "python -m vita_audio_pl.data"
+"""What a card and a preview say of their origin, by which they are known as ours."""
 COMMANDS = ("info", "status", "card", "stats", "lint", "overlap", "plan", "preview")
 
 
@@ -107,10 +109,14 @@ def write_card(config: DataToolsConfig, console: Console, names: list[str]) -> N
     manifests = [Manifest.load(shards / name) for name in names]
     cards = [card_of(one, overlaps.get(one.source), judged_in(shards / one.source, one)) for one in manifests]
     card = cards[0] if config.source else MixtureCard.of(mixture, cards)
-    page = Path(config.output or "card.md")
-    write_output(page, card.to_markdown().encode("utf-8", "backslashreplace"))
-    write_output(page.with_suffix(".json"), json_bytes(card.to_json()))
-    console.print(f"the card is in {page}, and for programs in {page.with_suffix('.json')}")
+    page, beside = Path(config.output or "card.md"), Path(config.output or "card.md").with_suffix(".json")
+    if page == beside:
+        raise UserError(f"output is {page}, where the card for programs goes: give the name of the Markdown file, x.md")
+    for path in (beside,) if config.output else (page, beside):
+        check_own(path, MADE_BY)
+    write_output(page, f"{card.to_markdown()}\n\nMade by `{MADE_BY}`.\n".encode("utf-8", "backslashreplace"))
+    write_output(beside, json_bytes({"made_by": MADE_BY, **card.to_json()}))
+    console.print(f"the card is in {page}, and for programs in {beside}")
 
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
@@ -187,7 +193,9 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
     batch = next(iter(module.train_dataloader()))
     title = f"{config.data.name}, mixture {module.mixture.name}, ratio {config.text_audio_interval_ratio}"
     page = preview_html(batch, TextTokenizer.load(data.tokenizer_folder), data.vocabulary, title)
-    target = config.output or "preview.html"
+    target = Path(config.output or "preview.html")
+    if config.output is None:
+        check_own(target, MADE_BY)
     write_output(target, page.encode())
     console.print(f"a batch of {len(batch.input_ids)} rows is shown in {target}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vita_audio_pl.evaluation.items import Item
-from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, sum_of_files
+from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, read_checksums, sum_of_files
 from vita_audio_pl.storage.model_folders import read_manifest
 
 FORMAT = 2
@@ -115,6 +115,8 @@ def model_facts(folder: Path) -> tuple[str, str]:
     facts = {name: manifest[name] for name in _MANIFEST_FACTS if name in manifest}
     files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.name not in _NO_WEIGHTS}
     files |= {path for name in _MODEL_FOLDERS for path in _all_files(folder / name)}
+    if (written := read_checksums(folder)) is not None:  # what others put beside the model's own files decides nothing
+        files = {path for path in files if path.relative_to(folder).as_posix() in written}
     return digest([facts, _names_and_contents(folder, files)]), str(manifest.get("weights", ""))
 
 

@@ -17,6 +17,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json, read_json_if_there
 from vita_audio_pl.foreign.weights import open_safetensors
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, read_checksums, sum_of_files, verify
+from vita_audio_pl.storage.owned import lists
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +134,15 @@ def verify_model_files(folder: Path, names: Collection[str] | None = None) -> No
         UserError: bytes are not what was written; names the file and them.
     """
     sums = read_checksums(folder)
-    if sums is None:
-        _warn_unchecked(folder.absolute())
-        return
     remedy = (
         "copy the model folder again, or delete it and give the command that made it again; if you have changed the file "
         f"yourself, run python -m vita_audio_pl.checksums folder={folder} write=true"
     )
+    if sums is None and lists(folder, CHECKSUMS):
+        raise UserError(f"{folder / CHECKSUMS} is missing, with which this folder was written; {remedy}")
+    if sums is None:
+        _warn_unchecked(folder.absolute())
+        return
     for name in names or ():
         if name not in sums and (folder / name).exists():
             raise UserError(f"{folder / name} was not written with this folder: {CHECKSUMS} does not list it; {remedy}")

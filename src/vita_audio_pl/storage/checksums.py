@@ -189,7 +189,12 @@ def sum_of_folder(folder: Path) -> dict[str, FileSum]:
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.name != CHECKSUMS and not _is_sealed(path):
+        if (
+            path.is_file()
+            and not hidden
+            and path.name != CHECKSUMS
+            and not (path.suffix == ".json" and is_sealed(path.read_bytes()))
+        ):
             found.append(path)
     return {path.relative_to(folder).as_posix(): made for path, made in sum_of_files(found).items()}
 
@@ -342,8 +347,9 @@ def _with_seal(data: bytes, digest: bytes) -> bytes:
     return data[:at] + digest + data[at + len(_NO_SEAL) :]
 
 
-def _is_sealed(path: Path) -> bool:
-    return path.suffix == ".json" and _SEAL in path.read_bytes()[-64:]
+def is_sealed(data: bytes) -> bool:
+    """Whether the contents of a file end in a seal."""
+    return _SEAL in data[-64:]
 
 
 def _threads() -> ThreadPoolExecutor:

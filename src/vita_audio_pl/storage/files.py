@@ -169,6 +169,16 @@ def write_output_json(path: str | Path, value: Mapping[str, Any]) -> None:
     write_output(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def check_own(path: Path, sign: str) -> None:
+    """Refuses to replace a file that nobody named in this command, unless this program made it: it then holds `sign`.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if path.exists() and not (path.is_file() and sign.encode() in path.read_bytes()):
+        raise UserError(f"{path} is there, and this program did not write it: move it away, or give another output=...")
+
+
 def keep_damaged(path: Path) -> Path:
     """Renames a file or folder that cannot be used to `<name>.damaged`, or `.damaged-2`, ...; its new place."""
     number = 1

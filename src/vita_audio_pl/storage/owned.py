@@ -262,6 +262,23 @@ def _read(folder: Place) -> dict[str, Any] | None:
     return dict(mark)
 
 
+def lists(folder: Path, name: str) -> bool:
+    """Whether the mark of a folder that was written once says that it holds a file of this name."""
+    return name in (_read(folder) or {}).get("files", ())
+
+
+def refuse_inside(path: Path, setting: str) -> None:
+    """Refuses a place for output in a folder that was written once, such as a model's.
+
+    Raises:
+        UserError: names the folder.
+    """
+    for folder in (path.absolute(), *path.absolute().parents):
+        mark = _read(folder)
+        if mark is not None and "files" in mark:
+            raise UserError(f"{setting} is {path}, inside the {mark['kind']} {folder}: give a folder elsewhere")
+
+
 def _mark(folder: Place, kind: str) -> None:
     """Writes a mark unless another process has just done so: the first one stays."""
     mark = {"kind": kind, "format": FORMAT, "id": uuid.uuid4().hex}

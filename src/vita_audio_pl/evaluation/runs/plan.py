@@ -33,6 +33,7 @@ from vita_audio_pl.evaluation.settings import OWN, EvaluateConfig, SuiteEntry
 from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.interleave import NAMED_PATTERNS, DecodePattern
 from vita_audio_pl.storage.model_folders import find_model, last_stage
+from vita_audio_pl.storage.owned import refuse_inside
 
 
 def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evaluation]:
@@ -46,6 +47,8 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
     Raises:
         UserError: a model folder is missing, or the bench cannot be used.
     """
+    if config.output is not None:
+        refuse_inside(Path(config.output), "output")
     evaluations = []
     benches: dict[tuple[str, str], tuple[Item, ...]] = {}
     for model, entry in _entries(config):

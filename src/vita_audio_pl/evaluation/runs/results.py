@@ -11,6 +11,7 @@ from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file
 from vita_audio_pl.evaluation.runs.runner import Records
 from vita_audio_pl.evaluation.scores.scoring import Scoring, score_utterances, summarise, worst_first
+from vita_audio_pl.evaluation.sealed import write_figures
 from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.recordings import read_recording
 
@@ -62,11 +63,11 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     result = _header(evaluation, rules) | about | summarise(evaluation.task, rows, rules.average)
     suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
     folder = evaluation.folder
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    utterances = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     # The result last: who finds it finds its utterances
-    atomic_write(folder / f"utterances{suffix}.jsonl", "".join(lines).encode())
+    atomic_write(folder / f"utterances{suffix}.jsonl", utterances)
     atomic_write(folder / f"result{suffix}.md", markdown(result).encode())
-    atomic_write(folder / f"result{suffix}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    write_figures(folder / f"result{suffix}.json", result, utterances)
     return result
 
 

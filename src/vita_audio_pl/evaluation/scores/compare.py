@@ -10,6 +10,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import FORMAT, RESULT_FORMATS
 from vita_audio_pl.evaluation.scores.scoring import METRICS, per_utterance
 from vita_audio_pl.evaluation.scores.significance import compare_paired
+from vita_audio_pl.evaluation.sealed import read_figures, read_utterances
 from vita_audio_pl.storage.files import write_json
 
 COMPARISONS = "comparisons.json"
@@ -25,12 +26,7 @@ class _Loaded:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.figures: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"{folder} holds no results (result.json is missing); evaluate first") from None
-        except ValueError as error:
-            raise UserError(f"{folder / 'result.json'} is not JSON ({error}); evaluate again") from None
+        self.figures = read_figures(folder / "result.json")
         self._rows: list[dict[str, Any]] | None = None
 
     @property
@@ -45,11 +41,7 @@ class _Loaded:
     @property
     def rows(self) -> list[dict[str, Any]]:
         if self._rows is None:
-            try:
-                lines = (self.folder / "utterances.jsonl").read_bytes().split(b"\n")
-            except FileNotFoundError:
-                raise UserError(f"{self.folder} has no utterances.jsonl; evaluate again") from None
-            self._rows = [json.loads(line) for line in lines if line]
+            self._rows = read_utterances(self.folder / "utterances.jsonl", self.figures)
         return self._rows
 
     @property

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from vita_audio_pl.evaluation.sealed import read_rows
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.reporting.experiment.files import ArmRun
 from vita_audio_pl.reporting.experiment.measures import HEAD_COST, SPOKEN
-from vita_audio_pl.reporting.results.files import Result, read_rows
+from vita_audio_pl.reporting.results.files import Result
 
 CODES_PER_CHUNK = 16
 """Codes after which a streamed answer is played even though their span goes on."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import RESULT_FORMATS
+from vita_audio_pl.evaluation.sealed import read_figures, read_rows, read_utterances
 
 _FIELDS = ("bench", "stage", "split", "task", "mode", "profile", "utterances", "metrics")
 
@@ -63,7 +64,7 @@ class Result:
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:
         """A row for each utterance, worst first."""
-        return read_rows(self.folder / self.utterance_file)
+        return read_utterances(self.folder / self.utterance_file, self.figures)
 
     @cached_property
     def compute_seconds(self) -> dict[str, float]:
@@ -83,31 +84,10 @@ def read_result(path: Path) -> Result:
     Raises:
         UserError: the file is damaged.
     """
-    figures = read_json(path, {})
-    missing = [name for name in _FIELDS if name not in figures] if isinstance(figures, dict) else list(_FIELDS)
-    if missing:
+    figures = read_figures(path)
+    if missing := [name for name in _FIELDS if name not in figures]:
         raise UserError(f"{path} is not a result: it has no {missing[0]}; move it away and evaluate again")
     return Result(path.parent, figures, f"utterances{path.stem.removeprefix('result')}.jsonl")
-
-
-def read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
-    r"""The objects of a JSONL file; only `\n` ends a line, since texts hold other ends of lines.
-
-    Args:
-        torn: pass over lines that a kill cut short, which records of an evaluation may have.
-    """
-    rows = []
-    for line in filter(None, path.read_bytes().split(b"\n")):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if not torn:
-                raise UserError(f"{path} is damaged ({error}); evaluate again") from None
-            continue
-        if "heard" in row:  # of an earlier version
-            row["transcript"] = row.pop("heard")
-        rows.append(row)
-    return rows
 
 
 def read_json(path: Path, otherwise: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.reporting.results.files import read_rows
+from vita_audio_pl.evaluation.sealed import read_rows
 from vita_audio_pl.reporting.run.listening import Sound, sound_of
 
 _STEPS = 4  # shown of a stage, the first and the last among them
