@@ -21,6 +21,7 @@ from vita_audio_pl.data.executors import LocalExecutor, RayExecutor
 from vita_audio_pl.data.outputs import Outputs
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
@@ -338,6 +339,15 @@ def test_a_source_that_is_broken_throughout_is_refused_with_its_counts(
     assert str(job.out / "skipped.jsonl") in str(error.value)
     assert len((job.out / "skipped.jsonl").read_text().splitlines()) == 30
     assert not (job.out / "manifest.json").exists()
+
+
+def test_an_empty_corpus_is_not_told_to_be_made_again(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    told: list[str] = []
+    job = replace(toy_job(tmp_path, tmp_path / "shards", "asr", tokenizer), reader=JsonlReader(tmp_path))
+    with pytest.raises(UserError, match="no sample of 'asr' could be used"):
+        prepare_source(job, tell=told.append)
+    assert told == []
 
 
 def test_a_source_with_audio_needs_a_codec(raw: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:

@@ -189,7 +189,7 @@ def finished_manifest(
             return None
         verify_source(job.out, manifest, with_audio=True)
     except UserError as damage:
-        if tell is not None:
+        if tell is not None and names:  # nothing was there of an empty corpus
             tell(f"{job.out} is made again: {damage}")
         return None
     stems = (shard.name.removesuffix(TAR) for shard in manifest.shards)
