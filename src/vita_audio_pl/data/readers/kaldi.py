@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeAlias
 
@@ -23,11 +24,12 @@ from vita_audio_pl.storage.places import Place
 from vita_audio_pl.text.lines import split_fields
 
 NO_SEGMENT, NO_RECORDING, COMMAND = "not a segment", "no recording", "command in wav.scp"
+NOT_CUT = "no segment"
 
 Value: TypeAlias = str | Unreadable
 
 _SCP, _TEXT, _SEGMENTS, _SPEAKERS = "wav.scp", "text", "segments", "utt2spk"
-_MAIN, _COUNT, _SORTED = "utterances", "count", "sorted"  # of a part's place
+_MAIN, _COUNT, _SORTED, _AFTER, _REST = "utterances", "count", "sorted", "after", "rest"  # of a part's place
 _LONGEST_NAME = 200  # characters of a part's
 _CHANNELS = {"A": 0, "B": 1, "0": 0, "1": 1}
 
@@ -38,7 +40,7 @@ class KaldiReader(UtteranceOptions):
 
     Commands in `wav.scp` (entries that end in `|`) are never run: their utterances are left out and counted. A segment
     that ends at -1 goes to the end of its recording; its optional fifth field is its channel. The tables are merged as they
-    stream, sorted by key as Kaldi has them; utterances come in that order.
+    stream, sorted by key as Kaldi has them; utterances come in that order. Transcripts of no utterance are left out by name.
 
     Attributes:
         root: the corpus.
@@ -69,37 +71,52 @@ class KaldiReader(UtteranceOptions):
         tables = self._tables(in_memory)
         lists = _Lists(tables, {})
         known = "/".join(table.path.name for table in tables.values() if table.in_memory)
-        facts: list[str] = []
+        facts = _Facts()
         where: dict[str, str | int] = {}
         first = ""
         for key, value, at in lists.utterances():
             name = lists.name(key, at)
-            if not facts:
-                where, first = lists.places(at), name
-            facts.append(repr((name, *lists.facts(key, value))))
-            if len(facts) == self.utterances_per_part:
-                yield self._part(first, facts, {**where, _SORTED: known})
-                facts = []
-        if facts:
-            yield self._part(first, facts, {**where, _SORTED: known})
+            if not facts.utterances:
+                where, first = {**lists.places(at), _SORTED: known}, name
+            for lost, _, _ in lists.lost(key):
+                facts.add(lost)
+            facts.add((name, *lists.facts(key, value)))
+            facts.utterances += 1
+            if facts.utterances == self.utterances_per_part:
+                yield self._part(first, facts, where)
+                facts = _Facts()
+        if facts.utterances:
+            yield self._part(first, facts, where)
+        where, facts = {**lists.places(START), _SORTED: known, _REST: 1}, _Facts()
+        for lost, _, _ in lists.lost(None):
+            facts.add(lost)
+        if facts.lines:
+            yield self._part(f"the rest of {self.transcripts}", facts, where)
         lists.read_on()
 
-    def _part(self, first: str, facts: list[str], where: dict[str, str | int]) -> Part:
-        identity = hashlib.sha256(
-            "\n".join([*facts, self._rules.identity]).encode("utf-8", "surrogatepass")
-        ).hexdigest()
+    def _part(self, first: str, facts: "_Facts", where: dict[str, str | int]) -> Part:
+        identity = facts.digest(self._rules.identity)
         name = f"{self.folder}:{first}"
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}...{identity[:12]}"
-        return Part(name, identity, {**where, _COUNT: len(facts)}, content=f"{name} {len(facts)}")
+        return Part(name, identity, {**where, _COUNT: facts.utterances}, content=f"{name} {facts.utterances}")
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         tables = self._tables(str(part.where[_SORTED]).split("/"))
         lists = _Lists(tables, part.where)
-        yield from self._rules.samples(
-            attempt(lists.name(key, at), self._utterance, lists, key, value, at)
-            for key, value, at in islice(lists.utterances(), int(part.where[_COUNT]))
-        )
+        yield from self._rules.samples(self._utterances(lists, int(part.where[_COUNT])))
+        if _REST in part.where:
+            yield from map(partial(self._lost, lists), lists.lost(None))
+
+    def _utterances(self, lists: "_Lists", count: int) -> Iterator[Utterance | Unreadable]:
+        for key, value, at in islice(lists.utterances(), count):
+            yield from map(partial(self._lost, lists), lists.lost(key))
+            yield attempt(lists.name(key, at), self._utterance, lists, key, value, at)
+
+    def _lost(self, lists: "_Lists", row: Row) -> Unreadable:
+        name = row[0].decode("utf-8", "backslashreplace")
+        table, reason = (_SEGMENTS, NOT_CUT) if lists.has_segments else (_SCP, NO_RECORDING)
+        return Unreadable(name, f"{name}: it has a line in {self.transcripts} and none in {table}", reason)
 
     def _tables(self, in_memory: Collection[str]) -> dict[str, SortedTable]:
         """The tables that there are, by name; `segments` only with a line in it."""
@@ -146,6 +163,22 @@ class KaldiReader(UtteranceOptions):
         return Utterance(name, audio, transcript, speaker if isinstance(speaker, str) else "")
 
 
+class _Facts:
+    """What a part is made of, as a running hash; counts its utterances and its lines."""
+
+    def __init__(self) -> None:
+        self.utterances = self.lines = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, fact: object) -> None:
+        self.lines += 1
+        self._hash.update(f"{fact!r}\n".encode("utf-8", "surrogatepass"))
+
+    def digest(self, rules: str) -> str:
+        self._hash.update(rules.encode("utf-8", "surrogatepass"))
+        return self._hash.hexdigest()
+
+
 class _Lists:
     """The tables of a directory, read side by side from where a part begins.
 
@@ -159,6 +192,7 @@ class _Lists:
         self._main = tables[_SEGMENTS if self.has_segments else _SCP]
         self._scp = tables[_SCP]
         self._start = _position(where.get(_MAIN))
+        self._after = str(where.get(_AFTER, "")).encode("latin-1")
         self._cursors = {
             name: Cursor(tables.get(name), _position(where.get(name)))
             for name in (_TEXT, _SPEAKERS, *([_SCP] if self.has_segments else []))
@@ -170,6 +204,13 @@ class _Lists:
     def utterances(self) -> Iterator[Row]:
         """Rows of the table that names the utterances."""
         return self._main.rows(self._start)
+
+    def lost(self, key: bytes | None) -> Iterator[Row]:
+        """Transcripts between the utterance before and this one, or with None after it, which are of no utterance."""
+        for row in self._cursors[_TEXT].before(key):
+            if row[0] > self._after:
+                yield row
+        self._after = key or b""
 
     def name(self, key: bytes, at: Position) -> str:
         try:
@@ -187,7 +228,8 @@ class _Lists:
     def places(self, at: Position) -> dict[str, str | int]:
         """Where a part begins whose first utterance lies at `at`."""
         ats = {_MAIN: at, **{name: cursor.at for name, cursor in self._cursors.items()}}
-        return {name: f"{offset}:{number}" for name, (offset, number) in ats.items()}
+        places: dict[str, str | int] = {name: f"{offset}:{number}" for name, (offset, number) in ats.items()}
+        return {**places, _AFTER: self._after.decode("latin-1")}
 
     def read_on(self) -> None:
         """Reads every table to its end, so that all of them are known to be sorted."""

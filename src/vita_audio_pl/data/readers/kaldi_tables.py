@@ -160,11 +160,17 @@ class Cursor:
 
     def get(self, key: bytes) -> str | Unreadable | None:
         """The row of a key that is not before the last one; None where there is none."""
+        for _ in self.before(key):
+            pass
         row = self._row
-        while row is not None and row[0] < key:
-            self._at = row[2]
-            row = self._row = next(self._rows, None)
         return row[1] if row is not None and row[0] == key else None
+
+    def before(self, key: bytes | None) -> Iterator[Row]:
+        """The rows before a key, or with None the rest, which are passed over."""
+        while (row := self._row) is not None and (key is None or row[0] < key):
+            self._at = row[2]
+            self._row = next(self._rows, None)
+            yield row
 
     def find(self, key: bytes) -> str | Unreadable | None:
         """The row of any key."""
