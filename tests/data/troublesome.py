@@ -56,9 +56,9 @@ def utterances(*names: str, text: str = "txt") -> list[tuple[str, bytes | str]]:
     return [(f"{name}.{e}", tone() if e == "wav" else said) for name in names for e in ("wav", text)]
 
 
-def parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]] | pa.Table) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file)
+    pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows), file)
     return file.getvalue()
 
 
@@ -295,6 +295,17 @@ CASES = {
         TABLE,
         "asr",
     ),
+    "table: parquet whose audio is plain bytes": table(
+        parquet(pa.table({"id": ["1", "2", "3"], "file": [tone(), b"RIFF", b""], "text": [SINGS] * 3})),
+        {"1": SINGS},
+        {"unreadable audio": 1, "no audio": 1},
+        "a.parquet",
+    ),
+    "table: parquet whose audio is plain bytes, each once": table(
+        parquet(pa.table({"id": ["1", "2"], "file": pa.array([tone()] * 2).dictionary_encode(), "text": [SINGS] * 2})),
+        {"1": SINGS, "2": SINGS},
+        name="a.parquet",
+    ),
     "chats: parts": Case(
         {
             "a.jsonl": lines(
@@ -362,6 +373,20 @@ CASES = {
         KALDI,
         "asr",
         {"u3": 2},
+    ),
+    "kaldi: segments cut at the end of a line": Case(
+        kaldi("u2 rec1 0 2\n", "u1 one\nu2 two\nu3 three\nu4 four\n"),
+        {"u2": "two"},
+        {"no segment": 3},
+        KALDI,
+        "asr",
+    ),
+    "kaldi: transcripts of recordings that are not listed": Case(
+        kaldi(None, "rec0 zero\nrec1 one\nrec2 two\n", **{"wav.scp": b"rec1 short.wav\n", "short.wav": tone()}),
+        {"rec1": "one"},
+        {"no recording": 2},
+        KALDI,
+        "asr",
     ),
     "kaldi: lines in GBK": Case(
         kaldi("u1 rec1 0 2\nu2 rec1 2 4\n", b"u1 one\n" + "u2 你好\n".encode("gbk")),

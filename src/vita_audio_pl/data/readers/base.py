@@ -213,7 +213,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel: int | None = None) -> Recorded:
-    """Audio as a corpus gives it: a path, a data URI, or a Hugging Face `Audio` feature of `bytes` and `path`.
+    """Audio as a corpus gives it: a path, a data URI, a file's bytes, or a Hugging Face `Audio` feature of `bytes` and `path`.
 
     Args:
         root: folder that relative paths start from.
@@ -229,6 +229,8 @@ def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel:
         if isinstance(data, bytes) and data:
             return AudioBytes(where, data, channel)
         value = value.get("path")
+    elif isinstance(value, bytes) and value:
+        return AudioBytes(where, value, channel)
     if not isinstance(value, str) or not value:
         raise LeftOut(NO_AUDIO, f"{where}: there is no audio")
     if head := _DATA_URI.match(value):
