@@ -21,8 +21,8 @@ from vita_audio_pl.data.readers.base import (
     attempt,
     broken_part,
     file_identities,
-    files_matching,
     is_apple_double,
+    parts_matching,
     stamp_of,
 )
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
@@ -76,9 +76,8 @@ class ArchivesReader(UtteranceOptions):
     def parts(self) -> list[Part]:
         described = [self.place, self.table, dict(self.columns), self.audio, self._rules.identity]
         rules = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-        paths = files_matching(self.root, self.files)
+        paths, parts = parts_matching(self.root, self.files)
         tables: dict[str, str] = {}
-        parts = []
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
             name = relative(path, self.root).as_posix()
             try:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,10 +247,34 @@ def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel:
     return AudioFile(root / path, channel=channel)
 
 
-def files_matching(root: Place, patterns: Sequence[str]) -> list[Place]:
+def parts_matching(root: Place, patterns: Sequence[str]) -> tuple[list[Place], list[Part]]:
+    """`files_matching`, and a broken part for each name that a glob finds and that is neither a file nor a folder.
+
+    These are links that lead nowhere, as git-annex or a disk that moved leaves them, pipes and devices; none is opened.
+
+    Raises:
+        UserError: as `files_matching`.
+    """
+    found = files_matching(root, patterns, plain=False)
+    wrong = {path: problem for path in found if (problem := not_plain(path))}
+    broken = [broken_part(relative(path, root).as_posix(), "", UserError(wrong[path])) for path in wrong]
+    return [path for path in found if path not in wrong], broken
+
+
+def not_plain(path: Place) -> str:
+    """Why what lies there is no file; empty where it is one."""
+    if path.is_file():
+        return ""
+    if path.is_symlink() and isinstance(path, Path):
+        return f"{path} is a link to {os.readlink(path)}, where no file is: fetch it, or mount its disk"
+    return f"{path} is no plain file but a pipe, a socket or a device"
+
+
+def files_matching(root: Place, patterns: Sequence[str], plain: bool = True) -> list[Place]:
     """Files below `root` that any of the globs finds, in the order of the globs and then by name, each once.
 
-    `._name` files, in which macOS keeps attributes on other file systems, are none of the corpus.
+    With `plain` off, everything but folders. `._name` files, in which macOS keeps attributes on other file systems, are none
+    of the corpus.
 
     Raises:
         UserError: a glob leads out of `root` or is none, or no file matches.
@@ -259,7 +284,8 @@ def files_matching(root: Place, patterns: Sequence[str]) -> list[Place]:
         if ".." in Path(pattern).parts or Path(pattern).is_absolute():
             raise UserError(f"the pattern {pattern!r} leads out of {root}: give globs below root")
         try:
-            matches = sorted(path for path in root.glob(pattern) if not is_apple_double(path.name) and path.is_file())
+            names = (path for path in root.glob(pattern) if not is_apple_double(path.name))
+            matches = sorted(path for path in names if path.is_file() or not (plain or path.is_dir()))
         except (ValueError, NotImplementedError, re.error) as error:
             raise UserError(f"the pattern {pattern!r} is not a glob: {error}") from None
         except OSError as error:

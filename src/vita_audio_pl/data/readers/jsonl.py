@@ -12,7 +12,7 @@ from vita_audio_pl.data.readers.base import (
     audio_ref,
     broken_part,
     file_identities,
-    files_matching,
+    parts_matching,
 )
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.errors import UserError
@@ -44,10 +44,10 @@ class JsonlReader:
     filters: Filters = NONE
 
     def parts(self) -> list[Part]:
-        parts = []
+        paths, parts = parts_matching(self.root, self.files)
         rules = ("" if self.channel is None else f" channel {self.channel}") + self.filters.identity
         rules += f" {'dev' if self.dev else 'not dev'} {self.held_out!r}" if self.held_out or self.dev else ""
-        for path in files_matching(self.root, self.files):
+        for path in paths:
             try:
                 for block in line_blocks(path, self.lines_per_part):
                     where: dict[str, str | int] = {

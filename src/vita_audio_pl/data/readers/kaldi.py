@@ -16,6 +16,7 @@ from vita_audio_pl.data.readers.base import (
     RawSample,
     Unreadable,
     attempt,
+    not_plain,
 )
 from vita_audio_pl.data.readers.kaldi_tables import NOT_UTF8, START, Cursor, Position, Row, SortedTable, Unsorted
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
@@ -122,6 +123,9 @@ class KaldiReader(UtteranceOptions):
         """The tables that there are, by name; `segments` only with a line in it."""
         folder = self.root / self.folder
         names = (_SCP, self.transcripts, _SEGMENTS, _SPEAKERS)
+        for path in (folder / name for name in names):
+            if (path.is_symlink() or path.exists()) and (problem := not_plain(path)):
+                raise UserError(problem)
         tables = {
             name: SortedTable(folder / name, (folder / name).name in in_memory)
             for name in names

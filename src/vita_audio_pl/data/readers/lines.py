@@ -16,7 +16,7 @@ from vita_audio_pl.data.readers.base import (
     attempt,
     audio_ref,
     broken_part,
-    files_matching,
+    parts_matching,
 )
 from vita_audio_pl.data.readers.templates import PLACES, check_pattern, columns_in, filled, groups_of, places_of
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
@@ -71,9 +71,9 @@ class LinesReader(UtteranceOptions):
     def parts(self) -> list[Part]:
         described = [self.line, self.audio, self.skip, self.transcript, self.transcript_line, self._rules.identity]
         rules = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-        parts = []
-        paths = dict.fromkeys(path for pattern in self.files for path in files_matching(self.root, (pattern,)))
-        for path in paths:
+        found = [parts_matching(self.root, (pattern,)) for pattern in self.files]
+        parts = list({part.name: part for _, broken in found for part in broken}.values())
+        for path in dict.fromkeys(path for paths, _ in found for path in paths):
             name = relative(path, self.root).as_posix()
             try:
                 for block in line_blocks(path, self.lines_per_part):

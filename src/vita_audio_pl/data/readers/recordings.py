@@ -25,7 +25,7 @@ from vita_audio_pl.data.readers.base import (
     audio_ref,
     broken_part,
     file_identities,
-    files_matching,
+    parts_matching,
 )
 from vita_audio_pl.data.readers.table_files import parsed_row
 from vita_audio_pl.data.readers.templates import PLACES, columns_in, filled, places_of
@@ -84,8 +84,7 @@ class RecordingsReader(UtteranceOptions):
     def parts(self) -> list[Part]:
         described = json.dumps([self.list_key, dict(self.keys), self.subset, self._rules.identity])
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
-        parts = []
-        paths = files_matching(self.root, self.files)
+        paths, parts = parts_matching(self.root, self.files)
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
             name, changed = relative(path, self.root).as_posix(), path.stat().st_mtime_ns
             try:
@@ -187,10 +186,10 @@ class TextGridReader(UtteranceOptions):
 
     def parts(self) -> list[Part]:
         rules = hashlib.sha256(json.dumps([self.audio, self._rules.identity]).encode()).hexdigest()[:12]
-        paths = files_matching(self.root, self.files)
+        paths, broken = parts_matching(self.root, self.files)
         names = [relative(path, self.root).as_posix() for path in paths]
         found = zip(names, paths, file_identities(paths, self.root), strict=True)
-        return [
+        return broken + [
             Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found
         ]
 

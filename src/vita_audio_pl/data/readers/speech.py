@@ -20,7 +20,7 @@ from vita_audio_pl.data.readers.base import (
     Unreadable,
     attempt,
     file_identities,
-    files_matching,
+    parts_matching,
     unreadable,
 )
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
@@ -102,10 +102,10 @@ class SpeechReader(UtteranceOptions):
             )
         rules = [self.longest, self.shortest, self.pause, self.threshold, detector_facts(), self.transcriber.facts]
         digest = hashlib.sha256(json.dumps([*rules, self._rules.identity], sort_keys=True).encode()).hexdigest()[:12]
-        paths = files_matching(self.root, self.files)
+        paths, broken = parts_matching(self.root, self.files)
         names = [relative(path, self.root).as_posix() for path in paths]
         found = zip(names, paths, file_identities(paths, self.root), strict=True)
-        return [
+        return broken + [
             Part(name, f"{same} {digest}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found
         ]
 

@@ -23,7 +23,7 @@ from vita_audio_pl.data.readers.base import (
     audio_ref,
     broken_part,
     file_identities,
-    files_matching,
+    parts_matching,
 )
 from vita_audio_pl.data.readers.table_files import Row, pieces, rows
 from vita_audio_pl.data.readers.templates import check_pattern, columns_in, filled, searched
@@ -108,8 +108,7 @@ class TableReader(UtteranceOptions):
             + [option for option in (self.message_audio, self.inside) if option]
         )
         rules = hashlib.sha256(described.encode()).hexdigest()[:12] + self.filters.identity
-        parts = []
-        paths = files_matching(self.root, self.files)
+        paths, parts = parts_matching(self.root, self.files)
         for path, content in zip(paths, file_identities(paths, self.root), strict=True):
             identity, name, changed = f"{content} {rules}", str(relative(path, self.root)), path.stat().st_mtime_ns
             try:

@@ -19,8 +19,8 @@ from vita_audio_pl.data.readers.base import (
     Unreadable,
     attempt,
     file_identities,
-    files_matching,
     is_apple_double,
+    parts_matching,
 )
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions, speaker_of
 from vita_audio_pl.storage.places import Place, relative
@@ -55,8 +55,8 @@ class WebDatasetReader(UtteranceOptions):
     def parts(self) -> list[Part]:
         described = json.dumps([self._rules.identity, self.audio, self.text, self.text_key, self.speaker_key])
         rules = hashlib.sha256(described.encode()).hexdigest()[:12]
-        paths = files_matching(self.root, self.files)
-        return [
+        paths, broken = parts_matching(self.root, self.files)
+        return broken + [
             Part(
                 str(relative(path, self.root)),
                 f"{content} {rules}",
