@@ -146,6 +146,27 @@ CASES = {
         chat("x", [{"type": "text", "text": "hi"}], ["o", {"type": "text", "text": "k"}]), used={"x": "ok"}
     ),
     "audio as a part": jsonl(chat("x", [{"type": "audio", "audio": "a.wav"}, "what?"], "ok"), used={"x": "ok"}),
+    "pictures": jsonl(
+        {**_SHAREGPT, "audios": ["a.wav"], "images": ["a.png"]},
+        chat("x", [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": "a.png"}}]),
+        chat("x", [{"type": "image"}, "what?"]),
+        chat("x", "what?", video="a.mp4"),
+        chat("x", "<image>\nwhat?"),
+        {"conversations": [{"from": "human", "value": "see <video> there"}, {"from": "gpt", "value": "ok"}]},
+        chat("none", "which tag is <image> in HTML?", "this: <image>", images=[], image=None),
+        used={"none": "this: <image>"},
+        skipped=6,
+        reason="pictures",
+    ),
+    "answers that nobody asked for": jsonl(
+        {"messages": [{"role": "assistant", "content": "hi"}]},
+        {"messages": [{"role": "system", "content": "be kind"}, {"role": "assistant", "content": "hi"}]},
+        {"messages": [{"role": "assistant", "content": "hi"}, {"role": "user", "content": "hello"}]},
+        {"messages": [{"role": "assistant", "content": "hi"}, *chat()["messages"]], "id": "greeted"},
+        used={"greeted": SINGS},
+        skipped=3,
+        reason="no question",
+    ),
     "a role of tools": jsonl({"messages": [{"role": "tool", "content": "42"}, *chat()["messages"]]}, skipped=1),
     "answers without a word": jsonl(
         chat("x", answer=""), chat("y", answer=" \u3000\n"), chat("z", answer="\u200b\u2060\0\u0301"), skipped=3
@@ -305,6 +326,12 @@ CASES = {
         parquet(pa.table({"id": ["1", "2"], "file": pa.array([tone()] * 2).dictionary_encode(), "text": [SINGS] * 2})),
         {"1": SINGS, "2": SINGS},
         name="a.parquet",
+    ),
+    "chats: parquet with pictures": Case(
+        {"a.parquet": parquet([{**chat(), "images": [{"bytes": b"png"}]}, {**chat(), "images": []}])},
+        {"a.parquet:1": SINGS},
+        {"pictures": 1},
+        {**CHATS, "files": ["*.parquet"]},
     ),
     "chats: parts": Case(
         {

@@ -32,7 +32,7 @@ from vita_audio_pl.data.readers import (
     read_part,
     unreadable,
 )
-from vita_audio_pl.data.readers.base import LONGEST_NAME, LONGEST_PROBLEM
+from vita_audio_pl.data.readers.base import LONGEST_NAME, LONGEST_PROBLEM, check_asked
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.samples import MOST_CODES, TokenizedSample, pack_sample
 from vita_audio_pl.data.shape import SampleShape, shape_of
@@ -318,6 +318,8 @@ class _PartTask:
             try:
                 if isinstance(codes, Exception):
                     raise codes
+                if self.job.task != "long_text":
+                    check_asked(raw.conversation)
                 turns = conversation_to_turns(raw.conversation, self.job.tokenizer, codes)
                 heard = _outside_answers(raw, waves)
                 shape = shape_of(turns, self.rule, self._placeholders(heard))

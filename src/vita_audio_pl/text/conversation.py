@@ -7,7 +7,7 @@ from typing import Any
 
 from vita_audio_pl.errors import UserError, kind_in_words
 from vita_audio_pl.text.lines import load_json
-from vita_audio_pl.text.messages import ROLES, Message, as_list, is_blank, parse_messages, text_of
+from vita_audio_pl.text.messages import ROLES, Message, as_list, is_blank, parse_messages, refuse_pictures, text_of
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 ASR_INSTRUCTION = "Convert the speech to text."
@@ -86,6 +86,7 @@ class Conversation:
                 raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: a sample must be an object with 'messages', not {kind_in_words(value)}")
+        refuse_pictures(value, where)
         id = value.get("id")
         if id is not None and (not isinstance(id, str | int) or isinstance(id, bool)):
             raise UserError(f"{where}: 'id' must be a name or a number, not {kind_in_words(id)}")

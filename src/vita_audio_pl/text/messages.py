@@ -20,9 +20,29 @@ ROLES = ("system", "user", "assistant")
 
 SHAREGPT_AUDIO = "<audio>"
 
+PICTURES = ("image", "images", "video", "videos")
+"""Keys of pictures beside messages."""
+
+_PICTURE_PARTS = {*PICTURES[::2], *(f"{kind}_{form}" for kind in PICTURES[::2] for form in ("url", "file"))}
+_PICTURE_PARTS |= {"input_image", "input_video"}
+_PICTURE_TAGS = ("<image>", "<video>")
 _ROLE_OF = {**{role: role for role in ROLES}, "developer": "system", "human": "user", "gpt": "assistant"}
 _UNSEEN = frozenset({"Cc", "Cf", "Mc", "Me", "Mn", "Zl", "Zp", "Zs"})
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Pictures(UserError):
+    """A conversation about pictures or videos, which cannot be learnt without them; `reason` is the name it is counted under."""
+
+    reason = "pictures"
+
+
+def refuse_pictures(row: Mapping[str, Any], where: str) -> None:
+    """Raises `Pictures` where some are listed beside the messages of a row."""
+    for key in PICTURES:
+        value = as_list(row.get(key))
+        if any(item is not None for item in value) if isinstance(value, list | tuple) else value:
+            raise Pictures(f"{where}: it has '{key}', and pictures are not read")
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,7 @@ def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tupl
         or fewer than placeholders; whoever makes a `Conversation` of them checks that.
 
     Raises:
+        Pictures: there are pictures or videos among them.
         UserError: something is no message, has an unknown role, or holds what cannot be read.
     """
     value = as_list(value)
@@ -159,6 +180,11 @@ def _message(value: Any, here: str) -> _Turn:
         pieces = tuple(_part(part, f"{here}: part {number}") for number, part in enumerate(content, 1))
     else:
         pieces = (text_of(content, f"{here}: its '{content_key}'"),)
+        # elsewhere in a role/content chat it is what it looks like: a tag of HTML or XML
+        bare = pieces[0].strip()
+        for tag in _PICTURE_TAGS if _ROLE_OF[role] == "user" else ():
+            if tag in bare if sharegpt else bare.startswith(tag) or bare.endswith(tag):
+                raise Pictures(f"{here} has {tag}, and pictures are not read")
     return _Turn(_ROLE_OF[role], pieces, sharegpt)
 
 
@@ -168,6 +194,8 @@ def _part(value: Any, here: str) -> str | _Audio:
     if not isinstance(value, Mapping):
         raise UserError(f"{here} must be text or an object with a 'type', not {kind_in_words(value)}")
     kind = value.get("type", "text")
+    if isinstance(kind, str) and kind in _PICTURE_PARTS:
+        raise Pictures(f"{here} is of the type {kind!r}, and pictures are not read")
     if kind == "text":
         return text_of(value.get("text"), f"{here}: its 'text'")
     if kind in ("audio", "input_audio", "audio_url"):

@@ -19,7 +19,7 @@ from vita_audio_pl.text import Conversation
 Made = TypeVar("Made")
 
 NO_SAMPLE, NO_TEXT, NO_TRANSCRIPT, NO_AUDIO = "not a sample", "not text", "no transcript", "no audio"
-DAMAGED_FILE = "damaged file"
+DAMAGED_FILE, NO_QUESTION = "damaged file", "no question"
 
 EACH = "each"
 """The option `channel: each`: every channel of a recording is an utterance of its own."""
@@ -94,6 +94,13 @@ class RawSample:
     audios: tuple[AudioRef, ...] = ()
     transcript: str = ""
     speaker: str = ""
+
+
+def check_asked(conversation: Conversation) -> None:
+    """Raises `LeftOut` where no answer follows a question."""
+    roles = [message.role for message in conversation.messages]
+    if "assistant" in roles and ("user" not in roles or "assistant" not in roles[roles.index("user") :]):
+        raise LeftOut(NO_QUESTION, f"{conversation.id}: no answer of the assistant follows a message of the user")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions, s
 from vita_audio_pl.errors import UserError, kind_in_words
 from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, Conversation, Message
-from vita_audio_pl.text.messages import as_list, parse_messages, plain_text_of
+from vita_audio_pl.text.messages import PICTURES, as_list, parse_messages, plain_text_of, refuse_pictures
 
 _COLUMNS = (
     "id",
@@ -123,6 +123,8 @@ class TableReader(UtteranceOptions):
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         path, wanted = self.root / str(part.where["path"]), self._wanted()
+        if "text" not in self.columns:
+            wanted += PICTURES
         found = rows(path, dict(part.where), wanted)
         if _FOLDER in wanted:
             folder = {_FOLDER: relative(path.parent, self.root).as_posix()}
@@ -154,6 +156,7 @@ class TableReader(UtteranceOptions):
         return speaker_of(row.get(self.columns["speaker"])) if "speaker" in self.columns else ""
 
     def _chat(self, where: str, row: Row) -> RawSample:
+        refuse_pictures({key: row[key] for key in PICTURES if key in row}, where)
         audios: list[AudioRef] = []
         messages: tuple[Message, ...]
         channel = self.channel if isinstance(self.channel, int) else None
