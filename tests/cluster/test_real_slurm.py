@@ -5,7 +5,7 @@ import pytest
 from tests.cluster.conftest import CHAIN, Run
 from tests.patience import PATIENCE
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(PATIENCE)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(PATIENCE)]
 
 
 def test_a_chain_goes_on_where_a_preempted_job_stopped(run: Run) -> None:
