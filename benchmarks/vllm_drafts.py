@@ -4,7 +4,7 @@
     python benchmarks/vllm_drafts.py served                    # every head drafts (K = 10 in the published model)
     python benchmarks/vllm_drafts.py served --heads 1 --eager  # one head, which vLLM's CPU build can do, too
 
-Never run on a GPU. Its one-head form was run on a CPU. Each side is a process of its own, and they take turns; what our
+Never run to its end, on a GPU or on a CPU. Each side is a process of its own, and they take turns; what our
 decoder would write and accept is computed at the end on the same device. It needs vLLM and this package in one environment.
 """
 

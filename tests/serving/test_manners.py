@@ -253,8 +253,10 @@ def test_answers_leave_nothing_behind(service, monkeypatch):
 
 
 def test_an_answer_is_open_for_as_long_as_somebody_may_take_its_events(service):
+    conversations = []
+
     async def ask():
-        conversation = service.engine.conversation()
+        conversations.append(conversation := service.engine.conversation())
         conversation.add("user", "the cow")
         return service.ask(conversation, Decoding().options(service.loaded, service.config, 20, spoken=True))
 
@@ -271,6 +273,8 @@ def test_an_answer_is_open_for_as_long_as_somebody_may_take_its_events(service):
 
     assert asyncio.run(only_its_end()) is False
     asyncio.run(dropped())
+    for conversation in conversations:
+        service.engine.close(conversation).result()
 
 
 def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeypatch):

@@ -60,6 +60,6 @@ def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(talk, run
     for ended in (refused, wrong):
         assert ended.returncode != 0 and not ended.stdout and b"Traceback" not in ended.stderr
         [line] = ended.stderr.decode().strip().splitlines()
-        assert "cannot be talked to" in line and "is the server running, and the key right?" in line
+        assert "cannot be reached" in line and "is the server running, and is the key right?" in line
     assert b"401" in wrong.stderr and right.returncode == 0
     server.stop()
