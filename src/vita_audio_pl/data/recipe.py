@@ -103,7 +103,7 @@ class SourceRecipe:
 def _is_there(root: Place, options: Mapping[str, Any]) -> bool:
     """Whether there are files for a reader with these options."""
     try:
-        return bool(files_matching(root, options.get("files", ())))
+        return bool(files_matching(root, options.get("files", ()), plain=False))
     except UserError:
         return False
 

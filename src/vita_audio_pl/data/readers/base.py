@@ -269,10 +269,10 @@ def parts_matching(root: Place, patterns: Sequence[str]) -> tuple[list[Place], l
 
 
 def not_plain(path: Place) -> str:
-    """Why what lies there is no file; empty where it is one."""
-    if path.is_file():
+    """Why what lies there is no file; empty where it is one or nothing is there, and of stores, which have nothing else."""
+    if not isinstance(path, Path) or path.is_file() or not (path.is_symlink() or path.exists()):
         return ""
-    if path.is_symlink() and isinstance(path, Path):
+    if path.is_symlink():
         return f"{path} is a link to {os.readlink(path)}, where no file is: fetch it, or mount its disk"
     return f"{path} is no plain file but a pipe, a socket or a device"
 

@@ -124,7 +124,7 @@ class KaldiReader(UtteranceOptions):
         folder = self.root / self.folder
         names = (_SCP, self.transcripts, _SEGMENTS, _SPEAKERS)
         for path in (folder / name for name in names):
-            if (path.is_symlink() or path.exists()) and (problem := not_plain(path)):
+            if problem := not_plain(path):
                 raise UserError(problem)
         tables = {
             name: SortedTable(folder / name, (folder / name).name in in_memory)
