@@ -16,14 +16,15 @@ import pytest
 
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl import processes
+from vita_audio_pl.child_processes import worker_processes
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import announce_stop, check_agent, check_status, run_command, worker_processes
+from vita_audio_pl.processes import announce_stop, check_agent, check_status, run_command
 
 fork = multiprocessing.get_context("fork")
 
 STAGE = """
 import os, pathlib, signal, sys, time
-from vita_audio_pl.processes import end_with_launcher
+from vita_audio_pl.child_processes import end_with_launcher
 end_with_launcher()
 folder = pathlib.Path(sys.argv[1])
 def leave(number, frame):

@@ -25,6 +25,7 @@ from vita_audio_pl.benchmarking.synthetic_data import (
     write_index_only,
     write_source,
 )
+from vita_audio_pl.child_processes import attach_worker, worker_context, worker_processes
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.index import Index
@@ -35,7 +36,6 @@ from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.data.shards import decode_block
 from vita_audio_pl.data.survey import survey
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
-from vita_audio_pl.processes import attach_worker, worker_context, worker_processes
 from vita_audio_pl.storage.owned import Kind, Owned
 from vita_audio_pl.text import Rendered, Renderer, RenderOptions, TextTokenizer
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.child_processes import end_with, end_with_launcher
 from vita_audio_pl.config.component import with_components
 from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
@@ -28,7 +29,6 @@ from vita_audio_pl.config.home import arguments_with_homes, home_written_out, wr
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.config.renamed import RENAMED
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.processes import end_with, end_with_launcher
 from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.secrets import keep_credentials_out_of_logs, without_credentials
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from vita_audio_pl.child_processes import attach_worker, worker_context
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data.held_out import HeldOut, choose_held_out
 from vita_audio_pl.data.mixture import Mixture, load_mixture, without_missing
@@ -28,7 +29,6 @@ from vita_audio_pl.data.staging import is_prepared, local_folder, shards_place
 from vita_audio_pl.data.survey import Survey, survey
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.packed import PackedBatch
-from vita_audio_pl.processes import attach_worker, worker_context
 from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabulary
 
 log = logging.getLogger(__name__)

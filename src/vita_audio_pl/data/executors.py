@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from vita_audio_pl.child_processes import worker_processes
 from vita_audio_pl.data.jobs import note_failed
 from vita_audio_pl.data.options import ExecutorOptions
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import Progress, TokenizeJob
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.processes import worker_processes
 
 log = logging.getLogger(__name__)
 

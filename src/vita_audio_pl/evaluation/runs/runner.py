@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from vita_audio_pl.child_processes import worker_processes
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Content, digest
 from vita_audio_pl.evaluation.items import Item
@@ -21,7 +22,6 @@ from vita_audio_pl.evaluation.records import (
 )
 from vita_audio_pl.evaluation.runs.jobs import Decoding, Evaluation
 from vita_audio_pl.evaluation.runs.ranks import Share
-from vita_audio_pl.processes import worker_processes
 from vita_audio_pl.storage.files import write_json
 
 STEPS = ("generate", "transcribe")

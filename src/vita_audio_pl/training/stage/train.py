@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from vita_audio_pl.child_processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
@@ -21,7 +22,6 @@ from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.lora import NO_ADAPTER
 from vita_audio_pl.models.objective_settings import ObjectiveSettings
 from vita_audio_pl.models.objectives import Objective
-from vita_audio_pl.processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.storage.model_folders import find_model
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.callbacks.extra import ExtraCallbacks
