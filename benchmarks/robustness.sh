@@ -65,7 +65,7 @@ for part in "$@"; do
     chain) tests tests/end_to_end/test_killed_chain.py ;;
     corpora) tests tests/data/test_mutated_corpora.py -k 100000 ;;
     signals) tests tests/cluster/test_random_signals.py ;;
-    slurm) tests tests/cluster tests/data/test_prepare_command.py -k real_slurm ;;
+    slurm) tests tests/cluster/test_real_slurm.py tests/cluster/test_real_slurm_long.py tests/data/test_prepare_command.py -k real_slurm ;;
     nodes) tests tests/cluster/test_elastic.py tests/data/test_ray_cluster.py ;;
   esac || failed+=("$part")
   echo "== $part: $((SECONDS - before)) s by the clock"

@@ -33,7 +33,7 @@ def test_an_unknown_part_is_refused(tmp_path, script):
 
 def test_what_the_script_of_robustness_runs_is_there():
     ran = re.findall(r"tests ((?:tests/\S+ ?)+)(?:-k (\w+))?", (ROOT / "benchmarks/robustness.sh").read_text())
-    assert len(ran) == 7
+    assert len(ran) == 10
     for files, chosen in ran:
         written = "".join((ROOT / file).read_text() for file in files.split()).replace("_", "")
         assert chosen.replace("_", "") in written

@@ -113,7 +113,7 @@ def test_bad_waves_are_refused_by_number(codec, bad):
 def test_what_does_not_fit_is_refused(codec, folder, tmp_path):
     with pytest.raises(UserError, match="outside the codebook of 64"):
         codec.decode(np.array([0, 64]))
-    with pytest.raises(UserError, match="quantisers; levels=99"):
+    with pytest.raises(UserError, match="quantisers, so levels=99"):
         TransformersCodec(folder, levels=99)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="not that of a codec known here"):

@@ -15,7 +15,10 @@ def token_ids(values: Any, name: str, vocabulary: int) -> list[int]:
     """
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
         raise UserError(f"{name} is {shown(values)}; it must be a list of token ids")
+    values = list(values)
     try:
+        if any(getattr(value, "ndim", 0) for value in values):  # a tensor of one element would count as a number
+            raise TypeError
         ids = [operator.index(value) for value in values]
     except (TypeError, RuntimeError):
         raise UserError(f"{name} holds something that is not a token id; it must be a list of whole numbers") from None
