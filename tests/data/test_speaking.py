@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -258,7 +259,7 @@ def endpoint(server: ThreadingHTTPServer, **settings: Any) -> Endpoint:
 def test_a_server_speaks_and_its_key_is_written_nowhere(
     corpus: Callable[..., Path], server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TTS_KEY", "sk-very-secret")
+    monkeypatch.setenv("TTS_KEY", "sk-very-secret\r\n")  # as it comes out of a file
     root = corpus("the cow", "status 400", "the duck")
     job = job_of(root, endpoint(server, key_variable="TTS_KEY"))
     manifest = prepared(job)
@@ -269,6 +270,15 @@ def test_a_server_speaks_and_its_key_is_written_nowhere(
     files = [path for path in root.parent.rglob("*") if path.is_file()]
     assert not [path for path in files if b"very-secret" in path.read_bytes()]
     assert "400" in (job.out / "skipped.jsonl").read_text()
+    for key in ("sk-very\n-secret", "sk-very\u2028-secret"):
+        monkeypatch.setenv("TTS_KEY", key)
+        with pytest.raises(UserError, match="TTS_KEY holds a line break"):
+            endpoint(server, key_variable="TTS_KEY")
+        with pytest.raises(Unreachable, match="cannot be sent") as told:  # of a worker, whose environment is another
+            Endpoint(url=f"http://localhost:{server.server_port}/v1", key_variable="TTS_KEY", tries=1).build().speak(
+                "a"
+            )
+        assert "-secret" not in "".join(traceback.format_exception(told.value, limit=0))
 
 
 def test_a_server_is_asked_again_while_that_may_help(server: ThreadingHTTPServer) -> None:

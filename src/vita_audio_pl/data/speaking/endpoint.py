@@ -56,11 +56,20 @@ class Endpoint(VoiceSettings):
             raise UserError("tts.url is not the address of a server: give http://HOST:PORT/v1")
         if "@" in parts.netloc or parts.query:
             raise UserError("tts.url holds a name or a key: put it into the environment, and say tts.key_variable=NAME")
-        if self.key_variable and not os.environ.get(self.key_variable):
+        if self.key_variable and not self._key:
             raise UserError(f"tts.key_variable: there is no environment variable {self.key_variable}, or it is empty")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(
+                f"tts.key_variable: {self.key_variable} holds a line break or another character that no key has: set it again"
+            )
 
     def build(self) -> Voice:
-        return _Endpoint(self, os.environ.get(self.key_variable, "") if self.key_variable else "")
+        return _Endpoint(self, self._key)
+
+    @property
+    def _key(self) -> str:
+        # as `export KEY=$(cat FILE)` of a file from another system leaves it
+        return os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
 
     def facts(self) -> dict[str, Any]:
         asked = {"model": self.model, "voice": self.voice, "speed": self.speed, "instructions": self.instructions}
@@ -120,6 +129,9 @@ class _Endpoint:
                 if error.code < 500 and broken:  # no key, no such model: the same for every text
                     raise Unreachable(errno.ENOTCONN, problem, self._settings.address) from None
                 wait = _seconds(error.headers.get("Retry-After"), wait)
+            except ValueError as error:  # of a header or an address; its text may hold the key
+                problem = f"the request cannot be sent ({type(error).__name__}): look at tts.url and at the key"
+                raise Unreachable(errno.ENOTCONN, problem, self._settings.address) from None
             except (HTTPException, URLError, OSError) as error:
                 problem, broken = str(getattr(error, "reason", "") or error) or type(error).__name__, False
             if number + 1 < self._settings.tries:
