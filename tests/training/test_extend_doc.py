@@ -114,8 +114,24 @@ def test_a_voice_from_outside_speaks(my_lab):
     assert len(voice.build().speak("moo")[0]) == 2400
     with pytest.raises(UserError, match="my_lab.Counting has no method speak"):
         voice_facts(component({"_target_": "my_lab.Counting"}, "tts"))
-    with pytest.raises(UserError, match="tts.api_key is named like a secret"):
-        voice_facts(Custom("my_lab.Hum", {"api_key": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"api_key": "x"}, "api_key"),
+        ({"apiKey": "x"}, "apiKey"),
+        ({"apikey": "x"}, "apikey"),
+        ({"headers": {"Authorization": "x"}}, "headers.Authorization"),
+        ({"servers": [{"url": "a"}, {"url": "b", "access_token": "x"}]}, "servers.1.access_token"),
+        ({"inner": Custom("my_lab.Hum", {"PASSWORD": "x"})}, "inner.PASSWORD"),
+    ],
+)
+def test_a_secret_among_settings_of_ones_own_is_written_nowhere(my_lab, settings, name):
+    for facts, where, path in ((voice_facts, "tts", "my_lab.Hum"), (judge_facts, "judge", "my_lab.Counting")):
+        with pytest.raises(UserError, match=f"{where}.{name} is named like a secret"):
+            facts(Custom(path, settings))
+        assert "boop" in str(facts(Custom(path, {"word": "boop", "max_tokens": 3, "tokenizer": {"author": "b"}})))
 
 
 def test_a_plugin_registers_a_codec_and_a_reader(my_lab):

@@ -13,7 +13,8 @@ Either way the settings are checked against the fields, or the signature, before
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -129,6 +130,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     return without_credentials(value)
+
+
+_SECRET = re.compile(
+    r"(key|token|secret|passw(or)?d|passphrase|pwd|credentials?|auth|authori[sz]ation)$", re.IGNORECASE
+)
+
+
+def written_settings(custom: Custom, where: str) -> dict[str, Any]:
+    """`plain` settings of a class from outside, for manifests, cards and results.
+
+    Raises:
+        UserError: one of them, however deep, is named like a secret.
+    """
+    settings: dict[str, Any] = plain(custom.settings)
+    if secret := next(_secrets(settings, where), None):
+        raise UserError(
+            f"{secret} is named like a secret, and settings of a class of your own are written into manifests, cards and "
+            f"results: have {custom.path} read it from the environment"
+        )
+    return settings
+
+
+def _secrets(value: Any, where: str) -> Iterator[str]:
+    """Dotted names of settings that are named like secrets."""
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in inside:
+        if _SECRET.search(str(name)):
+            yield f"{where}.{name}"
+        yield from _secrets(inner, f"{where}.{name}")
 
 
 def find_class(path: str, where: str) -> Any:

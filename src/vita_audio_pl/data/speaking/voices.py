@@ -7,7 +7,6 @@ command line alone.
 import errno
 import hashlib
 import io
-import re
 import shlex
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import soundfile
 
-from vita_audio_pl.config.component import TARGET, Component, Custom, component, find_class, plain
+from vita_audio_pl.config.component import TARGET, Component, Custom, component, find_class, written_settings
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.data.readers.base import LeftOut
@@ -61,9 +60,6 @@ class VoiceSettings(Component):
         raise NotImplementedError
 
 
-_SECRET = re.compile(r"(^|_)(key|token|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
-
-
 def voice_facts(voice: "VoiceSettings | Custom") -> dict[str, Any]:
     """What decides the sound of a voice, one of a person's own class too.
 
@@ -75,12 +71,7 @@ def voice_facts(voice: "VoiceSettings | Custom") -> dict[str, Any]:
     kind = find_class(voice.path, "tts")
     if not hasattr(kind, "speak") and not hasattr(kind, "build"):
         raise UserError(f"tts: {voice.path} has no method speak(text); docs/extend.md shows one")
-    if secret := next(filter(_SECRET.search, voice.settings), None):
-        raise UserError(
-            f"tts.{secret} is named like a secret, and settings of a voice are written into manifests and cards: have "
-            f"{voice.path} read it from the environment"
-        )
-    return {"kind": voice.path, **plain(voice.settings)}
+    return {"kind": voice.path, **written_settings(voice, "tts")}
 
 
 @dataclass

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vita_audio_pl.config.component import Component, Custom
+from vita_audio_pl.config.component import Component, Custom, written_settings
 from vita_audio_pl.config.fields import did_you_mean, setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import path_digest
@@ -164,13 +164,17 @@ def judge_maker(
 
 
 def judge_facts(judge: "str | JudgeSettings | Custom", device: str = "cpu", **files: Any) -> dict[str, Any]:
-    """What decides a judge's transcripts; of files and folders their contents. files: as `judge_settings` takes them."""
+    """What decides a judge's transcripts; of files and folders their contents. files: as `judge_settings` takes them.
+
+    Raises:
+        UserError: a setting of a judge of one's own is named like a secret.
+    """
     if isinstance(judge, str) and judge not in JUDGES:
         return {"judge": judge}  # refused where it is to be built, before the first answer
     settings = judge_settings(judge, **files)
     if isinstance(settings, JudgeSettings):
         return {"judge": judge_name(judge), **settings.facts(device)}
-    return {"judge": settings.path, "settings": _with_contents(settings.settings)}
+    return {"judge": settings.path, "settings": _with_contents(written_settings(settings, "judge"))}
 
 
 def _with_contents(value: Any) -> Any:
