@@ -15,7 +15,7 @@ from toy_corpus import toy_tokenizer
 
 from vita_audio_pl.config.component import Custom
 from vita_audio_pl.data.prepare_source import prepare_source
-from vita_audio_pl.data.readers import RawSample, Transcriber, make_reader, read_part
+from vita_audio_pl.data.readers import RawSample, Transcriber, Unreadable, make_reader, read_part
 from vita_audio_pl.data.readers.speech import cut
 from vita_audio_pl.data.recipe import parse_recipe
 from vita_audio_pl.errors import UserError
@@ -37,6 +37,13 @@ class Timing:
 
 def timing(**facts: str) -> Transcriber:
     return Transcriber(Custom(f"{__name__}.Timing", {}), {"judge": "timing", **facts})
+
+
+class Peak:
+    """A recogniser that writes how loud what it heard is."""
+
+    def transcribe(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[str]:
+        return [f"{np.abs(wave).max():.4f}" for wave in waves]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,27 @@ def test_a_recording_is_cut_in_its_pauses_and_written_down(
     assert [s.conversation for s in again if isinstance(s, RawSample)] == [s.conversation for s in samples]
 
 
+@pytest.mark.parametrize("channel", [0, 1])
+def test_one_channel_is_cut_and_heard_where_one_is_chosen(tmp_path: Path, channel: int) -> None:
+    first, second = (
+        w.astype(np.float32) / 32768 for w in synthesis.speak(list(SENTENCES[:2]), synthesis.Voice("en-us"))
+    )
+    gap = np.zeros(32_000, np.float32)
+    left = np.concatenate([gap, first, gap, 0 * second, gap])
+    right = np.concatenate([gap, 0 * first, gap, second / 4, gap])
+    soundfile.write(tmp_path / "call.wav", np.stack([left, right], 1), 16_000)
+    reader = recipe(channel=channel).open(tmp_path, transcriber=Transcriber(Custom(f"{__name__}.Peak", {}), {}))
+    [sample] = read_part(reader, reader.parts()[0])
+    assert isinstance(sample, RawSample)
+    [audio] = sample.audios
+    begins = 2 + channel * (len(first) / 16_000 + 2)
+    assert abs(audio.start - begins) < 0.5 and audio.channel == channel  # type: ignore[union-attr]
+    assert float(sample.transcript) == pytest.approx(np.abs((left, right)[channel]).max(), rel=0.02)
+    missing = recipe(channel=2).open(tmp_path, transcriber=timing())
+    [left_out] = read_part(missing, missing.parts()[0])
+    assert isinstance(left_out, Unreadable) and "there is no channel 2; it has 2" in left_out.problem
+
+
 def test_pieces_are_as_long_as_they_may_be_and_names_follow_from_all_that_decides(
     corpus: tuple[Path, list[tuple[float, float]]],
 ) -> None:
@@ -95,6 +123,8 @@ def test_pieces_are_as_long_as_they_may_be_and_names_follow_from_all_that_decide
         recipe(transcriber={"_target_": "os.system"}).open(root)
     with pytest.raises(UserError, match="shortest must be below longest"):
         recipe(longest=0.5).open(root)
+    with pytest.raises(UserError, match="in place of channel: each give channel: 0"):
+        recipe(channel="each").open(root)
     identities = {
         recipe(**options).open(root, transcriber=timing(**facts)).parts()[0].identity
         for options in ({}, {"longest": 4.0}, {"pause": 0.5}, {"lower": True})

