@@ -1,10 +1,12 @@
 """Messages that are spoken while a corpus is prepared: once each, by any voice, with failures counted and keys kept."""
 
+import errno
 import json
 import re
 import shlex
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +25,7 @@ from vita_audio_pl.data.card import card_of, judged_in
 from vita_audio_pl.data.left_out import summary
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import Manifest, PreparedSource
-from vita_audio_pl.data.readers import LeftOut
+from vita_audio_pl.data.readers import AudioRef, LeftOut
 from vita_audio_pl.data.recipe import parse_recipe
 from vita_audio_pl.data.speaking import kept
 from vita_audio_pl.data.speaking.endpoint import Endpoint
@@ -61,6 +63,8 @@ class Tones:
 
     def speak(self, text: str) -> tuple[np.ndarray, int]:
         asked.append(text)
+        if "away" in text:
+            raise Unreachable(errno.ENOTCONN, "nobody is there", "the voice")
         if "crash" in text:
             raise ValueError("a bug in it")
         length = 0 if "nothing" in text else 4000
@@ -150,6 +154,27 @@ def test_a_voice_that_never_speaks_stops_the_command(corpus: Callable[..., Path]
     with pytest.raises(Unreachable, match="20 texts in a row"):
         prepare_source(job_of(root, tones()))
     assert len(asked) < 30 and not (root.parent / "shards/qa/manifest.json").exists()
+
+
+def test_a_voice_that_is_away_is_not_asked_for_all_that_waits(corpus: Callable[..., Path]) -> None:
+    one_part = {**RECIPE, "reader": {"kind": "jsonl", "files": ["qa.jsonl"]}}
+    job = job_of(corpus(*(f"away {n}" for n in range(60))), tones(), one_part)
+    with pytest.raises(Unreachable, match="nobody is there"):
+        prepare_source(job)
+    assert 1 <= len(asked) <= job.decoders
+
+    loaded: list[AudioRef] = []
+
+    def slow(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndarray:
+        loaded.append(audio)
+        if len(loaded) > 1:
+            time.sleep(0.1)
+            return np.ones(4000, np.float32)
+        raise Unreachable(errno.ENOTCONN, "nobody is there", "a disk")
+
+    with pytest.raises(Unreachable, match="a disk"):
+        prepare_source(replace(job, load_audio=slow))
+    assert len(loaded) < 40  # of 60, which were queued
 
 
 def test_questions_are_spoken_instead_of_written_and_transcripts_are_not(corpus: Callable[..., Path]) -> None:

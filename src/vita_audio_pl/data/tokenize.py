@@ -229,7 +229,10 @@ class _PartTask:
         with ExitStack() as stack:
             writer = stack.enter_context(ShardWriter(shard))
             audio = stack.enter_context(ShardWriter(audio_shard, extension=clips.EXTENSION)) if keeps_audio else None
-            pool = stack.enter_context(ThreadPoolExecutor(self.job.decoders))
+            pool = ThreadPoolExecutor(self.job.decoders)
+            stack.push(
+                lambda error, *_: pool.shutdown(cancel_futures=error is not None)
+            )  # a text to speak may take minutes
             ahead = ReadAhead(self.job.rules.batch_seconds, self._load, self._seconds, self._skip, self._clocked)
             for batch in ahead.batches(read_part(self.job.reader, self.part), pool):
                 for ready in self._ready(batch):

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -31,6 +32,7 @@ FOLDER = ".spoken"
 _KIND = Kind("folder of spoken texts", ("*/*.flac",))
 _LOUDEST_SILENCE = 1e-4  # of full scale, as of recordings
 _FIRST, _IN_A_ROW = 20, 500  # failures in a row that say something of the voice: of its first texts, and of any
+_AWAY = 10.0  # seconds in which a voice that is away is not asked again: all threads have met the error by then
 
 Load: TypeAlias = Callable[[AudioRef, int, float], np.ndarray]
 
@@ -105,8 +107,19 @@ class _Speaker:
         if facts != kept.facts:
             raise Unreachable(errno.ENOTCONN, f"it is {facts} here, and was {kept.facts}", "the voice")
         self._spoke, self._failed = False, 0
+        self._away: Unreachable | None = None
+        self._ask_again = 0.0  # on the clock of `time.monotonic`
 
     def speak(self, text: str) -> tuple[np.ndarray, int]:
+        if self._away is not None and time.monotonic() < self._ask_again:
+            raise self._away
+        try:
+            return self._speak(text)
+        except Unreachable as error:
+            self._away, self._ask_again = error, time.monotonic() + _AWAY
+            raise
+
+    def _speak(self, text: str) -> tuple[np.ndarray, int]:
         try:
             wave, rate = self._voice.speak(text)
             wave = np.asarray(wave, np.float32)
