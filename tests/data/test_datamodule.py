@@ -411,6 +411,13 @@ def test_hours_of_a_source_are_what_an_epoch_takes_of_it(corpus: Corpus, tmp_pat
     for source, hours in zip(module.sources, (0.05, 0.02), strict=False):
         passes = taken[source.name] / source.manifest.codes
         assert passes * source.manifest.seconds / 3600 == pytest.approx(hours, rel=0.03)
+    mixture.write_text("sources: {asr: {ratio: 2.0, num: 30}, tts: {ratio: 1.0}}")
+    few = replace(corpus, mixture=mixture).module()
+    passes = 2 * 30 / len(few.sources[0])
+    expected = passes * few.sources[0].manifest.seconds / 3600
+    assert few.describe()["sources"]["asr"]["hours"] == pytest.approx(expected, abs=1e-4)
+    levelled = replace(corpus, mixture=mixture).module(temperature=2.0)  # an epoch is as large as without
+    assert levelled.plan.phases[0].tokens_per_epoch == pytest.approx(few.plan.phases[0].tokens_per_epoch, rel=0.1)
     mixture.write_text("sources: {asr: {ratio: 1.0}, text: {hours: 1}}")
     with pytest.raises(UserError, match="1 hours of 'text' are wanted in an epoch, and it has 0 h"):
         replace(corpus, mixture=mixture).module().plan  # noqa: B018

@@ -58,7 +58,7 @@ def test_a_part_that_fails_is_tried_again_and_then_told(
     manifest = prepare_source(job, LocalExecutor(tries=3))
     status = status_of(job.out)
     assert manifest is not None and status.ready and (status.done, status.failed, status.failures) == (4, 0, ())
-    assert status.seconds == manifest.seconds and not status.jobs
+    assert (status.seconds, status.samples) == (manifest.seconds, manifest.samples) and not status.jobs
 
 
 def test_status_shows_the_jobs_at_work_and_the_last_of_an_array_tells_of_all(raw: Path, tmp_path: Path) -> None:
@@ -83,6 +83,10 @@ def test_status_shows_the_jobs_at_work_and_the_last_of_an_array_tells_of_all(raw
     mixture = Mixture("mine", (Share("asr", hours=3.0), Share("tts", 2.0)))
     console.print(status_table([status_of(job.out), SourceStatus("tts")], mixture))
     text = console.export_text()
+    assert 0 < first.samples < second.samples < status_of(job.out).samples
+    few = SourceStatus("asr", samples=400, seconds=8 * 3600)
+    console.print(status_table([few], Mixture("mine", (Share("asr", 2.0, num=100),))))
+    assert "4.00" in console.export_text()
     assert "1 of 2 ready" in text and "not begun" in text and text.count("3.00") == 2 and "one of 'mine' takes" in text
 
 

@@ -128,8 +128,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         return Plan(planned, self.row_length, self.seed, self.options.window)
 
     def _ratios(self, mixture: Mixture) -> list[float]:
-        tokens = np.array([surveyed.tokens.sum(dtype=np.int64) for surveyed in self._surveys])
-        hours = np.array([source.manifest.seconds / 3600 for source in self.sources])
+        used = np.array([s.used(len(source)) for s, source in zip(mixture.shares, self.sources, strict=True)])
+        tokens = used * [surveyed.tokens.sum(dtype=np.int64) for surveyed in self._surveys]
+        hours = used * [source.manifest.seconds / 3600 for source in self.sources]
         return [float(ratio) for ratio in mixture.ratios(tokens, hours)]
 
     @cached_property
@@ -335,8 +336,8 @@ class SpeechDataModule(lightning.LightningDataModule):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """What this run is trained on, for its manifest."""
-        shares = self.plan.phases[-1].shares
+        """What this run is trained on, for its manifest; the hours of an epoch are of all that is prepared, left out or not."""
+        phase = self.plan.phases[-1]
         return {
             "plan": self.fingerprint,
             "mixture": self.mixture.name,
@@ -344,9 +345,9 @@ class SpeechDataModule(lightning.LightningDataModule):
             "seed": self.seed,
             "sources": {
                 source.name: {
-                    "share": round(share, 6),
+                    "share": round(part, 6),
                     "ratio": ratio,
-                    "hours": round(ratio * source.manifest.seconds / 3600, 4),
+                    "hours": round(ratio * share.used(len(source)) * source.manifest.seconds / 3600, 4),
                     "samples": len(source),
                     "tokens": int(surveyed.tokens.sum(dtype="i8")),
                     "left_out": surveyed.counts,
@@ -354,8 +355,8 @@ class SpeechDataModule(lightning.LightningDataModule):
                     "tokenizer": source.manifest.tokenizer,
                     "codec": source.manifest.codec,
                 }
-                for source, surveyed, share, ratio in zip(
-                    self.sources, self._surveys, shares, self.plan.phases[-1].ratios, strict=True
+                for source, surveyed, share, part, ratio in zip(
+                    self.sources, self._surveys, self.mixture.shares, phase.shares, phase.ratios, strict=True
                 )
             },
         }

@@ -38,6 +38,10 @@ class Share:
     num: int | None = None
     hours: float | None = None
 
+    def used(self, samples: int) -> float:
+        """Part of a source of so many samples that is used at all: all of it, or `num` samples."""
+        return 1.0 if self.num is None or not samples else min(self.num, samples) / samples
+
     def passes(self, hours: float) -> float:
         """Passes over the source in an epoch; `hours` of audio are in it.
 
@@ -74,8 +78,8 @@ class Mixture:
         """Ratio of each share after temperature, `(shares,) float64`; the tokens, or hours, of an epoch stay the same in all.
 
         Args:
-            tokens: tokens of each source in one pass over it.
-            hours: of audio in each source.
+            tokens: tokens of each source in one pass over it, which is over its `num` samples where it has that.
+            hours: of audio in one pass.
 
         Raises:
             UserError: see `Share.passes`.

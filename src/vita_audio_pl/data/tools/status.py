@@ -22,7 +22,7 @@ class SourceStatus:
         source: its name.
         parts: that it has; 0 where nobody has begun.
         done, running, failed: of them.
-        seconds: of audio in those that are done.
+        samples, seconds: in those that are done, the seconds of audio.
         ready: it can be trained on.
         jobs: that work on it now, each with the state that it has noted.
         silent: holders of leases that have not been heard of for a while.
@@ -34,6 +34,7 @@ class SourceStatus:
     done: int = 0
     running: int = 0
     failed: int = 0
+    samples: int = 0
     seconds: float = 0.0
     ready: bool = False
     jobs: tuple[tuple[Held, JobState | None], ...] = ()
@@ -88,17 +89,17 @@ def status_of(folder: Place) -> SourceStatus:
     states = {state.lease: state for state in jobs_of(folder, names)}
     live = tuple((one, states.get(one.kind)) for one in held if one.lives)
     running = sum(state.running for _, state in live if state is not None)
-    ready = manifest is not None and len(done) == len(wanted)
+    whole = manifest if len(done) == len(wanted) else None
+    reports = [] if whole else outputs.reports(done)
     return SourceStatus(
         source=folder.name,
         parts=len(wanted),
         done=len(done),
         running=min(running, len(wanted) - len(done) - len(failed)),
         failed=len(failed),
-        seconds=manifest.seconds
-        if ready and manifest is not None
-        else sum(float(report["seconds"]) for report in outputs.reports(done)),
-        ready=ready,
+        samples=whole.samples if whole else sum(int(report["shard"]["samples"]) for report in reports),
+        seconds=whole.seconds if whole else sum(float(report["seconds"]) for report in reports),
+        ready=whole is not None,
         jobs=live,
         silent=tuple(one for one in held if not one.lives),
         failures=tuple(
@@ -148,13 +149,13 @@ def status_table(found: Sequence[SourceStatus], mixture: Mixture) -> Table:
         )
     table.caption = (
         f"as of {time.strftime('%Y-%m-%d %H:%M:%S')}; 'to go' at the pace of the jobs that run now; 'an epoch': hours that one of "
-        f"'{mixture.name}' takes of what is prepared, before its temperature"
+        f"'{mixture.name}' takes of all that is prepared, before its temperature"
     )
     return table
 
 
 def _hours_an_epoch(one: SourceStatus, share: Share) -> float:
-    return share.ratio * one.seconds / 3600 if share.hours is None else share.hours
+    return share.ratio * share.used(one.samples) * one.seconds / 3600 if share.hours is None else share.hours
 
 
 def _time(seconds: float | None) -> str:

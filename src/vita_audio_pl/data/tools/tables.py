@@ -83,7 +83,8 @@ def plan_table(module: "SpeechDataModule", rows: int) -> Table:
     table.caption = (
         f"an epoch has about {phase.tokens_per_epoch / module.row_length:,.0f} rows of {module.row_length} tokens in "
         f"{phase.windows:,} windows, {module.steps_per_epoch:,} steps; the first {rows:,} rows are "
-        f"{100 * tokens.sum() / (rows * module.row_length):.2f} % full; plan {module.fingerprint}"
+        f"{100 * tokens.sum() / (rows * module.row_length):.2f} % full; hours are of all that is prepared, left out or not; plan "
+        f"{module.fingerprint}"
     )
     return table
 
