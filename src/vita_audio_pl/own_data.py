@@ -83,6 +83,7 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             codec_folder=out / "codec",
             batch_seconds=config.batch_seconds,
             decoders=config.decoders,
+            shard_bytes=round(config.shard_mb * 1e6),
             codes=place(config.codes, "codes") if config.codes else None,
             cache=config.cache,
             keep_audio=facts.vocabulary.continuous_input,
@@ -92,11 +93,12 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             voice=config.tts,
             spoken=place(config.spoken, "spoken") if config.spoken else None,
         )
-        manifest = prepare_split(job, executor_of(config.executor), console, prune=True)
+        whole = config.parts is None
+        manifest = prepare_split(job, executor_of(config.executor), console, config.parts, prune=whole)
         if manifest is not None:
             print(describe_manifest(manifest, out / SHARDS))
             if judge is not None:
-                print(judged_told(job, judge_speech(job, manifest, judge, config.judged, device=config.device)))
+                print(judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device)))
     atomic_write(out / MIXTURE, f"description: Your own data.\nsources:\n  {SOURCE}: {{ratio: 1.0}}\n".encode())
     return out
 

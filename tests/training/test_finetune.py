@@ -11,6 +11,7 @@ import torch
 import toy
 from rich.console import Console
 
+from vita_audio_pl import own_data
 from vita_audio_pl.codecs import MelVQ, MelVQConfig, write_wav
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
 from vita_audio_pl.data.prepared import PreparedSource
@@ -107,6 +108,16 @@ def test_recordings_with_texts_beside_them_are_samples_too(samples, model, tmp_p
     assert size(out / "shards/own") + size(out / "shards/own.dev") == 12
     with pytest.raises(UserError, match="holds no recording .* beside a text of the same name"):
         prepared(model / "codec", model, tmp_path / "none")
+
+
+def test_shard_mb_and_parts_do_what_they_do_for_a_source(samples, model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        own_data, "prepare_split", lambda job, e, c, parts, prune: asked.append((job.shard_bytes, parts, prune))
+    )
+    for options in ({"shard_mb": 0.5, "parts": 1}, {}):
+        prepared(samples / "my.jsonl", model, tmp_path / "out", held_out=0.0, **options)
+    assert asked == [(500_000, 1, False), (100_000_000, None, True)]
 
 
 def test_a_model_without_a_codec_is_asked_for_one(samples, model, tmp_path):
