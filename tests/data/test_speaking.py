@@ -234,6 +234,9 @@ def test_what_the_judge_hears_is_in_the_card(corpus: Callable[..., Path]) -> Non
     assert card["voice"].items() >= espeak.items() and card["judged"]["wer"] == judged["wer"]
     assert "by the transcripts of pocketsphinx" in (job.out / "card.md").read_text()
     assert judge_speech(job, manifest, judge, 10) == judged == judged_in(job.out, manifest)
+    (job.out / "manifest.json").unlink()
+    assert prepared(job) == manifest  # finished once more, from the same shards
+    assert "by the transcripts of pocketsphinx" in (job.out / "card.md").read_text()
     assert card_of(manifest, judged=judged_in(job.out, replace(manifest, index_crc=1))).spoken["judged"] is None
 
 

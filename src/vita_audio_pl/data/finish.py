@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vita_audio_pl.data.card import card_of
+from vita_audio_pl.data.card import card_of, judged_in
 from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.index import IndexPiece, merge_indexes
 from vita_audio_pl.data.jobs import FAILED
@@ -82,7 +82,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str],
     mine = Owned.claim(job.out, SOURCE)
     mine.remove_abandoned()
     mine.remove(*(name for name in names_in(job.out) if name.startswith(FAILED)))
-    card = card_of(manifest)
+    card = card_of(manifest, judged=judged_in(job.out, manifest))
     write_json(job.out / CARDS[1], card.to_json())
     atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
     sums = {name: FileSum.from_json(value) for record in records for name, value in record["sums"].items()}
