@@ -123,6 +123,10 @@ def test_pieces_are_as_long_as_they_may_be_and_names_follow_from_all_that_decide
         recipe(transcriber={"_target_": "os.system"}).open(root)
     with pytest.raises(UserError, match="shortest must be below longest"):
         recipe(longest=0.5).open(root)
+    for longest in (0.21, 0.25):  # these would be cut into pieces of nothing, without end
+        with pytest.raises(UserError, match="no room to cut"):
+            recipe(longest=longest, shortest=0.1).open(root)
+    assert len(cut(np.ones(100, np.float32), 0.3, 0.01, 0.3, 0.5)) > 10
     with pytest.raises(UserError, match="in place of channel: each give channel: 0"):
         recipe(channel="each").open(root)
     identities = {

@@ -96,6 +96,8 @@ class SpeechReader(UtteranceOptions):
                 f"recordings cannot be cut into pieces of {self.shortest:g} to {self.longest:g} s at pauses of {self.pause:g} s, "
                 f"with speech from {self.threshold:g} on: shortest must be below longest, and threshold between 0.15 and 1"
             )
+        if _room(self.longest) < 2:
+            raise UserError(f"longest={self.longest:g} s leaves no room to cut recordings in: it must be 0.3 s or more")
         if self.channel == EACH:
             raise UserError(
                 "recordings without transcripts are cut where nobody speaks, which differs from channel to channel: in place of "
@@ -197,6 +199,11 @@ def speech_chances(path: Place, channel: int | None = None) -> np.ndarray:
     return np.array(found, np.float32)
 
 
+def _room(longest: float) -> int:
+    """Windows of speech in a piece at most."""
+    return int((longest - 2 * _MARGIN) / (_WINDOW / _RATE))
+
+
 def cut(
     chances: np.ndarray, longest: float, shortest: float, pause: float, threshold: float
 ) -> list[tuple[float, float]]:
@@ -215,7 +222,7 @@ def cut(
             stretches[-1][1] = last
         else:
             begun = False
-    room = int((longest - 2 * _MARGIN) / seconds)
+    room = _room(longest)
     pieces: list[list[int]] = []
     for first, end in stretches:
         while end - first > room:  # no pause for so long
