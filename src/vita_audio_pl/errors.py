@@ -48,6 +48,14 @@ def errno_of(error: BaseException) -> int | None:
     return None
 
 
+_PEER_GONE = re.compile(r"gloo.*(Connection closed|Connection reset)|NCCL.*remote process exited", re.DOTALL)
+
+
+def peer_is_gone(error: BaseException) -> bool:
+    """Whether a collective failed because another rank has ended."""
+    return _PEER_GONE.search(str(error)) is not None
+
+
 def is_machine_fault(error: BaseException) -> bool:
     """Whether the machine failed (memory, disk, file handles, network, GPU), not the sample or file being read.
 

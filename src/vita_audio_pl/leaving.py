@@ -26,6 +26,8 @@ def command() -> str:
 
 def leave_at_start(number: int, frame: FrameType | None) -> None:
     """What signals do while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
+    for other in STATUS:  # srun sends SIGTERM to a task beside which one has ended, and that must not cut the requeue
+        signal.signal(other, signal.SIG_IGN)
     print_now(f"{name_of(number)}: stopped while starting; rerun the same command to resume")
     requeue_unread(STATUS[number])
     os._exit(STATUS[number])
@@ -49,11 +51,11 @@ def requeue_job(agreed: bool = True) -> None:
         agreed: all ranks leave because the scheduler warned them. Otherwise a SIGTERM counts only where SLURM says that it
             preempts the job or that its time is over: srun sends it, too, to the tasks beside one that has failed.
     """
-    global _requeued
+    global _requeued, requeuing
     job = os.environ.get("SLURM_JOB_ID")
     if not job or _requeued:
         return
-    _requeued = True
+    _requeued = requeuing = True
     try:
         told = dict(re.findall(r"(\w+)=(\S+)", _scontrol("--oneliner", "show", "job", job)))
         ending = re.search("COMPLETING|CANCELLED|PREEMPTED|PENDING", told.get("JobState", ""))
@@ -62,9 +64,13 @@ def requeue_job(agreed: bool = True) -> None:
             _scontrol("requeue", job)
     except FileNotFoundError:
         print_now(f"SLURM job {job} is not put back into the queue: there is no scontrol here")
+    finally:
+        requeuing = False
 
 
 _requeued = False
+requeuing = False
+"""Whether `requeue_job` is under way: a further signal must not end the process before it is done."""
 
 
 def _scontrol(*words: str) -> str:

@@ -23,13 +23,16 @@ from vita_audio_pl.models.load import open_model
 from vita_audio_pl.models.released import backbone_dict
 from vita_audio_pl.models.weight_files import WeightFolder, folder_weights, is_finite, is_weights, weights_hash
 from vita_audio_pl.storage.checksums import CHECKSUMS, sum_of_folder, write_checksums
-from vita_audio_pl.storage.model_folders import MANIFEST, part_of, whole_model
+from vita_audio_pl.storage.model_folders import MANIFEST, part_of, read_manifest, whole_model
 from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.run_folder.origin import is_plain_backbone
 
 _FREE = ("attention_dropout", "initializer_range", "max_position_embeddings")
 """Fields of a configuration that two models which compute alike may have of their own."""
+
+
+_FACTS_OF_MANIFEST = {"codec_fingerprint": "codec", "text_audio_interval_ratio": "text-audio interval ratio"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class _Source:
             raise UserError(
                 f"{folder} holds adapters alone; make a whole model of it first: python -m vita_audio_pl.export"
             )
+        if (folder / "heads").is_dir():
+            raise UserError(
+                f"{folder} is in the layout for vLLM; merge the model that it was exported from, and export the result"
+            )
         model, parts = open_model(folder)
         words = read_model_facts(folder)
         facts = {
@@ -56,6 +63,8 @@ class _Source:
             "vocabulary": words.vocabulary.fingerprint,
             **{name: value for name, value in backbone_dict(model.config.backbone).items() if name not in _FREE},
         }
+        manifest = read_manifest(folder)  # models from elsewhere have none
+        facts |= {what: manifest[name] for name, what in _FACTS_OF_MANIFEST.items() if manifest.get(name)}
         places = {name: (weights, key) for weights, names in parts for key, name in names.items()}
         return cls(folder, places, facts, {name: tuple(p.shape) for name, p in model.named_parameters()})
 
@@ -69,7 +78,8 @@ class _Source:
     def check_merges_with(self, other: "_Source") -> None:
         for one, two in ((self.facts, other.facts), (self.shapes, other.shapes)):
             for name in {**one, **two}:
-                if one.get(name) != two.get(name):
+                unknown = name in _FACTS_OF_MANIFEST.values() and not (name in one and name in two)
+                if one.get(name) != two.get(name) and not unknown:
                     raise UserError(
                         f"{self.folder} and {other.folder} cannot be merged: {name} is {one.get(name)} in the first and "
                         f"{two.get(name)} in the second"

@@ -14,6 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from vita_audio_pl import leaving
 from vita_audio_pl.child_processes import LAUNCHER
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.leaving import (
@@ -106,7 +107,9 @@ def _listen(arrived: int) -> None:
             number, came = byte[0], time.monotonic()
             while _is_deaf(number, came) and time.monotonic() < came + _DEAF:
                 time.sleep(0.1)
-            if _is_deaf(number, came):
+            if _is_deaf(number, came) and _stopped is not None:  # its status is decided already
+                _end_now(_stopped.status)
+            elif _is_deaf(number, came):
                 print_now(f"{name_of(number)}: stopped while waiting; rerun the same command to resume")
                 _end_now(STATUS[number])
             while _stopped is not None and signal.getsignal(number) is _stop:
@@ -125,6 +128,8 @@ _ran = 0.0  # when `_stop` ran last
 
 
 def _end_now(status: int) -> None:
+    if leaving.requeuing:
+        return  # the main thread puts the job back, and ends with its own status
     if _requeue is None:
         requeue_unread(status)
     elif _requeue and status in (TRY_AGAIN, STATUS[signal.SIGTERM]):

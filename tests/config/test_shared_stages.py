@@ -75,6 +75,12 @@ def test_freezing_a_part_of_the_backbone_leaves_the_heads_weight_and_detachment_
     assert decisive(*SFT, WHOLE) == decisive("stage=sft", WHOLE, "objective.detach_heads=true")
 
 
+def test_a_run_from_before_families_is_the_run_that_it_was():
+    config = plain(composed("stage=mtp10"))
+    earlier = {**config, "model": {k: v for k, v in config["model"].items() if k not in ("family", "head_dim")}}
+    assert decisive_settings(earlier) == decisive_settings(config)
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -178,14 +178,20 @@ def test_a_job_that_slurm_is_ending_is_left_to_it_unless_its_time_is_over(requeu
 
 
 def test_a_rank_that_the_others_have_left_ends_with_the_signals_status(trained, requeued, monkeypatch):
-    def alone(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise RuntimeError("Connection closed by peer")
+    def signalled(reason):
+        def alone(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError(reason)
 
-    monkeypatch.setattr(Preemption, "_agreed", alone)
-    with pytest.raises(SystemExit) as end, announce_stop():
-        trained("align")
+        monkeypatch.setattr(Preemption, "_agreed", alone)
+        with announce_stop():
+            trained("align")
+
+    with pytest.raises(SystemExit) as end:
+        signalled("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
     assert end.value.code == 143 and requeued() == ""
+    with pytest.raises(RuntimeError, match="no memory"):  # what went wrong here is not taken for that
+        signalled("no memory for the copy")
 
 
 def test_a_validation_is_cut_and_leaves_no_figures(trained, monkeypatch):

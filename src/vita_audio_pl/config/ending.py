@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vita_audio_pl.errors import UserError, errno_of
+from vita_audio_pl.errors import UserError, errno_of, peer_is_gone
 from vita_audio_pl.processes import announce_stop
 from vita_audio_pl.storage.secrets import without_credentials
 
@@ -21,7 +20,6 @@ STATUS_OF_INTERRUPT = 128 + signal.SIGINT
 STATUS_OF_CLOSED_PIPE = 128 + signal.SIGPIPE
 
 _AGAIN = "rerun the same command to resume"
-_PEER_GONE = re.compile(r"gloo.*(Connection closed|Connection reset)|NCCL.*remote process exited", re.DOTALL)
 _SENTENCES = {
     errno.ENOSPC: "no space is left for {file}: free some, then " + _AGAIN,
     errno.EDQUOT: "the quota is used up, so {file} cannot be written: free some space, then " + _AGAIN,
@@ -84,7 +82,7 @@ def _sentence(error: BaseException, runs: str) -> str:
             f"the GPU has no memory left for it ({str(error).partition('.')[0]}): lower trainer.rows_per_device, or "
             "set model.activation_checkpointing=all; python -m vita_audio_pl.plan estimates what fits"
         )
-    if _PEER_GONE.search(str(error)):
+    if peer_is_gone(error):
         return (
             "another rank has ended, and this one cannot continue without it: see the message of that rank; " + _AGAIN
         )

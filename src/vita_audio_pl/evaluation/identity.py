@@ -114,9 +114,9 @@ def model_facts(folder: Path) -> tuple[str, str]:
     manifest = read_manifest(folder)
     facts = {name: manifest[name] for name in _MANIFEST_FACTS if name in manifest}
     files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.name not in _NO_WEIGHTS}
-    files |= {path for name in _MODEL_FOLDERS for path in _all_files(folder / name)}
     if (written := read_checksums(folder)) is not None:  # what others put beside the model's own files decides nothing
-        files = {path for path in files if path.relative_to(folder).as_posix() in written}
+        files = {path for path in files if path.name in written}
+    files |= {path for name in _MODEL_FOLDERS for path in _all_files(folder / name)}  # read, whoever put them there
     return digest([facts, _names_and_contents(folder, files)]), str(manifest.get("weights", ""))
 
 

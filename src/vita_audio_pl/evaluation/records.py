@@ -73,7 +73,8 @@ class TranscriptFile:
     path: Path
 
     def read(self) -> dict[str, Transcript]:
-        rows = _rows(self.path.read_bytes()) if self.path.is_file() else []
+        earlier = self.path.with_name("heard.jsonl")  # as an earlier version called it
+        rows = [row for path in (earlier, self.path) if path.is_file() for row in _rows(path.read_bytes())]
         known = {each.name for each in fields(Transcript)}
         return {
             row["sound"]: Transcript(**{name: row[name] for name in row.keys() & known})

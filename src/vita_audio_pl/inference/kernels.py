@@ -286,7 +286,7 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     try:
         record = json.loads(path.read_text())
         record = record.get("kernels", record)
-        if record.get("format") != FORMAT:
+        if record.get("format") != FORMAT and record.get("version") != 1:  # which said so by another name
             raise UserError(f"{wrong}; it is of another format")
         plans = {
             name: Plan(plan["layout"], tuple((int(rows), kernel) for rows, kernel in plan["kernels"].items()))

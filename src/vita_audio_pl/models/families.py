@@ -130,7 +130,7 @@ def head_norms(layer: DecoderLayer) -> "tuple[RMSNorm, RMSNorm] | None":
 
 def is_plain(fields: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is that of a backbone as transformers has it."""
-    return fields.get("model_type") in FAMILIES
+    return str(fields.get("model_type")) in FAMILIES
 
 
 def plain_family(fields: Mapping[str, Any], path: Path) -> Family:

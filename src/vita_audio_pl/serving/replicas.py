@@ -27,6 +27,9 @@ _SPARE = 100
 """Requests beside those that the server's own limits count, such as /health; more wait in Ray's proxy."""
 
 
+_ANSWERS_WITHIN = 5.0  # seconds
+
+
 class Replica:
     """One server; Ray Serve makes it in a process of its own, which no exception of ours may end without a sentence."""
 
@@ -43,9 +46,9 @@ class Replica:
         return FastAPI() if self._service is None else create_app(self._service)
 
     def check_health(self) -> None:
-        """Ray Serve replaces a replica that raises."""
-        if self._service is None or not self._service.engine.alive:
-            raise RuntimeError(self._refusal or "the engine has ended")
+        """Ray Serve replaces a replica that raises; one that cannot serve is healthy until `began` has told why."""
+        if self._service is not None and not self._service.engine.alive:
+            raise RuntimeError("the engine has ended")
 
     async def began(self) -> tuple[str, str]:
         """The model's name, and why it cannot be served (empty where it can)."""
@@ -82,8 +85,13 @@ class _Replicas:
         from ray import serve
 
         handle = serve.get_deployment_handle(_NAME, _NAME)
-        found = await handle.broadcast(method, *values).results_async(return_exceptions=True)
-        return [one for one in found if not isinstance(one, BaseException)]  # one that dies has nothing to say
+        try:
+            found = await handle.broadcast(method, *values).results_async(
+                timeout_s=_ANSWERS_WITHIN, return_exceptions=True
+            )
+        except TimeoutError:
+            return []
+        return [one for one in found if not isinstance(one, BaseException)]  # one that dies or hangs has nothing to say
 
 
 def run(config: ServeConfig) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,12 @@ def home_of(model: Path, runs: Path | str) -> Path:
 
     A published model may lie in a folder that others read, too: nothing is written there.
     """
-    return run_of(model) or Path(runs) / safe_name(model.absolute().name)
+    if (run := run_of(model)) is not None:
+        return run
+    home = Path(runs) / safe_name(model.absolute().name)
+    if not any(home.glob(f"*/model/{CONFIG}")):
+        return home
+    return home.with_name(f"{home.name}-{sha256(os.fsencode(model.absolute())).hexdigest()[:8]}")  # a run has that name
 
 
 def is_part_of_run(folder: Path) -> bool:

@@ -59,7 +59,10 @@ def _environment(number: int) -> dict[str, str]:
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
     elif "SLURM_PROCID" in environment and "MASTER_PORT" in environment:
         environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + number)
-    elif "SLURM_PROCID" in environment:  # Lightning's port of a job, which lies in 15000 to 24999
+    elif {
+        "SLURM_PROCID",
+        "SLURM_JOB_ID",
+    } <= environment.keys():  # Lightning's port of a job, which lies in 15000 to 24999
         environment["MASTER_PORT"] = str(15000 + (int(environment["SLURM_JOB_ID"]) + number) % 10000)
     return environment
 

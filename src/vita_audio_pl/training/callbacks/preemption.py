@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import peer_is_gone
 from vita_audio_pl.leaving import INTERRUPTED, STATUS, TRY_AGAIN, name_of, print_now, requeue_job
 from vita_audio_pl.processes import SAME_PRESS_SECONDS, leave_with
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing
@@ -96,11 +96,7 @@ class Preemption(Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
-        if (
-            self._signal
-            and self.left_at is None
-            and not isinstance(exception, (UserError, SystemExit, KeyboardInterrupt))
-        ):
+        if self._signal and self.left_at is None and peer_is_gone(exception):
             # a rank that had not begun to train has left at once, and the others cannot do without it
             status = STATUS[self._signal]
             leave_with(status)

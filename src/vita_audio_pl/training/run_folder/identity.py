@@ -122,7 +122,7 @@ def _outside_heads(settings: Mapping[str, Any]) -> Iterator[str]:
     yield from ("model.embed_tokens.weight", "model.norm.weight")
     if not model["tie_word_embeddings"]:
         yield "lm_head.weight"
-    names = FAMILIES[model["family"]].layer_parameters
+    names = FAMILIES[model.get("family", _BEFORE_FAMILIES["family"])].layer_parameters
     for layer in range(model["num_hidden_layers"]):
         yield from (f"model.layers.{layer}.{name}" for name in names)
     if model["lora"]["rank"]:

@@ -123,6 +123,10 @@ def dimensions(folder: Path) -> dict[str, Any]:
     layers, heads = fields.get("num_hidden_layers"), fields.get("num_nextn_predict_layers") or 0
     if isinstance(layers, int) and isinstance(heads, int):
         found["num_hidden_layers"] = layers - heads
+    if family.head_dim is None and found.get("head_dim") == (found.get("hidden_size") or 0) // (
+        found.get("num_attention_heads") or 1
+    ):
+        found.pop("head_dim")  # spelled out, though it is what the family's files leave out
     numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
     return {"family": family.model_type, "head_dim": family.head_dim} | numbers
 

@@ -27,7 +27,10 @@ def warn_while_waiting(strategy: "Strategy", settings: TrainerConfig, after: flo
         after: seconds until it is said.
     """
     meet = strategy.setup_environment
-    told = ", ".join(f"{name}={os.environ[name]}" for name in _TOLD if os.environ.get(name))
+    ranked = any(
+        os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    )  # else a port was set for this stage
+    told = ", ".join(f"{name}={os.environ[name]}" for name in _TOLD if ranked and os.environ.get(name))
 
     def warn() -> None:
         print_now(
