@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import webdataset as wds
 from bit_flips import flip
+from toy_codec import load_whole_file
 from toy_corpus import toy_job, toy_tokenizer, write_corpus
 
-from vita_audio_pl.data import merge
+from vita_audio_pl.data import finish, merge
 from vita_audio_pl.data.index import IndexPiece
 from vita_audio_pl.data.outputs import Outputs
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest, PreparedSource
+from vita_audio_pl.data.readers import AudioRef, LeftOut
 from vita_audio_pl.data.shards import decode_block
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.data.tools.lint import lint_source
@@ -108,6 +110,34 @@ def test_a_changed_line_and_a_trial_go_with_merged_shards(raw: Path, tmp_path: P
     assert [source.read(n).id for n in (59, 60, 61, 259)] == ["asr-59", "asr-new", "asr-61", "asr-259"]
     (job.out / changed.shards[0].name).unlink()  # and what a trial is made of then, is made anew
     assert prepare_source(job) == changed
+
+
+def test_a_part_that_is_made_again_as_it_was_is_made_once(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its merged shard; and a command that was killed while it merged makes none again, whatever that left out."""
+    heard: list[str] = []
+
+    def load(audio: AudioRef, rate: int, most: float) -> np.ndarray:
+        heard.append(str(audio))
+        if "asr0005" in str(audio):  # 10 of the 50 in the second part
+            raise LeftOut("unreadable audio", f"{audio}: not today")
+        return load_whole_file(audio, rate, most)
+
+    job = replace(job_of(raw, tmp_path, 10**9, heard=False), load_audio=load)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finish, "merge_indexes", interrupted)
+        prepare_source(job)
+    whole = prepare_source(job)
+    assert whole is not None and whole.report["skipped"] == {"unreadable audio": 10} and len(heard) == 260
+    before = files(job.out)
+    (job.out / "manifest.json").unlink()
+    assert prepare_source(job) == whole and files(job.out) == before and len(heard) == 310
+    assert prepare_source(job) == whole and len(heard) == 310
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_nothing_is_removed_before_all_of_it_lies_elsewhere(

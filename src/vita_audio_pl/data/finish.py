@@ -47,9 +47,10 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str],
         )
     reports = outputs.reports(names)
     lines = (json.dumps(culprit, ensure_ascii=False) + "\n" for report in reports for culprit in report["culprits"])
-    atomic_write(job.out / SKIPPED, "".join(lines).encode("utf-8", "backslashreplace"))
+    named = "".join(lines).encode("utf-8", "backslashreplace")
     counts = LeftOutCounts.of(reports)
     if counts.too_many(job.max_skipped):
+        atomic_write(job.out / SKIPPED, named)
         raise UserError(counts.sentence(job.source, job.max_skipped, job.out / SKIPPED))
     merged = _merge(job, names, outputs, tell)
     records = list(merged.values())
@@ -86,6 +87,7 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str],
     write_json(job.out / CARDS[1], card.to_json())
     atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
     sums = {name: FileSum.from_json(value) for record in records for name, value in record["sums"].items()}
+    atomic_write(job.out / SKIPPED, named)  # not before: without a manifest it says that too much was left out
     manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole
     return manifest
 

@@ -63,7 +63,15 @@ def merge_shard(stem: str, group: Sequence[str], outputs: Outputs) -> Record:
         UserError: the shard of a part is damaged.
     """
     if list(outputs.inside.get(stem, ())) == list(group) and all(name in outputs.parts for name in group):
-        return outputs.records[stem]
+        record = outputs.records[stem]
+        if any(part.get("again") for part in record.get("parts", ())):  # they were made again, and are what they were
+            parts = [
+                {"output": name, "spans": part["spans"], "report": outputs.parts[name].report}
+                for name, part in zip(group, record["parts"], strict=True)
+            ]
+            record = {**record, "parts": parts}
+            write_sealed(outputs.folder / f"{stem}{DONE}", record)
+        return record
     return _Merging(stem, group, outputs).run()
 
 
