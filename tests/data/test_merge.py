@@ -11,7 +11,7 @@ from bit_flips import flip
 from toy_codec import load_whole_file
 from toy_corpus import toy_job, toy_tokenizer, write_corpus
 
-from vita_audio_pl.data import finish, merge
+from vita_audio_pl.data import finish, merge, outputs
 from vita_audio_pl.data.index import IndexPiece
 from vita_audio_pl.data.outputs import Outputs
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
@@ -22,6 +22,7 @@ from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.data.tools.lint import lint_source
 from vita_audio_pl.data.tools.status import status_of
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.storage.places import names_in
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,21 @@ def test_a_part_that_is_made_again_as_it_was_is_made_once(
 
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_what_others_do_in_a_folder_is_looked_at_again_only_where_something_went_away(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(raw, tmp_path, 0, heard=False)
+    assert prepare_source(job) is not None
+    apart, parts = names_in(job.out), Outputs.find(job.out).parts.keys()
+    joined = prepare_source(replace(job, shard_bytes=10**9), prune=True)
+    assert joined is not None and len(joined.shards) == 1
+    assert Outputs.find(job.out, apart).parts.keys() == parts  # merged since they were listed
+    (job.out / joined.shards[0].name).write_bytes(b"cut")
+    listings = iter([[*names_in(job.out), f"{n}.partial"] for n in range(2)])  # a third would be one too many
+    monkeypatch.setattr(outputs, "names_in", lambda folder: next(listings))
+    assert not Outputs.find(job.out).parts
 
 
 def test_nothing_is_removed_before_all_of_it_lies_elsewhere(

@@ -78,9 +78,9 @@ class Outputs:
             stems = sorted(name.removesuffix(DONE) for name in listed if name.endswith(DONE))
             with ThreadPoolExecutor(_AT_A_TIME) as pool:
                 found = dict(zip(stems, pool.map(lambda stem: _look(folder, stem), stems), strict=True))
-            if all(found.values()) or (again := names_in(folder)) == listed:
-                break
-            listed = again  # another job has just merged what is not there any more
+            lost = {f"{stem}{DONE}" for stem, record in found.items() if not record}
+            if not lost or lost.issubset(listed := names_in(folder)):
+                break  # else another job has just merged what is not there any more
         records = {stem: record for stem, record in found.items() if record}
         inside: dict[str, list[str]] = {}
         parts: dict[str, Output] = {}
