@@ -13,7 +13,7 @@ from toy_corpus import toy_job, toy_tokenizer, write_corpus
 
 from vita_audio_pl.data import finish, merge, outputs
 from vita_audio_pl.data.index import IndexPiece
-from vita_audio_pl.data.outputs import Outputs
+from vita_audio_pl.data.outputs import Output, Outputs
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest, PreparedSource
 from vita_audio_pl.data.readers import AudioRef, LeftOut
@@ -70,6 +70,15 @@ def test_merged_shards_hold_what_their_parts_held(raw: Path, tmp_path: Path) -> 
     assert ids == [f"asr-{n}" for n in range(260)]
     status = status_of(joined.out)
     assert status.ready and status.done == status.parts == 6
+
+
+def test_no_shard_is_larger_than_offsets_reach() -> None:
+    sizes = [2**33, 2**33, 1, 2**32, 2**34 + 1, 2**33]
+    names = [str(number) for number in range(len(sizes))]
+    reports = [{"shard": {"bytes": size, "samples": 1}, "sums": {}} for size in sizes]
+    parts = {name: Output(report, name) for name, report in zip(names, reports, strict=True)}
+    planned = merge.planned_shards(names, Outputs(Path(), {}, {}, parts), least=10**12)
+    assert list(planned.values()) == [["0", "1"], ["2", "3"], ["4"], ["5"]]
 
 
 def test_another_size_and_back_makes_the_same_bytes_of_what_is_there(raw: Path, tmp_path: Path) -> None:

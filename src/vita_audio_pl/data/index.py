@@ -42,6 +42,8 @@ COLUMNS = np.dtype(
 )
 OVERFLOW_ROWS = np.dtype([("text", "<u4"), ("codes", "<u4"), ("sample", "<u4")])
 OFFSET_UNIT = 4
+MOST_BYTES = OFFSET_UNIT << 32
+"""Of a shard, as far as offsets reach."""
 
 OVERFLOW = 1  # answer counts are in the overflow table: several spoken answers, or more text than 16 bits count
 ONE_ANSWER = 2  # exactly one assistant turn, and it is the last

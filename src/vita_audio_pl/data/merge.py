@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vita_audio_pl.data.clips import PLACES as PLACES_DTYPE
-from vita_audio_pl.data.index import OFFSET_UNIT, IndexPiece, merge_indexes
+from vita_audio_pl.data.index import MOST_BYTES, OFFSET_UNIT, IndexPiece, merge_indexes
 from vita_audio_pl.data.outputs import AUDIO, DONE, PLACES, SHARD_INDEX, TAR, Output, Outputs, Record
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import FileSum, SummedFile, VerifiedFile, find_damage, refuse, write_sealed
@@ -34,16 +34,18 @@ def planned_shards(names: Sequence[str], outputs: Outputs, least: int) -> dict[s
     """Which shards the finished parts `names` make, in order: name without ending, and the parts in it.
 
     Args:
-        least: bytes from which on a shard is full; 0 leaves every part its own.
+        least: bytes from which on a shard is full; 0 leaves every part its own. It is full, too, where the next part would
+            lie beyond what an index can tell.
     """
     groups: list[list[str]] = []
-    full = True
+    size, full = 0, True
     for name in names:
-        if full:
+        more = outputs.parts[name].bytes
+        if full or size + more > MOST_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(name)
-        size += outputs.parts[name].bytes
+        size += more
         full = size >= least
     return {_stem(group, outputs): group for group in groups}
 
