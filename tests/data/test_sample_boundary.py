@@ -26,7 +26,7 @@ from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
 from vita_audio_pl.data.read_ahead import ReadAhead
 from vita_audio_pl.data.readers import AudioRef, Part, RawSample, Unreadable
-from vita_audio_pl.data.tokenize import TokenizeJob
+from vita_audio_pl.data.tokenize import MOST_NAMED, TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
 from vita_audio_pl.text import TextTokenizer
@@ -193,6 +193,18 @@ def test_a_command_that_was_killed_makes_no_part_twice_however_much_was_left_out
     manifest = prepare_source(job)
     assert manifest is not None and manifest.samples == 15
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_transcripts_of_other_recordings_are_all_counted_and_the_first_are_named(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    others = "".join(f"b{n:05} hello\n" for n in range(MOST_NAMED + 3))
+    files = {"wav.scp": b"a a.wav\n", "text": f"a hello\n{others}".encode(), "a.wav": tone()}
+    job = replace(job_of(Case(files, {}, {}, {"kind": "kaldi"}, "asr"), tmp_path, tokenizer), max_skipped=1.0)
+    manifest = prepare_source(job)
+    assert manifest is not None and manifest.report["skipped"] == {"no recording": MOST_NAMED + 3}
+    named = [json.loads(line)["where"] for line in (job.out / "skipped.jsonl").read_text().splitlines()]
+    assert named == [f"b{n:05}" for n in range(MOST_NAMED)]
 
 
 def test_twenty_samples_may_be_left_out_of_any_source(tmp_path: Path, tokenizer: TextTokenizer) -> None:

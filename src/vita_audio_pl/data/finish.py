@@ -28,8 +28,9 @@ _LARGE = 1 << 30  # bytes; copying more of them is told before it begins
 def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str], None] = print) -> Manifest:
     """Makes a prepared source of finished parts; doing it again changes nothing.
 
-    Every sample that cannot be used is named in `skipped.jsonl`, with its reason, and some that are not wanted. Parts are
-    merged into shards of `job.shard_bytes`, and their own files removed, unless the manifest that is there names them.
+    Samples that cannot be used are named in `skipped.jsonl`, with their reasons, as many of a part as its report has, and
+    some that are not wanted. Parts are merged into shards of `job.shard_bytes`, and their own files removed, unless the
+    manifest that is there names them.
 
     Args:
         tell: is told before a lot is copied.

@@ -89,7 +89,7 @@ class LeftOutCounts:
             [
                 f"{head}:",
                 *table,
-                f"Each is named in {named_in}. Mend the corpus, or its recipe, and rerun the command, which makes "
+                f"They are named in {named_in}. Mend the corpus, or its recipe, and rerun the command, which makes "
                 f"the parts concerned again{more}.",
             ]
         )

@@ -49,6 +49,9 @@ LAYOUT = 2  # raised when the same input gives other shards
 TOO_LONG, SILENT = "audio too long", "silent audio"
 NO_CODES, NO_CODEC, NOT_USABLE = "no codes", "audio without a codec", "not usable"
 
+MOST_NAMED = 2000
+"""Samples that cannot be used, named of each reason in a part; lists of other recordings may have millions."""
+
 MOST_FILTERED = 20
 """Samples that filters do not want, named of each reason in a part; a filter may want a hundredth of a corpus."""
 
@@ -277,7 +280,7 @@ class _PartTask:
         counts[left_out.reason] += 1
         self.rest_lost |= left_out.rest
         self.done.skipped += 1
-        if left_out.filtered and counts[left_out.reason] > MOST_FILTERED:
+        if counts[left_out.reason] > (MOST_FILTERED if left_out.filtered else MOST_NAMED):
             return
         culprit = {
             "where": without_credentials(left_out.where)[:LONGEST_NAME],
