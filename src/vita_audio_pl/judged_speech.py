@@ -65,12 +65,29 @@ def judge_speech(
     if not isinstance(job.load_audio, KeptSpeech) or not isinstance(job.reader, SpeakingReader):
         return None
     facts = {**judge_facts(judge, device), "asked": most}
-    known = judged_in(job.out, manifest)
-    if known is not None and known["judge"] == facts:
-        return dict(known)
+    judged = dict(judged_in(job.out, manifest) or {})
+    if judged.get("judge") != facts:
+        judged = _judged(job, manifest, judge, facts, most_parts, device)
+        write_sealed(job.out / JUDGED, judged)
+    card = card_of(manifest, judged=judged)  # also of what is known: a command that was killed here has not written it
+    write_json(job.out / CARDS[1], card.to_json())
+    atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
+    return judged
+
+
+def _judged(
+    job: TokenizeJob,
+    manifest: Manifest,
+    judge: "JudgeSettings | Custom",
+    facts: dict[str, Any],
+    most_parts: int | None,
+    device: str,
+) -> dict[str, Any]:
+    """What the judge makes of so many messages as `facts` say."""
+    assert isinstance(job.load_audio, KeptSpeech)
     languages = job.about.get("languages", [])
     unit, normalise = _UNSPACED.get(languages[0] if languages else "", ("words", plain))
-    texts = list(_spoken(job, job.load_audio, most, most_parts))
+    texts = list(_spoken(job, job.load_audio, facts["asked"], most_parts))
     listener, errors, units = judge.build(device=device), 0, 0
     for first in range(0, len(texts), _AT_A_TIME):
         group = texts[first : first + _AT_A_TIME]
@@ -78,7 +95,7 @@ def judge_speech(
             if reference := normalise(text):
                 counted = count_errors(reference, normalise(heard))
                 errors, units = errors + counted.errors, units + counted.reference_units
-    judged = {
+    return {
         "format": 1,
         "index_crc": manifest.index_crc,
         "judge": facts,
@@ -86,11 +103,6 @@ def judge_speech(
         "messages": len(texts),
         "wer": round(errors / max(units, 1), 4),
     }
-    write_sealed(job.out / JUDGED, judged)
-    card = card_of(manifest, judged=judged)
-    write_json(job.out / CARDS[1], card.to_json())
-    atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
-    return judged
 
 
 def judged_told(job: TokenizeJob, judged: dict[str, Any] | None) -> str:
