@@ -189,7 +189,7 @@ def test_questions_are_spoken_instead_of_written_and_transcripts_are_not(corpus:
     job = job_of(root, tones(), {**RECIPE, "speak": {"roles": ["user", "assistant"]}})
     prepared(job)
     assert written(job) == ["*", "the duck\n*", "Convert the speech to text.\n*", "the cow"]
-    assert asked == ["what 0", "the duck"]
+    assert sorted(asked) == ["the duck", "what 0"]  # threads take them in any order
 
 
 @pytest.mark.parametrize(
