@@ -37,7 +37,7 @@ demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure 
 	@scripts/system-packages.sh espeak-ng
 	$(BIN)/python -m vita_audio_pl.demo size=$(SIZE) seed=$(SEED)
 
-test: $(VENV)/.dev ## Run the test suite (no network; 8 to 15 minutes on 2 cores)
+test: $(VENV)/.dev ## Run the test suite (no network; 7 minutes on 2 fast cores, about twice that on slower ones)
 	@scripts/system-packages.sh espeak-ng chromium
 	$(PYTEST) -m "not slow and not gpu"
 
