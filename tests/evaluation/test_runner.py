@@ -39,9 +39,6 @@ class SpellingToolbox:
         if self.stop_at in lines:
             time.sleep(PATIENCE)  # until it is killed
 
-    def chosen_kernels(self, model):
-        return {"processor": "toy", "model": model.name}
-
     def answer(self, model, decoding, batch_size, items):
         self._note("answer", [item.id for item in items])
         return [
@@ -49,7 +46,7 @@ class SpellingToolbox:
                 item.id, item.references[0], () if int(item.id) % 5 == 4 else tuple(item.references[0].encode()), 30, 8
             )
             for item in items
-        ]
+        ], {"processor": "toy"}
 
     def transcribe(self, model, judge, answers, voices):
         self._note("transcribe", [answer.id for answer in answers])
@@ -142,6 +139,7 @@ def test_killed_evaluation_does_only_the_rest_and_reports_the_same(tmp_path, wor
     process = subprocess.Popen(command)
     log = killed / "log"
     wait_until(lambda: log.exists() and f"{wanted}\n" in log.read_text(), wanted)
+    wait_until(lambda: answers.exists() and b"\n" in answers.read_bytes(), "what was answered before it")
     workers_of_it = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
@@ -237,7 +235,7 @@ def test_unreadable_audio_counts_as_a_wrong_answer_unless_the_published_protocol
             return [
                 Answer(i.id, failure="no such file") if i.id == "2" else Answer(i.id, "in the barn", (1,))
                 for i in items
-            ]
+            ], {}
 
         def transcribe(self, model, judge, answers, voices):
             return [Transcript(answer.id, "in the barn", 1.0) for answer in answers]

@@ -325,6 +325,16 @@ _PIECE, _PIECES = 2**14, 8  # bytes and number of the pieces that are read of a 
 _READERS = 16  # files looked at at a time
 
 
+def file_parts(root: Place, patterns: Sequence[str], rules: str) -> list[Part]:
+    """A part for each file that the patterns find, and for what they find that is no file; rules: of reading, for identities."""
+    paths, broken = parts_matching(root, patterns)
+    names = [relative(path, root).as_posix() for path in paths]
+    return broken + [
+        Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns, same)
+        for name, path, same in zip(names, paths, file_identities(paths, root), strict=True)
+    ]
+
+
 def file_identities(paths: Sequence[Place], root: Place) -> list[str]:
     """Of each file its name below `root`, its size, and a hash of its content: of all of it up to 1 MiB, else of pieces.
 

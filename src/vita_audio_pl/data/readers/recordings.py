@@ -25,6 +25,7 @@ from vita_audio_pl.data.readers.base import (
     audio_ref,
     broken_part,
     file_identities,
+    file_parts,
     parts_matching,
 )
 from vita_audio_pl.data.readers.table_files import parsed_row
@@ -186,12 +187,7 @@ class TextGridReader(UtteranceOptions):
 
     def parts(self) -> list[Part]:
         rules = hashlib.sha256(json.dumps([self.audio, self._rules.identity]).encode()).hexdigest()[:12]
-        paths, broken = parts_matching(self.root, self.files)
-        names = [relative(path, self.root).as_posix() for path in paths]
-        found = zip(names, paths, file_identities(paths, self.root), strict=True)
-        return broken + [
-            Part(name, f"{same} {rules}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found
-        ]
+        return file_parts(self.root, self.files, rules)
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(PurePosixPath(str(part.where["path"]))))

@@ -21,13 +21,12 @@ from vita_audio_pl.data.readers.base import (
     RawSample,
     Unreadable,
     attempt,
-    file_identities,
-    parts_matching,
+    file_parts,
     unreadable,
 )
 from vita_audio_pl.data.readers.utterances import Utterance, UtteranceOptions
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.storage.places import Place, relative
+from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.remote_file import explain_faults
 
 SPEECH = "speech"
@@ -110,16 +109,10 @@ class SpeechReader(UtteranceOptions):
                 "recordings without transcripts have to be written down: say by whom with judge=whisper judge_model=DIR"
             )
         rules = [self.longest, self.shortest, self.pause, self.threshold, detector_facts(), self.transcriber.facts]
-        rules += (
-            [] if self.channel is None else [f"channel {self.channel} is heard"]
-        )  # earlier versions heard all of them
+        if self.channel is not None:  # earlier versions heard all of them
+            rules.append(f"channel {self.channel} is heard")
         digest = hashlib.sha256(json.dumps([*rules, self._rules.identity], sort_keys=True).encode()).hexdigest()[:12]
-        paths, broken = parts_matching(self.root, self.files)
-        names = [relative(path, self.root).as_posix() for path in paths]
-        found = zip(names, paths, file_identities(paths, self.root), strict=True)
-        return broken + [
-            Part(name, f"{same} {digest}", {"path": name}, path.stat().st_mtime_ns, same) for name, path, same in found
-        ]
+        return file_parts(self.root, self.files, digest)
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
         yield from self._rules.samples(self._utterances(self.root / str(part.where["path"]), part.name))

@@ -202,7 +202,7 @@ class Meeting:
             others = [rank for rank in range(self.share.ranks) if rank != self.share.rank]
             if looks == 0 and not any(self._is_news(rank) for rank in others):
                 print_now(
-                    f"no other of the {self.share.ranks} ranks has given a response for {_ALONE:.0f} s; if this process was started "
+                    f"no other of the {self.share.ranks} ranks has responded for {_ALONE:.0f} s; if this process was started "
                     f"alone, end it, and unset {_names()}, which are left over from another launch"
                 )
             try:

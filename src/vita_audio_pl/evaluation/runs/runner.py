@@ -32,15 +32,15 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a step, what is done and what there is to do, in utterances."""
 
 
+Answered = tuple[list[Answer], dict[str, Any]]
+"""Answers, and the choice of kernels that gave them, as `kernels=FILE` takes it."""
+
+
 class Toolbox(Protocol):
     """What does the work of an evaluation; lives in every process of the pool."""
 
-    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
-        """One answer for each item, in order."""
-        ...
-
-    def chosen_kernels(self, model: Path) -> dict[str, Any]:
-        """How the model's matrices are computed with here, as `kernels=FILE` takes it."""
+    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> Answered:
+        """One answer for each item, in order, and the kernels that they were computed with."""
         ...
 
     def transcribe(
@@ -187,21 +187,13 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
         job = record.evaluation
         calls.append((job.model, job.decoding, job.batch_size, batch))
     results = run("answer", calls)
-    for (record, batch), answers in zip(units, results, strict=True):
+    for (record, batch), (answers, kernels) in zip(units, results, strict=True):
         record.answers.append([asdict(a) | {"question": record.content(a.id).question} for a in answers])
+        # beside answers stands a file for each choice that gave some: with it another machine gives the same
+        if not (choice := record.evaluation.folder / f"kernels-{digest(kernels)[:10]}.json").exists():
+            write_json(choice, kernels)
         done += len(batch)
         progress("generate", done, total)
-    _keep_kernels([record for record, _ in units], run)
-
-
-def _keep_kernels(records: Sequence[Records], run: "Run") -> None:
-    """Beside answers stands a file for each machine that made some: it gives the same answers elsewhere."""
-    by_model: dict[Path, set[Path]] = {}
-    for evaluation in (record.evaluation for record in records):
-        by_model.setdefault(evaluation.model, set()).add(evaluation.folder)
-    for folders, chosen in zip(by_model.values(), run("chosen_kernels", [(model,) for model in by_model]), strict=True):
-        for folder in folders:
-            write_json(folder / f"kernels-{digest(chosen)[:10]}.json", chosen)
 
 
 def _transcribe(

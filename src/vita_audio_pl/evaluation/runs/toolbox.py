@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
 from vita_audio_pl.evaluation.judges.voice_quality import Naturalness, SpeakerSimilarity
 from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_folder
+from vita_audio_pl.evaluation.runs.runner import Answered
 from vita_audio_pl.foreign.weights import require_trust
 from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, encode_recordings, prompt_ids, read_recordings
@@ -84,7 +84,7 @@ class ModelToolbox:
             require_trust(mos_model, "a TorchScript file", trust_file)  # before the first answer
         self.naturalness = cache(lambda: Naturalness(mos_model, device, trust_file)) if mos_model else None
 
-    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> list[Answer]:
+    def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> Answered:
         """See `runner.Toolbox`."""
         torch.set_num_threads(self.threads)
         loaded = self.model(model)
@@ -106,11 +106,7 @@ class ModelToolbox:
         for id, generation in zip(prompts, generations, strict=True):
             answer = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
             answers[id] = replace(answer, compute_seconds=round(a_token * len(generation.ids), 4))
-        return [answers[item.id] for item in items]
-
-    def chosen_kernels(self, model: Path) -> dict[str, Any]:
-        """See `runner.Toolbox`."""
-        return self.model(model).runtime.kernels.record()
+        return [answers[item.id] for item in items], loaded.runtime.kernels.record()
 
     def transcribe(
         self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]
