@@ -160,14 +160,8 @@ class TokenizeJob:
     def output_name(self, part: Part) -> str:
         """Name of a part's shard, without extension."""
         rules = (self.rules.max_seconds, self.rules.silence)
-        facts = [
-            LAYOUT,
-            part.identity,
-            self.codec,
-            self.tokenizer.fingerprint,
-            rules,
-            self.placeholders is not None,
-        ]
+        tokenizer, keeps_audio = self.tokenizer.fingerprint, self.placeholders is not None
+        facts = [LAYOUT, part.identity, self.codec, tokenizer, rules, keeps_audio]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
     def done_file(self, part: Part) -> Place:
@@ -233,9 +227,8 @@ class _PartTask:
             writer = stack.enter_context(ShardWriter(shard))
             audio = stack.enter_context(ShardWriter(audio_shard, extension=clips.EXTENSION)) if keeps_audio else None
             pool = ThreadPoolExecutor(self.job.decoders)
-            stack.push(
-                lambda error, *_: pool.shutdown(cancel_futures=error is not None)
-            )  # a text to speak may take minutes
+            # after an error nothing waits for what was queued: a text to speak may take minutes
+            stack.push(lambda error, *_: pool.shutdown(cancel_futures=error is not None))
             ahead = ReadAhead(self.job.rules.batch_seconds, self._load, self._seconds, self._skip, self._clocked)
             for batch in ahead.batches(read_part(self.job.reader, self.part), pool):
                 for ready in self._ready(batch):
