@@ -29,7 +29,11 @@ def run(monkeypatch, capsys, tmp_path):
     ("mistake", "says"),
     [
         ("stage.stepz=3", "no setting 'stage.stepz'"),
-        ("+stage.stepz=3", "no setting 'stage.stepz'"),
+        ("+stage.stepz=3", "no setting 'stage.stepz'; did you mean 'stage.steps'?"),
+        ("steps=3", "no setting 'steps'; did you mean 'stage.steps'?"),
+        ("stage.lr=3", "no setting 'stage.lr'; did you mean 'stage.learning_rate'?"),
+        ("batch_size=3", "no setting 'batch_size'; did you mean 'stage.rows_per_step'?"),
+        ("optim.warmup_steps=3", "did you mean 'optim.schedule.warmup_share'?"),
         ("stage=mtp11", "choose one of: align, chain, mtp1, mtp10, sft"),
         ("trainer.devices=two", "could not be converted to Integer"),
         ("stage.steps=0", "stage.steps is 0"),

@@ -57,6 +57,12 @@ class Sampling:
 Greedy = Sampling()
 """The most likely token each time."""
 
+TASKS = ("sts", "asr", "tts", "text")
+"""Speech to speech, speech recognition, speech synthesis, text to text."""
+
+WHEN_FULL = ("slide", "refuse")
+"""When a conversation fills the context: drop its oldest exchanges, or refuse the next turn."""
+
 
 @dataclass
 class DecodingConfig:

@@ -146,17 +146,49 @@ def _inner(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value
 
 
+FAMILIAR = {
+    "lr": "stage.learning_rate",
+    "batch_size": "stage.rows_per_step",
+    "global_batch_size": "stage.rows_per_step",
+    "micro_batch_size": "trainer.rows_per_device",
+    "gradient_accumulation_steps": "trainer.rows_per_device",
+    "accumulate_grad_batches": "trainer.rows_per_device",
+    "max_steps": "stage.steps",
+    "num_epochs": "stage.epochs",
+    "max_epochs": "stage.epochs",
+    "num_train_epochs": "stage.epochs",
+    "seq_len": "stage.sequence_length",
+    "max_length": "stage.sequence_length",
+    "gpus": "trainer.devices",
+    "nodes": "trainer.num_nodes",
+    "bf16": "trainer.precision",
+    "warmup": "optim.schedule.warmup_share",
+    "warmup_steps": "optim.schedule.warmup_share",
+    "max_grad_norm": "optim.clip_norm",
+    "grad_clip": "optim.clip_norm",
+    "num_workers": "data.workers",
+    "log_every_n_steps": "callbacks.log_every",
+    "output_dir": "paths.runs",
+    "resume": "callbacks.resume_from_step",
+    "resume_from_checkpoint": "callbacks.resume_from_step",
+    "wandb_project": "logger.wandb_project",
+}
+"""What Lightning, the Hugging Face trainer and torchtitan call a setting, and its name here."""
+
 _FEW_SETTINGS = 20  # as many as a sentence can list
 
 
 def no_such_setting(key: str, known: Iterable[str]) -> str:
     """The sentence for a setting that does not exist, with the nearest one of `known` (dotted names)."""
     known = list(known)
-    near = did_you_mean(key, [*known, *dict.fromkeys(name.partition(".")[0] for name in known)])
-    if not near:  # the right name in the wrong place
-        last = key.rsplit(".", 1)[-1]
-        same = [name for name in known if name.rsplit(".", 1)[-1] == last]
-        near = f"; did you mean '{same[0]}'?" if same else ""
+    last = key.rpartition(".")[2]
+    elsewhere = FAMILIAR.get(last, "")
+    same = [name for name in known if name.rpartition(".")[2] == last or f"{elsewhere}.".startswith(f"{name}.")]
+    if same:  # the right name in the wrong place, or the name that other frameworks have for it
+        near = f"; did you mean '{elsewhere or same[0]}'?"
+    else:
+        groups = [] if "." in key else dict.fromkeys(name.partition(".")[0] for name in known)
+        near = did_you_mean(key, [*known, *groups])
     own = [name for name in known if not name.startswith(("paths.", "plugins"))]
     listed = (
         f"; the settings are {', '.join(own)}" if 0 < len(own) <= _FEW_SETTINGS else ": --help-all lists all settings"

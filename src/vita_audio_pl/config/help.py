@@ -40,17 +40,19 @@ def print_help(config_name: str, schema: type, arguments: Sequence[str]) -> None
     if groups:
         print("\nChoices (group=option):")
         for group, options in groups.items():
-            print(_wrapped(f"  {group}: ", ", ".join(options), width))
+            listed = f"  {group}: {', '.join(options)}"
+            print(_wrapped(f"  {group}: ", ", ".join(options), width) if everything else _cut(listed, width))
     print(
         f"\n{'Settings' if everything or len(shown) == len(settings) else 'Settings that people change first'} (name=value):"
     )
     for setting in shown:
-        print(_line(setting, _value(config, setting), width))
-    if len(shown) < len(settings):
-        print(f"\n--help-all lists all {len(settings)} settings.", end=" ")
-    else:
-        print()
-    print("--cfg job shows the composed configuration, --hydra-help Hydra's own options.")
+        print(_line(setting, _value(config, setting), width, whole=everything))
+    more = (
+        f"--help-all: all {len(settings)} settings, in full"
+        if len(shown) < len(settings)
+        else "--hydra-help: Hydra's own"
+    )
+    print(f"\n{more}. --cfg job: the composed values.")
 
 
 def _flat(schema: type, config: Any) -> Iterator[Described]:
@@ -119,12 +121,27 @@ def _value(config: Any, setting: Described) -> str:
     )
 
 
-def _line(setting: Described, value: str, width: int) -> str:
+def _line(setting: Described, value: str, width: int, *, whole: bool) -> str:
+    """A setting with its meaning, wrapped; in the short help one line where its first clause fits on it."""
     rules = setting.rules
     meaning = rules.meaning
     if rules.choices and not all(choice in meaning for choice in rules.choices if choice):
         meaning += f" ({', '.join(choice for choice in rules.choices if choice)})"
-    return _wrapped(f"  {setting.name}={value}".ljust(44) + " ", meaning, width, 45)
+    column = 45 if width >= 120 else 29
+    label = f"  {setting.name}={value}".ljust(column - 2) + "  "
+    if not whole and len(label + meaning) > width:
+        # the shorter clauses come first in every meaning: what null means, lists and asides are left to --help-all
+        for mark in (" (", "; ", ": ", ", "):
+            if len(label + meaning) > width:
+                meaning = meaning.partition(mark)[0]
+        if len(label + meaning) > width:
+            return _cut(label + meaning, width)
+    return _wrapped(label, meaning, width, column)
+
+
+def _cut(line: str, width: int) -> str:
+    """`line`, or its first words and three dots where it does not fit."""
+    return line if len(line) <= width else f"{line[: width - 4].rpartition(' ')[0]} ..."
 
 
 def _wrapped(label: str, text: str, width: int, indent: int | None = None) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vita_audio_pl.data.tools.overlap import Overlap
 
 MADE_BY = "python -m vita_audio_pl.data"
-"""What a card and a preview say of their origin, by which they are known as ours."""
+"""Generator name in cards and previews, by which this program recognises its own files."""
 COMMANDS = ("info", "status", "card", "stats", "lint", "overlap", "plan", "preview")
 
 
@@ -57,7 +57,7 @@ class DataToolsConfig(TrainConfig):
 
 
 def look(config: DataToolsConfig) -> None:
-    """Shows what the command asks for."""
+    """Run the subcommand."""
     console = Console() if sys.stdout.isatty() else Console(width=220)
     shards = shards_place(config.data)
     if config.command == "status":
@@ -79,7 +79,7 @@ def look(config: DataToolsConfig) -> None:
 
 
 def show_status(config: DataToolsConfig, console: Console, shards: Place) -> None:
-    """What is done, running, failed and left of each source."""
+    """Per source: parts that are done, running, failed and waiting."""
     names = [config.source] if config.source else _of_mixture(config, names_in(shards))
     with reaching(shards):
         found = [status_of(shards / name) for name in names]
@@ -89,7 +89,7 @@ def show_status(config: DataToolsConfig, console: Console, shards: Place) -> Non
 
 
 def _of_mixture(config: DataToolsConfig, there: Sequence[str]) -> list[str]:
-    """Names of the mixture's sources, with those that are held out, and of all others that were begun."""
+    """The mixture's sources, including held-out ones, and all other sources whose preparation has started."""
     wanted = [share.source for share in load_mixture(config.data.mixture).shares]
     held_out = f".{config.data.validation}"
     beside = [name for name in there if not name.startswith(".") and name not in wanted]
@@ -98,7 +98,7 @@ def _of_mixture(config: DataToolsConfig, there: Sequence[str]) -> list[str]:
 
 
 def write_card(config: DataToolsConfig, console: Console, names: list[str]) -> None:
-    """The data card of the mixture, or of one source, as Markdown and as JSON."""
+    """The data card of the mixture, or of one source, as Markdown and JSON."""
     shards, mixture = shards_place(config.data), load_mixture(config.data.mixture)
     if config.source is None:
         names = [share.source for share in mixture.shares if share.source in names]
@@ -120,7 +120,7 @@ def write_card(config: DataToolsConfig, console: Console, names: list[str]) -> N
 
 
 def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
-    """Reads every byte of the sources; ends with status 1 if anything is wrong."""
+    """Read every byte of the sources; status 1 if anything is damaged."""
     folders = source_folders(config.data, names, with_audio=True)
     findings = [lint_source(folder) for folder in folders]
     console.print(tables.lint_table(findings))
@@ -136,7 +136,7 @@ def lint(config: DataToolsConfig, console: Console, names: list[str]) -> None:
 
 
 def overlap(config: DataToolsConfig, console: Console, names: list[str]) -> None:
-    """Which samples of the sources come twice in them, or are in one of `against`, too."""
+    """Duplicate samples: within the sources, and between them and those in `against`."""
     from vita_audio_pl.data.tools.overlap import overlap_table
 
     found = list(_overlaps(config, names))
@@ -150,7 +150,7 @@ def overlap(config: DataToolsConfig, console: Console, names: list[str]) -> None
 
 
 def _overlaps(config: DataToolsConfig, names: list[str]) -> Iterator[tuple[str, str, "list[Overlap]"]]:
-    """Source, other source and the samples that both have, for each source with itself and with each of `against`."""
+    """Source, other source and the samples in both: each source with itself and with each of `against`."""
     from vita_audio_pl.data.tools.overlap import find_overlap, prints_of
     from vita_audio_pl.text import TextTokenizer
 
@@ -163,7 +163,7 @@ def _overlaps(config: DataToolsConfig, names: list[str]) -> Iterator[tuple[str, 
 
 
 def show_as_trained(config: DataToolsConfig, console: Console, names: list[str]) -> None:
-    """Lengths, plan or a batch of the data as the stage would train on them."""
+    """Lengths, plan or a batch of the data, as the stage would train on it."""
     # these need torch, which takes seconds to import
     from vita_audio_pl.codecs.protocol import load_codec
     from vita_audio_pl.data.datamodule import SpeechDataModule
@@ -183,7 +183,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
         sources = tables.prepared_in(config.data, names)
         console.print(tables.stats_table(sources, rule, config.stage.sequence_length, continuous=hears))
         return
-    config.callbacks.samples.every_steps = 0  # prompts are chosen for training alone
+    config.callbacks.samples.every_steps = 0  # sample prompts are needed in training only
     data = prepared_data(config, heads)
     module = data.datamodule
     assert isinstance(module, SpeechDataModule)

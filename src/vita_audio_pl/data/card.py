@@ -1,4 +1,4 @@
-"""Data cards: what a prepared source or a mixture is made of, for people (Markdown) and for programs (JSON)."""
+"""Data cards: the contents of a prepared source or a mixture, for people (Markdown) and programs (JSON)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,20 +17,20 @@ NOT_LOOKED_FOR = "not looked for: `python -m vita_audio_pl.data card against=[SO
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to say of a prepared source.
+    """Facts about a prepared source.
 
     Attributes:
-        source, task: its name, and what it teaches.
-        description, licence, home, languages: of the corpus, as its recipe says.
-        samples, hours, text_tokens, codes: that were prepared.
-        speakers: that the corpus tells apart; 0 where it does not.
-        tokenizer, codec: fingerprints; codec with its name.
-        left_out, filtered: samples that could not be used and that were not wanted, by reason.
-        unread: samples, about, in what could not be read.
-        overlap: other source -> samples that it has, too, by how they are the same; None where nobody has looked.
-        spoken: of messages that were spoken while it was prepared, whose (`roles`), by which `voice`, and how they were
-            `judged`; None where all sound is the corpus's own.
-        transcripts: who has written them down while it was prepared; None where they are the corpus's own.
+        source, task: name of the source and its task.
+        description, licence, home, languages: of the corpus, from its recipe.
+        samples, hours, text_tokens, codes: totals over the prepared shards.
+        speakers: distinct speakers; 0 if the corpus does not name them.
+        tokenizer, codec: fingerprints; the codec's with its name.
+        left_out, filtered: number of unusable and of filtered samples, by reason.
+        unread: estimated number of samples in unreadable files.
+        overlap: other source -> number of shared samples, by how they match; None if not checked.
+        spoken: synthesised messages: the `roles`, the `voice`, and the judge's verdict (`judged`);
+            None if all audio comes from the corpus.
+        transcripts: the recogniser that wrote the transcripts; None if they come from the corpus.
     """
 
     source: str
@@ -80,10 +80,10 @@ class Card:
 
 
 def judged_in(folder: Place, manifest: Manifest) -> Mapping[str, Any] | None:
-    """What a judge made of the speech of a prepared source; None where none has listened to these shards."""
+    """The judge's results for the synthesised speech of a prepared source; None if these shards were not judged."""
     try:
         judged = read_sealed(folder / JUDGED)
-    except (FileNotFoundError, UserError):  # a damaged one is made again by the command that made it
+    except (FileNotFoundError, UserError):  # if damaged, rerunning the command that wrote it repairs it
         return None
     return judged if judged.get("index_crc") == manifest.index_crc else None
 
@@ -96,8 +96,7 @@ def card_of(
     """The card of a prepared source.
 
     Args:
-        overlap: see `Card`.
-        judged: see `judged_in`.
+        overlap, judged: see `Card` and `judged_in`.
     """
     report = manifest.report
     about = report.get("about", {})
@@ -127,13 +126,13 @@ def card_of(
 
 @dataclass(frozen=True)
 class MixtureCard:
-    """What there is to say of a mixture.
+    """Facts about a mixture.
 
     Attributes:
-        mixture: its name.
-        ratios: source that is prepared -> passes over it in an epoch.
-        cards: of its sources that are prepared.
-        missing: names of those that are not.
+        mixture: name of the mixture.
+        ratios: prepared source -> passes over it per epoch.
+        cards: cards of the prepared sources.
+        missing: names of the sources that are not prepared.
     """
 
     mixture: str
@@ -208,5 +207,5 @@ def _named(facts: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of a stranger's recipe as a cell of a table."""
+    """Text from a recipe, which may be untrusted, as a table cell."""
     return " ".join(text.split()).replace("|", "\\|")

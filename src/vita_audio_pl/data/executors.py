@@ -1,4 +1,4 @@
-"""Where the tasks of preparing a source run: processes of this machine, a Ray cluster, or one share of a job array."""
+"""Where preparation tasks run: processes on this machine, a Ray cluster, or one share of a job array."""
 
 import logging
 import multiprocessing
@@ -22,26 +22,26 @@ from vita_audio_pl.errors import UserError, is_machine_fault
 log = logging.getLogger(__name__)
 
 Report: TypeAlias = Callable[[Part, Progress, bool], None]
-"""Called with a part, what its task has done so far, and whether it is finished."""
+"""Called with a part, its progress, and whether it is finished."""
 
 
 class Executor(Protocol):
-    """Runs tasks, all of them or, in a job array, a share."""
+    """Runs all tasks or, in a job array, its share of them."""
 
     def __call__(self, job: TokenizeJob, parts: Sequence[Part], report: Report) -> None: ...
 
     def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """The parts that this process sees to."""
+        """The parts that this process is responsible for."""
         ...
 
     @property
     def lease(self) -> str:
-        """Kind of the lease under which those parts are made: jobs of an array work beside one another."""
+        """Kind of the lease under which the parts are made: jobs of an array work at the same time."""
         ...
 
     @property
     def workers(self) -> int:
-        """Parts that are made at a time."""
+        """Number of parts that are processed at a time."""
         ...
 
 
@@ -49,7 +49,7 @@ _number = 0
 
 
 def worker_number() -> int:
-    """Which of the workers that one machine was given this process is; 0 where there is no other."""
+    """Index of this process among the workers on its machine; 0 if it is the only one."""
     return _number
 
 
@@ -59,7 +59,7 @@ def _take_number(numbers: Any) -> None:
 
 
 class PartsFailed(UserError):
-    """Parts were given up after all tries; the others are done."""
+    """Some parts failed in every try; the others are done."""
 
     def __init__(self, sentence: str, parts: int):
         super().__init__(sentence)
@@ -67,10 +67,10 @@ class PartsFailed(UserError):
 
 
 class _Retries:
-    """How often each part of a job has failed.
+    """Counts the failures of each part.
 
     Args:
-        most: tries of a part.
+        most: tries per part.
     """
 
     def __init__(self, job: TokenizeJob, most: int):
@@ -79,7 +79,7 @@ class _Retries:
         self._given_up: list[str] = []
 
     def retry(self, part: Part, why: str) -> bool:
-        """Notes that a part has failed; whether it is to be tried again."""
+        """Record a failure; returns whether the part should be tried again."""
         self._failed[part.name] += 1
         if self._failed[part.name] < self._most:
             log.warning("%s: %s; retrying", part.name, why)
@@ -89,9 +89,9 @@ class _Retries:
         return False
 
     def attempt(self, part: Part, work: Callable[[], None]) -> bool:
-        """Does the work; whether it failed and is to be tried again.
+        """Run the work; returns whether it failed and should be tried again.
 
-        An error that all parts would meet (a full disk, no codec) goes on.
+        Errors that every part would hit (full disk, no codec) are raised.
         """
         try:
             work()
@@ -106,7 +106,7 @@ class _Retries:
         return False
 
     def summarise(self, parts: int) -> None:
-        """Raises `PartsFailed` where parts were given up."""
+        """Raise `PartsFailed` if any part failed in every try."""
         if self._given_up:
             tried = f" after {self._most} tries each" if self._most > 1 else ""
             raise PartsFailed(
@@ -118,12 +118,12 @@ class _Retries:
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Processes of this machine; with one worker, this process. A part that fails does not stop the others.
+    """Processes on this machine; with one worker, this process itself. A failing part does not stop the others.
 
     Attributes:
-        workers: processes.
-        share, shares: in a job array, which parts are this job's: those whose number is `share` modulo `shares`.
-        tries: of a part that fails.
+        workers: number of processes.
+        share, shares: in a job array, this job handles the parts whose number is `share` modulo `shares`.
+        tries: tries per part.
     """
 
     workers: int = 1
@@ -146,7 +146,7 @@ class LocalExecutor:
             if tries.attempt(part, partial(_report_result, report, part, make)):
                 waiting.append(part)
         while waiting:
-            # a part that made its process die is among those at work then: each of them is tried by itself
+            # one of the parts in progress crashed its process: each of them is retried by itself
             for part in self._in_processes(job, waiting, self.workers, report, tries):
                 died = "its process died (out of memory, or a file made a decoder crash)"
                 while self._in_processes(job, deque([part]), 1, report, tries) and tries.retry(part, died):
@@ -156,13 +156,14 @@ class LocalExecutor:
     def _in_processes(
         self, job: TokenizeJob, waiting: deque[Part], workers: int, report: Report, tries: _Retries
     ) -> list[Part]:
-        """Runs parts until none is waiting; returns those that were at work when a process died, which ends it early."""
+        """Run parts until none is waiting; returns early, with the parts in progress, if a process dies."""
         numbers = multiprocessing.get_context("spawn").SimpleQueue()
         for number in range(workers):
             numbers.put(number)
         running: dict[Future[Progress], Part] = {}
         try:
-            with worker_processes(workers, "spawn", _take_number, numbers) as pool:  # torch's threads survive no fork
+            # torch's threads do not survive fork
+            with worker_processes(workers, "spawn", _take_number, numbers) as pool:
                 while waiting or running:
                     while waiting and len(running) < workers:
                         running[pool.submit(run_part, job, waiting[0])] = waiting[0]
@@ -183,12 +184,12 @@ def _report_result(report: Report, part: Part, result: Callable[[], Progress]) -
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Tasks on a Ray cluster: that of `RAY_ADDRESS`, or one of this machine alone.
+    """Tasks on a Ray cluster: the one at `RAY_ADDRESS`, or a local one.
 
     Attributes:
-        workers: tasks at a time.
-        gpus_per_worker: GPUs that each takes.
-        tries: of a part that fails.
+        workers: number of concurrent tasks.
+        gpus_per_worker: GPUs per task.
+        tries: tries per part.
     """
 
     workers: int = 8
@@ -213,7 +214,7 @@ class RayExecutor:
         if started:
             try:
                 ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-            except Exception as error:  # Ray raises plain ones
+            except Exception as error:  # Ray raises exceptions of its own
                 raise UserError(f"Ray did not start: {error}; rerun the command, or executor=local") from error
         try:
             shared = ray.put(job)
@@ -248,7 +249,7 @@ def _unfinished(report: Report, part: Part, done: Progress) -> None:
 
 
 def run_part(job: TokenizeJob, part: Part, note: Callable[[Progress], None] = lambda done: None) -> Progress:
-    """Runs one task and returns what it has done."""
+    """Run one task and return its final progress."""
     latest = Progress()
 
     def keep(done: Progress) -> None:
@@ -261,7 +262,7 @@ def run_part(job: TokenizeJob, part: Part, note: Callable[[Progress], None] = la
 
 
 def executor_of(options: ExecutorOptions) -> Executor:
-    """The executor that the options name. With `slurm`, a job of the array runs its share in processes of its node."""
+    """The executor that the options select. With `slurm`, each job of the array runs its share in local processes."""
     options.check()
     if options.name == "ray":
         return RayExecutor(options.workers, options.gpus_per_worker, options.tries)

@@ -9,7 +9,7 @@ _ROUNDS = 6
 
 
 class Permutation:
-    """A bijection of `range(n)` that a key chooses; any part of it costs only that part.
+    """A keyed permutation of `range(n)`; computing part of it costs only that part.
 
     The network works on the smallest power of two that holds `n`; an image outside `range(n)` is sent through again
     until it falls inside (at most twice on average).

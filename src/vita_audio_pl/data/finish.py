@@ -1,4 +1,4 @@
-"""The end of preparing a source: parts merged into shards, one index, one manifest, one report; what is left of other times."""
+"""Finishing a prepared source: merges parts into shards, writes index, manifest and report, removes leftovers."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,21 +22,21 @@ from vita_audio_pl.storage.files import atomic_write, write_array, write_json
 from vita_audio_pl.storage.owned import Owned
 from vita_audio_pl.storage.places import names_in
 
-_LARGE = 1 << 30  # bytes; copying more of them is told before it begins
+_LARGE = 1 << 30  # bytes; larger copies are announced first
 
 
 def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str], None] = print) -> Manifest:
-    """Makes a prepared source of finished parts; doing it again changes nothing.
+    """Turn finished parts into a prepared source; idempotent.
 
-    Samples that cannot be used are named in `skipped.jsonl`, with their reasons, as many of a part as its report has, and
-    some that are not wanted. Parts are merged into shards of `job.shard_bytes`, and their own files removed, unless the
-    manifest that is there names them.
+    Unusable samples are listed in `skipped.jsonl` with their reasons, up to a limit per part, as are some of the
+    filtered ones. Parts are merged into shards of `job.shard_bytes` and their own files removed, except those that the
+    existing manifest names.
 
     Args:
-        tell: is told before a lot is copied.
+        tell: receives a sentence before large copies.
 
     Raises:
-        UserError: a part is not finished or damaged, no sample at all could be used, or more were left out than may be.
+        UserError: a part is unfinished or damaged, no sample is usable, or too many were left out.
     """
     names, outputs = [job.output_name(part) for part in parts], Outputs.find(job.out)
     missing = set(outputs.unfinished(names))
@@ -88,13 +88,13 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str],
     write_json(job.out / CARDS[1], card.to_json())
     atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
     sums = {name: FileSum.from_json(value) for record in records for name, value in record["sums"].items()}
-    atomic_write(job.out / SKIPPED, named)  # not before: without a manifest it says that too much was left out
-    manifest.save(job.out, sums)  # last: what a manifest stands beside is clean as well as whole
+    atomic_write(job.out / SKIPPED, named)  # last: without a manifest it means that too much was left out
+    manifest.save(job.out, sums)  # last: a folder with a manifest is both complete and clean
     return manifest
 
 
 def _merge(job: TokenizeJob, names: Sequence[str], outputs: Outputs, tell: Callable[[str], None]) -> dict[str, Record]:
-    """The source's shards, each with what its `.done.json` holds; what went into them is removed."""
+    """The source's shards and the contents of each `.done.json`; removes the parts that were merged."""
     planned, mine = planned_shards(names, outputs, job.shard_bytes), Owned.claim(job.out, SOURCE)
     new = [name for stem, group in planned.items() if stem not in outputs.records for name in group]
     size = sum(outputs.parts[name].bytes for name in new)
@@ -120,14 +120,14 @@ def _merge(job: TokenizeJob, names: Sequence[str], outputs: Outputs, tell: Calla
 
 
 def leftovers(job: TokenizeJob, claimed: Sequence[Part], prune: bool) -> Iterator[str]:
-    """What is to be said of a finished source's folder; with `prune`, what is of no use to it is removed.
+    """Warnings about a finished source's folder; with `prune`, also removes files that are no longer needed.
 
     Args:
         claimed: all parts of the source.
 
     Yields:
-        A sentence on shards of other parts (of another recipe, corpus, codec or tokenizer) and on those that were merged into
-        others, and one on parts whose file has another time of change than when it was read, and was taken for the same.
+        A sentence on shards of other parts (from another recipe, corpus, codec or tokenizer) and on merged parts, and
+        one on parts whose file has a new modification time but was taken as unchanged.
     """
     outputs, names = Outputs.find(job.out), [job.output_name(part) for part in claimed]
     used = {shard.name.removesuffix(TAR) for shard in Manifest.load(job.out).shards}

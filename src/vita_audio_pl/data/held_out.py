@@ -1,4 +1,4 @@
-"""Single held-out conversations, cut where their last answer begins: what a model is asked while it trains."""
+"""Held-out prompts: conversations cut before their last answer, which the model answers during training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from vita_audio_pl.data.prepared import BrokenSample, PreparedSource
 from vita_audio_pl.data.samples import TokenizedSample
 from vita_audio_pl.text import Turn
 
-_TRIES = 200  # samples looked at for one that serves
+_TRIES = 200  # samples to try before giving up on finding a usable one
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """A held-out conversation.
+    """A held-out conversation, cut before its last answer.
 
     Attributes:
         id: `source/sample-id`.
-        task: of its source.
-        asked: the turns up to the answer.
-        answer: what is expected; text-to-speech requests have their text in it.
+        task: task of its source.
+        asked: turns before the answer.
+        answer: reference answer; for text-to-speech it includes the text.
     """
 
     id: str
@@ -34,13 +34,13 @@ def choose_held_out(
     per_task: int,
     serves: Callable[[HeldOut], bool],
 ) -> list[HeldOut]:
-    """The same conversations each time: `per_task` of each task, spread evenly over its sources and within them.
+    """A deterministic choice of `per_task` conversations per task, spread evenly over its sources and within them.
 
     Args:
-        sources: held-out sources by number.
-        read: sample of a source, by their numbers.
-        tasks: of sources; one that no source has is left out.
-        serves: whether a conversation can be used; the next one is looked at where it cannot.
+        sources: held-out sources, in order.
+        read: reads a sample, given source number and sample number.
+        tasks: tasks to choose for; those without a source are skipped.
+        serves: whether a conversation can be used; if not, the next one is tried.
     """
     chosen: list[HeldOut] = []
     for task in tasks:

@@ -1,4 +1,4 @@
-"""The index of a source: 24 bytes a sample, from which exact row lengths follow for any interval ratio.
+"""The index of a source: 24 bytes per sample, enough to compute exact row lengths for any interval ratio.
 
 File: 64 bytes of head (`VAPLIDX1`, u64 samples, u64 overflow rows, u32 CRC-32 of all that follows), then one contiguous
 column per field, then the overflow table of conversations with several spoken answers.
@@ -29,13 +29,16 @@ _HEAD = struct.Struct("<8sQQI36x")
 
 COLUMNS = np.dtype(
     [
-        ("offset", "<u4"),  # of the sample in its shard, in units of four bytes
-        ("crc", "<u4"),  # CRC-32 of its bytes
-        ("prompt_text", "<u4"),  # tokens that never change: template, prompt text, both markers of each prompt audio
+        ("offset", "<u4"),  # offset of the sample in its shard, in units of four bytes
+        ("crc", "<u4"),  # CRC-32 of its bytes in the shard
+        (
+            "prompt_text",
+            "<u4",
+        ),  # tokens independent of the ratio: template, prompt text, both markers of each prompt audio
         ("shard", "<u2"),
         ("flags", "<u2"),
         ("prompt_codes", "<u2"),  # codes outside assistant turns
-        ("prompt_frames", "<u2"),  # encoder placeholders that take their place with continuous input
+        ("prompt_frames", "<u2"),  # encoder placeholders that replace them with continuous input
         ("answer_text", "<u2"),  # text tokens of the answers; with OVERFLOW, low half of the first overflow row
         ("answer_codes", "<u2"),  # codes of the spoken answer; with OVERFLOW, high half of the first overflow row
     ]
@@ -43,18 +46,18 @@ COLUMNS = np.dtype(
 OVERFLOW_ROWS = np.dtype([("text", "<u4"), ("codes", "<u4"), ("sample", "<u4")])
 OFFSET_UNIT = 4
 MOST_BYTES = OFFSET_UNIT << 32
-"""Of a shard, as far as offsets reach."""
+"""Largest shard, bytes: the range of the offsets."""
 
-OVERFLOW = 1  # answer counts are in the overflow table: several spoken answers, or more text than 16 bits count
-ONE_ANSWER = 2  # exactly one assistant turn, and it is the last
+OVERFLOW = 1  # answer counts are in the overflow table: several spoken answers, or more than 65,535 text tokens
+ONE_ANSWER = 2  # exactly one assistant turn, at the end
 
 _U16 = 2**16 - 1
-_BLOCK = 16 << 20  # bytes read at a time where all are
+_BLOCK = 16 << 20  # bytes per read when the whole index is read
 
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """What the index keeps of one sample."""
+    """Index entry of one sample."""
 
     shard: int
     offset: int
@@ -63,7 +66,7 @@ class IndexEntry:
 
 
 def write_index(path: Place, entries: Sequence[IndexEntry]) -> int:
-    """Writes the index file, whole or not at all; returns the CRC-32 of its contents.
+    """Write the index file atomically; returns the CRC-32 of its contents.
 
     Raises:
         UserError: a sample is too large for the index (prompt of more than 65,535 codes, shard above 16 GiB).
@@ -81,10 +84,10 @@ def write_index(path: Place, entries: Sequence[IndexEntry]) -> int:
 
 
 def check_entry(entry: IndexEntry) -> dict[str, int]:
-    """What the index keeps of a sample, by column; with OVERFLOW its answers go elsewhere.
+    """A sample's index entry by column; with OVERFLOW the answers go into the overflow table.
 
     Raises:
-        UserError: it is too large for the index.
+        UserError: it does not fit the index.
     """
     shape = entry.shape
     text, codes = shape.answers[0] if len(shape.answers) == 1 else (0, 0)
@@ -107,7 +110,7 @@ def check_entry(entry: IndexEntry) -> dict[str, int]:
 
 
 def write_columns(path: Place, columns: Mapping[str, np.ndarray], overflow: np.ndarray) -> int:
-    """Writes an index from its columns `(samples,)` and its overflow rows; returns the CRC-32 of its contents."""
+    """Write an index from its columns `(samples,)` and its overflow rows; returns the CRC-32 of its contents."""
     n = len(columns["offset"])
     bodies = [columns[name].astype(COLUMNS[name], copy=False).tobytes() for name in COLUMNS.names or ()]
     body = b"".join(data + b"\0" * (-len(data) % 64) for data in bodies) + overflow.tobytes()
@@ -118,13 +121,13 @@ def write_columns(path: Place, columns: Mapping[str, np.ndarray], overflow: np.n
 
 @dataclass(frozen=True)
 class IndexPiece:
-    """Samples of one index that go into another.
+    """Samples to copy from one index into another.
 
     Attributes:
-        path: the index that they are in.
-        samples: which of its samples; None takes all.
-        shard: number of the shard that they lie in, as the other index has it.
-        moved: bytes by which they lie further back in that shard.
+        path: the index to copy from.
+        samples: sample numbers; None = all.
+        shard: number of their shard in the new index.
+        moved: bytes to add to their offsets in that shard.
     """
 
     path: Path
@@ -133,7 +136,7 @@ class IndexPiece:
     moved: int = 0
 
     def opened(self) -> tuple["Index", range, range]:
-        """The index, and which samples and which overflow rows of it are taken."""
+        """The index, and the samples and overflow rows to copy from it."""
         index = Index(self.path)
         if self.samples is None:
             return index, range(len(index)), range(index.n_overflow)
@@ -142,7 +145,7 @@ class IndexPiece:
 
 
 def merge_indexes(pieces: Sequence[IndexPiece], out: Place) -> int:
-    """Joins pieces of indexes, in order, into one; returns the CRC-32 of its contents.
+    """Concatenate pieces of indexes into one; returns the CRC-32 of its contents.
 
     Raises:
         UserError: an index is damaged, or there are more than 65,535 shards.
@@ -180,7 +183,7 @@ def merge_indexes(pieces: Sequence[IndexPiece], out: Place) -> int:
 
 
 def _moved(piece: IndexPiece, name: str, overflow: int) -> np.ndarray:
-    """A column of a piece as it stands in the index that it goes into, where its overflow rows begin at `overflow`."""
+    """A column of a piece as it is written to the new index, where the piece's overflow rows start at `overflow`."""
     index, samples, rows = piece.opened()
     part = slice(samples.start, samples.stop)
     if name == "shard":
@@ -200,10 +203,10 @@ def _moved(piece: IndexPiece, name: str, overflow: int) -> np.ndarray:
 
 
 class Index:
-    """An index file, read in pieces: a memory map of a file that is cut while it is in use would kill the process.
+    """An index file, read piecewise: with a memory map, truncating the file while it is in use would kill the process.
 
     Raises:
-        UserError: the file is missing, is no index, or was cut; methods that read raise it, too.
+        UserError: the file is missing, not an index, or truncated; also raised by the methods that read.
     """
 
     def __init__(self, path: Place):
@@ -238,7 +241,7 @@ class Index:
         return self.part(column, slice(None))
 
     def part(self, column: str, samples: np.ndarray | slice) -> np.ndarray:
-        """A column for some samples; what lies between them in the file is read, too."""
+        """A column for some samples; values between them in the file are read as well."""
         if isinstance(samples, slice):
             first, last, step = samples.indices(len(self))
             values = self._column(column, first, max(first, last))
@@ -252,7 +255,7 @@ class Index:
         return found
 
     def value(self, column: str, sample: int) -> int:
-        """A column of one sample."""
+        """A column's value for one sample."""
         if not 0 <= sample < self.n:
             raise IndexError(f"{self.path} has {self.n} samples, not {sample}")
         size = COLUMNS[column].itemsize
@@ -275,12 +278,12 @@ class Index:
         return read_whole(self._file, start, size, "copy or prepare the source again, and rerun the command")
 
     def measure(self, rule: LengthRule, continuous: bool, samples: np.ndarray | slice = slice(None)) -> Lengths:
-        """Exact row lengths and label counts, `(samples,)`, from the counts alone.
+        """Exact row lengths and label counts, `(samples,)` each, computed from the index alone.
 
         Args:
-            rule: the renderer's rule, with its interval ratio and lead-in.
-            continuous: the audio outside answers enters as encoder frames, not as codes.
-            samples: which ones; all by default.
+            rule: the renderer's length rule, with its interval ratio and lead-in.
+            continuous: prompt audio enters as encoder states instead of codes.
+            samples: sample numbers; all by default.
         """
         prompt_audio = self.part("prompt_frames" if continuous else "prompt_codes", samples)
         prompt = self.part("prompt_text", samples) + prompt_audio.astype(np.int64)
@@ -302,7 +305,7 @@ class Index:
         return Lengths(answers.tokens + prompt, answers.text_labels, answers.audio_labels)
 
     def intact(self) -> bool:
-        """Whether the contents agree with the checksum in the head; reads the whole file."""
+        """Whether the contents match the checksum in the header; reads the whole file."""
         crc = 0
         for start in range(_HEAD.size, self._size, _BLOCK):
             crc = zlib.crc32(self._read(start, min(_BLOCK, self._size - start)), crc)

@@ -1,7 +1,7 @@
-"""What is known of preparing a source while it is being prepared: its parts, who works on them, and which of them failed.
+"""Progress of a preparation: its parts, the jobs that work on them, and the parts that failed.
 
-Beside the shards lie hidden files: `.parts.json` names the outputs of all parts, `.job-<lease>.json` says how far a job is,
-and `.failed-<output>.json` why a part was given up. They are for people (`data status`); nothing is decided by them.
+Kept in hidden files beside the shards: `.parts.json` names the outputs of all parts, `.job-<lease>.json` has a job's
+progress, `.failed-<output>.json` why a part failed. Only `data status` reads them; no decision depends on them.
 """
 
 import os
@@ -19,22 +19,22 @@ from vita_audio_pl.storage.checksums import read_sealed, write_sealed
 from vita_audio_pl.storage.places import Place, names_in
 
 PARTS, JOB, FAILED = ".parts.json", ".job-", ".failed-"
-_SECONDS = 15.0  # between two notes of a job whose parts take long
+_SECONDS = 15.0  # between two updates of a job with long parts
 
 
 @dataclass(frozen=True)
 class JobState:
-    """How far a job is.
+    """Progress of one job.
 
     Attributes:
-        lease: kind of the lease that it holds while it works.
-        host, pid: where it runs.
-        workers: parts that it works on at a time.
-        parts: that it had to do when it started; `done` and `failed` of them are over.
-        samples, skipped: of what it has read.
-        seconds: of audio.
+        lease: kind of the lease that it holds while running.
+        host, pid: the process.
+        workers: parts processed at a time.
+        parts: parts to do at its start; `done` and `failed`: those that have ended.
+        samples, skipped: samples written and left out.
+        seconds: audio processed, seconds.
         started, updated: seconds since 1970.
-        ended: it works no longer.
+        ended: whether it has finished.
     """
 
     lease: str
@@ -53,12 +53,12 @@ class JobState:
 
     @property
     def running(self) -> int:
-        """Parts that it works on."""
+        """Parts in progress."""
         return 0 if self.ended else min(self.workers, self.parts - self.done - self.failed)
 
     @property
     def elapsed(self) -> float:
-        """Seconds that it has worked."""
+        """Seconds since its start."""
         return max(self.updated - self.started, 1e-3)
 
     def __str__(self) -> str:
@@ -72,14 +72,14 @@ class JobState:
 
 
 class JobNotes:
-    """A `Report` of the executors that keeps a job's state beside the shards, and passes on what it gets.
+    """A `Report` for the executors that stores the job's state beside the shards and forwards every call.
 
     Args:
         job: the source.
         lease: kind of the job's lease.
-        workers: parts that it works on at a time.
-        parts: that it has to do.
-        report: another `Report` that gets it, too.
+        workers: parts processed at a time.
+        parts: number of parts to do.
+        report: `Report` that the calls are forwarded to.
     """
 
     def __init__(self, job: TokenizeJob, lease: str, workers: int, parts: int, report: Any):
@@ -98,7 +98,7 @@ class JobNotes:
             self._write()
 
     def close(self, failed: int) -> None:
-        """The job has ended."""
+        """Mark the job as ended."""
         self.state = replace(self.state, failed=failed, ended=True)
         self._write()
 
@@ -111,14 +111,14 @@ class JobNotes:
 
 
 def note_parts(job: TokenizeJob, parts: Sequence[Part]) -> None:
-    """Writes down which outputs the source is to have."""
+    """Record the outputs that the source will have."""
     write_sealed(
         job.out / PARTS, {"format": 1, "source": job.source, "outputs": [job.output_name(part) for part in parts]}
     )
 
 
 def note_failed(job: TokenizeJob, part: Part, why: str, tries: int) -> None:
-    """Writes down why a part was given up, and after how many tries."""
+    """Record why a part failed, and after how many tries."""
     name = f"{FAILED}{job.output_name(part)}.json"
     write_sealed(
         job.out / name, {"format": 1, "part": part.name, "why": why, "tries": tries, "host": socket.gethostname()}
@@ -126,28 +126,28 @@ def note_failed(job: TokenizeJob, part: Part, why: str, tries: int) -> None:
 
 
 def outputs_of(folder: Place) -> list[str]:
-    """Names of the outputs that a source is to have; none where nobody has started with it."""
+    """Names of the outputs that a source will have; empty if its preparation has not started."""
     found = _read(folder, PARTS)
     return [str(name) for name in found.get("outputs", [])]
 
 
 def jobs_of(folder: Place, names: Sequence[str] | None = None) -> list[JobState]:
-    """States of the jobs that have worked on a source.
+    """States of all jobs that have worked on a source.
 
     Args:
-        names: of what lies in the folder, where they are known.
+        names: listing of the folder, if known.
     """
     names = names_in(folder) if names is None else names
     found = (_read(folder, name) for name in names if name.startswith(JOB))
     states = []
     for values in found:
-        with suppress(TypeError):  # of another version
+        with suppress(TypeError):  # written by another version
             states.append(JobState(**{name: value for name, value in values.items() if name != "format"}))
     return sorted(states, key=lambda state: state.lease)
 
 
 def failures_of(folder: Place, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Output and note of each part that was given up, and may have been made since."""
+    """Output and record of each failed part; it may have succeeded in a later run."""
     for name in names:
         if name.startswith(FAILED):
             yield name.removeprefix(FAILED).removesuffix(".json"), _read(folder, name)

@@ -1,9 +1,9 @@
-"""Codes of recordings by their samples, so that no wave is encoded twice: neither within a part of a corpus, nor when the
-same recordings are prepared in another way, such as Emilia with and without a speaker's voice.
+"""Cache of a recording's codes, so that no wave is encoded twice: neither within a part of a corpus, nor when the same
+recordings are prepared in another way, such as Emilia with and without a voice prompt.
 
-A file holds the codes of one part's recordings: `HEAD`, u64 number of waves, XXH3-128 of each wave's float32 samples, u32
-number of codes of each, the codes (u16), and the XXH3-64 of all before. It is a copy of what can be made again, so a
-damaged one is made again.
+A file holds the codes of one part's recordings: `HEAD`, u64 number of waves, XXH3-128 of each wave's float32 samples,
+u32 number of codes of each, the codes (u16), and the XXH3-64 of everything before. It can always be recomputed, so a
+damaged file is rewritten.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ _SEAL = 8
 
 
 class KeptCodes:
-    """What is known of a part's waves; grows while the part is tokenised.
+    """The cached codes of a part's waves; grows while the part is tokenised.
 
     Args:
-        folder: of all parts' files; None keeps codes for this part only, in memory.
+        folder: folder of the cache files; None caches in memory, for this part only.
         part: the part, whose `content` names the file.
         codec: everything that the codes follow from.
     """
@@ -52,15 +52,15 @@ class KeptCodes:
         return self._known[key]
 
     def add(self, key: bytes, codes: np.ndarray) -> None:
-        """Keeps the codes of a wave, each below 65,536."""
+        """Add the codes of a wave, each below 65,536."""
         self._known[key] = codes.astype(np.uint16)
         self._grown = True
 
     def save(self) -> None:
-        """Writes the file, with what another job has written to it meanwhile.
+        """Write the file, merged with what another job has written to it meanwhile.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to.
+            OSError: the disk is full, or the folder is not writable.
         """
         if self._path is None or not self._grown:
             return
@@ -77,7 +77,7 @@ def _packed(known: Mapping[bytes, np.ndarray]) -> bytes:
 
 
 def _read(path: Place) -> dict[bytes, np.ndarray]:
-    """What a file holds; nothing where there is none, or it is damaged."""
+    """Contents of a file; empty if it is missing or damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:

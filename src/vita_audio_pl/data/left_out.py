@@ -1,4 +1,4 @@
-"""What was left out of a source: how much may be, and how it is reported."""
+"""Samples left out of a source: how many may be, and how they are reported."""
 
 import math
 from collections import Counter
@@ -9,21 +9,21 @@ from typing import Any
 from vita_audio_pl.storage.places import Place
 
 FEW = 20
-"""Samples that may be left out however small the source is."""
+"""This many samples may be left out of any source, however small."""
 
-_SHOWN = 200  # characters of an example
+_SHOWN = 200  # characters per example
 
 
 @dataclass(frozen=True)
 class LeftOutCounts:
-    """Counts over the reports of a source's parts.
+    """Totals over the reports of a source's parts.
 
     Attributes:
         used: samples in the shards.
-        reasons: samples left out, by reason.
-        filtered: samples that the recipe's filters do not want, by reason.
-        examples: of each reason, what was wrong with the first.
-        unread: samples that the unreadable rests of parts may have held, going by the size of whole parts.
+        reasons: unusable samples, by reason.
+        filtered: samples that the recipe's filters exclude, by reason.
+        examples: the first problem of each reason.
+        unread: estimated samples in the unreadable rests of parts, from the size of complete parts.
     """
 
     used: int
@@ -34,7 +34,7 @@ class LeftOutCounts:
 
     @classmethod
     def of(cls, reports: Sequence[Mapping[str, Any]]) -> "LeftOutCounts":
-        """Counts what the parts' reports say."""
+        """Totals of the parts' reports."""
         reasons: Counter[str] = Counter()
         filtered: Counter[str] = Counter()
         examples: dict[str, str] = {}
@@ -54,20 +54,20 @@ class LeftOutCounts:
 
     @property
     def left_out(self) -> int:
-        """Samples that could not be used, and those that could not even be counted."""
+        """Unusable samples, including the estimate for unreadable rests."""
         return self.reasons.total() + self.unread
 
     @property
     def share(self) -> float:
-        """Share of the samples that was left out."""
+        """Share of the samples that is unusable."""
         return self.left_out / max(self.used + self.left_out, 1)
 
     def too_many(self, max_skipped: float) -> bool:
-        """Whether more than this share was left out, and more than a few, or all of it."""
+        """Whether more than `max_skipped` and more than a few samples are unusable, or all of them."""
         return not self.used or (self.left_out > FEW and self.share > max_skipped)
 
     def sentence(self, source: str, max_skipped: float, named_in: Place) -> str:
-        """Why the source cannot be finished, with a table by reason."""
+        """The error message with a table by reason."""
         total = self.used + self.left_out
         if not self.used and not self.left_out and not self.filtered:
             return f"no sample of '{source}' could be used: the corpus is empty"
@@ -96,7 +96,7 @@ class LeftOutCounts:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """What a manifest's report says of samples that were left out."""
+    """Entries of a manifest's report about samples that were left out."""
     unread, filtered = report.get("unread", 0), report.get("filtered")
     return (
         f"{_counted(report['skipped'], 'left out')}"

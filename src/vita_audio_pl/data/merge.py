@@ -1,8 +1,8 @@
-"""Shards of a stated size: finished parts, in their order, joined until each shard has so many bytes.
+"""Merging finished parts, in order, into shards of at least a given size.
 
-Which parts go together follows from their order and sizes alone, and the bytes of a merged shard from the bytes of its parts,
-whoever made them and however often that was interrupted. Every block is compared with its checksum while it is copied, and
-the merged shard is read again before anything is removed.
+Which parts are merged depends on their order and sizes only, and the bytes of a merged shard on the bytes of its parts,
+regardless of who made them and of interruptions. Every block is checked against its checksum while it is copied, and
+the merged shard is read back before anything is removed.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ from vita_audio_pl.storage.copies import on_this_machine
 from vita_audio_pl.storage.files import AtomicFile, write_array
 from vita_audio_pl.storage.places import Place
 
-_RULES = 1  # raised when the same parts are joined otherwise
+_RULES = 1  # raised when the same parts would be merged differently
 _KINDS = {TAR: "shard", AUDIO: "audio_shard"}
 _TAR_BLOCK = 512
 _AGAIN = "delete that file and rerun the command: its parts are made again"
 
 
 def planned_shards(names: Sequence[str], outputs: Outputs, least: int) -> dict[str, list[str]]:
-    """Which shards the finished parts `names` make, in order: name without ending, and the parts in it.
+    """The merged shards for the finished parts `names`, in order: each with its stem and its parts.
 
     Args:
-        least: bytes from which on a shard is full; 0 leaves every part its own. It is full, too, where the next part would
-            lie beyond what an index can tell.
+        least: minimum size in bytes; 0 keeps every part as its own shard. A shard also ends where the next part would
+            exceed the offsets of the index.
     """
     groups: list[list[str]] = []
     size, full = 0, True
@@ -51,7 +51,7 @@ def planned_shards(names: Sequence[str], outputs: Outputs, least: int) -> dict[s
 
 
 def _stem(group: Sequence[str], outputs: Outputs) -> str:
-    """A part alone keeps its name; that of several follows from their names and bytes."""
+    """A single part keeps its name; the name of several is derived from their names and bytes."""
     if len(group) == 1:
         return group[0]
     facts = [_RULES, *([name, outputs.parts[name].report["sums"]] for name in group)]
@@ -59,14 +59,14 @@ def _stem(group: Sequence[str], outputs: Outputs) -> str:
 
 
 def merge_shard(stem: str, group: Sequence[str], outputs: Outputs) -> Record:
-    """Makes one planned shard unless it is there; returns what its `.done.json` holds.
+    """Make one planned shard unless it exists; returns the contents of its `.done.json`.
 
     Raises:
         UserError: the shard of a part is damaged.
     """
     if list(outputs.inside.get(stem, ())) == list(group) and all(name in outputs.parts for name in group):
         record = outputs.records[stem]
-        if any(part.get("again") for part in record.get("parts", ())):  # they were made again, and are what they were
+        if any(part.get("again") for part in record.get("parts", ())):  # parts made again with the same bytes
             parts = [
                 {"output": name, "spans": part["spans"], "report": outputs.parts[name].report}
                 for name, part in zip(group, record["parts"], strict=True)
@@ -78,7 +78,7 @@ def merge_shard(stem: str, group: Sequence[str], outputs: Outputs) -> Record:
 
 
 class _Merging:
-    """One shard being made of parts that lie elsewhere."""
+    """One shard under construction, from parts in other files."""
 
     def __init__(self, stem: str, group: Sequence[str], outputs: Outputs):
         self.stem, self.group, self.folder = stem, group, outputs.folder
@@ -108,7 +108,7 @@ class _Merging:
         return self.folder / f"{self.stem}{ending}"
 
     def _record(self, sums: dict[str, FileSum], spans: dict[str, list[tuple[int, int]]]) -> Record:
-        if len(self.members) == 1:  # taken out of a shard of several
+        if len(self.members) == 1:  # copied out of a merged shard
             report = self.members[0].report
             if {name: made.to_json() for name, made in sums.items()} != report["sums"]:
                 raise UserError(f"{self._file(TAR)} is not what the part's task has written: {_AGAIN}")
@@ -126,7 +126,7 @@ class _Merging:
         return record
 
     def _join_blocks(self, ending: str, sums: dict[str, FileSum]) -> list[tuple[int, int]]:
-        """Writes the blocks of all members into one tar; where those of each begin and end."""
+        """Write the blocks of all members into one tar; returns where each member begins and ends."""
         spans, number = [], 0
         with ExitStack() as stack:
             whole = stack.enter_context(AtomicFile(self._file(ending)))
@@ -145,7 +145,7 @@ class _Merging:
         return spans
 
     def _blocks(self, member: Output, ending: str) -> Iterator[tuple[str, bytes]]:
-        """The members of a part's tar, each with its extension, compared with the tar's checksums."""
+        """The members of a part's tar with their extensions, checked against the tar's checksums."""
         path = self.local[member.stem, ending]
         record = self.records[member.stem]
         total = record[_KINDS[ending]]
@@ -170,7 +170,7 @@ class _Merging:
         return IndexPiece(self.local[member.stem, SHARD_INDEX], samples, moved=span[0] - before)
 
     def _clips(self, member: Output, span: tuple[int, int]) -> np.ndarray:
-        """Places of a part's audio in the merged shard."""
+        """Places of a part's audio within the merged shard."""
         before, _ = member.spans.get(AUDIO, (0, 0))
         places: np.ndarray = np.load(self.local[member.stem, PLACES])[
             member.first : member.first + member.samples

@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 _KEYS = {"description", "temperature", "level", "sources"}
 _SHARE_KEYS = {"ratio", "hours", "num"}
 TOKENS, HOURS = "tokens", "hours"
-_MOST_PASSES = 1000  # over a source in an epoch
+_MOST_PASSES = 1000  # largest number of passes over a source per epoch
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a source an epoch takes.
+    """The share of one source in an epoch.
 
     Attributes:
         source: name of the source.
-        ratio: passes over the source in one epoch; 0.05 is a twentieth of it, another one in each epoch.
+        ratio: passes over the source per epoch; 0.05 is a different 5 % each epoch.
         num: use only this many samples of the source (a seeded choice), None for all.
-        hours: in place of the ratio, hours of its audio in an epoch.
+        hours: hours of its audio per epoch, instead of the ratio.
     """
 
     source: str
@@ -39,14 +39,14 @@ class Share:
     hours: float | None = None
 
     def used(self, samples: int) -> float:
-        """Part of a source of so many samples that is used at all: all of it, or `num` samples."""
+        """Samples that are used, out of `samples`: all of them, or `num`."""
         return 1.0 if self.num is None or not samples else min(self.num, samples) / samples
 
     def passes(self, hours: float) -> float:
-        """Passes over the source in an epoch; `hours` of audio are in it.
+        """Passes over the source per epoch; one pass has `hours` of audio.
 
         Raises:
-            UserError: its share is in hours, and it has no audio, or so little that it would come too often.
+            UserError: the share is given in hours, but the source has no audio or too little of it.
         """
         if self.hours is None:
             return self.ratio
@@ -60,13 +60,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of sources.
+    """Sources and their shares.
 
     Attributes:
-        name: for messages and manifests.
-        shares: one per source; sources of ratio 0 are left out.
-        temperature: 1 keeps the shares; above 1 levels the sources' sizes (share of tokens or hours to the power 1/T).
-        level: what is levelled, `tokens` or `hours`; by hours, sources without audio keep their ratios.
+        name: name in messages and manifests.
+        shares: one per source; sources with ratio 0 are dropped.
+        temperature: 1 keeps the shares; above 1 evens out the sources (share of tokens or hours to the power 1/T).
+        level: what the temperature applies to, `tokens` or `hours`; by hours, sources without audio keep their ratios.
     """
 
     name: str
@@ -75,11 +75,11 @@ class Mixture:
     level: str = TOKENS
 
     def ratios(self, tokens: np.ndarray, hours: np.ndarray) -> np.ndarray:
-        """Ratio of each share after temperature, `(shares,) float64`; the tokens, or hours, of an epoch stay the same in all.
+        """Ratio of each share after temperature, `(shares,) float64`; the epoch's tokens (or hours) stay the same.
 
         Args:
-            tokens: tokens of each source in one pass over it, which is over its `num` samples where it has that.
-            hours: of audio in one pass.
+            tokens: tokens per source in one pass over its used samples.
+            hours: hours of audio per source in one pass.
 
         Raises:
             UserError: see `Share.passes`.
@@ -95,10 +95,10 @@ class Mixture:
 
 
 def without_missing(mixture: Mixture, is_prepared: Callable[[str], bool]) -> Mixture:
-    """The mixture without sources that are not prepared, which are reported.
+    """The mixture without the sources that are not prepared; these are reported.
 
     Raises:
-        UserError: none is.
+        UserError: no source is prepared.
     """
     missing = [share.source for share in mixture.shares if not is_prepared(share.source)]
     if not missing:
@@ -113,10 +113,10 @@ def without_missing(mixture: Mixture, is_prepared: Callable[[str], bool]) -> Mix
 
 
 def load_mixture(name: str, folder: Path | None = None) -> Mixture:
-    """Reads the mixture `name`: a file name without `.yaml` in the mixtures' folder, or a path that ends in `.yaml`.
+    """Load a mixture: a file name without `.yaml` in the mixtures' folder, or a path that ends in `.yaml`.
 
     Raises:
-        UserError: there is no such mixture, or the file says something that a mixture does not have.
+        UserError: there is no such mixture, or the file has something that a mixture does not.
     """
     folder = folder or asset_dir("data_recipes") / "mixtures"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
@@ -137,7 +137,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_mixture(name: str, value: Mapping[str, Any], where: str) -> Mixture:
-    """Checks a mixture's contents.
+    """Validate a mixture's contents.
 
     Raises:
         UserError: an unknown key, no sources, a negative ratio, a `num` below 1, or a temperature that is not positive.

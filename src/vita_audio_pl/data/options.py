@@ -56,14 +56,14 @@ class DataOptions:
 
     @property
     def folder(self) -> str:
-        """Folder or URL of the shards that are read: those that are given, or the spoken world's."""
+        """Folder or URL of the shards to read: the given ones, or the spoken world's."""
         return self.shards or f"{self.world_folder}/shards"
 
     def check(self) -> None:
-        """Refuses to read nothing.
+        """Refuse a configuration without data.
 
         Raises:
-            UserError: neither shards nor a spoken world are named.
+            UserError: neither shards nor a spoken world are given.
         """
         if not self.shards and not self.spoken_world:
             raise UserError(
@@ -73,7 +73,7 @@ class DataOptions:
 
 @dataclass
 class ExecutorOptions:
-    """Where tasks run: processes of this machine, a Ray cluster, or a SLURM array."""
+    """Where preparation tasks run: local processes, a Ray cluster, or a SLURM array."""
 
     name: str = setting("local", "where parts are prepared", choices=("local", "ray", "slurm"))
     workers: int = setting(2, "processes on this machine, or concurrent Ray tasks", at_least=1, common=True)
@@ -85,10 +85,10 @@ class ExecutorOptions:
     tries: int = setting(3, "attempts at a part before it is given up and the others continue", at_least=1)
 
     def check(self) -> None:
-        """Refuses values out of range.
+        """Check values against each other.
 
         Raises:
-            UserError: says which, and what is allowed.
+            UserError: the value and what is allowed.
         """
         if not 0 <= self.share < self.shares:
             raise UserError(
@@ -205,10 +205,10 @@ class PrepareConfig(CommandConfig):
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
 
     def check(self) -> None:
-        """Refuses values out of range.
+        """Check values against each other.
 
         Raises:
-            UserError: says which, and what is allowed.
+            UserError: the value and what is allowed.
         """
         if self.samples is None and self.source == "spoken_world" and self.tts is not None:
             raise UserError(

@@ -1,7 +1,7 @@
-"""What is finished of a source: the reports of its parts, and the shards that hold them.
+"""Finished output of a preparation: the reports of parts, and the shards that contain them.
 
-`<hash>.done.json` is the last file of a shard to appear. That of a part's own shard, named by the same hash, is what its task
-reports; that of a shard that parts were merged into (`merge.py`) holds their reports, and where each of them lies in it.
+`<hash>.done.json` is the last file of a shard to be written. For a part's own shard (same hash) it is the task's
+report; for a merged shard (`merge.py`) it holds the reports of its parts and where each of them is.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,11 +17,11 @@ from vita_audio_pl.storage.places import Place, names_in
 DONE, SHARD_INDEX, PLACES = ".done.json", ".index", f".{AUDIO_INDEX}"
 TAR, AUDIO = ".tar", ".audio.tar"
 SHARD_FILES = (DONE, SHARD_INDEX, PLACES, TAR, AUDIO)
-"""Endings of the files of a shard; the report goes first where they are removed, since a shard without one is nobody's."""
-_AT_A_TIME = 16  # files of a store are looked at together, since it takes its time
+"""Extensions of a shard's files; the report is removed first, since a shard without one belongs to no part."""
+_AT_A_TIME = 16  # files in an object store are checked concurrently, because each request is slow
 
 Record = dict[str, Any]
-"""What a `.done.json` holds."""
+"""Contents of a `.done.json`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Output:
     """A finished part.
 
     Attributes:
-        report: what its task told.
-        stem: name, without ending, of the shard that holds it.
+        report: its task's report.
+        stem: file name, without extension, of the shard that holds it.
         first: number of its first sample in that shard.
-        spans: by ending of a file of the shard, the bytes where the part's members begin and end; none where they are all.
+        spans: extension -> byte range of the part's members in that file of the shard; empty = the whole file.
     """
 
     report: Record
@@ -52,13 +52,13 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What is finished in a folder.
+    """Everything that is finished in a folder.
 
     Attributes:
-        folder: the source's.
-        records: by name of a shard without ending, what its `.done.json` holds.
-        inside: the parts that each of these holds, in their order.
-        parts: by name, each part once: its own shard goes before one that it was merged into.
+        folder: folder of the source.
+        records: stem of a shard -> contents of its `.done.json`.
+        inside: stem of a shard -> its parts, in order.
+        parts: name -> part; its own shard is preferred to a merged one.
     """
 
     folder: Place
@@ -68,10 +68,10 @@ class Outputs:
 
     @classmethod
     def find(cls, folder: Place, names: Iterable[str] | None = None) -> "Outputs":
-        """Looks through a folder; shards whose files are missing, cut or damaged are left out.
+        """Scan a folder; shards whose files are missing, truncated or damaged are ignored.
 
         Args:
-            names: of what lies there, where they are known.
+            names: listing of the folder, if known.
         """
         listed = names_in(folder) if names is None else names
         while True:
@@ -80,7 +80,7 @@ class Outputs:
                 found = dict(zip(stems, pool.map(lambda stem: _look(folder, stem), stems), strict=True))
             lost = {f"{stem}{DONE}" for stem, record in found.items() if not record}
             if not lost or lost.issubset(listed := names_in(folder)):
-                break  # else another job has just merged what is not there any more
+                break  # otherwise another job has just merged the missing ones
         records = {stem: record for stem, record in found.items() if record}
         inside: dict[str, list[str]] = {}
         parts: dict[str, Output] = {}
@@ -91,15 +91,15 @@ class Outputs:
         return cls(folder, records, inside, parts)
 
     def unfinished(self, names: Iterable[str]) -> list[str]:
-        """Those of the parts that are not finished."""
+        """The parts that are not finished."""
         return [name for name in names if name not in self.parts]
 
     def reports(self, names: Iterable[str]) -> list[Record]:
-        """What is told of finished parts."""
+        """Reports of finished parts."""
         return [self.parts[name].report for name in names]
 
     def give_up(self, names: Collection[str]) -> None:
-        """Says of finished parts that they are to be made again; others in the same shards stay what they are."""
+        """Mark finished parts to be made again; other parts in the same shards are unaffected."""
         for stem, inside in self.inside.items():
             path, record = self.folder / f"{stem}{DONE}", self.records[stem]
             if "parts" not in record:
@@ -111,12 +111,12 @@ class Outputs:
 
 
 def is_finished(folder: Place, name: str) -> bool:
-    """Whether a part has a whole shard of its own."""
+    """Whether a part has a complete shard of its own."""
     return bool(_look(folder, name))
 
 
 def _look(folder: Place, stem: str) -> Record | None:
-    """What the `.done.json` of a shard holds; None where it, or a file beside it, is missing or not whole."""
+    """Contents of a shard's `.done.json`; None if it, or a file of the shard, is missing or incomplete."""
     try:
         record = read_sealed(folder / f"{stem}{DONE}")
         shards = [record[kind] for kind in ("shard", "audio_shard") if kind in record]
@@ -127,7 +127,7 @@ def _look(folder: Place, stem: str) -> Record | None:
 
 
 def _held(stem: str, record: Record) -> list[tuple[str, Output | None]]:
-    """The parts in a shard, in order; None for one that is to be made again."""
+    """The parts in a shard, in order; None for a part that is to be made again."""
     if "parts" not in record:
         return [(stem, Output(record, stem))]
     held: list[tuple[str, Output | None]] = []

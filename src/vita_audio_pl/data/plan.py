@@ -1,9 +1,9 @@
-"""The order of training data as a pure function of (index, mixture, seed, epoch, window): nothing to save but a place.
+"""The order of training data, a pure function of (index, mixture, seed, epoch, window): only a place is saved.
 
-Every source is an endless stream, pass after pass in a seeded order (`feistel.py`). An epoch takes `ratio` passes of
-each. It is cut into windows of about 65,536 samples in which each source has its share of the tokens; a window is
-packed into rows (`packing.py`) and its rows are spread so that every source comes evenly. The emptiest row of an epoch
-goes on into the next epoch.
+Every source is an endless stream of passes, each in a seeded order (`feistel.py`). An epoch takes `ratio` passes of
+each. It is cut into windows of about 65,536 samples in which each source has its share of the tokens; each window is
+packed into rows (`packing.py`), and its rows are ordered so that every source is spread evenly. The emptiest row of an
+epoch is carried over to the next.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from vita_audio_pl.errors import UserError
 
 WINDOW = 65_536
 _COUNTED_WINDOWS = 32
-"""Of an epoch, to know how many rows it has: two million samples, about two seconds."""
+"""Samples of an epoch that are planned to count its rows: two million, about two seconds."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedSource:
-    """What planning needs to know of a source.
+    """A source, as the planner sees it.
 
     Attributes:
-        name: decides the order, together with the seed.
-        tokens: `(samples,) uint32` row length of each sample; 0 = never planned (quarantined, longer than a row).
-        ratio: passes over the source in an epoch.
-        num: samples used, a seeded choice; None = all.
-        block: samples that stay neighbours in the order, so that large samples (audio) are read in long stretches;
-            within a window they are shuffled all the same. `num` then counts whole blocks, rounded up.
+        name: with the seed, determines the order.
+        tokens: `(samples,) uint32` row length of each sample; 0 = excluded (quarantined, or longer than a row).
+        ratio: passes over the source per epoch.
+        num: number of samples to use, a seeded choice; None = all.
+        block: samples that stay together in the order, so that large samples (audio) are read sequentially;
+            they are still shuffled within a window. `num` is then rounded up to whole blocks.
     """
 
     name: str
@@ -43,7 +43,7 @@ class PlannedSource:
 
     def __post_init__(self) -> None:
         missing = -len(self.tokens) % self.block
-        if missing:  # the last block is filled up with samples that are never planned
+        if missing:  # the last block is padded with samples that are excluded
             object.__setattr__(self, "tokens", np.concatenate([self.tokens, np.zeros(missing, self.tokens.dtype)]))
 
 
@@ -67,7 +67,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the order: `row` of `window` of `epoch` comes next; `phase` counts changes of the ratios."""
+    """A position in the order: the next row is `row` of `window` of `epoch`; `phase` counts changes of the ratios."""
 
     phase: int = 0
     epoch: int = 0
@@ -77,7 +77,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Change:
-    """New ratios from the window after (`epoch`, `window`) of the phase before; `ratios` by source number."""
+    """New ratios, by source number, from the window after (`epoch`, `window`) of the previous phase."""
 
     epoch: int
     window: int
@@ -85,7 +85,7 @@ class Change:
 
 
 class SourceOrder:
-    """The endless stream of a source: every pass visits each used sample once, in an order of its own."""
+    """The endless stream of one source: every pass visits each used sample once, in a new order."""
 
     def __init__(self, source: PlannedSource, *key: object):
         self._block = source.block
@@ -112,17 +112,17 @@ class SourceOrder:
 
 
 class Phase:
-    """A stretch of training with fixed ratios: how epochs and windows cut the streams.
+    """A period of training with fixed ratios: how epochs and windows divide the streams.
 
     Args:
-        sources: the sources; their ratios are `ratios`.
-        orders: the stream of each.
-        ratios: passes over each source in an epoch.
-        origin: stream position of each source where the phase begins.
-        window: samples in a window, about.
+        sources: the sources, with their ratios set to `ratios`.
+        orders: the stream of each source.
+        ratios: passes over each source per epoch.
+        origin: stream position of each source at the start of the phase.
+        window: approximate samples per window.
 
     Raises:
-        UserError: no sample can be trained on.
+        UserError: there are no samples to train on.
     """
 
     def __init__(
@@ -145,21 +145,21 @@ class Phase:
 
     @property
     def tokens_per_epoch(self) -> float:
-        """Tokens of an epoch, up to the rounding of the ratios."""
+        """Tokens per epoch, up to rounding of the ratios."""
         return sum(self._tokens)
 
     @property
     def shares(self) -> list[float]:
-        """Share of each source in the tokens of an epoch."""
+        """Share of each source in an epoch's tokens."""
         return [tokens / self.tokens_per_epoch for tokens in self._tokens]
 
     def epoch_range(self, number: int, epoch: int) -> tuple[int, int]:
-        """Stream positions of source `number` that `epoch` takes; together the epochs take every position once."""
+        """Range of stream positions of source `number` in `epoch`; together the epochs cover every position once."""
         per_epoch = self.orders[number].used * self.ratios[number]
         return self.origin[number] + round(per_epoch * epoch), self.origin[number] + round(per_epoch * (epoch + 1))
 
     def samples(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and number of each sample of a window, not yet packed; costs a walk if windows were skipped."""
+        """Source and number of each sample of a window, unpacked; walks through windows that were skipped."""
         walk = self._walk_to(epoch, window)
         source = np.repeat(np.arange(len(walk.found), dtype=np.int16), [len(samples) for samples in walk.found])
         return source, np.concatenate(walk.found)
@@ -169,7 +169,7 @@ class Phase:
         return self._walk_to(epoch, window).positions
 
     def _walk_to(self, epoch: int, window: int) -> "_Walk":
-        """The state after `window`, by way of the nearest window known."""
+        """The state after `window`, computed from the nearest known window."""
         if epoch not in self._walked:
             start = tuple(self.epoch_range(number, epoch)[0] for number in range(len(self.sources)))
             self._walked = {e: known for e, known in self._walked.items() if e == epoch - 1}
@@ -185,7 +185,7 @@ class Phase:
         return walk
 
     def _advance(self, number: int, epoch: int, walk: "_Walk", windows_done: int) -> tuple[int, int, np.ndarray]:
-        """Position, tokens taken and samples of one source when `windows_done` windows of the epoch are complete."""
+        """Position, token count and sample count of one source after `windows_done` windows of the epoch."""
         position, taken = walk.positions[number], walk.taken[number]
         start, stop = self.epoch_range(number, epoch)
         last = windows_done >= self.windows
@@ -196,7 +196,7 @@ class Phase:
             samples = self.orders[number].samples(position, min(stop, position + chunk))
             tokens = self.sources[number].tokens[samples].astype(np.int64)
             ends = taken + np.cumsum(tokens)
-            n = int(np.searchsorted(ends - tokens / 2, goal))  # a sample goes where its middle token falls
+            n = int(np.searchsorted(ends - tokens / 2, goal))  # by the window in which its middle token falls
             pieces.append(samples[:n][tokens[:n] > 0])
             position += n
             taken = int(ends[n - 1]) if n else taken
@@ -208,7 +208,7 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class _Walk:
-    """Streams between two windows: positions, tokens taken in this epoch, and samples of the window before."""
+    """State between two windows: stream positions, tokens used in this epoch, and the previous window's samples."""
 
     positions: tuple[int, ...]
     taken: tuple[int, ...]
@@ -216,7 +216,7 @@ class _Walk:
 
 
 def _tokens_used(source: PlannedSource, order: SourceOrder) -> int:
-    """Tokens of one pass over a source."""
+    """Tokens in one pass over a source."""
     if order.used == len(source.tokens):
         return int(source.tokens.sum(dtype=np.int64))
     return int(source.tokens[order.samples(0, order.used)].sum(dtype=np.int64))
@@ -233,17 +233,17 @@ class _Packed:
 
 
 class Plan:
-    """Rows of packed samples for training, in order and without end.
+    """Packed rows for training, in an endless order.
 
     Args:
         sources: the sources of the mixture.
         row_length: tokens in a row.
-        seed: another seed is another order.
+        seed: seed of the order.
         window: samples that are packed together.
         changes: changes of the ratios so far.
 
     Raises:
-        UserError: no sample can be trained on.
+        UserError: there are no samples to train on.
     """
 
     def __init__(
@@ -264,13 +264,13 @@ class Plan:
             self.change(change)
 
     def change(self, change: Change) -> None:
-        """Opens a phase with other ratios after a window of the present phase."""
+        """Start a phase with other ratios after a window of the current phase."""
         origin = self.phases[-1].positions_after(change.epoch, change.window)
         self.phases.append(Phase(self.sources, self._orders, change.ratios, origin, self._window))
         self.changes.append(change)
 
     def rows(self, place: Place) -> Iterator[tuple[np.ndarray, np.ndarray, Place]]:
-        """Rows from `place` on, without end: sources and samples of the row, and the place after it."""
+        """Rows from `place` on, endlessly: sources and samples of each row, and the place after it."""
         while True:
             window = self.window(place.phase, place.epoch, place.window)
             for row in range(place.row, len(window)):
@@ -280,13 +280,13 @@ class Plan:
 
     @cached_property
     def rows_per_epoch(self) -> float:
-        """Rows of the first epoch: counted, in very large epochs over the first windows, which are much alike."""
+        """Rows of the first epoch: counted, or extrapolated from the first windows if it is very large."""
         phase = self.phases[0]
         counted = min(phase.windows, _COUNTED_WINDOWS)
         return sum(len(self.window(0, 0, number)) for number in range(counted)) * phase.windows / counted
 
     def _after(self, place: Place) -> Place:
-        """The start of the window after that of `place`."""
+        """The start of the window after the one of `place`."""
         if place.phase < len(self.changes):
             change = self.changes[place.phase]
             if (change.epoch, change.window) == (place.epoch, place.window):
@@ -318,7 +318,7 @@ class Plan:
         return tokens
 
     def _tail_before(self, phase: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the epoch before leaves over for this one."""
+        """What the previous epoch carries over into this one."""
         nothing = np.empty(0, np.int16), np.empty(0, np.uint32)
         if epoch == 0:
             if phase == 0:
@@ -330,7 +330,7 @@ class Plan:
     def _tail(self, phase: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The samples of the emptiest row of an epoch's last window."""
         first = epoch
-        if self.phases[phase].windows == 1:  # one window an epoch: each tail is packed into the next
+        if self.phases[phase].windows == 1:  # with one window per epoch, each remainder is packed into the next
             while first > 0 and (phase, first - 1) not in self._tails:
                 first -= 1
         for e in range(first, epoch + 1):
@@ -340,26 +340,26 @@ class Plan:
         return self._tails[phase, epoch]
 
     def _split_tail(self, packed: _Packed) -> tuple[_Packed, tuple[np.ndarray, np.ndarray]]:
-        """Takes out the emptiest row, which the next epoch packs again, unless it is full."""
+        """Remove the emptiest row, which the next epoch packs again, unless it is full."""
         fill = np.bincount(packed.row, self._tokens(packed.source, packed.sample), minlength=packed.rows)
         emptiest = int(np.argmin(fill)) if packed.rows else -1
         if packed.rows == 0 or fill[emptiest] == self.row_length:
             return packed, (np.empty(0, np.int16), np.empty(0, np.uint32))
         tail = packed.row == emptiest
-        row = packed.row - (packed.row > emptiest)  # the rows behind it move up by one
+        row = packed.row - (packed.row > emptiest)  # the rows after it move up by one
         kept = _Packed(packed.source[~tail], packed.sample[~tail], row[~tail], packed.rows - 1)
         return kept, (packed.source[tail], packed.sample[tail])
 
     def _spread(self, packed: _Packed, *key: int) -> Window:
-        """Rows in an order that spreads every source evenly, samples of a row in random order."""
+        """Rows in an order that spreads every source evenly; samples within a row are shuffled."""
         rng = np.random.default_rng([self.seed, *key])
         tokens = self._tokens(packed.source, packed.sample)
         n_sources = len(self.sources)
-        # a row counts for the source that has most of its tokens
+        # a row is attributed to the source with most of its tokens
         cell = packed.row.astype(np.int64) * n_sources + packed.source
         mostly = np.bincount(cell, tokens, packed.rows * n_sources).reshape(-1, n_sources).argmax(axis=1)
-        # the i-th of a source's n rows, in random order, gets a time drawn from [i/n, (i+1)/n): rows sorted by time have every
-        # source spread over the whole window, however unequal the sources are
+        # the i-th of a source's n rows, in random order, gets a time drawn from [i/n, (i+1)/n): sorted by it, the rows of
+        # every source are spread over the whole window, however unequal the sources are
         shuffled = rng.permutation(packed.rows)
         by_source = shuffled[np.argsort(mostly[shuffled], kind="stable")]
         count = np.bincount(mostly, minlength=n_sources)
@@ -376,7 +376,7 @@ class Plan:
 
 
 def pack_once(source: PlannedSource, row_length: int, rows: int) -> Window:
-    """A fixed choice of about `rows` packed rows of one source, every sample at most once; fewer where it has less."""
+    """A fixed choice of about `rows` packed rows of one source, each sample at most once; fewer if it has fewer."""
     stream = SourceOrder(source, source.name, "once")
     order = stream.samples(0, stream.used)
     order = order[source.tokens[order] > 0]

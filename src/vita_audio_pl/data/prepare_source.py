@@ -1,4 +1,4 @@
-"""Preparing one source from start to end: parts, tasks, manifest."""
+"""Prepare one source: parts, tasks, manifest."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +23,12 @@ from vita_audio_pl.storage.owned import Owned
 log = logging.getLogger(__name__)
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Report]]
-"""Source and number of parts to do, to something that shows progress."""
+"""Called with source and number of parts; returns a callback that shows progress."""
 
 
 @contextmanager
 def no_progress(source: str, parts: int) -> Iterator[Report]:
-    """Tells nobody."""
+    """Shows nothing."""
     yield lambda part, progress, finished: None
 
 
@@ -40,26 +40,26 @@ def prepare_source(
     prune: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Manifest | None:
-    """Tokenises what is missing of a source and finishes it; kill it anywhere and call it again.
+    """Tokenise what is missing of a source and finish it; it can be killed at any time and called again.
 
-    A part whose shard was deleted or cut is made again. So are, after a command that found too much left out, the parts
-    that lost too much: what they lacked may be there by now.
+    Parts whose shard was deleted or truncated are made again. If an earlier command found too much left out, so are the
+    parts that lost too much, since their missing files may be there now.
 
     Args:
         job: the source, the codec, and where the shards go.
         executor: runs the tasks; None runs them in this process.
         watch: shows progress.
-        most_parts: only so many of the first parts, to try a recipe; asking for all of them later resumes from there, and
-            a source that has more of them already stays as it is.
-        prune: remove shards that no part of the source claims any more; without it they are named.
-        tell: gets a sentence on such shards, and on files that may have been edited.
+        most_parts: only the first parts, to try a recipe; a later call for all parts continues from there, and a source
+            that already has more of them is not changed.
+        prune: remove shards that no part uses any more; otherwise they are only listed.
+        tell: receives sentences on such shards, and on files that may have been edited.
 
     Returns:
-        The manifest; None where other jobs of an array have parts left, the last of which finishes the source.
+        The manifest; None if other jobs of an array have parts left, the last of which finishes the source.
 
     Raises:
-        UserError: the corpus is not as its recipe says, nothing of it can be used, the disk is full, the folder holds
-            something else, or a trial would take the place of what is there.
+        UserError: the corpus is not as its recipe says, nothing of it is usable, the disk is full, the folder holds
+            something else, or a trial would replace a larger source.
     """
     executor = executor or LocalExecutor()
     claimed = job.reader.parts()
@@ -71,7 +71,7 @@ def prepare_source(
             return known
         manifest = _make(job, parts, executor, watch, tell)
         if manifest is not None and len(jobs := jobs_of(job.out)) > 1:
-            for state in jobs:  # of an array, reported by the last job
+            for state in jobs:  # in an array, the last job reports them
                 tell(str(state))
     if manifest is not None:
         with hold(job.out, "finish", f"pruning '{job.source}'", wait=True) if prune else nullcontext():
@@ -83,7 +83,7 @@ def prepare_source(
 def _make(
     job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: ShowProgress, tell: Callable[[str], None]
 ) -> Manifest | None:
-    """Makes what is missing of `parts`; the manifest once all of them are there, whoever made them."""
+    """Make the missing `parts`; returns the manifest once all of them exist, whoever made them."""
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
         mine = executor.mine(parts)
@@ -107,7 +107,7 @@ def _unfinished(job: TokenizeJob, parts: Sequence[Part]) -> list[Part]:
 def _work(
     job: TokenizeJob, parts: Sequence[Part], missing: Sequence[Part], executor: Executor, watch: ShowProgress
 ) -> None:
-    """Makes parts, and keeps beside them how far that is."""
+    """Make parts and store the progress beside them."""
     failed = 0
     # the notes are written at the end, too, when a full disk may already have stopped the work
     with explain_full_disk(job.out, f"'{job.source}'"), watch(job.source, len(missing)) as report:
@@ -123,9 +123,9 @@ def _work(
 
 
 def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:
-    """After a command that found too much left out, parts that lost too much are to be made again.
+    """After a command that found too much left out: mark the parts that lost too much to be made again.
 
-    That command has written `skipped.jsonl` and no manifest. A command that was killed has not, and loses nothing here.
+    That command wrote `skipped.jsonl` without a manifest. A killed command wrote neither, and nothing is marked.
     """
     if not (job.out / SKIPPED).is_file():
         return
@@ -136,7 +136,7 @@ def _take_up_again(job: TokenizeJob, parts: Sequence[Part]) -> None:
 
 
 def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | None:
-    """The manifest that is there, if it has all of `parts` already; None where a trial of them takes nobody's place."""
+    """The existing manifest, if it already has all of `parts`; None if a trial would replace nothing."""
     try:
         there = Manifest.load(job.out)
     except UserError:
@@ -155,7 +155,7 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
 
 
 def _as_asked(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str], None] | None = None) -> Manifest | None:
-    """`finished_manifest`, unless its shards are to have another size."""
+    """`finished_manifest`, unless the requested shard size differs."""
     outputs = Outputs.find(job.out)
     manifest = finished_manifest(job, parts, tell, outputs)
     if manifest is None:
@@ -170,14 +170,14 @@ def finished_manifest(
     tell: Callable[[str], None] | None = None,
     outputs: Outputs | None = None,
 ) -> Manifest | None:
-    """The manifest of a source that is finished, of all parts or these; None where something is to be done.
+    """The manifest of a finished source, of all parts or of `parts`; None if anything is left to do.
 
-    The index beside it must be its own, and both, and the shards, as they were written; in which shards the parts lie does not
-    matter. Nothing is written, so that sources on read-only storage, or another person's, can be used.
+    Index, manifest and shards must match each other and their checksums; how parts are grouped into shards does
+    not matter. Nothing is written, so that sources on read-only storage can be used.
 
     Args:
-        tell: takes the sentence of a source that is damaged, from who makes it again.
-        outputs: what is finished, where that is known.
+        tell: receives the sentence about a damaged source, from a caller that will repair it.
+        outputs: the finished outputs, if known.
     """
     names = [job.output_name(part) for part in (job.reader.parts() if parts is None else parts)]
     outputs = outputs or Outputs.find(job.out)
@@ -189,7 +189,7 @@ def finished_manifest(
             return None
         verify_source(job.out, manifest, with_audio=True)
     except UserError as damage:
-        if tell is not None and names:  # nothing was there of an empty corpus
+        if tell is not None and names:  # an empty corpus has no parts
             tell(f"{job.out} is made again: {damage}")
         return None
     stems = (shard.name.removesuffix(TAR) for shard in manifest.shards)

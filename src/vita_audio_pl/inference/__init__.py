@@ -1,25 +1,29 @@
-"""Decoding: sessions, caches, the heads' patterns, verification and streaming."""
+"""Decoding: sessions, caches, the heads' patterns, verification and streaming.
 
-from vita_audio_pl.config.decoding import Greedy, Sampling
-from vita_audio_pl.inference.batch import generate
-from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.dialogue import ChatFormat, Conversation
-from vita_audio_pl.inference.generation import Generation
-from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
-from vita_audio_pl.inference.prompts import Prompter, task_conversation
-from vita_audio_pl.inference.runtime import Runtime
+The names below are loaded when first used, so that a command which only needs the settings starts without torch.
+"""
 
-__all__ = [
-    "Conversation",
-    "Generation",
-    "Greedy",
-    "LoadedModel",
-    "ChatFormat",
-    "Prompter",
-    "Runtime",
-    "Sampling",
-    "SpanConstraint",
-    "generate",
-    "load_speech_model",
-    "task_conversation",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "ChatFormat": "inference.dialogue",
+    "Conversation": "inference.dialogue",
+    "Generation": "inference.generation",
+    "Greedy": "config.decoding",
+    "LoadedModel": "inference.loading",
+    "Prompter": "inference.prompts",
+    "Runtime": "inference.runtime",
+    "Sampling": "config.decoding",
+    "SpanConstraint": "inference.constraint",
+    "generate": "inference.batch",
+    "load_speech_model": "inference.loading",
+    "task_conversation": "inference.prompts",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"vita_audio_pl.{_HOMES[name]}"), name)

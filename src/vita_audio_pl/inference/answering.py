@@ -1,4 +1,4 @@
-"""One question, one answer: from recordings and text to text and sound, with a model folder and its codec."""
+"""One question and its answer: recordings and text in, text and audio out, with a model folder and its codec."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,15 +26,15 @@ SPOKEN_TASKS = ("sts", "tts")
 
 
 def codec_of(loaded: LoadedModel, device: str = "cpu") -> Codec | None:
-    """The codec that a model folder carries, on a device; None where it carries none."""
+    """Load the codec of a model folder onto a device; None if it has none."""
     return None if loaded.codec_dir is None else load_codec(loaded.codec_dir, device)
 
 
 def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Codec | None) -> list[NDArray[np.float32]]:
-    """The conversation's recordings at the rates that the model hears them at: mono waves.
+    """The conversation's recordings as mono waves, resampled to the rate of the codec or encoder that reads them.
 
     Raises:
-        UserError: a file that cannot be read, or no codec to hear it with.
+        UserError: a file cannot be read, or the model has no codec to encode it.
     """
     through_codec = _through_codec(conversation, loaded)
     if any(through_codec) and codec is None:
@@ -51,7 +51,7 @@ def read_recordings(conversation: Conversation, loaded: LoadedModel, codec: Code
 def encode_recordings(
     conversation: Conversation, waves: Sequence[NDArray[np.float32]], loaded: LoadedModel, codec: Codec | None
 ) -> list[Any]:
-    """What recordings, as `read_recordings` gives them, become for the model: codes `(n,)` int32, or frames to encode."""
+    """Model inputs for recordings from `read_recordings`: codes `(n,)` int32, or frames for the encoder."""
     through_codec = _through_codec(conversation, loaded)
     coded = [wave for wave, coded in zip(waves, through_codec, strict=True) if coded]
     codes = iter(codec.encode(coded) if coded and codec is not None else ())
@@ -63,14 +63,14 @@ def encode_recordings(
 
 
 def _through_codec(conversation: Conversation, loaded: LoadedModel) -> list[bool]:
-    """For each recording, whether it becomes codes: answers always, what is listened to unless there is an encoder."""
+    """Whether each recording is turned into codes: answers always, other audio unless the model has an encoder."""
     return [loaded.front_end is None or speaker == "assistant" for speaker in conversation.speakers]
 
 
 def prompt_ids(
     conversation: Conversation, audios: Sequence[Any], loaded: LoadedModel, codec: Codec | None
 ) -> list[int]:
-    """Token ids that ask for the next answer; earlier answers stand there as training writes them.
+    """Token ids of the prompt; earlier answers are written as in training.
 
     audios: from `encode_recordings`.
     """
@@ -79,22 +79,22 @@ def prompt_ids(
 
 
 def clips_of(audios: Sequence[Any]) -> list[Tensor]:
-    """The features among what `encode_recordings` gave, as `generate` and `Session` take them."""
+    """The encoder features in a result of `encode_recordings`, as `generate` and `Session` take them."""
     return [torch.from_numpy(audio.features) for audio in audios if isinstance(audio, AudioFrames)]
 
 
 def pattern_of(mode: str | Sequence[int] | None, task: str, loaded: LoadedModel) -> DecodePattern:
-    """The pattern of a mode; without one, the model's own for spoken answers and Vanilla for written ones."""
+    """The pattern of a mode; if none is given, the model's own for spoken answers and Vanilla for written ones."""
     if mode is not None:
         return DecodePattern.of(mode)
     return loaded.pattern if task in SPOKEN_TASKS else VANILLA
 
 
 def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | None) -> Session:
-    """A session that answers what the settings ask.
+    """Open a session that generates the requested answer.
 
     Raises:
-        UserError: inputs that the task does not take, files that cannot be read, settings that do not go together.
+        UserError: inputs that the task does not take, unreadable files, contradictory settings.
     """
     vocabulary = loaded.vocabulary
     conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)

@@ -1,4 +1,4 @@
-"""Answers to a list of prompts, several at a time."""
+"""Batched generation: answers to a list of prompts, several at a time."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -30,16 +30,16 @@ def generate(
     graphs: bool | None = None,
     decoder: Decoder | None = None,
 ) -> list[Generation]:
-    """Decodes every prompt; the answers come in the prompts' order.
+    """Generate an answer to every prompt; answers are in the order of the prompts.
 
-    Up to `batch_size` prompts are decoded at a time, and the next one starts when one ends. Which prompts are decoded
-    together does not change what is written, but for ties within rounding.
+    Up to `batch_size` prompts are decoded at a time; the next one starts when one ends. Batching does not change the
+    answers, except for ties within rounding.
 
     Args:
         model: a model, or a `Runtime` made from it (faster where `generate` is called often).
         prompts: token ids, each of any length.
-        pattern: who writes which token.
-        max_new_tokens: limit for each answer.
+        pattern: which predictor writes which token.
+        max_new_tokens: limit per answer.
         stop_ids: tokens that end an answer.
         sampling: for all, or one for each prompt; greedy by default.
         constraint: what may stand inside audio spans; None as in the published system.
@@ -47,10 +47,11 @@ def generate(
         batch_size: prompts at a time.
         clips: for each prompt, features of its audio, for models with an audio encoder.
         graphs: replay passes as CUDA graphs; by default on a GPU.
-        decoder: to use again, free and large enough, in place of a new one; `batch_size` and `graphs` are then its own.
+        decoder: an idle decoder to reuse instead of a new one; its own slots and graphs replace `batch_size` and
+            `graphs`.
 
     Raises:
-        UserError: a setting or a prompt that cannot be, or logits that are not numbers; with the prompt's number.
+        UserError: an invalid setting or prompt, or logits that are not finite; with the prompt's number.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")

@@ -1,4 +1,4 @@
-"""Memory of the sequences being decoded: keys and values of every layer, and hidden states that heads still need."""
+"""Caches of the sequences being decoded: keys and values of every layer, and hidden states that heads still need."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,18 +14,18 @@ Store = Callable[[int, Tensor], None]
 
 
 class Cache:
-    """Preallocated, written in place; `slots` sequences of up to `capacity` tokens.
+    """Preallocated and updated in place, for `slots` sequences of up to `capacity` tokens.
 
-    Row `p` of a layer lies at place `p` of its sequence's slot, so going back to an earlier length is a matter of the
-    caller's counters alone: what lies behind is written over before it is read.
+    Row `p` of a layer is stored at index `p` of its sequence's slot, so going back to an earlier length only changes
+    the caller's counters: stale rows are overwritten before they are read.
 
     Args:
-        layers: layers of the backbone plus one for each head in use.
-        levels: predictors whose outputs are kept for the next head (the backbone and all heads in use but the last).
-        window: rows of those outputs kept per sequence. A head may lag behind its predecessor by this many rows at most.
+        layers: layers of the backbone plus one per head in use.
+        levels: predictors whose outputs are kept for the next head (the backbone and all heads in use except the last).
+        window: rows of those outputs kept per sequence, and so how far a head may lag behind its predecessor.
 
     Raises:
-        UserError: the memory cannot be had.
+        UserError: there is not enough memory.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Cache:
         device: torch.device,
     ):
         self.slots, self.capacity, self.window = slots, capacity, window
-        # keys, then values; a head's rows lie together, so that attention reads memory in one run
+        # keys, then values; the rows of an attention head are contiguous, so that attention reads memory sequentially
         shape = (layers, 2, slots, key_heads, capacity, head_size)
         try:
-            # zeros, not empty: masked places are multiplied by 0, and 0 times a stray NaN is NaN
+            # zeros, not empty: masked entries are multiplied by 0, and 0 * NaN is NaN
             self.memory = torch.zeros(shape, dtype=dtype, device=device)
             self.hidden = torch.zeros(levels, slots * window, hidden_size, dtype=dtype, device=device)
         except (RuntimeError, MemoryError) as error:
@@ -62,17 +62,17 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated; they do not grow."""
+        """Bytes allocated; constant."""
         return self.memory.nbytes + self.hidden.nbytes
 
     def seen(self, rows: Rows, layers: range) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Keys and values `(slots, key_heads, keys, head_size)` of each of the layers, as far as `rows` reach."""
+        """Keys and values `(slots, key_heads, keys, head_size)` of each layer, up to the last key that `rows` need."""
         slots = slice(rows.first_slot, rows.first_slot + rows.slots)
         window = self.memory[layers.start : layers.stop, :, slots, :, rows.first_key : rows.last_key]
         return window.select(1, 0).unbind(0), window.select(1, 1).unbind(0)
 
     def store(self, rows: Rows, layers: range) -> "Store":
-        """What writes the keys and values `(rows.total, 2 * key_heads, head_size)` of `rows` into each of the layers."""
+        """A function that stores the keys and values `(rows.total, 2 * key_heads, head_size)` of `rows` in a layer."""
         if rows.in_one_piece:
             [span] = rows.spans
             targets = self.memory[layers.start : layers.stop, :, span.slot, :, span.start : span.stop].unbind(0)
@@ -90,24 +90,24 @@ class Cache:
         return scatter
 
     def places(self, rows: Rows) -> Tensor:
-        """Where in `by_row` the keys and values of `rows` belong: `(rows.total * 2 * key_heads,)`."""
+        """Indices into `by_row` of the keys and values of `rows`: `(rows.total * 2 * key_heads,)`."""
         starts = rows.slot_numbers * self._slot_step + rows.positions
         out: Tensor = (starts[:, None] + self._head_starts).flatten()
         return out
 
     def clear(self, slot: int) -> None:
-        """Zeroes what a slot holds."""
+        """Set a slot to zeros."""
         self.memory[:, :, slot].zero_()
 
     def copy_slot(self, source: int, target: int) -> None:
-        """Makes slot `target` hold what slot `source` holds."""
+        """Copy slot `source` to slot `target`."""
         self.memory[:, :, target] = self.memory[:, :, source]
         hidden = self.hidden.unflatten(1, (self.slots, self.window))
         hidden[:, target] = hidden[:, source]
 
     @contextmanager
     def kept(self, start: int, stop: int) -> Iterator[None]:
-        """Puts rows `start <= p < stop` of every slot back afterwards."""
+        """Restore rows `start <= p < stop` of every slot when the block ends."""
         keys_and_values = self.memory[..., start:stop, :]
         before = keys_and_values.clone()
         places = torch.arange(start, stop, device=self.hidden.device) % self.window
@@ -120,7 +120,7 @@ class Cache:
             hidden[:, :, places] = hidden_before
 
     def keep_hidden(self, level: int, rows: Rows, hidden: Tensor) -> None:
-        """Stores the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""
+        """Store the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""
         if level < self.hidden.shape[0]:
             self.hidden[level].index_copy_(0, self._window_rows(rows, 0), hidden)
 

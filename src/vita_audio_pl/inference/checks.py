@@ -1,4 +1,4 @@
-"""Checks of what a request brings, made before it joins others in a shared decoder."""
+"""Validation of requests before they join others in a shared decoder."""
 
 import operator
 from typing import Any
@@ -17,7 +17,7 @@ def token_ids(values: Any, name: str, vocabulary: int) -> list[int]:
         raise UserError(f"{name} is {shown(values)}; it must be a list of token ids")
     values = list(values)
     try:
-        if any(getattr(value, "ndim", 0) for value in values):  # a tensor of one element would count as a number
+        if any(getattr(value, "ndim", 0) for value in values):  # a one-element tensor would pass as a number
             raise TypeError
         ids = [operator.index(value) for value in values]
     except (TypeError, RuntimeError):

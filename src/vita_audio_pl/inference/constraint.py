@@ -1,4 +1,4 @@
-"""What may be written inside an audio span: codes, the end marker and the end of the turn, nothing else."""
+"""Restricts tokens inside an audio span to codes, the end marker and the end of the turn."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +10,13 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class SpanConstraint:
-    """Restricts choices by state, inside or outside a span, never by position; outside everything is allowed.
+    """A restriction by state, inside or outside a span, not by position; outside everything is allowed.
 
-    Inside a span only the allowed rows of the vocabulary matrix are computed. Text answers never open a span and are
-    never restricted.
+    Inside a span only the allowed rows of the vocabulary matrix are computed. Text answers never open a span, so they
+    are not restricted.
 
     Raises:
-        UserError: an id is no whole number of 0 or more, there are no codes, or a marker lies among the codes.
+        UserError: an id is not a non-negative integer, there are no codes, or a marker is among the codes.
     """
 
     begin: int
@@ -38,7 +38,7 @@ class SpanConstraint:
 
     @property
     def largest(self) -> int:
-        """The largest id that it names."""
+        """The largest id in it."""
         return max(self.begin, self.end, self.turn_end, self.first_code + self.n_codes - 1)
 
     @classmethod
@@ -59,11 +59,11 @@ class SpanConstraint:
 
     @cached_property
     def columns(self) -> dict[int, int]:
-        """Place of each allowed id in `allowed`."""
+        """Index of each allowed id in `allowed`."""
         return {token: column for column, token in enumerate(self.allowed)}
 
     def after(self, inside: bool, token: int) -> bool:
-        """Whether the text after `token` is inside a span, when before it `inside` held."""
+        """Whether the state after `token` is inside a span; inside: the state before it."""
         if token == self.begin:
             return True
         return inside and token not in (self.end, self.turn_end)

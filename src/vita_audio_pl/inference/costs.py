@@ -1,4 +1,4 @@
-"""What a pass of the backbone and of a head cost on this machine, for deciding how far to draft."""
+"""Cost of a backbone pass and of a head pass on this machine, to decide how far to draft."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 REPETITIONS = 5
 CONTEXT = 64
-"""Tokens before the rows that are timed."""
+"""Context length of the timed passes, tokens."""
 ROW_ON_A_GPU = 0.005
-"""Cost of a row more on a GPU, in passes: reading the weights is nearly all of it there."""
+"""Cost of an additional row on a GPU, in passes: reading the weights dominates there."""
 
 
 def pass_costs(runtime: "Runtime") -> PassCosts:
-    """Of a CPU measured once and kept with the timings of kernels; of a GPU the weights that each pass reads."""
+    """On a CPU measured once and stored with the kernel timings; on a GPU the weights that each pass reads."""
     sizes = {name: plan.layout for name, plan in sorted(runtime.kernels.plans.items())}
     if runtime.device.type != "cpu":
         vocabulary = runtime.vocab_size * runtime.hidden_size
@@ -36,7 +36,7 @@ def pass_costs(runtime: "Runtime") -> PassCosts:
 
 @torch.inference_mode()
 def measure_passes(runtime: "Runtime") -> PassCosts:
-    """Times passes over one row and over a full draft's, the least of some repetitions in turn."""
+    """Time passes over one row and over a full draft, interleaved; the minimum of several repetitions."""
     many = runtime.n_heads + 1
     cache = runtime.new_cache(slots=1, capacity=CONTEXT + many, n_heads=runtime.n_heads, window=CONTEXT + many)
 

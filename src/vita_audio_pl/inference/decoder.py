@@ -1,7 +1,7 @@
-"""The decoding loop: rounds of one backbone pass for all sequences, then the heads that their patterns ask for.
+"""The decoding loop: rounds of one backbone pass for all sequences, followed by the heads that their patterns need.
 
 A round begins with a backbone pass over every token that the backbone has not read (a prompt, or what the heads wrote),
-so sequences that joined at different times fall into step, and head k runs once for all that are at their k-th draft
+which synchronises sequences that joined at different times; head k runs once for all that are at their k-th draft
 (VITA-Audio, arXiv 2505.03739, section 3.2; drafts are verified as in speculative decoding).
 """
 
@@ -32,26 +32,26 @@ PREFILL_CHUNK = 512
 
 
 class Decoder:
-    """Decodes up to `slots` sequences at a time; owns the caches. Sequences join with `open` and leave with `close`.
+    """Decodes up to `slots` sequences at a time and owns their caches. They join with `open`, leave with `close`.
 
-    Threads may share it: each call holds a lock.
+    Thread-safe: each call holds a lock.
 
     Args:
         runtime: the model.
-        slots: sequences at a time.
-        capacity: tokens of a sequence, prompt included.
-        n_heads: heads that any pattern will use; all by default.
-        graphs: replay passes as CUDA graphs; by default on a GPU, where alone they can be. The first sequence of a pattern
-            that is opened waits a second or so for their capture, so that none does in the middle of an answer.
-        clock: what `seconds` is measured with.
+        slots: sequences decoded at a time.
+        capacity: tokens per sequence, prompt included.
+        n_heads: heads that the patterns may use; all by default.
+        graphs: replay passes as CUDA graphs; default: on a GPU. Opening the first sequence of a pattern takes about a
+            second for the capture, so that no answer is interrupted by it.
+        clock: time source for `seconds`.
 
     Attributes:
-        cache: the memory.
-        seconds: time spent in `prefill` (rounds in which all read their prompts), `backbone` and `heads`.
-        errors: sequences that failed, and why.
+        cache: keys, values and hidden states.
+        seconds: time spent in `prefill` (rounds in which all sequences read prompts), `backbone` and `heads`.
+        errors: failed sequences and their errors.
 
     Raises:
-        UserError: the sizes cannot be, or the memory is not there.
+        UserError: invalid sizes, or not enough memory.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Decoder:
 
     @property
     def free_slots(self) -> int:
-        """Sequences that could join now; slots of resting ones count."""
+        """Number of sequences that could join now; slots of resting sequences count as free."""
         return self._sequences.count(None)
 
     def open(
@@ -100,17 +100,17 @@ class Decoder:
         clips: Sequence[Tensor] = (),
         after: DecodedSequence | None = None,
     ) -> DecodedSequence:
-        """Adds a sequence; it is decoded from the next round on.
+        """Add a sequence; decoding starts with the next round.
 
         Args:
             clips: features of the prompt's audio, for models with an audio encoder.
-            after: a resting sequence to go on from: what the prompt begins with in common with it is not read again.
-                Where its slot has gone to another meanwhile, the whole prompt is read.
+            after: a resting sequence to continue from: the prompt's common prefix with it is not read again.
+                If its slot has been reassigned meanwhile, the whole prompt is read.
 
         Raises:
-            UserError: no free slot, an empty prompt, something that is no token of the vocabulary in the prompt, the stop
-                ids or the constraint, more tokens than the cache holds, or clips that are no features or do not fill the
-                prompt's places for them. The sequences that are being decoded are not touched.
+            UserError: no free slot; an empty prompt; an invalid token id in prompt, stop ids or constraint; more tokens
+                than the cache holds; or clips that are not features or do not match the prompt's placeholders. The
+                sequences that are being decoded are not affected.
         """
         with self._lock:
             return self._open(prompt, options, clips, after)
@@ -144,7 +144,7 @@ class Decoder:
         return sequence
 
     def _take_slot(self) -> int:
-        """An empty slot, or that of the sequence that has rested longest."""
+        """An empty slot, or the slot of the sequence that has rested longest."""
         empty = [n for n, s in enumerate(self._sequences) if s is None and n not in self._resting]
         if empty:
             return empty[0]
@@ -154,7 +154,7 @@ class Decoder:
         return slot
 
     def pause(self, sequence: DecodedSequence) -> None:
-        """Ends a sequence where it stands. Its slot is free, and keeps what was read until another sequence needs it."""
+        """End a sequence where it is. Its slot counts as free but keeps its contents until it is reassigned."""
         with self._lock:
             if self._sequences[sequence.slot] is not sequence:
                 return
@@ -166,11 +166,11 @@ class Decoder:
             sequence.interrupt()
 
     def is_paused(self, sequence: DecodedSequence) -> bool:
-        """Whether what a resting sequence read is still there."""
+        """Whether the cached rows of a resting sequence are still there."""
         return self._resting.get(sequence.slot) is sequence
 
     def copy(self, sequence: DecodedSequence) -> DecodedSequence | None:
-        """A second resting sequence with what a resting one has read; None where nothing is left of it, or no slot empty."""
+        """A resting sequence with a copy of another one's caches; None if they are gone or no slot is empty."""
         with self._lock:
             empty = [n for n, s in enumerate(self._sequences) if s is None and n not in self._resting]
             if not empty or not self.is_paused(sequence):
@@ -182,7 +182,7 @@ class Decoder:
             return other
 
     def close(self, sequence: DecodedSequence) -> None:
-        """Takes a sequence out, also one that rests; its slot is free again."""
+        """Remove a sequence, also a resting one, and free its slot."""
         with self._lock:
             if self.is_paused(sequence):
                 del self._resting[sequence.slot]
@@ -191,19 +191,19 @@ class Decoder:
             if self._sequences[sequence.slot] is sequence:
                 self._sequences[sequence.slot] = None
                 if not sequence.finished:
-                    self.cache.clear(sequence.slot)  # whatever is there was not yet looked at; see `_fail`
+                    self.cache.clear(sequence.slot)  # nothing of it has been checked for NaN yet; see `_fail`
             self.errors.pop(sequence, None)
 
     def step(self) -> None:
         """One round: every open, unfinished sequence gets at least one token, or reads a chunk of its prompt.
 
-        A sequence that fails is finished and its error put into `errors`; the others go on.
+        A sequence that fails is finished and its error stored in `errors`; the others continue.
         """
         with self._lock:
             self._step()
 
     def step_for(self, sequence: DecodedSequence, n_written: int) -> None:
-        """Rounds until `sequence` has more than `n_written` tokens or is finished; what other threads did counts."""
+        """Run rounds, in this or other threads, until `sequence` has more than `n_written` tokens or is finished."""
         while True:
             with self._lock:
                 if sequence.finished or sequence.n_written > n_written:
@@ -261,7 +261,7 @@ class Decoder:
         self.seconds["heads"] += self._clock() - begun
 
     def _run(self, predictor: int, sequences: list[DecodedSequence], stops: list[int]) -> tuple[Rows, Tensor]:
-        """Runs predictor 0 (the backbone) or k + 1 (head k) over what it has not read of `sequences` before `stops`."""
+        """Run predictor 0 (the backbone) or k + 1 (head k) over its unread rows of `sequences`, up to `stops`."""
         for sequence, stop in zip(sequences, stops, strict=True):
             self._make_room(sequence, predictor, stop)
         spans = [Span(s.slot, s.read[predictor], stop) for s, stop in zip(sequences, stops, strict=True)]
@@ -275,7 +275,7 @@ class Decoder:
         return rows, hidden
 
     def _make_room(self, sequence: DecodedSequence, predictor: int, stop: int) -> None:
-        """Lets the next head read what rows up to `stop` of `predictor` would push out of the window."""
+        """Let the next head read the rows that would leave the window when `predictor` reads up to `stop`."""
         reader = predictor + 1
         if reader > sequence.n_heads or stop - sequence.read[reader] < self.cache.window:
             return
@@ -284,7 +284,7 @@ class Decoder:
         sequence.head_passes += 1
 
     def _settle(self, sequences: list[DecodedSequence], hidden: Tensor) -> None:
-        """Commits what the backbone says: the drafts that hold, and its own token after them.
+        """Commit the result of a backbone pass: the accepted drafts, and its own token after them.
 
         hidden: for each sequence in turn, the rows of its last committed token and of every draft.
         """
@@ -312,9 +312,9 @@ class Decoder:
         counts: list[int] | None = None,
         entropies: list[float | None] | None = None,
     ) -> list[int]:
-        """Largest logits of the last `counts` rows of the `greedy_rows` sequences; `hidden` holds all sequences' rows.
+        """Argmax tokens of the last `counts` rows of the `greedy_rows` sequences; `hidden` holds all sequences' rows.
 
-        entropies: takes in the rows' own, see `Scorer.most_likely`.
+        entropies: receives the rows' entropies, see `Scorer.most_likely`.
         """
         if not greedy_rows:
             return []
@@ -352,7 +352,7 @@ class Decoder:
 
     def _fail(self, sequence: DecodedSequence) -> None:
         sequence.finished = True
-        self.cache.clear(sequence.slot)  # a NaN left behind would reach the slot's next sequence through masked places
+        self.cache.clear(sequence.slot)  # a leftover NaN would reach the slot's next sequence through masked entries
         self.errors[sequence] = UserError(
             "the model's output was not a number, so this session was ended; check the weights, or decode in float32"
         )
@@ -363,7 +363,7 @@ def _chosen(graphs: bool | None, device: torch.device) -> bool:
 
 
 def _audio_states(sequences: list[DecodedSequence], spans: list[Span]) -> AudioStates | None:
-    """What the backbone hears at the rows of `spans`, if anything."""
+    """Encoder states that the backbone reads at the rows of `spans`, if any."""
     rows: list[int] = []
     states: list[Tensor] = []
     first = 0

@@ -1,4 +1,4 @@
-"""A conversation with a model: turns that are added, answers that are written, and caches that last from one to the next."""
+"""A conversation with a model: its history, its answers, and caches that are reused from one answer to the next."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.config.decoding import WHEN_FULL
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
@@ -25,7 +26,6 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 
 TurnContent: TypeAlias = str | NDArray[np.integer] | AudioFrames
 """A piece of a turn: text, codes `(n,)`, or features for a model that takes audio through an encoder."""
-WHEN_FULL = ("slide", "refuse")
 FREE_AFTER_SLIDING = 4
 """Sliding frees at least this part of the cache (a quarter), so that the history is seldom read again."""
 
@@ -35,9 +35,9 @@ class Item:
     """One turn of a conversation's history.
 
     Attributes:
-        turn: as training knows it; an answer's codes have their lead-in with them.
-        written: of an answer, its tokens as the model wrote them; None for turns that were given.
-        writers: who wrote each (0 the backbone, k + 1 head k).
+        turn: as in training data; the codes of an answer include their lead-in.
+        written: the tokens of an answer as the model wrote them; None for turns that were given.
+        writers: which predictor wrote each (0 the backbone, k + 1 head k).
     """
 
     turn: Turn
@@ -46,18 +46,18 @@ class Item:
 
     @cached_property
     def clips(self) -> tuple[Tensor, ...]:
-        """Features of what an encoder has to hear in it."""
+        """Encoder features in the turn."""
         frames = (segment.features for segment in self.turn.segments if isinstance(segment, AudioFrames))
         return tuple(torch.from_numpy(features) for features in frames)
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a model's training data writes answers.
+    """The format of answers in a model's training data.
 
     Attributes:
-        vocabulary, tokenizer: of the model.
-        ratio: interval ratio of answers that hold audio; None leaves them as they stand.
+        vocabulary, tokenizer: the model's.
+        ratio: interval ratio of spoken answers; None leaves them unchanged.
         lead_in: codes before an answer's audio.
     """
 
@@ -68,20 +68,20 @@ class ChatFormat:
 
     @classmethod
     def of(cls, loaded: LoadedModel, codec: Codec | None) -> "ChatFormat":
-        """The manner of a loaded model; codec: its own, None for one that never speaks."""
+        """The format of a loaded model; codec: its codec, None for a model without speech."""
         rendering = loaded.rendering(codec) if codec is not None else RenderOptions(loaded.ratio)
         return cls(loaded.vocabulary, loaded.tokenizer, rendering.ratio, rendering.lead_in)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Writes turns as training does; lead-ins stand in the turns already, as answers bring theirs with them."""
+        """Renders turns as in training; lead-ins are part of the turns already."""
         return Renderer(self.vocabulary, self.tokenizer, RenderOptions(self.ratio))
 
     def input_turn(self, role: str, *pieces: TurnContent) -> Item:
-        """A turn that was given, not written by the model.
+        """A turn that is given, not written by the model.
 
         Raises:
-            UserError: an unknown role, nothing in it, or an answer with more than one audio or with frames.
+            UserError: an unknown role, no content, or an answer with more than one audio or with encoder frames.
         """
         if role not in ROLES:
             raise UserError(f"a turn has the role {role!r}; use one of {', '.join(ROLES)}")
@@ -106,7 +106,7 @@ class ChatFormat:
         return Item(Turn(role, tuple(segments)))
 
     def answer_turn(self, ids: Sequence[int], writers: Sequence[int] = ()) -> Item | None:
-        """An answer as the model wrote it; None where it says nothing."""
+        """An answer as the model wrote it; None if it is empty."""
         generation = Generation(list(ids), list(writers), 0, 0, True)
         text, codes = generation.text_ids(self.vocabulary), generation.codes(self.vocabulary)
         segments: list[Segment] = [TextIds(np.asarray(text, np.int32))] if text else []
@@ -114,7 +114,7 @@ class ChatFormat:
         return Item(Turn("assistant", tuple(segments)), tuple(ids), tuple(writers)) if segments else None
 
     def cut(self, ids: Sequence[int], n_codes: int) -> int:
-        """Tokens of an answer that were heard when its first `n_codes` codes were: those up to the last of these codes."""
+        """Number of an answer's tokens up to and including its first `n_codes` codes."""
         inside, left = False, n_codes
         for place, token in enumerate(ids):
             if token in (self.vocabulary.begin_of_audio, self.vocabulary.end_of_audio):
@@ -128,21 +128,21 @@ class ChatFormat:
 
 @dataclass
 class Conversation:
-    """Turns, and the answers of a model to them; between answers its caches are kept, so that only new tokens are read.
+    """A history of turns and the model's answers; caches are kept between answers, so that only new tokens are read.
 
-    The history is what training would write for the same text and codes (interval ratio, lead-in, markers), whatever layout the
-    model itself wrote. `items` may be edited freely between answers, also in the middle: the next answer is that to a fresh prompt of
-    the same history, token for token but for near ties. What stands at its beginning as it was is not read again,
-    unless another conversation needed the slot meanwhile.
+    The history has the same format as training data (interval ratio, lead-in, markers), whatever layout the model
+    itself wrote. `items` may be edited freely between answers: the next answer is the one to a fresh prompt with the
+    same history, token for token except for near ties. An unchanged beginning is not read again, unless another
+    conversation took the slot meanwhile.
 
-    An answer that would not fit: under `slide` the oldest exchanges (a user's turns and what follows them) are left out, until a quarter of
-    the cache is free or one exchange is left; system turns at the beginning stay. Under `refuse`, or where that
-    one does not fit, it is refused.
+    If an answer would not fit: `slide` drops the oldest exchanges (a user's turns and what follows them) until a
+    quarter of the cache is free or one exchange is left, and keeps system turns at the beginning. `refuse` raises
+    an error, as does `slide` if a single exchange does not fit.
 
     Attributes:
         items: the history.
-        left_out: turns that sliding has left out of it so far.
-        answering: the answer that is being written.
+        left_out: number of turns dropped so far.
+        answering: the answer in progress.
     """
 
     decoder: Decoder
@@ -152,27 +152,27 @@ class Conversation:
     left_out: int = 0
     answering: DecodedSequence | None = None
     _kept: DecodedSequence | None = None
-    _place: int = 0  # of the answer that is being written
+    _place: int = 0  # of the answer in progress
 
     def __post_init__(self) -> None:
         if self.when_full not in WHEN_FULL:
             raise UserError(f"when_full={self.when_full!r} is unknown; use one of {', '.join(WHEN_FULL)}")
 
     def add(self, role: str, *pieces: TurnContent) -> Item:
-        """Adds a turn that was given; see `ChatFormat.input_turn`."""
+        """Add a turn that is given; see `ChatFormat.input_turn`."""
         item = self.chat_format.input_turn(role, *pieces)
         self.items.append(item)
         return item
 
     def prompt(self) -> list[int]:
-        """Token ids that the next answer follows."""
+        """Token ids of the prompt of the next answer."""
         return self._ids(self.items)
 
     def begin(self, options: Options) -> DecodedSequence:
-        """Begins an answer; it is decoded with the decoder's other sequences until `end`.
+        """Start an answer; it is decoded with the decoder's other sequences until `end`.
 
         Raises:
-            UserError: there is nothing to answer, it does not fit, an answer is being written, or no slot is free.
+            UserError: there is nothing to answer, it does not fit, an answer is in progress, or no slot is free.
         """
         if self.answering is not None:
             raise UserError("an answer is being written; end it before the next one begins")
@@ -185,12 +185,12 @@ class Conversation:
         return self.answering
 
     def end(self, n_codes: int | None = None) -> Generation:
-        """Ends the answer, at whatever token it stands, and adds it to the history.
+        """End the answer where it is and add it to the history.
 
-        n_codes: codes of it that were played; text and codes behind them were not heard and are left out. None keeps all.
+        n_codes: codes that were played; text and codes after them were not heard and are dropped. None keeps all.
 
         Raises:
-            UserError: the answer failed; the history is as it was before it.
+            UserError: the answer failed; the history is unchanged.
         """
         sequence, self.answering = self.answering, None
         if sequence is None:
@@ -203,13 +203,13 @@ class Conversation:
         result = sequence.result()
         item = self.chat_format.answer_turn(result.ids, result.writers)
         if item is not None:
-            self.items.insert(self._place, item)  # turns that were added meanwhile come after it
+            self.items.insert(self._place, item)  # turns that were added meanwhile follow it
             if n_codes is not None:
                 self.cut(item, n_codes)
         return result
 
     def answer(self, options: Options) -> Iterator[list[int]]:
-        """New tokens of an answer, one list for each round; leaving the loop ends the answer there."""
+        """New tokens of an answer, one list per round; leaving the loop ends the answer."""
         sequence = self.begin(options)
         taken = 0
         try:
@@ -225,9 +225,9 @@ class Conversation:
                 self.end()
 
     def cut(self, item: Item, n_codes: int) -> Item | None:
-        """Cuts an answer to what was heard of it: its first `n_codes` codes, and the text written before the last of them.
+        """Truncate an answer to what was heard: its first `n_codes` codes, and the text before the last of them.
 
-        Gives what it is now; an answer of which nothing is left is taken out.
+        Returns the shortened answer; an empty one is removed.
 
         Raises:
             UserError: it is no answer of this conversation that the model wrote.
@@ -241,10 +241,10 @@ class Conversation:
         return left
 
     def fork(self) -> "Conversation":
-        """A second conversation with the same history; it has a copy of the caches where a slot is empty.
+        """A second conversation with the same history, and with a copy of the caches if a slot is empty.
 
         Raises:
-            UserError: an answer is being written.
+            UserError: an answer is in progress.
         """
         if self.answering is not None:
             raise UserError("an answer is being written; end it before the conversation is forked")
@@ -252,7 +252,7 @@ class Conversation:
         return replace(self, items=list(self.items), _kept=kept)
 
     def close(self) -> None:
-        """Gives up an answer under way, and the caches."""
+        """Abort the answer in progress and free the caches."""
         for sequence in (self.answering, self._kept):
             if sequence is not None:
                 self.decoder.close(sequence)
@@ -263,7 +263,7 @@ class Conversation:
         return ids
 
     def _fitting(self, max_new_tokens: int) -> list[int]:
-        """The prompt, after leaving out what does not fit."""
+        """The prompt, after dropping what does not fit."""
         capacity = self.decoder.cache.capacity
         prompt = self.prompt()
         if len(prompt) + max_new_tokens <= capacity:

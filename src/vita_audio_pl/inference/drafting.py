@@ -1,12 +1,12 @@
-"""How many tokens the heads draft before the backbone checks them: as many as pay, and none where none do.
+"""How many tokens the heads draft before the backbone verifies them: as many as pay off, or none.
 
-A draft costs a pass of a head and a row of the backbone's next pass, and saves a pass of the backbone if it is kept. Both
-are known: the costs are measured on the machine, the chance is learnt from what was kept in this answer so far, by head and
-by how sure the head was (its entropy, as AdaEDL has it, arXiv 2410.18351). How far to draft never depends on a drafted token
+A draft costs a head pass and a row of the next backbone pass, and saves a backbone pass if it is accepted. Costs are
+measured on the machine; the acceptance rate is estimated from this answer so far, per head and per confidence
+of the head (its entropy, as in AdaEDL, arXiv 2410.18351). How far to draft never depends on a drafted token
 itself, so sampled verification keeps its distribution.
 
-What drafting may lose against Vanilla is bounded, whatever the heads are: beyond a small credit a draft has to be paid for by
-what earlier ones saved.
+The possible loss against Vanilla is bounded, whatever the heads are: beyond a small credit, drafts must be paid for by
+the savings of earlier ones.
 """
 
 import math
@@ -14,24 +14,24 @@ from dataclasses import dataclass
 
 FIRST_CREDIT = 1.5
 CREDIT_PER_TOKEN = 0.02
-"""What drafting may have cost in all, in passes of the backbone over one token; the second for every token written."""
+"""The most that drafting may cost in total, in backbone passes over one token; the second per token written."""
 PRIOR = 0.8
-"""Chance that a first draft is kept, before anything is known; a later head is taken to be as good as the one before it."""
+"""Prior acceptance rate of a first draft; each further head is assumed to be as good as the one before it."""
 PRIOR_WEIGHT = 1.0
-"""Drafts that a prior counts as."""
+"""Number of drafts that a prior counts as."""
 MEMORY = 0.95
-"""How much of what is known is left after a round, so that a voice or a language that begins is noticed."""
+"""Decay of the statistics per round, so that a change of voice or language is noticed."""
 ENTROPIES = (0.05, 0.3, 1.0, 2.5)
-"""Borders in nats between the classes of how sure a head is."""
+"""Boundaries, in nats, between the classes of a head's entropy."""
 
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Seconds (any unit) of passes over one row and of each row more, vocabulary included.
+    """Time (any unit) of passes over one row and of each additional row, vocabulary included.
 
     Attributes:
-        backbone, backbone_row: of the backbone.
-        head, head_row: of a head; a row more costs no vocabulary.
+        backbone, backbone_row: of a backbone pass.
+        head, head_row: of a head pass; additional rows need no vocabulary product.
     """
 
     backbone: float
@@ -41,7 +41,7 @@ class PassCosts:
 
 
 class _Share:
-    """A running share of successes, drawn to a prior."""
+    """A running success rate, shrunk towards a prior."""
 
     def __init__(self) -> None:
         self.kept = self.tried = 0.0
@@ -60,8 +60,8 @@ class Drafting:
     """Decides for one answer whether the next head drafts.
 
     Args:
-        costs: of this machine.
-        n_heads: that may draft.
+        costs: costs of passes on this machine.
+        n_heads: heads that may draft.
     """
 
     def __init__(self, costs: PassCosts, n_heads: int):
@@ -69,14 +69,14 @@ class Drafting:
         self._by_head = [_Share() for _ in range(n_heads)]
         self._by_entropy = [_Share() for _ in range(len(ENTROPIES) + 1)]
         self._entropies: list[float | None] = []
-        self._spent = 0.0  # on drafts of this round
-        self._lost = 0.0  # against Vanilla, in all rounds
+        self._spent = 0.0  # spent on drafts in this round
+        self._lost = 0.0  # balance against Vanilla over all rounds
         self._tokens, self._cost = 0, 0.0
 
     def pays(self, unread: int) -> bool:
-        """Whether one more draft pays.
+        """Whether one more draft pays off.
 
-        unread: rows that its head has to read.
+        unread: rows that its head has to read first.
         """
         costs, drafted = self._costs, len(self._entropies)
         if drafted >= len(self._by_head):
@@ -85,7 +85,7 @@ class Drafting:
         allowed = costs.backbone * (FIRST_CREDIT + CREDIT_PER_TOKEN * self._tokens)
         if self._lost + self._spent + step > allowed:
             return False
-        # what a token costs here; the first one was the backbone's alone
+        # cost per token so far; the first one was the backbone's alone
         worth = min(costs.backbone, self._cost / self._tokens) if self._tokens else costs.backbone
         reached = math.prod(self._chances()[:drafted])
         gain, best = 0.0, 0.0
@@ -97,13 +97,13 @@ class Drafting:
         return best > 0
 
     def drafted(self, unread: int, entropy: float | None) -> None:
-        """Notes a draft; entropy: of its head's distribution in nats, None where it is not known."""
+        """Record a draft; entropy: of its head's distribution in nats, None if unknown."""
         costs = self._costs
         self._entropies.append(entropy)
         self._spent += costs.head + (unread - 1) * costs.head_row + costs.backbone_row
 
     def settled(self, kept: int) -> None:
-        """Notes that the backbone has checked the drafts of a round, and kept the first `kept` of them."""
+        """Record that the backbone has verified the drafts of a round and accepted the first `kept` of them."""
         for share in (*self._by_head, *self._by_entropy):
             share.fade()
         for number, entropy in enumerate(self._entropies[: kept + 1]):
@@ -117,12 +117,12 @@ class Drafting:
         self._spent = 0.0
 
     def _chances(self) -> list[float]:
-        """For each head, the chance that its draft is kept if those before it are."""
+        """Per head, the probability that its draft is accepted if those before it are."""
         chances, prior = [], PRIOR
         for number, share in enumerate(self._by_head):
             prior = share.mean(prior)
             entropy = self._entropies[number] if number < len(self._entropies) else None
-            # where the head has been looked at, how sure it is says more than which one it is
+            # where the entropy is known, it says more than the head's number
             chances.append(prior if entropy is None else self._by_entropy[_class(entropy)].mean(_bound(entropy, prior)))
         return chances
 
@@ -132,5 +132,5 @@ def _class(entropy: float) -> int:
 
 
 def _bound(entropy: float, usual: float) -> float:
-    """AdaEDL's lower bound of the chance that a draft is kept, half way to what is usual for the head."""
+    """AdaEDL's lower bound of the acceptance probability, averaged with the head's usual rate."""
     return (max(0.0, 1 - math.sqrt(0.5 * entropy)) + usual) / 2

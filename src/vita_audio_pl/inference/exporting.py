@@ -1,4 +1,4 @@
-"""Model folders from one layout to the other: the published one, and a plain Qwen2 or Qwen3 folder with the rest beside it."""
+"""Conversion of model folders between layouts: published, or a plain Qwen2 or Qwen3 folder with the heads beside it."""
 
 import os
 import shutil
@@ -31,20 +31,20 @@ def export_model(
     codec_folder: Path | str | None = None,
     runs: Path | str = "runs",
 ) -> None:
-    """Writes the model of `source`, in any layout, to the new folder `target`.
+    """Write the model `source`, in any layout, to the new folder `target`.
 
-    The tokenizer is written beside the weights, its special and audio tokens spelled out; codec and manifest go along.
+    The tokenizer is written with its special and audio tokens; codec and manifest are copied.
 
     Args:
-        source: a model by any name that `find_model` knows.
+        source: any name of a model that `find_model` accepts.
         layout: `released` (published checkpoints), `backbone` (transformers loads it as Qwen2 or Qwen3) or `vllm` (the
             backbone, and the heads as drafts for it).
-        dtype: converted to; None keeps the source's.
-        codec_folder: of the audio codec; None takes the source's own, if it has one.
-        runs: where runs are found by their names.
+        dtype: dtype to convert to; None keeps the source's.
+        codec_folder: folder of the audio codec; None uses the source's own, if it has one.
+        runs: folder of runs, to find runs by name.
 
     Raises:
-        UserError: an unknown layout, a source that does not hold together, or a target that is there already.
+        UserError: an unknown layout, an inconsistent source, or a target that exists.
     """
     if layout not in LAYOUTS:
         raise UserError(f"format is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
@@ -70,7 +70,7 @@ def export_model(
 
 
 def spell_out(path: Path, vocabulary: Vocabulary) -> None:
-    """Adds special and audio tokens to the text tokenizer in the file `path`, in the published order."""
+    """Add special and audio tokens to the text tokenizer in the file `path`, in the published order."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False) for token in special_tokens(vocabulary.continuous_input)]

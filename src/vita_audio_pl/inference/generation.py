@@ -1,4 +1,4 @@
-"""What decoding gives back for one prompt."""
+"""The result of decoding one prompt."""
 
 from dataclasses import dataclass, field
 
@@ -11,16 +11,16 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer and what it cost.
+    """One answer and its cost.
 
     Attributes:
         ids: generated tokens, the stop token included.
-        writers: per token, 0 the backbone, k + 1 head k.
+        writers: the predictor of each token: 0 the backbone, k + 1 head k.
         backbone_passes: passes of the backbone that this answer took part in, the prefill included.
         head_passes: the same for heads, each head counted once per pass.
-        stopped: a stop token was written; False where the limit was reached first.
-        drafted: per head, tokens it proposed for verification (empty without verification).
-        accepted: per head, proposals that were kept.
+        stopped: whether a stop token was written; False if the limit was reached first.
+        drafted: per head, tokens proposed for verification (empty without verification).
+        accepted: per head, proposals that were accepted.
     """
 
     ids: list[int]
@@ -37,7 +37,7 @@ class Generation:
         return len(self.ids) / self.backbone_passes if self.backbone_passes else 0.0
 
     def text_ids(self, vocabulary: Vocabulary) -> list[int]:
-        """Tokens outside audio spans, special tokens left out."""
+        """Tokens outside audio spans, without special tokens."""
         text, _ = deinterleave(self.ids, vocabulary.begin_of_audio, vocabulary.end_of_audio)
         control = {vocabulary.im_start, vocabulary.im_end, vocabulary.pad}
         return [int(i) for i in text if i < vocabulary.n_text and int(i) not in control]

@@ -1,7 +1,7 @@
-"""CUDA graphs of decoding passes: on a GPU, launching some 600 small kernels costs more than running them.
+"""CUDA graphs of decoding passes: on a GPU, launching about 600 small kernels takes longer than running them.
 
-Written for one H100-class GPU and not yet run on one: the CPU tests replay an imitated graph, the capture itself needs a
-GPU (test marked `gpu`).
+Written for one H100-class GPU and not yet run on one: the CPU tests replay an imitated graph, the capture itself needs
+a GPU (test marked `gpu`).
 """
 
 import copy
@@ -19,16 +19,16 @@ from vita_audio_pl.inference.runtime import AudioStates, Runtime
 from vita_audio_pl.inference.shapes import Shape
 
 SHORTEST_CONTEXT = 256
-"""Keys that the smallest graph reads."""
+"""Context length, in keys, of the smallest graph."""
 MOST_ROWS = 128
-"""Larger passes run without a graph; there the kernels are large enough."""
+"""Larger passes run without a graph; their kernels take long enough to hide the launches."""
 
 
 def context_lengths(capacity: int) -> list[int]:
-    """Keys that graphs are captured for: doubling, so that they are few, and at last the whole cache.
+    """Context lengths to capture graphs for: doubling, up to the whole cache.
 
-    A pass reads at most about twice the keys that it needs. For 7B and 4096 tokens all keys are 2 % of the weights, which
-    every pass reads as well.
+    A pass then reads at most about twice the keys that it needs. For 7B and 4096 tokens all keys are 2 % of the
+    weights, which every pass reads as well.
     """
     lengths = []
     length = SHORTEST_CONTEXT
@@ -39,7 +39,7 @@ def context_lengths(capacity: int) -> list[int]:
 
 
 class StaticRows(Rows):
-    """Rows whose tensors stay where they are while their contents change, and whose context is rounded up."""
+    """Rows whose tensors keep their addresses while their contents change, with the context length rounded up."""
 
     def __init__(self, rows: Rows, last_key: int):
         self.__dict__.update(
@@ -51,30 +51,30 @@ class StaticRows(Rows):
 
     @property
     def sees_all(self) -> bool:
-        return False  # the rounded-up context ends in places to be masked
+        return False  # the rounded-up context ends in entries that must be masked
 
     @property
     def in_one_piece(self) -> bool:
-        return False  # places change from replay to replay
+        return False  # cache indices change between replays
 
     def fresh(self) -> "StaticRows":
-        """The same tensors without what was derived from them, so that a capture records the deriving too."""
+        """The same tensors without cached derived ones, so that a capture records their computation too."""
         other = copy.copy(self)
         other.__dict__.pop("mask", None)
         return other
 
 
 class Graph(Protocol):
-    """Work that was captured."""
+    """Captured work."""
 
     def replay(self) -> None: ...
 
 
 class CudaCapture:
-    """Captures work as a CUDA graph; all graphs share the memory of what lies between input and result.
+    """Captures work as a CUDA graph; all graphs share one memory pool for intermediate results.
 
     Raises:
-        UserError: the device is no GPU.
+        UserError: the device is not a GPU.
     """
 
     def __init__(self, device: torch.device):
@@ -86,11 +86,11 @@ class CudaCapture:
         """The graph, and the tensor that every replay writes the result of `work` into."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up in a first run, which may not be captured
+        with torch.cuda.stream(side):  # libraries initialise themselves in the first run, which cannot be captured
             work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # other threads (a vocoder, a loader of training data) may allocate meanwhile
+        # other threads (a vocoder, a data loader) may allocate meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = work()
         return graph, result
@@ -101,18 +101,18 @@ class _Captured:
     graph: Graph
     rows: StaticRows
     hidden: Tensor
-    turns: tuple[Tensor, ...]  # kept alive: the graph reads them there, even if the runtime makes longer ones
+    turns: tuple[Tensor, ...]  # kept alive: the graph reads these tables, even if the runtime makes longer ones
 
 
 class GraphedPasses:
-    """Runs a runtime's passes as CUDA graphs where `prepare` captured them, and as they are elsewhere.
+    """Runs a runtime's passes as CUDA graphs if `prepare` captured them, and directly otherwise.
 
     A graph serves one shape of pass in which every sequence of the cache takes part. Prompts, and rounds in which
-    sequences are out of step or have left, run without.
+    sequences are out of step or have left, run without one.
 
     Args:
         runtime: on a GPU.
-        cache: that all passes work on.
+        cache: the cache that all passes use.
 
     Raises:
         UserError: the runtime is not on a GPU.
@@ -126,9 +126,9 @@ class GraphedPasses:
 
     @torch.inference_mode()
     def prepare(self, shapes: Collection[Shape]) -> None:
-        """Captures passes at every length of context, so that no answer waits for it later.
+        """Capture passes at every context length, so that no answer waits for it later.
 
-        What sequences hold in the cache is kept.
+        The contents of the cache are preserved.
         """
         for shape in sorted(set(shapes)):
             for context in self._contexts:
@@ -137,7 +137,7 @@ class GraphedPasses:
                     self._captured[shape, context] = self._captured_pass(shape, context)
 
     def run(self, predictor: int, rows: Rows, cache: Cache, audio: AudioStates | None = None) -> Tensor:
-        """As `Runtime.run`; the result of a captured pass is overwritten by the next one of the same shape."""
+        """Like `Runtime.run`; the result of a captured pass is overwritten by the next one of the same shape."""
         captured = None
         if audio is None and rows.dense and rows.slots == cache.slots:
             context = next(length for length in self._contexts if length >= rows.last_key)

@@ -1,7 +1,7 @@
-"""Which layout and which kernels multiply a matrix fastest with few rows: measured once on each processor, then reused.
+"""Chooses the layout and kernel that multiply a matrix fastest with few rows; measured once per processor, then reused.
 
-No kernel is the best everywhere: for one row `x @ W.T` from a contiguous transpose takes half of `F.linear`'s time on one
-processor and is behind it for four; oneDNN's packed layout wins for eleven rows of wide matrices alone.
+No kernel is best everywhere: for one row, `x @ W.T` from a contiguous transpose takes half of `F.linear`'s time on one
+processor but is slower for four rows; oneDNN's packed layout wins only for eleven rows of wide matrices.
 """
 
 import json
@@ -164,8 +164,8 @@ def _measured(rows: int) -> int:
 class Timings:
     """Seconds of every kernel by shape of matrix, kept in a file of this processor, torch and number of threads.
 
-    Where the folder cannot be written they last as long as the process. Timings are a matter of speed alone, so a damaged
-    file is measured again.
+    Where the folder cannot be written they last as long as the process. Timings are a matter of speed alone, so a
+    damaged file is measured again.
     """
 
     def __init__(self, folder: Path | None):

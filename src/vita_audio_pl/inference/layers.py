@@ -1,4 +1,4 @@
-"""The model's layers as decoding keeps them: fused matrices, laid out for this machine, taken from the model or shared with it."""
+"""The model's layers as decoding uses them: fused matrices, laid out for this machine, moved or shared."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from vita_audio_pl.models.mctp import MCTPBlock
 class Norm:
     """RMSNorm with fixed weights.
 
-    folded: leave the weights out, because the matrix that reads the result has taken them in.
+    folded: omit the weights, because they are folded into the matrix that reads the result.
     """
 
     def __init__(self, norm: RMSNorm, folded: bool = False):
@@ -37,7 +37,7 @@ class Norm:
 
 
 class HeadNorm:
-    """RMSNorm of each query and key apart, before they are turned (Qwen3).
+    """RMSNorm of each query and key, before the rotary embedding (Qwen3).
 
     weight: `(query_heads + key_heads, head_size)`, the queries' first.
     """
@@ -51,18 +51,18 @@ class HeadNorm:
 
 
 def _is_folded(weight: Tensor) -> bool:
-    """Whether norms' weights go into matrices: where 16-bit rounding would not see another product."""
+    """Whether norm weights are folded into matrices: not in 16 bits, where rounding would change the product."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def _with_norm(weight: Tensor, norm: RMSNorm) -> Tensor:
-    """`weight: (outputs, width)` with the norm's own weights taken in, as `Norm(folded=True)` asks for."""
+    """`weight: (outputs, width)` with the norm's weights folded in, for `Norm(folded=True)`."""
     scale = norm.weight.detach()
     return weight * (scale * scale.shape[-1] ** 0.5) if _is_folded(scale) else weight
 
 
 class Weights:
-    """Lays matrices out by the choices of `Kernels`, and takes them from the model where it is not needed any more."""
+    """Lays matrices out as `Kernels` chose, and removes them from the model if it is not needed any more."""
 
     def __init__(self, kernels: Kernels, n_heads: int, paired: int | None, release: bool):
         self.kernels, self.n_heads, self.paired, self._release = kernels, n_heads, paired, release
@@ -72,7 +72,7 @@ class Weights:
         return PlannedProduct(weight, bias, plan)
 
     def interleaved(self, tensor: Tensor) -> Tensor:
-        """Weight, bias or norm of queries or keys, the halves of each head's outputs interleaved if they are to be.
+        """A weight, bias or norm of queries or keys, with the halves of each head's outputs interleaved if required.
 
         tensor: `(heads * head_size, ...)`.
         """
@@ -81,7 +81,7 @@ class Weights:
         return tensor[torch.arange(len(tensor)).view(-1, 2, self.paired // 2).transpose(1, 2).flatten()]
 
     def taken(self, module: nn.Module) -> None:
-        """Says that a part of the model has been laid out; its weights are freed where they are not shared."""
+        """Mark a part of the model as laid out; its weights are freed unless they are shared."""
         if self._release:
             for part in module.modules():
                 for name, parameter in part._parameters.items():

@@ -1,4 +1,4 @@
-"""A model folder, made ready to decode."""
+"""Loading a model folder for decoding."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,19 +32,19 @@ _MOST_LEAD_IN = 1000
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a model folder holds.
+    """The contents of a model folder.
 
     Attributes:
         model: weights, in evaluation mode.
-        tokenizer: text part of the vocabulary.
-        vocabulary: all of it.
-        codec_dir: folder of the codec that made the codes (`codecs.load_codec` reads it); None where there is none.
-        manifest: the stage's manifest; empty for weights that no stage of ours made.
-        pattern: decoding pattern that the folder names; Vanilla without one.
-        ratio: interval ratio of the answers that the model was trained on; without a manifest, the pattern's.
+        tokenizer: the text tokenizer.
+        vocabulary: text, special and audio tokens.
+        codec_dir: folder of the codec that made the codes, for `codecs.load_codec`; None if there is none.
+        manifest: the stage's manifest; empty for weights that were not trained here.
+        pattern: decoding pattern stored in the folder; Vanilla if none is.
+        ratio: interval ratio of the training answers; without a manifest, the pattern's.
         lead_in_codes: codes of silence before the audio of those answers.
-        speech_input_dir: folder with the public files of the model's audio encoder; None for models that read codes.
-        kernels: how the matrices are laid out for decoding; see `Runtime`.
+        speech_input_dir: folder with the published files of the model's audio encoder; None for models that read codes.
+        kernels: layout of the matrices for decoding; see `Runtime`.
     """
 
     model: SpeechLM
@@ -60,13 +60,13 @@ class LoadedModel:
 
     @cached_property
     def runtime(self) -> Runtime:
-        """The model prepared for decoding, made once; it takes the weights out of `model`."""
+        """The model prepared for decoding, created once; it removes the weights from `model`."""
         return Runtime(self.model, kernels=self.kernels, release=True)
 
     def rendering(self, codec: Codec) -> RenderOptions:
-        """How the training data writes spoken answers.
+        """The format of spoken answers in the training data.
 
-        codec: the model's own, whose silence the answers begin with.
+        codec: the model's codec; answers begin with its silence.
         """
         silence = codec.silence(self.lead_in_codes) if self.lead_in_codes else ()
         return RenderOptions(self.ratio, lead_in=tuple(int(code) for code in silence))
@@ -83,7 +83,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model folder says of itself, as `LoadedModel` has it, before any weight is read; n_heads: MCTP heads."""
+    """Metadata of a model folder, known before any weight is read: as in `LoadedModel`; n_heads: MCTP heads."""
 
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
@@ -95,7 +95,7 @@ class ModelFacts:
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
-    """Reads the small files of a model folder of any layout; what no manifest says is found in them.
+    """Read the small files of a model folder of any layout; facts that no manifest states are derived from them.
 
     Raises:
         UserError: the folder has no tokenizer, or its parts do not belong together.
@@ -131,18 +131,18 @@ def load_speech_model(
     runs: Path | str = "runs",
     kernels: str = "auto",
 ) -> LoadedModel:
-    """Loads a model by any name that `find_model` knows: a run, a stage, a model folder, adapters, published weights.
+    """Load a model by any name that `find_model` accepts: a run, a stage, a model folder, adapters, published weights.
 
     Args:
-        device: where the weights go.
-        dtype: converted to; None keeps the file's.
-        codec_folder: of the audio codec; None takes the one in the model folder, if there is one.
-        encoder_folder: with the front end of the audio encoder (`config.yaml`, `am.mvn`); None likewise.
-        runs: where runs are found by their names.
-        kernels: how the matrices are laid out for decoding; see `Runtime`.
+        device: device of the weights.
+        dtype: dtype to convert to; None keeps the file's.
+        codec_folder: folder of the audio codec; None uses the one in the model folder, if there is one.
+        encoder_folder: folder with the audio encoder's front end (`config.yaml`, `am.mvn`); None likewise.
+        runs: folder of runs, to find runs by name.
+        kernels: layout of the matrices for decoding; see `Runtime`.
 
     Raises:
-        UserError: the folder is missing, incomplete or damaged, or its parts do not belong together.
+        UserError: the folder is missing, incomplete, inconsistent or damaged.
     """
     folder = find_model(folder, runs)
     verify_model_files(folder)
@@ -168,7 +168,7 @@ def load_speech_model(
 
 
 def _has_encoder(folder: Path) -> bool:
-    """Whether the weights hold an audio encoder, in the published layout."""
+    """Whether the weights include an audio encoder, in the published layout."""
     return any(name.startswith(f"{RELEASED_PREFIX}audio_model.") for name in tensor_names(folder))
 
 

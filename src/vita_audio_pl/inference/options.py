@@ -6,10 +6,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from vita_audio_pl.config.command import CommandConfig
-from vita_audio_pl.config.decoding import DecodingConfig
+from vita_audio_pl.config.decoding import TASKS, DecodingConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.prompts import TASKS
 from vita_audio_pl.interleave import DecodePattern
 
 FIRST_CHUNK = ("verified", "draft")

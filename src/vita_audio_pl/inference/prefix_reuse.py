@@ -1,4 +1,4 @@
-"""Going on from a sequence that rests: how much of a new prompt its slot holds already, and what has to be read again."""
+"""Prefix reuse: how much of a new prompt a resting sequence's slot already holds, and what has to be read again."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ from vita_audio_pl.text.turns import EXTRA_FRAMES
 def prompt_audio(
     runtime: Runtime, prompt: Sequence[int], clips: Sequence[Tensor], after: DecodedSequence | None
 ) -> PromptAudio:
-    """What the backbone reads at the positions of a prompt that stand for audio; what `after` heard is not heard again.
+    """Encoder states for the audio placeholders of a prompt; recordings that `after` has encoded are not encoded again.
 
     Raises:
-        UserError: clips that are no features, or do not fill the prompt's places for them.
+        UserError: clips are not features, or do not match the prompt's placeholders.
     """
     places = [p for p, token in enumerate(prompt) if token == runtime.place_of_audio]
     runtime.check_clips(clips, len(places))
@@ -29,10 +29,10 @@ def prompt_audio(
 
 
 def reuse_prefix(sequence: DecodedSequence, after: DecodedSequence, window: int) -> None:
-    """Takes over what `after` has read, in the same slot: the tokens and recordings that both begin with.
+    """Take over what `after` has read, in the same slot: the common prefix of tokens and recordings.
 
-    Head k needs the outputs of the predictor before it from one position before the first that it has not read, of which the last
-    `window` are kept. Where they are gone (a deep cut, or an answer written without heads), that predictor
+    Head k needs its predecessor's outputs from one position before the first that it has not read, of which the last
+    `window` are kept. If they are gone (a deep cut, or an answer written without heads), the predecessor
     reads again from there.
     """
     common = _same(sequence.ids, after.ids)
@@ -41,7 +41,7 @@ def reuse_prefix(sequence: DecodedSequence, after: DecodedSequence, window: int)
         common = min(common, list(sequence.states)[first_new])
     sequence.read = [max(first, min(read, common)) for first, read in enumerate(after.read)]
     sequence.oldest = list(after.oldest)
-    # the last token is read again if need be: what follows it is not known
+    # the last token must be read, since what follows it is not known
     sequence.read[0] = min(sequence.read[0], len(sequence.ids) - 1)
     for reader in range(sequence.n_heads, 0, -1):
         needed = sequence.read[reader] - 1
@@ -50,7 +50,7 @@ def reuse_prefix(sequence: DecodedSequence, after: DecodedSequence, window: int)
 
 
 def _same(first: Sequence[object], second: Sequence[object]) -> int:
-    """Number of items that both begin with; tensors are the same only if they are one object."""
+    """Length of the common prefix; tensors are equal only if they are the same object."""
     for count, (one, other) in enumerate(zip(first, second, strict=False)):
         if one is not other and (isinstance(one, Tensor) or one != other):
             return count

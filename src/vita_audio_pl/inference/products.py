@@ -1,7 +1,7 @@
-"""Products of few rows with weight matrices that are read over and over, in the layout and by the kernels of a plan.
+"""Products of few rows with constant weight matrices, in the layout and with the kernels of a plan.
 
-Decoding multiplies 1 to 11 rows by many weights, so it waits for memory and for how well a kernel reads it. A weight is
-kept in one layout alone; the layout says which kernels there are. `kernels` measures which of them to take.
+Decoding multiplies 1 to 11 rows by many weights, so it is bound by memory bandwidth and kernel efficiency. A weight is
+stored in one layout, which determines the available kernels. `kernels` measures which of them to use.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ Layout = Literal["rows", "columns", "packed"]
 """`rows`: as torch stores it; `columns`: its contiguous transpose; `packed`: oneDNN's blocks."""
 
 TYPICAL_ROWS = 8
-"""Rows that oneDNN's layout is chosen for."""
+"""Number of rows that oneDNN's layout is packed for."""
 SMALLEST = 1 << 16
-"""Weights of fewer numbers stay in the caches, and there a call costs more than what is read."""
+"""Smaller weights stay in the CPU caches, where call overhead exceeds the time to read them."""
 
 
 class Product(Protocol):
-    """A product with fixed weights."""
+    """A product with a constant weight."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """`(rows, inputs) -> (rows, outputs)`, contiguous."""
@@ -35,7 +35,7 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to multiply; only_rows: the one number of rows that it is for."""
+    """One way to multiply; only_rows: the only number of rows it supports."""
 
     run: Callable[[Any, Tensor | None, Tensor], Tensor]
     only_rows: int | None = None
@@ -54,7 +54,7 @@ def _from_the_left(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _doubled(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """A lone row twice: a product from the left with two columns can read weights faster than with one."""
+    """Duplicates a single row: a product from the left with two columns can read weights faster than with one."""
     columns = torch.cat((x, x)).t()
     out = torch.mm(weight, columns) if bias is None else torch.addmm(bias[:, None], weight, columns)
     return out.select(1, 0).contiguous()[None]
@@ -79,7 +79,7 @@ LAYOUTS: tuple[Layout, ...] = tuple(KERNELS)
 
 
 def lay_out(weight: Tensor, layout: Layout) -> Tensor:
-    """`weight: (outputs, inputs)` as the layout stores it; `rows` shares the weight's memory."""
+    """`weight: (outputs, inputs)` in the layout; `rows` shares the weight's memory."""
     if layout == "rows":
         return weight
     if layout == "columns":
@@ -90,7 +90,7 @@ def lay_out(weight: Tensor, layout: Layout) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """kernels: `(rows, name)` ascending; a kernel serves up to so many rows, the last one any number."""
+    """kernels: `(rows, name)`, ascending; each kernel serves up to that many rows, the last one any number."""
 
     layout: Layout
     kernels: tuple[tuple[int, str], ...]
@@ -101,7 +101,7 @@ class Plan:
         return cls(layout, ((1, next(iter(KERNELS[layout]))),))
 
     def check(self) -> None:
-        """Raises KeyError or ValueError where a layout or a kernel is not known here."""
+        """Raises KeyError or ValueError for an unknown layout or kernel."""
         kinds = [KERNELS[self.layout][name] for _, name in self.kernels]
         if not kinds or kinds[-1].only_rows:
             raise ValueError("a plan needs a kernel for any number of rows")
@@ -111,7 +111,7 @@ PLAIN = Plan.of("rows")
 
 
 def can_lay_out(weight: Tensor) -> bool:
-    """Whether other layouts than torch's own are worth asking for."""
+    """Whether layouts other than torch's own are worth measuring."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
 
 
@@ -123,14 +123,14 @@ class PlannedProduct:
         self.outputs, self.inputs = weight.shape
         self.bias = None if bias is None else bias.detach()
         self.plan = plan
-        # laid out outside inference mode, because an inference tensor may not be used outside it later
+        # laid out outside inference mode, because an inference tensor cannot be used outside it later
         with torch.inference_mode(False), torch.no_grad():
             self._memory = lay_out(weight, plan.layout)
         kernels = KERNELS[plan.layout]
         self._by_rows: list[Kernel] = [kernels[plan.kernels[0][1]]]
         for rows, name in plan.kernels:
             self._by_rows += [kernels[name]] * (rows + 1 - len(self._by_rows))
-        # the transpose that a sum in place multiplies with; None where the kernel has no such sum
+        # the transpose for the in-place sum; None if the kernel has no such sum
         self._columns = {"rows": weight.t(), "columns": self._memory, "packed": None}[plan.layout]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -156,9 +156,9 @@ class PlannedProduct:
 
 
 class Float32Logits:
-    """A GPU's product of 16-bit numbers with the float32 sums that it makes anyway, not rounded to 16 bits at the end.
+    """A product of 16-bit numbers on a GPU that keeps its float32 sums instead of rounding them to 16 bits.
 
-    Near 20, where the largest logits lie, bfloat16 has steps of an eighth, and ties would be common.
+    Near 20, where the largest logits are, bfloat16 has steps of an eighth, so ties would be common.
     """
 
     def __init__(self, weight: Tensor):

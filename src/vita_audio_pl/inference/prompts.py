@@ -1,10 +1,11 @@
-"""Questions to the model, as conversations and as token ids."""
+"""Prompts for the model, as conversations and as token ids."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
+from vita_audio_pl.config.decoding import TASKS
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.text.conversation import ASR_INSTRUCTION, TTS_INSTRUCTION, Conversation
@@ -14,23 +15,20 @@ from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.turns import AudioFrames, conversation_to_turns
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER, Vocabulary
 
-TASKS = ("sts", "asr", "tts", "text")
-"""Speech to speech, speech recognition, speech synthesis, text to text."""
-
 
 def task_conversation(
     task: str, *, text: str | None = None, audio: str | None = None, voice: str | None = None
 ) -> Conversation:
-    """The conversation that asks for one answer of a task.
+    """The conversation that requests one answer of a task.
 
     Args:
         task: one of `TASKS`.
-        text: what is to be spoken (tts) or answered (text).
-        audio: path of the recording that is asked about (sts, asr).
+        text: text to speak (tts) or to answer (text).
+        audio: path of the recording to answer or transcribe (sts, asr).
         voice: path of a recording of the voice to answer in, for the system turn.
 
     Raises:
-        UserError: an unknown task, or an input that the task needs or cannot use.
+        UserError: an unknown task, or a missing or superfluous input.
     """
     if task not in TASKS:
         raise UserError(f"task={task!r} is unknown; use one of {', '.join(TASKS)}")
@@ -52,13 +50,12 @@ def task_conversation(
 
 
 class Prompter:
-    """Writes conversations as prompts and reads answers back.
+    """Renders conversations as prompts and decodes answers.
 
     Args:
-        vocabulary: of the model.
-        tokenizer: of the model.
-        rendering: how the model's training data writes spoken answers (`LoadedModel.rendering`), for conversations that
-            hold earlier ones.
+        vocabulary, tokenizer: the model's.
+        rendering: format of spoken answers in the training data (`LoadedModel.rendering`), for conversations with
+            earlier answers.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: TextTokenizer, rendering: RenderOptions | None = None):
@@ -69,16 +66,16 @@ class Prompter:
         """Token ids of the conversation, up to where the assistant's answer begins.
 
         Args:
-            codes: what each path of `conversation.audios` became.
+            codes: codes or frames of each path in `conversation.audios`.
         """
         ids: list[int] = self._renderer.prompt(conversation_to_turns(conversation, self.tokenizer, codes)).tolist()
         return ids
 
     def text(self, generation: Generation) -> str:
-        """What the answer says in text, outer blanks removed."""
+        """The text of the answer, stripped."""
         return answer_text(generation, self.vocabulary, self.tokenizer)
 
 
 def answer_text(generation: Generation, vocabulary: Vocabulary, tokenizer: TextTokenizer) -> str:
-    """What an answer says in text, outer blanks removed."""
+    """The text of an answer, stripped."""
     return tokenizer.decode(generation.text_ids(vocabulary)).strip()

@@ -1,4 +1,4 @@
-"""Which rows of which sequences go through a layer in one pass, and what each of them may look at."""
+"""Which rows of which sequences pass through a layer together, and what each of them attends to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ class Span:
 
 
 class Rows:
-    """The rows of several sequences laid end to end, `total` in all, for one pass through the backbone or a head.
+    """The rows of several sequences, concatenated, `total` in all, for one pass through the backbone or a head.
 
-    Sequences may have different numbers of rows and different lengths of context. Attention runs as one batch over all
-    cache slots from the first to the last that takes part; shorter sequences are padded with rows that are thrown away.
+    Sequences may have different numbers of rows and context lengths. Attention runs as one batch over all
+    cache slots from the first to the last that takes part; shorter sequences are padded with rows that are discarded.
 
     Args:
         spans: one per sequence, none empty, slots ascending.
-        ids: token at each row.
-        first_key: position of the first row the layer ever holds of a sequence (`k + 1` for head `k`).
+        ids: token of each row.
+        first_key: position of the first row that the layer has of any sequence (`k + 1` for head `k`).
         groups: query heads per key head.
 
     Attributes:
-        slots: cache slots that attention runs over, from `first_slot`.
-        width: rows that each of them gets, the shorter ones padded.
-        dense: whether the rows form that (slots, width) grid as they are.
-        last_key: one past the last position that any row sees.
+        slots: number of cache slots that attention runs over, from `first_slot`.
+        width: rows per slot, after padding.
+        dense: whether the rows fill that (slots, width) grid without padding.
+        last_key: one past the last position that any row attends to.
         ids, slot_numbers, positions: `(total,)` token, slot and position of each row.
     """
 
@@ -72,12 +72,12 @@ class Rows:
 
     @property
     def in_one_piece(self) -> bool:
-        """Whether they are one run of places in the cache, known now."""
+        """Whether their cache entries are contiguous, which is known on the host."""
         return len(self.spans) == 1
 
     @cached_property
     def into_grid(self) -> Tensor | None:
-        """`(slots * width,)` row that goes to each place of the grid; None where rows form it already."""
+        """`(slots * width,)` row for each cell of the grid; None if the rows fill it in order."""
         if self.dense:
             return None
         grid = [0] * (self.slots * self.width)
@@ -90,7 +90,7 @@ class Rows:
 
     @cached_property
     def out_of_grid(self) -> Tensor | None:
-        """`(total,)` place of each row in the grid; None where rows form it already."""
+        """`(total,)` cell of each row in the grid; None if the rows fill it in order."""
         if self.dense:
             return None
         places = [(s.slot - self.first_slot) * self.width + i for s in self.spans for i in range(s.length)]
@@ -98,7 +98,7 @@ class Rows:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """Additive attention mask `(slots or 1, 1, groups * width, keys)`; None where every row sees every key."""
+        """Additive attention mask `(slots or 1, 1, groups * width, keys)`; None if every row attends to every key."""
         if self.sees_all:
             return None
         last_seen = self.positions[:, None] if self.into_grid is None else self.positions[self.into_grid, None]

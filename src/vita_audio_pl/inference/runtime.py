@@ -1,9 +1,9 @@
-"""The model's arithmetic for decoding: fused weights, rows of many sequences in one pass, nothing kept between calls.
+"""The model's forward pass for decoding: fused weights, rows of many sequences in one pass, stateless between calls.
 
-The same function as the training forward (transformers' layers and the MCTP blocks), without its per-module
-overhead: query, key and value weights are one matrix, gate and up another, and rotary angles come from a table. In float32
-on a CPU, norms' weights are multiplied into the matrices that read them, and the two halves of each query and key head are
-interleaved, so that a rotation is one complex product.
+It computes the same function as the training forward (transformers' layers and the MCTP blocks), with less overhead per
+module: query, key and value weights are one matrix, gate and up another, and rotary angles come from a table. In
+    float32 on a CPU, norm weights are folded into the matrices that read them, and the two halves of each query and key
+    head are interleaved, so that a rotation is one complex product.
 """
 
 from collections.abc import Sequence
@@ -36,20 +36,20 @@ from vita_audio_pl.text.turns import EXTRA_FRAMES
 
 
 class AudioStates(NamedTuple):
-    """States `(len(rows), hidden_size)` of an audio encoder, and the rows of a pass that they are read at."""
+    """States `(len(rows), hidden_size)` of an audio encoder, and the rows of a pass that read them."""
 
     rows: list[int]
     states: Tensor
 
 
 class _Places(NamedTuple):
-    """What all layers of a pass share.
+    """What all layers of a pass have in common.
 
     Attributes:
-        rows: of the pass.
-        turns: of their positions: complex `(rows.total, 1, head_size / 2)`, or cosines and signed sines
+        rows: rows of the pass.
+        turns: rotations for their positions: complex `(rows.total, 1, head_size / 2)`, or cosines and signed sines
             `(rows.total, 1, head_size)`.
-        store: takes in a layer's keys and values.
+        store: stores a layer's keys and values.
         keys, values: of each layer, `(slots, key_heads, keys, head_size)`.
     """
 
@@ -61,22 +61,22 @@ class _Places(NamedTuple):
 
 
 class Runtime:
-    """A `SpeechLM` prepared for decoding; build once, use for any number of sessions. Weights are those at build time.
+    """A `SpeechLM` prepared for decoding with its present weights; build once, use for any number of sessions.
 
     Args:
-        model: on the device and in the type to decode in.
+        model: on the device and in the dtype to decode with.
         n_heads: heads to prepare, all by default.
-        kernels: which layout each matrix gets in float32 on a CPU, and whether large vocabularies are searched in 8 bits;
-            `auto`, a layout, a file of recorded choices (see `Kernels`), or the choices themselves.
-        release: take the weights out of the model as they are laid out, so that none is held twice. The model cannot be
-            run afterwards, but for its audio encoder.
-        compile: let torch.compile fuse what lies between the products (pays on a GPU; needs a C++ or CUDA compiler).
+        kernels: layout of the matrices in float32 on a CPU, and whether argmax over large vocabularies is screened in 8
+            bits: `auto`, a layout, a file of recorded choices (see `Kernels`), or the choices themselves.
+        release: move the weights out of the model, so that none is held twice. The model cannot be run afterwards,
+            except its audio encoder.
+        compile: let torch.compile fuse the operations between products (pays on a GPU; needs a C++ or CUDA compiler).
 
     Attributes:
-        kernels: the choices that were made, to be recorded beside results.
+        kernels: the choices that were made, to be stored with results.
 
     Raises:
-        UserError: the backbone has a part that decoding does not know.
+        UserError: the backbone has a part that decoding does not support.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Runtime:
         self.head_size = head_size(config)
         self.scale = self.head_size**-0.5
         self._parts = (
-            (0, self.query_heads + self.key_heads),  # what is rotated
+            (0, self.query_heads + self.key_heads),  # attention heads that are rotated
             (0, self.query_heads),
-            (self.query_heads, 2 * self.key_heads),  # what is kept
+            (self.query_heads, 2 * self.key_heads),  # attention heads that are cached
         )
         self.weights_of_a_layer = sum(p.numel() for p in backbone.layers[0].parameters())
         self.max_positions = config.max_position_embeddings
@@ -137,7 +137,7 @@ class Runtime:
         return pass_costs(self)
 
     def new_cache(self, *, slots: int, capacity: int, n_heads: int, window: int | None = None) -> Cache:
-        """A cache for `slots` sequences of up to `capacity` tokens, of which `n_heads` heads write."""
+        """A cache for `slots` sequences of up to `capacity` tokens, for patterns that use `n_heads` heads."""
         self._extend_turns(capacity)
         return Cache(
             slots=slots,
@@ -153,13 +153,13 @@ class Runtime:
         )
 
     def rows(self, predictor: int, spans: Sequence[Span], ids: Sequence[int]) -> Rows:
-        """Rows of `spans` for a pass of predictor 0 (the backbone) or k + 1 (head k), with the tokens `ids` at them."""
+        """Rows of `spans` for a pass of predictor 0 (the backbone) or k + 1 (head k), with the token `ids` at them."""
         return Rows(spans, ids, first_key=predictor, groups=self.groups, device=self.device, dtype=self.dtype)
 
     def encode_audio(self, clips: Sequence[Tensor]) -> Tensor:
-        """States `(frames + 4 for each clip, hidden_size)` that the backbone reads in place of the audio's tokens.
+        """States `(frames + 4 per clip, hidden_size)` that the backbone reads instead of the placeholders.
 
-        clips: features `(frames, size)` of each recording, as `check_clips` lets them pass.
+        clips: features `(frames, size)` of each recording, validated by `check_clips`.
         """
         assert self._speech_input is not None  # `check_clips` refuses recordings without it
         weight = next(self._speech_input.audio_projection.parameters())
@@ -167,10 +167,10 @@ class Runtime:
         return states.to(self.dtype)
 
     def check_clips(self, clips: Sequence[Tensor], places: int) -> None:
-        """Checks that `clips` are features that the model can hear, and fill the prompt's `places` for their states.
+        """Check that `clips` are features that the encoder accepts and that they fill the prompt's `places`.
 
         Raises:
-            UserError: the model has no encoder, a clip is not of `(frames, size)` finite numbers, or it is another number.
+            UserError: the model has no encoder, a clip is not `(frames, size)` finite numbers, or their number differs.
         """
         if len(clips) and self._speech_input is None:
             raise UserError("this model reads audio as codes and has no audio encoder")
@@ -193,9 +193,9 @@ class Runtime:
     def run(self, predictor: int, rows: Rows, cache: Cache, audio: AudioStates | None = None) -> Tensor:
         """Normed hidden states `(rows.total, hidden_size)` of predictor 0 (the backbone) or k + 1 (head k).
 
-        The cache takes in the rows: their keys and values, and the result for the next head.
+        The rows are added to the cache: their keys and values, and the result for the next head.
 
-        audio: what the backbone reads in place of some tokens' embeddings (the heads read the plain ones).
+        audio: encoder states that the backbone reads instead of some tokens' embeddings (heads read the plain ones).
         """
         layers = (
             range(self.n_layers) if predictor == 0 else range(self.n_layers + predictor - 1, self.n_layers + predictor)
@@ -222,7 +222,7 @@ class Runtime:
         return self.vocabulary(hidden)
 
     def vocabulary_slice(self, ids: tuple[int, ...]) -> tuple[VocabularyProduct, Largest]:
-        """Logits of the tokens `ids` alone, `(rows, hidden_size) -> (rows, len(ids))`, and the column of the largest."""
+        """Logits of the tokens `ids` only, `(rows, hidden_size) -> (rows, len(ids))`, and the largest's column."""
         if ids not in self._parts_of_vocabulary:
             with torch.inference_mode(False), torch.no_grad():
                 weight = self.vocabulary.dense()[torch.tensor(ids, device=self.device)]
@@ -241,7 +241,7 @@ class Runtime:
         )
 
     def _layer(self, layer: Layer, number: int, hidden: Tensor, at: _Places) -> Tensor:
-        """number: of the layer among those whose keys and values `at` holds."""
+        """number: index of the layer among those whose keys and values `at` holds."""
         qkv = layer.qkv(layer.input_norm(hidden)).view(at.rows.total, -1, self.head_size)
         query_key, query, key_value = (qkv.narrow(1, start, length) for start, length in self._parts)
         if layer.head_norm is not None:
@@ -255,7 +255,7 @@ class Runtime:
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
         """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`.
 
-        Query heads that share a key head stand as further rows of it, so keys are neither copied nor repeated.
+        Query heads that share a key head are stacked as further rows of it, so keys are neither copied nor repeated.
         """
         if rows.width == 1 and rows.dense:
             query = query.view(rows.slots, self.key_heads, self.groups, self.head_size)
@@ -273,11 +273,11 @@ class Runtime:
 
     @property
     def turns(self) -> tuple[Tensor, ...]:
-        """Tables of all positions' rotations, as `_Places.turns` has rows of them."""
+        """Tables of the rotations of all positions; `_Places.turns` holds rows of them."""
         return self._turns
 
     def _extend_turns(self, capacity: int) -> None:
-        """Makes the tables long enough."""
+        """Extend the tables if they are too short."""
         if capacity <= self._turns[0].shape[0]:
             return
         with torch.inference_mode(False), torch.no_grad():
@@ -291,7 +291,7 @@ class Runtime:
 
 
 def rotate_(query_key: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns queries and keys `(rows, heads, head_size)` by their positions, in place.
+    """Rotate queries and keys `(rows, heads, head_size)` by their positions, in place.
 
     rotate_half(x) * sin equals roll(x, half) * (sin with its first half negated), and that is what `sin` holds.
     """
@@ -300,11 +300,11 @@ def rotate_(query_key: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 def rotate_pairs_(query_key: Tensor, turns: Tensor) -> None:
-    """The same for heads whose halves are interleaved: neighbours are real and imaginary part of one number."""
+    """The same for heads whose halves are interleaved: neighbours are the real and imaginary part of a number."""
     torch.view_as_complex(query_key.unflatten(2, (-1, 2))).mul_(turns)
 
 
 def gated(gate_up: Tensor) -> Tensor:
-    """SwiGLU's middle: `(rows, 2 * width) -> (rows, width)`."""
+    """Activation of SwiGLU: `(rows, 2 * width) -> (rows, width)`."""
     width = gate_up.shape[1] // 2
     return F.silu(gate_up.narrow(1, 0, width)).mul_(gate_up.narrow(1, width, width))

@@ -1,4 +1,4 @@
-"""How a token is drawn from logits: greedy, or by temperature, top-k, top-p and repetition penalty, with a seed."""
+"""Sampling a token from logits: greedy, or with temperature, top-k, top-p and repetition penalty, from a seed."""
 
 from collections.abc import Collection
 
@@ -9,14 +9,14 @@ from vita_audio_pl.config.decoding import Sampling
 
 
 class Sampler:
-    """Draws tokens for one session, with its own random numbers."""
+    """Samples tokens for one session, with its own random number generator."""
 
     def __init__(self, settings: Sampling):
         self.settings = settings
         self._random = torch.Generator().manual_seed(settings.seed)
 
     def probabilities(self, logits: Tensor, seen: Collection[int]) -> Tensor:
-        """Distribution `(choices,)` float32 that the settings make of `logits: (choices,)`.
+        """Distribution `(choices,)` float32 after temperature, penalty, top-k and top-p, from `logits: (choices,)`.
 
         seen: columns of `logits` whose tokens occurred before.
         """
@@ -34,19 +34,19 @@ class Sampler:
             smallest = logits.topk(settings.top_k).values[-1]
             logits = logits.masked_fill(logits < smallest, float("-inf"))
         if settings.top_p < 1:
-            # summed from the least likely up, as transformers does, so that borders fall on the same token
+            # cumulated from the least likely upwards, as in transformers, so that the cut-off falls on the same token
             ordered, order = logits.sort()
             dropped = order[:-1][ordered.softmax(-1).cumsum(-1)[:-1] <= 1 - settings.top_p]
             logits = logits.index_fill(0, dropped, float("-inf"))
         return logits.softmax(-1)
 
     def draw(self, probabilities: Tensor) -> int:
-        """A column drawn from `probabilities: (choices,)`, which need not sum to 1."""
+        """A column sampled from `probabilities: (choices,)`, which need not sum to 1."""
         if self.settings.greedy:
             return int(probabilities.argmax())
         summed = probabilities.double().cumsum(0)
         point = self.uniform() * float(summed[-1])
-        # the first column whose sum lies beyond the point, so a column of probability 0 is never drawn
+        # the first column whose cumulative sum exceeds the point, so a column of probability 0 is never drawn
         column = int(torch.searchsorted(summed, point, right=True))
         return min(column, int(probabilities.nonzero()[-1]))
 

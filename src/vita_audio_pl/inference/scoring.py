@@ -1,4 +1,4 @@
-"""From hidden states to tokens: the whole vocabulary, or the few rows of it that an audio span allows."""
+"""From hidden states to tokens, over the whole vocabulary or the rows that an audio span allows."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class VocabularySlice:
     """Some rows of the vocabulary matrix; `ids` are their tokens (None: all rows, row = token).
 
     Attributes:
-        logits: all logits; largest: the column of the largest, which is quicker to find.
+        logits: all logits; largest: column of the largest one, which is faster to find.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -25,22 +25,22 @@ class VocabularySlice:
     columns: dict[int, int] | None
 
     def token(self, column: int) -> int:
-        """The token of a column of the logits."""
+        """The token of a column."""
         return column if self.ids is None else self.ids[column]
 
     def column(self, token: int) -> int:
-        """The column of a token that this slice holds."""
+        """The column of a token of this slice."""
         return token if self.columns is None else self.columns[token]
 
     def seen(self, tokens: Collection[int]) -> set[int]:
-        """Columns of those `tokens` that this slice holds."""
+        """Columns of those `tokens` that are in this slice."""
         if self.columns is None:
             return set(tokens)
         return {self.columns[token] for token in tokens if token in self.columns}
 
 
 class Scorer:
-    """Chooses tokens from hidden states; holds the vocabulary slices that constraints need."""
+    """Chooses tokens from hidden states; holds the vocabulary slices of the constraints."""
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
@@ -48,7 +48,7 @@ class Scorer:
         self._slices: dict[SpanConstraint, VocabularySlice] = {}
 
     def slice_for(self, restriction: SpanConstraint | None) -> VocabularySlice:
-        """The rows of the vocabulary that `restriction` leaves."""
+        """The rows of the vocabulary that `restriction` allows."""
         if restriction is None:
             return self._whole
         if restriction not in self._slices:
@@ -62,8 +62,8 @@ class Scorer:
         """The token with the largest logit for each row of `hidden: (rows, hidden_size)`; `NOT_FINITE` for NaN rows.
 
         Args:
-            restrictions: one per row; rows under the same one are computed together.
-            entropies: takes in each row's, in nats, where it is known without more products.
+            restrictions: one per row; rows with the same one are computed together.
+            entropies: receives each row's entropy, in nats, if it is known without further products.
         """
         tokens = [NOT_FINITE] * len(restrictions)
         if entropies is not None:
@@ -85,7 +85,7 @@ class Scorer:
         return tokens
 
     def distribution(self, hidden: Tensor, sequence: DecodedSequence, position: int) -> tuple[VocabularySlice, Tensor]:
-        """The distribution `(choices,)` that the session's sampling makes of the token after `position`.
+        """The session's sampling distribution `(choices,)` of the token after `position`.
 
         hidden: `(hidden_size,)` of that position, from whichever predictor writes the token.
         """

@@ -1,11 +1,11 @@
-"""The row of a large matrix whose product with a state is largest, mostly without computing the others in float32.
+"""Argmax over a large vocabulary, mostly without computing the logits in float32.
 
-One state times a vocabulary of thousands of rows takes as long as the memory takes to give the matrix, so a copy in 8 bits
-is multiplied first. Rounding weights and state moves a score w.x by at most |w - w'| |x| + |w'| |x - x'| (Cauchy-Schwarz),
-so a row whose upper bound stays below another row's lower bound cannot be the largest. The few rows that are left are
-computed from the float32 weights, in float64, rounded to float32. The choice is therefore the largest float32 logit by
-proof, the first of equal ones; it can differ from that of a float32 product only where two logits differ by that product's
-own rounding.
+A product of one state with thousands of rows is bound by the memory bandwidth for the matrix, so an 8-bit copy is
+multiplied first. Rounding weights and state moves a score w.x by at most |w - w'| |x| + |w'| |x - x'| (Cauchy-Schwarz),
+so a row whose upper bound is below another row's lower bound cannot be the largest. The few remaining rows are
+computed from the float32 weights, in float64, rounded to float32. The choice is therefore provably the largest float32
+logit, the first of equal ones; it can differ from that of a float32 product only where two logits differ by less than
+that product's own rounding.
 """
 
 from collections.abc import Callable
@@ -18,31 +18,31 @@ from vita_audio_pl.inference.kernels import Kernels
 from vita_audio_pl.inference.products import PlannedProduct, VocabularyProduct
 
 NOT_FINITE = -1
-"""Stands for a row where the products were not numbers."""
+"""Result for a row whose products are not finite."""
 
 SMALLEST = 1 << 21
-"""Matrices of fewer numbers are read from the caches, and screening would save nothing."""
+"""Smaller matrices fit the CPU caches, where screening saves nothing."""
 NARROWEST = 32
-"""States of fewer numbers are not screened: the allowance for rounding below is made for longer sums."""
+"""Shorter states are not screened: the rounding allowance below assumes longer sums."""
 LARGEST = 1e28
-"""Matrices with larger numbers are not screened, for their products can leave float32's range."""
+"""Matrices with larger values are not screened, because their products can exceed the range of float32."""
 BLOCK = 32
-"""Rows that share a bound, so that most of them are ruled out by one comparison."""
+"""Rows per block with a common bound, so that most rows are excluded by one comparison."""
 MOST = 256
-"""One row in this many may be left after the screen; with more the whole product is quicker."""
+"""At most one row in this many may remain after screening; otherwise the full product is faster."""
 LEVELS = 127
-"""Steps from zero to a row's largest number."""
+"""Quantisation steps from zero to a row's largest value."""
 CHUNK = 4096
-"""Rows that are rounded at a time."""
+"""Rows quantised at a time."""
 
 
 class Largest:
-    """For each state `x`, the number of the row of the vocabulary, or of a part of it, with the largest logit.
+    """For each state `x`, the row of the vocabulary (or of a part of it) with the largest logit.
 
     Args:
-        product: the logits.
-        kernels: say whether a copy in 8 bits, a quarter of the weight's memory, is kept to look in first; asked at the first
-            call. Without effect unless the weight is large, float32 and on a CPU that multiplies 8-bit integers (VNNI).
+        product: computes the logits.
+        kernels: decides, at the first call, whether to keep an 8-bit copy (a quarter of the weight's memory) for
+            screening. Only for large float32 weights on a CPU that multiplies 8-bit integers (VNNI).
     """
 
     def __init__(self, product: VocabularyProduct, kernels: Kernels):
@@ -51,7 +51,7 @@ class Largest:
         self._decided = not can_screen(product)
 
     def __call__(self, x: Tensor) -> list[int]:
-        """`x: (states, width)` -> a row number each, `NOT_FINITE` where a product is not a number."""
+        """`x: (states, width)` -> a row number each, `NOT_FINITE` if a product is not finite."""
         if not self._decided:
             self._decide()
         rows = None if self._screen is None else self._screen(x)
@@ -60,7 +60,7 @@ class Largest:
         return _columns(self._product(x))
 
     def with_entropies(self, x: Tensor) -> tuple[list[int], list[float | None]]:
-        """The same, and the entropy in nats of the distribution that each state gives; None where only the screen was asked."""
+        """The same, and the entropy in nats of each state's distribution; None if only the screen was used."""
         if not self._decided:
             self._decide()
         rows = None if self._screen is None else self._screen(x)
@@ -76,7 +76,7 @@ class Largest:
     def _decide(self) -> None:
         self._decided = True
         weight = self._product.dense()
-        if not float(weight.abs().max()) < LARGEST:  # also where there is a NaN
+        if not float(weight.abs().max()) < LARGEST:  # also if there is a NaN
             return
         with torch.inference_mode(False), torch.no_grad():
             screen = Screen(weight)
@@ -90,7 +90,7 @@ class Largest:
 
 
 def can_screen(product: VocabularyProduct) -> bool:
-    """Whether `Largest` could screen these products; a packed weight would have to be held in rows, too."""
+    """Whether `Largest` could screen these products; a packed weight would have to be stored by rows, too."""
     if not isinstance(product, PlannedProduct) or product.plan.layout == "packed":
         return False
     weight = product.dense()
@@ -100,13 +100,13 @@ def can_screen(product: VocabularyProduct) -> bool:
 
 def _columns(logits: Tensor) -> list[int]:
     best = logits.max(dim=-1)
-    # the largest of products with a NaN among them is NaN, and NaN is not equal to itself
+    # the maximum of products that include a NaN is NaN, and NaN differs from itself
     found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [row if value == value else NOT_FINITE for value, row in found]
 
 
 class Screen:
-    """`weight` in 8 bits, one scale per row, and bounds of what that rounds away."""
+    """`weight` in 8 bits, one scale per row, and bounds of the rounding error."""
 
     def __init__(self, weight: Tensor):
         self._weight = weight
@@ -116,7 +116,7 @@ class Screen:
         scales, lost, length = (torch.empty(count) for _ in range(3))
         longest = 0.0
         for start in range(0, count, CHUNK):
-            # the last block is filled with the first row, which adds no new maximum
+            # the last block is padded with the first row, which adds no new maximum
             numbers = torch.arange(start, min(start + CHUNK, count))
             rows = weight.index_select(0, torch.where(numbers < n_rows, numbers, 0)).double()
             scale = (rows.abs().amax(1) / LEVELS).clamp_min(1e-30).float()
@@ -125,7 +125,7 @@ class Screen:
             integers[at], scales[at] = rounded.to(torch.int8), scale
             rounded *= scale.double()[:, None]
             norm = torch.linalg.vector_norm(rows, dim=1)
-            # float32 sums of `width` terms, here and in a float32 product, and the scales' rounding: with much to spare
+            # generous allowance for float32 sums of `width` terms, here and in a float32 product, and for rounded scales
             lost[at] = 1.001 * torch.linalg.vector_norm(rows - rounded, dim=1) + width * 2.0**-22 * norm + 1e-35
             length[at] = 1.001 * torch.linalg.vector_norm(rounded, dim=1)
             longest = max(longest, float(norm.max()))
@@ -134,9 +134,9 @@ class Screen:
         self._largest_input = 1e37 / (max(longest, 1e-30) * width**0.5)  # beyond it, float32 products can overflow
 
     def __call__(self, x: Tensor) -> list[int] | None:
-        """Number of the row with the largest product for each state; None where the screen leaves too many."""
+        """Row with the largest product for each state; None if the screen leaves too many rows."""
         peak = x.abs().amax(1, keepdim=True)
-        if not float(peak.max()) < self._largest_input:  # or not a number
+        if not float(peak.max()) < self._largest_input:  # or not finite
             return None
         x_scaled = x * (LEVELS / peak.clamp_min(1e-30))
         rounded = x_scaled.round()
@@ -158,16 +158,16 @@ class Screen:
         exact = (self._weight[row].double() * x.double()[state]).sum(1).float()
         best = [(float("-inf"), NOT_FINITE)] * x.shape[0]
         for i, number, score in zip(state.tolist(), row.tolist(), exact.tolist(), strict=True):
-            if score > best[i][0]:  # in ascending order, so the first of equal ones stays
+            if score > best[i][0]:  # in ascending order, so the first of equal ones is kept
                 best[i] = score, number
         return [number for _, number in best]
 
 
 class IntegerProduct:
-    """oneDNN's product of 8-bit integers with sums in 32 bits: `x: (states, width)` of whole numbers from -127 to 127."""
+    """oneDNN's product of 8-bit integers with 32-bit sums: `x: (states, width)` of integers from -127 to 127."""
 
     ZERO = 128
-    """oneDNN reads states as unsigned numbers with this one as zero."""
+    """oneDNN reads states as unsigned integers with this zero point."""
 
     def __init__(self, integers: Tensor, scales: Tensor):
         self._packed = torch.ops.onednn.qlinear_prepack(integers, None)
@@ -175,7 +175,7 @@ class IntegerProduct:
         self._run = torch.ops.onednn.qlinear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`(states, rows)` float32, each row times its scale."""
+        """`(states, rows)` float32, each row multiplied by its scale."""
         unsigned = (x + self.ZERO).to(torch.uint8)
         packed, scales, zeros = self._packed, self._scales, self._zeros
         out: Tensor = self._run(
@@ -186,7 +186,7 @@ class IntegerProduct:
 
 @lru_cache
 def has_integer_products() -> bool:
-    """Whether this CPU multiplies 8-bit integers quickly, and oneDNN without letting sums of two of them saturate."""
+    """Whether this CPU multiplies 8-bit integers quickly, and oneDNN without saturating the sum of two products."""
     capabilities: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
     if not any(capabilities().get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
         return False

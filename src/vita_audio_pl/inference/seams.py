@@ -1,4 +1,4 @@
-"""Can the joins of streamed sound be heard? Two numbers: change at the joins, and distance from decoding in one go."""
+"""Are the joins of streamed audio audible? Spectral flux at the joins, and distance from decoding in one go."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,14 @@ QUIETEST = 1e-4
 
 
 def seam_flux(chunks: Sequence[NDArray[np.float32]], sample_rate: int) -> float:
-    """Spectral flux at the joins of `chunks` divided by that elsewhere; 1 or less: no click.
+    """Spectral flux at the joins of `chunks` relative to elsewhere; 1 or less: no click.
 
-    Flux is the mean rise of log magnitudes from one frame of 16 ms to the next, 4 ms later. A join's is the largest
-    among the frames that hold it; elsewhere as many frames in a row count as one, silence aside. Both are averaged.
+    Flux is the mean rise of log magnitudes from one 16 ms frame to the next, 4 ms later. A join's flux is the largest
+    among the frames that contain it; elsewhere the largest of as many consecutive frames, except silence. Both are
+    averaged.
 
     Raises:
-        ValueError: there is no join, or too little sound around it.
+        ValueError: there is no join, or too little audio around it.
     """
     wave = np.concatenate(list(chunks))
     joins = np.cumsum([len(chunk) for chunk in chunks])[:-1]
@@ -33,7 +34,7 @@ def seam_flux(chunks: Sequence[NDArray[np.float32]], sample_rate: int) -> float:
     levels = np.log(np.maximum(np.abs(np.fft.rfft(frames, axis=1)) / (size / 4), QUIETEST))
     flux = np.maximum(levels[1:] - levels[:-1], 0).mean(axis=1)
     heard = np.maximum(levels[1:], levels[:-1]).mean(axis=1) > np.log(QUIETEST) + 0.1
-    around = size // hop + 1  # frames that hold a given sample
+    around = size // hop + 1  # frames that contain a given sample
     first = np.clip(joins // hop - around, 0, len(flux) - around)
     near = first[:, None] + np.arange(around)
     at_join = [flux[frames].max() for frames in near if heard[frames].any()]
@@ -49,7 +50,7 @@ def seam_flux(chunks: Sequence[NDArray[np.float32]], sample_rate: int) -> float:
 def log_mel_distance(
     first: NDArray[np.float32], second: NDArray[np.float32], sample_rate: int, n_mels: int = 80
 ) -> float:
-    """Mean absolute difference of two waves' log-mel spectra, in nepers (8.7 dB); the longer one is cut."""
+    """Mean absolute difference of two waves' log-mel spectra, in nepers (1 neper = 8.7 dB); the longer wave is cut."""
     size, hop = int(0.032 * sample_rate), int(0.008 * sample_rate)
     filters = spectral.mel_filters(sample_rate, size, n_mels)
     length = min(len(first), len(second))

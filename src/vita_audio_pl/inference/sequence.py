@@ -1,4 +1,4 @@
-"""One sequence while it is being decoded: its tokens, how far each predictor has read them, and what comes next."""
+"""One sequence during decoding: its tokens, how far each predictor has read them, and which predictor is next."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Options:
     """How one sequence is decoded.
 
     Attributes:
-        pattern: who writes which token; under verification, the longest run of heads is the longest draft.
-        max_new_tokens: length limit of the answer.
+        pattern: which predictor writes which token; under verification, the longest run of heads is the longest draft.
+        max_new_tokens: limit of the answer.
         stop_ids: tokens that end it.
         sampling: how tokens are drawn.
         constraint: restriction inside audio spans; None as in the published system.
-        verify: `none`, `greedy` (the backbone's own greedy tokens) or `sample` (its own distribution); exactly so in float32,
-            but for near ties in 16 bits.
+        verify: `none`, `greedy` (the backbone's own greedy tokens) or `sample` (its own distribution); exactly so in
+            float32, but for near ties in 16 bits.
         first_chunk: `(begin, end)` markers of audio; a draft that opens the answer's first audio span is then kept
             without verification up to the span's end, so that it can be played at once. None verifies everything.
 
@@ -59,7 +59,7 @@ class Options:
             )
 
     def check_ids(self, vocabulary: int) -> None:
-        """Checks that all ids that these settings name are tokens of a model with `vocabulary` rows.
+        """Check that all ids in these settings are valid for a model with `vocabulary` rows.
 
         Raises:
             UserError: one is not.
@@ -75,23 +75,23 @@ class Options:
 
 
 class PromptAudio(NamedTuple):
-    """Features of a prompt's recordings, and what the backbone reads at the positions that stand for them."""
+    """Features of a prompt's recordings, and the encoder states that the backbone reads at their placeholders."""
 
     clips: tuple[Tensor, ...]
     states: Mapping[int, Tensor]
 
 
 class DecodedSequence:
-    """State of one answer; the caches hold the matching rows in `slot`.
+    """State of one answer; its cache rows are in `slot`.
 
     Attributes:
-        ids: prompt, committed tokens, and drafts that await verification at the end.
-        read: per predictor (backbone first) of the decoder, the first position it has not read yet.
-        oldest: per predictor, the first position whose output the next one can still get.
-        sound: whether all that was read of it was also looked at, so that no NaN can lie in its slot.
+        ids: prompt, committed tokens, and then drafts that await verification.
+        read: per predictor (backbone first), the first position it has not read yet.
+        oldest: per predictor, the first position whose output the next one can still access.
+        sound: whether everything read of it was checked, so that its slot contains no NaN.
         drafts: number of tokens at the end of `ids` that await verification.
-        run: heads that have written since the last backbone pass.
-        states: what the backbone reads in place of the tokens at these positions of the prompt, heard in `clips`.
+        run: number of heads that have written since the last backbone pass.
+        states: encoder states that the backbone reads at these positions of the prompt, and the `clips` they encode.
         proposals: under sampled verification, the distribution each draft was drawn from.
     """
 
@@ -142,7 +142,7 @@ class DecodedSequence:
         return self.n_prompt + len(self.writers)
 
     def next_head(self) -> int | None:
-        """The head whose turn it is, None where it is the backbone's."""
+        """The head that writes the next token; None if the backbone does."""
         if self.finished or not self.writers:
             return None
         if not self.verifies:
@@ -155,20 +155,20 @@ class DecodedSequence:
         return self.run if self._played_unverified or self._pays() else None
 
     def restriction(self, position: int) -> SpanConstraint | None:
-        """What the token after `position` is held to."""
+        """The restriction of the token after `position`."""
         return self.options.constraint if self._inside and self._inside[position] else None
 
     def write_backbone(self, token: int) -> None:
-        """Commits a token that the backbone chose."""
+        """Commit a token that the backbone chose."""
         self._push(token)
         self._commit(0)
 
     def write_head(self, token: int, proposal: Tensor | None = None, entropy: float | None = None) -> None:
-        """Takes the token of the head whose turn it is: committed, or a draft where it will be verified.
+        """Add the token of the next head: committed, or as a draft if it will be verified.
 
         Args:
-            proposal: under sampled verification, the distribution that the token was drawn from.
-            entropy: of the head's distribution in nats, where it is known.
+            proposal: under sampled verification, the distribution that the token was sampled from.
+            entropy: of the head's distribution in nats, if known.
         """
         if self.drafting is not None and not self._played_unverified:
             self.drafting.drafted(self._unread, entropy)
@@ -183,7 +183,7 @@ class DecodedSequence:
                 self.proposals.append(proposal)
 
     def settle(self, kept: int, token: int) -> None:
-        """Commits the first `kept` drafts and then the backbone's own `token`, and forgets the other drafts."""
+        """Commit the first `kept` drafts and then the backbone's own `token`; drop the other drafts."""
         first_head = self.run - self.drafts
         if self.drafting is not None and first_head == 0:
             self.drafting.settled(kept)
@@ -197,12 +197,12 @@ class DecodedSequence:
             self.write_backbone(token)
 
     def has_read(self, predictor: int, stop: int, window: int) -> None:
-        """Notes that a predictor has read all before `stop`, of whose outputs the last `window` are kept."""
+        """Record that a predictor has read all rows before `stop`, of whose outputs the last `window` are kept."""
         self.oldest[predictor] = max(min(self.oldest[predictor], self.read[predictor]), stop - window)
         self.read[predictor] = stop
 
     def interrupt(self) -> None:
-        """Ends it where it stands; drafts that await verification are forgotten."""
+        """End the sequence where it is and drop drafts that await verification."""
         self.sound = self.finished
         self.drafts = 0
         self.proposals.clear()
@@ -235,7 +235,7 @@ class DecodedSequence:
         return self.drafting.pays(self._unread)
 
     def _trusted(self, token: int) -> bool:
-        """Whether a drafted token belongs to the first audio chunk, which is played unverified."""
+        """Whether a drafted token belongs to the first audio chunk, which is played without verification."""
         if not self._trusts_draft or self.options.first_chunk is None:
             return False
         begin, end = self.options.first_chunk
@@ -255,8 +255,8 @@ class DecodedSequence:
         self.finished = self.stopped or self.n_written >= self.options.max_new_tokens
 
     def _cut(self, length: int) -> None:
-        """Forgets all tokens from position `length` on, in every predictor's view."""
+        """Drop all tokens from position `length` on, for every predictor."""
         del self.ids[length:]
         del self._inside[length:]
-        # row p of a predictor is a function of the tokens up to p alone, so rows before the cut stay valid
+        # row p of a predictor depends on the tokens up to p only, so rows before the cut stay valid
         self.read = [min(read, max(length, first)) for first, read in enumerate(self.read)]

@@ -1,4 +1,4 @@
-"""A session: one answer being written, alone or beside others, token by token."""
+"""A session: one answer being generated, alone or with others, token by token."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -15,11 +15,11 @@ from vita_audio_pl.interleave import DecodePattern
 
 
 class Session:
-    """One answer; iterating gives lists of new tokens, one list per round of the decoder.
+    """One answer; iterating yields lists of new tokens, one list per round of the decoder.
 
     Sessions of one decoder are decoded together: whichever is iterated drives them all, from one thread or several, and
-    each keeps what was written for it until it asks. Settings, caches and random numbers are its own. Closing frees its
-    place; a session that fails raises in its own iteration only.
+    each buffers its tokens until they are requested. Settings, caches and random numbers are its own. Closing frees its
+    slot; a session that fails raises in its own iteration only.
 
     Args:
         decoder: where it is decoded.
@@ -30,7 +30,7 @@ class Session:
         clips: features of the prompt's audio, for models with an audio encoder.
 
     Raises:
-        UserError: a setting that cannot be, a prompt longer than the cache, no free place.
+        UserError: an invalid setting, a prompt longer than the cache, no free slot.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether everything has been written (not whether it has been taken)."""
+        """Whether everything has been generated (even if not all has been taken)."""
         return self._sequence.finished
 
     def advance(self) -> list[int]:
-        """Tokens written since the last call, at least one; an empty list at the end.
+        """Tokens generated since the last call, at least one; an empty list at the end.
 
         Raises:
             UserError: the session is closed, or has failed.
@@ -78,11 +78,11 @@ class Session:
             yield new
 
     def result(self) -> Generation:
-        """What has been written so far and what it cost."""
+        """The answer so far and its cost."""
         return self._sequence.result()
 
     def close(self) -> None:
-        """Frees the session's place.
+        """Free the session's slot.
 
         Raises:
             UserError: it is closed already.

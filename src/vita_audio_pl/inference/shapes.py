@@ -1,4 +1,4 @@
-"""The passes that an answer consists of: how many rows the backbone and each head read, and how often."""
+"""The passes of an answer: how many rows the backbone and each head process, and how often."""
 
 from collections import Counter
 from functools import lru_cache
@@ -16,9 +16,10 @@ class Shape(NamedTuple):
 
 @lru_cache
 def recurring_shapes(pattern: DecodePattern, n_heads: int, verifies: bool) -> frozenset[Shape]:
-    """The passes that an answer consists of once its prompt is read.
+    """The passes of an answer after its prompt.
 
-    Under verification the backbone reads its own token and every draft, as many as pay, and head k, which drafts k tokens after it, what
+    Under verification the backbone reads its own token and every draft, as many as pay, and head k, which drafts k
+    tokens after it, what
     the last round committed or all that it drafted from: any width from k + 1 up. Rounds that end early are left out.
     """
     if not verifies:
@@ -30,9 +31,9 @@ def recurring_shapes(pattern: DecodePattern, n_heads: int, verifies: bool) -> fr
 
 @lru_cache
 def row_counts(pattern: DecodePattern, n_heads: int, verifies: bool) -> dict[str, Counter[int]]:
-    """How often the matrices of the `backbone`, the `heads` and the `vocabulary` meet each number of rows.
+    """How often the matrices of the `backbone`, the `heads` and the `vocabulary` are multiplied by each number of rows.
 
-    Under verification all drafts are taken to be kept, which is when its speed counts.
+    Under verification all drafts are assumed to be accepted, which is when its speed matters.
     """
     drafts = max(pattern.writers(3 * sum(pattern.runs), n_heads).tolist())
     if verifies and drafts:
@@ -46,7 +47,7 @@ def row_counts(pattern: DecodePattern, n_heads: int, verifies: bool) -> dict[str
 
 
 def _written_passes(pattern: DecodePattern, n_heads: int) -> Counter[Shape]:
-    """Passes of three periods of the pattern, each predictor's first one (over the prompt) left out."""
+    """Passes of three periods of the pattern, without each predictor's first one (over the prompt)."""
     passes = Counter[Shape]()
     read: dict[int, int] = {}
     for length, writer in enumerate(pattern.writers(3 * sum(pattern.runs), n_heads).tolist(), 1):

@@ -1,4 +1,4 @@
-"""Where a streamed answer goes: text to a terminal, sound to a growing WAV file or to a player's pipe."""
+"""Output of a streamed answer: text to a terminal, audio to a growing WAV file or a player's pipe."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ PIPE = "-"
 
 
 class SoundSink(Protocol):
-    """Takes sound chunk by chunk."""
+    """Receives audio chunk by chunk."""
 
     def write(self, samples: NDArray[np.float32]) -> None:
         """Adds `samples: (n,)` in [-1, 1]."""
@@ -29,7 +29,7 @@ class SoundSink(Protocol):
 
 
 def show_stream(session: Session, loaded: LoadedModel, codec: Codec | None, output: str) -> float:
-    """Shows text and writes sound as they come; seconds of sound.
+    """Show text and write audio as they arrive; returns the seconds of audio.
 
     output: a WAV file that grows chunk by chunk, or `-` for raw 16-bit little-endian mono samples on stdout (text goes
         to stderr then), as in `... | aplay -f S16_LE -r 16000`.
@@ -69,7 +69,7 @@ class _RawSamples:
 
 
 class _GrowingWav:
-    """A new WAV file that can be played at any moment; made with the first chunk, so a silent answer leaves none."""
+    """A new WAV file that can be played at any time; created with the first chunk, so a silent answer leaves none."""
 
     def __init__(self, path: Path, sample_rate: int):
         self._path, self._rate = path, sample_rate
@@ -79,10 +79,9 @@ class _GrowingWav:
         if self._opened is None:
             path = output_file(self._path)
             partial = partial_name(path)
-            file: BinaryIO = partial.open(
-                "wb"
-            )  # Python's own file and writer: libsndfile does not say why a disk refuses
-            os.replace(partial, path)  # it grows under its own name, and what was there is never written into
+            # Python's own file and WAV writer: libsndfile does not report why a write fails
+            file: BinaryIO = partial.open("wb")
+            os.replace(partial, path)  # the new file replaces an existing one, which is never written into
             wav = wave.open(file)
             wav.setparams((1, 2, self._rate, 0, "NONE", ""))
             self._opened = file, wav

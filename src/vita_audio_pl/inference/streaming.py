@@ -1,4 +1,4 @@
-"""An answer as it is written: pieces of text, codes and sound, in the order in which they can be shown and played."""
+"""A streamed answer: pieces of text, codes and audio, in the order in which they can be shown and played."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
 
 CODES_PER_CHUNK = 16
-"""Codes after which sound is made even though the span goes on."""
+"""Codes after which audio is made even if the span continues."""
 
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text that follows what came before; never part of a character. writers: of its tokens, 0 the backbone, k + 1 head k."""
+    """The next piece of text, whole characters only. writers: of its tokens, 0 the backbone, k + 1 head k."""
 
     text: str
     writers: tuple[int, ...] = ()
@@ -27,7 +27,7 @@ class TextPiece:
 
 @dataclass(frozen=True, eq=False)
 class NewCodes:
-    """Audio codes, `(n,)` int32, and who wrote each (0 the backbone, k + 1 head k)."""
+    """Audio codes, `(n,)` int32, and the writer of each (0 the backbone, k + 1 head k)."""
 
     codes: NDArray[np.int32]
     writers: tuple[int, ...] = ()
@@ -35,7 +35,7 @@ class NewCodes:
 
 @dataclass(frozen=True, eq=False)
 class AudioChunk:
-    """Sound that follows what came before: `(samples,)` float32 at `sample_rate` Hz."""
+    """The next piece of audio: `(samples,)` float32 at `sample_rate` Hz."""
 
     wave: NDArray[np.float32]
     sample_rate: int
@@ -61,12 +61,12 @@ def stream(
 ) -> Iterator[Event]:
     """Events of a session until `End`.
 
-    Sound comes as soon as a span of codes ends (in Boost and Turbo after the first backbone pass), and within a long
-    span after every `codes_per_chunk` codes. The chunks joined are the codec's streamed decoding of all codes.
+    Audio is yielded when a span of codes ends (in Boost and Turbo after the first backbone pass), and within a long
+    span after every `codes_per_chunk` codes. The chunks joined equal the codec's streamed decoding of all codes.
 
     Args:
-        codec: makes the sound; without one there are no `AudioChunk` events.
-        codes_per_chunk: codes that wait at most for the end of their span.
+        codec: decodes the codes; without one there are no `AudioChunk` events.
+        codes_per_chunk: most codes that wait for the end of their span.
     """
     maker = EventMaker(tokenizer, vocabulary, codec, codes_per_chunk=codes_per_chunk)
     for tokens in session:
@@ -76,10 +76,10 @@ def stream(
 
 
 class EventMaker:
-    """Makes events of tokens that arrive bit by bit; see `stream`.
+    """Converts tokens to events incrementally; see `stream`.
 
     Attributes:
-        taken: tokens so far.
+        taken: number of tokens so far.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class EventMaker:
         self._inside = False
 
     def push(self, tokens: Sequence[int], writers: Sequence[int]) -> Iterator[Event]:
-        """Takes tokens and who wrote each; gives what can be shown and played now, text first, as sound takes time to make."""
+        """Add tokens and their writers; yields what can be shown and played, text first as audio takes time."""
         self.taken += len(tokens)
         vocabulary, codes, wrote = self._vocabulary, [], []
         for token, writer in zip(tokens, writers, strict=True):
@@ -116,7 +116,7 @@ class EventMaker:
             yield from self._make_sound()
 
     def finish(self) -> Iterator[Event]:
-        """What was held back."""
+        """Events for what was held back."""
         if piece := self._text.finish():
             yield piece
         yield from self._make_sound(last=True)
@@ -133,7 +133,7 @@ class EventMaker:
 
 
 class _TextPieces:
-    """Text of tokens that arrive one by one; a character whose bytes are not complete waits for the rest."""
+    """Decodes text token by token; a character whose bytes are incomplete waits for the rest."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer

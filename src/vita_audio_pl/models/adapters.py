@@ -1,4 +1,4 @@
-"""Folders of LoRA adapters alone, which belong to a model in another folder."""
+"""Model folders that hold only LoRA adapters and name the model folder they were trained on."""
 
 import json
 import os
@@ -34,18 +34,18 @@ def save_adapters(
     decode_pattern: Sequence[int] | None = None,
     first_code: int | None = None,
 ) -> None:
-    """Writes trained adapters as a model folder that names the model they belong to.
+    """Write trained adapters as a model folder that refers to its base model.
 
     Args:
-        adapters: parameters by name.
+        adapters: trained parameters by name.
         base: model folder that they were trained on.
         model: the adapted model, for `config.json`.
-        rank, alpha, targets: of `add_lora`, which was told to adapt the heads, too.
-        place: where `folder` will lie in the end: the way to `base` is written relative to it, and as it is.
-        decode_pattern, first_code: as for `save_released`.
+        rank, alpha, targets: as passed to `add_lora`, which also adapts the heads here.
+        place: final location of `folder`; the path to `base` is stored both relative to it and as given.
+        decode_pattern, first_code: see `save_released`.
 
     Raises:
-        UserError: an adapter is not finite.
+        UserError: an adapter has values that are not finite.
     """
     spoilt = [name for name, tensor in adapters.items() if not is_finite(tensor)]
     if spoilt:
@@ -66,10 +66,10 @@ def save_adapters(
 
 
 def merge_adapters(folder: Path, model: SpeechLM, base: Path) -> SpeechLM:
-    """Merges the adapters in `folder` into `model`, in place; they were trained on the weights in `base`.
+    """Merge the adapters in `folder` into `model` in place; they must have been trained on the weights in `base`.
 
     Raises:
-        UserError: they were not, or the folder is damaged.
+        UserError: they were trained on other weights, or the folder is damaged.
     """
     path = folder / ADAPTERS
     about = read_json(path)

@@ -1,8 +1,8 @@
-"""Attention that never looks across documents, in four kernels, under transformers' attention interface.
+"""Attention within documents of a packed row, in four kernels, behind transformers' attention interface.
 
-A layer of transformers' Qwen2 calls whatever `config._attn_implementation` names. `packed_documents`, registered here,
-takes the documents of the packed row as the keyword `documents` and refuses to guess: without it, it is transformers'
-plain sdpa with the mask it is given (what decoding with a cache needs).
+Layers of transformers call the function that `config._attn_implementation` names. `packed_documents`, registered here,
+takes the documents of the packed row as the keyword argument `documents`. Without that argument it falls back to
+transformers' plain sdpa with the given mask, which decoding with a cache needs.
 """
 
 import inspect
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "packed_documents"
 KERNELS = ("per_document", "sdpa", "flex", "flash")
 
-# first choice on an H100, but it plans each new shape again (tens of ms on the host), and here nearly every shape is new
+# fastest on an H100, but it plans every new shape again (tens of ms on the host), and packed rows rarely repeat a shape
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -88,7 +88,7 @@ class DocumentAttention:
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         ends, longest = self.boundaries, self.documents.longest
         out = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), **shared)
-        return cast(Tensor, out)[None]  # a tuple only where more than the output is asked for
+        return cast(Tensor, out)[None]  # torch returns a tuple only if more than the output is requested
 
     @cached_property
     def boundaries(self) -> Tensor:
@@ -118,14 +118,14 @@ class DocumentAttention:
 
 @lru_cache(maxsize=1)
 def flash_shares_keys() -> bool:
-    """Whether torch's variable-length kernel lets query heads share keys (2.13) or wants them repeated."""
+    """Whether torch's variable-length kernel supports grouped-query attention (2.13 does) or needs keys repeated."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _for_each_head(tensor: Tensor, heads: int) -> Tensor:
-    """Keys or values `(1, kv_heads, rows, size)`, repeated for the query heads that share them."""
+    """Keys or values `(1, kv_heads, rows, size)`, repeated to one per query head."""
     repeats = heads // tensor.shape[1]
     return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=1)
 
@@ -136,7 +136,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def _equal_documents(query: Tensor, key: Tensor, value: Tensor, scale: float, number: int) -> Tensor:
-    """Documents of one length form a batch: one kernel call for all of them."""
+    """Documents of equal length are batched: one kernel call for all of them."""
 
     def stack(tensor: Tensor) -> Tensor:  # (1, heads, rows, size) -> (documents, heads, length, size)
         out: Tensor = tensor[0].unflatten(1, (number, -1)).transpose(0, 1)
@@ -181,7 +181,7 @@ def _attend(
     return _apart(documents, query, key, value, scaling), None
 
 
-# the lengths of documents are new in every row: a compiled block would be compiled again
+# document lengths differ in every row, so a compiled block would be recompiled for each
 _apart: Callable[[DocumentAttention, Tensor, Tensor, Tensor, float], Tensor] = torch.compiler.disable(
     DocumentAttention.__call__
 )

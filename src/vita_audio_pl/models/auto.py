@@ -1,7 +1,7 @@
 """The published layout for `transformers.AutoModelForCausalLM`, without remote code; registered by `import vita_audio_pl`.
 
-`model.generate()` writes the backbone's tokens (Vanilla). `model.speech_lm()` is the same weights as this package's model,
-for its decoder, which lets the heads write (`inference.runtime.Runtime`). Each family of backbones has classes of its own.
+`model.generate()` decodes with the backbone alone (Vanilla). `model.speech_lm()` has the same weights as a `SpeechLM`,
+for `inference.runtime.Runtime`, which also decodes with the heads. Each backbone family has its own classes.
 """
 
 from copy import copy
@@ -22,7 +22,7 @@ else:
 
 
 class MTPConfig(Qwen2Config):
-    """`config.json` of the published layout: `num_hidden_layers` counts the heads' layers, too."""
+    """`config.json` of the published layout, whose `num_hidden_layers` includes the heads' layers."""
 
     model_type = FAMILIES["qwen2"].released_type
     num_nextn_predict_layers: int = 0
@@ -36,7 +36,7 @@ class Qwen3MTPConfig(Qwen3Config):
 
 
 class _WithHeads(_Modules):
-    """Puts the heads' modules beside those of a causal language model of transformers, which the class also derives from.
+    """Adds the heads' modules to one of transformers' causal language models; used as a mix-in.
 
     Raises:
         UserError: the configuration leaves no layer to the backbone.
@@ -49,7 +49,7 @@ class _WithHeads(_Modules):
         self.n_heads = int(getattr(config, HEADS, 0) or 0)
         if self.n_heads >= config.num_hidden_layers:
             raise UserError(f"{self.n_heads} heads among {config.num_hidden_layers} layers leave no backbone")
-        # transformers runs as many of `layers` as this configuration says, and makes caches for them
+        # transformers runs and caches as many of `layers` as this configuration says
         backbone = copy(config)
         backbone.num_hidden_layers = config.num_hidden_layers - self.n_heads
         backbone.layer_types = (config.layer_types or [])[: backbone.num_hidden_layers]
@@ -63,7 +63,7 @@ class _WithHeads(_Modules):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def speech_lm(self, attention: str = "per_document") -> SpeechLM:
-        """The model with its heads; the parameters are this object's."""
+        """The `SpeechLM` that shares this object's parameters."""
         fields = cast(BackboneModel, self.model).config.to_dict()
         fields.pop("model_type", None)
         fields.pop(HEADS, None)
@@ -90,7 +90,7 @@ class Qwen3MTPForCausalLM(_WithHeads, Qwen3ForCausalLM):
 
 
 def register(*_: Any) -> None:
-    """Make the classes known to transformers; may be called again."""
+    """Register the classes with transformers; safe to call more than once."""
     for config, model in ((MTPConfig, MTPForCausalLM), (Qwen3MTPConfig, Qwen3MTPForCausalLM)):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How the blocks are run: which are recomputed in the backward pass, which are compiled."""
+"""Activation checkpointing and compilation, block by block."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,13 +13,13 @@ CHECKPOINTED = ("none", "backbone", "heads", "all")
 
 
 def blocks(model: SpeechLM, which: str = "all") -> Iterator[GradientCheckpointingLayer]:
-    """Decoder layers of the backbone, then heads; or one kind alone.
+    """The decoder layers of the backbone followed by the heads, or only one of the two.
 
     Args:
         which: `none`, `backbone`, `heads` or `all`.
 
     Raises:
-        UserError: another word.
+        UserError: `which` is another word.
     """
     if which not in CHECKPOINTED:
         raise UserError(f"'{which}' names no blocks of the model; use one of {', '.join(CHECKPOINTED)}")
@@ -30,16 +30,16 @@ def blocks(model: SpeechLM, which: str = "all") -> Iterator[GradientCheckpointin
 
 
 def checkpoint_activations(model: SpeechLM, which: str, every: int = 1) -> None:
-    """Keeps only the inputs of some blocks while training and computes the rest again in the backward pass.
+    """Activation checkpointing: keep only the inputs of some blocks and recompute the rest in the backward pass.
 
-    A frozen backbone keeps nothing anyway.
+    A frozen backbone runs without a graph and is not affected.
 
     Args:
         which: `none`, `backbone`, `heads` or `all`.
-        every: of these blocks, the first and every `every`-th after it.
+        every: checkpoint the first of these blocks and every `every`-th after it.
 
     Raises:
-        UserError: another word for `which`, or `every` below 1.
+        UserError: `which` is another word, or `every` is below 1.
     """
     if every < 1:
         raise UserError(f"activation checkpointing of every {every}-th block is not possible; use 1 or more")
@@ -51,14 +51,14 @@ def checkpoint_activations(model: SpeechLM, which: str, every: int = 1) -> None:
 
 
 def compile_blocks(model: SpeechLM, which: str = "all", backend: str = "inductor") -> None:
-    """Compiles blocks one by one with `torch.compile`, for rows of any length; attention stays as it is.
+    """Compile blocks one by one with `torch.compile` and dynamic row lengths; attention is left out of the graph.
 
     Args:
         which: `none`, `backbone`, `heads` or `all`.
-        backend: of `torch.compile`.
+        backend: backend of `torch.compile`.
 
     Raises:
-        UserError: another word for `which`.
+        UserError: `which` is another word.
     """
     for block in blocks(model, which):
         block.compile(dynamic=True, backend=backend)

@@ -1,4 +1,4 @@
-"""A linear layer a chunk of rows at a time: logits are made, used and overwritten; gradients are accumulated on the way."""
+"""A linear layer in chunks of rows: only one chunk's logits exist at a time, and gradients are accumulated."""
 
 from typing import Any
 
@@ -26,16 +26,16 @@ class ChunkedLinear:
         self.grad_weight = torch.zeros(weight.shape, dtype=self.result, device=weight.device) if wants[1] else None
 
     def buffer(self, rows: int) -> Tensor:
-        """Memory for the logits of `rows` rows, to be used again: a CPU pays for every fresh page."""
+        """Buffer for the logits of `rows` rows, reused by every chunk: on a CPU allocating fresh pages is slow."""
         return torch.empty(rows, len(self.weight), dtype=self.result, device=self.hidden.device)
 
     def logits(self, states: Tensor, buffer: Tensor | None = None) -> Tensor:
-        """Logits `(rows, vocabulary)` of some hidden states, in float32 or better; written into `buffer` where given."""
+        """Logits `(rows, vocabulary)` of `hidden`, float32 or float64; written into `buffer` if given."""
         out = None if buffer is None else buffer[: len(states)]
         return self._product(states.to(self.matrix.dtype), self.matrix.t(), out)
 
     def take_gradient(self, rows: slice, grad_logits: Tensor, scale: Tensor) -> None:
-        """Adds the gradients of rows whose loss is `scale` `(rows, 1)` times one with gradient `grad_logits`."""
+        """Accumulate gradients of rows. grad_logits: of the unweighted loss; scale: `(rows, 1)`, its weights."""
         if self.grad_hidden is None and self.grad_weight is None:
             return
         grad_logits = grad_logits.to(self.matrix.dtype)
@@ -55,16 +55,16 @@ class ChunkedLinear:
             return torch.mm(left, right, out_dtype=self.result, out=out)
 
     def keep_gradients(self, ctx: Any) -> None:
-        """Leaves the gradients with an autograd context, for `scaled_gradients`."""
+        """Save the gradients in an autograd context for `scaled_gradients`."""
         ctx.gradients = self.grad_hidden, self.grad_weight
         ctx.types = self.hidden.dtype, self.weight.dtype
 
 
 def scaled_gradients(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of hidden states and weight that `keep_gradients` left, times the loss's own gradient.
+    """The gradients of hidden states and weight that `keep_gradients` saved, times the gradient of the loss.
 
     Raises:
-        RuntimeError: asked for twice; they are scaled in place.
+        RuntimeError: called twice; the saved gradients are scaled in place.
     """
     if ctx.gradients is None:
         raise RuntimeError("the gradient of a chunked loss can be taken once: it is scaled in place")

@@ -1,4 +1,4 @@
-"""Devices that a person asks for."""
+"""Checks of the requested device, and the processor's name."""
 
 import platform
 from functools import lru_cache
@@ -10,10 +10,10 @@ from vita_audio_pl.errors import UserError
 
 
 def require_device(device: torch.device | str) -> None:
-    """Refuses a GPU where there is none.
+    """Refuse a GPU on a machine that has none.
 
     Raises:
-        UserError: says so.
+        UserError: there is no GPU.
     """
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={device} was asked for, but there is no GPU here; use device=cpu")
@@ -21,7 +21,7 @@ def require_device(device: torch.device | str) -> None:
 
 @lru_cache
 def processor() -> str:
-    """The CPU's name as the system tells it, with family and model where names are shared by many."""
+    """The CPU's name as the system reports it, with family and model where several processors share a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Distance of a predictor's distribution to the backbone's, without either's logits: chunks, gradients in the forward.
+"""Distillation loss between a predictor and the backbone, in chunks of rows, without storing the logits of either.
 
 With `t = softmax(W g)` the backbone's distribution at a row and `s = softmax(W h)` the predictor's, the loss of a row
 is `lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_v)`, `TV = 1/2 sum_v |t_v - s_v|`, and
@@ -28,9 +28,9 @@ def distillation_loss(
     """Weighted distance between `softmax(hidden @ weight.T)` and `softmax(teacher[rows] @ weight.T)`.
 
     hidden: (n, hidden), the predictor; teacher: (tokens, hidden), the backbone, taken as constant; rows: (n,) int64
-    on the CPU, the token each row of `hidden` stands at, best in ascending order: the backbone's logits of a token
-    are then made once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda. The
-    gradient can be taken once. `correct` says whether predictor and backbone have the same maximum.
+    on the CPU, the token of each row of `hidden`; if ascending, the backbone's logits of a token
+    are computed once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda. The
+    gradient can be taken once. `correct` is whether predictor and backbone have the same argmax.
     """
     wants = torch.is_grad_enabled()
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Distillation.apply

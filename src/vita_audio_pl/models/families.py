@@ -1,7 +1,7 @@
-"""Kinds of decoder that a backbone and its heads are made of: all that differs between Qwen2.5 and Qwen3 is said here.
+"""Backbone families: everything in which Qwen2.5 and Qwen3 differ is stated here.
 
-A folder's family is that of the `model_type` in its `config.json`; a model's is that of its configuration. The modules are
-transformers' own, imported when they are first asked for.
+A folder's family follows from `model_type` in its `config.json`, a model's from its configuration. The modules are
+transformers' own, imported on first use.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,16 +34,16 @@ _EVERY_LAYER = (
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of dense decoder with rotary positions and SwiGLU.
+    """One family of dense decoders with rotary positions and SwiGLU.
 
     Attributes:
-        model_type: of a plain folder's `config.json`; also the name of transformers' module.
-        classes: how the names of transformers' classes begin.
-        models: that are published of it, for people.
-        own_parameters: of a decoder layer, beside those that every family has.
-        text_entries: of the published tokenizers.
-        head_dim: size of a query or key where `config.json` does not say; None: the hidden size divided by the heads.
-        flags: of `config.json` that the other families do not have; false where they are left out.
+        model_type: `model_type` in a plain folder's `config.json`; also the name of transformers' module.
+        classes: prefix of the names of transformers' classes.
+        models: published models of the family, for messages.
+        own_parameters: parameters of a decoder layer that other families do not have.
+        text_entries: size of the published tokenizers' vocabulary.
+        head_dim: size of a query or key if `config.json` does not say; None = hidden size / number of heads.
+        flags: fields of `config.json` that other families do not have; false if absent.
     """
 
     model_type: str
@@ -56,7 +56,7 @@ class Family:
 
     @property
     def released_type(self) -> str:
-        """`model_type` of the published layout, with heads."""
+        """`model_type` of the published layout, which has heads."""
         return f"{self.model_type}_mtp"
 
     @property
@@ -66,12 +66,12 @@ class Family:
 
     @property
     def norms_heads(self) -> bool:
-        """Whether each query and key is normed before it is turned."""
+        """Whether queries and keys are normalised before the rotary embedding."""
         return "self_attn.q_norm.weight" in self.own_parameters
 
     @property
     def modeling(self) -> str:
-        """Module of transformers that has its classes."""
+        """transformers' module that defines its classes."""
         return f"transformers.models.{self.model_type}.modeling_{self.model_type}"
 
     def config(self, **fields: Any) -> BackboneConfig:
@@ -118,18 +118,18 @@ def family_of(config: BackboneConfig) -> Family:
 
 
 def head_size(config: BackboneConfig) -> int:
-    """Size of a query or key."""
+    """Size of a query or key, per attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def head_norms(layer: DecoderLayer) -> "tuple[RMSNorm, RMSNorm] | None":
-    """The norms of each query and of each key, weights `(head size,)`; None in families without them."""
+    """The norms of queries and keys, weights `(head size,)` each; None in families without them."""
     attention: Any = layer.self_attn
     return (attention.q_norm, attention.k_norm) if family_of(attention.config).norms_heads else None
 
 
 def is_plain(fields: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a backbone as transformers has it."""
+    """Whether a `config.json` describes a plain transformers backbone."""
     return str(fields.get("model_type")) in FAMILIES
 
 
@@ -137,7 +137,7 @@ def plain_family(fields: Mapping[str, Any], path: Path) -> Family:
     """The family of a plain folder's `config.json`.
 
     Raises:
-        UserError: it is of none.
+        UserError: no known family.
     """
     if not is_plain(fields):
         raise _unknown(fields, path, FAMILIES)
@@ -148,19 +148,19 @@ def released_family(fields: Mapping[str, Any], path: Path) -> Family:
     """The family of a published layout's `config.json`.
 
     Raises:
-        UserError: it is of none.
+        UserError: no known family.
     """
     for family in FAMILIES.values():
-        if str(fields.get("model_type")).startswith(family.released_type):  # the Plus variants' has a suffix
+        if str(fields.get("model_type")).startswith(family.released_type):  # the Plus variants add a suffix
             return family
     raise _unknown(fields, path, (family.released_type for family in FAMILIES.values()))
 
 
 def family_of_folder(fields: Mapping[str, Any], path: Path) -> Family:
-    """The family of the `config.json` of either layout.
+    """The family of a `config.json` of either layout.
 
     Raises:
-        UserError: it is of none.
+        UserError: no known family.
     """
     try:
         return plain_family(fields, path) if is_plain(fields) else released_family(fields, path)

@@ -1,8 +1,8 @@
-"""Floating-point operations that a training step's formula asks for, however it is computed.
+"""Floating-point operations of a training step, independent of how it is computed.
 
-A multiplication and an addition count as two. A matrix is used once forward, once for the gradient of its input where one
-is needed, and once for its own where it trains; so frozen parts and logits that nobody makes cost what they cost. Nothing
-is counted twice for recomputation, and attention counts the pairs of tokens that see each other.
+A multiply-add counts as two. A matrix product counts once forward, once for the gradient of its input if needed, and
+once for its own gradient if it trains, so frozen parts and skipped logits are accounted for. Recomputation is not
+counted, and attention counts only the pairs of tokens that attend to each other.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from vita_audio_pl.packed import PackedBatch
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-_QUERY_KEY_AND_VALUE = 2 * 2  # operations of a pair of tokens for each feature: score, and weighted sum
+_QUERY_KEY_AND_VALUE = 2 * 2  # operations per pair of tokens and feature: the score, and the weighted sum
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step does, as counts; all may be expectations.
+    """The amount of work in a step, as counts, which may be expected values.
 
     Attributes:
-        tokens: rows that each predictor runs over, the backbone first: `1 + K` numbers.
-        pairs: of these rows, those that see each other.
+        tokens: rows that each predictor processes, the backbone first: `1 + K` numbers.
+        pairs: pairs of these rows that attend to each other, per predictor.
         scored: labels that each predictor is scored on.
-        frames: states that the speech encoder makes; frame_pairs: of these, those that see each other.
+        frames: states of the speech encoder; frame_pairs: pairs of them that attend to each other.
     """
 
     tokens: Sequence[float]
@@ -45,7 +45,7 @@ class Work:
 def rows_and_pairs(batch: PackedBatch, n_heads: int) -> Tensor:
     """`Work.tokens`, then `Work.pairs` of a batch: `(2 + 2 * n_heads,)` float64."""
     seen = torch.where(batch.document_ids >= 0, batch.position_ids + 1, 0).reshape(1, -1)
-    # head k starts at position k + 1 of a document and sees nothing before it
+    # head k starts at position k + 1 of a document and attends to nothing before it
     left_out = torch.tensor([0, *range(1, 1 + n_heads)], device=seen.device)[:, None]
     visible = (seen - left_out).clamp(min=0)
     return torch.cat([(visible > 0).sum(1), visible.sum(1)]).double()
@@ -59,7 +59,7 @@ def frames_and_pairs(batch: PackedBatch) -> tuple[int, int]:
 
 @dataclass
 class _Part:
-    """Operations per row, and per pair of rows that see each other."""
+    """Operations per row, and per pair of rows that attend to each other."""
 
     row: int = 0
     pair: int = 0
@@ -67,11 +67,11 @@ class _Part:
 
 @dataclass
 class StepFlops:
-    """Operations of a model's training step, forward and backward, as its parameters are frozen now.
+    """Operations of a model's training step, forward and backward, given which parameters are frozen now.
 
     Args:
-        model: as it trains; only shapes are read, so it may be on the meta device.
-        objective: that it trains under.
+        model: only its shapes are read, so it may be on the meta device.
+        objective: training objective.
     """
 
     model: SpeechLM
@@ -100,7 +100,7 @@ class StepFlops:
             self._predictors.append(part)
             flowing.append(flows)
         rows = model.config.backbone.vocab_size
-        # predictors are scored in one call, which makes the gradients of all hidden states or of none
+        # all predictors are scored in one call, which computes the gradients of all hidden states or of none
         uses = 1 + any(flowing) + model.lm_head.weight.requires_grad
         self._scored = [
             2
@@ -142,7 +142,7 @@ class StepFlops:
 
 
 def _layer(part: _Part, layer: DecoderLayer, flows: bool) -> bool:
-    """Add a decoder layer; whether gradients come out of it where they flow into it."""
+    """Add a decoder layer; flows: whether its input requires gradients. Returns whether its output does."""
     attention, mlp = layer.self_attn, layer.mlp
     read = flows or _trains(layer.input_layernorm)
     looked = any([_linear(part, module, read) for module in (attention.q_proj, attention.k_proj, attention.v_proj)])
@@ -155,7 +155,7 @@ def _layer(part: _Part, layer: DecoderLayer, flows: bool) -> bool:
 
 
 def _encoder_layer(part: _Part, layer: MemoryLayer, flows: bool) -> bool:
-    """Add a SAN-M layer; whether gradients come out of it where they flow into it."""
+    """Add a SAN-M layer; flows: whether its input requires gradients. Returns whether its output does."""
     attention, feed_forward = layer.self_attn, layer.feed_forward
     looked = _linear(part, attention.linear_q_k_v, flows or _trains(layer.norm1))
     part.pair += _QUERY_KEY_AND_VALUE * attention.linear_out.in_features * (1 + 2 * looked)
@@ -168,7 +168,7 @@ def _encoder_layer(part: _Part, layer: MemoryLayer, flows: bool) -> bool:
 
 
 def _linear(part: _Part, module: nn.Module, flows: bool) -> bool:
-    """Add a linear layer, with its LoRA adapters; whether gradients come out of it."""
+    """Add a linear layer and its LoRA adapters; flows: whether its input requires gradients. Returns the output's."""
     if isinstance(module, nn.Linear):
         part.row += 2 * module.in_features * module.out_features * (1 + flows + module.weight.requires_grad)
         return flows or _trains(module)

@@ -1,4 +1,4 @@
-"""What a stage starts from: heads added to a model, vocabularies made larger."""
+"""Initial weights of a stage: new heads, an audio encoder, a larger vocabulary."""
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ _RESIZE_SPREAD = 1e-9
 
 
 def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None = None) -> None:
-    """Gives `model` as many heads as `n_heads`, in place (VITA-Audio, section 3.3).
+    """Add heads until `model` has `n_heads`, in place (VITA-Audio, section 3.3).
 
-    A first head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and has
-    norms of 1. Every further head copies all of the head before it, so going from one trained head to ten starts from
-    that head ten times, and going from none to ten from ten equal heads.
+    A first head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and sets
+    its norms to 1. Every further head is a copy of the one before it: one trained head becomes ten copies of that
+    head, and a model without heads gets ten equal ones.
 
     Raises:
         UserError: the model has more heads already.
@@ -47,10 +47,10 @@ def _first_head(model: SpeechLM, generator: torch.Generator | None) -> dict[str,
 
 
 def add_speech_input(model: SpeechLM, encoder: SenseVoiceEncoder, context_of_audio: int) -> None:
-    """Lets `model` hear through `encoder`, frozen, and a new adapter, in place (VITA-Audio-Plus).
+    """Add `encoder`, frozen, and a new adapter to `model`, in place (VITA-Audio-Plus).
 
     Args:
-        context_of_audio: id of the token that stands for one state of the encoder.
+        context_of_audio: id of the placeholder token of one encoder state.
     """
     like = model.model.norm.weight
     model.speech_input = SpeechInput(encoder.requires_grad_(False), model.config.backbone.hidden_size).to(like)
@@ -59,9 +59,9 @@ def add_speech_input(model: SpeechLM, encoder: SenseVoiceEncoder, context_of_aud
 
 
 def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | None = None) -> None:
-    """Gives embeddings and vocabulary layer `size` rows, in place.
+    """Resize embeddings and vocabulary layer to `size` rows, in place.
 
-    Existing rows stay: new tokens take over the untrained rows a checkpoint has past its tokenizer's end. Rows beyond
+    Existing rows stay: new tokens use the untrained rows of a checkpoint past its tokenizer's end. Additional rows
     are drawn around the mean of the old ones with their covariance times 1e-9, as transformers' `mean_resizing` does.
     """
     tied = model.config.backbone.tie_word_embeddings
@@ -74,7 +74,7 @@ def resize_vocabulary(model: SpeechLM, size: int, generator: torch.Generator | N
 
 @torch.no_grad()
 def resized(weight: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-    """`weight` with `size` rows, as `resize_vocabulary` makes them."""
+    """`weight` resized to `size` rows, see `resize_vocabulary`."""
     added = size - len(weight)
     if added <= 0:
         return weight[:size].clone()
@@ -85,7 +85,7 @@ def resized(weight: Tensor, size: int, generator: torch.Generator | None) -> Ten
         covariance += centred.t() @ centred
     factor, failed = torch.linalg.cholesky_ex(covariance.mul_(_RESIZE_SPREAD / len(weight)))
     new = mean.expand(added, -1)
-    if not failed.item():  # fewer rows than columns have no density; then the mean alone
+    if not failed.item():  # with fewer rows than columns the covariance is singular; then the mean alone is used
         noise = torch.randn(added, len(mean), generator=generator).to(weight.device)
         new = new + noise @ factor.t().float()
     return torch.cat((weight, new.to(weight.dtype)))

@@ -1,8 +1,8 @@
-"""Cross entropy of a linear layer without its logits: chunks of rows, gradients taken in the forward pass.
+"""Fused cross entropy of a linear layer that never stores all logits: chunks of rows, gradients in the forward pass.
 
 For rows `h_i` with targets `y_i` and weights `w_i`, `total = sum_i w_i * (logsumexp(W h_i) - (W h_i)[y_i])`. With
 `p_i = softmax(W h_i)` the gradients are `dh_i = w_i (p_i - e_{y_i}) W` and `dW = sum_i w_i (p_i - e_{y_i}) h_i^T`: all
-that a chunk needs is at hand in its forward pass, so its logits are overwritten by `p` and thrown away.
+that a chunk needs is available in its forward pass, so its logits are overwritten by `p` and discarded.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ def linear_cross_entropy(
 ) -> RowLosses:
     """Weighted cross entropy of `hidden @ weight.T`.
 
-    hidden: (rows, hidden); weight: (vocabulary, hidden); targets: (rows,) int64, all of them valid; row_weights:
-    (rows,) float32, the divisor already in them. The gradient can be taken once. A target that ties for the maximum
-    is correct.
+    hidden: (rows, hidden); weight: (vocabulary, hidden); targets: (rows,) int64, all valid; row_weights:
+    (rows,) float32, divisor included. The gradient can be taken once. A target that ties for the maximum
+    counts as correct.
     """
     wants = torch.is_grad_enabled()
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LinearCrossEntropy.apply
@@ -58,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = layer.logits(hidden[rows], buffer)
             largest, wanted = logits.amax(dim=-1), logits.gather(-1, target)[:, 0]
             probabilities = torch.softmax(logits, dim=-1, out=logits)
-            # logsumexp by way of the largest probability, whose logarithm loses nothing: it is at least 1 / vocabulary
+            # log of the largest probability instead of logsumexp: accurate, because it is at least 1 / vocabulary
             each[rows] = largest - probabilities.amax(dim=-1).log() - wanted
             correct[rows] = wanted == largest
             probabilities.scatter_add_(-1, target, logits.new_full(target.shape, -1.0))

@@ -22,20 +22,20 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> SpeechLM:
-    """The model of a folder, read one tensor at a time; adapters are merged into the model that they adapt.
+    """Load the model in a folder, one tensor at a time; adapters are merged into their base model.
 
     Args:
-        attention: kernel, see `models.attention`.
-        dtype: converted to; None keeps the file's.
-        device: where the weights go.
+        attention: attention kernel, see `models.attention`.
+        dtype: dtype of the weights; None keeps the file's.
+        device: device of the weights.
 
     Raises:
-        UserError: a file is missing, cut short or damaged, a tensor is missing, unexpected, of another shape or not finite,
+        UserError: a file is missing, truncated or damaged; a tensor is missing, unexpected, misshapen or not finite;
             or there is no such device.
     """
     require_device(device)
     folder = Path(folder)
-    base = base_of(folder) if whole_model(folder) != folder else None  # adapters that lead in a circle are refused
+    base = base_of(folder) if whole_model(folder) != folder else None  # a circle of adapters is refused
     if base is not None:
         return merge_adapters(folder, load_model(base, attention=attention, dtype=dtype, device=device), base)
     model, parts = open_model(folder, attention)
@@ -47,12 +47,12 @@ def load_model(
 def open_model(
     folder: Path | str, attention: str = "per_document"
 ) -> tuple[SpeechLM, list[tuple[WeightFolder, dict[str, str]]]]:
-    """The model of a folder on the meta device, and its weights, not read yet, with file key -> parameter name.
+    """The model of a folder on the meta device, its unread weight files, and a map from file key to parameter name.
 
-    The folder must hold a whole model.
+    The folder must hold a whole model, not adapters.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: see `load_model`.
     """
     folder = Path(folder)
     verify_model_files(folder)

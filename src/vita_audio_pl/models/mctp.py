@@ -1,4 +1,4 @@
-"""Multiple cross-modal token prediction: small blocks, each a next-token predictor whose language model lags behind."""
+"""Multiple cross-modal token prediction (MCTP): blocks that predict the next token from a delayed backbone state."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -19,7 +19,7 @@ class MCTPBlock(GradientCheckpointingLayer):
 
     Args:
         config: the backbone's; the layer is of its family and has its shape.
-        index: `k`, from 0. In a key-value cache the layer has the number `layers of the backbone + k`.
+        index: `k`, from 0. The layer's index in a key-value cache is `number of backbone layers + k`.
     """
 
     def __init__(self, config: BackboneConfig, index: int):
@@ -28,7 +28,7 @@ class MCTPBlock(GradientCheckpointingLayer):
         self.embed_norm = family.norm(config)
         self.hidden_norm = family.norm(config)
         self.proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        # the config knows the backbone's layers only, so the layer is made as a copy of the last of them and renumbered
+        # the config describes only the backbone's layers, so this one is built as the last of them and renumbered
         self.layer = family.layer(config, config.num_hidden_layers - 1)
         self.layer.self_attn.layer_idx = config.num_hidden_layers + index
 
@@ -38,8 +38,8 @@ class MCTPBlock(GradientCheckpointingLayer):
         """Hidden states before the final norm.
 
         embeds: (rows, length, hidden) of the tokens x_p; hidden: (rows, length, hidden) of the previous predictor at
-        p - 1, normed; position_embeddings: RoPE cosines and sines, (rows, length, head size) each; attention: what the
-        decoder layer takes besides (`documents`, or `attention_mask` and `past_key_values`).
+        p - 1, normed; position_embeddings: RoPE cosines and sines, (rows, length, head size) each; attention: further
+        arguments of the decoder layer (`documents`, or `attention_mask` and `past_key_values`).
         """
         joined = torch.cat((self.embed_norm(embeds), self.hidden_norm(hidden)), dim=-1)
         out: Tensor = self.layer(self.proj(joined), position_embeddings=position_embeddings, **attention)

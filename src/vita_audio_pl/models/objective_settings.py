@@ -1,6 +1,6 @@
-"""Settings of the objectives, each of which builds its own; `conf/objective/` names one by `_target_`.
+"""Settings of the training objectives, each of which builds its objective; `conf/objective/` names them by `_target_`.
 
-Apart from `objectives.py`, so that a configuration is read and checked without torch.
+Separate from `objectives.py`, so that a configuration can be read and checked without importing torch.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ObjectiveSettings(Component):
-    """What every objective takes. One of your own derives from this and builds a `models.objectives.Objective`."""
+    """Settings of every objective. Derive your own from this; its `build` returns a `models.objectives.Objective`."""
 
     name: str = setting("", "name in reports")
     weight: float = setting(
@@ -28,14 +28,14 @@ class ObjectiveSettings(Component):
     detach_heads: bool = setting(False, "stop gradients from the heads into the backbone")
 
     logit_tables: ClassVar[int] = 1
-    """Tables of `chunk_rows` x vocabulary that exist at once, for the estimate of memory."""
+    """Tables of `chunk_rows` x vocabulary that are in memory at once, for the memory estimate."""
 
     def build(self, vocabulary: "Vocabulary | None" = None, *, weight: float | None = None) -> "Objective":
-        """The objective; weight: in place of the configured one, as 1 where the backbone is frozen."""
+        """Build the objective; weight: replaces the configured one, for example by 1 with a frozen backbone."""
         raise NotImplementedError
 
     def common(self, weight: float | None) -> dict[str, Any]:
-        """Arguments of every `Objective`."""
+        """Keyword arguments that every `Objective` takes."""
         return {
             "weight": self.weight if weight is None else weight,
             "kernel": self.kernel,
@@ -45,7 +45,7 @@ class ObjectiveSettings(Component):
 
 @dataclass
 class EveryHead(ObjectiveSettings):
-    """Of `objectives.EveryHead`: every labelled token trains the backbone and every head."""
+    """Settings of `objectives.EveryHead`: every labelled token trains the backbone and every head."""
 
     def build(self, vocabulary: "Vocabulary | None" = None, *, weight: float | None = None) -> "Objective":
         from vita_audio_pl.models import objectives
@@ -55,7 +55,7 @@ class EveryHead(ObjectiveSettings):
 
 @dataclass
 class AudioOnly(ObjectiveSettings):
-    """Of `objectives.AudioOnly`: heads learn the targets of audio spans, over the rows of audio tokens."""
+    """Settings of `objectives.AudioOnly`: heads learn the targets of audio spans, over the rows of audio tokens."""
 
     def build(self, vocabulary: "Vocabulary | None" = None, *, weight: float | None = None) -> "Objective":
         from vita_audio_pl.models import objectives
@@ -67,7 +67,7 @@ class AudioOnly(ObjectiveSettings):
 
 @dataclass
 class ServedSlots(ObjectiveSettings):
-    """Of `objectives.ServedSlots`: a head learns only the tokens that it writes under the decoding pattern."""
+    """Settings of `objectives.ServedSlots`: a head learns only the tokens it writes under the decoding pattern."""
 
     def build(self, vocabulary: "Vocabulary | None" = None, *, weight: float | None = None) -> "Objective":
         from vita_audio_pl.models import objectives
@@ -77,11 +77,11 @@ class ServedSlots(ObjectiveSettings):
 
 @dataclass
 class Distil(ObjectiveSettings):
-    """Of `objectives.Distil`: heads match the backbone's own distribution (arXiv 2602.23881)."""
+    """Settings of `objectives.Distil`: heads match the backbone's own distribution (arXiv 2602.23881)."""
 
     kl_share: float = setting(0.5, "weight of the KL divergence; the rest is total variation", at_least=0, at_most=1)
 
-    logit_tables: ClassVar[int] = 8  # both distributions, what is made of them, and the last chunk's
+    logit_tables: ClassVar[int] = 8  # both distributions, intermediate results, and the previous chunk's
 
     def build(self, vocabulary: "Vocabulary | None" = None, *, weight: float | None = None) -> "Objective":
         from vita_audio_pl.models import objectives

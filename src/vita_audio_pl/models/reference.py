@@ -1,7 +1,7 @@
-"""The model and the loss of the paper, one document at a time and as plainly as they can be written.
+"""The model and loss of the paper, one document at a time, written as plainly as possible.
 
-This is what `SpeechLM` computes, without packing, kernels, sharding or chunked losses; it is slow, and it is what the
-tests hold everything else against. Shapes: N tokens of a document, H hidden size, V vocabulary, K heads.
+This is what `SpeechLM` computes, without packing, kernels, sharding or chunked losses. It is slow; the tests compare
+everything else with it. Shapes: N tokens of a document, H hidden size, V vocabulary, K heads.
 
     h^0     = norm(LLM(x))                                                       backbone, (N, H)
     z_p     = P_k [ norm_e,k(E[x_p]) ; norm_h,k(h^k_{p-1}) ]                     head k, rows p = k + 1 .. N - 1
@@ -25,7 +25,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Document:
-    """ids: (N,) int64; labels: (N,) int64, the ids where they are learnt and -100 elsewhere, not shifted."""
+    """ids: (N,) int64; labels: (N,) int64, not shifted: the id where it is a target, -100 elsewhere."""
 
     ids: Tensor
     labels: Tensor
@@ -66,11 +66,11 @@ class ReferenceModel(nn.Module):
 
     @property
     def train_backbone(self) -> bool:
-        """Whether anything but the heads takes gradients."""
+        """Whether any parameter outside the heads trains."""
         return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith("heads."))
 
     def hidden_states(self, ids: Tensor) -> list[Tensor]:
-        """h^0 .. h^K of one document: (N, H), then (N - k - 1, H) for head k, whose row i stands at p = k + 1 + i."""
+        """h^0 .. h^K of one document: (N, H), then (N - k - 1, H) for head k, whose row i is token p = k + 1 + i."""
         positions = torch.arange(len(ids))[None]
         embeddings = self.model.embed_tokens(ids)  # (N, H)
         hidden = self.model(inputs_embeds=embeddings[None], position_ids=positions, use_cache=False).last_hidden_state[
@@ -93,7 +93,7 @@ class ReferenceModel(nn.Module):
     def losses(self, documents: Sequence[Document], *, shift_across_documents: bool = False) -> tuple[Tensor, Tensor]:
         """Summed cross entropy and number of labels of each predictor over the documents of one row: (1 + K,) each.
 
-        Row p of a document is scored against its token p + 1, so its last row against nothing. The published code
+        Row p of a document is scored against its token p + 1, so the last row is not scored. The published code
         shifts the labels of the whole row at once, which scores a document's last row against the first row of the
         next document; `shift_across_documents` does the same.
         """
@@ -126,9 +126,9 @@ class ReferenceModel(nn.Module):
         *,
         shift_across_documents: bool = False,
     ) -> Tensor:
-        """The scalar that is minimised.
+        """The scalar loss.
 
-        divisor: labels of the whole optimiser step; head_weight: w. The backbone's own term is left out where it is
+        divisor: labels of the whole optimiser step; head_weight: w. The backbone's own term is omitted if it is
         frozen.
         """
         sums, _ = self.losses(documents, shift_across_documents=shift_across_documents)

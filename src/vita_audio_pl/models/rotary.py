@@ -1,4 +1,4 @@
-"""Rotary position embedding that stays exact in a model of half precision."""
+"""Rotary position embedding that stays exact in a model of 16-bit weights."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ from vita_audio_pl.models.families import BackboneConfig
 
 
 class ExactRotaryEmbedding(Qwen2RotaryEmbedding):
-    """transformers' embedding, the same in all families, whose frequencies keep their type whatever the model is converted to.
+    """transformers' rotary embedding, the same in all families, whose frequencies always stay float32.
 
-    An angle is position times frequency: with frequencies in bfloat16 the cosines are wrong by about 1 from a thousand
-    positions on. Angles are computed in float32 and only the cosines and sines take the type of the hidden states.
+    An angle is position times frequency: with frequencies in bfloat16 the error of the cosines reaches 1 after about a
+    thousand positions. Angles are computed in float32; only the cosines and sines take the dtype of the hidden states.
     """
 
     def __init__(self, config: BackboneConfig):
         super().__init__(config)  # type: ignore[arg-type]  # it reads fields that every family has
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExactRotaryEmbedding":
-        """What `to`, `bfloat16`, `cuda` and the like end in: moves the frequencies, and undoes a change of their type."""
+        """Called by `to`, `bfloat16`, `cuda` and the like: moves the frequencies but keeps their dtype."""
         exact = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch declares no types here
         for name, value in exact.items():

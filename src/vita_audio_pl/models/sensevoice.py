@@ -141,7 +141,7 @@ class SenseVoiceEncoder(nn.Module):
     def from_state(
         cls, config: SenseVoiceConfig, state: dict[str, Tensor], source: str | Path, keep_ctc: bool = False
     ) -> "SenseVoiceEncoder":
-        """The encoder with the tensors of `state`, which must all fit; the recognition layer is left out unless asked."""
+        """The encoder with the tensors of `state`, which must match; without the recognition layer unless requested."""
         recognition = state["ctc.ctc_lo.weight"].shape if keep_ctc and "ctc.ctc_lo.weight" in state else ()
         ctc_tokens = recognition[0] if recognition else 0
         if not ctc_tokens:
@@ -163,7 +163,7 @@ class SenseVoiceEncoder(nn.Module):
     def forward(
         self, features: Tensor, lengths: Tensor, language: str = "auto", text_form: str = "woitn"
     ) -> tuple[Tensor, Tensor]:
-        """States `(items, frames + 4, width)` and how many of each item count, `lengths + 4`.
+        """States `(items, frames + 4, width)`, and the valid length of each item, `lengths + 4`.
 
         Args:
             features: `(items, frames, input_size)`, padded; lengths: `(items,)` int64.
@@ -173,12 +173,12 @@ class SenseVoiceEncoder(nn.Module):
         queries = self.embed(asked).expand(len(features), -1, -1)
         x = torch.cat((queries, features.to(queries.dtype)), dim=1)
         lengths = lengths + N_QUERIES
-        # the scale is that of the output's width, though x is as wide as the features
+        # published: scaled by the width of the output, although x still has the width of the features
         x = x * math.sqrt(self.config.width) + _positions(x)
         return self.encoder(x, lengths), lengths
 
     def tokens(self, states: Tensor) -> Tensor:
-        """Scores of the recognition layer, `(items, frames, ctc_tokens)`."""
+        """Logits of the recognition layer, `(items, frames, ctc_tokens)`."""
         out: Tensor = self.ctc["ctc_lo"](states)
         return out
 
@@ -194,7 +194,7 @@ def load_front_end(folder: str | Path, dither: float = 0.0) -> SenseVoiceFrontEn
 
 
 def _positions(x: Tensor) -> Tensor:
-    """Sinusoids of the places 1, 2, ...: all sines, then all cosines, `(length, size)`."""
+    """Sinusoidal position encoding of positions 1, 2, ...: all sines, then all cosines, `(length, size)`."""
     length, half = x.shape[1], x.shape[2] // 2
     places = torch.arange(1, length + 1, device=x.device, dtype=torch.float32)[:, None]
     steps = torch.arange(half, device=x.device, dtype=torch.float32)
@@ -223,7 +223,7 @@ class _Layers(nn.Module):
 
 
 class MemoryLayer(nn.Module):
-    """A SAN-M layer; the first of all changes the width of its input."""
+    """A SAN-M layer; the first one changes the width of its input."""
 
     def __init__(self, config: SenseVoiceConfig, input_size: int):
         super().__init__()

@@ -14,7 +14,7 @@ from vita_audio_pl.foreign.fields import require_file
 
 SAMPLE_RATE = 16_000  # Hz
 CMVN = "am.mvn"
-"""File with mean and variance of the features, in a public folder."""
+"""File with mean and variance of the features in a published folder."""
 _WINDOW, _HOP = 400, 160  # samples
 _FULL_SCALE = 32_768.0
 _QUIETEST = 1.1920929e-07
@@ -28,9 +28,9 @@ class SenseVoiceFrontEnd:
 
     Attributes:
         shift, scale: `(stack * n_mels,)`; features are `(stacked + shift) * scale`.
-        stack, stride: filter-bank frames in one feature frame, and from one to the next.
-        dither: noise added to each sample, in steps of 16 bits. The public configuration leaves it at 1, which makes
-            features random; 0, the default here, makes them a function of the wave.
+        stack, stride: filter-bank frames per feature frame, and frames from one feature frame to the next.
+        dither: noise added to each sample, in 16-bit steps. The published configuration leaves it at 1, which makes
+            features random; with 0, the default here, they are a function of the wave.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SenseVoiceFrontEnd:
 
     @property
     def size(self) -> int:
-        """Numbers in one feature frame."""
+        """Size of a feature frame."""
         return self.stack * self.n_mels
 
     def frames(self, samples: int) -> int:
@@ -62,9 +62,9 @@ class SenseVoiceFrontEnd:
         """Features `(frames, stack * n_mels)` float32.
 
         Args:
-            wave: `(samples,) float` in [-1, 1] at 16 kHz; samples beyond full scale are taken as they are.
-            generator: of the dither, if there is any.
-            noise: `(fbank frames, window)` standard normal to dither with, in place of a draw.
+            wave: `(samples,) float` in [-1, 1] at 16 kHz; samples beyond full scale are not clipped.
+            generator: random generator of the dither, if any.
+            noise: `(fbank frames, window)` standard normal, used for the dither instead of random numbers.
 
         Raises:
             UserError: the wave has several channels, fewer than 2 samples, or samples that are not finite.
@@ -76,7 +76,7 @@ class SenseVoiceFrontEnd:
     def fbank(
         self, wave: np.ndarray | Tensor, generator: torch.Generator | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Natural-log mel energies `(frames, n_mels)`, 100 a second, as Kaldi computes them; arguments of `features`."""
+        """Natural-log mel energies `(frames, n_mels)`, 100 frames/s, as Kaldi's; arguments as for `features`."""
         samples = _checked(wave) * _FULL_SCALE
         window = min(_WINDOW, len(samples))  # a clip under 25 ms is one short frame
         frames = samples.unfold(0, window, _HOP)
@@ -100,7 +100,7 @@ class SenseVoiceFrontEnd:
         return banks[(centres + neighbours).clamp(0, last).to(banks.device)].flatten(1)
 
     def fitted(self, waves: list[np.ndarray]) -> "SenseVoiceFrontEnd":
-        """A front end whose features of these waves have mean 0 and variance 1, for an encoder trained from nothing."""
+        """A front end that normalises the features of these waves to mean 0 and variance 1, to train from scratch."""
         stacked = torch.cat([self.stacked(self.fbank(wave)) for wave in waves])
         scale = 1 / stacked.std(dim=0).clamp(min=1e-3)
         return SenseVoiceFrontEnd(
@@ -139,7 +139,7 @@ def _filters(n_mels: int, n_fft: int, device: torch.device) -> Tensor:
         :, None
     ]
     triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
-    nyquist = torch.zeros(1, n_mels)  # Kaldi leaves this bin out
+    nyquist = torch.zeros(1, n_mels)  # Kaldi omits this bin
     return torch.cat((triangles.float(), nyquist)).to(device)
 
 

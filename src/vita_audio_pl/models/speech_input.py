@@ -1,7 +1,7 @@
 """Continuous speech for the language model (the Plus variants): SenseVoice encoder, then an adapter to its width.
 
-In published checkpoints the parts lie at `model.audio_model.model.*` and `model.audio_projection.*`: the names of
-`SpeechInput`'s weights behind `model.`.
+In published checkpoints the weights are named `model.audio_model.model.*` and `model.audio_projection.*`: the names of
+`SpeechInput`'s parameters with the prefix `model.`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ ENCODER = r"^speech_input\.audio_model\."
 
 
 class SpeechAdapter(nn.Sequential):
-    """States `(..., width)` to embeddings `(..., hidden)`: norm, linear, GELU, linear, the linear ones without bias."""
+    """States `(..., width)` to embeddings `(..., hidden)`: norm, linear, GELU, linear, without biases."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__(
@@ -33,7 +33,7 @@ class SpeechAdapter(nn.Sequential):
 
 
 class SpeechInput(nn.Module):
-    """Embeddings that take the place of the `<|context_of_audio|>` tokens: frames + 4 for each clip."""
+    """Embeddings that replace those of the `<|context_of_audio|>` tokens: frames + 4 for each clip."""
 
     def __init__(self, encoder: SenseVoiceEncoder, hidden: int):
         super().__init__()
@@ -48,9 +48,9 @@ class SpeechInput(nn.Module):
     def from_released(
         cls, state: dict[str, Tensor], config: SenseVoiceConfig, hidden: int, source: str | Path
     ) -> "SpeechInput":
-        """Builds the module from the tensors of a published checkpoint; others than its own are left aside.
+        """Build the module from the tensors of a published checkpoint; other tensors are ignored.
 
-        The recognition layer is kept if the checkpoint has it, so that the file can be written again as it was.
+        The recognition layer is kept if the checkpoint has it, so that the file can be written back unchanged.
 
         Raises:
             UserError: a tensor is missing, does not belong, or has another shape.
@@ -70,7 +70,7 @@ class SpeechInput(nn.Module):
         return {RELEASED_PREFIX + name: tensor for name, tensor in self.state_dict().items()}
 
     def forward(self, clips: Sequence[Tensor]) -> Tensor:
-        """Embeddings of all clips end to end, `(sum of frames + 4 per clip, hidden)`.
+        """Embeddings of all clips, concatenated: `(sum of frames + 4 per clip, hidden)`.
 
         Args:
             clips: features `(frames, input_size)` of each, at least one.

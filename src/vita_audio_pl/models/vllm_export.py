@@ -1,8 +1,8 @@
-"""Folders that vLLM serves: the backbone as it is, and the heads as its drafts.
+"""Folders that vLLM serves: the plain backbone, and the heads as its draft model.
 
-The folder is the one of `models.backbone`, which every command of ours and transformers read, too. `heads/` in it is what
-vLLM calls a draft model: `config.json`, and the final norm that the heads share with the backbone. The heads' own weights
-are those beside the backbone and are written once. `vita_audio_pl.vllm_plugin` has the classes that run them.
+The folder has the layout of `models.backbone`, which this package and transformers also read. `heads/` in it is what
+vLLM calls a draft model: `config.json`, and the final norm that heads and backbone share. The heads' own weights are
+stored once, with the backbone's. `vita_audio_pl.vllm_plugin` has the classes that run them.
 """
 
 import json
@@ -22,7 +22,7 @@ from vita_audio_pl.models.weight_files import SINGLE, write_json
 
 DRAFT_FOLDER = "heads"
 DRAFT_TYPE = "mtp"
-"""`model_type` of the drafts, one that vLLM takes for multi-token prediction whatever the model."""
+"""`model_type` of the draft model; vLLM treats it as multi-token prediction for any model."""
 DRAFT_CLASS = "MCTPHeads"
 FINAL_NORM = "model.norm.weight"
 
@@ -35,7 +35,7 @@ def save_vllm(
     first_code: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes the folder that `vllm serve` takes, LoRA adapters merged; arguments as for `save_backbone`.
+    """Write the folder that `vllm serve` takes, LoRA adapters merged; for the arguments see `save_backbone`.
 
     Raises:
         UserError: the model has no heads.
@@ -53,14 +53,14 @@ def save_vllm(
 def draft_config(backbone: dict[str, Any], n_heads: int) -> dict[str, Any]:
     """`config.json` of the heads as a draft model.
 
-    backbone: fields of the backbone's `config.json`; `num_hidden_layers` stays, since the heads' layers are counted on.
+    backbone: fields of the backbone's `config.json`; `num_hidden_layers` is kept, as heads are numbered after it.
     """
     kind = {"architectures": [DRAFT_CLASS], "model_type": DRAFT_TYPE, "backbone_type": backbone["model_type"]}
     return backbone | kind | {HEADS: n_heads, "n_predict": n_heads}
 
 
 def serve_command(folder: Path, name: str) -> str:
-    """How vLLM serves an exported folder, every head drafting; name: of the folder, from where the command is given."""
+    """The command that serves an exported folder with vLLM, every head drafting; name: path of the folder."""
     n_heads = read_json(folder / DRAFT_FOLDER / "config.json")[HEADS]
     draft = {"method": "mtp", "model": f"{name}/{DRAFT_FOLDER}", "num_speculative_tokens": n_heads}
     return shlex.join(["vllm", "serve", name, "--speculative-config", json.dumps(draft)])

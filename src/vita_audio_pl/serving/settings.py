@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vita_audio_pl.config.command import CommandConfig
-from vita_audio_pl.config.decoding import VERIFY_MODES
+from vita_audio_pl.config.decoding import VERIFY_MODES, WHEN_FULL
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import WHEN_FULL
 from vita_audio_pl.inference.options import InferenceConfig
 
 KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"

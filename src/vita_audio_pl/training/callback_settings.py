@@ -1,4 +1,4 @@
-"""Settings of what surrounds the training step: logging, validation, checkpoints, samples, the guard against bad steps."""
+"""Settings of everything around the training step: logging, validation, checkpoints, samples, the guard."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from vita_audio_pl.evaluation.judges.choice import JUDGES
 
 @dataclass
 class GuardConfig:
-    """What happens to steps whose gradient norm is not finite, or a spike: they are left out, and counted."""
+    """Steps whose gradient norm is not finite, or a spike, are skipped and counted."""
 
     bad_steps: int = setting(3, "bad steps in a row before the last good checkpoint is restored", at_least=1)
     rollbacks: int = setting(2, "restores per stage before the run stops", at_least=0)
@@ -26,7 +26,7 @@ SAMPLE_TASKS = ("asr", "tts", "sqa", "text")
 
 @dataclass
 class SamplesConfig(DecodingConfig):
-    """Fixed held-out prompts that the model answers while it trains, and at its end."""
+    """Held-out prompts that the model answers during training and at the end of a stage."""
 
     every_steps: int | None = setting(None, "steps between samples; null = a fifth of the stage; 0 = never", at_least=0)
     per_task: int = setting(2, "prompts per task", at_least=1)
@@ -54,7 +54,7 @@ class SamplesConfig(DecodingConfig):
 
 @dataclass
 class ProfileConfig:
-    """Steps that are traced, to be looked into: `profile/` in the stage's folder."""
+    """Steps to profile, with output to `profile/` in the stage's folder."""
 
     at_step: int | None = setting(None, "first step to profile; null = no profile", at_least=1)
     steps: int = setting(3, "number of steps to profile", at_least=1)
@@ -63,7 +63,7 @@ class ProfileConfig:
 
 @dataclass
 class CallbacksConfig:
-    """How often the run is logged, checked and saved; steps are optimiser steps."""
+    """How often to log, validate and save; steps are optimiser steps."""
 
     log_every: int = setting(10, "steps between log lines", at_least=1)
     validate_every: int | None = setting(
@@ -97,7 +97,7 @@ class CallbacksConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where the figures go; `metrics.csv` is always written."""
+    """Loggers; `metrics.csv` is always written."""
 
     wandb: str = setting(
         "auto",

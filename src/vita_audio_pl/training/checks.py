@@ -1,4 +1,4 @@
-"""Settings that do not go together, refused before anything is built."""
+"""Checks of settings against each other, before anything is built."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +18,18 @@ SHORTEST_ROW = 16
 
 
 def apply_stage_settings(config: DictConfig, given: Sequence[str] = ()) -> None:
-    """Fill in `config.stage` and what is left open, in place.
+    """Fill in `config.stage` and settings that depend on others, in place.
 
-    The numbers of a stage come, later ones winning, from `conf/numbers/<scale>/<stage>.yaml`, an experiment, and the
-    command line; `per_stage.<stage>` says them for one stage of a chain. `stage.<setting>` on the command line wins over
-    a `per_stage` that is not on it. What follows from the model that the stage starts from is `run_folder.origin`'s.
+    Precedence of a stage's numbers, highest first: command line, experiment, `conf/numbers/<scale>/<stage>.yaml`,
+    `conf/stage/<stage>.yaml`. `per_stage.<stage>` sets them for one stage of a chain; `stage.<setting>` on the command
+    line overrides a `per_stage` that is not on it. For settings that follow from the starting model see
+    `run_folder.origin`.
 
     Args:
         given: overrides of the command line, as `key=value`.
 
     Raises:
-        UserError: the command line says two things of one setting, or what the model that the stage starts from is not.
+        UserError: the command line sets one thing twice, or contradicts the model that the stage starts from.
     """
     if config.model.attention is None:
         config.model.attention = "flash" if _on_gpus_in_16_bits(config) else "per_document"
@@ -58,10 +59,10 @@ def apply_stage_settings(config: DictConfig, given: Sequence[str] = ()) -> None:
 
 
 def check_train_config(config: TrainConfig) -> None:
-    """Check the settings of several groups against one another.
+    """Check settings of different groups against each other.
 
     Raises:
-        UserError: what does not go together, and what to change.
+        UserError: the settings that contradict each other, and what to change.
     """
     below(below(Path(config.paths.runs), config.run_name, "run_name"), config.stage.name, "stage.name")
     IntervalRatio.of(config.text_audio_interval_ratio)
@@ -102,7 +103,7 @@ def _on_gpus_in_16_bits(config: TrainConfig | DictConfig) -> bool:
 
 
 def settings_of_stage(stage: str, overrides: Sequence[str]) -> TrainConfig:
-    """What the stage's own process would get; must be called inside an entry point, whose search path it uses."""
+    """The configuration of one stage's own process; call inside an entry point, whose search path it uses."""
     settings = [*(override for override in overrides if not override.startswith("--")), f"stage={stage}"]
     config: TrainConfig = to_dataclass(compose("train", settings), apply_stage_settings, settings)
     return config

@@ -1,4 +1,4 @@
-"""`train finetune=DIR shards=DIR`: the settings that fine-tuning a finished model on a person's own data stands for."""
+"""`train finetune=DIR shards=DIR`: expands to the settings for fine-tuning a finished model on your own data."""
 
 import math
 import shutil
@@ -14,7 +14,7 @@ from vita_audio_pl.storage.model_folders import find_model, read_manifest
 WORDS = ("finetune", "shards", "lora")
 LORA_RANK = 8
 _EPOCHS = ((500, 10), (5_000, 5), (50_000, 3), (math.inf, 2))
-"""Passes over the data, by the number of samples up to which it holds."""
+"""Passes over the data, by the largest number of samples that they apply to."""
 _FULL_RATE_HOURS = 10.0
 _LORA_FACTOR = 5.0
 _MOST_STEPS, _FEWEST_STEPS = 4000, 20
@@ -23,12 +23,12 @@ _PUBLISHED = {"learning_rate": 5e-5, "head_rate_factor": 10.0, "sequence_length"
 
 @dataclass(frozen=True)
 class Choice:
-    """What follows from the size of the data.
+    """Settings chosen by the size of the data.
 
     Attributes:
-        learning_rate: peak.
-        rows_per_step: packed rows in an optimiser step; `steps` of them are `epochs` passes over the data.
-        why: one line for people.
+        learning_rate: peak learning rate.
+        rows_per_step: packed rows per optimiser step; `steps` of them are `epochs` passes over the data.
+        why: one line that explains the choice.
     """
 
     learning_rate: float
@@ -42,8 +42,8 @@ def choose(samples: int, tokens: int, hours: float, usual: dict[str, Any], lora:
     """Learning rate and steps for data of this size.
 
     Args:
-        tokens: in one pass over the samples, about.
-        hours: of audio; text alone counts as 0.
+        tokens: tokens in one pass over the samples, about.
+        hours: hours of audio; 0 for text.
         usual: `learning_rate`, `sequence_length` and `rows_per_step` of the stage that the model comes from.
     """
     epochs = next(number for most, number in _EPOCHS if samples <= most)
@@ -61,10 +61,10 @@ def choose(samples: int, tokens: int, hours: float, usual: dict[str, Any], lora:
 
 
 def with_finetune(arguments: Sequence[str]) -> list[str]:
-    """The command line with `finetune=`, `shards=` and `lora=` written out; what a person gives beside them wins.
+    """The command line with `finetune=`, `shards=` and `lora=` expanded; other settings given on it win.
 
     Raises:
-        UserError: one is given without the others, or model and data cannot be found or do not belong together.
+        UserError: one is given without the others, or model or data cannot be found or do not match.
     """
     said = dict(
         argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in WORDS and "=" in argument
@@ -84,14 +84,14 @@ def with_finetune(arguments: Sequence[str]) -> list[str]:
     meant, why = _settings(find_model(said["finetune"], runs), Path(said["shards"]), lora)
     print(why, flush=True)
     given = {argument.partition("=")[0].lstrip("+") for argument in rest}
-    if "stage.epochs" in given:  # the length is given in another way, and what was chosen by it falls away
+    if "stage.epochs" in given:  # the command line sets the length in another way, so the chosen one is dropped
         given |= {"stage.steps", "callbacks.validate_every"}
     return [*(setting for setting in meant if setting.partition("=")[0] not in given), *rest]
 
 
 def _settings(model: Path, shards: Path, lora: bool) -> tuple[list[str], str]:
-    """Overrides for fine-tuning `model` on the data in `shards`, and the choice in a line."""
-    from vita_audio_pl.inference.loading import read_model_facts  # torch comes with it
+    """Overrides for fine-tuning `model` on the data in `shards`, and a line that explains them."""
+    from vita_audio_pl.inference.loading import read_model_facts  # imports torch
 
     facts, manifest = read_model_facts(model), read_manifest(model)
     folder = shards / "shards" if (shards / "shards").is_dir() else shards
@@ -113,7 +113,7 @@ def _settings(model: Path, shards: Path, lora: bool) -> tuple[list[str], str]:
     stage, rendering = config.get("stage") or {}, config.get("rendering") or {}
     own = stage if manifest.get("stage") == "sft" else {}
     usual = {name: own.get(name, default) for name, default in _PUBLISHED.items()}
-    if stage:  # rows of a length that the model has seen
+    if stage:  # the row length that the model was trained with
         usual["sequence_length"] = stage.get("sequence_length", usual["sequence_length"])
     tokens = sum(source.text_tokens + round(1.3 * source.codes) + 16 * source.samples for source in sources)
     samples, hours = sum(source.samples for source in sources), sum(source.seconds for source in sources) / 3600

@@ -1,7 +1,7 @@
 """The schema of `conf/train.yaml`: every setting of a training run, with its type, range and meaning.
 
-Settings of several groups that do not go together are in `checks.py`. Nothing here imports torch, so that `--help` and
-mistakes on the command line are answered at once.
+Checks across groups are in `checks.py`. Nothing here imports torch, so that `--help` and mistakes on the command
+line are answered at once.
 """
 
 import re
@@ -23,14 +23,14 @@ BLOCKS = ("none", "backbone", "heads", "all")
 
 @dataclass
 class ScaleConfig:
-    """A size of everything: `small` runs on a laptop, `published` is the paper's."""
+    """A scale: `small` runs on a laptop, `published` is the paper's."""
 
     name: str = MISSING
 
 
 @dataclass
 class VariantConfig:
-    """One published system: which stages it takes and which stage may follow which."""
+    """One published system: its stages, and which stage may follow which."""
 
     name: str = MISSING
     stages: list[str] = setting(MISSING, "stages of the chain, in order")
@@ -88,7 +88,7 @@ class StageConfig:
 
 @dataclass
 class StageOverrides:
-    """Settings of `StageConfig` for one stage of a chain, by its name; null = the stage's own."""
+    """Overrides of `StageConfig` for one stage of a chain, by stage name; null = the stage's own value."""
 
     n_heads: int | None = None
     freeze: list[str] | None = None
@@ -104,7 +104,7 @@ class StageOverrides:
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters on the backbone's layers; what they adapt is frozen, and they are merged at the hand-over."""
+    """Low-rank adapters on the backbone's layers; the adapted weights are frozen. Merged when the stage hands over."""
 
     rank: int = setting(0, "LoRA rank; 0 = no adapters", at_least=0)
     alpha: float | None = setting(None, "scaling is alpha / rank; null = 2 * rank", above=0)
@@ -125,7 +125,7 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    """The backbone: its dimensions, where its pretrained weights are, and how its layers and the heads are run."""
+    """The backbone: its dimensions, its pretrained weights, and how its layers and the heads are run."""
 
     name: str = MISSING
     pretrained: str | None = setting(
@@ -156,7 +156,7 @@ class ModelConfig:
 
     @property
     def kernel(self) -> str:
-        """`attention`, which the checks of a stage fill in where it is null."""
+        """`attention`, after the checks have replaced null."""
         assert self.attention is not None
         return self.attention
 
@@ -175,7 +175,7 @@ class ModelConfig:
 
 @dataclass
 class CodecConfig:
-    """Which audio codec made the codes."""
+    """The audio codec of the data."""
 
     name: str = MISSING
     codebook_size: int = setting(MISSING, "codes in the codebook", at_least=1)
@@ -193,7 +193,7 @@ class EncoderConfig:
 
 @dataclass
 class RenderingConfig:
-    """How conversations become training rows, beside the interval ratio."""
+    """How conversations are rendered as training rows, besides the interval ratio."""
 
     lead_in_codes: int = setting(
         0, "codes of silence before an answer's audio, so that speech does not get ahead of its text", at_least=0
@@ -207,7 +207,7 @@ class RenderingConfig:
 
 @dataclass
 class OptimConfig:
-    """How the weights move: gradients are clipped, `optimizer` steps, `schedule` sets its rate."""
+    """Optimisation: gradient clipping, optimiser and learning-rate schedule."""
 
     optimizer: Any = setting(MISSING, "component: settings of an optimiser, or a class like those of torch.optim")
     schedule: Any = setting(MISSING, "component: learning-rate schedule")
@@ -250,7 +250,7 @@ class TrainerConfig:
 
 @dataclass
 class ExperimentConfig:
-    """What an ablation asks, and how each of its arms is measured; set by the files in `experiments/`."""
+    """The question of an ablation, and how its arms are evaluated; set by the files in `experiments/`."""
 
     name: str = setting("", "name of the ablation: arms go to runs/<name>/<arm>; empty = no ablation")
     question: str = ""
@@ -276,13 +276,13 @@ class TrainConfig(CommandConfig):
     seed: int = setting(0, "seed of weights, data order and dropout", at_least=0, at_most=2**32 - 1, common=True)
     text_audio_interval_ratio: list[int] = setting(
         MISSING,
-        "[t1, a1, ..., tn, an]: alternating runs of text and audio tokens; each a counts both markers",
+        "runs of text and audio tokens in turn: [t1, a1, ..., tn, an]; each a counts both markers",
         at_least=1,
         common=True,
     )
     decode_pattern: list[int] = setting(
         MISSING,
-        "[M, m, ...]: alternating runs of tokens written by the backbone and by the heads",
+        "runs of tokens that backbone and heads write in turn: [M, m, ...]",
         at_least=0,
         common=True,
     )

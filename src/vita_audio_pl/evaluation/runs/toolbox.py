@@ -18,9 +18,12 @@ from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_folder
 from vita_audio_pl.evaluation.runs.runner import Answered
 from vita_audio_pl.foreign.weights import require_trust
-from vita_audio_pl.inference import Generation, LoadedModel, SpanConstraint, generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, encode_recordings, prompt_ids, read_recordings
+from vita_audio_pl.inference.batch import generate
+from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
 from vita_audio_pl.inference.prompts import answer_text
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.text import TextTokenizer, Vocabulary

@@ -1,1 +1,1 @@
-"""What happens around steps: checkpoints are asked for, bad steps undone, samples answered, the run watched."""
+"""Callbacks of a training run: checkpoints, bad steps, samples, monitoring, preemption."""

@@ -1,4 +1,4 @@
-"""Callbacks of the user's own, Lightning's among them: what a checkpoint keeps of them."""
+"""State of user-defined callbacks (and Lightning's own) in checkpoints."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,14 +15,14 @@ _TENSOR, _COUNT = "tensor", "n_averaged"
 
 
 class ExtraCallbacks:
-    """State of `callbacks.extra`: what their `state_dict` gives, and averaged weights beside the model's own.
+    """State of `callbacks.extra` in checkpoints: their `state_dict`, and averaged weights.
 
     Args:
-        callbacks: by name.
-        engine: that the model trains under; it keeps the averages.
+        callbacks: callbacks by name.
+        engine: engine of the run, which also saves averaged weights.
 
     Raises:
-        UserError: weights are to be averaged under an engine that shards them: Lightning's callback copies the whole model.
+        UserError: weight averaging under an engine that shards weights: Lightning's callback copies the whole model.
     """
 
     def __init__(self, callbacks: Mapping[str, Callback], engine: Engine) -> None:
@@ -46,7 +46,7 @@ class ExtraCallbacks:
         return states
 
     def resume_from(self, state: dict[str, Any]) -> None:
-        """Take over a `state()`; callbacks that were not there start from scratch."""
+        """Restore a `state()`; callbacks that it does not have start from scratch."""
         for name in self.callbacks.keys() & state.keys():
             callback, values = self.callbacks[name], dict(state[name])
             if isinstance(callback, WeightAveraging):

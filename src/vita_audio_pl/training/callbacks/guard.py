@@ -1,4 +1,4 @@
-"""Steps that would spoil the model: skipped, counted, named, and undone where they could not be skipped."""
+"""Bad steps: skipped, counted and logged with their samples, and undone if they could not be skipped."""
 
 import json
 import math
@@ -19,38 +19,39 @@ from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.step.freezing import bunch
 from vita_audio_pl.training.step.module import SpeechLMModule
 
-_MEMORY = 0.99  # of the running mean of the logarithm of the gradient norm
-_WARM_UP = 20  # steps before a spike can be distinguished from a start
+_MEMORY = 0.99  # decay of the running mean of the log gradient norm
+_WARM_UP = 20  # steps before a spike can be told from the start of training
 _STATE = {"skipped", "rollbacks", "doubt", "_in_a_row", "_returned_to", "_mean_log_norm", "_seen"}
 
 
 class StepGuard(Callback):
-    """Skips steps whose gradient norm is not finite, or a spike; after several in a row goes back to a good checkpoint.
+    """Skips steps whose gradient norm is not finite, or a spike; after several in a row rolls back to a checkpoint.
 
-    Going back restores weights and moments, not the data position: the rows that did it are not met again. DeepSpeed
-    leaves out what is not finite, but updates before a spike can be seen: such a step goes back immediately.
+    A rollback restores weights and moments but not the data position, so the same rows are not met again. DeepSpeed
+    skips non-finite steps itself, but updates before a spike is known: such a step is rolled back immediately.
 
-    From a bad step until the next good one the state is in `doubt`: what is saved meanwhile takes no good checkpoint's
-    place. Where no step is good after going back, that checkpoint is set apart, and the one before it is next.
+    From a bad step until the next good one the state is in `doubt`: checkpoints saved meanwhile do not replace a good
+    one. If no step after a rollback is good, that checkpoint is set aside, and the next rollback uses the one before
+    it.
 
     Args:
-        settings: how many, how high.
-        engine: that the model trains under.
-        writer: of the stage's checkpoints.
-        folder: each rank writes `bad_steps.rank-<r>.jsonl` there: step, reason, and the rows of its batches.
+        settings: thresholds and limits.
+        engine: engine of the run.
+        writer: writer of the stage's checkpoints.
+        folder: each rank writes `bad_steps.rank-<r>.jsonl` there: step, reason, and the documents of its batches.
 
     Raises:
-        UserError: it goes on after `settings.rollbacks` returns, or there is no good checkpoint to return to.
+        UserError: still bad after `settings.rollbacks` rollbacks, or no good checkpoint to roll back to.
     """
 
     doubt: str | None = None
-    """Why the present state may be bad: what was wrong with the last step, or with what it was saved as."""
+    """Why the present state may be bad: the problem of the last step, or of the checkpoint that was restored."""
 
     def __init__(self, settings: GuardConfig, engine: Engine, writer: CheckpointWriter, folder: Path) -> None:
         self.settings, self.engine, self.writer, self.folder = settings, engine, writer, folder
         self.skipped = self.rollbacks = 0
         self._in_a_row = 0
-        self._returned_to: int | None = None  # step of a checkpoint after which no step has been good yet
+        self._returned_to: int | None = None  # step of a rollback checkpoint after which no step has been good yet
         self._mean_log_norm, self._seen = 0.0, 0
         self._window: list[tuple[list[list[str]], torch.Tensor]] = []
 
@@ -83,19 +84,19 @@ class StepGuard(Callback):
         self._window.clear()
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return {name: getattr(self, name) for name in _STATE}
 
     def resume_from(self, state: dict[str, Any]) -> None:
-        """Take over `state()` of a checkpoint."""
+        """Restore the `state()` of a checkpoint."""
         for name in _STATE & state.keys():
             setattr(self, name, state[name])
 
     def roll_back(self, trainer: L.Trainer, module: SpeechLMModule, reason: str) -> None:
-        """Restore weights and moments of the last good checkpoint; the data position is kept. Collective.
+        """Restore weights and moments of the last good checkpoint, but not the data position. Collective.
 
         Raises:
-            UserError: there is none, or going back has not helped before.
+            UserError: there is none, or rollbacks have not helped.
         """
         self.writer.finish()
         self.writer.spoilt = None
@@ -126,7 +127,7 @@ class StepGuard(Callback):
             )
 
     def _move_aside(self, reason: str, with_doubtful: bool) -> None:
-        """Take checkpoints that did not help from those to go back to, and doubtful ones from those to resume from."""
+        """Mark checkpoints that did not help as bad for rollbacks, and doubtful ones as bad for resuming."""
         reason = f"no step was good after it: {reason}"
         if self._returned_to is not None:
             for path in checkpoints(self.writer.folder, GOOD):
@@ -152,6 +153,6 @@ class StepGuard(Callback):
             self.roll_back(trainer, module, reason)
 
     def _suspects(self) -> list[str]:
-        """Documents of the batches whose own loss is not finite; of all batches of the step where none is."""
+        """Documents of the batches whose own loss is not finite; if there are none, of all batches of the step."""
         spoilt = [names for names, loss in self._window if not bool(torch.isfinite(loss))]
         return [name for names in spoilt or [names for names, _ in self._window] for row in names for name in row]

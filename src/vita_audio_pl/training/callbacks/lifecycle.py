@@ -1,4 +1,4 @@
-"""Callbacks around a stage's training: resume and checkpoints before and during it, checks and hand-over at its end."""
+"""Callbacks around a stage: resume, checkpoints, final checks and hand-over."""
 
 import difflib
 import math
@@ -40,27 +40,27 @@ from vita_audio_pl.training.step.module import SpeechLMModule
 from vita_audio_pl.training.step.tally import validation_figures
 from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
-_HAND_OVER = timedelta(hours=24)  # that ranks wait for the first to write the model folder
+_HAND_OVER = timedelta(hours=24)  # how long ranks wait for the first to write the model folder
 
 
 class Stateful(Protocol):
-    """What a checkpoint carries beside weights, moments and data position."""
+    """Further state that a checkpoint stores, next to weights, moments and data position."""
 
     def state(self) -> Any:
         """JSON values."""
 
     def resume_from(self, state: Any) -> None:
-        """Take over a `state()`; called before training starts."""
+        """Restore a `state()`; called before training starts."""
 
 
 class Resume(Callback):
-    """Goes on from the last checkpoint that can be read. Must stand first: the other callbacks start from what it restores.
+    """Resumes from the last readable checkpoint. Must be the first callback: the others start from what it restores.
 
     Args:
-        go_back_to: step of the checkpoint to resume from; newer ones are moved aside.
+        go_back_to: step of the checkpoint to resume from; newer ones are set aside.
 
     Raises:
-        UserError: there are checkpoints, and none of them can be used: starting over is not this callback's to decide.
+        UserError: there are checkpoints, but none is usable; starting over needs an explicit command.
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class Resume(Callback):
             end_training(trainer)  # killed before the hand-over
 
     def _roll_back(self) -> str | None:
-        """Set apart what is newer than the checkpoint that was asked for; what is wrong with that."""
+        """Set aside checkpoints newer than the requested one; returns the problem, if any."""
         folder, step = self.writer.folder, self.go_back_to
         note = folder / ROLLED_BACK
         if step is None:
             note.unlink(missing_ok=True)
             return None
-        if noted_step(note) == step:  # a job that is started again gives the same command
+        if noted_step(note) == step:  # a restarted job gives the same command again
             print(f"this run was rolled back to step {step} before; to do so again, remove {note}", flush=True)
             return None
         there = checkpoints(folder, GOOD, DOUBT)
@@ -150,16 +150,16 @@ def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str], any_n
 
 
 class Checkpointing(Callback):
-    """Writes a checkpoint every `every` optimiser steps and at the end; keeps the best by a figure of validation, too.
+    """Saves a checkpoint every `every` optimiser steps and at the end; also keeps the best one by a validation metric.
 
     Args:
-        guard: says whether the state that is saved is in doubt.
-        best_by: the figure, of validation or logged by another callback; None keeps the last alone.
-        best_when: "lower" or "higher"; None is higher for accuracies and lower for others.
+        guard: knows whether the present state is in doubt.
+        best_by: a metric of validation, or logged by another callback; None keeps only the last checkpoints.
+        best_when: "lower" or "higher"; None: higher for accuracies, lower for others.
     """
 
     preempted = False
-    """Whether the run leaves before its last step, to be resumed later."""
+    """Whether the run stops before its last step, to be resumed later."""
 
     def __init__(
         self,
@@ -193,12 +193,12 @@ class Checkpointing(Callback):
                 f"callbacks.keep_best_by={self.best_by}: this validation has no such metric, only {there}", flush=True
             )
         value = float(figures.get(self.best_by, math.nan))
-        if not trainer.strategy.broadcast(self._is_best(value)):  # rank 0 decides for all: to save is collective
+        if not trainer.strategy.broadcast(self._is_best(value)):  # rank 0 decides for all, because saving is collective
             return
         self.save(trainer, module)
         self.writer.finish()
         step = trainer.global_step
-        if trainer.is_global_zero and (self.writer.folder / checkpoint_name(step)).is_dir():  # not where it was spoilt
+        if trainer.is_global_zero and (self.writer.folder / checkpoint_name(step)).is_dir():  # not in a doubtful state
             mark_best(self.writer.folder, step, self.best_by, value)
 
     def _is_best(self, value: float) -> bool:
@@ -213,7 +213,7 @@ class Checkpointing(Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         if trainer.should_stop and not self.preempted and trainer.global_step < trainer.max_steps:
-            # another callback, as EarlyStopping, has ended the stage here
+            # another callback, such as EarlyStopping, has ended the stage here
             self.save(trainer, module)
             self.writer.finish()
             if trainer.is_global_zero:
@@ -225,7 +225,7 @@ class Checkpointing(Callback):
         self.writer.end(trainer)
 
     def save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
-        """Write a checkpoint of the step just done; all ranks call it."""
+        """Save a checkpoint of the step just done; called on all ranks."""
         state = {"data": trainer.datamodule.state_dict()}  # type: ignore[attr-defined]  # set by `fit`
         state |= {name: part.state() for name, part in self.stateful.items()}
         self.writer.save(trainer, module.speech_lm, state, doubt=self.guard.doubt)

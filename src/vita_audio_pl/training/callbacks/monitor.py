@@ -1,4 +1,4 @@
-"""Callbacks that report how a run goes: metrics to the loggers and to other callbacks, a bar or plain lines to the terminal."""
+"""Progress reports: metrics to the loggers and to other callbacks, a progress bar or plain lines on the terminal."""
 
 import sys
 import time
@@ -19,14 +19,14 @@ from vita_audio_pl.training.step.module import SpeechLMModule
 
 
 class Monitor(Callback):
-    """Writes the figures of training every `log_every` optimiser steps, those of validation when it ends.
+    """Logs training metrics every `log_every` optimiser steps, and validation metrics after each validation.
 
     Args:
-        log_every: optimiser steps between two lines.
-        flops: counts the operations of a step, for MFU.
-        settings: name the devices' peak, where it is not in the table.
-        guard: knows how many steps were left out.
-        writer: knows how long training waited for checkpoints.
+        log_every: optimiser steps between log entries.
+        flops: operations of a step, for MFU.
+        settings: name the devices' peak, if it is not in the table.
+        guard: counts the skipped steps.
+        writer: measures how long training waited for checkpoints.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Monitor(Callback):
         self.log_every, self.flops, self.settings, self.guard, self.writer = log_every, flops, settings, guard, writer
         self._stalled = 0.0
         self.latest: dict[str, float] = {}
-        self.validation: dict[str, float] = {}  # figures of the last one
+        self.validation: dict[str, float] = {}  # metrics of the last one
         self.step = 0
         self._peak: float | None = None
 
@@ -75,15 +75,15 @@ class Monitor(Callback):
         assert isinstance(module, SpeechLMModule)
         shared = trainer.world_size > 1
         figures = module.val_tally.read("val", shared, module.device)
-        for name, tally in module.val_tallies.items():  # every rank in the same order: reading is collective
+        for name, tally in module.val_tallies.items():  # in the same order on every rank: reading is collective
             figures |= tally.read(f"val/{name}", shared, module.device)
         self.validation = figures
         self._log(trainer, figures, trainer.global_step)
-        module.train_tally.restart()  # the time of validation is not the time of training
+        module.train_tally.restart()  # validation does not count as training time
         self._waited(trainer)
 
     def _speed(self, trainer: L.Trainer, module: SpeechLMModule) -> dict[str, float]:
-        """Use of the devices between the last two readings."""
+        """Device utilisation between the last two readings."""
         tally = module.train_tally
         waited = self._waited(trainer) / tally.seconds
         figures = {"data_wait_share": min(1.0, waited), "memory_gib": memory_in_use(module.device)}
@@ -112,7 +112,7 @@ class Monitor(Callback):
 
 
 class ProgressReport(Callback):
-    """A progress bar on a terminal, a line about every twentieth of the stage elsewhere."""
+    """A progress bar on a terminal; elsewhere a line about every 5 % of the stage."""
 
     def __init__(self, monitor: Monitor, title: str) -> None:
         self.monitor, self.title = monitor, title

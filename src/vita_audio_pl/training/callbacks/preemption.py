@@ -1,4 +1,4 @@
-"""What a cluster does to a run: a signal to leave, agreed by all ranks, saved for, and requeued after."""
+"""Preemption by a cluster: a signal to stop, agreed on by all ranks, followed by saving and requeueing."""
 
 import os
 import signal
@@ -20,17 +20,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Preemption(Callback):
-    """Leaves at the next step boundary after SIGTERM, SIGUSR1 or Ctrl-C on any rank: saves, stops; requeues a SLURM job.
+    """Stops at the next step boundary after SIGTERM, SIGUSR1 or Ctrl-C on any rank: saves, stops; requeues a SLURM job.
 
-    The handler only says so and sets a flag; ranks agree on it between two steps, or two batches of a validation, where
-    no collective is under way. A validation that is under way is cut, and its figures are left out. After the last step
-    the stage is handed over in spite of a signal. Before the first step, `processes.announce_stop` leaves at once. The
-    same word carries a checkpoint that could not be written on one rank, so that all stop together, and one that is
-    not finite, so that all go back together. After Ctrl-C nothing is requeued, and one more ends the process at once.
+    The handler only prints and sets a flag; ranks agree on it between two steps, or two batches of a validation, where
+    no collective is running. A validation in progress is cut and its metrics are dropped. After the last step
+    the stage is handed over despite the signal. Before the first step, `processes.announce_stop` exits at once. The
+    same exchange reports a checkpoint that could not be written on one rank, so that all stop together, and one that is
+    not finite, so that all roll back together. After Ctrl-C nothing is requeued; a second one exits at once.
 
     Attributes:
-        left_at: the step that was saved; None while nothing has come.
-        status: exit status for having left there.
+        left_at: the step that was saved; None if no signal has come.
+        status: exit status to use after stopping.
     """
 
     def __init__(self, checkpointing: Checkpointing, requeue: bool) -> None:
@@ -44,7 +44,7 @@ class Preemption(Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._trainer = trainer
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
-        # its loop would still ask all ranks before every micro-batch, and wait for the device, whether a signal came; no
+        # Lightning's loop would ask all ranks before every micro-batch whether a signal came, and synchronise; no
         # setting turns that off
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
@@ -58,15 +58,15 @@ class Preemption(Callback):
         signalled, failed, spoilt = self._agreed(trainer, self._signal, writer.failed, writer.spoilt is not None)
         if failed:
             writer.finish(failed_elsewhere=True)
-        if spoilt and trainer.global_step < trainer.max_steps:  # no step is left after the last: it is not handed over
-            why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 says it
+        if spoilt and trainer.global_step < trainer.max_steps:  # after the last step the stage is handed over instead
+            why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 prints it
             guard.roll_back(trainer, module, why)
         if signalled and trainer.global_step < trainer.max_steps:
             self.checkpointing.save(trainer, module)
             writer.finish()
             self.left_at = trainer.global_step
             trainer.should_stop = self.checkpointing.preempted = True
-            trainer.limit_val_batches = 0  # Lightning validates before it stops, and there is little time
+            trainer.limit_val_batches = 0  # Lightning validates before it stops, but there is little time
             by_hand = signalled == signal.SIGINT
             self.status = INTERRUPTED if by_hand else TRY_AGAIN
             if trainer.is_global_zero:
@@ -83,7 +83,7 @@ class Preemption(Callback):
             self.checkpointing.preempted = True
             for tally in (module.val_tally, *module.val_tallies.values()):
                 tally.restart()
-            raise StopIteration  # ends Lightning's loop over the held-out batches; the next step saves and leaves
+            raise StopIteration  # ends Lightning's loop over the held-out batches; the next step saves and stops
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.left_at is not None and self.status == TRY_AGAIN:
@@ -97,7 +97,7 @@ class Preemption(Callback):
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
         if self._signal and self.left_at is None and peer_is_gone(exception):
-            # a rank that had not begun to train has left at once, and the others cannot do without it
+            # a rank that had not started training has exited at once, and the others cannot continue without it
             status = STATUS[self._signal]
             leave_with(status)
             print_now(
@@ -107,7 +107,7 @@ class Preemption(Callback):
                 requeue_job(agreed=status == TRY_AGAIN)
 
     def _agreed(self, trainer: L.Trainer, *here: int) -> list[int]:
-        """The largest of every number over all ranks; collective."""
+        """Elementwise maximum over all ranks; collective."""
         word = torch.tensor(here, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MAX)

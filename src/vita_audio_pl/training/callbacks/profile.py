@@ -1,4 +1,4 @@
-"""A look inside some steps: torch's trace, where the time went, and on GPUs who holds the memory."""
+"""Profiling of some steps: torch's trace, time per phase, and on GPUs a snapshot of the memory."""
 
 import time
 from pathlib import Path
@@ -16,11 +16,11 @@ FORMAT = 1
 
 
 class Profile(Callback):
-    """Traces the optimiser steps that `settings` names, on the ranks that it names. Must stand last, to see the others' work.
+    """Profiles the steps and ranks that `settings` names. Must be the last callback, to include the others' work.
 
-    Of each rank, in `folder`: `step-<n>.rank-<r>.trace.json` (chrome://tracing, Perfetto), `step-<n>.rank-<r>.times.json`
-    (seconds by phase, under which a GPU is waited for at the start and end of each phase), and on GPUs
-    `step-<n>.rank-<r>.memory.pickle` (torch.cuda.memory's snapshot, for torch's memory viewer).
+    Writes per rank to `folder`: `step-<n>.rank-<r>.trace.json` (chrome://tracing, Perfetto),
+    `step-<n>.rank-<r>.times.json` (seconds per phase; the GPU is synchronised at the start and end of each phase), and
+    on GPUs `step-<n>.rank-<r>.memory.pickle` (torch.cuda.memory's snapshot, for torch's memory viewer).
     """
 
     def __init__(self, settings: ProfileConfig, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fixed held-out prompts that a stage answers while it trains."""
+"""The held-out prompts that a stage's model answers during training."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ class SamplePrompt:
     Attributes:
         id: `source/sample-id`.
         task: asr, tts, sqa or text.
-        ids: tokens up to where the answer begins.
+        ids: token ids of the prompt.
         clips: features `(frames, size)` of its audio, for models with an audio encoder.
-        asked: the question's text; empty where it is only spoken.
+        asked: the question as text; empty if it is only spoken.
         reference: the expected answer as text.
     """
 
@@ -36,10 +36,10 @@ class SamplePrompt:
 def sample_prompts(
     settings: SamplesConfig, datamodule: SpeechDataModule, tokenizer: TextTokenizer, longest: int
 ) -> tuple[SamplePrompt, ...]:
-    """The same prompts in every run on the same data, of the tasks that the stage's held-out sources have.
+    """The same prompts in every run on the same data, for the tasks of the stage's held-out sources.
 
     Args:
-        longest: tokens that a prompt may have.
+        longest: most tokens of a prompt.
     """
     chosen = datamodule.held_out(
         settings.tasks,

@@ -1,4 +1,4 @@
-"""Answers of a model in training, decoded, transcribed and scored, as files: `samples/step-<n>/samples.jsonl` and `audio/`."""
+"""A training model's answers, decoded, transcribed and scored: `samples/step-<n>/samples.jsonl` and `audio/`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,8 +18,10 @@ from vita_audio_pl.evaluation.runs.jobs import SPEAKING_TASKS, audio_file
 from vita_audio_pl.evaluation.runs.toolbox import as_answer
 from vita_audio_pl.evaluation.scores.normalisers import mixed
 from vita_audio_pl.evaluation.scores.scoring import METRICS, Scoring, per_utterance, score_answer
-from vita_audio_pl.inference import Runtime, SpanConstraint, generate
+from vita_audio_pl.inference.batch import generate
+from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.loading import VANILLA
+from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.storage.owned import begin_folder, finish_folder
@@ -32,16 +34,16 @@ from vita_audio_pl.training.run_folder.layout import sample_folder
 SAMPLES_FILE = "samples.jsonl"
 _RULES = Scoring(mixed)
 _WER = {"asr": "wer", "tts": "speech_wer", "sqa": "speech_wer"}
-"""The error rate that a task's samples are judged by."""
+"""The error rate of each task's samples."""
 
 
 @dataclass(frozen=True)
 class AnsweredSamples:
-    """What a model answered at one step.
+    """A model's answers at one step.
 
     Attributes:
-        folder: the files, under a name aside until `publish`.
-        rows: one for each answer, as in `samples.jsonl`.
+        folder: folder of the files, under a temporary name until `publish`.
+        rows: one per answer, as in `samples.jsonl`.
         figures: `samples/<task>/<metric>` over a task's prompts.
     """
 
@@ -51,10 +53,10 @@ class AnsweredSamples:
     figures: dict[str, float]
 
     def publish(self) -> Path:
-        """Give the folder its name; what an earlier run of the same step left there is replaced.
+        """Move the folder to its final name; replaces samples of the same step from an earlier run.
 
         Raises:
-            UserError: there is something else; these samples are left under their name aside.
+            UserError: something else is there; the samples are left under their temporary name.
         """
         place = sample_folder(self.folder.parent, self.step)
         finish_folder(self.folder, place, replace=True)
@@ -62,17 +64,17 @@ class AnsweredSamples:
 
 
 class SampleWriter:
-    """Lets a model answer fixed prompts, as the evaluation does, and writes what came of it.
+    """Lets a model answer fixed prompts, as in evaluation, and writes the results.
 
-    What fails is said once and left out: a task that cannot be generated, a codec or judge that is not there.
+    Failures are logged once and skipped: a task that cannot be generated, a missing codec or judge.
 
     Args:
         settings: judge and limits.
-        prompts: what is asked.
-        vocabulary, tokenizer_folder, codec_folder: of the data.
-        grammar: JSGF file for pocketsphinx.
-        pattern: decoding pattern of spoken answers; written ones are the backbone's alone.
-        folder: for `step-<n>/`.
+        prompts: the prompts.
+        vocabulary, tokenizer_folder, codec_folder: those of the data.
+        grammar: JSGF grammar for pocketsphinx.
+        pattern: decoding pattern of spoken answers; written ones use the backbone only.
+        folder: parent of `step-<n>/`.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class SampleWriter:
         self._warn = WarnOnce()
 
     def answer(self, model: SpeechLM, step: int, device: torch.device) -> AnsweredSamples:
-        """Generate, decode, transcribe, score and write, under a name aside.
+        """Generate, decode, transcribe, score and write, under a temporary name.
 
         Raises:
             OSError: the files cannot be written.
@@ -114,7 +116,7 @@ class SampleWriter:
         lines = "".join(json.dumps({"format": 1, **row}, ensure_ascii=False) + "\n" for row in rows)
         (aside / SAMPLES_FILE).write_text(lines, encoding="utf-8")
         if device.type != "cpu":
-            self._kept.clear()  # training wants the memory back
+            self._kept.clear()  # free the memory for training
         return AnsweredSamples(step, aside, rows, _figures(rows))
 
     def _generate(self, model: SpeechLM) -> dict[str, Answer]:
@@ -143,7 +145,7 @@ class SampleWriter:
         return answers
 
     def _transcribe(self, answers: dict[str, Answer], aside: Path, device: str) -> tuple[dict[str, Transcript], bool]:
-        """Writes the sounds; their transcripts, and whether a judge made any."""
+        """Write the audio; returns the transcripts, and whether a judge made any."""
         waves: dict[str, np.ndarray] = {}
         try:
             codec: Codec = self._once("codec", lambda: self._make_codec(device))
@@ -166,7 +168,7 @@ class SampleWriter:
         return {id: Transcript(id, text, seconds[id]) for id, text in zip(waves, texts, strict=True)}, judged
 
     def _row(self, prompt: SamplePrompt, answer: Answer, transcript: Transcript | None, judged: bool) -> dict[str, Any]:
-        """A line of `samples.jsonl`; `wer` is the rate of the task's first error metric that was measured."""
+        """A line of `samples.jsonl`; `wer` is the first error metric of the task that was measured."""
         spoken = prompt.task in SPEAKING_TASKS
         judgement = transcript or Transcript(prompt.id, "", 0.0) if judged else None
         scores, _ = score_answer(prompt.task, [prompt.reference], answer, judgement if spoken else None, _RULES)
@@ -190,7 +192,7 @@ class SampleWriter:
         return row
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What is loaded at its first use and kept."""
+        """Loaded on first use and cached."""
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]

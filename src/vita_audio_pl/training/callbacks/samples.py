@@ -1,4 +1,4 @@
-"""Fixed held-out prompts that the model answers while it trains: audio and text, beside the curves."""
+"""Held-out prompts that the model answers during training: audio and text, next to the curves."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,21 +19,21 @@ from vita_audio_pl.training.settings import LoraConfig
 from vita_audio_pl.training.step.module import SpeechLMModule
 from vita_audio_pl.training.tracking.loggers import log_samples
 
-if TYPE_CHECKING:  # it needs the packages of evaluation, which training does without
+if TYPE_CHECKING:  # it needs the evaluation packages, which training does not require
     from vita_audio_pl.training.callbacks.sample_writer import SampleWriter
 
 
 class Samples(Callback):
-    """Lets the model answer its prompts every `every` optimiser steps and after the last, with the weights of that step.
+    """Lets the model answer its prompts every `every` optimiser steps and after the last one.
 
-    The weights are gathered to rank 0, which answers while the other ranks wait. Nothing that happens here changes
-    training: its random numbers are put back, and what goes wrong is said and left.
+    The weights are gathered on rank 0, which answers while the other ranks wait. Training is not affected: random
+    state is restored, and failures are logged and ignored.
 
     Args:
         every: optimiser steps.
-        engine: that the model trains under.
+        engine: engine of the run.
         lora: adapters of the model.
-        folder: of the stage's samples.
+        folder: folder of the stage's samples.
         make_writer: called once on rank 0, when the first samples are due.
     """
 

@@ -1,4 +1,4 @@
-"""How well a run uses its devices: operations against their peak, memory, and the time that waits for data."""
+"""Device utilisation: MFU, memory, and time spent waiting for data."""
 
 import re
 import time
@@ -27,9 +27,9 @@ _PHASES = {
 
 
 class StepTimes(Profiler):
-    """Adds up the seconds of the phases of training steps, each without those that run inside it.
+    """Adds up the seconds of each phase of training steps, without nested phases.
 
-    On a GPU these are the host's, unless `device` is set: then every phase waits for the device, so that it has its own time.
+    On a GPU this is host time, unless `device` is set: then every phase is synchronised and gets its own time.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class StepTimes(Profiler):
                 self.seconds[self._open[-1][0]] -= elapsed
 
     def waited_for_data(self) -> float:
-        """Seconds since the last asking."""
+        """Seconds since the last call."""
         before, self._data = self._data, self.seconds[DATA]
         return self._data - before
 
@@ -71,9 +71,9 @@ def _phase(action_name: str) -> str | None:
 
 
 def peak_flops(settings: TrainerConfig, device: torch.device) -> float | None:
-    """Operations per second that a device can do at most; None for a CPU or GPU that is not in the table.
+    """Peak operations per second of a device; None for a CPU or a GPU that is not in the table.
 
-    `trainer.peak_tflops` decides where it is given. A CPU's is not guessed: a trial product says what is left of a shared one.
+    `trainer.peak_tflops` overrides it. A CPU's peak is not measured, since other processes may share the CPU.
     """
     if settings.peak_tflops is not None:
         return settings.peak_tflops * 1e12
@@ -82,7 +82,7 @@ def peak_flops(settings: TrainerConfig, device: torch.device) -> float | None:
 
 
 def memory_in_use(device: torch.device) -> float:
-    """GiB: the most that tensors have taken of a GPU, or what this process holds of the machine's memory."""
+    """Peak memory in GiB: of the tensors on a GPU, or of this process in host memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     held: int = psutil.Process().memory_info().rss
@@ -90,6 +90,6 @@ def memory_in_use(device: torch.device) -> float:
 
 
 def step_times_of(trainer: L.Trainer) -> StepTimes | None:
-    """The profiler of a trainer that `build_trainer` made."""
+    """The profiler of a trainer from `build_trainer`."""
     profiler = getattr(trainer, "profiler", None)
     return profiler if isinstance(profiler, StepTimes) else None

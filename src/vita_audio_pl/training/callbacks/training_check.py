@@ -13,17 +13,17 @@ from vita_audio_pl.training.step.freezing import bunch, fingerprint
 from vita_audio_pl.training.step.module import SpeechLMModule
 
 PATIENCE = 20
-"""Optimiser steps within which every trained tensor must have had a gradient."""
+"""Optimiser steps within which every trained tensor must receive a gradient."""
 _ROUNDED_AWAY = " or choose trainer.precision=bf16-mixed, whose weights are float32"
 
 
 class TrainingCheck(Callback):
-    """Hashes every parameter when the stage starts and when it ends, and looks for gradients after the first steps.
+    """Hashes every parameter at the start and end of a stage, and checks for gradients after the first steps.
 
     Whole tensors are hashed, so the result is the same under every engine and on every rank.
 
     Raises:
-        UserError: a trained tensor has had no gradient in the first steps; at the end, a frozen tensor has changed, or no
+        UserError: a trained tensor got no gradient in the first steps; at the end, a frozen tensor has changed, or no
             trained one has.
     """
 
@@ -35,7 +35,7 @@ class TrainingCheck(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
-        # a resumed stage compares what trains with the stage's start, and what is frozen with what the parent holds
+        # after a resume, trained tensors are compared with the stage's start and frozen ones with the parent
         self._before = self._fingerprints(module) | self._at_start
         self._at_start = {name: self._before[name] for name, p in _parameters(module) if p.requires_grad}
 
@@ -50,7 +50,7 @@ class TrainingCheck(Callback):
         moved = torch.zeros(len(held), dtype=torch.int32, device=module.device)
         for number, each in enumerate(held.values()):
             moved[number] = any(bool(value.any()) for kind, value in each.tensors.items() if kind != WEIGHT)
-        if trainer.world_size > 1:  # each rank knows of what it holds
+        if trainer.world_size > 1:  # each rank checks what it holds
             torch.distributed.all_reduce(moved, torch.distributed.ReduceOp.MAX)
         idle = [name for name, any_moved in zip(held, moved.tolist(), strict=True) if not any_moved]
         if idle:
@@ -60,7 +60,7 @@ class TrainingCheck(Callback):
             )
 
     def conclude(self, module: SpeechLMModule) -> None:
-        """Compare all parameters with the start and count them; what trains and did not change is named."""
+        """Compare all parameters with the start and count them; names trained tensors that did not change."""
         after = self._fingerprints(module)
         trains = {name: p.requires_grad for name, p in _parameters(module)}
         changed = {name for name, value in after.items() if value != self._before[name]}
@@ -83,15 +83,15 @@ class TrainingCheck(Callback):
         self.frozen = len(trains) - sum(trains.values())
 
     def state(self) -> dict[str, str]:
-        """Hashes of what trains at the stage's start, for a checkpoint."""
+        """Hashes of the trained tensors at the stage's start, for a checkpoint."""
         return self._at_start
 
     def resume_from(self, state: dict[str, str]) -> None:
-        """Take over `state()` of a checkpoint; to be called before training starts."""
+        """Restore the `state()` of a checkpoint; call before training starts."""
         self._at_start = dict(state)
 
     def _fingerprints(self, module: SpeechLMModule) -> dict[str, str]:
-        """Hashes by name, on every rank. Each is made by one rank, while all gather the tensors after it."""
+        """Hashes by name, on every rank. Each is computed by one rank, while all gather the following tensors."""
         rank, ranks = module.trainer.global_rank, module.trainer.world_size
         making: dict[str, Future[str]] = {}
         latest: Future[str] | None = None

@@ -1,4 +1,4 @@
-"""What goes wrong beside training is logged once, and training continues."""
+"""Failures outside the training step are logged once, and training continues."""
 
 import logging
 
@@ -6,7 +6,7 @@ log = logging.getLogger(__name__)
 
 
 class WarnOnce:
-    """Warns of a failure the first time; the same often happens again at every step."""
+    """Logs a failure the first time only; many repeat at every step."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()

@@ -1,4 +1,4 @@
-"""Names the rank that hangs: heartbeats on disk, and stack dumps when nothing has moved for too long."""
+"""Names the rank that hangs: heartbeat files, and stack dumps after too long without progress."""
 
 import faulthandler
 import json
@@ -13,19 +13,19 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 _BEAT_EVERY = 1.0  # seconds between heartbeats on disk
-_BEATS = 32.0  # heartbeats a second of all ranks, at most
+_BEATS = 32.0  # heartbeats per second of all ranks, at most
 COMPUTING, WAITING_FOR_DATA = "computing", "waiting for data"
 
 
 class Watchdog(Callback):
-    """Each rank notes where it is; a thread looks whether that moves.
+    """Each rank records its progress; a thread checks that it advances.
 
     After `patience` seconds without progress every rank writes its stacks to `<folder>/stacks.rank-<r>.txt`, and rank 0
-    says which ranks are behind the others, and what each was doing. The run is not ended: a slow disk may recover.
+    names the ranks that are behind, and what each was doing. The run is not ended: a slow disk may recover.
 
     Args:
-        folder: for `heartbeat.rank-<r>.json` and the stacks.
-        patience: seconds.
+        folder: folder of `heartbeat.rank-<r>.json` and the stacks.
+        patience: seconds without progress.
     """
 
     def __init__(self, folder: Path, patience: float) -> None:
@@ -68,12 +68,12 @@ class Watchdog(Callback):
             beat = self.folder / f"heartbeat.rank-{self._rank}.json"
             if self._moved != seen:
                 seen = self._moved
-                beside = beat.with_suffix(".new")  # rank 0 never reads half of it
+                beside = beat.with_suffix(".new")  # atomic, so that rank 0 never reads half a file
                 beside.write_text(json.dumps({"format": 1, **self._state}), encoding="utf-8")
                 beside.replace(beat)
             elif time.monotonic() - seen > self.patience:
                 self._alarm()
-                self._moved = seen = time.monotonic()  # the next alarm only after the same time again
+                self._moved = seen = time.monotonic()  # the next alarm comes after the same time again
 
     def _alarm(self) -> None:
         stacks = self.folder / f"stacks.rank-{self._rank}.txt"
@@ -86,7 +86,7 @@ class Watchdog(Callback):
         self.alarms += 1
 
     def report(self) -> str:
-        """One sentence on where every rank stands, those behind first."""
+        """One sentence on where every rank is, those behind first."""
         beats = {}
         for rank in range(self._ranks):
             path = self.folder / f"heartbeat.rank-{rank}.json"
@@ -105,7 +105,7 @@ class Watchdog(Callback):
 
 
 def record_collectives(folder: Path) -> None:
-    """Keep NCCL's last collectives, which a time-out writes to `folder/nccl.<rank>`; before the process group is made."""
+    """Record NCCL's last collectives, for `folder/nccl.<rank>` after a time-out; call before the process group exists."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in {
         "TORCH_FR_BUFFER_SIZE": "2000",

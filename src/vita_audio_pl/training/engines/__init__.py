@@ -1,1 +1,1 @@
-"""Engines: how a model is spread over devices, and how its whole parameters are read and written there."""
+"""Engines: how a model is distributed over devices, and how its whole parameters are read and written."""

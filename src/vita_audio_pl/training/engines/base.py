@@ -1,4 +1,4 @@
-"""What every engine offers; those here keep the whole model on each device (one process, or DDP)."""
+"""The interface of engines, and the two that keep the whole model on each device (one process, DDP)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ WEIGHT, AVERAGE = "weight", "average"
 
 @dataclass(frozen=True)
 class Held:
-    """A rank's range of a parameter, flattened.
+    """A rank's range of a flattened parameter.
 
     Attributes:
-        start: its first element.
-        tensors: `WEIGHT`, in the precision that the optimiser updates, and moments by the optimiser's names: one dimension,
-            the memory that is in use.
+        start: index of its first element.
+        tensors: `WEIGHT`, in the optimiser's precision, and moments under the optimiser's names; one-dimensional views
+            of the memory in use.
     """
 
     start: int
@@ -37,10 +37,10 @@ class Held:
 class Engine:
     """Strategy of a run, and access to whole parameters and moments under it.
 
-    `weight` and `clip` are collective: every rank calls them, in the same order.
+    `weight` and `clip` are collective: every rank must call them, in the same order.
 
     Attributes:
-        beside: models of the same parameters, not updated by the optimiser, that checkpoints keep, by kind.
+        beside: further models with the same parameters, not updated by the optimiser, that checkpoints store, by kind.
     """
 
     def __init__(self, settings: TrainerConfig) -> None:
@@ -50,25 +50,25 @@ class Engine:
 
     @property
     def backend(self) -> str:
-        """Process group: gloo on CPUs, NCCL on GPUs."""
+        """Backend of the process group: gloo on CPUs, NCCL on GPUs."""
         return "gloo" if self.settings.accelerator == "cpu" else "nccl"
 
     @property
     def timeout(self) -> timedelta:
-        """How long a collective waits for the other ranks."""
+        """Time limit of a collective."""
         return timedelta(seconds=self.settings.timeout_seconds)
 
     def precision(self) -> Precision:
-        """Lightning's plugin; an engine that casts by itself takes the one that does nothing."""
+        """Lightning's precision plugin; engines that cast themselves use one that does nothing."""
         return plain_precision(self.settings.precision, "cpu" if self.settings.accelerator == "cpu" else "cuda")
 
     @property
     def fused(self) -> bool | None:
-        """AdamW as one kernel; on GPUs torch's own choice makes temporaries as large as what is updated."""
+        """Whether AdamW runs as one kernel; on GPUs torch's default allocates temporaries as large as the update."""
         return True if self.settings.accelerator == "gpu" else None
 
     def averaging(self, accumulate: int) -> int:
-        """By what the engine divides a loss whose global value is a sum: the ranks, and the accumulated batches."""
+        """The factor that undoes averaging over ranks and micro-batches, for a loss that is a sum over them."""
         return self.settings.world_size * accumulate
 
     def strategy(self) -> Strategy | str:
@@ -76,26 +76,26 @@ class Engine:
         return "auto"
 
     def begin_batch(self, model: SpeechLM, ends_step: bool) -> None:
-        """Called before a batch of a step; `ends_step`: it is the last one."""
+        """Called before each micro-batch; `ends_step`: whether it is the last of its step."""
 
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
-        """Spread `model` over the devices, in place, before it is moved to them."""
+        """Distribute `model` over the devices, in place, before it is moved to them."""
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Whole value, in the precision that the optimiser updates."""
+        """Whole value of a parameter, in the optimiser's precision."""
         return parameter.detach()
 
     @property
     def copies(self) -> Any:
-        """Process group of the ranks that hold the same as this one; None where no other does."""
+        """Process group of the ranks that hold the same data as this one; None if no other does."""
         group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
         return group if group is not None and torch.distributed.get_world_size(group) > 1 else None
 
     def held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
-        """What this rank holds of every parameter that trains, by name; moments before step 1 are none. Not collective.
+        """What this rank holds of every trained parameter, by name; no moments before step 1. Not collective.
 
         Raises:
-            UserError: the optimiser keeps tensors of another shape, which a checkpoint could not restore.
+            UserError: the optimiser has state of another shape, which a checkpoint could not restore.
         """
         found = {}
         others = {kind: dict(beside().named_parameters()) for kind, beside in self.beside.items()}
@@ -106,16 +106,16 @@ class Engine:
         return found
 
     def first_element(self, parameter: nn.Parameter) -> int:
-        """Where in the flattened parameter this rank's elements begin."""
+        """Offset of this rank's elements in the flattened parameter."""
         return 0
 
     def expect(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, kinds: Mapping[str, Sequence[str]], step: int
     ) -> None:
-        """Make place for moments, where there are none yet, before they are read into what `held` gives.
+        """Allocate moments that do not exist yet, before a checkpoint is read into the tensors of `held`.
 
         Args:
-            kinds: names of the moments by parameter; step: steps that the optimiser has done.
+            kinds: names of the moments by parameter; step: optimiser steps done.
         """
         for name, parameter in trained_parameters(model):
             if kinds[name]:
@@ -126,26 +126,26 @@ class Engine:
                         state[kind] = torch.empty_like(parameter.detach())
 
     def overwritten(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take over what was written into the tensors of `held`. Collective."""
+        """Apply what was written into the tensors of `held`. Collective."""
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse an optimiser whose state this engine cannot save and restore."""
 
     def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor | None:
-        """Clip the gradients by their norm over all ranks, and return that norm; None where the engine does it later."""
+        """Clip gradients by their norm over all ranks and return that norm; None if the engine clips later."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def norm_of_last_step(self, module: nn.Module) -> Tensor | float | None:
-        """Gradient norm before clipping of the step just done, over all ranks."""
+        """Gradient norm over all ranks, before clipping, of the step just done."""
         return module.grad_norm  # type: ignore[return-value]  # SpeechLMModule keeps it
 
     def left_out_last_step(self) -> bool:
-        """Whether a bad step just done has changed nothing; `drop_gradients` sees to it."""
+        """Whether a bad step just done left everything unchanged, thanks to `drop_gradients`."""
         return True
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the coming optimiser step change nothing, not even its moments."""
+        """Make the next optimiser step a no-op, moments included."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -155,7 +155,7 @@ class DDPEngine(Engine):
     """Every rank has the whole model and a share of the rows; gradients are averaged."""
 
     def strategy(self) -> Strategy:
-        # the only buffers are the rotary frequencies, the same on all ranks
+        # the only buffers are the rotary frequencies, equal on all ranks
         return DDPStrategy(
             process_group_backend=self.backend,
             timeout=self.timeout,
@@ -165,25 +165,25 @@ class DDPEngine(Engine):
 
 
 def step_count(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:
-    """AdamW's `step` of a parameter, where its kernel reads it: the fused one on the parameter's device."""
+    """AdamW's `step` tensor of a parameter, where its kernel expects it: if fused, on the parameter's device."""
     return torch.tensor(float(step), device=parameter.device if optimizer.defaults.get("fused") else "cpu")
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that train."""
+    """Names and values of the trained parameters."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter; ZeRO-3 leaves an empty one behind and keeps the shape aside."""
+    """Shape of the whole parameter; ZeRO-3 leaves an empty tensor and stores the shape separately."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Tensors of a parameter's shape in the optimiser's state.
+    """Tensors of the parameter's shape in the optimiser's state.
 
     Raises:
-        UserError: it keeps tensors of another shape.
+        UserError: there are tensors of another shape.
     """
     tensors = {name: v for name, v in optimizer.state.get(parameter, {}).items() if isinstance(v, Tensor)}
     for name, value in tensors.items():
@@ -196,5 +196,5 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
 
 
 def flat(value: Tensor) -> Tensor:
-    """This rank's elements of a tensor in one dimension, in the same memory."""
+    """This rank's elements of a tensor, as a one-dimensional view."""
     return (value.to_local() if isinstance(value, DTensor) else value).view(-1)

@@ -25,7 +25,7 @@ from vita_audio_pl.training.settings import TrainerConfig
 class FSDP2Engine(Engine):
     """Parameters, gradients and moments are sharded; compute is in bfloat16 for `bf16-mixed`.
 
-    They are sharded over all ranks, or with `replicas` over each group of neighbouring ranks (hybrid sharding).
+    Shards span all ranks, or with `replicas` each group of neighbouring ranks (hybrid sharding).
     """
 
     def __init__(self, trainer: TrainerConfig, settings: FSDP2) -> None:
@@ -51,8 +51,8 @@ class FSDP2Engine(Engine):
         if replicas > 1:
             shape, names = (replicas, mesh.size() // replicas), ("replicas", "shards")
             mesh = self._mesh = init_device_mesh(mesh.device_type, shape, mesh_dim_names=names)
-        # inputs are not cast: hidden states have the embeddings' type, and the batch and its documents, dataclasses that
-        # the cast would copy for every block, stay as they are
+        # inputs are not cast: hidden states have the embeddings' dtype, and casting would copy batch and documents
+        # (dataclasses) for every block
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if self.settings.precision == "bf16-mixed":
             policy = replace(policy, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -68,7 +68,7 @@ class FSDP2Engine(Engine):
         if self.sharding.reduce == "step":
             model.set_requires_gradient_sync(ends_step)
         else:
-            model.set_requires_all_reduce(ends_step)  # across replicas; within one every batch is summed
+            model.set_requires_all_reduce(ends_step)  # across replicas only; within one, every batch is reduced
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         return _whole(parameter.detach())
@@ -95,7 +95,7 @@ class FSDP2Engine(Engine):
 
 
 class _CPUModelParallelStrategy(ModelParallelStrategy):
-    """Lightning's strategy with a barrier that gloo knows."""
+    """Lightning's strategy with a barrier that gloo supports."""
 
     def _determine_device_ids(self) -> list[int]:
         return [] if self.root_device.index is None else [self.root_device.index]

@@ -1,11 +1,11 @@
-"""Peak speeds and memories of GPUs, for plans and for MFU."""
+"""Peak speed and memory of GPUs, for `plan` and for MFU."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Dense bfloat16 speed in TFLOP/s and memory in GiB, from the makers' data sheets."""
+    """Dense bfloat16 TFLOP/s and memory in GiB, from the manufacturers' data sheets."""
 
     tflops: float
     memory: float
@@ -26,7 +26,7 @@ GPUS = {
 
 
 def gpu_named(device_name: str) -> Gpu | None:
-    """The GPU whose name occurs in what the driver calls a device; None where it is not in the table."""
+    """The GPU whose name occurs in the driver's name of a device; None if it is not in the table."""
     words = device_name.lower().replace("-", " ")
     found = [name for name in GPUS if all(word in words.split() for word in name.split())]
     return GPUS[found[0]] if found else None

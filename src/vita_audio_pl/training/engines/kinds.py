@@ -1,6 +1,6 @@
-"""Settings of the engines, each of which builds its own; `conf/trainer/` names one by `_target_`.
+"""Settings of the engines, each of which builds its engine; `conf/trainer/` names them by `_target_`.
 
-Apart from the engines, so that a configuration is read without torch, and planned for without DeepSpeed.
+Separate from the engines, so that a configuration can be read without torch, and planned for without DeepSpeed.
 """
 
 import os
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class EngineSettings(Component):
-    """What every engine's settings offer. One of your own derives from this, or from an engine's below."""
+    """Settings of every engine. Derive your own from this, or from an engine's settings below."""
 
     shards: ClassVar[bool] = False
-    """Whether parameters or what belongs to them are spread over the ranks, so that none has a whole model."""
+    """Whether parameters, gradients or moments are sharded, so that no rank has a whole model."""
 
     fills_shards: ClassVar[bool] = False
-    """Whether a model without memory can be sharded, and weights be read into its shards."""
+    """Whether a model on the meta device can be sharded first and filled afterwards."""
 
     def check_devices(self, trainer: "TrainerConfig") -> None:
-        """Refuse devices that the engine cannot use, with a `UserError`."""
+        """Refuse devices that the engine does not support, with a `UserError`."""
 
     def build(self, trainer: "TrainerConfig") -> "Engine":
-        """The engine for these devices and this precision."""
+        """Build the engine for these devices and this precision."""
         raise NotImplementedError
 
 
 @dataclass
 class Single(EngineSettings):
-    """Of `base.Engine`: one process on one device."""
+    """Settings of `base.Engine`: one process on one device."""
 
     def check_devices(self, trainer: "TrainerConfig") -> None:
         if trainer.world_size > 1:
@@ -50,7 +50,7 @@ class Single(EngineSettings):
 
 @dataclass
 class DDP(EngineSettings):
-    """Of `base.DDPEngine`: every rank has the whole model."""
+    """Settings of `base.DDPEngine`: every rank has the whole model."""
 
     def build(self, trainer: "TrainerConfig") -> "Engine":
         from vita_audio_pl.training.engines.base import DDPEngine
@@ -60,7 +60,7 @@ class DDP(EngineSettings):
 
 @dataclass
 class FSDP2(EngineSettings):
-    """Of `fsdp2.FSDP2Engine`: parameters, gradients and moments are sharded."""
+    """Settings of `fsdp2.FSDP2Engine`: parameters, gradients and moments are sharded."""
 
     replicas: int = setting(1, "replica groups, each sharding its own copy (HSDP), such as one per node", at_least=1)
     reduce: str = setting(
@@ -90,7 +90,7 @@ class FSDP2(EngineSettings):
 
 @dataclass
 class DeepSpeed(EngineSettings):
-    """Of `zero.ZeroEngine`: DeepSpeed's ZeRO."""
+    """Settings of `zero.ZeroEngine`: DeepSpeed's ZeRO."""
 
     stage: int = setting(2, "2 shards optimiser state and gradients; 3 shards parameters too", at_least=2, at_most=3)
     offload: bool = setting(False, "keep optimiser state (at stage 3 also parameters) in CPU memory")

@@ -1,7 +1,7 @@
-"""Lightning's precision plugins, without what they do to a batch: its loss weights are float32, and stay so.
+"""Lightning's precision plugins without casting of batches: loss weights must stay float32.
 
-The plugins cast every float tensor of a batch, inside dataclasses too. Ours are read on the host, and the clips of a
-batch take the type of the layer that reads them.
+The plugins cast every float tensor of a batch, also inside dataclasses. Our batches are read on the host, and clips
+take the dtype of the layer that reads them.
 """
 
 from collections.abc import Generator
@@ -16,7 +16,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 class HalfWeights(HalfPrecision):
-    """Weights in bfloat16 (`bf16-true`); tensors made in a forward pass keep torch's default type: sums are float32."""
+    """Weights in bfloat16 (`bf16-true`); tensors created in a forward pass stay float32, and so do sums."""
 
     def __init__(self) -> None:
         super().__init__("bf16-true")
@@ -30,7 +30,7 @@ class HalfWeights(HalfPrecision):
 
 
 class DeepSpeedWeights(DeepSpeedPrecision):
-    """DeepSpeed casts the weights that run and keeps float32 ones for the optimiser."""
+    """DeepSpeed casts the model's weights and keeps float32 copies for the optimiser."""
 
     def convert_input(self, data: Any) -> Any:
         return data
@@ -38,7 +38,7 @@ class DeepSpeedWeights(DeepSpeedPrecision):
 
 def check_precision(name: str) -> None:
     """Raises:
-    UserError: `name` is no precision of training.
+    UserError: `name` is not a supported precision.
     """
     if name not in PRECISIONS:
         raise UserError(f"trainer.precision is '{name}'; it must be one of {', '.join(PRECISIONS)}")

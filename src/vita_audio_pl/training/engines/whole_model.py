@@ -1,4 +1,4 @@
-"""The model being trained as one plain model on one rank, whatever engine holds its weights."""
+"""The model in training as one plain model on one rank, for any engine."""
 
 import copy
 
@@ -12,9 +12,9 @@ from vita_audio_pl.training.settings import LoraConfig
 
 
 def whole_weights(model: nn.Module, engine: Engine, keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Whole current values of all parameters by name, in host memory, where `keep`; else nothing. Collective.
+    """Current values of all parameters by name, in host memory, on ranks with `keep`; empty on others. Collective.
 
-    One parameter is whole at a time. On a CPU with the whole model these are the parameters themselves, not copies.
+    One parameter is gathered at a time. On a CPU with the whole model these are the parameters themselves, not copies.
     """
     weights = {}
     for name, parameter in model.named_parameters():
@@ -28,8 +28,8 @@ def plain_model(config: SpeechLMConfig, lora: LoraConfig, weights: dict[str, Ten
     """A model in evaluation mode with `weights`, adapters merged.
 
     Args:
-        config: of the model that the weights are of.
-        weights: by name, as `whole_weights` gives them; taken over, not copied, where they are on `device` already.
+        config: configuration of the model that the weights come from.
+        weights: from `whole_weights`, by name; not copied if they are on `device` already.
     """
     if lora.rank:
         adapted = SpeechLM.on_meta(copy.deepcopy(config))

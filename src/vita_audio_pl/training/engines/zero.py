@@ -24,12 +24,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroEngine(Engine):
-    """DeepSpeed with our AdamW and its groups; the engine clips by itself, between the backward pass and the step."""
+    """DeepSpeed with our AdamW and its groups; the engine clips gradients itself, between backward pass and step."""
 
     def __init__(self, settings: TrainerConfig, zero: DeepSpeed) -> None:
         super().__init__(settings)
-        # an all-reduce through shared memory, compiled at the first start: gloo does without, and a compilation that is
-        # killed leaves a lock that every later start waits for
+        # an all-reduce through shared memory that is compiled at the first start: gloo does not need it, and if the
+        # compilation is killed it leaves a lock that every later start waits for
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._strategy = _AnyDeviceDeepSpeedStrategy(
             stage=zero.stage,
@@ -42,10 +42,10 @@ class ZeroEngine(Engine):
         )
 
         config = self._strategy.config
-        assert config is not None  # Lightning has made it of the arguments
-        # micro-batches add up in float32, not in the model's bfloat16; ranks exchange bfloat16, at half the traffic
+        assert config is not None  # Lightning has created it from the arguments
+        # micro-batches are summed in float32, not in the model's bfloat16; ranks exchange bfloat16, at half the traffic
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-        if zero.offload:  # torch's fused AdamW runs on the host, too, and needs no compiler there
+        if zero.offload:  # torch's fused AdamW also runs on the host, and needs no compiler there
             config["zero_force_ds_cpu_optimizer"] = False
 
     def precision(self) -> Precision:
@@ -94,7 +94,7 @@ class ZeroEngine(Engine):
         optimizer._partition_all_parameters()
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        if optimizer.persistent_parameters:  # small ones that every rank has whole
+        if optimizer.persistent_parameters:  # small parameters that every rank has whole
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -112,7 +112,7 @@ class ZeroEngine(Engine):
         return norm
 
     def left_out_last_step(self) -> bool:
-        """DeepSpeed leaves out what is not finite; it knows nothing of spikes."""
+        """DeepSpeed skips non-finite steps; it does not detect spikes."""
         return not self._strategy.deepspeed_engine.was_step_applied()
 
 
@@ -123,13 +123,13 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _partitions(optimizer: Any) -> list[Tensor]:
-    """This rank's flattened fp32 weights; between steps stage 3 takes them out of the optimiser's groups."""
+    """This rank's flattened fp32 weights; between steps stage 3 removes them from the optimiser's groups."""
     stage3: list[Tensor] | None = getattr(optimizer, "fp32_partitioned_groups_flat", None)
     return list(optimizer.single_partition_of_fp32_groups if stage3 is None else stage3)
 
 
 def _link(optimizer: Any, moments: bool) -> None:
-    """Let stage 2 find the moments of all groups; by itself it looks when the first group alone has made its step."""
+    """Let stage 2 find the moments of all groups; by default it looks after the first group's step only."""
     if moments and hasattr(optimizer, "_hp_optimizer_states_linked"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
@@ -148,12 +148,12 @@ def _range(parameter: Any, kinds: Sequence[str | None]) -> tuple[int, list[Tenso
             parameter, release_swap_buffers=False, optim_state_key=kind
         )
         start = partition.numel() * torch.distributed.get_rank()
-        found.append(partition[: max(0, parameter.ds_numel - start)])  # the last ranks' are padded
+        found.append(partition[: max(0, parameter.ds_numel - start)])  # the last ranks' shares are padded
     return min(start, parameter.ds_numel), found
 
 
 class _AnyDeviceDeepSpeedStrategy(DeepSpeedStrategy):
-    """Lightning's strategy, which refuses CPUs although DeepSpeed runs on them."""
+    """Lightning's strategy without its refusal of CPUs, on which DeepSpeed runs as well."""
 
     @property
     def _on_cpu(self) -> bool:

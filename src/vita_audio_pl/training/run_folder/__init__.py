@@ -1,1 +1,1 @@
-"""What a run leaves on disk for whoever comes after it: where things stand, what it is, what made it."""
+"""The files of a run: their layout, the run's identity, and the manifest of a finished model."""

@@ -1,7 +1,7 @@
-"""What makes a run another run: the settings that change the mathematics, and nothing else.
+"""The identity of a run: the settings that change the mathematics, and no others.
 
-Devices, engines, kernels, recomputation and paths may change when a run is resumed: they compute the same up to rounding.
-A change is recorded, since bits may differ from there on.
+Devices, engines, kernels, recomputation and paths may change when a run is resumed: results are equal up to rounding.
+Such a change is recorded, since bits may differ from there on.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ ROUNDING = {
         "threads",
     ),
 }
-"""Settings that compute the same up to rounding, by group."""
+"""Settings that change results only by rounding, by group."""
 FORMAT = 3
-"""Of `identity.json`. Format 2 named the objective and not its class; it is read."""
+"""Format of `identity.json`. Format 2 named the objective instead of its class; it is still read."""
 _OBJECTIVES_OF_FORMAT_2 = {
     name: f"vita_audio_pl.models.objective_settings.{kind}"
     for name, kind in (
@@ -53,19 +53,19 @@ _OBJECTIVES_OF_FORMAT_2 = {
     )
 }
 CHANGES = "changes.jsonl"
-"""Lines of a stage's folder: which of `ROUNDING` changed at which step."""
+"""JSON lines in a stage's folder: which of `ROUNDING` changed at which step."""
 _PLACES = {"model": ("name", "pretrained"), "objective": ("name",)}
-"""Names and paths; what lies at a path is part of the identity by its content."""
+"""Names and paths; the identity has the content of the files instead."""
 _BEFORE_FAMILIES = {"family": "qwen2", "head_dim": None}
-"""What `model` was before it had these settings: the identity of such runs lacks them."""
+"""Defaults of `model` settings that older runs do not have in their identity."""
 
 
 def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's settings (`config.component.plain`) that a stage's weights follow from.
+    """The settings (`config.component.plain`) that a stage's weights depend on.
 
-    What has no effect in the stage is left out, so that runs which differ in it alone share the stage: without heads the
-    objective is not used; where the whole backbone is frozen there is no loss to weigh the heads' against and no gradient
-    to detach.
+    What has no effect in the stage is left out, so that runs which differ in it alone share the stage: without heads
+        the objective is not used; where the whole backbone is frozen there is no loss to weigh the heads' against and
+        no gradient to detach.
     """
     groups = [*DECISIVE, *(["encoder"] if settings["variant"]["speech_input"] == "encoder" else [])]
     decisive = {name: settings[name] for name in groups} | {"objective": _objective_today(settings["objective"])}
@@ -90,7 +90,7 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_identity(held: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat identity as this version writes it, where it is of format 2; any other as it is."""
+    """A flat identity in format 2, converted to the current one; others are returned unchanged."""
     if held.get("format") != 2:
         return dict(held)
     group = "objective."
@@ -101,7 +101,7 @@ def upgrade_identity(held: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _objective_today(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an objective as this version has them; those of earlier ones have a name in place of a class."""
+    """Settings of an objective in the current format; older ones have a name instead of a class."""
     if "_target_" in objective:
         return dict(objective)
     name, share = objective["name"], objective.get("kl_share")
@@ -112,12 +112,12 @@ def _objective_today(objective: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def freezes_backbone(patterns: Sequence[str], settings: Mapping[str, Any]) -> bool:
-    """Whether the patterns of a stage freeze everything but the heads; a part of the backbone is not enough."""
+    """Whether the patterns of a stage freeze everything but the heads; freezing part of the backbone is not enough."""
     return all(any(re.search(pattern, name) for pattern in patterns) for name in _outside_heads(settings))
 
 
 def _outside_heads(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the parameters outside the heads, one of each kind where kinds differ by nothing but a number."""
+    """Names of the parameters outside the heads, one per kind where kinds differ only by a number."""
     model = settings["model"]
     yield from ("model.embed_tokens.weight", "model.norm.weight")
     if not model["tie_word_embeddings"]:
@@ -132,7 +132,7 @@ def _outside_heads(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def pretrained_identity(folder: str | None) -> str | None:
-    """Fingerprint of the weights that a backbone starts from, wherever they lie; None for random ones."""
+    """Fingerprint of the weights that a backbone starts from, independent of their path; None for random ones."""
     if folder is None:
         return None
     sums = sum_of_files(sorted(Path(folder).glob("*.safetensors")))
@@ -141,12 +141,12 @@ def pretrained_identity(folder: str | None) -> str | None:
 
 
 def record_changes(folder: Path, settings: Mapping[str, Any], step: int) -> list[str]:
-    """Compare the settings of `ROUNDING` with those that the stage ran with before, and note what differs.
+    """Compare the settings of `ROUNDING` with the stage's previous ones and record the differences.
 
     Args:
-        folder: of the stage; its `config.yaml` is still the earlier one.
-        settings: of the resumed run.
-        step: that it resumes from.
+        folder: the stage's folder, whose `config.yaml` is still the previous one.
+        settings: settings of the resumed run.
+        step: step that it resumes from.
 
     Returns:
         `name: old -> new` for each that changed.
@@ -169,7 +169,7 @@ def record_changes(folder: Path, settings: Mapping[str, Any], step: int) -> list
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one flat one with dotted keys."""
+    """Nested mappings flattened to dotted keys."""
     if not isinstance(values, Mapping):
         return {prefix.rstrip("."): values}
     flat: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where one stage of one run keeps its things, and the guard against mixing two runs in one folder."""
+"""The folder of one stage of a run, and the checks that keep two runs from sharing it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ STAGE = Kind(
     ),
     sign=(IDENTITY,),
 )
-"""What a stage leaves, beside `model` and the folders in `models`, which list their own files."""
+"""Files of a stage, besides `model` and the folders in `models`, which list their own files."""
 LOCAL_CHECKPOINTS = Kind(
     "folder of checkpoints on a node's own disk",
     tuple(f"step-*/{name}" for name in _CHECKPOINT),
@@ -73,12 +73,12 @@ class StageFolder:
 
     @property
     def model(self) -> Path:
-        """The model folder that the stage hands over; it exists once the stage is finished."""
+        """The model folder that the stage writes; exists once the stage is finished."""
         return self.root / "model"
 
     @property
     def models(self) -> Path:
-        """Where models made of checkpoints lie, one folder a step."""
+        """Models made from checkpoints, one folder per step."""
         return self.root / MODELS
 
     @property
@@ -90,13 +90,13 @@ class StageFolder:
         return is_model_folder(self.model)
 
     def last_metric(self, name: str) -> float | None:
-        """Last value of a column of `metrics.csv`; None where there is none."""
+        """Last value of a column of `metrics.csv`; None if there is none."""
         rows, _ = read_metrics(self.root / METRICS)
         values = [row[name] for _, row in sorted(rows.items()) if name in row]
         return float(values[-1]) if values else None
 
     def last_settings(self) -> dict[str, Any]:
-        """The group `stage` of the settings that the stage was last started with; empty where it never was."""
+        """The `stage` settings that the stage was last started with; empty if it never was."""
         try:
             settings = yaml.safe_load((self.root / CONFIG).read_text(encoding="utf-8"))
             return dict(settings["stage"])
@@ -105,22 +105,22 @@ class StageFolder:
 
     @contextmanager
     def held(self, what: str) -> Iterator[None]:
-        """Makes this process the only one that writes here; of a run's ranks the first holds the folder for all.
+        """Hold the lease that makes this process the only writer; rank 0 holds it for all ranks.
 
         Raises:
-            UserError: another run works here; the sentence says who.
+            UserError: another run holds it; with its host and process.
         """
         with hold(self.root, "run", what, launch=this_job(), advice="choose another run_name"):
             yield
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Check that the folder is this run's, or new.
+        """Check that the folder belongs to this run, or is new.
 
         Args:
-            identity: settings that decide the result, flat, JSON values.
+            identity: settings that the weights depend on, flat, JSON values.
 
         Raises:
-            UserError: the folder holds a run with other settings; the sentence names the first that differ.
+            UserError: the folder belongs to a run with other settings; names the first that differ.
         """
         if differing := self._differing(identity):
             more = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
@@ -130,15 +130,15 @@ class StageFolder:
             )
 
     def open(self, identity: Mapping[str, Any], force: bool, invocation: str) -> None:
-        """Make the folder this run's before it trains; rank 0 calls it, and holds the folder.
+        """Claim the folder for this run before it trains; called on rank 0, which holds the lease.
 
         Args:
-            identity: as for `check`.
-            force: remove what an earlier run left, where `starts_over` says so.
-            invocation: that this run belongs to.
+            identity: see `check`.
+            force: remove the files of an earlier run, if `starts_over` says so.
+            invocation: id of the invocation that this run belongs to.
 
         Raises:
-            UserError: the folder holds another run, or what this program did not write.
+            UserError: the folder belongs to another run, or has files that this program did not write.
         """
         anew = self.starts_over(identity, force, invocation)
         mine = Owned.claim(self.root, STAGE)
@@ -155,12 +155,12 @@ class StageFolder:
         write_json(self.root / IDENTITY, dict(identity))
 
     def starts_over(self, identity: Mapping[str, Any] | None, force: bool, invocation: str) -> bool:
-        """Whether `force` asks for what is here to be removed: once for an invocation, however often its job is started.
+        """Whether `force` removes what is here: once per invocation, however often its job is restarted.
 
-        What `force` started is resumed until it has finished, and is not started over by the same invocation.
+        A stage started with `force` is resumed until it has finished, and the same invocation does not start it over.
 
         Args:
-            identity: as for `check`; None where it is not known.
+            identity: see `check`; None if unknown.
         """
         forced = self._forced()
         if not force or forced is None or forced["invocation"] == invocation:
@@ -168,22 +168,22 @@ class StageFolder:
         return not forced["open"] or (identity is not None and bool(self._differing(identity)))
 
     def finish_forced(self, invocation: str) -> None:
-        """Note that the command which began this stage with `force`, or went on with it, has finished."""
+        """Record that the command which started this stage with `force`, or resumed it, has finished."""
         if self._forced() is not None:
             write_json(self.root / FORCED, {"format": 1, "invocation": invocation, "open": False})
 
     def _forced(self) -> dict[str, Any] | None:
-        """The invocation that began this stage with `force`; None where it was not begun so."""
+        """The invocation that started this stage with `force`; None if none did."""
         try:
             forced: dict[str, Any] = json.loads((self.root / FORCED).read_text(encoding="utf-8"))
             return {"invocation": forced["invocation"], "open": forced["open"]}
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError):
-            return {"invocation": "", "open": True}  # damaged: nothing is removed because of it
+            return {"invocation": "", "open": True}  # damaged; nothing is removed because of it
 
     def _differing(self, identity: Mapping[str, Any]) -> list[str]:
-        """What differs from the run that is here, in words."""
+        """Differences from the run in this folder, as text."""
         path = self.root / IDENTITY
         if not path.exists():
             return []
@@ -199,7 +199,7 @@ class StageFolder:
 
 
 def sample_folder(samples: Path, step: int) -> Path:
-    """Where the samples of a step lie, below a stage's `samples`."""
+    """Folder of the samples of a step, below a stage's `samples`."""
     return samples / f"step-{step:06d}"
 
 

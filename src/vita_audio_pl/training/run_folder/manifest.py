@@ -1,4 +1,4 @@
-"""What a finished stage says of itself, and the check that the next stage starts from the right one."""
+"""The manifest of a finished stage, and the check that the next stage starts from the right model."""
 
 import dataclasses
 import json
@@ -26,23 +26,23 @@ class StageManifest:
         stage: stage that made the model.
         variant: variant that the run belongs to.
         run_name: the run.
-        parent: model folder that the stage started from, None where it started from a plain backbone.
+        parent: model folder that the stage started from; None for a plain backbone.
         parent_stage: the parent's stage.
         parent_weights: hash of the parent's weights.
         weights: hash of this folder's weight files.
         vocabulary: fingerprint of the whole vocabulary.
         tokenizer: fingerprint of the text tokenizer.
-        codec: name of the audio codec; `codec_fingerprint` tells two of one name apart.
-        text_audio_interval_ratio: the ratio that the data was interleaved in.
-        decode_pattern: who writes which token when decoding.
+        codec: name of the audio codec; `codec_fingerprint` distinguishes codecs of the same name.
+        text_audio_interval_ratio: interval ratio of the training data.
+        decode_pattern: pattern of backbone and head tokens in decoding.
         n_heads: MCTP heads.
         steps: optimiser steps of the stage.
-        frozen: tensors that the stage froze, checked to be bit-identical at its end; `trained`: tensors that trained and changed.
+        frozen: tensors that were frozen, checked to be bit-identical; `trained`: tensors that trained and changed.
         speech_input: how the user's speech enters: `codes`, or `encoder` in the Plus variants.
-        pretrained: the weights descend from others than random ones.
-        checkpoint: seal of the checkpoint that the weights are of; None where the stage has ended.
+        pretrained: whether the weights descend from pretrained ones.
+        checkpoint: seal of the checkpoint that the weights come from; None if the stage has ended.
         config: all settings of the run.
-        merged: what was merged into these weights, and how (`merging.merge_models`); None where a stage made them.
+        merged: the merged models (`merging.merge_models`); None for weights of a stage.
     """
 
     stage: str
@@ -70,17 +70,17 @@ class StageManifest:
     format: int = FORMAT
 
     def write(self, folder: Path) -> FileSum:
-        """Writes the manifest; returns its checksums."""
+        """Write the manifest; returns its checksums."""
         data = (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
         (folder / MANIFEST).write_bytes(data)
         return sum_of_bytes(data)
 
     @classmethod
     def read(cls, folder: Path) -> "StageManifest":
-        """The manifest of a model folder.
+        """Load the manifest of a model folder.
 
         Raises:
-            UserError: there is none, it cannot be read, or it is not what was written.
+            UserError: it is missing, unreadable, or does not match its checksum.
         """
         path = folder / MANIFEST
         verify_model_files(folder, [MANIFEST])
@@ -94,12 +94,12 @@ class StageManifest:
 
     @classmethod
     def of(cls, folder: Path) -> "StageManifest":
-        """What a model folder is: its manifest, or for published weights what their files say of it.
+        """The manifest of a model folder; for published weights, what their files say.
 
-        What the files do not say (stage, codec, ratio) is empty, and is not compared with anything.
+        Fields that the files do not determine (stage, codec, ratio) are empty and are not compared with anything.
 
         Raises:
-            UserError: it is not a model folder, or its parts do not belong together.
+            UserError: it is not a model folder, or its parts do not match.
         """
         if (folder / MANIFEST).is_file():
             return cls.read(folder)
@@ -128,15 +128,15 @@ class StageManifest:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a stage was finished there, and what it made is still there."""
+    """Whether a stage was finished there and its model is complete."""
     return (folder / MANIFEST).is_file() and model_damage(folder) is None
 
 
 def model_damage(folder: Path) -> str | None:
-    """What is missing in a model folder, as far as names and sizes show; None where it is whole.
+    """What is missing in a model folder, judging by names and sizes; None if it is complete.
 
-    What was written is what `checksums.json` lists, or in older folders the index of the weights. No weights are read: who
-    reads them compares their checksums, and other files may have been edited.
+    The files are those in `checksums.json`, or in older folders those in the index of the weights. No weights are read;
+    checksums are compared when they are loaded, and other files may have been edited.
     """
     try:
         StageManifest.read(folder)
@@ -149,7 +149,7 @@ def model_damage(folder: Path) -> str | None:
             index = folder / INDEX
             listed = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else [SINGLE]
             for name in sorted(set(listed)):
-                with safe_open(folder / name, "np"):  # compares the file's size with what its header lists
+                with safe_open(folder / name, "np"):  # compares the file's size with its header
                     pass
     except UserError as error:
         return str(error)
@@ -174,11 +174,11 @@ def check_parent(
         parent: the parent's manifest, read from `folder`.
         stage: the stage about to start, of `variant`.
         allowed: stages that it may start from.
-        n_heads: heads that the stage wants; None keeps the parent's.
-        facts: what must be equal, by manifest field (`vocabulary`, `codec_fingerprint`, ...).
+        n_heads: heads of the stage's model; None keeps the parent's.
+        facts: values that must be equal, by manifest field (`vocabulary`, `codec_fingerprint`, ...).
 
     Raises:
-        UserError: naming the first thing that does not fit.
+        UserError: names the first mismatch.
     """
     if parent.stage and parent.stage not in allowed:
         choices = " or ".join(f"'{name}'" for name in allowed) or "a plain backbone"
@@ -188,7 +188,7 @@ def check_parent(
         )
     for name, wanted in facts.items():
         found = getattr(parent, name)
-        if found and found != wanted:  # what published weights do not say is empty
+        if found and found != wanted:  # fields that published weights do not determine are empty
             raise UserError(
                 f"{folder} cannot be the parent of stage '{stage}': its {_MEANING.get(name, name)} is {found}, and this "
                 f"run's is {wanted}; {_REMEDY.get(name, 'train the parent again with these settings')}"

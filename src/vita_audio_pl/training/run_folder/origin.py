@@ -1,4 +1,4 @@
-"""What the weights that a stage starts from decide of its settings, read from small files before torch is imported."""
+"""Settings that follow from the weights that a stage starts from, read from small files before torch is imported."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -29,17 +29,18 @@ _BESIDE_BACKBONE = "mctp.json"  # in a plain folder that a model of ours was exp
 
 
 def apply_origin(config: DictConfig, on_command_line: Collection[str]) -> None:
-    """Fill in, in place, what follows from the model that the stage starts from.
+    """Fill in, in place, the settings that follow from the model that the stage starts from.
 
-    A plain Qwen2 or Qwen3 folder given as `init_from` becomes `model.pretrained`. The dimensions in `model` are those of the folder.
-    The rates of a stage that starts from pretrained weights are the published recipe's, unless the command line or an
-    experiment gives others: those of a small scale are for random weights.
+    A plain Qwen2 or Qwen3 folder given as `init_from` becomes `model.pretrained`. Dimensions in `model` are the
+    folder's. If the stage starts from pretrained weights, its rates are the published recipe's unless the command line
+    or an
+    experiment sets others: those of the small scale are for random weights.
 
     Args:
-        on_command_line: names of the settings that are given there.
+        on_command_line: names of the settings on the command line.
 
     Raises:
-        UserError: the command line gives a dimension that the folder does not have, or a stage after the first starts from
+        UserError: the command line gives a dimension that differs from the folder's, or a later stage starts from
             a plain backbone.
     """
     if config.init_from is not None:
@@ -67,7 +68,7 @@ def apply_origin(config: DictConfig, on_command_line: Collection[str]) -> None:
 
 
 def describe_rates(config: TrainConfig) -> str | None:
-    """The sentence about rates that `apply_origin` chose; None where the scale's own are used."""
+    """The line about rates that `apply_origin` chose; None if they are the scale's own."""
     scale, published = (_numbers(name, config.stage.name) for name in (config.scale.name, "published"))
     rates = {name: getattr(config.stage, name) for name in _RATES}
     if not scale or rates == scale or rates != published:
@@ -101,7 +102,7 @@ def is_plain_backbone(folder: Path) -> bool:
 
 
 def is_pretrained(folder: Path) -> bool:
-    """Whether the weights in a model folder descend from others than random ones: those that no stage of ours made do."""
+    """Whether the weights in a model folder descend from pretrained ones: true for all that were not trained here."""
     manifest = read_manifest(folder)
     if not manifest:
         return True
@@ -109,10 +110,10 @@ def is_pretrained(folder: Path) -> bool:
 
 
 def dimensions(folder: Path) -> dict[str, Any]:
-    """The settings of `model` that a folder's `config.json` decides.
+    """The settings of `model` that a folder's `config.json` determines.
 
     Raises:
-        UserError: it is of no family of backbones that is known.
+        UserError: no known backbone family.
     """
     fields = read_json(folder / CONFIG)
     family = family_of_folder(fields, folder / CONFIG)
@@ -126,13 +127,13 @@ def dimensions(folder: Path) -> dict[str, Any]:
     if family.head_dim is None and found.get("head_dim") == (found.get("hidden_size") or 0) // (
         found.get("num_attention_heads") or 1
     ):
-        found.pop("head_dim")  # spelled out, though it is what the family's files leave out
+        found.pop("head_dim")  # stated explicitly, although the family's files omit it
     numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
     return {"family": family.model_type, "head_dim": family.head_dim} | numbers
 
 
 def _start(config: DictConfig | TrainConfig) -> Path | None:
-    """The model folder that the stage starts from, where it is there already."""
+    """The model folder that the stage starts from, if it exists already."""
     if config.init_from is not None:
         return Path(config.init_from)
     parents = config.variant.parents.get(config.stage.name) or []
@@ -154,7 +155,7 @@ def _check_takes_a_backbone(config: DictConfig, folder: Path) -> None:
 
 
 def _numbers(scale: str, stage: str) -> dict[str, float]:
-    """The rates of a stage at a scale; empty where the scale has no numbers for it."""
+    """The rates of a stage at a scale; empty if the scale has none for it."""
     path = asset_dir("conf") / "numbers" / scale / f"{stage}.yaml"
     if not path.is_file():
         return {}

@@ -1,1 +1,1 @@
-"""A stage from its settings to its model folder: data, starting model, trainer, identity, manifest."""
+"""One stage, from settings to model folder: data, starting model, trainer, hand-over."""

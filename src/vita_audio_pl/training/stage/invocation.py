@@ -64,9 +64,9 @@ def again(force: bool, invocation: str) -> str:
 
 
 def _identity() -> str:
-    """An id that a restart of the job shares and the next job does not, as far as the environment tells.
+    """An id that restarts of one job share and the next job does not, as far as the environment tells.
 
-    At a terminal every command is an invocation of its own, also inside a SLURM allocation or a pod.
+    At a terminal every command is a separate invocation, also inside a SLURM allocation or a pod.
     """
     if named := os.environ.get(INVOCATION):
         return named

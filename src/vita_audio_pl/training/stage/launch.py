@@ -1,4 +1,4 @@
-"""Which rank this process is, and whether its launcher started the processes that the trainer is configured for."""
+"""The rank of this process, and whether the launcher started as many processes as the trainer is configured for."""
 
 import os
 import threading
@@ -17,14 +17,14 @@ _NODES = ("NODE_RANK", "GROUP_RANK")
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STARTED = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning gives the ranks that it starts
 _TOLD = ("RANK", *_STARTED)
-_LONG = 60.0  # seconds in which ranks that start together have met
+_LONG = 60.0  # seconds within which ranks that start together have met
 
 
 def warn_while_waiting(strategy: "Strategy", settings: TrainerConfig, after: float = _LONG) -> None:
-    """Make `strategy` warn what it waits for where the other ranks do not come; how long it waits stays the same.
+    """Make `strategy` log what it waits for if the other ranks do not join; its time limit is unchanged.
 
     Args:
-        after: seconds until it is said.
+        after: seconds before it logs.
     """
     meet = strategy.setup_environment
     ranked = any(
@@ -56,20 +56,20 @@ def warn_while_waiting(strategy: "Strategy", settings: TrainerConfig, after: flo
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether no launcher's variable says that this process is another than the first of all ranks."""
+    """Whether this is the first of all ranks, according to the launchers' variables."""
     return not any(
         int(environment.get(name) or 0) for name in (*_RANKS, *_NODES) if (environment.get(name) or "0").isdecimal()
     )
 
 
 def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.environ) -> int:
-    """The rank of this process among all that train.
+    """The rank of this process among all training processes.
 
-    A launcher (torchrun, srun, Lightning itself) tells each process by environment variables which rank it is. Left over
-    in a shell or a container, they make a lone process one that writes nothing, or that waits for others for ever.
+    A launcher (torchrun, srun, Lightning itself) sets each process's rank in environment variables. If they are left
+    over in a shell or a container, a lone process would write nothing, or wait for others forever.
 
     Raises:
-        UserError: variables are left over or incomplete, or give another number of processes.
+        UserError: variables are left over or incomplete, or imply another number of processes.
     """
     size, trainer = settings.world_size, f"trainer={settings.name}"
 
@@ -106,7 +106,7 @@ def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.
             "is left over from another launch"
         )
     name = next((name for name in _RANKS if environment.get(name)), "")
-    unknown = launcher == "a launcher"  # Lightning, or a person, who set LOCAL_RANK alone
+    unknown = launcher == "a launcher"  # Lightning, or a person, set only LOCAL_RANK
     if size == 1:
         stray = number(name, 0) > 0
     elif name == "RANK":

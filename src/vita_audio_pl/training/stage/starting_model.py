@@ -1,4 +1,4 @@
-"""The model that a stage starts from: random, pretrained, or the parent stage's, with the heads that the stage wants."""
+"""The model at the start of a stage: random, pretrained, or the parent stage's, with the stage's heads."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ from vita_audio_pl.training.settings import ModelConfig, TrainConfig
 
 
 def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | None) -> SpeechLM:
-    """Model of the stage before its first step.
+    """Build the stage's model before its first step.
 
     Args:
-        vocabulary: the data's; embeddings and vocabulary layer get its size.
-        parent: model folder of the parent stage; None starts from the plain backbone of `config.model`.
+        vocabulary: the data's; embeddings and vocabulary layer are resized to it.
+        parent: model folder of the parent stage; None for the plain backbone of `config.model`.
 
     Raises:
-        UserError: the weights do not fit, the stage wants fewer heads than the parent has, or there is no encoder.
+        UserError: the weights do not match, the parent has more heads than the stage, or an encoder is missing.
     """
     generator = torch.Generator().manual_seed(config.seed)
     dtype = weights_type(config)
@@ -65,7 +65,7 @@ def weights_type(config: TrainConfig) -> torch.dtype:
 
 
 def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
-    """Set how a model that has all its modules trains, in place."""
+    """Set up checkpointing, compilation and adapters of a complete model, in place."""
     model.config.detach_heads = config.objective.detach_heads
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
     compile_blocks(model, config.model.compile)
@@ -73,7 +73,7 @@ def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
 
 
 def backbone_config(model: ModelConfig, vocabulary: Vocabulary) -> BackboneConfig:
-    """transformers' configuration of a backbone with the dimensions of `model`, whose names are those of `config.json`."""
+    """transformers' configuration of a backbone with the dimensions of `model`, whose names are `config.json`'s."""
     tokens = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.im_end}
     size = {"head_dim": model.head_dim or model.hidden_size // model.num_attention_heads}
     return config_from_fields(vars(model) | tokens | size, FAMILIES[model.family], model.num_hidden_layers, "model")
@@ -95,13 +95,13 @@ def encoder_folder(config: TrainConfig) -> Path:
 
 
 def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) -> None:
-    """Refuse a pretrained backbone that reads other text ids than the data holds.
+    """Refuse a pretrained backbone whose tokenizer differs from the data's.
 
     Args:
-        tokenizer: the data's.
+        tokenizer: fingerprint of the data's text tokenizer.
 
     Raises:
-        UserError: they do not belong together, or the backbone's folder has no tokenizer to compare.
+        UserError: they differ, or the backbone's folder has no tokenizer to compare.
     """
     if config.model.pretrained is None or config.init_from is not None or config.variant.parents.get(config.stage.name):
         return
@@ -116,7 +116,7 @@ def check_pretrained_tokenizer(config: TrainConfig, tokenizer: TextTokenizer) ->
 
 
 def check_adapters(config: TrainConfig, parent: StageManifest | None, n_heads: int) -> None:
-    """Refuse `model.lora.only` where there would be new weights beside the adapters.
+    """Refuse `model.lora.only` if the stage has new weights besides the adapters.
 
     Raises:
         UserError: the stage starts from a plain backbone, or adds heads.

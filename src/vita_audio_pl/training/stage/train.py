@@ -75,13 +75,13 @@ class StageData(ModelParts):
     """What a stage needs to know of its data.
 
     Attributes:
-        datamodule: yields packed batches; `consumed(batch)` moves the position that its state holds.
-        codes_per_second: of the codec.
+        datamodule: yields packed batches; `consumed(batch)` advances the position in its state.
+        codes_per_second: rate of the codec.
         source_names: sources by number.
-        plan: fingerprint of what decides which rows come in which order.
+        plan: fingerprint of everything that determines the order of rows.
         held_out: names of the sources with held-out data.
-        manifests: of the sources, by name; logged to wandb.
-        prompts: held-out ones that the model answers while it trains.
+        manifests: manifests of the sources, by name; logged to wandb.
+        prompts: held-out prompts that the model answers during training.
     """
 
     datamodule: L.LightningDataModule
@@ -94,7 +94,7 @@ class StageData(ModelParts):
 
 
 def find_parent(config: TrainConfig) -> Path | None:
-    """Model folder that the stage starts from; None where it starts from a plain backbone.
+    """Model folder that the stage starts from; None for a plain backbone.
 
     Raises:
         UserError: no parent is finished, with the command that makes it.
@@ -123,7 +123,7 @@ def find_parent(config: TrainConfig) -> Path | None:
 
 
 def heads_of_stage(config: TrainConfig) -> int:
-    """MCTP heads of the stage's model: its own number, or its parent's.
+    """MCTP heads of the stage's model: its own number, or the parent's.
 
     Raises:
         UserError: as `find_parent`.
@@ -135,10 +135,10 @@ def heads_of_stage(config: TrainConfig) -> int:
 
 
 def train_stage(config: TrainConfig, data: StageData) -> Path:
-    """Train the configured stage, or resume it, and return the model folder it hands over.
+    """Train the configured stage, or resume it; returns its model folder.
 
     Raises:
-        UserError: wrong parent, a folder of another run, settings that do not go together; all before the first step.
+        UserError: wrong parent, a folder of another run, or contradictory settings; before the first step.
     """
     _quiet()
     end_with_launcher()
@@ -192,7 +192,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
 
 
 def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | None) -> tuple[SpeechLMModule, Frozen]:
-    """The stage's LightningModule, its parameters frozen as the stage wants them, and what is frozen.
+    """The stage's LightningModule with frozen parameters, and a summary of what is frozen.
 
     Args:
         parent_folder: model folder that it starts from; None for a plain backbone.
@@ -222,7 +222,7 @@ def stage_module(config: TrainConfig, data: StageData, parent_folder: Path | Non
 def _train(
     config: TrainConfig, data: StageData, folder: StageFolder, parent_folder: Path | None, parent: StageManifest | None
 ) -> Path:
-    """Train in the stage's folder, which is this run's; collective."""
+    """Train in the stage's folder, which belongs to this run; collective."""
     L.seed_everything(config.seed, verbose=False)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -253,7 +253,7 @@ def _train(
         guard,  # a bad step is undone before it can be logged or saved
         check,
         monitor,
-        *own.values(),  # a checkpoint has what they made of the step
+        *own.values(),  # before checkpointing, so that a checkpoint includes their effect
         checkpointing,
         preemption,
         Watchdog(folder.root / "ranks", config.callbacks.watchdog_seconds),
@@ -314,7 +314,7 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
 
     def make_writer() -> "SampleWriter":
         from vita_audio_pl.training.callbacks.sample_writer import (
-            SampleWriter,  # the packages of evaluation may be missing
+            SampleWriter,  # evaluation packages may be missing
         )
 
         return SampleWriter(
@@ -362,7 +362,7 @@ def _print(text: str) -> None:
 
 
 def _quiet() -> None:
-    """Silence Lightning's advice that does not apply: batches come planned and packed, workers are chosen."""
+    """Silence Lightning's advice that does not apply: batches are planned and packed, workers are configured."""
     import logging
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

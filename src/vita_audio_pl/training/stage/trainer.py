@@ -43,13 +43,13 @@ OWNED = {
     "overfit_batches": "data come in the order of the plan",
     "limit_train_batches": "give stage.steps",
 }
-"""Arguments of `lightning.Trainer` that settings of this package decide, and which."""
+"""Arguments of `lightning.Trainer` that are set through settings of this package, and which ones."""
 
 
 def micro_batches(config: TrainConfig) -> tuple[int, int]:
-    """Rows of a forward pass on one device, and how many passes make an optimiser step.
+    """Rows per forward pass on one device, and forward passes per optimiser step.
 
-    Where the step's rows do not divide, the last passes have empty rows.
+    If the step's rows do not divide evenly, the last passes have empty rows.
     """
     share = -(-config.stage.rows_per_step // config.trainer.world_size)
     per_device = min(config.trainer.rows_per_device or share, share)
@@ -57,10 +57,10 @@ def micro_batches(config: TrainConfig) -> tuple[int, int]:
 
 
 def check_devices(settings: TrainerConfig) -> None:
-    """Refuse a run that wants more GPUs than this machine has.
+    """Refuse a run that needs more GPUs than this machine has.
 
     Raises:
-        UserError: says how many there are.
+        UserError: with the number of GPUs.
     """
     if settings.accelerator == "cpu":
         return
@@ -88,7 +88,7 @@ def build_trainer(
     """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`.
 
     Args:
-        folder: of the stage, so that Lightning finds no files of other runs.
+        folder: folder of the stage, so that Lightning finds no files of other runs.
     """
     _, accumulate = micro_batches(config)
     every = min(config.callbacks.validate_every or max_steps, max_steps)
@@ -118,18 +118,18 @@ def build_trainer(
         "profiler": StepTimes(),
     }
     trainer = L.Trainer(**ours, **checked_extra(settings.extra, ours))
-    # Lightning's handler of SIGTERM runs a collective in the signal handler, and its handling of SLURM writes hpc_ckpt_*
-    # and requeues by itself; ours (`processes.announce_stop`, `callbacks.preemption`) stay in their places
+    # Lightning's SIGTERM handler runs a collective inside the signal handler, and its SLURM handler writes hpc_ckpt_*
+    # and requeues; our handlers (`processes.announce_stop`, `callbacks.preemption`) stay installed instead
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     warn_while_waiting(trainer.strategy, settings)
     return trainer
 
 
 def checked_extra(extra: Mapping[str, Any], ours: Iterable[str]) -> dict[str, Any]:
-    """`trainer.extra`, arguments of `lightning.Trainer` that this package leaves to it.
+    """Validated `trainer.extra`: arguments of `lightning.Trainer` that no setting of this package decides.
 
     Raises:
-        UserError: Lightning has no such argument, or it follows from other settings.
+        UserError: Lightning has no such argument, or another setting decides it.
     """
     known = inspect.signature(L.Trainer.__init__).parameters.keys() - {"self"}
     for name in extra:

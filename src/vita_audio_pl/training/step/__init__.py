@@ -1,1 +1,1 @@
-"""One training step: the LightningModule, its optimiser and schedule, what is frozen, what is counted."""
+"""The training step: LightningModule, optimiser, schedule, freezing, running sums."""

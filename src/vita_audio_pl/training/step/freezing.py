@@ -1,7 +1,7 @@
-"""Which parameters train: freezing by regular expression, and the fingerprints that check it.
+"""Freezing parameters by regular expression, and the fingerprints that verify it.
 
 Lightning's `BaseFinetuning` is not used: it raises under DeepSpeed, and its optimiser filter compares parameters by
-value, so that a head copied from its neighbour would be taken for one that is already there.
+value, so a head copied from its neighbour would be taken for a parameter that is already in the optimiser.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from vita_audio_pl.models.lora import BESIDE_ADAPTERS
 from vita_audio_pl.models.speech_input import ENCODER
 
 BUNCH = 8
-"""Names listed in a sentence before `and N more`."""
+"""Names listed in a message before `and N more`."""
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What freezing did: `tensors` and `parameters` (numbers in them) by pattern, and the totals."""
+    """Summary of freezing: `tensors` and `parameters` (their elements) per pattern, and the totals."""
 
     by_pattern: dict[str, int] = field(default_factory=dict)
     frozen_parameters: int = 0
@@ -30,10 +30,10 @@ class Frozen:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str], *, train_encoder: bool = False) -> Frozen:
-    """Freeze the parameters whose names a pattern matches (`re.search`) and let all others train.
+    """Freeze parameters whose name matches a pattern (`re.search`); all others train.
 
-    A tied parameter is frozen where any of its names matches. Layers that have LoRA adapters train these alone, and a
-    speech encoder trains only where `train_encoder` says so.
+    A tied parameter is frozen if any of its names matches. Layers with LoRA adapters train only these; the speech
+    encoder trains only with `train_encoder`.
 
     Raises:
         UserError: a pattern matches nothing, or nothing is left to train.
@@ -68,11 +68,11 @@ def fingerprint(value: Tensor) -> str:
 
 
 def top_levels(names: Sequence[str]) -> list[str]:
-    """First parts of dotted names, each once, in order."""
+    """Unique first components of dotted names, in order."""
     return list(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def bunch(names: Sequence[str]) -> str:
-    """Names for a sentence, cut to a readable number."""
+    """Names for a message, cut to a readable number."""
     more = f" and {len(names) - BUNCH} more" if len(names) > BUNCH else ""
     return ", ".join(names[:BUNCH]) + more

@@ -20,17 +20,17 @@ class SpeechLMModule(L.LightningModule):
     """Trains `speech_lm` under `objective`.
 
     The objective divides by the labels of the whole global step, so the step's loss is the SUM over ranks and
-    micro-batches. Engines and Lightning average instead; the step undoes that.
+    micro-batches. Engines and Lightning average instead; `training_step` undoes that.
 
     Args:
-        speech_lm: model with its parameters frozen as the stage wants them.
-        objective: what the predictors are trained on.
-        stage: rates, steps and weight decay.
+        speech_lm: the model, with frozen parameters set up.
+        objective: the training objective.
+        stage: learning rates, steps and weight decay.
         optim: the optimiser and its schedule.
-        engine: that the model trains under.
-        source_names: data sources by number, for the log.
-        codes: first id of an audio code and the id after the last; codes_per_second: of the codec; for the log.
-        fill: reads the weights of a `speech_lm` without memory, once it is sharded, onto a device.
+        engine: how the model is distributed over devices.
+        source_names: names of the data sources by number, for the log.
+        codes: first audio code id and one past the last; codes_per_second: rate of the codec; for the log.
+        fill: loads the weights of a meta `speech_lm` onto a device after it has been sharded.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class SpeechLMModule(L.LightningModule):
         self.val_tally = Tally(speech_lm.n_heads)
         self.val_tallies = {
             name: Tally(speech_lm.n_heads) for name in source_names
-        }  # each source has batches of its own
+        }  # validation batches have one source each
         self.grad_norm: Tensor | None = None
         self.last_loss: Tensor = torch.zeros(())
         self.skip_reason: Callable[[float], str | None] = never_skipped
@@ -61,7 +61,7 @@ class SpeechLMModule(L.LightningModule):
         self.rate_factor = optim.schedule.build(stage.steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, as weight averaging makes one: it takes no steps, so that it needs no guard."""
+        """State of a copy, as made for weight averaging: a copy takes no steps and needs no guard."""
         return {**super().__getstate__(), "skip_reason": never_skipped}
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -69,10 +69,10 @@ class SpeechLMModule(L.LightningModule):
         losses: HeadLosses = self.speech_lm(batch, self.objective)
         accumulate = self.trainer.accumulate_grad_batches
         self.train_tally.add(losses, batch, ends_step=(batch_idx + 1) % accumulate == 0)
-        # moves the data position that a checkpoint stores
+        # advances the data position that checkpoints store
         self.trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]  # set by `fit`, not declared
         self.last_loss = losses.total.detach()
-        # ranks and micro-batches are averaged by engine and Lightning, while the step's loss is their sum
+        # engine and Lightning average over ranks and micro-batches, but the step's loss is their sum
         return losses.total * self.engine.averaging(accumulate)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
@@ -115,5 +115,5 @@ class SpeechLMModule(L.LightningModule):
 
 
 def never_skipped(norm: float) -> str | None:
-    """Why a step of this gradient norm is left out: None, it is not."""
+    """The default guard: no step is skipped."""
     return None

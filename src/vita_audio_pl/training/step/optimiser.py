@@ -1,4 +1,4 @@
-"""The optimiser and its parameter groups: heads at a rate of their own, no decay on norms and biases, nothing frozen."""
+"""The optimiser and its parameter groups: a separate rate for heads, no decay of norms and biases, nothing frozen."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 HEADS = "heads."
 PEAK = "peak_lr"
-"""A group's rate before the schedule's factor."""
+"""Key of a group's peak rate, before the schedule's factor."""
 
 
 @dataclass
@@ -34,9 +34,9 @@ class AdamW(Component):
 def parameter_groups(
     model: "nn.Module", learning_rate: float, head_rate_factor: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups `backbone`, `backbone_no_decay`, `heads`, `heads_no_decay`, without the empty ones.
+    """Groups `backbone`, `backbone_no_decay`, `heads`, `heads_no_decay`, except empty ones.
 
-    Norm scales and biases (parameters of one dimension) are not decayed. Frozen parameters are in no group, so they
+    Norm scales and biases (one-dimensional parameters) are not decayed. Frozen parameters are in no group, so they
     have no optimiser state. A tied parameter counts once, by its first name.
     """
     groups: dict[str, list[nn.Parameter]] = {}
@@ -53,5 +53,5 @@ def parameter_groups(
 
 
 def _dimensions(parameter: "nn.Parameter") -> int:
-    """Dimensions of the whole parameter; ZeRO-3 leaves an empty one behind and keeps the shape aside."""
+    """Number of dimensions of the whole parameter; ZeRO-3 leaves an empty tensor and stores the shape separately."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

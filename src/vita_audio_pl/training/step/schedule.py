@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the optimiser step, so that nothing of it can be lost on resume."""
+"""Learning-rate schedule as a pure function of the optimiser step, so that it needs no state to resume."""
 
 import math
 from collections.abc import Callable
@@ -28,10 +28,10 @@ def learning_rate_factor(
 
     Args:
         steps: optimiser steps of the stage.
-        warmup_steps: of these, the steps that climb.
-        warmup: `linear` climbs evenly and never starts at 0; `log` is DeepSpeed's ramp `log(step + 1) /
-            log(warmup_steps)`, which starts at 0 and climbs fast.
-        min_share: where the cosine ends, as a share of the peak.
+        warmup_steps: optimiser steps of the warm-up.
+        warmup: `linear` rises evenly and never starts at 0; `log` is DeepSpeed's ramp `log(step + 1) /
+            log(warmup_steps)`, which starts at 0 and rises fast.
+        min_share: final rate, as a share of the peak.
     """
 
     def climbing(step: int) -> float:

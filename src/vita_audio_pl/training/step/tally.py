@@ -1,4 +1,4 @@
-"""Running sums between two lines of the log, kept on the device so that no step waits for a figure."""
+"""Running sums between two log entries, kept on the device so that no step synchronises with it."""
 
 import time
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ ENCODER_STATE = 0.06
 
 
 class Tally:
-    """Adds up losses, hits and tokens of batches; `read` averages them and starts again.
+    """Accumulates losses, hits and tokens of batches; `read` averages them and resets.
 
     Args:
         n_heads: MCTP heads of the model.
         source_names: name of each data source, by its number in `PackedBatch.sources`.
-        codes: first id of an audio code and the id after the last, for hours of audio; None counts none.
-        codes_per_second: of the codec.
+        codes: first audio code id and one past the last, to count hours of audio; None counts none.
+        codes_per_second: rate of the codec.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class Tally:
         self._steps = 0
         self._since = time.perf_counter()
         self.work: Work | None = None
-        """What was done between the last two readings, by all ranks."""
+        """Amount of training between the last two readings, over all ranks."""
         self.seconds = 0.0
-        """Between the last two readings."""
+        """Seconds between the last two readings."""
 
     def add(self, losses: HeadLosses, batch: PackedBatch, *, ends_step: bool = True) -> None:
-        """Count one batch; `ends_step` says that its optimiser step is complete."""
+        """Add a batch; `ends_step`: whether it completes its optimiser step."""
         tokens = batch.document_ids >= 0
         per_source = torch.bincount(batch.sources[tokens].to(torch.int64), minlength=len(self.source_names))
         first, end = self.codes or (0, 0)
@@ -75,10 +75,11 @@ class Tally:
     def read(self, prefix: str, reduce: bool, device: torch.device | str = "cpu") -> dict[str, float]:
         """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`, and then all read.
 
-        `train/loss` is the objective per step, divisor and weights included; elsewhere it is the mean over all labels by
-        weight, so that it does not depend on the batches and ranks that they were shared out to. `loss_main`, `loss_head_<k>` and the
-        accuracies are means over the labels that the predictor was scored on, `served_accuracy_...` over those of them
-        that it writes under the decoding pattern, and `served_accuracy` over what all heads write.
+        `train/loss` is the objective per step, divisor and weights included; elsewhere it is the mean over all labels
+        by weight, so that it does not depend on the batches and ranks that they were shared out to. `loss_main`,
+        `loss_head_<k>` and the accuracies are means over the labels that the predictor was scored on,
+        `served_accuracy_...` over those of them that it writes under the decoding pattern, and `served_accuracy` over
+        what all heads write.
         """
         predictors = 1 + self.n_heads
         sums = self._sums
@@ -123,11 +124,11 @@ class Tally:
         return figures
 
     def restart(self) -> None:
-        """Forget everything counted and set the clock to now."""
+        """Reset all counts and the clock."""
         self._sums, self._steps, self._since = None, 0, time.perf_counter()
 
     def leave_out(self, seconds: float) -> None:
-        """Count time that was not spent on training as if it had not passed."""
+        """Exclude time that was not spent on training."""
         self._since += seconds
 
 

@@ -1,1 +1,1 @@
-"""Where figures go: metrics.csv, TensorBoard, wandb."""
+"""Logging of metrics: metrics.csv, TensorBoard, wandb."""

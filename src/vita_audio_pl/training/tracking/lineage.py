@@ -1,4 +1,4 @@
-"""What wandb gets beside curves: where a model came from, and what was changed."""
+"""Lineage in wandb: where a model came from, and which settings were changed."""
 
 import dataclasses
 import hashlib
@@ -27,14 +27,14 @@ _FORBIDDEN_IN_IDS = re.compile(r"[/\\#?%:]+")
 
 
 def run_id(name: str) -> str:
-    """A name as wandb takes it for an id."""
+    """A name as a valid wandb id."""
     return _FORBIDDEN_IN_IDS.sub("-", name)
 
 
 def kept_id(folder: Path, name: str) -> str:
-    """The wandb id of a stage: drawn when it begins, so that no two runs of a name are one, and kept in its folder."""
+    """The wandb id of a stage, drawn when it begins so that runs of the same name differ, and stored in its folder."""
     path = folder / WANDB_ID
-    with suppress(OSError, ValueError, TypeError, KeyError):  # what cannot be read is drawn again
+    with suppress(OSError, ValueError, TypeError, KeyError):  # an unreadable one is replaced
         return str(json.loads(path.read_bytes())["id"])
     id = f"{run_id(name)[:100]}-{secrets.token_hex(4)}"
     if getattr(rank_zero_only, "rank", 0) == 0:
@@ -43,12 +43,12 @@ def kept_id(folder: Path, name: str) -> str:
 
 
 def group_of(run_name: str) -> str:
-    """What runs are grouped by: the ablation of `<ablation>/<arm>`, else the run whose stages they are."""
+    """The wandb group: the ablation of `<ablation>/<arm>`, else the run of the stage."""
     return run_name.partition("/")[0]
 
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
-    """Settings that differ from what variant, scale and stage alone would give, flat; empty outside a command."""
+    """Settings that differ from the defaults of variant, scale and stage, flat; empty outside a command."""
     if not HydraConfig.initialized() or not GlobalHydra.instance().is_initialized():
         return {}
     usual = settings_of_stage(config.stage.name, [f"variant={config.variant.name}", f"scale={config.scale.name}"])
@@ -57,17 +57,17 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def log_lineage(run: Any, model: Path, sources: Mapping[str, Path]) -> None:
-    """Log a stage's model and the data that it was trained on as artifacts; with a network also its parent.
+    """Log a stage's model and its training data as artifacts; online also the parent as an input.
 
-    The data artifact has the sources' manifests; the model artifact has the manifest, and a reference to the weights,
-    which stay where they are. Both are named after their content, so a parent is found by its hash. wandb refuses to
-    mark inputs offline: there, and where wandb does not have the parent, the hash in the metadata is all that leads
-    back to it (`parent_weights`; `parent_in_wandb` says whether it is linked). The stage is finished when this is
-    called, so no failure of wandb is raised.
+    The data artifact has the sources' manifests; the model artifact has the manifest and a reference to the weights,
+    which are not uploaded. Both are named after their content, so a parent is found by its hash. wandb cannot mark
+    inputs offline: there, and if wandb does not have the parent, only the hash in the metadata leads
+    back to it (`parent_weights`; `parent_in_wandb` says whether it is linked). The stage is already finished, so
+    failures of wandb are not raised.
 
     Args:
         run: an open wandb run.
-        model: the model folder that the stage handed over.
+        model: model folder of the stage.
         sources: manifest of each source by name.
     """
     import wandb
@@ -97,7 +97,7 @@ def _model_artifact(weights: str) -> str:
 
 
 def use_model(run: Any, weights: str) -> bool:
-    """Mark a model as an input of an online run; false, and a sentence, where wandb does not have it."""
+    """Mark a model as an input of an online run; false, with a printed message, if wandb does not have it."""
     remedy = "it was made offline, in another project or elsewhere; its hash in the metadata is what leads back to it"
     with never_fatal(f"{_model_artifact(weights)} to link {run.name} with", remedy):
         run.use_artifact(f"{_model_artifact(weights)}:latest")

@@ -16,10 +16,10 @@ from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
 
 def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> list[Logger]:
-    """Loggers that write into the stage's `folder`; a resumed run continues the same wandb run.
+    """Loggers for the stage's `folder`; a resumed run continues the same wandb run.
 
     Args:
-        settings: the whole configuration as plain values, shown beside the curves.
+        settings: the whole configuration as plain values, logged as hyperparameters.
 
     `logger.extra` is built last; a class that takes `save_dir` gets the stage's folder.
     """
@@ -43,7 +43,7 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
             job_type=config.stage.name,
             save_dir=folder,
             offline=mode == "offline",
-            mode=mode,  # in so many words: wandb reads the environment, where Lightning leaves it, only once in a process
+            mode=mode,  # passed explicitly: wandb reads Lightning's environment variable only once per process
             tags=[
                 tag
                 for tag in (config.stage.name, config.variant.name, config.scale.name, config.experiment.name)
@@ -60,7 +60,7 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
 
 @contextmanager
 def wandb_run_ends(loggers: Sequence[Logger]) -> Iterator[None]:
-    """Ends the stage's wandb run with the block: the next stage of this process begins one of its own."""
+    """Ends the stage's wandb run after the block: the next stage of this process starts its own."""
     from lightning.pytorch.loggers import WandbLogger
 
     try:
@@ -75,10 +75,10 @@ def wandb_run_ends(loggers: Sequence[Logger]) -> Iterator[None]:
 def log_samples(
     loggers: Sequence[Logger], rows: Sequence[dict[str, Any]], figures: dict[str, float], folder: Path, step: int
 ) -> None:
-    """Figures of samples to every logger, and to wandb the samples themselves as the table `samples/answers`.
+    """Log the metrics of samples to every logger, and the samples to wandb as the table `samples/answers`.
 
     Args:
-        rows: lines of `samples.jsonl`; their sounds lie below `folder`.
+        rows: lines of `samples.jsonl`, whose audio paths are relative to `folder`.
     """
     from lightning.pytorch.loggers import WandbLogger
 
@@ -96,7 +96,7 @@ def log_samples(
 
 
 def wandb_mode(wanted: str) -> Literal["online", "offline", "off"]:
-    """`online`, `offline` or `off`; `auto` asks whether a key is there."""
+    """`online`, `offline` or `off`; `auto` depends on whether there is a key."""
     if wanted != "auto":
         return cast(Literal["online", "offline", "off"], wanted)
     if os.environ.get("WANDB_MODE") == "disabled":

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row per logged step, columns that never change their names, and no row twice after a resume."""
+"""`metrics.csv`: one row per logged step, stable column names, and no duplicate rows after a resume."""
 
 import csv
 import os
@@ -15,9 +15,9 @@ from vita_audio_pl.training.run_folder.layout import METRICS
 
 
 class MetricsCsv(Logger):
-    """Writes `folder/metrics.csv`; training and validation figures of a step share its row.
+    """Writes `folder/metrics.csv`; training and validation metrics of a step share its row.
 
-    Lightning's own CSV logger deletes the file of a resumed run; this one keeps it and cuts the rows after the
+    Lightning's own CSV logger deletes the file of a resumed run; this one keeps it but removes the rows after the
     step that the run resumes from, because they will be written again.
     """
 
@@ -25,7 +25,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = folder / METRICS
         self._rows, damaged = read_metrics(self.path)
-        self._columns: list[str] = []  # as the file has them; none until this run has written it
+        self._columns: list[str] = []  # the columns in the file; none until this run has written it
         if damaged and getattr(rank_zero_only, "rank", 0) == 0:
             kept = keep_damaged(self.path)
             print(
@@ -49,7 +49,7 @@ class MetricsCsv(Logger):
         at, new = int(step or 0), {name: f"{value:.8g}" for name, value in metrics.items()}
         append = at > max(self._rows, default=at) and new.keys() <= set(self._columns) and self.path.is_file()
         self._rows.setdefault(at, {}).update(new)
-        if append:  # a whole line at once: a file of many steps is not written again for each
+        if append:  # append whole lines: a long file is not rewritten for each step
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, [STEP, *self._columns]).writerow({STEP: str(at), **new})
         else:
@@ -57,7 +57,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def cut_after(self, step: int) -> None:
-        """Forget the rows after `step`."""
+        """Drop the rows after `step`."""
         self._rows = {at: row for at, row in self._rows.items() if at <= step}
         self.save()
 
