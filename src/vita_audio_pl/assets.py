@@ -1,4 +1,4 @@
-"""Where the configuration, the recipes and the experiments lie: in a checkout or inside an installed wheel."""
+"""Location of configuration, recipes and experiments: in a checkout or inside an installed wheel."""
 
 from pathlib import Path
 

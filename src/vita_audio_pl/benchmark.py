@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.benchmark`: what a training step costs, how fast answers come, how fast data is read."""
+"""`python -m vita_audio_pl.benchmark`: speed of a training step, of decoding, and of reading data."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from vita_audio_pl.config.entry import run_entry_point
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Measures data, decoding, or stage after stage of training, and shows tables."""
+    """Run the benchmark and show its tables."""
     import torch
     from rich.console import Console
 
@@ -17,7 +17,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     from vita_audio_pl.storage.files import output_file
 
     if config.output is not None and config.what != "decoding":
-        output_file(config.output)  # what cannot be written is said before the measuring
+        output_file(config.output)  # an unwritable output is reported before measuring
     torch.set_num_threads(config.threads)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     if config.what == "data":

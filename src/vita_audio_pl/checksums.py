@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.checksums`: a folder's files against the checksums that were written with it."""
+"""`python -m vita_audio_pl.checksums`: check a folder's files against the checksums that were written with it."""
 
 import time
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ChecksumsConfig(CommandConfig):
 
 
 def checksums(config: ChecksumsConfig) -> None:
-    """Compares, or writes, and says so; ends with status 1 where something is damaged."""
+    """Check, or write new checksums, and print the result; status 1 if anything is damaged."""
     folder = Path(config.folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give a model folder, or that of a prepared source")

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them: workers, stages, ranks."""
+"""Child processes that end with their parent: workers, stages, ranks."""
 
 import multiprocessing
 import os
@@ -14,12 +14,12 @@ from typing import Any
 from vita_audio_pl.leaving import STATUS
 
 LAUNCHER = "VITA_AUDIO_LAUNCHER"
-"""Environment variable with the number of the process that started this one, and that it must not outlive."""
-_LOOK = 0.5  # seconds between two looks whether the parent is there
+"""Environment variable with the process id of the parent that this process must not outlive."""
+_LOOK = 0.5  # seconds between checks that the parent is alive
 
 
 def end_with_launcher() -> None:
-    """Ends this process when the one of ours that started it, or torchrun's agent, is killed."""
+    """End this process when its parent, or torchrun's agent, is killed."""
     launcher = os.environ.get(LAUNCHER, "")
     if launcher.isdigit():
         end_with(int(launcher))
@@ -28,7 +28,7 @@ def end_with_launcher() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Ends this process when `parent`, if it is that, is gone; may be called again."""
+    """End this process when `parent` is gone; may be called again."""
     global _watching
     if os.getppid() == parent and not _watching:
         _watching = True
@@ -39,10 +39,10 @@ _watching = False
 
 
 class _Attached:
-    """A process that begins with the run's signals blocked, so that all its threads leave them to `attach_worker`.
+    """A process that starts with the run's signals blocked, so that all its threads leave them to `attach_worker`.
 
-    Blocked there alone, a thread that a library has started before it (OpenBLAS does as it is imported, others after a
-    fork) would take a SIGTERM that is meant for the parent, and end the worker.
+    If only `attach_worker` blocked them, a thread that a library has started earlier (OpenBLAS at import, others after
+    a fork) would receive a SIGTERM meant for the parent, and end the worker.
     """
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class _Forked(_Attached, context.ForkProcess):
 
 class _Spawned(_Attached, context.SpawnProcess):
     def start(self) -> None:
-        resource_tracker.ensure_running()  # else the first start does it, which unblocks them
+        resource_tracker.ensure_running()  # otherwise the first start does it, which unblocks them
         super().start()
 
 
@@ -72,17 +72,17 @@ class _Spawning(context.SpawnContext):
 
 
 def worker_context(method: str = "") -> context.BaseContext:
-    """How processes are started whose first call is `attach_worker`; method: `fork` or `spawn`, empty = the usual one."""
+    """Multiprocessing context for processes that call `attach_worker` first; method: `fork` or `spawn`, empty = default."""
     method = method or multiprocessing.get_start_method()
     ours = {"fork": _Forking, "spawn": _Spawning}
     return ours[method]() if method in ours else multiprocessing.get_context(method)
 
 
 def attach_worker(parent: int, *_: Any) -> None:
-    """First call of a worker process (DataLoader, pool): it ends with `parent`, and leaves the run's signals to it.
+    """First call of a worker process (DataLoader, pool): it ends with `parent` and ignores the run's signals.
 
-    A signal that comes to all processes of a run, as a terminal's or SLURM's, would else kill the workers that the parent
-    needs until it has saved. SIGTERM is taken from the parent alone, which ends workers by it. The process is one of
+    A signal to all processes of a run, from a terminal or SLURM, would otherwise kill workers that the parent needs
+    until it has saved. SIGTERM is accepted from the parent only, which ends workers with it. The process must come from
     `worker_context`.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
@@ -93,12 +93,12 @@ def attach_worker(parent: int, *_: Any) -> None:
 
 
 def _watch(parent: int) -> None:
-    """Ends this process when `parent` is gone, also where its main thread waits for ever.
+    """End this process when `parent` is gone, even if its main thread waits forever.
 
-    The kernel could send a signal instead (PR_SET_PDEATHSIG), but does so already when the thread that started this
+    The kernel could send a signal instead (PR_SET_PDEATHSIG), but sends it already when the thread that started this
     process ends.
     """
-    watched = os.getppid()  # of a forkserver's children the server, which ends with `parent`
+    watched = os.getppid()  # for children of a forkserver the server, which ends with `parent`
     while os.getppid() == watched and _exists(parent):
         if hasattr(signal, "sigtimedwait") and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
             told = signal.sigtimedwait({signal.SIGTERM}, _LOOK)
@@ -136,7 +136,7 @@ def worker_processes(
     except BaseException as error:
         if not isinstance(error, Exception):
             for process in list((pool._processes or {}).values()):
-                process.kill()  # one that still starts does not look at SIGTERM yet
+                process.kill()  # a process that is still starting does not react to SIGTERM yet
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()

@@ -38,7 +38,7 @@ class DemoConfig(CommandConfig):
 
 
 def demo(config: DemoConfig) -> None:
-    """Run the steps one after another, each as the command that a person would give."""
+    """Run the steps one after another, each as the command that a user would type."""
     run, place = f"run_name={config.run_name}", [f"paths.data={config.paths.data}", f"paths.runs={config.paths.runs}"]
     size, bench = config.size, f"bench={BENCH[config.size]}"
     steps = {

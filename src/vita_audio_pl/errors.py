@@ -1,4 +1,4 @@
-"""The one exception that is meant for a person, and which exceptions are the machine's and no sample's or file's."""
+"""`UserError`, the exception with a message for users, and which exceptions are faults of the machine, not of data."""
 
 import errno
 import re
@@ -20,13 +20,13 @@ _LONGEST, _BEGINNING = 1400, 900  # characters of a sentence, and those before a
 
 
 class UserError(Exception):
-    """A mistake that a person can mend: one sentence that says what is wrong, where, and what to do.
+    """A mistake that the user can fix: one sentence that says what is wrong, where, and what to do.
 
-    Entry points print the sentence and exit with its status; library callers may catch it. A name or a value out of a
-    damaged file may have thousands of characters: a sentence of more than a screen is cut in its middle.
+    Commands print the sentence and exit with its status; library callers may catch it. A name or a value from a
+    damaged file may have thousands of characters: a message longer than a screen is cut in its middle.
 
     Args:
-        status: exit status of a command that ends by it.
+        status: exit status of a command that ends with it.
     """
 
     def __init__(self, sentence: str = "", status: int = 2) -> None:
@@ -52,14 +52,15 @@ _PEER_GONE = re.compile(r"gloo.*(Connection closed|Connection reset)|NCCL.*remot
 
 
 def peer_is_gone(error: BaseException) -> bool:
-    """Whether a collective failed because another rank has ended."""
+    """Whether a collective failed because another rank has exited."""
     return _PEER_GONE.search(str(error)) is not None
 
 
 def is_machine_fault(error: BaseException) -> bool:
     """Whether the machine failed (memory, disk, file handles, network, GPU), not the sample or file being read.
 
-    Such an error says nothing about the data: work has to stop and can be taken up again, nothing may be left out for it.
+    Such an error says nothing about the data: work has to stop and can be taken up again, nothing may be left out for
+        it.
     """
     if isinstance(error, OSError):
         return error.errno in _MACHINE_ERRNOS
@@ -70,7 +71,7 @@ def is_machine_fault(error: BaseException) -> bool:
 
 
 def kind_in_words(value: Any) -> str:
-    """What a value out of a file is, as a sentence says it: `null`, `the number 7`, `a list`; never a type of Python's."""
+    """Type and value from a file in words for a message: `null`, `the number 7`, `a list`; never a Python type."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -96,6 +97,6 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: Any, most: int = 100) -> str:
-    """A value out of a file as a sentence shows it, cut after `most` characters."""
+    """A value from a file for a message, cut after `most` characters."""
     text = _Shown().repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

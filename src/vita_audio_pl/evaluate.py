@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.evaluate`: measures models on held-out benches."""
+"""`python -m vita_audio_pl.evaluate`: evaluates models on held-out benches."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from vita_audio_pl.evaluation.settings import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Measure, or compare, what the configuration says, and show the figures."""
-    # torch is imported only now: the entry has to set the environment that it reads, and --help should be quick
+    """Evaluate or compare, and print the results."""
+    # torch is imported only now: the entry point sets environment variables that it reads, and --help should be quick
     from rich.console import Console
 
     from vita_audio_pl.evaluation.runs.evaluate import run_session
@@ -28,7 +28,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.model:
         config.model = str(named_model(config.model, config.paths.runs))
     results = run_session(config)
-    if not results:  # step=generate, or another rank writes them
+    if not results:  # with step=generate, or on other ranks, there are no results here
         return
     models = {Path(result["model"]) for result in results}
     folders = {bench_folder(config.output, model, config.bench.name, config.paths.runs) for model in models}
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def main() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of the pool are what keeps the cores busy
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool's processes use the cores
     run_entry_point(evaluate, "evaluate", EvaluateConfig, own=("model",))
 
 

@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.export`: a model folder in the published layout, or as a plain backbone folder."""
+"""`python -m vita_audio_pl.export`: convert a model folder to the published layout, or to a plain backbone folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class ExportConfig(CommandConfig):
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the folder and says so."""
+    """Convert the model and print where it is."""
     import torch
 
     from vita_audio_pl.inference.exporting import export_model

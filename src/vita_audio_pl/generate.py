@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.generate`: one answer of a trained model, text on the screen and sound on disk."""
+"""`python -m vita_audio_pl.generate`: one answer of a trained model, text on the screen and audio on disk."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from vita_audio_pl.inference.options import GenerateConfig
 
 
 def generate(config: GenerateConfig) -> None:
-    """Answers what the configuration asks."""
+    """Generate the configured answer."""
     import torch
 
     from vita_audio_pl.codecs.audio import write_wav
@@ -21,7 +21,7 @@ def generate(config: GenerateConfig) -> None:
     from vita_audio_pl.storage.files import output_file
 
     if config.output != PIPE:
-        output_file(config.output)  # what cannot be written is reported before the answer is generated
+        output_file(config.output)  # an unwritable output is reported before the answer is generated
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     loaded = load_speech_model(

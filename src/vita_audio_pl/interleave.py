@@ -1,6 +1,6 @@
-"""The text-audio interval ratio and the decoding pattern: how one answer alternates, and who writes which token.
+"""The text-audio interval ratio and the decoding pattern: how text and audio alternate, and who writes which token.
 
-Both are one object each; rendering, losses, decoding and reports all ask them (VITA-Audio, arXiv 2505.03739).
+Rendering, losses, decoding and reports all use these two classes (VITA-Audio, arXiv 2505.03739).
 """
 
 import math
@@ -20,7 +20,7 @@ IntArray: TypeAlias = NDArray[np.integer[Any]]
 
 _MOST_RUNS, _LONGEST_RUN = 1000, 10**9
 MARKERS_PER_CHUNK = 2
-"""Every chunk of codes stands between one begin and one end marker, and the ratio's audio numbers count both."""
+"""Every chunk of codes is enclosed in one begin and one end marker; the ratio's audio numbers include both."""
 
 NAMED_RATIOS: dict[str, tuple[int, ...]] = {
     "turbo": (1, 10, 4, 10),
@@ -37,9 +37,9 @@ NAMED_PATTERNS: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class IntervalRatio:
-    """Runs `(t1, a1, ..., tn, an)`: t text tokens, then a audio tokens (both markers counted); the last pair repeats.
+    """Runs `(t1, a1, ..., tn, an)`: t text tokens, then a audio tokens (both markers included); the last pair repeats.
 
-    The shorter of text and audio decides the number of chunks, and the last chunk takes all that is left of both.
+    The shorter of text and audio determines the number of chunks; the last chunk takes the rest of both.
 
     Raises:
         UserError: the runs do not come in pairs, a t is below 1, or an a leaves no room for a code (below 3).
@@ -65,12 +65,12 @@ class IntervalRatio:
 
     @classmethod
     def of(cls, value: Sequence[int] | str) -> "IntervalRatio":
-        """Reads a name (`boost`, `turbo`, `balance`), a list, or a list written out (`1,10,4,10`)."""
+        """From a name (`boost`, `turbo`, `balance`), a list, or a list as text (`1,10,4,10`)."""
         return cls(_runs_of(value, NAMED_RATIOS, "text_audio_interval_ratio"))
 
     @classmethod
     def behind(cls, pattern: "DecodePattern") -> "IntervalRatio":
-        """The ratio that models of a published decoding pattern were trained with; Boost's for every other pattern."""
+        """The ratio that models with a published decoding pattern were trained with; Boost's for any other pattern."""
         known = (NAMED_RATIOS[name] for name in NAMED_RATIOS if NAMED_PATTERNS[name] == pattern.runs)
         return cls(next(known, NAMED_RATIOS["boost"]))
 
@@ -81,7 +81,7 @@ class IntervalRatio:
 
     @cached_property
     def code_runs(self) -> tuple[int, ...]:
-        """Codes per chunk, markers not counted; the last repeats."""
+        """Codes per chunk, without markers; the last repeats."""
         return tuple(a - MARKERS_PER_CHUNK for a in self.runs[1::2])
 
     @overload
@@ -89,7 +89,7 @@ class IntervalRatio:
     @overload
     def chunks(self, n_text: IntArray, n_codes: IntArray) -> IntArray: ...
     def chunks(self, n_text: Any, n_codes: Any) -> Any:
-        """Number of audio spans of an answer; 1 for audio without text, 0 without codes. Numbers or int64 arrays."""
+        """Number of audio spans of an answer; 1 for audio without text, 0 without codes. Takes numbers or int64 arrays."""
         if isinstance(n_text, np.ndarray) or isinstance(n_codes, np.ndarray):
             text, codes = np.asarray(n_text, np.int64), np.asarray(n_codes, np.int64)
             either = np.minimum(_runs_needed(text, self.text_runs), _runs_needed(codes, self.code_runs))
@@ -105,21 +105,21 @@ class IntervalRatio:
     @overload
     def length(self, n_text: IntArray, n_codes: IntArray) -> IntArray: ...
     def length(self, n_text: Any, n_codes: Any) -> Any:
-        """Tokens of the interleaved answer, markers included, exactly; no codes means the text alone.
+        """Exact number of tokens of the interleaved answer, markers included; without codes only the text.
 
-        Numbers in give a number, arrays in give an array.
+        Numbers give a number, arrays give an array.
         """
         markers = MARKERS_PER_CHUNK * self.chunks(n_text, n_codes)
         return markers + n_text + n_codes
 
     def interleave(self, text: ArrayLike, codes: ArrayLike, begin: int, end: int) -> NDArray[np.int32]:
-        """Text and codes in alternate runs, `begin` and `end` around each run of codes.
+        """Text and codes in alternating runs, with `begin` and `end` around each run of codes.
 
         Args:
-            text: `(n_text,)` token ids; `codes`: `(n_codes,)` ids of the codes, all in order.
+            text: `(n_text,)` token ids; `codes`: `(n_codes,)` ids of the codes.
 
         Returns:
-            `(length(n_text, n_codes),)` int32. Without codes the text alone; without text one span of codes.
+            `(length(n_text, n_codes),)` int32. Without codes only the text; without text one span of codes.
         """
         text_ids, code_ids = np.asarray(text), np.asarray(codes)
         out = np.empty(self.length(text_ids.size, code_ids.size), np.int32)
@@ -154,20 +154,20 @@ class IntervalRatio:
         out[-1] = end
 
     def layout(self, n_text: int, n_codes: int) -> NDArray[np.int32]:
-        """Gather indices `(length,)` int32 into the row `[text | codes | begin | end]`, for both parts not empty."""
+        """Gather indices `(length,)` int32 into the row `[text | codes | begin | end]`, if neither part is empty."""
         both = n_text + n_codes
         return self.interleave(np.arange(n_text), np.arange(n_text, both), begin=both, end=both + 1)
 
 
 def deinterleave(ids: ArrayLike, begin: int, end: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Text and codes of an interleaved answer, each in its own order: the inverse of `IntervalRatio.interleave`.
+    """Text and codes of an interleaved answer, in order: the inverse of `IntervalRatio.interleave`.
 
-    An answer cut short inside a span counts its last codes; a second begin or a stray end marker is left out.
+    Codes of an unfinished span are included; a second begin marker or a stray end marker is ignored.
     """
     row = np.asarray(ids, dtype=np.int32)
     opens, closes = row == begin, row == end
     markers = opens | closes
-    # the state after each token is set by the last marker seen, so a stray marker cannot shift all that follows
+    # the state after each token follows from the last marker, so a stray marker cannot shift everything after it
     last_marker = np.maximum.accumulate(np.where(markers, np.arange(row.size), -1)) if row.size else np.empty(0, int)
     inside = (last_marker >= 0) & opens[last_marker] if row.size else np.empty(0, bool)
     return row[~inside & ~markers], row[inside & ~markers]
@@ -175,9 +175,9 @@ def deinterleave(ids: ArrayLike, begin: int, end: int) -> tuple[NDArray[np.int32
 
 @dataclass(frozen=True)
 class DecodePattern:
-    """Runs `(M, m, M, m, ...)`: M tokens written by the backbone, then m by the heads in turn; the last pair repeats.
+    """Runs `(M, m, M, m, ...)`: M tokens written by the backbone, then m by the heads; the last pair repeats.
 
-    Token 0 is the one that the prefill gives. Who writes is decided by position alone.
+    Token 0 is the one from the prefill. The writer depends on the position only.
 
     Raises:
         UserError: the runs do not come in pairs, an M is below 1, or an m is below 0.
@@ -202,13 +202,14 @@ class DecodePattern:
 
     @classmethod
     def of(cls, value: Sequence[int] | str) -> "DecodePattern":
-        """Reads a mode (`turbo`, `boost`, `balance`, `vanilla`), a list, or a list written out (`1,10,4,10`)."""
+        """From a mode (`turbo`, `boost`, `balance`, `vanilla`), a list, or a list as text (`1,10,4,10`)."""
         return cls(_runs_of(value, NAMED_PATTERNS, "decode_pattern"))
 
     def writers(self, length: int, n_heads: int) -> NDArray[np.int8]:
-        """Who writes each of the first `length` tokens: 0 the backbone, k + 1 head k. `(length,)` int8, read-only.
+        """Writer of each of the first `length` tokens: 0 the backbone, k + 1 head k. `(length,)` int8, read-only.
 
-        Where a run asks for more head tokens than there are heads, a backbone pass comes between and they start again.
+        If a run has more head tokens than there are heads, the backbone writes one in between and the heads start
+        again.
         """
         if not 0 <= n_heads < np.iinfo(np.int8).max:
             raise UserError(f"{n_heads} heads cannot be numbered; use 0 to {np.iinfo(np.int8).max - 1}")
@@ -217,7 +218,7 @@ class DecodePattern:
 
 @dataclass(frozen=True)
 class _Slots:
-    """Where text, codes and markers stand in an answer of many full chunks (every shorter answer begins alike)."""
+    """Positions of text, codes and markers in an answer of many full chunks (a prefix for every shorter answer)."""
 
     text: NDArray[np.int64]
     codes: NDArray[np.int64]
@@ -230,14 +231,14 @@ class _Slots:
 def _roomy(chunks: int, pairs: int) -> int:
     """A number of chunks to lay out, rounded up so that few layouts serve all lengths.
 
-    Not below the last pair: its runs may be far longer than anything asked for so far.
+    At least the last pair: its runs may be far longer than anything requested so far.
     """
     return chunks if chunks < pairs else 1 << chunks.bit_length()
 
 
 @lru_cache(maxsize=128)
 def _slots(runs: tuple[int, ...], chunks: int) -> _Slots:
-    """Places of everything in `chunks` full chunks."""
+    """Positions of all tokens in `chunks` full chunks."""
     text_runs, code_runs = _repeat_last(runs[0::2], chunks), _repeat_last(runs[1::2], chunks) - MARKERS_PER_CHUNK
     text_until, codes_until = np.cumsum(text_runs), np.cumsum(code_runs)
     text_before, codes_before = text_until - text_runs, codes_until - code_runs
@@ -276,7 +277,7 @@ def _repeat_last(runs: tuple[int, ...], count: int) -> NDArray[np.int64]:
 
 
 def _runs_needed(count: NDArray[np.int64], runs: tuple[int, ...]) -> NDArray[np.int64]:
-    """How many runs hold `count` tokens, the last run repeating; elementwise."""
+    """Number of runs that hold `count` tokens, the last run repeating; elementwise."""
     needed = np.zeros(count.shape, np.int64)
     before = 0
     for run in runs[:-1]:

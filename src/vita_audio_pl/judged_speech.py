@@ -1,4 +1,4 @@
-"""How well speech that was made for a corpus is understood: a judge listens to some of it, and the data card tells."""
+"""Intelligibility of synthesised speech in a corpus: a judge transcribes a sample of it for the data card."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,12 +19,12 @@ from vita_audio_pl.storage.files import atomic_write, write_json
 
 _UNSPACED = {"zh": ("characters", mixed), "yue": ("characters", mixed), "ja": ("characters", mixed)}
 _UNSPACED |= {"th": ("characters", characters)}
-_PARTS = 20  # of a corpus that are looked into, evenly spaced
+_PARTS = 20  # parts of a corpus to sample from, evenly spaced
 _AT_A_TIME = 16  # waves
 
 
 def chosen_judge(config: PrepareConfig, languages: tuple[str, ...]) -> "JudgeSettings | Custom | None":
-    """The judge that the configuration names; None where it names none.
+    """The configured judge; None if there is none.
 
     Raises:
         UserError: there is no such judge.
@@ -36,7 +36,7 @@ def chosen_judge(config: PrepareConfig, languages: tuple[str, ...]) -> "JudgeSet
 
 
 def transcriber_of(judge: "JudgeSettings | Custom | None", device: str) -> Transcriber | None:
-    """The judge as the one who writes down recordings without transcripts."""
+    """The judge as transcriber of recordings without transcripts."""
     return None if judge is None else Transcriber(judge, judge_facts(judge, device), device)
 
 
@@ -48,16 +48,16 @@ def judge_speech(
     most_parts: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any] | None:
-    """Has a judge listen to speech that was made for a prepared source, and writes its errors into the card.
+    """Transcribe synthesised speech of a prepared source and write the error rate into its card.
 
     Args:
-        job: that prepared it.
-        most: messages that are listened to.
-        most_parts: parts that were prepared; None is all.
+        job: the job that prepared it.
+        most: most messages to transcribe.
+        most_parts: number of parts that were prepared; None = all.
 
     Returns:
-        The judge, its share of wrong words (of characters, for languages without blanks) and the number of messages; None
-        where nothing was spoken.
+        The judge, its word error rate (character error rate, for languages without spaces) and the number of messages;
+        None if no message was synthesised.
 
     Raises:
         UserError: the judge cannot be built.
@@ -69,7 +69,8 @@ def judge_speech(
     if judged.get("judge") != facts:
         judged = _judged(job, manifest, judge, facts, most_parts, device)
         write_sealed(job.out / JUDGED, judged)
-    card = card_of(manifest, judged=judged)  # also of what is known: a command that was killed here has not written it
+    # also from cached results: an earlier command may have been killed before this
+    card = card_of(manifest, judged=judged)
     write_json(job.out / CARDS[1], card.to_json())
     atomic_write(job.out / CARDS[0], card.to_markdown().encode("utf-8", "backslashreplace"))
     return judged
@@ -83,7 +84,7 @@ def _judged(
     most_parts: int | None,
     device: str,
 ) -> dict[str, Any]:
-    """What the judge makes of so many messages as `facts` say."""
+    """The judge's results on as many messages as `facts` say."""
     assert isinstance(job.load_audio, KeptSpeech)
     languages = job.about.get("languages", [])
     unit, normalise = _UNSPACED.get(languages[0] if languages else "", ("words", plain))
@@ -106,7 +107,7 @@ def _judged(
 
 
 def judged_told(job: TokenizeJob, judged: dict[str, Any] | None) -> str:
-    """The sentence on what the judge measured."""
+    """One sentence with the judge's result."""
     if judged is None:
         return f"nothing of '{job.source}' was spoken here, so the judge has nothing to transcribe"
     name = judged["judge"]["judge"]
@@ -114,7 +115,7 @@ def judged_told(job: TokenizeJob, judged: dict[str, Any] | None) -> str:
 
 
 def _spoken(job: TokenizeJob, kept: KeptSpeech, most: int, most_parts: int | None) -> Iterator[tuple[str, Any]]:
-    """Texts and their sound, `(samples,) float32` at 16 kHz: of parts all over the corpus, the first ones."""
+    """Texts and their audio, `(samples,) float32` at 16 kHz: the first ones of parts spread over the corpus."""
     parts = job.reader.parts()[:most_parts]
     number = min(_PARTS, len(parts), most)
     chosen = [parts[(2 * n + 1) * len(parts) // (2 * number)] for n in range(number)]
@@ -123,7 +124,7 @@ def _spoken(job: TokenizeJob, kept: KeptSpeech, most: int, most_parts: int | Non
         here = -(-left // (number - nth))
         for text in _texts(job, part):
             wave = kept.kept(text, RATE) if here else None
-            if wave is not None:  # some could not be spoken
+            if wave is not None:  # some could not be synthesised
                 yield text, wave
                 here, left = here - 1, left - 1
             if not here:

@@ -15,18 +15,19 @@ TRY_AGAIN = 75
 """`EX_TEMPFAIL`: rerunning the same command resumes."""
 INTERRUPTED = 128 + signal.SIGINT
 STATUS: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: TRY_AGAIN}
-"""Exit status after each signal, where there was nothing to save."""
+"""Exit status after each signal, if there was nothing to save."""
 
 
 def command() -> str:
-    """Module that this process runs, such as `vita_audio_pl.train`; empty where the package is imported by another program."""
+    """Module that this process runs, such as `vita_audio_pl.train`; empty if the package is imported by another program."""
     named = (name for flag, name in pairwise(sys.orig_argv) if flag == "-m" and name.startswith("vita_audio_pl."))
     return next(named, "")
 
 
 def leave_at_start(number: int, frame: FrameType | None) -> None:
-    """What signals do while a command still imports, for seconds; `processes.announce_stop` takes over from it."""
-    for other in STATUS:  # srun sends SIGTERM to a task beside which one has ended, and that must not cut the requeue
+    """Signal handler while a command is still importing, for seconds; `processes.announce_stop` replaces it."""
+    # srun sends SIGTERM to the other tasks when one has ended, and that must not interrupt the requeue
+    for other in STATUS:
         signal.signal(other, signal.SIG_IGN)
     print_now(f"{name_of(number)}: stopped while starting; rerun the same command to resume")
     requeue_unread(STATUS[number])
@@ -42,14 +43,14 @@ def requeue_unread(status: int) -> None:
 
 
 def requeue_job(agreed: bool = True) -> None:
-    """Put the SLURM job that this process belongs to, if any, back into the queue, once; SLURM then ends the job.
+    """Requeue the SLURM job that this process belongs to, if any, once; SLURM then ends the job.
 
-    A job that SLURM is ending already is left to it: one that was cancelled stays so, one that was preempted without grace
-    or has lost a node is put back by SLURM itself. A job whose time is over is put back nevertheless.
+    If SLURM is ending the job already, nothing is done: a cancelled job stays cancelled, and one that was preempted
+    without grace or has lost a node is requeued by SLURM itself. A job at its time limit is requeued nevertheless.
 
     Args:
-        agreed: all ranks leave because the scheduler warned them. Otherwise a SIGTERM counts only where SLURM says that it
-            preempts the job or that its time is over: srun sends it, too, to the tasks beside one that has failed.
+        agreed: all ranks stop because the scheduler warned them. Otherwise a SIGTERM counts only if SLURM says that it
+            preempts the job or that its time is over: srun also sends it to the other tasks when one has failed.
     """
     global _requeued, requeuing
     job = os.environ.get("SLURM_JOB_ID")
@@ -94,11 +95,11 @@ def _scontrol(*words: str) -> str:
 
 
 def name_of(number: int) -> str:
-    """What people call a signal."""
+    """Name of a signal for messages."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def print_now(sentence: str) -> None:
-    """Writes a line to stderr from a signal handler, which may have interrupted a write to it."""
-    with suppress(OSError):  # whoever read it has gone
+    """Write a line to stderr from a signal handler, which may have interrupted another write to it."""
+    with suppress(OSError):  # the reader has gone
         os.write(2, f"\n{sentence}\n".encode())

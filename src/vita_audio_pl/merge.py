@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.merge`: several models into one, as their mean or by task vectors."""
+"""`python -m vita_audio_pl.merge`: merge models, as their mean or by task vectors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class MergeConfig(CommandConfig):
 
 
 def merge(config: MergeConfig) -> None:
-    """Writes the folder and says so."""
+    """Merge the models and print where the result is."""
     from vita_audio_pl.merging import merge_models
     from vita_audio_pl.model_names import named_model
 

@@ -1,9 +1,9 @@
-"""Checkpoints merged into one model: their weighted mean, or a base with what each learnt since added to it.
+"""Model merging: the weighted mean of models, or a base plus weighted task vectors.
 
     mean:          sum_i w_i m_i / sum_i w_i                     (Model Soups, arXiv 2203.05482)
     task vectors:  base + sum_i w_i (m_i - base)                 (Task Arithmetic, arXiv 2212.04089)
 
-Sums are in float32, and the result has the types of the first model. Tensors are read and written one file at a time.
+Sums are in float32; the result has the dtypes of the first model. Tensors are read and written one file at a time.
 """
 
 import os
@@ -29,7 +29,7 @@ from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.run_folder.origin import is_plain_backbone
 
 _FREE = ("attention_dropout", "initializer_range", "max_position_embeddings")
-"""Fields of a configuration that two models which compute alike may have of their own."""
+"""Configuration fields that may differ between models that compute the same function."""
 
 
 _FACTS_OF_MANIFEST = {"codec_fingerprint": "codec", "text_audio_interval_ratio": "text-audio interval ratio"}
@@ -37,7 +37,7 @@ _FACTS_OF_MANIFEST = {"codec_fingerprint": "codec", "text_audio_interval_ratio":
 
 @dataclass(frozen=True)
 class _Source:
-    """A model to merge: where each parameter lies, and what has to be equal to the others'."""
+    """A model to merge: the location of each parameter, and the properties that must be equal in all models."""
 
     folder: Path
     places: dict[str, tuple[WeightFolder, str]]
@@ -69,7 +69,7 @@ class _Source:
         return cls(folder, places, facts, {name: tuple(p.shape) for name, p in model.named_parameters()})
 
     def files(self) -> dict[str, dict[str, str]]:
-        """Name of each file of weights -> its keys -> parameters."""
+        """Weight file -> its keys -> parameters."""
         found: dict[str, dict[str, str]] = {}
         for name, (weights, key) in self.places.items():
             found.setdefault(weights.file_of(key), {})[key] = name
@@ -97,14 +97,14 @@ def merge_models(
     weights: Sequence[float] | None = None,
     base: Path | None = None,
 ) -> None:
-    """Writes the merged model to the new folder `target`, in the layout of the first model, with its tokenizer and codec.
+    """Write the merged model to the new folder `target`, with layout, tokenizer and codec of the first model.
 
-    Host memory is one file of the first model and a tensor of each. The manifest is the first model's, and says under
-    `merged` what was merged and how.
+    Needs host memory for one file of the first model and one tensor of each. The manifest is the first model's, with
+    a record of the merge under `merged`.
 
     Args:
         models: model folders.
-        weights: of the models, in order; None gives all the same in a mean. A mean divides them by their sum.
+        weights: one per model, in order; None = equal weights. A mean divides them by their sum.
         base: model that all were trained from, for task vectors; None for a mean.
 
     Raises:
@@ -155,7 +155,7 @@ def _shares(number: int, weights: Sequence[float] | None, task_vectors: bool) ->
 
 
 def _copy_small_files(model: Path, aside: Path) -> None:
-    """All of a model folder but weights, sums and manifest, and the card, which tells of another model."""
+    """Files to copy from a model folder: all except weights, checksums, manifest, and the card of the other model."""
     for path in sorted(model.iterdir()):
         if path.is_file() and not is_weights(path.name) and path.name not in (CHECKSUMS, MANIFEST, "README.md"):
             shutil.copy(path, aside / path.name)
@@ -167,7 +167,7 @@ def _copy_small_files(model: Path, aside: Path) -> None:
 
 def _write_manifest(aside: Path, models: Sequence[Path], shares: Sequence[float], base: Path | None) -> None:
     if is_plain_backbone(models[0]):
-        return  # a manifest would make it a stage's model
+        return  # with a manifest it would count as a stage's model
     parents = [
         {"model": str(folder), "weights": folder_weights(folder), "share": share}
         for folder, share in zip(models, shares, strict=True)

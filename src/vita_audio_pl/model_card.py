@@ -1,4 +1,4 @@
-"""A model card for an exported folder, from what the run left, and the way to the Hugging Face hub."""
+"""The model card of an exported folder, from the files of its run, and the upload to the Hugging Face hub."""
 
 import json
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ _MOST_STAGES = 20
 
 
 def model_card(source: Path, target: Path, layout: str, licence: str | None, languages: tuple[str, ...] = ()) -> str:
-    """`README.md` of an exported folder: how it is used, its stages, its data, its results.
+    """`README.md` of an exported folder: usage, stages, data, results.
 
     Args:
-        source: the model folder that was exported; its run and its parents are asked for what they say.
-        target: the exported folder, which gives the name.
-        layout: of the folder.
-        licence: of the weights, as the hub spells it; None where it is not known.
-        languages: of the model; those of the data where none are given.
+        source: the model folder that was exported; the card uses the files of its run and its parents.
+        target: the exported folder, whose name is used.
+        layout: layout of the folder.
+        licence: licence of the weights, as the hub spells it; None if unknown.
+        languages: languages of the model; by default those of the data.
     """
     stages = list(_stages(source))
     cards = _data(stages[0][1]) if stages else []
@@ -68,7 +68,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
 
 
 def push_to_hub(folder: Path, repository: str, private: bool) -> str:
-    """Upload an exported folder; the address of the commit.
+    """Upload an exported folder; returns the URL of the commit.
 
     Raises:
         UserError: the hub refuses, or cannot be reached.
@@ -114,7 +114,7 @@ def _use(folder: Path, layout: str) -> list[str]:
 
 
 def _stages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A model folder and its parents with their manifests, the last stage first."""
+    """A model folder and its ancestors with their manifests, the last stage first."""
     for _ in range(_MOST_STAGES):
         manifest = read_manifest(folder)
         if not manifest:
@@ -126,19 +126,19 @@ def _stages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _data(manifest: dict[str, Any]) -> list[Any]:
-    """Cards of the prepared sources that the last stage read, as far as they are still there."""
+    """Cards of the prepared sources that the last stage read, if they still exist."""
     data = (manifest.get("config") or {}).get("data") or {}
     cards = []
     for path in sorted(Path(data.get("shards") or "-").glob("*/manifest.json")):
         try:
             cards.append(card_of(Manifest.load(path.parent)))
-        except UserError:  # damaged or of another version: a card is no place to say so
+        except UserError:  # damaged, or of another version: the card omits it
             continue
     return [card for card in cards if not card.source.endswith(".dev")]
 
 
 def _results(source: Path, stages: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Figures of the evaluations of these very weights."""
+    """Results of evaluations of exactly these weights."""
     run = run_of(source)
     if run is None or not stages:
         return []

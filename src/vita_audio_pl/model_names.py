@@ -1,4 +1,4 @@
-"""What a person names as a model, checkpoints included: the one function that every command asks."""
+"""Resolving the name of a model, checkpoints included; used by every command."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ from vita_audio_pl.storage.model_folders import find_model, may_name_checkpoint
 
 
 def named_model(name: Path | str, runs: Path | str = "runs") -> Path:
-    """The model folder that a person names, as `storage.model_folders.find_model` finds it; a checkpoint is made one.
+    """The model folder of a name, see `storage.model_folders.find_model`; a checkpoint is converted to one.
 
-    Of a launch whose processes all ask, the first makes the model, and the others wait for it.
+    If all processes of a launch call this, the first converts the checkpoint and the others wait.
 
     Args:
-        name: what `find_model` takes, or a checkpoint, as `runs/NAME/STAGE/checkpoints/step-120`.
+        name: a name for `find_model`, or a checkpoint such as `runs/NAME/STAGE/checkpoints/step-120`.
 
     Raises:
-        UserError: there is no model, the name is ambiguous, or what the checkpoint needs is not there.
+        UserError: there is no such model, the name is ambiguous, or the checkpoint lacks something.
     """
     if may_name_checkpoint(name):
-        # training comes with torch and Lightning, which the names of folders do not need
+        # importing training loads torch and Lightning, which plain model names do not need
         from vita_audio_pl.training.checkpoints.folders import find_checkpoint
         from vita_audio_pl.training.stage.checkpoint_model import model_of_checkpoint
         from vita_audio_pl.training.stage.launch import is_first_process

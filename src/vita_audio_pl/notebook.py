@@ -1,4 +1,4 @@
-"""Training from Python: a notebook's way to the objects that the command `train` builds."""
+"""Training from Python: the objects that the command `train` builds, for notebooks."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from vita_audio_pl.training.step.module import SpeechLMModule
 
 
 def train_config(*overrides: str) -> TrainConfig:
-    """The settings that `python -m vita_audio_pl.train` would get from the same words.
+    """The settings that `python -m vita_audio_pl.train` would have with the same overrides.
 
     Args:
-        overrides: as on the command line, `stage=mtp10`, `stage.steps=20`.
+        overrides: as on the command line, such as `stage=mtp10`, `stage.steps=20`.
 
     Raises:
-        UserError: a setting is wrong or does not go with another.
+        UserError: a setting is wrong or contradicts another.
     """
     register_schema("train", TrainConfig)
     GlobalHydra.instance().clear()
@@ -35,13 +35,13 @@ def train_config(*overrides: str) -> TrainConfig:
 
 
 def open_stage(config: TrainConfig) -> tuple[SpeechLMModule, SpeechDataModule]:
-    """The stage's LightningModule and DataModule, for a `lightning.Trainer` of one's own.
+    """The stage's LightningModule and DataModule, for a `lightning.Trainer` of your own.
 
-    Nothing of the stage's callbacks comes with them: checkpoints, the guard, the training check and the hand-over are those of
-    `train`.
+    Without the stage's callbacks: checkpoints, the guard, the training check and the hand-over are part of
+    `train` only.
 
     Raises:
-        UserError: the data are not prepared, or the parent stage is not trained.
+        UserError: the data is not prepared, or the parent stage is not trained.
     """
     data = prepared_data(config, heads_of_stage(config))
     module, _ = stage_module(config, data, find_parent(config))
@@ -50,10 +50,10 @@ def open_stage(config: TrainConfig) -> tuple[SpeechLMModule, SpeechDataModule]:
 
 
 def train_stage(config: TrainConfig) -> Path:
-    """Train the stage as the command does, and return its model folder; a finished stage is left as it is.
+    """Train the stage as the command does and return its model folder; a finished stage is not trained again.
 
     Raises:
-        UserError: as the command's sentences.
+        UserError: as for the command.
     """
     return _train_stage(config, prepared_data(config, heads_of_stage(config)))
 

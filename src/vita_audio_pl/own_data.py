@@ -1,4 +1,4 @@
-"""A person's own recordings and texts as shards that fit a model: `python -m vita_audio_pl.prepare samples=... model=...`."""
+"""Preparing your own recordings and texts for a model: `python -m vita_audio_pl.prepare samples=... model=...`."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ _RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 
 def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
-    """Prepare what `config.samples` names for `config.model`; returns the folder with `shards`, tokenizer and codec.
+    """Prepare `config.samples` for `config.model`; returns the folder with `shards`, tokenizer and codec.
 
     Raises:
         UserError: there are no samples, or the model has no codec and none is given.
@@ -104,7 +104,7 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
 
 
 def _keep(folder: Path, what: str, tokenizer: TextTokenizer) -> None:
-    """Write the model's tokenizer, or refuse a folder that was prepared for a model with another."""
+    """Write the model's tokenizer, or refuse a folder that was prepared for a model with another one."""
     if not folder.is_dir():
         with atomic_folder(folder, what) as aside:
             tokenizer.save(aside)
@@ -113,7 +113,7 @@ def _keep(folder: Path, what: str, tokenizer: TextTokenizer) -> None:
 
 
 def _recipe(path: Place, held_out: float) -> SourceRecipe:
-    """The recipe that a person would have to write for one file of samples."""
+    """The recipe for one file of samples, which users of a corpus write themselves."""
     shares, task = [], ""
     for line in read_block(path, 0, 1, 2**62):
         if line.text.strip():
@@ -140,7 +140,7 @@ def _recipe(path: Place, held_out: float) -> SourceRecipe:
 
 
 def _task(line: str) -> str:
-    """What the first sample asks for; the word is shown beside the source, and chooses prompts for samples in training."""
+    """The task of the first sample; shown with the source, and selects prompts for samples during training."""
     if AUDIO_PLACEHOLDER not in line:
         return "text"
     for task, prompt in (("asr", ASR_PROMPT), ("tts", TTS_PROMPT)):

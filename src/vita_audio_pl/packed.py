@@ -1,4 +1,4 @@
-"""The batch that training moves around: packed rows of documents with labels, writers and their bookkeeping."""
+"""The batch of training: packed rows of documents with labels, writers and bookkeeping."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ IGNORE_INDEX = -100
 class PackedBatch:
     """Rows of packed documents; every tensor is `(rows, length)`.
 
-    Tensors stay in host memory: where documents lie decides which rows are computed, and to read that back from a device
-    would make the host wait for it. The model sends what it needs to `device`.
+    Tensors stay in host memory: where documents lie decides which rows are computed, and to read that back from a
+        device would make the host wait for it. The model sends what it needs to `device`.
 
     Attributes:
         input_ids: int64 token ids.
         labels: int64, `input_ids` where scored and -100 elsewhere; not shifted.
         position_ids: int64, from 0 in each document.
         document_ids: int32, from 0 in each row, -1 on padding.
-        writers: int8, who writes this token when decoding: 0 the backbone, k + 1 head k, -1 nobody.
-        loss_weights: float32 per label, or None where every label weighs 1.
+        writers: int8, which predictor writes this token when decoding: 0 the backbone, k + 1 head k, -1 none.
+        loss_weights: float32 per label, or None if every label weighs 1.
         divisor: sum of the loss weights (number of labels where None) of the global step: all ranks, whole window.
         sources: int16 number of the data source per token, -1 on padding.
         names: per row and document, `source/sample-id`.
@@ -53,5 +53,5 @@ class PackedBatch:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, input_ids {tuple(self.input_ids.shape)}")
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch, to be worked on by `device`."""
+        """The same batch, to be computed on `device`."""
         return dataclasses.replace(self, device=torch.device(device))

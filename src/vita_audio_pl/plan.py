@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.plan`: what a stage, or a chain of stages, will take."""
+"""`python -m vita_audio_pl.plan`: requirements of a stage, or of a chain of stages."""
 
 import sys
 
@@ -13,7 +13,7 @@ from vita_audio_pl.training.settings import CHAIN
 
 
 def plan(config: PlanConfig) -> None:
-    """Plans each stage and shows tables; what does not fit is refused after they are shown."""
+    """Plan each stage and print tables; a plan that does not fit is refused after they are printed."""
     from rich.console import Console
 
     from vita_audio_pl.planning.show import memory_table, parameters_table, time_table, write_plans

@@ -1,4 +1,4 @@
-"""Where data meets codecs: a corpus, or the whole spoken world, as shards that training reads."""
+"""Preparation of a corpus, or of the whole spoken world, with a codec: from audio and text to shards."""
 
 import io
 import json
@@ -47,7 +47,7 @@ WORLD_SOURCES = ("world_asr", "world_tts", "world_sqa", "world_text")
 _WORLD_PREPARED = "prepared.json"
 _TEXT_ENTRIES = 2048  # more than the spoken world's words need: every word becomes one token
 _FIT_SECONDS = 3600.0  # audio that the codec is fitted to
-_STATISTICS_SECONDS = 300.0  # audio that mean and variance of the encoder's features are taken from
+_STATISTICS_SECONDS = 300.0  # audio for mean and variance of the encoder's features
 _WORLD_SHARDS = ("shards", "shards_with_audio")  # without and with the audio that encoders need
 _TINY_ENCODER = SenseVoiceConfig(width=128, heads=4, ffn_width=256, layers=3, text_layers=1)
 
@@ -56,7 +56,7 @@ def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndar
     """Audio of a corpus as `(samples,) float32` at `sample_rate` Hz.
 
     Raises:
-        LeftOut: it is longer than `max_seconds`, or cannot be read.
+        LeftOut: it is longer than `max_seconds`, or unreadable.
         OSError: the machine failed, not the audio.
     """
     if isinstance(audio, ToSpeak):
@@ -75,13 +75,13 @@ def load_audio(audio: AudioRef, sample_rate: int, max_seconds: float) -> np.ndar
 
 
 def codec_facts(codec: Codec, dtype: str = "float32", device: str = "cpu") -> dict[str, str | float | int]:
-    """What a manifest says of a codec: all that its codes follow from.
+    """A manifest's description of a codec: everything that its codes depend on.
 
     Args:
-        dtype, device: that its networks compute in and on; a codec without the method `to` has no choice.
+        dtype, device: of its networks; ignored for a codec without the method `to`.
     """
     moves = hasattr(codec, "to")
-    kind = device.partition(":")[0]  # of two kinds, sums are rounded otherwise, and some codes differ
+    kind = device.partition(":")[0]  # sums are rounded differently on the two kinds of device, so some codes differ
     return {
         "name": codec.name,
         "fingerprint": codec.fingerprint,
@@ -94,14 +94,14 @@ def codec_facts(codec: Codec, dtype: str = "float32", device: str = "cpu") -> di
 
 
 def worker_codec(folder: Place, device: str, dtype: str, cache: str = CACHE) -> Codec:
-    """The codec of a worker process: `cuda` is one GPU for each of this machine's workers, turn and turn about."""
+    """The codec of a worker process: with `cuda`, workers are distributed over this machine's GPUs in turn."""
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{worker_number() % torch.cuda.device_count()}"
     return load_codec(local_copy(folder, cache), device, dtype)
 
 
 def encoder_placeholders(samples: int) -> int:
-    """Tokens that stand for a clip of so many samples at 16 kHz: one for each state of a SenseVoice encoder."""
+    """Placeholder tokens of a clip of `samples` samples at 16 kHz: one for each state of a SenseVoice encoder."""
     return SenseVoiceFrontEnd().frames(samples) + EXTRA_FRAMES
 
 
@@ -126,29 +126,29 @@ def tokenize_job(
     spoken: Place | None = None,
     transcriber: Transcriber | None = None,
 ) -> TokenizeJob:
-    """The tasks of one split of a source.
+    """The job that prepares one split of a source.
 
     Args:
         recipe: the source.
         split: `train` or one of the recipe's splits.
-        root: where the corpus lies.
+        root: folder of the corpus.
         shards: folder of all sources' shards; this one's go to `shards/<recipe.folder(split)>`.
         tokenizer: text tokenizer.
         codec_folder: codec to encode with; None for text.
-        batch_seconds: audio that the codec encodes at a time.
-        decoders: threads that read audio beside the codec.
-        shard_bytes: that a shard has at least.
-        codes: folder that keeps the codes of recordings, for other sources that have the same.
-        cache: folder on this node for a copy of the codec, where that is remote.
-        keep_audio: keep the audio outside answers beside the codes, for models with an audio encoder.
-        device, dtype: where the codec's networks run, and the type that they compute in.
-        max_skipped: share of the samples that may be left out; None takes the recipe's.
-        voice: who speaks what the recipe has spoken; None takes the recipe's.
-        spoken: folder of the sound that is made; None is beside the shards.
-        transcriber: writes down what is said in recordings of which the corpus does not say it.
+        batch_seconds: seconds of audio per call of the codec.
+        decoders: threads that decode audio while the codec encodes.
+        shard_bytes: minimum size of a shard.
+        codes: cache of the codes of recordings, shared between sources.
+        cache: local folder for a copy of a remote codec.
+        keep_audio: keep prompt audio beside the codes, for models with an audio encoder.
+        device, dtype: of the codec's networks.
+        max_skipped: share of the samples that may be left out; None uses the recipe's.
+        voice: voice for messages to synthesise; None uses the recipe's.
+        spoken: folder of the synthesised audio; None = beside the shards.
+        transcriber: transcribes recordings that have no transcript.
 
     Raises:
-        UserError: as `SourceRecipe.open`; texts are to be spoken and there is no voice, or the voice cannot be used.
+        UserError: see `SourceRecipe.open`; or texts must be synthesised and there is no voice, or it cannot be used.
     """
     job = TokenizeJob(
         source=recipe.folder(split),
@@ -187,7 +187,7 @@ def tokenize_job(
 def _with_speech(
     job: TokenizeJob, source: str, speak: Speak, voice: VoiceSettings | Custom | None, folder: Place
 ) -> TokenizeJob:
-    """The job with messages spoken."""
+    """The job with messages synthesised."""
     if voice is None:
         raise UserError(
             f"{' and '.join(speak.roles)} of '{source}' have no sound, which a voice has to make: give tts=espeak, tts=endpoint "
@@ -222,7 +222,7 @@ def prepare_split(
 
 
 def describe_manifest(manifest: Manifest, shards: Place) -> str:
-    """The sentence that a prepared split ends with."""
+    """The final message of a prepared split."""
     return (
         f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
         f"{summary(manifest.report)}; in {shards / manifest.source}"
@@ -239,21 +239,21 @@ def prepare_spoken_world(
     keep_audio: bool = False,
     text: Path | None = None,
 ) -> Path:
-    """Everything that training on the spoken world needs, made on this machine; at once if it is there already.
+    """Make everything that training on the spoken world needs; returns at once if it exists.
 
-    The tokenizer and the codec learn from training text and training audio only. Test sets stay samples and audio.
+    The tokenizer and the codec are fitted to training text and audio only. Test sets stay samples and audio.
 
     Args:
-        folder: not there, empty, or made by this before; becomes the world (`audio`, `samples`), `tokenizer`, `codec` and
+        folder: missing, empty, or made by this function; gets the world (`audio`, `samples`), `tokenizer`, `codec` and
             `shards/<source>[.dev]`.
         size: `full` or `smoke`.
         seed: of the world and of the codec's fit.
         codebook_size: codes of the codec.
-        workers: speech synthesis runs at a time.
-        console: where progress is shown.
-        keep_audio: for the Plus variants: shards with the audio outside answers, in a folder of their own beside the
-            others', and `speech_input`, a tiny encoder with random weights.
-        text: folder of another text tokenizer, a pretrained model's; the shards of its ids, and a copy of it
+        workers: concurrent runs of the synthesiser.
+        console: shows progress.
+        keep_audio: for the Plus variants: shards with prompt audio, in a folder of their own beside the
+            others, and `speech_input`, a tiny encoder with random weights.
+        text: folder of another text tokenizer, a pretrained model's; shards with its ids, and a copy of it
             (`world_tokenizer`), go to folders of their own beside the world's.
 
     Returns:
@@ -272,7 +272,7 @@ def prepare_spoken_world(
 
 
 def world_tokenizer(folder: Path, text: Path | None = None) -> Path:
-    """Folder of the tokenizer in a spoken world: its own, or its copy of the pretrained model's in `text`."""
+    """Folder of a spoken world's tokenizer: its own, or its copy of the pretrained model's in `text`."""
     return _world_tokenizer(folder, None if text is None else TextTokenizer.load(text))
 
 
@@ -288,7 +288,7 @@ def _world_shards(folder: Path, keep_audio: bool, tokenizer: TextTokenizer | Non
 def _is_prepared(
     folder: Path, size: str, seed: int, codebook_size: int, keep_audio: bool, tokenizer: TextTokenizer | None
 ) -> bool:
-    """Whether nothing is left to be made; nothing is written, so that a world on read-only storage can be used."""
+    """Whether everything exists; nothing is written, so that a world on read-only storage can be used."""
     world = find_world(folder, size, seed)
     made = (_world_tokenizer(folder, tokenizer).name, "codec", *([ENCODER_FOLDER] if keep_audio else []))
     return (
@@ -300,13 +300,13 @@ def _is_prepared(
 
 
 def _has_facts(folder: Path, world: World, codebook_size: int) -> bool:
-    """Whether what was made of the world is of these settings."""
+    """Whether the existing parts of the world have these settings."""
     marker = folder / _WORLD_PREPARED
     return marker.is_file() and _noted(marker) == _facts(world, codebook_size)
 
 
 def _noted(marker: Path) -> dict[str, Any]:
-    """The facts in a marker; those of earlier versions do not say their format."""
+    """The facts in a marker file; earlier versions did not store its format."""
     return {"format": 1, **json.loads(marker.read_text(encoding="utf-8"))}
 
 
@@ -315,7 +315,7 @@ def _facts(world: World, codebook_size: int) -> dict[str, Any]:
 
 
 def _world_jobs(folder: Path, keep_audio: bool, tokenizer: TextTokenizer | None) -> Iterator[TokenizeJob]:
-    """The tasks of every split of the world's sources."""
+    """The jobs for every split of the world's sources."""
     own = TextTokenizer.load(_world_tokenizer(folder, tokenizer))
     for name in WORLD_SOURCES:
         recipe = load_recipe(name)
@@ -341,7 +341,7 @@ def _prepare_world(
     keep_audio: bool,
     tokenizer: TextTokenizer | None,
 ) -> None:
-    """Makes what is missing; one process at a time."""
+    """Make what is missing; one process at a time."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         speaking = bars.add_task("spoken world", total=None)

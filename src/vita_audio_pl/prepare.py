@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.prepare`: a corpus, or the spoken world, as shards that training reads."""
+"""`python -m vita_audio_pl.prepare`: prepare a corpus, or the spoken world, as shards for training."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from vita_audio_pl.errors import UserError
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Prepares what the configuration says."""
+    """Prepare the configured source."""
     from rich.console import Console
 
     from vita_audio_pl.data.executors import executor_of

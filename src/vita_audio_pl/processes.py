@@ -1,4 +1,4 @@
-"""Processes that start others: signals to one reach the others, and none outlives the one that started it."""
+"""Parent and child processes: signals are forwarded to children, and none outlives its parent."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ TORCHRUN = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-"""What torchrun tells each process that it starts, the names that matter here."""
+"""torchrun's environment variables that are used here."""
 SAME_PRESS_SECONDS = (
     2.0  # seconds: a terminal's Ctrl-C comes to all processes, and from those that forward it once more
 )
@@ -45,10 +45,10 @@ SAME_PRESS_SECONDS = (
 
 @contextmanager
 def requeue_on_signal(wanted: bool) -> Iterator[None]:
-    """Where SIGTERM or SIGUSR1 ends the block, requeues the SLURM job: rerunning the same command resumes.
+    """If SIGTERM or SIGUSR1 ends the block, requeue the SLURM job: rerunning the same command resumes.
 
-    The signal also ends a block whose main thread waits in C, where Python runs no handler: for ranks that have left, or
-    for a disk. It is left alone where another handler than `announce_stop`'s sees to it, as between two steps.
+    The signal also ends a block whose main thread waits in C, where Python runs no handler: for ranks that have left,
+        or for a disk. It is left alone where another handler than `announce_stop`'s sees to it, as between two steps.
     """
     global _requeue
     was, _requeue = _requeue, wanted or bool(_requeue)
@@ -141,8 +141,9 @@ def _end_now(status: int) -> None:
 def announce_stop() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGUSR1 say in one sentence where the command stops, unwind, and decide its exit status.
 
-    The sentence is written at once, by the signal's handler; one more signal ends the process there and then. Blocks may
-    be nested. Once a command's outermost block has ended, so has the command: a later signal changes its status no more.
+    The sentence is written at once, by the signal's handler; one more signal ends the process there and then. Blocks
+    may be nested. Once a command's outermost block has ended, so has the command: a later signal changes its status no
+    more.
 
     Raises:
         SystemExit: after a signal, with 130, 143 or 75, whatever else left the block.
@@ -222,7 +223,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The innermost module of ours that a frame is in."""
+    """The innermost module of this package that a frame is in."""
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         if name.startswith("vita_audio_pl.") and name != __name__:
@@ -232,10 +233,10 @@ def _place(frame: FrameType | None) -> str:
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Runs a command to its end and returns its exit status, 128 + N where signal N killed it (75 for SIGUSR1).
+    """Run a command to its end and return its exit status, 128 + N if signal N killed it (75 for SIGUSR1).
 
-    Ctrl-C, SIGTERM and SIGUSR1 are passed on to it, and it decides what they mean: this process goes on waiting. It ends
-    when this process is killed, if it is one of ours. A command that finishes in spite of a signal counts as stopped.
+    Ctrl-C, SIGTERM and SIGUSR1 are forwarded to it, and it decides what they mean: this process keeps waiting. It ends
+    when this process is killed, if it is one of ours. A command that finishes despite a signal counts as stopped.
     """
     came: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
@@ -263,7 +264,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
 
 
 def check_status(status: int, what: str, where: str = "") -> None:
-    """Raises a `UserError` that carries `status` unless it is 0.
+    """Raise a `UserError` with `status` unless it is 0.
 
     Args:
         what: ended with it.
@@ -280,13 +281,13 @@ def check_status(status: int, what: str, where: str = "") -> None:
 
 
 def check_agent(environment: Mapping[str, str] = os.environ, patience: float = 10.0) -> None:
-    """Refuse torchrun's variables where its agent has gone: the store that it keeps for its ranks would be there.
+    """Refuse torchrun's variables if its agent is gone: the agent's store for its ranks would be reachable.
 
     Args:
         patience: seconds in which the store must answer.
 
     Raises:
-        UserError: nobody answers, so this process would wait for others that never come.
+        UserError: the agent does not answer, so this process would wait for others that never come.
     """
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return

@@ -24,8 +24,8 @@ from vita_audio_pl.storage.owned import below
 
 
 def report(config: ReportConfig) -> None:
-    """Write the page of a run or of an ablation, and show its tables."""
-    # A terminal's width where there is one; wide enough for the tables where the output goes to a file
+    """Write the page of a run or of an ablation, and print its tables."""
+    # the terminal's width if there is one; wide enough for the tables if the output goes to a file
     console = Console() if Console().is_terminal else Console(width=150)
     written = _of_experiment(config, console) if config.experiment or config.runs else _of_run(config, console)
     console.print(f"page     {written.page.resolve()}")

@@ -1,4 +1,4 @@
-"""`python -m vita_audio_pl.serve`: a trained model to talk to, on a page, over OpenAI's protocols."""
+"""`python -m vita_audio_pl.serve`: serve a trained model, with a page to talk to it and OpenAI's protocols."""
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.errors import UserError
@@ -6,7 +6,7 @@ from vita_audio_pl.serving.settings import ServeConfig
 
 
 def serve(config: ServeConfig) -> None:
-    """Serves until it is stopped.
+    """Serve until stopped.
 
     Raises:
         UserError: the packages of the server are not installed, the model cannot be loaded, or the port is taken.

@@ -6,7 +6,7 @@ from vita_audio_pl.serving.settings import TalkConfig
 
 
 def talk(config: TalkConfig) -> None:
-    """Asks what the configuration says, or what is said into the microphone.
+    """Ask the configured questions, or those spoken into the microphone.
 
     Raises:
         UserError: a package, a file or the server is missing.

@@ -16,7 +16,7 @@ from vita_audio_pl.config import plugins
 from vita_audio_pl.config.component import Custom, component, plain
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.data import readers
-from vita_audio_pl.data.recipe import SourceRecipe
+from vita_audio_pl.data.recipe import load_recipe
 from vita_audio_pl.data.speaking import voice_facts
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.choice import judge_facts, judge_maker, judge_name
@@ -142,8 +142,8 @@ def test_a_plugin_registers_a_codec_and_a_reader(my_lab):
     plugins.load_plugins(["my_lab"])
     assert load_codec(my_lab / "codec").encode([np.zeros(1600)])[0].tolist() == [0, 0]
     (my_lab / "proverbs.txt").write_text("Haste makes waste.\nPractice makes perfect.\n")
-    recipe = SourceRecipe("proverbs", "text", "", ("en",), "", "", "", {"kind": "proverbs"})
-    reader = recipe.open(my_lab)
+    (my_lab / "proverbs.yaml").write_text(re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)[1])
+    reader = load_recipe(str(my_lab / "proverbs.yaml")).open(my_lab)
     said = [sample.conversation.messages[1].content for part in reader.parts() for sample in reader.read(part)]
     assert said == ["Haste makes waste.", "Practice makes perfect."]
     with pytest.raises(UserError, match="plugins: 'my_labb' cannot be imported"):

@@ -1,1 +1,1 @@
-"""What a training stage will take, before anything is queued."""
+"""Requirements of a training stage, before anything is queued."""

@@ -1,8 +1,8 @@
-"""Memory of one device in a training step, kind by kind, from the model's shapes and the engine.
+"""Memory of one device in a training step, by kind, from the model's shapes and the engine.
 
-What autograd keeps of a block is written out tensor by tensor; tests compare it with what autograd does keep, and the sum
-with the memory of a process. Not in it: the CUDA context, the libraries' workspaces, fragmentation, and what a speech
-encoder that trains keeps.
+What autograd keeps of a block is listed tensor by tensor; tests compare it with what autograd really keeps, and the sum
+with the memory of a process. Not included: the CUDA context, workspaces of libraries, fragmentation, and what a
+speech encoder in training keeps.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from vita_audio_pl.training.settings import TrainConfig
 
 FLOAT, HALF, INDEX = 4, 2, 8
 _ZERO_BUCKET = 200_000_000  # elements of DeepSpeed's buckets, as Lightning sets them
-_ZERO_LIVE = 1_000_000_000  # parameters that stage 3 keeps gathered at most
+_ZERO_LIVE = 1_000_000_000  # most parameters that stage 3 keeps gathered
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device; `host` bytes in the memory of the machine, per device.
+    """Bytes on one device; `host`: bytes of host memory, per device.
 
-    `working` is held for a moment: gathered or cast copies of weights, buckets, the gradients of one block, the
-    optimiser's temporaries. Moments differ, so `peak` is less than the sum.
+    `working` is temporary: gathered or cast copies of weights, buckets, the gradients of one block, the
+    optimiser's temporaries. They are not all there at the same time, so `peak` is less than the sum.
     """
 
     weights: float
@@ -40,7 +40,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How numbers are kept: `stream` bytes of the residual stream, `products` of what matrices read, `autocast`."""
+    """Bytes per number: `stream` of the residual stream, `products` of the inputs of matrices; `autocast`: whether it is on."""
 
     stream: int
     products: int
@@ -55,18 +55,19 @@ class Arithmetic:
 
 
 def block_bytes(backbone: BackboneConfig, kinds: Arithmetic, attention: str, rows: float) -> float:
-    """What the backward pass of a decoder layer over `rows` keeps for each of them, its input included."""
+    """What the backward pass of a decoder layer keeps per row, its input included."""
     hidden, inner, heads = backbone.hidden_size, backbone.intermediate_size, backbone.num_attention_heads
     shared_heads = backbone.num_key_value_heads or heads
     query, shared = heads * head_size(backbone), shared_heads * head_size(backbone)
     norms = 2 * (2 * hidden * FLOAT + FLOAT)  # input and normed state in float32, and the scale
     if kinds.stream == HALF:
         norms = 2 * (hidden * FLOAT + hidden * HALF + FLOAT)
-    if family_of(backbone).norms_heads:  # the same of each query and key, made by a product
+    if family_of(backbone).norms_heads:  # the same for each query and key, computed by a product
         norms += (query + shared) * (FLOAT + kinds.products) + (heads + shared_heads) * FLOAT
-    # what q, k, v, o, gate and up read: casts are made for each of them apart
+    # inputs of q, k, v, o, gate and up: each product makes its own cast
     read = (5 if kinds.autocast else 2) * hidden + query
-    repeated = attention == "sdpa" or attention == "flash" and not flash_shares_keys()  # keys, for every query head
+    # keys, repeated for every query head
+    repeated = attention == "sdpa" or attention == "flash" and not flash_shares_keys()
     keys = 2 * query if repeated else 2 * shared
     # documents' results before they are joined; sdpa keeps the mask of all pairs as numbers
     apart = {"per_document": query, "sdpa": rows}.get(attention, 0)
@@ -77,7 +78,7 @@ def block_bytes(backbone: BackboneConfig, kinds: Arithmetic, attention: str, row
 def head_bytes(
     backbone: BackboneConfig, kinds: Arithmetic, attention: str, rows: float, frozen_backbone: bool, first: bool
 ) -> float:
-    """What the backward pass of an MCTP head over `rows` keeps for each of them, the final norm included."""
+    """What the backward pass of an MCTP head keeps per row, the final norm included."""
     hidden, features = backbone.hidden_size, head_size(backbone)
     inside = Arithmetic(HALF if kinds.products == HALF else FLOAT, kinds.products, kinds.autocast)
     own = block_bytes(backbone, inside, attention, rows)
@@ -94,13 +95,13 @@ def head_bytes(
 
 
 def step_memory(model: SpeechLM, config: TrainConfig, work: Work, accumulate: int) -> Memory:
-    """Memory of a step.
+    """Memory of a training step.
 
     Args:
-        model: frozen as the stage wants it; shapes alone are read.
+        model: with parameters frozen as in the stage; only shapes are read.
         config: engine, precision, activation checkpointing, attention.
         work: of one forward pass on one device.
-        accumulate: forward passes of an optimiser step.
+        accumulate: forward passes per optimiser step.
     """
     trainer, backbone = config.trainer, model.config.backbone
     kinds, ranks = Arithmetic.of(config), trainer.world_size
@@ -139,7 +140,7 @@ def step_memory(model: SpeechLM, config: TrainConfig, work: Work, accumulate: in
 def _states(
     config: TrainConfig, total: int, trained: int, block: int, shared: int, products: int, ranks: int, accumulate: int
 ) -> tuple[float, float, float, float, float]:
-    """Weights, gradients, optimiser state, working copies on the device, and what lies in host memory."""
+    """Weights, gradients, optimiser state, working copies on the device, and what is kept in host memory."""
     trainer = config.trainer
     half = trainer.precision != "32-true"
     if isinstance(trainer.engine, DeepSpeed):
@@ -176,12 +177,12 @@ def _states(
 
 
 def _products(model: SpeechLM) -> int:
-    """Elements of the trained matrices in blocks, whose casts autocast keeps until the step ends."""
+    """Elements of the trained matrices in blocks, whose casts autocast caches until the step ends."""
     return sum(p.numel() for block in blocks(model) for p in block.parameters() if p.requires_grad and p.dim() == 2)
 
 
 def _activations(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work) -> tuple[float, float]:
-    """What is kept for the backward pass, and what one recomputed block needs on top."""
+    """What is kept for the backward pass, and what one recomputed block needs in addition."""
     backbone, attention = model.config.backbone, config.model.kernel
     trains = model.train_backbone
     layer = block_bytes(backbone, kinds, attention, work.tokens[0])
@@ -208,7 +209,7 @@ def _activations(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: 
 
 
 def _loss(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work, accumulate: int) -> tuple[float, float]:
-    """At most while the loss is taken, and what of it waits for the backward pass."""
+    """Peak while the loss is computed, and what remains of it for the backward pass."""
     backbone = model.config.backbone
     scored = sum(work.scored)
     states = scored * backbone.hidden_size
@@ -225,7 +226,7 @@ def _loss(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: Work, a
 
 
 def _update(model: SpeechLM, trained: int, weights: float, ranks: int, config: TrainConfig, on_gpu: bool) -> float:
-    """AdamW's temporaries: of one parameter after another on a CPU; on a GPU it is one kernel, for which DeepSpeed alone
+    """AdamW's temporaries: on a CPU one parameter at a time; on a GPU it is one kernel, for which only DeepSpeed
     makes a flat copy of the gradients."""
     engine = config.trainer.engine
     zero = isinstance(engine, DeepSpeed)

@@ -1,4 +1,4 @@
-"""A row as the data is expected to fill it, for the code that counts rows, pairs and labels."""
+"""A typical packed row, to count rows, pairs and labels."""
 
 import torch
 
@@ -14,7 +14,7 @@ def expected_row(
     """A full packed row of equal conversations: a prompt, then a labelled answer that follows the decoding pattern.
 
     Args:
-        encoder: half of each prompt's audio is heard through an encoder of 60 ms a state; else nothing is.
+        encoder: half of each prompt's audio goes through an encoder with 60 ms per state; otherwise none does.
     """
     each = min(rows.document_tokens, length)
     documents = max(1, round(length / each))

@@ -1,4 +1,4 @@
-"""The settings of `python -m vita_audio_pl.plan`: those of training, and what a plan needs besides."""
+"""Settings of `python -m vita_audio_pl.plan`: those of training, and a few more."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from vita_audio_pl.training.settings import TrainConfig
 
 @dataclass
 class RowsConfig:
-    """What packed rows are like, for work that depends on it."""
+    """Assumptions about packed rows."""
 
     document_tokens: int = setting(400, "tokens of a conversation, on average; attention looks no further", at_least=2)
     labelled: float = setting(0.6, "share of a conversation, at its end, that has labels", at_least=0, at_most=1)
@@ -17,7 +17,7 @@ class RowsConfig:
 
 @dataclass
 class PlanConfig(TrainConfig):
-    """Settings of `python -m vita_audio_pl.plan`: training's settings, and these."""
+    """Settings of `python -m vita_audio_pl.plan`, in addition to training's."""
 
     devices: int | None = setting(
         None, "number of GPUs; null = trainer.devices x trainer.num_nodes", at_least=1, common=True

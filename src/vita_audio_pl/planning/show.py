@@ -12,7 +12,7 @@ KINDS = ("weights", "gradients", "optimiser", "activations", "loss", "working")
 
 
 def parameters_table(plans: Sequence[StagePlan]) -> Table:
-    """Parameters by part; those that train are marked."""
+    """Parameters by part; trained ones are marked."""
     table = _table("Parameters (millions); * trains", "stage")
     names = list(dict.fromkeys(name for plan in plans for name in (*plan.trained, *plan.frozen)))
     for name in (*names, "trained", "frozen"):
@@ -45,7 +45,7 @@ def memory_table(plans: Sequence[StagePlan]) -> Table:
 
 
 def time_table(plans: Sequence[StagePlan], assumed: str) -> Table:
-    """Operations, tokens, hours, cost."""
+    """FLOPs, tokens, hours, cost."""
     table = _table(f"Work and time, {assumed}", "stage")
     priced = all(plan.cost is not None for plan in plans)
     columns = (

@@ -1,4 +1,4 @@
-"""The plan of one stage: parameters, memory, operations, time and cost."""
+"""The plan of one stage: parameters, memory, FLOPs, time and cost."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -32,18 +32,18 @@ from vita_audio_pl.training.step.freezing import freeze
 
 GIB = 2.0**30
 ROOM = 0.92
-"""Share of a GPU's memory that tensors may take: the rest is the CUDA context, workspaces and fragmentation."""
+"""Share of a GPU's memory for tensors: the rest is the CUDA context, workspaces and fragmentation."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage takes. Bytes and operations are those of one step.
+    """Requirements of a stage. Bytes and operations are those of one step.
 
     Attributes:
         trained, frozen: parameters by part of the model.
-        memory: of one device.
-        tokens: of the whole stage; audio_hours: of the codes among them.
-        hours: to the end; gpu_hours: of all devices; cost: at the price.
+        memory: memory of one device.
+        tokens: tokens of the whole stage; audio_hours: hours of audio in their codes.
+        hours: duration; gpu_hours: summed over all devices; cost: at the given price.
     """
 
     stage: str
@@ -65,7 +65,7 @@ class StagePlan:
 
 
 def spread(config: PlanConfig) -> PlanConfig:
-    """The configuration with `devices` worked into nodes.
+    """The configuration for `devices`, divided into nodes.
 
     Raises:
         UserError: the devices do not fill whole nodes.
@@ -85,7 +85,7 @@ def spread(config: PlanConfig) -> PlanConfig:
 
 
 def plan_vocabulary(config: PlanConfig) -> Vocabulary:
-    """The vocabulary that the stage will have."""
+    """The vocabulary of the stage's model."""
     continuous = config.variant.has_audio_encoder
     prepared = tokenizer_folder(config.data)
     if config.text_entries is None and prepared.is_dir():
@@ -95,7 +95,7 @@ def plan_vocabulary(config: PlanConfig) -> Vocabulary:
 
 
 def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> SpeechLM:
-    """The stage's model without memory for its weights, frozen as the stage freezes it."""
+    """The stage's model on the meta device, with parameters frozen as in the stage."""
     backbone = backbone_config(config.model, vocabulary)
     with torch.device("meta"):
         model = SpeechLM(SpeechLMConfig(backbone, n_heads, config.model.kernel, config.objective.detach_heads))
@@ -110,7 +110,7 @@ def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> Spee
 
 
 def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
-    """Plan of the configured stage.
+    """Plan the configured stage.
 
     Args:
         n_heads: MCTP heads of the stage's model.
@@ -169,7 +169,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
 
 
 def parts(model: SpeechLM) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters that train, and those that do not, by part of the model; a tied one counts once, as embeddings."""
+    """Trained and frozen parameters, by part of the model; a tied one counts once, as embeddings."""
     names = {
         "model.embed_tokens": "embeddings",
         "model": "backbone",
@@ -186,7 +186,7 @@ def parts(model: SpeechLM) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def peak_tflops(config: PlanConfig) -> float:
-    """Peak of one device.
+    """Peak FLOP/s of one device.
 
     Raises:
         UserError: the GPU is not in the table, and no number is given.
@@ -195,7 +195,7 @@ def peak_tflops(config: PlanConfig) -> float:
 
 
 def memory_of_device(config: PlanConfig) -> float:
-    """Bytes of one device."""
+    """Memory of one device, bytes."""
     return (config.gpu_memory or _gpu(config).memory) * GIB
 
 
@@ -211,7 +211,7 @@ def check_memory(plan: StagePlan, config: PlanConfig) -> None:
     """Refuse a plan that does not fit.
 
     Raises:
-        UserError: says how much is missing, and what to change.
+        UserError: with what is missing, and what to change.
     """
     capacity = memory_of_device(config) * ROOM
     if config.trainer.accelerator == "cpu" or plan.memory.peak <= capacity:

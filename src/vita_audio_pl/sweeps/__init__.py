@@ -1,1 +1,1 @@
-"""Several stages or runs by one command: chains of stages, ablations."""
+"""Several stages or runs in one command: chains of stages, ablations."""

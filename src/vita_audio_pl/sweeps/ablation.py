@@ -1,7 +1,7 @@
-"""One arm of an ablation: its stages, made or taken from an arm that shares them, and its evaluation.
+"""One arm of an ablation: its stages, trained or shared with another arm, and its evaluation.
 
-Stages lie in `runs/shared_stages/<stage>-<hash>`, where the hash is of everything that their weights follow from; the
-folder of an arm has links to them. Arms that agree on a stage therefore share it, also across ablations.
+Stages are stored in `runs/shared_stages/<stage>-<hash>`; the hash covers everything that their weights depend on, and
+the folder of an arm links to them. Arms with the same stage therefore share it, also across ablations.
 """
 
 import hashlib
@@ -51,16 +51,16 @@ NOT_OF_AN_ARM = re.compile(
 
 @dataclass
 class Cost:
-    """What something took: CPU seconds of its processes, and seconds on the wall.
+    """Cost: CPU seconds of its processes, and wall-clock seconds.
 
-    Attempts that were killed together with the command that had started them are not in it.
+    Attempts that were killed together with the command that had started them are not included.
     """
 
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
 
     def run(self, command: Sequence[str]) -> int:
-        """Exit status of a command, whose cost is added."""
+        """Run a command, add its cost, and return its exit status."""
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         status = run_command(command)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -72,16 +72,16 @@ class Cost:
 
 @dataclass
 class Arm:
-    """What `arm.json` says of an arm.
+    """Contents of an arm's `arm.json`.
 
     Attributes:
         run_name: `<experiment>/<arm>`, its folder below `paths.runs`.
-        settings: its overrides, but for the seed and those that do not change what is learned.
-        stages: for each stage its shared folder, the run that made it, whether that was another one, and its cost.
-        evaluation: what was evaluated, and its cost; empty before it is done.
-        number: of the arm in its sweep.
-        finished: whether all of it is done.
-        logged: whether wandb has it, as it is.
+        settings: its overrides, except the seed and those that do not change what is learned.
+        stages: per stage its shared folder, the run that trained it, whether that was another one, and its cost.
+        evaluation: what was evaluated, and its cost; empty before that.
+        number: number of the arm in its sweep.
+        finished: whether stages and evaluation are done.
+        logged: whether wandb has it in its present state.
     """
 
     experiment: str
@@ -97,13 +97,13 @@ class Arm:
 
     @classmethod
     def of(cls, config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> "Arm":
-        """The arm that a configuration and the overrides that led to it describe; named after its place on the axes."""
+        """The arm of a configuration and its overrides; named after its values on the axes."""
         shown = (without_credentials(override) for override in overrides if not override.startswith("--"))
         pairs = (override.lstrip("+~").partition("=") for override in shown)
         settings = {key: value for key, _, value in pairs if not NOT_OF_AN_ARM.match(key)}
         words = [_word(key, value) for key, value in settings.items() if key in sweep.axes] or ["base"]
         others = {key: value for key, value in settings.items() if key not in sweep.axes}
-        if others:  # arms of another sweep over the same axes are other arms
+        if others:  # arms of another sweep over the same axes are different arms
             words.append(hashlib.blake2b(json.dumps(others).encode(), digest_size=2).hexdigest())
         experiment, seed = config.experiment, config.seed
         run_name = f"{experiment.name}/{'_'.join(words)}-seed{seed}"
@@ -120,24 +120,24 @@ class Arm:
 
 
 def _word(key: str, value: str) -> str:
-    """A value as part of a folder's name, with its key where it does not speak for itself."""
+    """A value as part of a folder name, with its key unless the value is clear by itself."""
     word = re.sub(r"[^\w.]+", "-", value).strip("-")
     speaks = re.fullmatch(r"[a-z]\w*", value) and value not in ("true", "false", "null")
     return word if speaks else f"{key.rpartition('.')[2]}-{word}"
 
 
 def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> float | None:
-    """Make, or take over, the stages of an arm in order, then evaluate it.
+    """Train, or share, the stages of an arm in order, then evaluate it.
 
     Args:
-        overrides: what led to `config`, without the choice of stage.
-        sweep: the arm's place in the sweep.
+        overrides: overrides of `config`, without the choice of stage.
+        sweep: the sweep, and the arm's place in it.
 
     Returns:
         `experiment.metric` of the last stage, for sweepers that optimise it.
 
     Raises:
-        UserError: a stage or the evaluation failed (its own message is above), or a setting has no place here.
+        UserError: a stage or the evaluation failed (its own message is above), or a setting is not allowed here.
     """
     for key, remedy in (
         ("run_name", "experiment.name=NAME chooses the folder of all arms"),
@@ -173,7 +173,7 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
 
 
 def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
-    """Refuse axes that leave all arms the same, and a search for a metric that differs in meaning between arms."""
+    """Refuse axes that make all arms equal, and optimising a metric whose meaning differs between arms."""
     for axis in sweep.axes:
         if axis != "seed" and NOT_OF_AN_ARM.match(axis):
             raise UserError(
@@ -191,7 +191,7 @@ def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
 
 
 def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str | None) -> dict[str, Any]:
-    """Make a stage of the arm, unless it is there; what to say of it in `arm.json`."""
+    """Train a stage of the arm unless it exists; returns its entry for `arm.json`."""
     config = settings_of_stage(stage, overrides)
     config.data.shards = shards
     shared = StageFolder(Path(config.paths.runs) / SHARED / f"{stage}-{content_hash(config)}")
@@ -219,7 +219,7 @@ def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str | None) -
 
 
 def content_hash(config: TrainConfig) -> str:
-    """Hash of all that the configured stage's weights follow from: settings, data, the parent's weights, precision."""
+    """Hash of everything that the stage's weights depend on: settings, data, the parent's weights, precision."""
     parent = find_parent(config)
     manifest = None if parent is None else StageManifest.of(parent)
     identity = run_identity(config, prepared_data(config, heads_of_stage(config)), manifest)
@@ -232,7 +232,7 @@ def _link(link: Path, target: Path) -> None:
     """Make `link` a relative link to `target`; a link to another stage of `target`'s folder is replaced.
 
     Raises:
-        UserError: something else is there.
+        UserError: something else has that name.
     """
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve().parent == target.parent.resolve():
@@ -245,10 +245,10 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the arm's last stage, unless just that was done: the same weights, bench, judge and settings.
+    """Evaluate the arm's last stage, unless exactly that was done: same weights, bench, judge and settings.
 
     Returns:
-        What to say of it in `arm.json`.
+        Its entry for `arm.json`.
     """
     experiment, paths = config.experiment, config.paths
     settings = [f"suite={experiment.suite}", f"bench={experiment.bench}", *experiment.evaluate]
@@ -270,13 +270,13 @@ def _evaluate(config: TrainConfig, arm: Arm, earlier: dict[str, Any]) -> dict[st
 
 
 def _evaluate_config(settings: Sequence[str]) -> EvaluateConfig:
-    """What the evaluation's own process would get; must be called inside an entry point, whose search path it uses."""
+    """The configuration of the evaluation's own process; call inside an entry point, whose search path it uses."""
     register_schema("evaluate", EvaluateConfig)
     config: EvaluateConfig = to_dataclass(compose("evaluate", list(settings)))
     return config
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a file, but for its format; empty where there is none."""
+    """The JSON object in a file, without its format; empty if there is no file."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: value for name, value in found.items() if name != "format"}

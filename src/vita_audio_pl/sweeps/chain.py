@@ -1,4 +1,4 @@
-"""Stages one after another, each in a process of its own: a fresh process group, and a hand-over through disk."""
+"""A chain of stages, each in its own process: a fresh process group, and a hand-over through disk."""
 
 import os
 import sys
@@ -22,8 +22,8 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
     """Train `stages` in order; finished ones are skipped, the first failure ends the chain.
 
     Args:
-        overrides: what the person gave on the command line, without the choice of stage. An `init_from` is the first
-            stage's alone.
+        overrides: overrides of the command line, without the choice of stage. `init_from` applies to the first
+            stage only.
 
     Raises:
         UserError: a stage failed; its own message is above.
@@ -47,11 +47,11 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
 
 
 def _environment(number: int) -> dict[str, str]:
-    """What a stage's processes find in their environment.
+    """Environment of a stage's processes.
 
-    torchrun's agent keeps one store for all that its processes start, in which a stage would read the addresses of the one
-    before it; of SLURM's tasks one may begin a stage while the first still keeps the store of the stage before. Each stage
-    gets a store of its own, on a port of its own.
+    torchrun's agent keeps one store for all processes, in which a stage would read the addresses of the previous
+    one; with SLURM, one task may start a stage while the first still runs the previous stage's store. So each stage
+    gets its own store, on its own port.
     """
     environment = dict(os.environ)
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -62,15 +62,15 @@ def _environment(number: int) -> dict[str, str]:
     elif {
         "SLURM_PROCID",
         "SLURM_JOB_ID",
-    } <= environment.keys():  # Lightning's port of a job, which lies in 15000 to 24999
+    } <= environment.keys():  # Lightning's port of a job, between 15000 and 24999
         environment["MASTER_PORT"] = str(15000 + (int(environment["SLURM_JOB_ID"]) + number) % 10000)
     return environment
 
 
 def is_finished(folder: StageFolder, config: TrainConfig, invocation: str = "") -> bool:
-    """Whether the folder holds the finished stage of these settings, made from the parent that is there now.
+    """Whether the folder holds the finished stage of these settings, made from the present parent.
 
-    Decided from manifests alone, without the start of a process; in doubt the stage's own process looks closer.
+    Decided from manifests, without starting a process; in doubt the stage's own process checks more closely.
     """
     if folder.starts_over(None, config.force, invocation) or not folder.finished:
         return False
@@ -84,7 +84,7 @@ def is_finished(folder: StageFolder, config: TrainConfig, invocation: str = "") 
 
 
 def command_overrides() -> list[str]:
-    """Overrides of this process, to be given to a stage's: all but the choice of stage and what steers the chain."""
+    """Overrides of this process to pass to a stage's: all except the choice of stage and those that control the chain."""
     hydra_config = HydraConfig.get()
     steering = ("stage=", "with_parents=", "init_from=")
     kept = [override for override in hydra_config.overrides.task if not override.lstrip("+").startswith(steering)]
@@ -93,7 +93,7 @@ def command_overrides() -> list[str]:
 
 
 def missing_parents(config: TrainConfig) -> list[str]:
-    """Stages that have to run before the configured one, in order: its first allowed parent, that one's, and so on."""
+    """Stages that must run before the configured one, in order: its first allowed parent, that one's, and so on."""
     missing: list[str] = []
     stage = config.stage.name
     while allowed := config.variant.parents.get(stage, []):

@@ -1,4 +1,4 @@
-"""The sweep of Hydra that a process belongs to."""
+"""The Hydra sweep that a process belongs to."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -12,9 +12,9 @@ class Sweep:
     """The sweep that this process's job belongs to.
 
     Attributes:
-        axes: the keys that it varies.
-        number: of the job.
-        optimises: whether a sweeper chooses arms by what the arms before them reached.
+        axes: the overrides that it varies.
+        number: number of the job.
+        optimises: whether a sweeper chooses arms by the results of earlier ones.
     """
 
     axes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A finished arm of an ablation as a wandb run, with all that a report reads of it."""
+"""A finished arm of an ablation as a wandb run, with everything that a report reads."""
 
 import json
 import os
@@ -18,14 +18,14 @@ _COSTS = ("cpu_seconds", "wall_seconds")
 
 
 def log_arm(config: TrainConfig, folder: Path, mode: Literal["online", "offline"]) -> None:
-    """Log a finished arm as a run with one artifact: all that `report experiment=... wandb=...` reads of it.
+    """Log a finished arm as a run with one artifact: everything that `report experiment=... wandb=...` reads.
 
-    The run says of each stage, reused or not, which weights it has, who made them, where they are and what they cost,
-    and has the last stage's figures on the test split in its summary (`arm/tts/speech_wer/own`).
+    For each stage, shared or not, the run has its weights' hash, the run that trained them, their path and their cost,
+    and in its summary the last stage's results on the test split (`arm/tts/speech_wer/own`).
 
     Args:
-        folder: of the arm, with its `arm.json`.
-        mode: `offline` or `online`; online it returns when the artifact has arrived.
+        folder: folder of the arm, with its `arm.json`.
+        mode: `offline` or `online`; online it returns after the upload.
     """
     import wandb
 
@@ -73,7 +73,7 @@ def log_arm(config: TrainConfig, folder: Path, mode: Literal["online", "offline"
 
 
 def _figures_of(arm: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """What an arm reached and cost, under names that all arms share: they have the stage and the bench in no name."""
+    """Results and cost of an arm, under names that all arms share (without stage or bench)."""
     own = [stage for stage in arm["stages"] if not stage["reused"]]
     figures = {
         f"{ARM_TYPE}/{name}": sum(one.get(name, 0.0) for one in [*own, arm["evaluation"]])  # as its sweep spent it

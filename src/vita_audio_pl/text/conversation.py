@@ -1,4 +1,4 @@
-"""A conversation as people write it down: one JSON line of messages and audio paths."""
+"""A conversation in its external form: one JSON line of messages and audio paths."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TTS_INSTRUCTION = "Convert the text to speech."
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages and their audio files: the n-th `<|audio|>` stands for the n-th path.
+    """Messages and their audio files: the n-th `<|audio|>` is a placeholder for the n-th path.
 
     Attributes:
         id: name in reports.
@@ -24,8 +24,8 @@ class Conversation:
         audios: paths, as many as there are placeholders.
 
     Raises:
-        UserError: no messages, an unknown role, an empty message, two audios in an assistant's message, two messages of the
-            system, or another number of placeholders than of paths.
+        UserError: no messages, an unknown role, an empty message, two audios in an assistant's message, two messages of
+            the system, or another number of placeholders than of paths.
     """
 
     id: str
@@ -67,14 +67,14 @@ class Conversation:
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | str, where: str) -> "Conversation":
-        """Reads `{"messages": [{"role", "content"}, ...], "audios": [path, ...], "id": name}`, written out or parsed.
+        """Read `{"messages": [{"role", "content"}, ...], "audios": [path, ...], "id": name}`, as text or parsed.
 
         Messages may also be in the styles of OpenAI and ShareGPT (`text/messages.py`); `conversations` and `audio` are
-        other names of `messages` and `audios`, and a `system` beside them is the first message.
+        other names of `messages` and `audios`, and a `system` field next to them is the first message.
 
         Args:
-            value: one line of a JSONL file, or the object it holds. `audios` and `id` may be left out.
-            where: `file:line`, for messages, and the id where there is none.
+            value: one line of a JSONL file, or the object in it. `audios` and `id` are optional.
+            where: `file:line`, for error messages, and the id if there is none.
 
         Raises:
             UserError: anything is missing, of the wrong type or at odds, with `where` in front.
@@ -103,8 +103,8 @@ class Conversation:
     def tts_rewrite(self) -> "Conversation":
         """Puts the text of `Convert the text to speech.` requests in front of the answers that follow.
 
-        So text-to-speech, too, is an answer of interleaved text and audio. The text is what is left of the user's
-        message without the instruction, audio placeholders and outer blanks; the latest request counts.
+        This makes text-to-speech an answer of interleaved text and audio as well. The text is the user's
+        message without the instruction, audio placeholders and surrounding blanks; the latest request counts.
         """
         text = ""
         rewritten: list[Message] = []

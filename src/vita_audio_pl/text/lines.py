@@ -1,7 +1,7 @@
-r"""Lines and fields of text files, whoever wrote them.
+r"""Lines and fields of text files from any source.
 
-Only `\n` ends a line and only blanks and tabs part fields. Python's own `str.splitlines` and `str.split` also cut at form
-feeds, U+0085, U+2028 and no-break spaces, which transcripts hold.
+Only `\n` ends a line, and only blanks and tabs separate fields. Python's own `str.splitlines` and `str.split` also cut
+at form feeds, U+0085, U+2028 and no-break spaces, which occur in transcripts.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.places import Place
 
 LONGEST_LINE = 16 << 20
-"""Bytes of a line; a longer one is not held in memory, where JSON may take twenty times its size."""
+"""Longest line in bytes; a longer one is not loaded, since parsed JSON may take twenty times its size."""
 
 _FOREIGN = {
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
@@ -30,9 +30,9 @@ class Line:
     """One line of a file.
 
     Attributes:
-        number: in the file, from 1.
-        text: without its end and without a byte-order mark; empty where it cannot be read.
-        problem: why it cannot be read, else empty.
+        number: line number, from 1.
+        text: without line end and byte-order mark; empty if unreadable.
+        problem: why it is unreadable, else empty.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Line:
 
 
 def read_lines(path: Place) -> Iterator[Line]:
-    """All lines of a UTF-8 file, empty ones too, one at a time; a line that is not UTF-8 or too long has a `problem`.
+    """All lines of a UTF-8 file, including empty ones; a line that is not UTF-8 or too long has a `problem`.
 
     Raises:
         UserError: the file cannot be opened, or is compressed or UTF-16.
@@ -72,12 +72,12 @@ def open_text(path: Place) -> BinaryIO:
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of a file that follow one another.
+    """Consecutive lines of a file.
 
     Attributes:
-        offset: byte where they begin.
-        first: number of the first.
-        lines: how many.
+        offset: byte offset of the first line.
+        first: number of the first line.
+        lines: number of lines.
         digest: SHA-256 of their bytes.
     """
 
@@ -88,7 +88,7 @@ class Block:
 
 
 def line_blocks(path: Place, lines: int) -> Iterator[Block]:
-    """Cuts a file into blocks of so many lines, the last with the rest.
+    """Divide a file into blocks of `lines` lines, the last one with the rest.
 
     Raises:
         UserError: the file cannot be opened, or is compressed or UTF-16.
@@ -99,7 +99,7 @@ def line_blocks(path: Place, lines: int) -> Iterator[Block]:
             digest.update(piece)
             # a buffered file, whose `peek` BinaryIO does not declare
             if not piece.endswith(b"\n") and len(piece) == _PIECE and file.peek(1):  # type: ignore[attr-defined]
-                continue  # the line goes on
+                continue  # the line continues
             count += 1
             if count == lines:
                 yield Block(offset, first, count, digest.hexdigest())
@@ -119,7 +119,7 @@ def read_block(path: Place, offset: int, first: int, lines: int) -> Iterator[Lin
 
 
 def numbered_lines(file: BinaryIO, first: int = 1) -> Iterator[Line]:
-    """Lines from where `file` stands, numbered from `first`."""
+    """Lines from the present position of `file`, numbered from `first`."""
     number = first
     while raw := file.readline(LONGEST_LINE + 1):
         if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
@@ -135,26 +135,26 @@ def numbered_lines(file: BinaryIO, first: int = 1) -> Iterator[Line]:
 
 
 def decode_line(raw: bytes) -> str:
-    r"""Text of a line, without `\n`, the `\r` before it (also `\r\r\n`), and a byte-order mark at its beginning.
+    r"""Text of a line, without `\n`, the `\r` before it (also `\r\r\n`), and a leading byte-order mark.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.
     """
-    # Files that were joined have marks at the beginning of later lines, too
+    # concatenated files have byte-order marks at the beginning of later lines, too
     return raw.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff")
 
 
 def split_fields(line: str, most: int | None = None) -> list[str]:
-    """Fields of a line; the last of `most` keeps the blanks inside it. An empty line has none."""
+    """Fields of a line; the last of `most` keeps its inner blanks. An empty line has none."""
     bare = line.strip(" \t\r\n")
     return re.split(r"[ \t]+", bare, maxsplit=0 if most is None else most - 1) if bare else []
 
 
 def load_json(text: str) -> Any:
-    """The value that a line of JSON holds.
+    """The value in a line of JSON.
 
     Raises:
-        ValueError: it is no JSON, has a key twice in one object, or is nested too deeply.
+        ValueError: it is not JSON, has a duplicate key in an object, or is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)

@@ -1,7 +1,7 @@
-"""Messages of a chat, in the styles that data sets come in, read as what they mean.
+"""Chat messages in the formats of common data sets, converted to one form.
 
-Read are our own (`{role, content}` with `<|audio|>`), OpenAI's and transformers' (content as a list of parts, audio parts
-among them), and that of ShareGPT (`{from, value}` of human and gpt, with `<audio>`), as LLaMA-Factory and VITA-Audio take it.
+Supported: our own (`{role, content}` with `<|audio|>`), OpenAI's and transformers' (content as a list of parts, audio
+parts included), and ShareGPT's (`{from, value}` of human and gpt, with `<audio>`), as in LLaMA-Factory and VITA-Audio.
 """
 
 import re
@@ -16,12 +16,12 @@ from vita_audio_pl.text.lines import load_json
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 ROLES = ("system", "user", "assistant")
-"""Known roles; a role's place in this tuple is its number in indexes."""
+"""Known roles; indexes store a role's position in this tuple."""
 
 SHAREGPT_AUDIO = "<audio>"
 
 PICTURES = ("image", "images", "video", "videos")
-"""Keys of pictures beside messages."""
+"""Keys of images next to messages."""
 
 _PICTURE_PARTS = {*PICTURES[::2], *(f"{kind}_{form}" for kind in PICTURES[::2] for form in ("url", "file"))}
 _PICTURE_PARTS |= {"input_image", "input_video"}
@@ -32,13 +32,13 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Pictures(UserError):
-    """A conversation about pictures or videos, which cannot be learnt without them; `reason` is the name it is counted under."""
+    """A conversation about images or videos, which cannot be learnt without them; `reason` is its name in reports."""
 
     reason = "pictures"
 
 
 def refuse_pictures(row: Mapping[str, Any], where: str) -> None:
-    """Raises `Pictures` where some are listed beside the messages of a row."""
+    """Raise `Pictures` if any are listed next to the messages of a row."""
     for key in PICTURES:
         value = as_list(row.get(key))
         if any(item is not None for item in value) if isinstance(value, list | tuple) else value:
@@ -47,22 +47,22 @@ def refuse_pictures(row: Mapping[str, Any], where: str) -> None:
 
 @dataclass(frozen=True)
 class Message:
-    """One message; `<|audio|>` in its content stands for the next audio file of the conversation."""
+    """One message; `<|audio|>` in its content is a placeholder for the next audio file of the conversation."""
 
     role: str
     content: str
 
     @property
     def n_audios(self) -> int:
-        """Number of audio files this message takes."""
+        """Number of audio files of this message."""
         return self.content.count(AUDIO_PLACEHOLDER)
 
 
 def text_of(value: Any, what: str) -> str:
-    """`value` if it is text. What is no text (null, a number, a list, an object) is never turned into some.
+    """`value` if it is text. Other values (null, a number, a list, an object) are never converted to text.
 
     Raises:
-        UserError: it is no text, or holds half of a surrogate pair.
+        UserError: it is not text, or has an unpaired surrogate.
     """
     if not isinstance(value, str):
         raise UserError(f"{what} is {kind_in_words(value)}, not text")
@@ -72,10 +72,10 @@ def text_of(value: Any, what: str) -> str:
 
 
 def plain_text_of(value: Any, what: str) -> str:
-    """Text in which nothing stands for an audio.
+    """Text without audio placeholders.
 
     Raises:
-        UserError: as `text_of`, or it holds `<|audio|>`.
+        UserError: see `text_of`, or it has `<|audio|>`.
     """
     text = text_of(value, what)
     if AUDIO_PLACEHOLDER in text:
@@ -84,12 +84,12 @@ def plain_text_of(value: Any, what: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing in a text can be read or said: blanks, control and format characters, marks that stand on nothing."""
+    """Whether a text has nothing to read or say: only blanks, control and format characters, or stray marks."""
     return not text.strip() or all(unicodedata.category(char) in _UNSEEN for char in text)
 
 
 def as_list(value: Any) -> Any:
-    """A list that is written out as JSON, as CSV files and some exports have them; any other value as it is."""
+    """A list from JSON text, as in CSV files and some exports; any other value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError):
             found = load_json(value)
@@ -98,22 +98,22 @@ def as_list(value: Any) -> Any:
 
 
 def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tuple[tuple[Message, ...], tuple[Any, ...]]:
-    """Messages, and what their placeholders stand for, in order.
+    """Messages and the audio files of their placeholders, in order.
 
-    Empty system messages are left away. Text parts of one message are joined as they are.
+    Empty system messages are dropped. Text parts of one message are concatenated as they are.
 
     Args:
-        value: a list of messages in any of the styles, or JSON of one.
-        audios: audio files that are listed beside them; None where there never are any, so that `<audio>` is a tag of HTML.
-        where: for messages.
+        value: a list of messages in any of the formats, or its JSON text.
+        audios: audio files listed next to them; None if the corpus has none, so that `<audio>` is an HTML tag.
+        where: for error messages.
 
     Returns:
-        The messages, and the audio files: those of `audios`, and those that audio parts hold themselves. There may be more
-        or fewer than placeholders; whoever makes a `Conversation` of them checks that.
+        The messages, and the audio files: those in `audios`, and those in audio parts. Their number may differ from
+            that of the placeholders; the caller, who makes a `Conversation` of them, checks that.
 
     Raises:
-        Pictures: there are pictures or videos among them.
-        UserError: something is no message, has an unknown role, or holds what cannot be read.
+        Pictures: there are images or videos.
+        UserError: something is not a message, has an unknown role, or unreadable content.
     """
     value = as_list(value)
     if not isinstance(value, list | tuple) or not value:
@@ -121,7 +121,7 @@ def parse_messages(value: Any, audios: Sequence[Any] | None, where: str) -> tupl
     parsed = [_message(message, f"{where}: message {number}") for number, message in enumerate(value, 1)]
     texts = [piece for turn in parsed for piece in turn.pieces if isinstance(piece, str)]
     own = any(AUDIO_PLACEHOLDER in text for text in texts)
-    # where no audio is listed, `<audio>` in a role/content chat is what it looks like: a tag of HTML
+    # if no audio is listed, `<audio>` in a role/content chat is an HTML tag
     foreign = not own and (bool(audios) or (audios is not None and any(turn.sharegpt for turn in parsed)))
     listed = iter(audios or ())
     messages: list[Message] = []
@@ -147,14 +147,14 @@ def _next(listed: Iterator[Any], count: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Audio:
-    """An audio part; None is the next of the listed audio files."""
+    """An audio part; None = the next of the listed audio files."""
 
     source: Any
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A message before it is known what stands for an audio in it."""
+    """A message before its audio placeholders are resolved."""
 
     role: str
     pieces: tuple[str | _Audio, ...]
@@ -180,7 +180,7 @@ def _message(value: Any, here: str) -> _Turn:
         pieces = tuple(_part(part, f"{here}: part {number}") for number, part in enumerate(content, 1))
     else:
         pieces = (text_of(content, f"{here}: its '{content_key}'"),)
-        # elsewhere in a role/content chat it is what it looks like: a tag of HTML or XML
+        # elsewhere in a role/content chat it is a tag of HTML or XML
         bare = pieces[0].strip()
         for tag in _PICTURE_TAGS if _ROLE_OF[role] == "user" else ():
             if tag in bare if sharegpt else bare.startswith(tag) or bare.endswith(tag):
@@ -205,7 +205,7 @@ def _part(value: Any, here: str) -> str | _Audio:
 
 
 def _audio_source(part: Mapping[str, Any]) -> Any:
-    """Path, data URI or object of an audio part; None where it says only that there is one."""
+    """Path, data URI or object of an audio part; None if the part does not say."""
     for key in ("input_audio", "audio", "audio_url", "path", "url"):
         value = part.get(key)
         if isinstance(value, Mapping) and isinstance(value.get("data"), str):

@@ -1,4 +1,4 @@
-"""Turns into training rows and prompts: chat template, interval ratio, labels, writers and loss weights."""
+"""Renders turns as training rows and prompts: chat template, interval ratio, labels, writers and loss weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,16 +22,16 @@ class RenderOptions:
     """How turns become tokens.
 
     Attributes:
-        ratio: interval ratio of answers; None leaves text and audio as they stand.
-        pattern: decoding pattern that the writers are named after.
-        n_heads: heads the model has.
-        lead_in: codes put before an answer's audio (silence, so that speech does not outrun its text).
+        ratio: interval ratio of answers; None does not interleave.
+        pattern: decoding pattern that determines the writers.
+        n_heads: heads of the model.
+        lead_in: codes put before an answer's audio (silence, so that speech does not get ahead of its text).
         prompt_corruption: share of the codes outside answers replaced by random other codes.
         text_weight: loss weight of text labels, `<|im_end|>` and newline included.
         audio_weight: loss weight of codes and their markers.
 
     Raises:
-        UserError: a share outside [0, 1), a negative weight, no weight at all, or lead-in codes below 0.
+        UserError: a share outside [0, 1), a negative weight, all weights zero, or negative lead-in codes.
     """
 
     ratio: IntervalRatio | None
@@ -58,8 +58,8 @@ class RenderOptions:
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    """A stretch of a row, all `(length,)`: `ids` int32, `labels` int64 (-100: none), `writers` int8 (-1: nobody),
-    `loss_weights` float32 (0 where there is no label)."""
+    """Part of a row, all `(length,)`: `ids` int32, `labels` int64 (-100: none), `writers` int8 (-1: none),
+    `loss_weights` float32 (0 without a label)."""
 
     ids: NDArray[np.int32]
     labels: NDArray[np.int64]
@@ -85,20 +85,20 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Numbers of tokens, text labels and audio labels, of turns or samples: arrays of one shape."""
+    """Numbers of tokens, text labels and audio labels, per turn or sample: arrays of equal shape."""
 
     tokens: NDArray[np.int64]
     text_labels: NDArray[np.int64]
     audio_labels: NDArray[np.int64]
 
     def per_sample(self, first_turn: IntArray) -> "Lengths":
-        """Sums turns into samples. `first_turn: (samples,)`, where each one's turns begin; every sample has a turn."""
+        """Sum turns into samples. `first_turn: (samples,)`, index of each sample's first turn; every sample has one."""
         return Lengths(*(np.add.reduceat(getattr(self, field.name), first_turn) for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """Exact rendered lengths from counts alone, so that an index answers for any ratio without opening a shard.
+    """Exact rendered lengths from counts, so that an index answers for any ratio without opening a shard.
 
     Attributes:
         ratio: interval ratio of answers.
@@ -123,10 +123,10 @@ class LengthRule:
         """Lengths of many turns at once; all arguments `(turns,)`.
 
         Args:
-            role: place in `ROLES`.
+            role: index in `ROLES`.
             n_text: text tokens of the content.
             n_codes: codes of all audios.
-            n_audios: audios, as codes or frames.
+            n_audios: number of audios, as codes or frames.
             n_placeholders: placeholders of audios given as frames (frames + 4 each).
         """
         answer = np.asarray(role) == ROLES.index("assistant")
@@ -158,10 +158,10 @@ class LengthRule:
 
 
 class Renderer:
-    """Writes turns as token rows. Stateless after construction; cheap to hand to worker processes.
+    """Renders turns as token rows. Stateless after construction; cheap to send to worker processes.
 
     Every turn is `<|im_start|>` role newline content `<|im_end|>` newline; answers are labelled from their content to
-    the last newline, and interleaved by the ratio when they hold audio.
+    the last newline, and interleaved by the ratio if they have audio.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: TextTokenizer, options: RenderOptions) -> None:
@@ -187,7 +187,7 @@ class Renderer:
         )
 
     def length(self, turns: Sequence[Turn]) -> int:
-        """Tokens that `render` gives, from the lengths of the segments alone."""
+        """Length of the result of `render`, from the lengths of the segments only."""
         return sum(self.length_rule.of_turn(turn) for turn in turns)
 
     def render(self, turns: Sequence[Turn], rng: np.random.Generator | None = None) -> Rendered:
@@ -195,7 +195,7 @@ class Renderer:
 
         Args:
             turns: the conversation.
-            rng: draws the corrupted codes; needed where `prompt_corruption` is above 0.
+            rng: draws the corrupted codes; required if `prompt_corruption` is above 0.
 
         Raises:
             UserError: an answer with two audios or with frames, or a code outside the codebook.
@@ -206,7 +206,7 @@ class Renderer:
         return out
 
     def render_into(self, turns: Sequence[Turn], out: Rendered, rng: np.random.Generator | None = None) -> None:
-        """Same as `render`, into arrays of exactly `length(turns)`: a packed row is filled without a copy."""
+        """Same as `render`, into arrays of exactly `length(turns)`, so that a packed row is filled without a copy."""
         self._fill(turns, [self.length_rule.of_turn(turn) for turn in turns], out, rng)
 
     def _fill(self, turns: Sequence[Turn], lengths: list[int], out: Rendered, rng: np.random.Generator | None) -> None:
@@ -237,7 +237,7 @@ class Renderer:
             )
 
     def prompt(self, turns: Sequence[Turn]) -> NDArray[np.int32]:
-        """Token ids that ask for an answer: the turns, then `<|im_start|>assistant` and a newline. Never corrupted."""
+        """Token ids of a prompt: the turns, then `<|im_start|>assistant` and a newline. Never corrupted."""
         head = self._head["assistant"]
         ids = np.empty(self.length(turns) + head.size, np.int32)
         at = 0
@@ -252,7 +252,7 @@ class Renderer:
         return ids
 
     def _write_answer(self, ids: NDArray[np.int32], turn: Turn) -> bool:
-        """Fills an assistant's turn; True where it holds audio."""
+        """Fill an assistant's turn; returns whether it has audio."""
         head, tail = self._head["assistant"].size, self._tail.size
         ids[:head], ids[-tail:] = self._head["assistant"], self._tail
         content = ids[head:-tail]
@@ -281,7 +281,7 @@ class Renderer:
         return True
 
     def _write_prompt_turn(self, ids: NDArray[np.int32], turn: Turn, rng: np.random.Generator | None) -> None:
-        """Fills a system's or user's turn, its codes corrupted where an rng is given."""
+        """Fill a system's or user's turn, with corrupted codes if an rng is given."""
         head = self._head[turn.role]
         at = head.size
         ids[:at] = head
@@ -316,7 +316,7 @@ class Renderer:
         return corrupted
 
     def _name_writers(self, writers: NDArray[np.int8], has_audio: bool) -> None:
-        """Letters of the pattern up to `<|im_end|>`; text answers and the last newline are the backbone's."""
+        """Writers under the pattern up to `<|im_end|>`; text answers and the last newline are the backbone's."""
         if not has_audio:
             writers[:] = 0
             return

@@ -27,10 +27,10 @@ _QWEN2_SPLIT = (
 
 
 class TextTokenizer:
-    """Text to ids and back. Special and audio tokens are not in it: `vocabulary` says where they follow.
+    """Text to ids and back, without special and audio tokens; `vocabulary` assigns their ids after the text's.
 
-    Text that spells a control token, such as `<|im_end|>`, is encoded as the characters it is made of: what a person
-    types can never end a turn.
+    Text that spells a control token, such as `<|im_end|>`, is encoded character by character, so user input can never
+    end a turn.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -45,10 +45,10 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TextTokenizer":
-        """Reads a `tokenizer.json` or a folder that holds one; a published VITA-Audio tokenizer is cut to its text part.
+        """Load a `tokenizer.json` or a folder with one; a published VITA-Audio tokenizer is reduced to its text part.
 
         Raises:
-            UserError: no such file, not a tokenizer, no Qwen2 control tokens, or audio tokens in an unknown order.
+            UserError: no such file, not a tokenizer, no Qwen2 control tokens, or audio tokens in an unexpected order.
         """
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
@@ -61,7 +61,7 @@ class TextTokenizer:
             raise UserError(
                 f"{file} is not a usable tokenizer.json ({error!r}); get it again from the model's home"
             ) from error
-        # a text is encoded whole, as it is: the file may neither cut it nor fill it up
+        # a text is encoded in full: truncation and padding in the file are disabled
         description |= {"truncation": None, "padding": None}
         try:
             return cls(Tokenizer.from_str(json.dumps(description)))
@@ -69,18 +69,18 @@ class TextTokenizer:
             raise UserError(f"{file}: {error}") from error
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # tokenizers raises bare Exception, and where it panics what is no Exception
+        except BaseException as error:  # tokenizers raises bare Exception, and its panics are not even that
             raise UserError(f"{file} cannot be read as a tokenizer: {' '.join(str(error).split())[:200]}") from error
 
     @classmethod
     def train(
         cls, texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str] | None = None
     ) -> "TextTokenizer":
-        """Learns byte-level BPE with Qwen2's pre-tokenisation; the same texts give the same tokenizer.
+        """Train byte-level BPE with Qwen2's pre-tokenisation; deterministic in the texts.
 
         Args:
             texts: training texts.
-            vocab_size: entries at most, `<|endoftext|>`, `<|im_start|>` and `<|im_end|>` included.
+            vocab_size: most entries, including `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`.
             path: folder to save to, if given.
 
         Raises:
@@ -113,7 +113,7 @@ class TextTokenizer:
         return trained
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `tokenizer.json` and a `tokenizer_config.json` with which transformers loads it as Qwen2's."""
+        """Write `tokenizer.json` and a `tokenizer_config.json` with which transformers loads it as Qwen2's."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(str(folder / "tokenizer.json"))
@@ -121,20 +121,20 @@ class TextTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with nothing added; control tokens spelled in it stay ordinary characters."""
+        """Ids of `text`, with nothing added; spelled control tokens stay ordinary characters."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; control, special and audio tokens have none and are left out.
+        """Text of `ids`; control, special and audio tokens are skipped.
 
-        A character cut in the middle of its bytes shows as U+FFFD.
+        An incomplete multi-byte character is shown as U+FFFD.
         """
         text: str = self._tokenizer.decode([int(i) for i in ids if 0 <= i < self.n_text], skip_special_tokens=True)
         return text
 
     def written_out(self, ids: Sequence[int], vocabulary: Vocabulary) -> str:
-        """Text of `ids` with every control, special and audio token spelled, for people to read."""
+        """Text of `ids` with every control, special and audio token spelled out, for display."""
         pieces: list[str] = []
         run: list[int] = []
         for id in [*(int(i) for i in ids), None]:
@@ -161,7 +161,7 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that encode alike (16 hex digits); special and audio tokens do not count."""
+        """Equal for tokenizers that encode equally (16 hex digits); special and audio tokens do not count."""
         description = json.loads(self._tokenizer.to_str())
         parts = {
             "vocabulary": sorted(self._tokenizer.get_vocab(with_added_tokens=True).items()),

@@ -1,4 +1,4 @@
-"""A conversation in tokens: each turn as its pieces of text, codes and frames, before any interval ratio."""
+"""A conversation in tokens: each turn as segments of text, codes and frames, before interleaving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class AudioFrames:
 
     @property
     def n_placeholders(self) -> int:
-        """Encoder outputs, each taking the place of one `<|context_of_audio|>`."""
+        """Encoder states, each of which replaces one `<|context_of_audio|>`."""
         return int(self.features.shape[0]) + EXTRA_FRAMES
 
 
