@@ -111,7 +111,7 @@ def test_what_is_over_other_utterances_says_so_in_the_figure_and_the_table(run, 
     found, names = again(run), []
     monkeypatch.setattr("matplotlib.axes.Axes.annotate", lambda self, text, *place, **style: names.append(text))
     quality_against_cost(found, "sft", "test")
-    assert {"turbo, 100 utterances", "vanilla, 320 utterances"} <= set(names)
+    assert {"turbo (n=100)", "vanilla (n=320)"} <= set(names)
     assert main_table(found, "test").rows[-1][-1].text == "100 to 320"
 
 

@@ -110,13 +110,14 @@ def quality_against_cost(run: RunFiles, stage: str, split: str) -> Picture | Non
             axes.errorbar(
                 x, y, [below, above], fmt="o-", color=colour, linewidth=1, markersize=5, capsize=2, label=name
             )
-            for passes, mode, f in mine:
-                name = f"{mode}, {f['utterances']} utterances" if task in unequal else mode
-                axes.annotate(name, (passes, 100 * f["value"]), xytext=(5, 6), textcoords="offset points",
-                              color=colour, fontsize=8)  # fmt: skip
+            for number, (passes, mode, f) in enumerate(mine):
+                name = f"{mode} (n={f['utterances']})" if task in unequal else mode
+                # Boost and Balance take nearly as many passes: neighbours are named above and below their points
+                axes.annotate(name, (passes, 100 * f["value"]), xytext=(5, -13 if number % 2 else 6),
+                              textcoords="offset points", color=colour, fontsize=8)  # fmt: skip
         axes.set_xlabel("backbone passes per answer")
         axes.set_ylabel("WER of the speech, %")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.18 * max(passes for _, _, passes, _ in points))  # the last name needs room
         axes.set_ylim(bottom=0)
         _legend(axes, theme)
         figure.subplots_adjust(left=0.09, right=0.97, bottom=0.14, top=0.97)

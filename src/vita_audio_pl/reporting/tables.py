@@ -68,7 +68,7 @@ def main_table(run: RunFiles, split: str) -> Table:
 
 
 def stopwatch(results: Sequence[Result]) -> Cell:
-    """Measured seconds of generating a second of audio, over the answers whose time was taken and that were heard."""
+    """Measured seconds of generating a second of audio, over the answers that were timed and have sound."""
     timed = [
         (result.compute_seconds[row["id"]], row["seconds"])
         for result in results
@@ -79,7 +79,7 @@ def stopwatch(results: Sequence[Result]) -> Cell:
     if not audio:
         return NOT_MEASURED
     value = sum(compute for compute, _ in timed) / audio
-    return Cell(f"{value:.3f}", value)
+    return Cell(f"{value:.2g}", value)
 
 
 def small_world(results: Sequence[Result]) -> list[str]:
