@@ -1,7 +1,7 @@
-"""Audio for a continuous encoder: FLAC beside the token shards, sample by sample.
+"""Audio for a continuous encoder: FLAC beside the token shards, by sample.
 
 `<hash>.audio.tar` is made of blocks like a token shard (`shards.py`); a sample in it is u32 CRC-32 of the rest, u32
-number of clips, u32 bytes of each, then the clips, 16-bit FLAC at 16 kHz. `audio.npy` says where each sample's lie.
+number of clips, u32 bytes of each, then the clips, 16-bit FLAC at 16 kHz. `audio.npy` holds the offset of each sample.
 """
 
 import io
@@ -48,7 +48,7 @@ def unpack_clips(data: bytes | memoryview) -> list[np.ndarray]:
 
 
 def clips_intact(data: bytes | memoryview) -> bool:
-    """Whether the bytes are what was written, as far as their checksum tells."""
+    """Whether the bytes match their checksum."""
     return len(data) >= _HEAD.size and zlib.crc32(data[4:]) == _HEAD.unpack_from(data)[0]
 
 

@@ -1,4 +1,4 @@
-"""The LightningDataModule: prepared sources in, packed batches out, resumable at any batch on any number of ranks."""
+"""The LightningDataModule: prepared sources in, packed batches out; resumable at any batch on any number of ranks."""
 
 import hashlib
 import json
@@ -33,32 +33,32 @@ from vita_audio_pl.text import Renderer, RenderOptions, TextTokenizer, Vocabular
 
 log = logging.getLogger(__name__)
 
-_TOKENS_PER_PARCEL, _MOST_PER_PARCEL = 32_768, 16  # tokens, batches that a worker hands over at a time
-_AUDIO_BLOCK = 256  # samples whose audio is read in one stretch
-_FEW_BROKEN = 10  # broken samples of a source that never stop a run
+_TOKENS_PER_PARCEL, _MOST_PER_PARCEL = 32_768, 16  # tokens in the batches that a worker sends at a time
+_AUDIO_BLOCK = 256  # samples whose audio is read sequentially
+_FEW_BROKEN = 10  # this many broken samples of a source never stop a run
 
 
 class SpeechDataModule(lightning.LightningDataModule):
-    """Training rows without end and a fixed set of validation rows.
+    """Endless training rows and a fixed set of validation rows.
 
-    Call `consumed(batch)` when a batch has been trained on: `state_dict` holds the place after it, tens of bytes that
-    are the same on every rank, and a run that loads them resumes with the very next row.
+    Call `consumed(batch)` after training on a batch: `state_dict` then holds the position after it, tens of bytes that
+    are equal on all ranks, and a run that loads them resumes with the very next row.
 
     Args:
-        options: which data, and how it is read.
-        vocabulary: of the model.
+        options: which data, and how to read it.
+        vocabulary: vocabulary of the model.
         tokenizer: text tokenizer; must be the one that the shards were written with.
         renderer_options: interval ratio, decoding pattern, weights, lead-in, corruption.
-        rows_per_batch: rows of one batch on one rank.
+        rows_per_batch: rows per batch and rank.
         row_length: tokens in a row.
         accumulate: batches per optimiser step.
-        seed: of the order and of the prompt corruption.
-        rows_per_step: of all ranks, where their batches hold more; the last ones then have empty rows.
-        front_end: audio to an encoder's features; needed with a vocabulary for continuous input. The order then keeps
-            blocks of samples together, so that their audio is read in long stretches.
+        seed: seed of the order and of the prompt corruption.
+        rows_per_step: rows per step over all ranks, if their batches hold more; the last ones are then empty.
+        front_end: computes an encoder's features; required by a vocabulary for continuous input. The order then keeps
+            blocks of samples together, so that their audio is read sequentially.
 
     Raises:
-        UserError: anything about the data that would not fit: see `open_sources`, `load_mixture`, `Plan`.
+        UserError: the data does not fit the model; see `open_sources`, `load_mixture`, `Plan`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         if options.skip_missing:
             self.mixture = without_missing(self.mixture, self._is_prepared)
         self.sources = self._open([share.source for share in self.mixture.shares])
-        # What the order leaves out stays the same as long as the run lasts: samples that are quarantined later keep their
+        # What the order excludes is fixed for the duration of a run: samples that are quarantined later keep their
         # places, empty
         self._quarantined = {source.name: sorted(source.quarantined) for source in self.sources if source.quarantined}
         self._surveys = [self._survey(source, self._quarantined.get(source.name, ())) for source in self.sources]
@@ -135,7 +135,7 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of everything the order follows from, except the ratios: those may change within a run, and are recorded."""
+        """Fingerprint of everything that determines the order, except the ratios, which may change within a run."""
         rule = self.renderer.length_rule
         facts = {
             "sources": [
@@ -149,12 +149,12 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @property
     def position(self) -> Position:
-        """The place after the last consumed batch, with all changes of the mixture."""
+        """The position after the last consumed batch, with all changes of the mixture."""
         position = self._position or Position(self.fingerprint, self.plan.phases[0].ratios)
         return replace(position, changes=tuple(self.plan.changes))
 
     def consumed(self, batch: PackedBatch) -> None:
-        """Notes that training has used `batch`; the next checkpoint continues after it."""
+        """Record that training has used `batch`; the next checkpoint continues after it."""
         self._position = Position.from_dict(batch.position)
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         self.seek(state_dict)
 
     def _leave_out(self, quarantined: Mapping[str, Sequence[int]]) -> None:
-        """Plans as when the run began, whatever was quarantined or taken out of quarantine since."""
+        """Plan as when the run began, whatever was quarantined or released since."""
         try:
             wanted = {name: sorted(int(sample) for sample in samples) for name, samples in quarantined.items()}
         except (AttributeError, TypeError, ValueError) as error:
@@ -182,11 +182,11 @@ class SpeechDataModule(lightning.LightningDataModule):
             self.__dict__.pop(name, None)
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Goes to a batch's `position`: the next training batch is the one after that batch.
+        """Go to a batch's `position`: the next training batch is the one after it.
 
         Raises:
-            UserError: the position belongs to other data, another seed, ratio or row length; or the mixture has other
-                shares and `adopt_changes` is off.
+            UserError: the position belongs to other data, or another seed, ratio or row length; or the mixture has
+                other shares and `adopt_changes` is off.
         """
         place = Position.from_dict(position)
         if place.plan != self.fingerprint:
@@ -208,7 +208,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             self._change(wanted)
 
     def change_mixture(self, mixture: Mixture) -> None:
-        """Trains on other shares of the same sources from the next window on; recorded in the state.
+        """Change the shares of the same sources from the next window on; stored in the state.
 
         Raises:
             UserError: the mixture has other sources.
@@ -230,7 +230,7 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @property
     def geometry(self) -> Geometry:
-        """How this run cuts a step."""
+        """How this run divides a step into batches."""
         ranks, rank = 1, 0
         if self.trainer is not None:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
@@ -240,41 +240,41 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps that one epoch of the mixture fills, rounded up."""
+        """Optimiser steps per epoch of the mixture, rounded up."""
         return self.steps_of(1.0)
 
     def steps_of(self, epochs: float) -> int:
-        """Optimiser steps that so many epochs of the mixture fill, as it is at first, rounded up."""
+        """Optimiser steps in `epochs` epochs of the initial mixture, rounded up."""
         return max(1, math.ceil(epochs * self.plan.rows_per_epoch / self.geometry.rows_per_step))
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """Training sources by the number that `PackedBatch.sources` holds."""
+        """Training sources by their number in `PackedBatch.sources`."""
         return tuple(source.name for source in self.sources)
 
     def train_dataloader(self) -> "Batches":
-        """Endless batches of this rank from the position on."""
+        """Endless batches of this rank, from the position on."""
         self._schedule = Schedule(self.plan, self.position, self.geometry, [s.weight for s in self._surveys])
         return Batches(self._loader(dict(enumerate(self.sources)), self._schedule), self)
 
     def val_dataloader(self) -> "Batches":
-        """The same held-out rows in every run, source by source; sources are numbered as in training."""
+        """The same held-out rows in every run, source by source; numbered like the training sources."""
         return Batches(self._loader(self.validation_sources, self._validation), self, len(self._validation))
 
     @property
     def validation_batches(self) -> int:
-        """Held-out batches of each rank; 0 where no held-out source is prepared."""
+        """Held-out batches per rank; 0 if no held-out source is prepared."""
         return len(self._validation)
 
     @cached_property
     def validation_sources(self) -> dict[int, PreparedSource]:
-        """Number of a training source -> the held-out source beside it."""
+        """Number of a training source -> its held-out source."""
         names = {n: f"{source.name}.{self.options.validation}" for n, source in enumerate(self.sources)}
         there = {n: name for n, name in names.items() if is_prepared(self._shards, name)}
         return dict(zip(there, self._open(list(there.values())), strict=True))
 
     def held_out(self, tasks: Sequence[str], per_task: int, serves: Callable[[HeldOut], bool]) -> list[HeldOut]:
-        """Single held-out conversations, the same in every run; see `choose_held_out`."""
+        """Held-out prompts, the same in every run; see `choose_held_out`."""
         reader = RowBuilder(self.validation_sources, self.renderer, self.row_length, self.seed, self._front_end)
         return choose_held_out(self.validation_sources, reader.read, tasks, per_task, serves)
 
@@ -313,7 +313,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         )
 
     def note(self, reading: Reading, sources: Mapping[int, PreparedSource]) -> None:
-        """Counts the samples read, names those that could not be.
+        """Count the samples read and report those that could not be.
 
         Raises:
             UserError: more of a source is broken than `max_broken` allows.
@@ -323,7 +323,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         for sample in reading.broken:
             name = sources[sample.source].name
             if sample.sample in sources[sample.source].quarantined:
-                continue  # since this run began: its place stays empty, and nobody needs to hear of it again
+                continue  # quarantined since this run began: its place stays empty, and it was reported before
             known = self.broken.setdefault(name, {})
             if sample.sample not in known:
                 log.warning("left out: %s", sample.reason)
@@ -336,7 +336,7 @@ class SpeechDataModule(lightning.LightningDataModule):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """What this run is trained on, for its manifest; the hours of an epoch are of all that is prepared, left out or not."""
+        """The training data, for the run's manifest; hours per epoch include samples that are left out."""
         phase = self.plan.phases[-1]
         return {
             "plan": self.fingerprint,
@@ -363,7 +363,7 @@ class SpeechDataModule(lightning.LightningDataModule):
 
 
 class Batches:
-    """The batches of a DataLoader; what could not be read is reported to the data module in the training process."""
+    """The batches of a DataLoader; unreadable samples are reported to the data module in the training process."""
 
     def __init__(
         self,

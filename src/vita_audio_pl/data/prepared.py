@@ -1,6 +1,6 @@
 """A prepared source on disk: its manifest, its index and its shards, checked against one another and read at random.
 
-`<shards>/<source>/` holds `manifest.json`, `index.bin`, the shards (`*.tar`), `checksums.json` of all these and, where
+`<shards>/<source>/` holds `manifest.json`, `index.bin`, the shards (`*.tar`), `checksums.json` of all these and, if
 samples were found broken later, `quarantine.json`. Manifest and index are verified when a source is opened, a sample's
 bytes when they are read.
 """
@@ -44,7 +44,7 @@ MANIFEST, INDEX, SKIPPED = "manifest.json", "index.bin", "skipped.jsonl"
 _HASH = "[0-9a-f]" * 20
 CARDS = ("card.md", "card.json")
 JUDGED = "judged.json"
-"""What a judge made of speech that was made for it."""
+"""A judge's results for synthesised speech."""
 PART_FILES = tuple(f"{_HASH}.{kind}" for kind in ("tar", "index", "done.json", "audio.tar", "audio.npy"))
 """What a part leaves, named by a hash of its content and of how it was tokenised, and a shard of several parts (`merge.py`)."""
 SOURCE = Kind(
@@ -62,7 +62,7 @@ class BrokenSample(Exception):
 
 
 class NotPrepared(UserError):
-    """There is no such source yet; `data.skip_missing` can go on without it."""
+    """The source is not prepared yet; `data.skip_missing` continues without it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared source is made of.
+    """Description of a prepared source.
 
     Attributes:
         source, task: name and task of the source.
@@ -85,8 +85,8 @@ class Manifest:
         samples, seconds, text_tokens, codes: totals; seconds of audio.
         shards: in the order of the index's shard numbers.
         index_crc: checksum of the index that belongs to these shards.
-        audio_shards: the audio outside answers, shard by shard, if it was kept for continuous encoders.
-        report: counts of what was skipped, cut or broken, by reason.
+        audio_shards: shards of the prompt audio, if it was kept for continuous encoders.
+        report: counts of skipped, cut or broken samples, by reason.
     """
 
     source: str
@@ -103,10 +103,10 @@ class Manifest:
     report: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Place, shard_sums: Mapping[str, FileSum]) -> None:
-        """Writes `checksums.json`, then `manifest.json`, the last file of a source to appear.
+        """Write `checksums.json`, then `manifest.json`, the last file of a source to be written.
 
         Args:
-            shard_sums: of all shards, by name.
+            shard_sums: checksums of all shards, by name.
         """
         data = json_bytes({"format": FORMAT, **asdict(self)})
         beside = sum_of_files([folder / INDEX, *([folder / AUDIO_INDEX] if self.audio_shards else [])])
@@ -116,10 +116,11 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Place, name: str = MANIFEST) -> "Manifest":
-        """Reads `manifest.json`.
+        """Read `manifest.json`.
 
         Raises:
-            UserError: the source is not prepared, or its manifest is damaged, of another format, or names files outside.
+            UserError: the source is not prepared, or its manifest is damaged, of another format, or names files
+                outside.
         """
         path = folder / name
         try:
@@ -145,7 +146,7 @@ class Manifest:
 
 
 def no_checksums(folder: Place) -> str:
-    """What is said of a source that an older version has prepared."""
+    """Message about a source that an older version has prepared."""
     return (
         f"'{folder.name}' was prepared by an older version, without checksums: check it with python -m vita_audio_pl.data "
         f"lint source={folder.name}, then add them with python -m vita_audio_pl.checksums folder={folder} write=true"
@@ -153,10 +154,10 @@ def no_checksums(folder: Place) -> str:
 
 
 def verify_source(folder: Place, manifest: Manifest, with_audio: bool = False) -> None:
-    """Compares manifest and index, and the places of audio, with their checksums; tells where an older version left none.
+    """Check manifest, index and audio offsets against their checksums; reports when an older version wrote none.
 
     Raises:
-        UserError: bytes are not what was written.
+        UserError: a checksum does not match.
     """
     remedy = f"copy the source '{folder.name}' again, or give the command that prepared it again: shards that are whole are kept"
     sums = read_checksums(folder)
@@ -173,10 +174,10 @@ def verify_source(folder: Place, manifest: Manifest, with_audio: bool = False) -
 
 
 def check_index(folder: Path, manifest: Manifest, index: Index) -> None:
-    """Refuses an index that is not of the manifest's shards, each with its number of samples.
+    """Refuse an index that does not match the manifest's shards and their numbers of samples.
 
     Raises:
-        UserError: says what does not fit.
+        UserError: the first mismatch.
     """
     again = f"run python -m vita_audio_pl.data lint source={folder.name}, then prepare the source again"
     if index.crc != manifest.index_crc or len(index) != manifest.samples:
@@ -200,14 +201,14 @@ class PreparedSource:
 
     Args:
         folder: the source's folder.
-        with_audio: the audio outside answers is needed, too.
+        with_audio: prompt audio is needed, too.
 
     Attributes:
-        quarantined: samples found broken, and why.
+        quarantined: broken samples, and why.
 
     Raises:
-        UserError: not prepared, damaged, a shard missing or of another size, an index that is not of these shards, or
-            audio that was not kept.
+        UserError: not prepared, damaged, a shard missing or of another size, an index of other shards, or
+            prompt audio was not kept.
     """
 
     def __init__(self, folder: Path, with_audio: bool = False):
@@ -246,16 +247,16 @@ class PreparedSource:
         self.index = Index(self.folder / INDEX)
 
     def quarantine(self, broken: dict[int, str]) -> None:
-        """Adds samples to `quarantine.json`; they are never planned again."""
+        """Add samples to `quarantine.json`; they are never planned again."""
         self.quarantined = self.quarantined | broken
         write_quarantine(self.folder, self.quarantined)
 
     def read(self, number: int) -> TokenizedSample:
-        """One sample, its checksum verified.
+        """One sample, checked against its checksum.
 
         Raises:
-            BrokenSample: its bytes are not what was written.
-            UserError: the index was cut since it was opened.
+            BrokenSample: the checksum does not match.
+            UserError: the index was truncated since it was opened.
         """
         shard = self.manifest.shards[self.index.value("shard", number)]
         try:
@@ -272,10 +273,10 @@ class PreparedSource:
             raise self._broken(number, shard, error) from error
 
     def read_clips(self, number: int) -> list[np.ndarray]:
-        """The audio outside the answers of a sample, `(samples,) float32` at 16 kHz each.
+        """The prompt audio of a sample, `(samples,) float32` at 16 kHz each.
 
         Raises:
-            BrokenSample: it is not what was written.
+            BrokenSample: the checksum does not match.
             UserError: the index, or that of the audio, was cut since it was opened.
         """
         shard = self.manifest.audio_shards[self.index.value("shard", number)]
@@ -288,7 +289,7 @@ class PreparedSource:
             raise self._broken(number, shard, error) from error
 
     def _bytes(self, shard: ShardFile, start: int, size: int) -> bytes:
-        """Bytes of a shard, just so many; a size that was read from damaged bytes never claims memory."""
+        """Exactly `size` bytes of a shard; a size read from damaged bytes never allocates memory."""
         if start + size > shard.bytes:
             raise ValueError(f"it would end at byte {start + size} of {shard.bytes}")
         data = open_files.read(f"{self.folder}/{shard.name}", start, size)
@@ -300,7 +301,7 @@ class PreparedSource:
         return BrokenSample(f"sample {number} of '{self.name}' in {self.folder / shard.name}: {error}")
 
     def _clip_place(self, number: int) -> tuple[int, int]:
-        """Where a sample's clips begin in their shard, in units of four bytes, and how many bytes they have."""
+        """Offset of a sample's clips in their shard, in units of four bytes, and their size in bytes."""
         path, first = self._clip_places
         place = read_whole(path, first + number * PLACES.itemsize, PLACES.itemsize, "copy or prepare the source again")
         offset, size = np.frombuffer(place, PLACES)[0].tolist()
@@ -308,7 +309,7 @@ class PreparedSource:
 
     @cached_property
     def _clip_places(self) -> tuple[str, int]:
-        """`audio.npy`, and the byte where its array begins."""
+        """`audio.npy`, and the offset of its array."""
         path = os.path.abspath(self.folder / AUDIO_INDEX)
         open_files.forget_file(path)
         with open(path, "rb") as file:
@@ -326,16 +327,16 @@ def open_sources(
     codebook_size: int | None = None,
     with_audio: bool = False,
 ) -> list[PreparedSource]:
-    """Opens several sources and refuses those that do not fit together.
+    """Open several sources and refuse those that do not match.
 
     Args:
         folders: the sources' folders.
-        tokenizer: fingerprint that their text must have been encoded with.
+        tokenizer: fingerprint of the tokenizer that their text must have been encoded with.
         codebook_size: size of the codebook of the model's vocabulary.
-        with_audio: sources with codes need the audio outside their answers, too.
+        with_audio: sources with codes need their prompt audio, too.
 
     Raises:
-        UserError: as `PreparedSource`, another tokenizer, another codebook, or two codecs among the sources.
+        UserError: see `PreparedSource`; or another tokenizer, another codebook, or two codecs among the sources.
     """
     sources = [PreparedSource(folder, with_audio) for folder in folders]
     for source in sources:
@@ -362,7 +363,7 @@ def open_sources(
 
 
 def nothing_prepared(folder: Place) -> str:
-    """The sentence for a folder of shards in which no source is prepared: `data.shards` is the one above the sources'."""
+    """Message for a folder without prepared sources: `data.shards` is the parent of the sources' folders."""
     likely = (folder / "shards", folder.parent) if (folder / MANIFEST).is_file() else (folder / "shards",)
     meant = next((place for place in reversed(likely) if any(prepared_names(place))), None)
     near = f"did you mean {meant}?" if meant else "run python -m vita_audio_pl.prepare, or set data.shards=DIR"

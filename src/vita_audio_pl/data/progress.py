@@ -1,4 +1,4 @@
-"""How far preparing a source has come, for people: parts, samples, hours of audio a second, time left."""
+"""Progress of a preparation on the terminal: parts, samples, hours of audio per hour, time left."""
 
 import time
 from types import TracebackType
@@ -12,12 +12,12 @@ from vita_audio_pl.data.tokenize import Progress
 
 
 class PrepareProgress:
-    """A progress bar that is a `Report` of the executors. Where there is no terminal, one line at the end.
+    """A progress bar as a `Report` for the executors; without a terminal, one line at the end.
 
     Args:
         source: name shown.
         parts: parts to do.
-        console: where to show it; the terminal's error stream by default.
+        console: where to show it; stderr by default.
     """
 
     def __init__(self, source: str, parts: int, console: Console | None = None):
@@ -50,7 +50,7 @@ class PrepareProgress:
         return f"{samples} samples, {speed}{skipped} left out{self._waits()}"
 
     def _waits(self) -> str:
-        """Where the time of the workers goes: it says whether more decoders or a faster codec would help."""
+        """Where the workers spend their time: whether more decoders or a faster codec would help."""
         elapsed, reading, encoding = (
             sum(getattr(p, what) for p in self._done.values()) for what in ("elapsed", "reading", "encoding")
         )

@@ -1,4 +1,4 @@
-"""Samples of a prepared source that turned out broken: `quarantine.json` beside its shards; they are never planned again."""
+"""Broken samples of a prepared source: `quarantine.json` beside its shards; they are never planned again."""
 
 import json
 from collections.abc import Mapping
@@ -8,23 +8,23 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import unsealed, write_sealed
 
 QUARANTINE = "quarantine.json"
-_FORMAT = 2  # before it, the file held the samples alone and was not sealed
+_FORMAT = 2  # before it, the file held only the samples and was not sealed
 
 
 def write_quarantine(folder: Path, broken: Mapping[int, str]) -> None:
-    """Writes down which samples of a source are broken, and why."""
+    """Record the broken samples of a source, and why they are broken."""
     named = {str(sample): broken[sample] for sample in sorted(broken)}
     write_sealed(folder / QUARANTINE, {"format": _FORMAT, "samples": named})
 
 
 def read_quarantine(folder: Path, samples: int) -> dict[int, str]:
-    """Samples of a source that were found broken, and why.
+    """The broken samples of a source, and why they are broken.
 
     Args:
-        samples: how many the source has.
+        samples: number of samples of the source.
 
     Raises:
-        UserError: the file is damaged or names samples that are not there.
+        UserError: the file is damaged or names samples that do not exist.
     """
     path = folder / QUARANTINE
     again = (

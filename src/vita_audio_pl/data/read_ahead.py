@@ -1,4 +1,4 @@
-"""Reading a corpus ahead of the codec: its audio is decoded by threads while the codec works, and comes in batches by seconds."""
+"""Read-ahead for the codec: threads decode audio while the codec works; batches are cut by seconds."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from vita_audio_pl.data.readers import AudioBytes, AudioRef, RawSample, Unreadab
 BROKEN_AUDIO, TOO_MUCH_TEXT = "unreadable audio", "text too long"
 
 LONGEST_TEXT = 1 << 20
-"""Characters of a sample's messages: several times what the longest row holds."""
+"""Most characters in a sample's messages: several times what the longest row holds."""
 
-_READ_AHEAD = 64  # samples whose audio is read while the codec works
+_READ_AHEAD = 64  # samples whose audio is decoded while the codec works
 _MOST_HELD = 256 << 20  # bytes of their audio
-_MOST_IN_BATCH = 4096  # samples without audio are passed on in batches of this size
+_MOST_IN_BATCH = 4096  # batch size for samples without audio
 
 Batch = list[tuple[RawSample, list[np.ndarray]]]
 """Samples with their waves, `(samples,) float32` each."""
@@ -25,14 +25,14 @@ Batch = list[tuple[RawSample, list[np.ndarray]]]
 
 @dataclass
 class _Waiting:
-    """A sample whose audio is being read."""
+    """A sample whose audio is being decoded."""
 
     raw: RawSample
     waves: list["Future[np.ndarray]"]
 
     @property
     def bytes(self) -> int:
-        """What its audio takes in memory now: as it lies in an archive, and as it was read."""
+        """Present memory of its audio: encoded, and decoded."""
         stored = sum(len(audio.data) for audio in self.raw.audios if isinstance(audio, AudioBytes))
         return stored + sum(wave.result().nbytes for wave in self.waves if wave.done() and wave.exception() is None)
 
@@ -42,11 +42,11 @@ class ReadAhead:
     """How a part of a corpus is read.
 
     Attributes:
-        batch_seconds: audio in a batch, about.
-        load: reads audio, in a thread.
-        seconds: of a sample's audio; raises `LeftOut` where it is not wanted.
-        skip: is told what is left out.
-        clocked: counts the time in its block as what it is told.
+        batch_seconds: approximate seconds of audio per batch.
+        load: decodes audio, in a thread.
+        seconds: length of a sample's audio; raises `LeftOut` if it is filtered.
+        skip: receives samples that are left out.
+        clocked: context manager that adds the time of its block to a named counter.
     """
 
     batch_seconds: float
@@ -88,7 +88,7 @@ class ReadAhead:
             return next(corpus, None)
 
     def _take(self, waiting: _Waiting, batch: Batch) -> float:
-        """Moves a sample into the batch if all its audio is fit; returns its seconds."""
+        """Move a sample into the batch if all its audio is usable; returns its seconds."""
         try:
             with self.clocked("reading"):
                 waves = [future.result() for future in waiting.waves]

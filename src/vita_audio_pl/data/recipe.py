@@ -1,4 +1,4 @@
-"""A corpus described in ten lines of YAML: what it is, where it is had, how it is read. `data_recipes/sources/*.yaml`."""
+"""Recipes: a corpus described in ten lines of YAML, `data_recipes/sources/*.yaml`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ class SourceRecipe:
         task: one of `TASKS`.
         description: one line.
         languages: ISO 639 codes.
-        licence: of the corpus.
-        home: where it is had.
-        layout: how it lies on disk once it has been fetched, seen from `root`.
+        licence: licence of the corpus.
+        home: where to get it.
+        layout: layout on disk after download, relative to `root`.
         reader: `kind` of the reader and its options.
-        splits: other options of the reader per split; `train` is always there.
-        otherwise: other layouts in which the corpus is shipped, each with `layout`, `reader` and the same `splits`: the
-            first whose files are there is read.
-        held_out: share of the corpus that is the split `dev`, where the publisher has none; 0 takes all for training.
-        hours: audio in it, about; None for text.
-        samples: conversations in it, about.
+        splits: reader options that differ per split; `train` always exists.
+        otherwise: other layouts in which the corpus is published, each with `layout`, `reader` and the same `splits`:
+            the first one whose files exist is read.
+        held_out: share of the corpus for the split `dev`, if it is published without one; 0 trains on everything.
+        hours: approximate hours of audio; None for text.
+        samples: approximate number of conversations.
         checked: the release and the files that the recipe was read against, and what could not be confirmed.
-        filters: which samples are taken, and what is changed in their text (`readers/filters.py`).
-        speak: which messages without sound are spoken, if any (`speaking/reader.py`).
+        filters: which samples to use, and normalisation of their text (`readers/filters.py`).
+        speak: which messages without audio are synthesised, if any (`speaking/reader.py`).
         max_seconds: audio longer than this is left out with its sample.
         max_skipped: share of samples that may be left out before preparing it ends with an error (of more than 20).
     """
@@ -69,11 +69,11 @@ class SourceRecipe:
     max_skipped: float = MAX_SKIPPED
 
     def folder(self, split: str = TRAIN) -> str:
-        """Name of the folder of a split's shards: the source's, with `.split` where it is not the training split."""
+        """Folder name of a split's shards: the source's, with `.split` unless it is the training split."""
         return self.name if split == TRAIN else f"{self.name}.{split}"
 
     def open(self, root: Place, split: str = TRAIN, transcriber: Transcriber | None = None) -> Reader:
-        """The reader of a split of the corpus that lies in `root`; `transcriber` for recordings without transcripts.
+        """The reader of a split of the corpus in `root`; `transcriber` for recordings without transcripts.
 
         Raises:
             UserError: there is no such split or no such folder, or the reader has no such option.
@@ -109,10 +109,10 @@ def _is_there(root: Place, options: Mapping[str, Any]) -> bool:
 
 
 def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
-    """Reads the recipe `name`: a file name without `.yaml` in the sources' folder, or a path that ends in `.yaml`.
+    """Load a recipe: a file name without `.yaml` in the sources' folder, or a path that ends in `.yaml`.
 
     Raises:
-        UserError: there is no such recipe, or it says something that a recipe does not have.
+        UserError: there is no such recipe, or it has something that a recipe does not.
     """
     folder = folder or asset_dir("data_recipes") / "sources"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
@@ -126,7 +126,7 @@ def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
 
 
 def parse_recipe(name: str, value: Any, where: str) -> SourceRecipe:
-    """Checks a recipe's contents.
+    """Validate a recipe's contents.
 
     Raises:
         UserError: a key is missing or unknown, or has the wrong type.
@@ -194,7 +194,7 @@ _IN_WORDS = {str: "text", list: "a list", dict: "a mapping", int: "a number", fl
 
 
 def _check_reading(way: Mapping[str, Any], where: str) -> None:
-    """Refuses a reader and splits of the wrong form."""
+    """Validate the reader and splits of a recipe."""
     reader, splits = way["reader"], way.get("splits", {})
     if not isinstance(reader, dict) or "kind" not in reader:
         raise UserError(f"{where}: 'reader' needs a 'kind', as in 'reader: {{kind: jsonl, files: [train.jsonl]}}'")

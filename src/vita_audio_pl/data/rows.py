@@ -1,4 +1,4 @@
-"""Planned rows as training batches: samples fetched from the shards and rendered straight into packed tensors."""
+"""Planned rows as training batches: samples read from the shards and rendered straight into packed tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from vita_audio_pl.text.rendering import NOBODY
 
 
 class FrontEnd(Protocol):
-    """Audio to the features that an encoder reads; `vita_audio_pl.models.sensevoice_frontend` has one."""
+    """Computes an encoder's features; `vita_audio_pl.models.sensevoice_frontend` has one."""
 
     def features(self, wave: np.ndarray) -> ArrayLike:
         """Features `(frames, size)` of `wave: (samples,) float32` at 16 kHz."""
@@ -36,12 +36,12 @@ class PlannedRow:
 
 
 EMPTY_ROW = PlannedRow(np.empty(0, np.int16), np.empty(0, np.int64), 0)
-"""Has no document and no label: fills a batch up where rows do not divide."""
+"""An empty row: fills a batch up if the rows do not divide evenly."""
 
 
 @dataclass(frozen=True, eq=False)
 class BatchRequest:
-    """Rows of one batch, the divisor of its optimiser step, and the data position when it has been consumed."""
+    """Rows of one batch, the divisor of its optimiser step, and the data position after it."""
 
     rows: Sequence[PlannedRow]
     divisor: float
@@ -50,7 +50,7 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class Broken:
-    """A sample that could not be read while training: number of its source, its number there, and why."""
+    """A sample that could not be read in training: its source number, sample number, and why."""
 
     source: int
     sample: int
@@ -59,7 +59,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of reading a batch's samples: how many per source number, and those that failed."""
+    """Result of reading a batch's samples: number per source number, and failures."""
 
     seen: dict[int, int]
     broken: list[Broken]
@@ -74,21 +74,21 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "sources": np.dtype(np.int16),
     "writers": np.dtype(np.int8),
 }
-"""Tensors of a batch, in falling order of alignment, so that each starts where its type may."""
+"""Tensors of a batch, sorted by alignment (largest first), so that each is aligned."""
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """Batches as they come from a worker: one block of memory, because handing over a tensor costs more than filling it.
+    """Batches as sent by a worker: one block of memory, because sending a tensor costs more than filling it.
 
     Attributes:
         memory: uint8, the columns of `_COLUMNS` one after another, each with the rows of all batches.
         row_length: tokens in a row.
-        requests: the batches asked for.
+        requests: the requested batches.
         names: per row and document, `source/sample-id`.
-        reading: what came of reading the samples.
-        frames: features of all clips end to end, `(frames, size)` float32, with continuous input.
-        clip_lengths: per row, the frames of each of its clips.
+        reading: result of reading the samples.
+        frames: features of all clips, concatenated, `(frames, size)` float32, with continuous input.
+        clip_lengths: per row, number of frames of each of its clips.
     """
 
     memory: torch.Tensor
@@ -101,7 +101,7 @@ class Parcel:
 
     def __getstate__(self) -> dict[str, Any]:
         # through the queue's pipe: torch would put tensors into /dev/shm, which is 64 MB in a container, and a worker that
-        # finds it full sends nothing, for ever
+        # finds it full hangs
         return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -116,7 +116,7 @@ class Parcel:
         return cls(memory, row_length, requests, [], Reading({}, []))
 
     def columns(self) -> dict[str, torch.Tensor]:
-        """Columns by name, `(rows of all batches, tokens)`, without copying."""
+        """Columns by name, `(rows of all batches, tokens)`, as views."""
         at, found = 0, dict[str, torch.Tensor]()
         cells = self.row_length * sum(len(request.rows) for request in self.requests)
         for name, dtype in _COLUMNS.items():
@@ -126,11 +126,11 @@ class Parcel:
         return found
 
     def pin_memory(self) -> "Parcel":
-        """The same with its audio in page-locked memory; the columns stay on the host in training, too."""
+        """The same with its audio in pinned memory; the columns stay on the host in training, too."""
         return self if self.frames is None else replace(self, frames=self.frames.pin_memory())
 
     def unpack(self, weighted: bool) -> Iterator[PackedBatch]:
-        """The batches, without copying; `weighted` is False where every label weighs 1."""
+        """The batches, as views; `weighted` is False if every label weighs 1."""
         columns = self.columns()
         lengths = [n for row in self.clip_lengths for n in row]
         clips = iter(() if self.frames is None else torch.split(self.frames, lengths))
@@ -156,14 +156,14 @@ class Parcel:
 
 
 class RowBuilder(torch.utils.data.Dataset[Parcel]):
-    """Builds batches on request, in any process, with nothing remembered between them.
+    """Builds batches on request, in any process; stateless.
 
     Args:
         sources: source number -> source.
         renderer: turns to tokens.
         row_length: tokens in a row.
-        seed: of the prompt corruption, which beside it depends on the row's number only.
-        front_end: audio to an encoder's features, for a vocabulary with continuous input.
+        seed: seed of the prompt corruption, which otherwise depends only on the row's number.
+        front_end: computes an encoder's features, for a vocabulary with continuous input.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         self._front_end = front_end
 
     def __getitem__(self, requests: Sequence[BatchRequest]) -> Parcel:
-        """The batches asked for. Samples that could not be read are pad tokens without labels."""
+        """The requested batches. Unreadable samples become pad tokens without labels."""
         parcel = Parcel.empty(requests, self._row_length)
         arrays = {name: column.numpy() for name, column in parcel.columns().items()}
         ids = np.full(arrays["input_ids"].shape, self._renderer.vocabulary.pad, np.int32)
@@ -204,7 +204,7 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         reading: Reading,
         clips: list[np.ndarray],
     ) -> list[str]:
-        """Renders the row's samples one after another, and collects the features of what they hear; their names."""
+        """Render the row's samples one after another and collect their encoder features; returns their names."""
         rng = np.random.default_rng([self._seed, row.number])
         names: list[str] = []
         at = 0
@@ -231,7 +231,7 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         return np.arange(self._row_length)
 
     def read(self, source: int, sample: int) -> TokenizedSample:
-        """A sample; with continuous input, features stand in place of the codes outside its answers."""
+        """A sample; with continuous input, its prompt codes are replaced by features."""
         read = self.sources[source].read(sample)
         heard = [turn.role != "assistant" and turn.counts().n_audios > 0 for turn in read.turns]
         if self._front_end is None or not any(heard):
@@ -250,7 +250,7 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         return replace(read, turns=tuple(turns))
 
     def _render(self, read: TokenizedSample, row: Rendered, at: int, rng: np.random.Generator) -> int:
-        """Renders one sample at `at` of a row; its length. An answer that is cut stops with the row."""
+        """Render one sample at `at` of a row; returns its length. An answer that was cut ends with the row."""
         length = self._renderer.length(read.turns)
         if at + length <= self._row_length:
             self._renderer.render_into(read.turns, row[at : at + length], rng)

@@ -1,4 +1,4 @@
-"""One tokenised conversation as bytes: what a shard holds of a sample, and back."""
+"""Serialisation of one tokenised conversation, as stored in shards."""
 
 import hashlib
 import struct
@@ -16,7 +16,7 @@ _SIZE = struct.Struct("<I")
 _HEAD = struct.Struct("<IHHII")  # bytes in all, segments, bytes of the id, text tokens, codes
 _SEGMENT = np.dtype([("role", "u1"), ("kind", "u1"), ("turn", "<u2"), ("length", "<u4")])
 ALIGNMENT = 4
-MOST_CODES = 2**16  # entries of the largest codebook whose codes fit
+MOST_CODES = 2**16  # size of the largest codebook whose codes fit
 _LONGEST_NAME = 500  # bytes
 
 
@@ -26,7 +26,7 @@ class TokenizedSample:
 
     Attributes:
         id: the sample's name in its source, for messages.
-        turns: turns in order; the text-to-speech rewrite is done already.
+        turns: turns in order, after the text-to-speech rewrite.
     """
 
     id: str
@@ -71,7 +71,7 @@ def pack_sample(sample: TokenizedSample) -> bytes:
 
 
 def _stored(name: str) -> bytes:
-    """A name as UTF-8. Half a surrogate pair is written out; a long one is cut and ends in a hash of the whole."""
+    """A name as UTF-8. Unpaired surrogates are escaped; a long name is cut and ends in a hash of the whole."""
     data = name.encode("utf-8", "backslashreplace")
     if len(data) <= _LONGEST_NAME:
         return data
@@ -80,10 +80,10 @@ def _stored(name: str) -> bytes:
 
 
 def sample_size(data: memoryview | bytes) -> int:
-    """Bytes of the sample that `data` begins with.
+    """Bytes of the sample at the start of `data`.
 
     Raises:
-        ValueError: there is not even a size.
+        ValueError: it is too short for a header.
     """
     if len(data) < _SIZE.size:
         raise ValueError("the file ends before it")
@@ -91,10 +91,10 @@ def sample_size(data: memoryview | bytes) -> int:
 
 
 def unpack_sample(data: memoryview | bytes) -> TokenizedSample:
-    """The sample whose bytes `data` begins with.
+    """The sample at the start of `data`.
 
     Raises:
-        ValueError: the bytes are no sample.
+        ValueError: the bytes are not a sample.
     """
     try:
         size, n_segments, n_name, n_text, n_codes = _HEAD.unpack_from(data)
@@ -133,5 +133,5 @@ def _turns(table: list[tuple[int, int, int, int]], text: np.ndarray, codes: np.n
 
 
 def checksum(data: memoryview | bytes) -> int:
-    """CRC-32 of a sample's bytes, as the index keeps it."""
+    """CRC-32 of a sample's bytes, as stored in the index."""
     return zlib.crc32(data)

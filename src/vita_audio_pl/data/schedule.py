@@ -1,4 +1,4 @@
-"""Who gets which rows: the plan's rows dealt to ranks batch by batch, with the divisor of each optimiser step."""
+"""Distribution of the plan's rows over ranks and batches, with the divisor of each optimiser step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,9 +15,9 @@ from vita_audio_pl.errors import UserError
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a step's rows are cut: `rows` per batch and rank, `accumulate` batches per step, `ranks`, this `rank`.
+    """How a step is divided: `rows` per batch and rank, `accumulate` batches per step, `ranks`, this `rank`.
 
-    Where a step has fewer rows (`step`) than these batches hold, the last places are empty: every rank runs as many batches,
+    If a step has fewer rows (`step`) than these batches hold, the last ones are empty: every rank runs as many batches,
     and empty rows have no labels.
     """
 
@@ -39,12 +39,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands in its data: everything that is saved of it.
+    """Position of training in its data: everything that a checkpoint stores about it.
 
     Attributes:
-        plan: fingerprint of the plan that the place belongs to.
+        plan: fingerprint of the plan.
         ratios: ratio of each source in the first phase.
-        place: the row that comes next.
+        place: the next row.
         rows: rows consumed so far, by all ranks.
         changes: changes of the ratios so far.
     """
@@ -72,7 +72,7 @@ class Position:
         """The inverse of `to_dict`.
 
         Raises:
-            UserError: the state is none of ours.
+            UserError: the state is not valid.
         """
         try:
             place = Place(**{field.name: int(state[field.name]) for field in fields(Place)})
@@ -98,12 +98,12 @@ class Schedule:
     """Endless batches of one rank, from a position on.
 
     A step takes the next `rows_per_step` rows of the plan; batch m of rank r takes those whose number within the batch
-    is r modulo the ranks. So the rows of a step, and their sequence, are the same for any number of ranks.
+    is r modulo the ranks. The rows of a step, and their order, are therefore the same for any number of ranks.
 
     Args:
-        plan: the rows.
+        plan: source of the rows.
         position: where to begin.
-        geometry: how steps are cut.
+        geometry: how steps are divided.
         weights: loss weight of every sample of each source.
     """
 

@@ -1,4 +1,4 @@
-"""The counts of a sample from which its row length and its labels follow, for any interval ratio."""
+"""The counts of a sample that determine its row length and labels, for any interval ratio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class SampleShape:
     """Counts of one sample.
 
     Attributes:
-        prompt_text: tokens outside the answers that never change: template, text, both markers of each audio.
-        prompt_codes: codes outside the answers.
-        prompt_frames: placeholders that stand in their place with continuous input.
-        answers: (text tokens, codes) of each answer. Answers without audio are counted as one answer.
-        one_answer: the sample has one answer, and it is the last turn.
+        prompt_text: prompt tokens that do not depend on the ratio: template, text, both markers of each audio.
+        prompt_codes: codes in the prompt.
+        prompt_frames: placeholders that replace them with continuous input.
+        answers: (text tokens, codes) of each answer. Answers without audio count as one answer.
+        one_answer: whether the sample has a single answer, as its last turn.
     """
 
     prompt_text: int
@@ -34,11 +34,11 @@ def shape_of(turns: Sequence[Turn], rule: LengthRule, prompt_frames: int = 0) ->
 
     Args:
         turns: the conversation, its audio as codes.
-        rule: whose template counts; its ratio does not matter.
-        prompt_frames: placeholders of the audio outside answers, for continuous input.
+        rule: a length rule with the template; its ratio does not matter.
+        prompt_frames: placeholders of the prompt audio, for continuous input.
 
     Raises:
-        UserError: the conversation has no answer, so that nothing could be learned from it.
+        UserError: the conversation has no answer to learn from.
     """
     spoken: list[tuple[int, int]] = []
     written: list[int] = []
@@ -55,7 +55,7 @@ def shape_of(turns: Sequence[Turn], rule: LengthRule, prompt_frames: int = 0) ->
     if not spoken and not written:
         raise UserError("the conversation has no answer: add a message of the assistant")
     answers = tuple(spoken)
-    if written:  # answers without audio have the same length under every ratio, so one stands for all
+    if written:  # answers without audio have the same length under every ratio, so they are summed
         closings = rule.closing * (len(written) - 1)
         prompt_text += rule.around[ASSISTANT] * (len(written) - 1) - closings
         answers += ((sum(written) + closings, 0),)

@@ -1,9 +1,9 @@
 """Token shards: plain WebDataset tars whose members are blocks of a few hundred samples.
 
-A member `000000.block` is: magic `VAPLBLK2`, u32 number of samples, u32 CRC-32 of all but the magic and itself, u32 offset
-of each sample and of the end, then the samples (`samples.py`), every one at a multiple of four bytes. Blocks of older
-versions, `VAPLBLK1`, have zero for their checksum. A block of 256 samples takes a tenth of the space
-of 256 members and is read a hundred times faster, and `tar tf` and WebDataset still read the file.
+A member `000000.block` is: magic `VAPLBLK2`, u32 number of samples, u32 CRC-32 of all but the magic and itself, u32
+offset of each sample and of the end, then the samples (`samples.py`), every one at a multiple of four bytes. Blocks of
+older versions, `VAPLBLK1`, have zero for their checksum. A block of 256 samples takes a tenth of the space of 256
+members and is read a hundred times faster, and `tar tf` and WebDataset still read the file.
 """
 
 import io
@@ -29,19 +29,19 @@ _TAR_BLOCK = 512
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a sample lies in its shard: `offset` in bytes from the start of the tar, and its checksum."""
+    """Location of a sample in its shard: `offset` in bytes from the start of the tar, and its checksum."""
 
     offset: int
     crc: int
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name; `close` makes it appear whole under its own, an error leaves nothing.
+    """Writes one shard under a temporary name; `close` renames it into place, an error leaves nothing.
 
     Args:
         path: the tar to write.
-        block: samples in a member.
-        extension: of the members.
+        block: samples per member.
+        extension: extension of the members.
     """
 
     def __init__(self, path: Place, block: int = 256, extension: str = BLOCK_EXTENSION):
@@ -55,7 +55,7 @@ class ShardWriter:
         self.placed: list[Placed] = []
 
     def add(self, packed: bytes) -> None:
-        """Appends the bytes of a sample, a multiple of four; `placed` says where they went once the block is written."""
+        """Append the bytes of a sample, a multiple of four; `placed` has its location once the block is written."""
         self._waiting.append(packed)
         if len(self._waiting) >= self._block:
             self._write_block()
@@ -75,7 +75,7 @@ class ShardWriter:
         self._n_blocks += 1
 
     def close(self) -> FileSum:
-        """Finishes the shard and gives it its name; returns its size and checksums."""
+        """Finish the shard and rename it into place; returns its size and checksums."""
         if self._waiting:
             self._write_block()
         self._tar.close()
@@ -83,7 +83,7 @@ class ShardWriter:
         return self._summed.sum
 
     def abandon(self) -> None:
-        """Removes what was written."""
+        """Remove what was written."""
         self._whole.abandon()
 
     def __enter__(self) -> "ShardWriter":
@@ -127,7 +127,7 @@ def decode_block(data: bytes) -> list[TokenizedSample]:
     Example: `wds.WebDataset(urls).map(lambda member: decode_block(member["block"])).unlisted()`.
 
     Raises:
-        ValueError: the bytes are not what was written.
+        ValueError: a checksum does not match.
     """
     offsets = block_offsets(data)
     view = memoryview(data)

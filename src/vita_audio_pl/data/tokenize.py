@@ -1,7 +1,7 @@
-"""One task of preparing a corpus: a part of it in, one shard out, whole or not at all, and never done twice.
+"""One preparation task: a part of a corpus in, one shard out, atomically and never twice.
 
-The output's name is a hash of the part, the codec, the tokenizer and the rules, and `<hash>.done.json` appears last. So
-any task can be killed and run again, in any order, on any machine that sees the folder.
+The output is named by a hash of the part, the codec, the tokenizer and the rules, and `<hash>.done.json` is written
+last. Any task can therefore be killed and run again, in any order, on any machine that sees the folder.
 """
 
 import hashlib
@@ -118,8 +118,8 @@ class TokenizeJob:
         reader: the corpus.
         tokenizer: text tokenizer.
         make_codec: makes the codec; None for a source without audio.
-        codec: what decides its codes, and belongs to a shard's name: name, fingerprint, codes_per_second, codebook_size,
-            and the build and dtype that encode; {} without one.
+        codec: what decides its codes, and belongs to a shard's name: name, fingerprint, codes_per_second,
+            codebook_size, and the build and dtype that encode; {} without one.
         load_audio: reads audio.
         out: folder of the source's shards.
         rules: which audio is taken.

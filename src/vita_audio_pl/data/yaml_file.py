@@ -1,4 +1,4 @@
-"""Recipes and mixtures as they lie on disk: small YAML files, perhaps a stranger's."""
+"""Loading of recipes and mixtures: small YAML files, possibly untrusted."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """SafeLoader without aliases, which let a few lines stand for billions of values, and with every key once."""
+    """SafeLoader without aliases, with which a few lines could expand to billions of values, and without duplicate keys."""
 
     _depth = 0
 

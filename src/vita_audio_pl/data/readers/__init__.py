@@ -1,4 +1,4 @@
-"""Corpora as conversations: one reader per way of storing them."""
+"""Readers of corpora: one per storage format, each yielding conversations."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -65,11 +65,11 @@ _KINDS: dict[str, Any] = {
     "archives": ArchivesReader,
 }
 _OURS = frozenset(_KINDS)
-_DESCRIBED = {"root", "task", "filters", "transcriber"}  # given to a reader, never among the options of a recipe
+_DESCRIBED = {"root", "task", "filters", "transcriber"}  # passed to a reader, never among the options of a recipe
 
 
 def register_reader(kind: str, reader: Any) -> None:
-    """Make `kind` a reader that recipes can name: a dataclass with the field `root`, its options, and `Reader`'s methods.
+    """Register `kind` as a reader for recipes: a dataclass with the field `root`, its options, and `Reader`'s methods.
 
     Raises:
         ValueError: another reader has that name.
@@ -87,7 +87,7 @@ def make_reader(
     filters: Filters = NONE,
     transcriber: Transcriber | None = None,
 ) -> Reader:
-    """The reader that `options["kind"]` names, over the corpus in `root`; readers that ask are given `task` and `transcriber`.
+    """The reader `options["kind"]` for the corpus in `root`; `task` and `transcriber` go to readers that take them.
 
     Raises:
         UserError: there is no such kind, it has no such option, or an option is of the wrong type or out of range.

@@ -1,4 +1,4 @@
-"""Tars of audio whose transcripts stand in tables beside them, as several corpora lie on the Hugging Face hub."""
+"""Tars of audio with transcripts in separate tables, as several corpora are published on the Hugging Face hub."""
 
 import hashlib
 import json
@@ -34,25 +34,26 @@ from vita_audio_pl.storage.places import Place, relative
 
 _COLUMNS = ("audio", "text", "id", "speaker")
 REPEATED_KEY = "repeated key"
-_ROWS = 1 << 16  # of a table that are read at a time
+_ROWS = 1 << 16  # rows of a table that are read at a time
 
 
 @dataclass(frozen=True)
 class ArchivesReader(UtteranceOptions):
     """Tars (plain or compressed) and tables; a recording belongs to the row that names its member.
 
-    Members are read in memory and their names never used as paths. Rows of a table that cannot be read are reported with its
-    first tar; rows whose recording is in no tar are not noticed, since a tar holds but a share of its table.
+    Members are read in memory and their names never used as paths. Unreadable rows of a table are reported with its
+    first tar; rows without a recording are not noticed, since a tar holds only part of its table.
 
     Attributes:
-        root: the corpus.
+        root: folder of the corpus.
         place: pattern of a tar's path below `root`, with named groups.
         table: path of the tar's table (.tsv, .csv, .jsonl or .parquet), with those groups in braces.
-        columns: what is called `audio` (the member, with or without folders and extension) and `text`, and if there are,
+        columns: the columns for `audio` (the member, with or without folders and extension) and `text`, and optionally
             `id` and `speaker`.
         files: globs of the tars below `root`.
         audio: extensions of members that are recordings.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`. Filters see the row, and the groups.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`. Filters see the row, and the
+            groups.
     """
 
     root: Place
@@ -95,7 +96,7 @@ class ArchivesReader(UtteranceOptions):
         yield from self._rules.samples(self._utterances(str(part.where["path"]), bool(part.where["first"])))
 
     def _table_of(self, name: str) -> tuple[str, dict[str, str]]:
-        """Path of a tar's table below `root`, and what the tar's own path tells."""
+        """Path of a tar's table below `root`, and the groups matched in the tar's own path."""
         groups = groups_of(self.place, name)
         if groups is None:
             raise UserError(f"{name}: its path is not as the recipe says: {self.place!r:.200}")
@@ -148,11 +149,11 @@ class ArchivesReader(UtteranceOptions):
         return Utterance(id, AudioBytes(where, member.data), values["text"], speaker, {**groups, **row})
 
 
-@lru_cache(maxsize=1)  # the tars of a table are read one after another
+@lru_cache(maxsize=1)  # the tars of a table are read consecutively
 def _read_table(
     path: Place, stamp: Stamp | None, audio: str, wanted: tuple[str, ...], extensions: tuple[str, ...]
 ) -> dict[str, Row | Unreadable]:
-    """The rows of a table by the stem of the recording that they name, with the wanted columns only."""
+    """The rows of a table by the stem of their recording, with the requested columns only."""
     found: dict[str, Row | Unreadable] = {}
     for _, place in pieces(path, _ROWS):
         for where, row in rows(path, place, wanted):

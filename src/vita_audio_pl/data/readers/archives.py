@@ -1,7 +1,7 @@
-"""Members of a tar, read one after the other in bounded memory, and whether the archive is all there.
+"""Reads the members of a tar in order and in bounded memory, and detects truncated archives.
 
-`tarfile` ends in silence where an archive was cut between two members or has a damaged header, and reads a header's
-extension of any size into memory; so the walk is our own, with its parsing of headers.
+`tarfile` stops silently where an archive was cut between two members or has a damaged header, and reads header
+extensions of any size into memory; so this module walks the archive itself and uses only its header parser.
 """
 
 import bz2
@@ -16,16 +16,16 @@ from typing import BinaryIO
 from vita_audio_pl.storage.places import Place
 
 LARGEST_MEMBER = 256 << 20
-"""Bytes of a member that is read; more is no utterance."""
+"""Largest member that is read, bytes; an utterance is smaller."""
 
 _BLOCK = 512
-_LARGEST_EXTENSION = 1 << 20  # bytes of a header's extension: a name, and attributes of a file
-_MOST_PADDING = 4 << 20  # bytes of zeros after the end that are looked through for a further archive
+_LARGEST_EXTENSION = 1 << 20  # bytes of a header extension: a name, and attributes of a file
+_MOST_PADDING = 4 << 20  # bytes of zeros after the end that are searched for a further archive
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 class ArchiveError(Exception):
-    """An archive that cannot be read to its end: what is wrong, for a sentence."""
+    """An archive that cannot be read to its end; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        name: as the archive has it; never to be used as a path.
-        data: its bytes; None where it is not read.
+        name: as in the archive; never to be used as a path.
+        data: its bytes; None if it is not read.
         problem: why it is not read.
     """
 
@@ -133,7 +133,7 @@ def _skip(file: BinaryIO, size: int) -> None:
 
 
 def _skip_sparse(file: BinaryIO, header: bytes, kind: bytes) -> None:
-    """Skips the further blocks of a sparse file's map, which the old format puts in front of its content."""
+    """Skip the further blocks of a sparse file's map, which the old format stores before its content."""
     more = kind == tarfile.GNUTYPE_SPARSE and header[482] != 0
     while more:
         block = file.read(_BLOCK)

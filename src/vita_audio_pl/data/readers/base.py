@@ -1,4 +1,4 @@
-"""What every reader gives: parts that can be done in any order, and the raw samples of a part."""
+"""The interface of readers: parts that can be processed in any order, and the raw samples of a part."""
 
 import base64
 import binascii
@@ -22,14 +22,14 @@ NO_SAMPLE, NO_TEXT, NO_TRANSCRIPT, NO_AUDIO = "not a sample", "not text", "no tr
 DAMAGED_FILE, NO_QUESTION = "damaged file", "no question"
 
 EACH = "each"
-"""The option `channel: each`: every channel of a recording is an utterance of its own."""
+"""Option `channel: each`: every channel of a recording is an utterance of its own."""
 
 LONGEST_NAME, LONGEST_PROBLEM = 300, 1000
-"""Characters of names and of problems in reports; a row may hold megabytes in the place of either."""
+"""Longest names and problems in reports, in characters; a corrupt row may have megabytes there."""
 
 
 class LeftOut(UserError):
-    """Why a sample is left out, and the name under which that is counted."""
+    """A sample is left out: why, and the reason it is counted under."""
 
     def __init__(self, reason: str, problem: str):
         super().__init__(problem)
@@ -37,12 +37,12 @@ class LeftOut(UserError):
 
 
 class Filtered(LeftOut):
-    """Why a sample is not wanted, as the recipe's filters say: no fault of the corpus."""
+    """A sample is excluded by the recipe's filters; not a fault of the corpus."""
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """Audio in a file, or `seconds` of it from `start` on (None: to its end); `channel` None mixes all."""
+    """Audio in a file, or `seconds` of it from `start` (None: to its end); `channel` None averages all channels."""
 
     path: Place
     start: float = 0.0
@@ -56,7 +56,7 @@ class AudioFile:
 
 @dataclass(frozen=True)
 class AudioBytes:
-    """Audio inside another file; `name` is for messages; `channel` None mixes all."""
+    """Audio inside another file; `name` is for messages; `channel` None averages all channels."""
 
     name: str
     data: bytes = field(repr=False)
@@ -68,7 +68,7 @@ class AudioBytes:
 
 @dataclass(frozen=True)
 class ToSpeak:
-    """Audio that is not there yet: a text that a voice speaks when its sound is asked for; `name` is for messages."""
+    """Audio to be synthesised: a text that a voice speaks when it is loaded; `name` is for messages."""
 
     name: str
     text: str = field(repr=False)
@@ -83,11 +83,11 @@ AudioRef: TypeAlias = Recorded | ToSpeak
 
 @dataclass(frozen=True)
 class RawSample:
-    """A conversation and the audio that its placeholders stand for, in order.
+    """A conversation and the audio of its placeholders, in order.
 
     Attributes:
-        transcript: of a recording with its transcript, what is said in the last audio; else empty.
-        speaker: of the last audio; empty where that is not known.
+        transcript: for a recording with its transcript, the words of the last audio; else empty.
+        speaker: speaker of the last audio; empty if unknown.
     """
 
     conversation: Conversation
@@ -97,7 +97,7 @@ class RawSample:
 
 
 def check_asked(conversation: Conversation) -> None:
-    """Raises `LeftOut` where no answer follows a question."""
+    """Raise `LeftOut` if there is no answer after a question."""
     roles = [message.role for message in conversation.messages]
     if "assistant" in roles and ("user" not in roles or "assistant" not in roles[roles.index("user") :]):
         raise LeftOut(NO_QUESTION, f"{conversation.id}: no answer of the assistant follows a message of the user")
@@ -105,15 +105,15 @@ def check_asked(conversation: Conversation) -> None:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A sample that the reader cannot make sense of.
+    """A sample that the reader cannot use.
 
     Attributes:
-        where: its place or its name.
-        problem: what is wrong, in a sentence.
-        reason: under which name it is counted.
-        trace: of an error that nobody foresaw, where it was raised.
-        rest: what follows in the same part could not be read either.
-        filtered: nothing is wrong, the recipe's filters do not want it.
+        where: its location or name.
+        problem: what is wrong, in one sentence.
+        reason: reason it is counted under.
+        trace: for an unexpected error, where it was raised.
+        rest: whether the rest of the part is unreadable as well.
+        filtered: excluded by the recipe's filters, not faulty.
     """
 
     where: str
@@ -129,11 +129,11 @@ class Part:
     """A piece of a corpus that one task turns into one shard.
 
     Attributes:
-        name: for messages.
-        identity: changes when the piece's content does; names the output, together with codec and tokenizer.
+        name: name for messages.
+        identity: changes with the piece's content; the output is named after it, the codec and the tokenizer.
         where: what the reader needs to find the piece again; `problem` says why it cannot be read.
-        changed: time of the last change of its file (ns), where `identity` does not cover every byte of it.
-        content: tells which recordings it has, whatever is made of them: the name under which their codes are kept.
+        changed: modification time of its file (ns), if `identity` does not cover every byte of it.
+        content: identifies its recordings independently of options; the cache of their codes is named after it.
     """
 
     name: str
@@ -147,19 +147,19 @@ class Reader(Protocol):
     """A corpus on disk. Cheap to pickle: workers get a copy."""
 
     def parts(self) -> list[Part]:
-        """The corpus in pieces, always in the same order; raises UserError where it is not laid out as it should.
+        """The corpus in pieces, always in the same order; raises UserError if the layout is not as expected.
 
-        A file of it that cannot be read is a piece that says so.
+        An unreadable file becomes a piece that says so.
         """
         ...
 
     def read(self, part: Part) -> Iterator[RawSample | Unreadable]:
-        """The samples of a piece, in order; what cannot be read is named, not dropped."""
+        """The samples of a piece, in order; unreadable ones are reported, not dropped."""
         ...
 
 
 def read_part(reader: Reader, part: Part) -> Iterator[RawSample | Unreadable]:
-    """The samples of a part; an error that ends the reading is named as the rest of the part.
+    """The samples of a part; an error that ends reading is reported as the rest of the part.
 
     Raises:
         Exception: the machine failed, not the corpus (`errors.is_machine_fault`).
@@ -174,7 +174,7 @@ def read_part(reader: Reader, part: Part) -> Iterator[RawSample | Unreadable]:
 
 
 def attempt(where: str, make: Callable[..., Made], *arguments: Any) -> Made | Unreadable:
-    """What `make(*arguments)` returns, or why there is none: the boundary around one row of a corpus.
+    """The result of `make(*arguments)`, or why there is none: the error boundary around one row of a corpus.
 
     Raises:
         Exception: the machine failed, not the row (`errors.is_machine_fault`).
@@ -186,7 +186,7 @@ def attempt(where: str, make: Callable[..., Made], *arguments: Any) -> Made | Un
 
 
 def unreadable(where: str, error: Exception, reason: str = NO_SAMPLE, rest: bool = False) -> Unreadable:
-    """An error as what it means for the sample that it was raised for.
+    """An error as a report about the sample that it was raised for.
 
     Raises:
         Exception: `error` itself, where the machine failed (`errors.is_machine_fault`).
@@ -212,7 +212,7 @@ def unreadable(where: str, error: Exception, reason: str = NO_SAMPLE, rest: bool
 
 
 def broken_part(name: str, identity: str, error: UserError) -> Part:
-    """A part that stands for a file that cannot be read."""
+    """A part for a file that cannot be read."""
     return Part(name, f"{identity} {error}", {"problem": str(error)})
 
 
@@ -221,16 +221,16 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel: int | None = None) -> Recorded:
-    """Audio as a corpus gives it: a path, a data URI, a file's bytes, or a Hugging Face `Audio` feature of `bytes` and `path`.
+    """Audio in the forms that corpora use: a path, a data URI, bytes, or a Hugging Face `Audio` feature.
 
     Args:
         root: folder that relative paths start from.
-        where: name of audio that is no file.
+        where: name for messages of audio that is not a file.
         inside: refuse paths that lead out of `root`.
-        channel: which channel of it to take; None mixes all.
+        channel: channel to take; None averages all.
 
     Raises:
-        LeftOut: it is none of these, or lies somewhere else.
+        LeftOut: it is none of these, or outside `root`.
     """
     if isinstance(value, Mapping):
         data = value.get("bytes")
@@ -255,9 +255,9 @@ def audio_ref(value: Any, root: Place, where: str, inside: bool = True, channel:
 
 
 def parts_matching(root: Place, patterns: Sequence[str]) -> tuple[list[Place], list[Part]]:
-    """`files_matching`, and a broken part for each name that a glob finds and that is neither a file nor a folder.
+    """`files_matching`, and a broken part for each match that is neither a file nor a folder.
 
-    These are links that lead nowhere, as git-annex or a disk that moved leaves them, pipes and devices; none is opened.
+    These are dangling links, as left by git-annex or a moved disk, pipes and devices; none is opened.
 
     Raises:
         UserError: as `files_matching`.
@@ -269,7 +269,7 @@ def parts_matching(root: Place, patterns: Sequence[str]) -> tuple[list[Place], l
 
 
 def not_plain(path: Place) -> str:
-    """Why what lies there is no file; empty where it is one or nothing is there, and of stores, which have nothing else."""
+    """Why this path is not a file; empty if it is one or does not exist, and for object stores, which have only files."""
     if not isinstance(path, Path) or path.is_file() or not (path.is_symlink() or path.exists()):
         return ""
     if path.is_symlink():
@@ -278,13 +278,13 @@ def not_plain(path: Place) -> str:
 
 
 def files_matching(root: Place, patterns: Sequence[str], plain: bool = True) -> list[Place]:
-    """Files below `root` that any of the globs finds, in the order of the globs and then by name, each once.
+    """Files below `root` that match any of the globs, in the order of the globs and then by name, without duplicates.
 
-    With `plain` off, everything but folders. `._name` files, in which macOS keeps attributes on other file systems, are none
-    of the corpus.
+    With `plain` off, everything but folders. `._name` files, in which macOS stores attributes on other file systems,
+    are ignored.
 
     Raises:
-        UserError: a glob leads out of `root` or is none, or no file matches.
+        UserError: a glob leads out of `root` or is invalid, or no file matches.
     """
     found: dict[Place, None] = {}
     for pattern in patterns:
@@ -304,11 +304,11 @@ def files_matching(root: Place, patterns: Sequence[str], plain: bool = True) -> 
 
 
 Stamp: TypeAlias = tuple[int, int]
-"""Time of the last change of a file (ns) and its size: what is kept of a file holds as long as they stay."""
+"""Modification time (ns) and size of a file: cached facts about it are valid while they stay the same."""
 
 
 def stamp_of(path: Place) -> Stamp | None:
-    """Time of the last change and size; None where there is no such file."""
+    """Modification time and size; None if there is no such file."""
     if not path.is_file():
         return None
     status = path.stat()
@@ -316,17 +316,17 @@ def stamp_of(path: Place) -> Stamp | None:
 
 
 def is_apple_double(name: str) -> bool:
-    """Whether a file of this name holds what macOS keeps beside another one."""
+    """Whether macOS stores a file's attributes under this name."""
     return name.startswith("._")
 
 
-_WHOLE = 2**20  # bytes of a file that is read from end to end to see whether it is the same
-_PIECE, _PIECES = 2**14, 8  # bytes and number of the pieces that are read of a larger one
-_READERS = 16  # files looked at at a time
+_WHOLE = 2**20  # largest file, in bytes, that is hashed whole
+_PIECE, _PIECES = 2**14, 8  # bytes per piece, and number of pieces, that are hashed of a larger one
+_READERS = 16  # files that are hashed at a time
 
 
 def file_parts(root: Place, patterns: Sequence[str], rules: str) -> list[Part]:
-    """A part for each file that the patterns find, and for what they find that is no file; rules: of reading, for identities."""
+    """A part for each match of the patterns, also for matches that are not files; rules: options that identities depend on."""
     paths, broken = parts_matching(root, patterns)
     names = [relative(path, root).as_posix() for path in paths]
     return broken + [
@@ -336,10 +336,10 @@ def file_parts(root: Place, patterns: Sequence[str], rules: str) -> list[Part]:
 
 
 def file_identities(paths: Sequence[Place], root: Place) -> list[str]:
-    """Of each file its name below `root`, its size, and a hash of its content: of all of it up to 1 MiB, else of pieces.
+    """For each file its name below `root`, its size, and a hash of its content: all of it up to 1 MiB, else pieces.
 
-    Copying or moving a corpus keeps them. Reading large files whole would take hours, so a change of a few bytes that
-    leaves the size the same may escape: `Part.changed` tells that there may have been one.
+    Unchanged by copying or moving a corpus. Hashing large files whole would take hours, so a change of a few bytes that
+    keeps the size may go unnoticed; `Part.changed` indicates that there may have been one.
     """
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda path: _identity(path, root), paths))
@@ -353,11 +353,11 @@ def _identity(path: Place, root: Place) -> str:
             if size <= _WHOLE:
                 digest.update(file.read())
             else:
-                for number in range(_PIECES):  # the first and the last bytes among them
+                for number in range(_PIECES):  # including the first and the last bytes
                     file.seek((size - _PIECE) * number // (_PIECES - 1))
                     digest.update(file.read(_PIECE))
     except OSError as error:
         if is_machine_fault(error):
             raise
-        return f"{name} {error.strerror}"  # whoever reads it reports it
+        return f"{name} {error.strerror}"  # reading it later will report the error
     return f"{name} {size} {digest.hexdigest()[:32]}"

@@ -1,4 +1,4 @@
-"""Which utterances of a corpus are wanted, and what is written in their transcripts: the `filters` of a recipe."""
+"""The `filters` of a recipe: which utterances to use, and normalisation of their transcripts."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from vita_audio_pl.text import AUDIO_PLACEHOLDER, Message
 from vita_audio_pl.text.messages import is_blank
 
 SLOWEST_MATCH = 1.0
-"""Seconds that a pattern may take on one transcript; patterns exist that take years on forty characters."""
+"""Time limit of a pattern per transcript, seconds; some patterns would take years on forty characters."""
 
 _QUOTES = str.maketrans("\u2018\u2019\u201a\u201c\u201d\u201e\u2032\u2033", '\'\',"""\'"')
 
@@ -29,17 +29,17 @@ NORMALISERS: dict[str, Callable[[str], str]] = {
     "straight_quotes": lambda text: text.translate(_QUOTES),
     "no_control": lambda text: "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf") or c in "\n\t"),
 }
-"""Changes of a transcript that a recipe can name: Unicode's two normal forms (nfkc also makes full-width letters and
-punctuation plain), lower case, curly quotes made straight, invisible characters taken out."""
+"""Normalisations that a recipe can name: Unicode's two normal forms (nfkc also converts full-width letters and
+punctuation), lower case, straight quotes, removal of invisible characters."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What is taken of a corpus. Everything left out by it is counted under the reason named here, apart from faults.
+    """Selection from a corpus. Excluded samples are counted under the reason named here, separately from faults.
 
-    Patterns are regular expressions that are searched for in a transcript as it was published, or in each message of a chat.
-    Columns are those of a table, keys of the JSON beside an audio, or what the reader knows of an utterance: `speaker` and,
-    with lhotse, `language`, `gender` and its custom fields.
+    Patterns are regular expressions searched for in a transcript as published, or in each message of a chat.
+    Columns are those of a table, keys of the JSON next to an audio, or what the reader knows of an utterance: `speaker`
+        and, with lhotse, `language`, `gender` and its custom fields.
     """
 
     replace: Mapping[str, str] = setting({}, "pattern -> what stands in its place (no backreferences)")
@@ -62,10 +62,10 @@ class Filters:
 
     @classmethod
     def of(cls, value: Mapping[str, Any], where: str) -> "Filters":
-        """The filters that a recipe gives.
+        """The filters of a recipe.
 
         Raises:
-            UserError: an unknown key, a value of the wrong type or out of range, or a pattern that is none.
+            UserError: an unknown key, a value of the wrong type or out of range, or an invalid pattern.
         """
         known = [field.name for field in fields(cls)]
         if unknown := sorted(map(str, set(value) - set(known))):
@@ -79,10 +79,11 @@ class Filters:
         return filters
 
     def check(self) -> None:
-        """Refuses what cannot be meant.
+        """Check values and patterns.
 
         Raises:
-            UserError: a pattern or a normaliser that is none, or not two rising numbers of characters for a second.
+            UserError: an unknown normalisation, an invalid pattern, or `characters_per_second` is not two rising
+                numbers.
         """
         for pattern in (*self.replace, *self.strip, *self.refuse, *self.require, self.speaker):
             try:
@@ -99,7 +100,7 @@ class Filters:
 
     @property
     def identity(self) -> str:
-        """Changes when another choice is made; empty where nothing is filtered, so that such shards keep their names."""
+        """Changes with the selection; empty without filters, so that such shards keep their names."""
         if self == NONE:
             return ""
         chosen = {name: value for name, value in asdict(self).items() if name != "speaker" or value}  # it came later
@@ -107,18 +108,18 @@ class Filters:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that are looked at."""
+        """Columns that the filters use."""
         return tuple(dict.fromkeys((*self.only, *self.without, *self.at_least, *self.at_most)))
 
     def look(self, facts: Mapping[str, Any]) -> None:
-        """Judges what is known of an utterance.
+        """Check the columns of an utterance.
 
         Args:
             facts: columns and their values.
 
         Raises:
-            Filtered: it is not wanted.
-            LeftOut: it has no such column.
+            Filtered: it is excluded.
+            LeftOut: it lacks a column.
         """
         for column in self.columns:
             if column not in facts:
@@ -137,7 +138,7 @@ class Filters:
                 raise Filtered(f"high {column}", f"{column!r} is {value:g}, above {most:g}")
 
     def speaker_named(self, name: str) -> str:
-        """The speaker whom a corpus calls `name`; "" where that is not known.
+        """The speaker in a corpus's `name`; "" if unknown.
 
         Raises:
             LeftOut: the pattern takes too long.
@@ -148,10 +149,10 @@ class Filters:
         return "" if found is None else str(found[min(1, len(found.groups()))] or "")
 
     def text(self, text: str) -> str:
-        """A transcript that is not blank, as it is to be learnt.
+        """A non-blank transcript, normalised.
 
         Raises:
-            Filtered: it is not wanted.
+            Filtered: it is excluded.
         """
         for pattern in self.refuse:
             if found := _timed(pattern, partial(_found, text)):
@@ -168,10 +169,10 @@ class Filters:
         return text
 
     def chat(self, sample: RawSample, facts: Mapping[str, Any]) -> RawSample:
-        """A conversation as it is to be learnt.
+        """A conversation with normalised messages.
 
         Raises:
-            Filtered: it is not wanted.
+            Filtered: it is excluded.
         """
         if self == NONE:
             return sample
@@ -184,14 +185,14 @@ class Filters:
         return AUDIO_PLACEHOLDER.join(self.text(piece) if not is_blank(piece) else piece for piece in pieces)
 
     def heard(self, transcript: str, seconds: Sequence[float]) -> None:
-        """Judges the audio of a sample.
+        """Check the audio of a sample.
 
         Args:
-            transcript: what is said in the last of its audios; empty where that is not known.
-            seconds: of each of its audios.
+            transcript: words of the last of its audios; empty if unknown.
+            seconds: length of each of its audios.
 
         Raises:
-            Filtered: it is not wanted.
+            Filtered: it is excluded.
         """
         if seconds and min(seconds) < self.min_seconds:
             raise Filtered("audio too short", f"{min(seconds):.2f} s of audio, less than {self.min_seconds:g} s")
@@ -203,11 +204,11 @@ class Filters:
 
 
 NONE = Filters()
-"""Everything is taken as it stands."""
+"""Includes everything unchanged."""
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, whole numbers of a mapping's lists as the text that a column holds."""
+    """Lists as tuples; integers in a mapping's lists as text, since columns hold text."""
     if isinstance(value, Mapping):
         return {key: _words(item) if isinstance(item, list) else item for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value

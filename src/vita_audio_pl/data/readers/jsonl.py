@@ -23,7 +23,7 @@ from vita_audio_pl.text.lines import Line, line_blocks, load_json, read_block
 
 @dataclass(frozen=True)
 class JsonlReader:
-    """Conversations, one on a line; messages in the styles of OpenAI and ShareGPT are read, too.
+    """Conversations, one per line; the message formats of OpenAI and ShareGPT are also accepted.
 
     Attributes:
         root: folder that relative audio paths start from.

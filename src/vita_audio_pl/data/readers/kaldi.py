@@ -40,16 +40,17 @@ class KaldiReader(UtteranceOptions):
     """One Kaldi directory.
 
     Commands in `wav.scp` (entries that end in `|`) are never run: their utterances are left out and counted. A segment
-    that ends at -1 goes to the end of its recording; its optional fifth field is its channel. The tables are merged as they
-    stream, sorted by key as Kaldi has them; utterances come in that order. Transcripts of no utterance are left out by name.
+    that ends at -1 extends to the end of its recording; the optional fifth field is the channel. Tables are merged
+    while streaming, sorted by key as in Kaldi; utterances are in that order. Transcripts without an utterance are
+    reported.
 
     Attributes:
-        root: the corpus.
+        root: folder of the corpus.
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
         folder: the Kaldi directory below `root`.
-        transcripts: its file of transcripts.
-        audio_root: folder below `root` that relative paths of `wav.scp` start from.
-        utterances_per_part: utterances that one task takes.
+        transcripts: name of the file of transcripts.
+        audio_root: folder below `root` that relative paths in `wav.scp` start from.
+        utterances_per_part: utterances per task.
     """
 
     root: Place
@@ -68,7 +69,7 @@ class KaldiReader(UtteranceOptions):
                 in_memory.add(error.table.path.name)
 
     def _planned(self, in_memory: Collection[str]) -> Iterator[Part]:
-        """The parts, one after another, of tables of which some are sorted in memory."""
+        """The parts in order, for tables of which some must be sorted in memory."""
         tables = self._tables(in_memory)
         lists = _Lists(tables, {})
         known = "/".join(table.path.name for table in tables.values() if table.in_memory)
@@ -120,7 +121,7 @@ class KaldiReader(UtteranceOptions):
         return Unreadable(name, f"{name}: it has a line in {self.transcripts} and none in {table}", reason)
 
     def _tables(self, in_memory: Collection[str]) -> dict[str, SortedTable]:
-        """The tables that there are, by name; `segments` only with a line in it."""
+        """The existing tables, by name; `segments` only if it is not empty."""
         folder = self.root / self.folder
         names = (_SCP, self.transcripts, _SEGMENTS, _SPEAKERS)
         for path in (folder / name for name in names):
@@ -168,7 +169,7 @@ class KaldiReader(UtteranceOptions):
 
 
 class _Facts:
-    """What a part is made of, as a running hash; counts its utterances and its lines."""
+    """Running hash of a part's content; counts its utterances and lines."""
 
     def __init__(self) -> None:
         self.utterances = self.lines = 0
@@ -184,11 +185,11 @@ class _Facts:
 
 
 class _Lists:
-    """The tables of a directory, read side by side from where a part begins.
+    """The tables of a directory, read in parallel from the start of a part.
 
     Args:
-        tables: by name.
-        where: positions in them; those that it does not tell are the starts.
+        tables: tables by name.
+        where: positions in them; tables without one are read from the start.
     """
 
     def __init__(self, tables: Mapping[str, SortedTable], where: Mapping[str, str | int]):
@@ -210,7 +211,7 @@ class _Lists:
         return self._main.rows(self._start)
 
     def lost(self, key: bytes | None) -> Iterator[Row]:
-        """Transcripts between the utterance before and this one, or with None after it, which are of no utterance."""
+        """Transcripts without an utterance: between the previous utterance and this one, or after the last (None)."""
         for row in self._cursors[_TEXT].before(key):
             if row[0] > self._after:
                 yield row
@@ -223,20 +224,20 @@ class _Lists:
             return f"{self._main.path}:{at[1]}"
 
     def facts(self, key: bytes, value: Value) -> tuple[object, ...]:
-        """Everything that an utterance is made of, but its name."""
+        """Everything about an utterance except its name."""
         if not self.has_segments:
             return None, value, self.text(key), self.speaker(key)
         recording = value.partition(" ")[0].partition("\t")[0] if isinstance(value, str) else ""
         return value, self.recording(recording.encode()), self.text(key), self.speaker(key)
 
     def places(self, at: Position) -> dict[str, str | int]:
-        """Where a part begins whose first utterance lies at `at`."""
+        """Start of the part whose first utterance is at `at`."""
         ats = {_MAIN: at, **{name: cursor.at for name, cursor in self._cursors.items()}}
         places: dict[str, str | int] = {name: f"{offset}:{number}" for name, (offset, number) in ats.items()}
         return {**places, _AFTER: self._after.decode("latin-1")}
 
     def read_on(self) -> None:
-        """Reads every table to its end, so that all of them are known to be sorted."""
+        """Read every table to its end, to verify that all are sorted."""
         for name, cursor in self._cursors.items():
             if name == _SCP:  # keys were searched for in it, in any order
                 cursor = Cursor(self._scp)
@@ -260,7 +261,7 @@ def _segment(row: str | None) -> tuple[str, float, float | None, int | None]:
     """Recording, start, seconds (None: to its end) and channel of a line of `segments`.
 
     Raises:
-        LeftOut: it is none, or ends before it starts.
+        LeftOut: it is invalid, or ends before it starts.
     """
     fields = split_fields(row or "")
     try:

@@ -21,13 +21,13 @@ NOT_UTF8, REPEATED = "not UTF-8", "repeated key"
 Position: TypeAlias = tuple[int, int]
 """Byte where a line begins, and its number."""
 Row: TypeAlias = tuple[bytes, str | Unreadable, Position]
-"""Key, rest of the line or why it cannot be used, and where it begins."""
+"""Key, rest of the line or why it is unusable, and the position of the line."""
 
 START: Position = (0, 1)
 _UNKNOWN = -(1 << 40)  # as the number of a line, and of those that follow
 _BUFFER = 1 << 16  # bytes
 _SORTED_HERE = 64 << 20  # bytes of the largest table that is sorted in memory
-_NEAR = 1000  # rows that are passed over before a key is searched for
+_NEAR = 1000  # rows that are skipped before a binary search for a key
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n"
 _GAP = re.compile(rb"[ \t]+")
@@ -41,7 +41,7 @@ class Unsorted(Exception):
         super().__init__(f"{table.path} is not sorted: line {number} has the key {_shown(key)} after {_shown(before)}")
 
     def refuse_large(self) -> None:
-        """Raises a `UserError` where the table is too large to be sorted in memory."""
+        """Raise a `UserError` if the table is too large to be sorted in memory."""
         if self.table.path.stat().st_size > _SORTED_HERE:
             name = self.table.path.name
             raise UserError(
@@ -54,15 +54,15 @@ class SortedTable:
     """A table of a Kaldi directory.
 
     Attributes:
-        path: the file.
-        in_memory: it is not sorted on the disk, and a sorted copy is used.
+        path: path of the file.
+        in_memory: the file is not sorted, so a sorted copy in memory is used.
     """
 
     path: Place
     in_memory: bool = field(default=False)
 
     def check(self) -> None:
-        """Raises a `UserError` where the file cannot be opened, or is compressed or UTF-16."""
+        """Raise a `UserError` if the file cannot be opened, or is compressed or UTF-16."""
         open_text(self.path).close()
 
     def open(self) -> BinaryIO:
@@ -72,7 +72,7 @@ class SortedTable:
         return path.open("rb", buffering=_BUFFER) if isinstance(path, Path) else path.open("rb")
 
     def rows(self, at: Position = START) -> Iterator[Row]:
-        """The rows from a position on, one for each key.
+        """The rows from a position on, one per key.
 
         Raises:
             Unsorted: the keys do not ascend.
@@ -115,7 +115,7 @@ class SortedTable:
             yield held
 
     def search(self, key: bytes) -> Position:
-        """A position from which the row of `key`, or the one after its place, is the first; its number is not known."""
+        """Position of the first row with a key of at least `key`; its line number is unknown."""
         with self.open() as file:
             low, high = 0, file.seek(0, io.SEEK_END)
             while low < high:
@@ -141,11 +141,11 @@ class SortedTable:
 
 
 class Cursor:
-    """Looks keys up in a table while they ascend, and, at the price of a search, those that do not.
+    """Looks up keys in a table: ascending ones by streaming, others by a search.
 
     Args:
-        table: None stands for an empty one.
-        at: where to begin; the rows before are not seen until a search goes there.
+        table: None = an empty table.
+        at: start position; earlier rows are only found by a search.
     """
 
     def __init__(self, table: SortedTable | None, at: Position = START):
@@ -155,18 +155,18 @@ class Cursor:
 
     @property
     def at(self) -> Position:
-        """Where the row lies that is looked at next."""
+        """Position of the next row."""
         return self._at if self._row is None else self._row[2]
 
     def get(self, key: bytes) -> str | Unreadable | None:
-        """The row of a key that is not before the last one; None where there is none."""
+        """The row of a key that is not before the previous one; None if there is none."""
         for _ in self.before(key):
             pass
         row = self._row
         return row[1] if row is not None and row[0] == key else None
 
     def before(self, key: bytes | None) -> Iterator[Row]:
-        """The rows before a key, or with None the rest, which are passed over."""
+        """The skipped rows before a key, or the rest with None."""
         while (row := self._row) is not None and (key is None or row[0] < key):
             self._at = row[2]
             self._row = next(self._rows, None)
@@ -184,14 +184,14 @@ class Cursor:
         return self.get(key)
 
     def read_on(self) -> None:
-        """Reads the rest, so that all of the table is known to be sorted."""
+        """Read the rest, to verify that the table is sorted."""
         for row in self._rows:
             self._row = row
 
 
 def _parted(raw: bytes) -> tuple[bytes, bytes]:
     """Key and rest of a line, without the blanks between and around them."""
-    # files that were joined have marks at the beginning of later lines, too
+    # concatenated files have byte-order marks at the beginning of later lines, too
     fields = _GAP.split(raw.rstrip(b"\r\n").removeprefix(_BOM).strip(_BLANKS), maxsplit=1)
     return fields[0], fields[1] if len(fields) > 1 else b""
 
@@ -202,7 +202,7 @@ def _shown(key: bytes) -> str:
 
 @lru_cache(maxsize=4)
 def _sorted_copy(path: Place, stamp: Stamp | None) -> tuple[bytes, list[int]]:
-    """The lines of a small table, sorted, and the number that each has in the file."""
+    """The lines of a small table, sorted, with their line numbers in the file."""
     lines = path.read_bytes().split(b"\n")
     order = sorted((n for n, line in enumerate(lines) if _parted(line)[0]), key=lambda n: _parted(lines[n])[0])
     return b"".join(lines[n] + b"\n" for n in order), [n + 1 for n in order]

@@ -1,4 +1,4 @@
-"""Corpora that lhotse knows how to read: its recipes prepare the manifests, we read those (extra `corpora`)."""
+"""Corpora that lhotse can read: its recipes prepare manifests, which this reader uses (extra `corpora`)."""
 
 import hashlib
 import inspect
@@ -21,12 +21,12 @@ class LhotseReader(UtteranceOptions):
     """A corpus by the name of its lhotse recipe.
 
     Attributes:
-        root: the corpus as its publishers lay it out.
+        root: the corpus in its published layout.
         corpus: `librispeech` for `lhotse.recipes.prepare_librispeech`, and so on.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`; the corpus gives channels by its supervisions.
-        manifests: names of the manifests to read, such as `train-clean-100`; of languages, `en/train`.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`; supervisions give the channels.
+        manifests: names of the manifests to read, such as `train-clean-100`; with languages, `en/train`.
         settings: further arguments of the recipe, such as `languages` or `dataset_parts`.
-        utterances_per_part: utterances that one task takes.
+        utterances_per_part: utterances per task.
     """
 
     root: Place
@@ -37,7 +37,7 @@ class LhotseReader(UtteranceOptions):
 
     @property
     def _utterances(self) -> list[dict[str, Any]]:
-        """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, written the first time."""
+        """All utterances, from `.vita_audio_pl/<corpus>.<hash>.jsonl` in the corpus, which is written the first time."""
         if not isinstance(self.root, Path):
             raise UserError(f"'{self.corpus}' is read by lhotse, which takes folders alone: copy {self.root} to one")
         wanted = json.dumps([self.corpus, self.manifests, self.settings, 4], default=list)
@@ -46,7 +46,7 @@ class LhotseReader(UtteranceOptions):
         if not path.is_file():
             with hold(cache, "manifests", f"making the manifests of '{self.corpus}'", wait=True):
                 if not path.is_file():
-                    root = self.root.resolve()  # lhotse's manifests repeat the root that it was given
+                    root = self.root.resolve()  # lhotse's manifests contain the root that it was given
                     prepared = _prepared(self.corpus, root, cache, self.settings or {})
                     _write_utterances(path, prepared, self.manifests, root)
         return _read_rows(path, stamp_of(path))
@@ -76,7 +76,7 @@ class LhotseReader(UtteranceOptions):
         return Utterance(row["id"], audio, row["text"], row["speaker"], row["facts"])
 
 
-@lru_cache(maxsize=1)  # each part is read by itself
+@lru_cache(maxsize=1)  # each part is read independently
 def _read_rows(path: Path, stamp: Stamp | None) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
@@ -97,7 +97,7 @@ def _prepared(corpus: str, root: Path, cache: Path, settings: Mapping[str, Any])
     arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     try:
         return dict(recipe(root, output_dir=cache, **arguments))
-    except Exception as error:  # lhotse's recipes raise whatever the files in their way made them
+    except Exception as error:  # lhotse's recipes raise any exception for unexpected files
         if is_machine_fault(error):
             raise
         raise UserError(
@@ -106,7 +106,7 @@ def _prepared(corpus: str, root: Path, cache: Path, settings: Mapping[str, Any])
 
 
 def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[str, ...], root: Path) -> None:
-    """One line per supervision of the wanted manifests; paths from `root` on, so that the corpus may be moved."""
+    """One line per supervision of the requested manifests; paths relative to `root`, so that the corpus can be moved."""
     found = dict(_manifests(prepared))
     missing = [name for name in manifests if name not in found]
     if missing:
@@ -135,7 +135,7 @@ def _write_utterances(path: Path, prepared: Mapping[str, Any], manifests: tuple[
 
 
 def _source(recording: Any, channel: int | list[int] | None) -> tuple[str, str, int | None]:
-    """Kind and place of a supervision's audio, and the channel of it that is meant; None where it is all of them."""
+    """Kind and location of a supervision's audio, and its channel; None if it uses all of them."""
     if recording is None:
         return "a missing recording", "", None
     channels = channel if isinstance(channel, list) else [] if channel is None else [channel]
@@ -150,7 +150,7 @@ def _source(recording: Any, channel: int | list[int] | None) -> tuple[str, str, 
 
 
 def _facts(supervision: Any) -> dict[str, Any]:
-    """What a supervision tells besides its text: its language, the speaker's gender, and the recipe's own fields."""
+    """Properties of a supervision besides its text: language, the speaker's gender, and custom fields."""
     told = {"language": supervision.language, "gender": supervision.gender, **(supervision.custom or {})}
     return {name: value for name, value in told.items() if isinstance(value, str | int | float | list)}
 

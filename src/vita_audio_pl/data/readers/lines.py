@@ -1,4 +1,4 @@
-"""Lists of transcripts in text files, an utterance a line, with the recordings in files named after them."""
+"""Transcript lists in text files, one utterance per line, with recordings in files named after them."""
 
 import hashlib
 import json
@@ -31,20 +31,21 @@ NO_LINE = "not a line"
 class LinesReader(UtteranceOptions):
     """Lists of transcripts.
 
-    A line is taken apart by `line`, a regular expression that must match all of it. Its named groups are columns: `text`,
-    `id` and `speaker` are what they are called, and all of them may stand in braces in `audio` and `transcript`, as may
-    `list` (name of the list, without extension), `folder` (where it lies below `root`) and `parent` (the folder above).
+    A line is parsed by `line`, a regular expression that must match all of it. Its named groups are columns: `text`,
+    `id` and `speaker` have their usual meaning, and all of them may be used in braces in `audio` and `transcript`, as
+    may `list` (name of the list, without extension), `folder` (its folder below `root`) and `parent` (the folder
+    above).
 
     Attributes:
-        root: the corpus.
-        files: globs of lists below `root`; each must find one.
+        root: folder of the corpus.
+        files: globs of lists below `root`; each must match a file.
         line: pattern of a line.
         audio: path of the recording below `root`.
-        skip: pattern; lines that begin with it are none, such as a header or another split's.
-        transcript: path of the file that holds the transcript, where the line does not.
+        skip: pattern of lines to skip, such as a header or lines of another split.
+        transcript: path of the file with the transcript, if the line does not contain it.
         transcript_line: pattern of that file's first line, with the group `text`.
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
-        lines_per_part: lines that one task takes.
+        lines_per_part: lines per task.
     """
 
     root: Place

@@ -1,4 +1,4 @@
-"""Options of readers, which recipes give and perhaps a stranger wrote."""
+"""Validation of reader options, which come from recipes that may be untrusted."""
 
 import math
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ _LONGEST_TEXT = 500  # characters
 
 
 def check_options(where: str, reader: type, options: Mapping[str, Any]) -> None:
-    """Refuses options of another type than the reader's fields have, or out of range.
+    """Refuse options of another type than the reader's fields, or out of range.
 
     Raises:
-        UserError: says which, and what is allowed.
+        UserError: the option and what is allowed.
     """
     types = get_type_hints(reader)
     for name, value in options.items():

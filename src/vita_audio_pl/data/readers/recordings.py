@@ -42,10 +42,10 @@ _KEYS |= {"speaker": "speaker", "subsets": "subsets"}
 
 
 def _piece(audio: AudioFile, start: Any, end: Any) -> AudioFile:
-    """The piece of a recording from `start` to `end` in seconds.
+    """The piece of a recording from `start` to `end`, in seconds.
 
     Raises:
-        LeftOut: it is none.
+        LeftOut: it is empty or invalid.
     """
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (start, end))
     if not numbers or not 0 <= start < end:
@@ -55,18 +55,18 @@ def _piece(audio: AudioFile, start: Any, end: Any) -> AudioFile:
 
 @dataclass(frozen=True)
 class RecordingsReader(UtteranceOptions):
-    """A list of recordings in JSON, each an object with its path and a list of its segments.
+    """A JSON list of recordings, each an object with its path and a list of its segments.
 
     Attributes:
-        root: the corpus, which paths start from.
+        root: folder of the corpus, which paths start from.
         files: globs of lists below `root`.
-        list_key: of the list in its file.
-        keys: what the keys are called that differ from `path`, `segments` (of a recording), `sid`, `begin_time`,
+        list_key: key of the list in its file.
+        keys: names of keys that differ from `path`, `segments` (of a recording), `sid`, `begin_time`,
             `end_time` (in seconds), `text`, `speaker`, `subsets` (of a segment): such as {text: text_tn}.
-        subset: only segments that have it among their `subsets`; empty takes all.
+        subset: only segments with this entry in their `subsets`; empty takes all.
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`. Filters see the keys of the segment
             and of its recording.
-        recordings_per_part: recordings that one task takes.
+        recordings_per_part: recordings per task.
     """
 
     root: Place
@@ -153,7 +153,7 @@ _TAG = re.compile(r"<[^<>]*>")
 
 @dataclass(frozen=True)
 class Interval:
-    """What a tier of a TextGrid says from `start` to `end` in seconds; `number` from 1 in its tier."""
+    """An interval of a tier from `start` to `end` in seconds; `number` from 1 within its tier."""
 
     tier: str
     number: int
@@ -164,15 +164,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class TextGridReader(UtteranceOptions):
-    """TextGrids of meetings: a tier for each speaker, named after them, and in it the intervals in which they speak.
+    """TextGrids of meetings: a tier per speaker, named after the speaker, with intervals of speech.
 
-    Intervals without text are none. Filters see `speaker` and `overlap`: the share of an interval, 0 to 1, in which
-    others speak, too (what stands in angle brackets is not speech).
+    Intervals without text are ignored. Filters see `speaker` and `overlap`: the share of an interval, 0 to 1, in which
+    others speak as well (text in angle brackets is not speech).
 
     Attributes:
-        root: the corpus.
+        root: folder of the corpus.
         audio: path of the recording below `root`; `{list}` is the name of the TextGrid without extension, `{folder}`
-            where it lies, `{parent}` the folder above.
+            its folder, `{parent}` the folder above.
         files: globs of TextGrids below `root`.
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
     """
@@ -205,7 +205,7 @@ class TextGridReader(UtteranceOptions):
 
 
 def overlaps(intervals: list[Interval]) -> list[float]:
-    """Of each interval, the share of it in which other tiers have speech."""
+    """For each interval, the share of it in which other tiers have speech."""
     start, end = (np.array([getattr(i, side) for i in intervals], np.float64) for side in ("start", "end"))
     tier = np.array([i.tier for i in intervals])
     speech = np.array([bool(_TAG.sub("", i.text).strip()) for i in intervals])
@@ -218,12 +218,12 @@ def overlaps(intervals: list[Interval]) -> list[float]:
 
 
 def read_textgrid(path: Place) -> Iterator[Interval]:
-    """Intervals of all tiers of a TextGrid in either of Praat's text forms, UTF-8 or UTF-16, empty ones too.
+    """Intervals of all tiers of a TextGrid in either of Praat's text forms, UTF-8 or UTF-16, including empty ones.
 
-    As Praat does, only strings in quotes and numbers that stand free are read; what surrounds them is for people.
+    As in Praat, only quoted strings and free-standing numbers are read; other text is decoration.
 
     Raises:
-        UserError: it is none, or is damaged from here on.
+        UserError: it is not a TextGrid, or is damaged.
     """
     with path.open("rb") as file:
         data = file.read(_LARGEST_GRID + 1)
@@ -249,7 +249,7 @@ def read_textgrid(path: Place) -> Iterator[Interval]:
 
 
 class _Tokens:
-    """Strings and numbers of a TextGrid, one after another."""
+    """Strings and numbers of a TextGrid, in order."""
 
     def __init__(self, path: Place, text: str):
         self._path, self._found = path, _GRID_TOKEN.finditer(text)

@@ -1,4 +1,4 @@
-"""A share of a corpus held out for validation, where its publisher has no such split."""
+"""Holding out a share of a corpus for validation, for corpora without such a split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _kept: ContextVar[list[tuple[Reader, list[Part]]] | None] = ContextVar("_kept", 
 
 @contextmanager
 def planned_once() -> Iterator[None]:
-    """Inside, a corpus is planned once for all of its sides: lists of millions of lines are then not read again."""
+    """Within the block, a corpus is planned once for all of its splits, so that lists of millions of lines are not read again."""
     token = _kept.set([])
     try:
         yield
@@ -36,16 +36,16 @@ def _parts_of(reader: Reader) -> list[Part]:
 
 @dataclass(frozen=True)
 class SideReader:
-    """One side of a corpus: the share that is held out, or the rest. Every sample is on one side.
+    """One side of a split: the held-out share, or the rest. Every sample is on one side.
 
-    Whole parts are held out, evenly spaced, where the share is one part or more, so that neither side reads the other's
-    files; else samples are, by a hash of their names, and faults are reported with the rest.
+    If the share is one part or more, whole parts are held out, evenly spaced, so that neither side reads the other's
+    files; otherwise samples are, by a hash of their names, and faults are reported with the rest.
 
     Attributes:
         reader: the whole corpus.
-        root: where it lies; names of samples begin with it where the corpus gives none.
-        share: of the corpus that is held out.
-        held_out: this is that share.
+        root: folder of the corpus; samples without a name are named by their path in it.
+        share: share of the corpus that is held out.
+        held_out: whether this is the held-out share.
     """
 
     reader: Reader

@@ -1,4 +1,4 @@
-"""Long recordings without transcripts: cut where nobody speaks, as Silero's detector hears it, and written down by a recogniser."""
+"""Long recordings without transcripts: cut at pauses that Silero's detector finds, and transcribed by a recogniser."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.remote_file import explain_faults
 
 SPEECH = "speech"
-"""What recipes call the reader."""
+"""The reader's name in recipes."""
 NO_SPEECH = "no speech"
 
-_RATE = 16_000  # Hz, of the detector and of recognisers
-_WINDOW = 512  # samples that the detector judges at a time, 32 ms
+_RATE = 16_000  # Hz, for the detector and recognisers
+_WINDOW = 512  # samples per detector window, 32 ms
 _HYSTERESIS = 0.15  # speech ends below the threshold less this, as in Silero's own scripts
 _MARGIN = 0.1  # seconds kept around speech
 _BLOCK = 1 << 18  # frames decoded at a time
@@ -42,12 +42,12 @@ _BLOCK = 1 << 18  # frames decoded at a time
 
 @dataclass(frozen=True)
 class Transcriber:
-    """A speech recogniser by its settings, so that workers make their own.
+    """Settings of a speech recogniser, from which each worker builds its own.
 
     Attributes:
-        settings: whose `build(device=...)` makes something with `transcribe(waves, sample_rate)`.
-        facts: what decides its transcripts.
-        device: where it runs.
+        settings: their `build(device=...)` returns something with `transcribe(waves, sample_rate)`.
+        facts: everything that its transcripts depend on.
+        device: device that it runs on.
     """
 
     settings: Any
@@ -55,7 +55,7 @@ class Transcriber:
     device: str = "cpu"
 
     def transcribe(self, wave: np.ndarray) -> str:
-        """Of `(samples,) float32` at 16 kHz."""
+        """Transcript of `(samples,) float32` at 16 kHz."""
         key = json.dumps([self.facts, self.device], sort_keys=True)
         if key not in _built:
             _built.clear()
@@ -68,16 +68,16 @@ _built: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class SpeechReader(UtteranceOptions):
-    """Recordings of any length, a part each; what is said in them is not known.
+    """Recordings of any length, one part each, without transcripts.
 
     Attributes:
-        root: the corpus.
+        root: folder of the corpus.
         files: globs of recordings below `root`.
-        longest: seconds of a piece at most; speech without a pause for so long is cut where it sounds least like speech.
-        shortest: seconds of a piece at least; shorter ones are not taken.
-        pause: seconds without speech at which a recording may be cut; between, pieces are as long as `longest` allows.
-        threshold: chance of speech from which a window of 32 ms counts.
-        transcriber: writes down what is said; given by `prepare judge=NAME`, never by a recipe.
+        longest: longest piece, seconds; speech without a pause for that long is cut where it sounds least like speech.
+        shortest: shortest piece, seconds; shorter ones are dropped.
+        pause: shortest pause at which a recording may be cut, seconds; pieces are as long as `longest` allows.
+        threshold: probability of speech from which a window of 32 ms counts as speech.
+        transcriber: transcribes the pieces; set by `prepare judge=NAME`, never by a recipe.
         task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`.
     """
 
@@ -145,7 +145,7 @@ class SpeechReader(UtteranceOptions):
 
 
 def detector_facts() -> str:
-    """What decides where recordings are cut.
+    """Everything that the cuts depend on.
 
     Raises:
         UserError: the detector is not installed.
@@ -165,7 +165,7 @@ def _heard(block: np.ndarray, channel: int | None) -> np.ndarray:
 
 
 def speech_chances(path: Place, channel: int | None = None) -> np.ndarray:
-    """Chance of speech in each window of 32 ms of a recording, `(windows,) float32`; channels are averaged unless one is chosen.
+    """Probability of speech in each window of 32 ms, `(windows,) float32`; channels are averaged unless one is chosen.
 
     Raises:
         LeftOut: it cannot be decoded, or has no such channel.
@@ -193,17 +193,17 @@ def speech_chances(path: Place, channel: int | None = None) -> np.ndarray:
 
 
 def _room(longest: float) -> int:
-    """Windows of speech in a piece at most."""
+    """Longest piece, in windows."""
     return int((longest - 2 * _MARGIN) / (_WINDOW / _RATE))
 
 
 def cut(
     chances: np.ndarray, longest: float, shortest: float, pause: float, threshold: float
 ) -> list[tuple[float, float]]:
-    """Start and end in seconds of the pieces of a recording, in order; they do not overlap.
+    """Start and end of the pieces of a recording, seconds, in order and without overlap.
 
     Args:
-        chances: of speech, `(windows,)`, 32 ms each.
+        chances: probability of speech, `(windows,)`, 32 ms each.
         longest, shortest, pause, threshold: see `SpeechReader`.
     """
     seconds, stretches, begun, last = _WINDOW / _RATE, list[list[int]](), False, 0
@@ -218,7 +218,7 @@ def cut(
     room = _room(longest)
     pieces: list[list[int]] = []
     for first, end in stretches:
-        while end - first > room:  # no pause for so long
+        while end - first > room:  # no pause for that long
             half = first + room // 2
             at = half + int(np.argmin(chances[half : first + room]))
             pieces.append([first, at])

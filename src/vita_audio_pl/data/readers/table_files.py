@@ -1,4 +1,4 @@
-"""Rows of tables in files: parquet, JSON, JSONL, CSV and TSV, cut into pieces and read row by row."""
+"""Rows of tables in files: parquet, JSON, JSONL, CSV and TSV, divided into pieces and read row by row."""
 
 import csv
 from collections import deque
@@ -16,15 +16,15 @@ from vita_audio_pl.text.lines import LONGEST_LINE, Line, line_blocks, load_json,
 
 Row: TypeAlias = Mapping[str, Any]
 Piece: TypeAlias = dict[str, str | int]
-"""Where a piece of a file is."""
+"""Location of a piece of a file."""
 
-_MOST_LINES, _LONGEST_RECORD = 200, 1 << 20  # of a CSV record; more means that a quote was not closed
+_MOST_LINES, _LONGEST_RECORD = 200, 1 << 20  # largest CSV record in bytes; a larger one has an unclosed quote
 
 csv.field_size_limit(LONGEST_LINE)
 
 
 def pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
-    """The file in pieces of so many rows: number of the first row of each, from 0, and where it is.
+    """Divide the file into pieces of `rows` rows: index of the first row of each, from 0, and its location.
 
     Raises:
         UserError: the file cannot be read.
@@ -42,7 +42,7 @@ def pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
 
 
 def rows(path: Place, place: Piece, columns: Collection[str]) -> Iterator[tuple[str, Row | Unreadable]]:
-    """The rows of a piece, each with its place for messages; of parquet only these columns are read.
+    """The rows of a piece with their location for messages; of parquet only the requested columns are read.
 
     Raises:
         UserError: the file is damaged from here on.
@@ -69,7 +69,7 @@ def rows(path: Place, place: Piece, columns: Collection[str]) -> Iterator[tuple[
 
 
 def _is_lines(path: Place) -> bool:
-    """Whether a .json file holds an object a line, as some data sets name theirs."""
+    """Whether a .json file has an object per line, as in some data sets."""
     with open_text(path) as file:
         first = next(numbered_lines(file), Line(1, ""))
     return (
@@ -86,10 +86,10 @@ def _object(row: Any) -> Row:
 
 
 def parsed_row(text: str) -> Row:
-    """The object that a line or an element of a list holds.
+    """The object in a line or in an element of a list.
 
     Raises:
-        UserError: it is no JSON, or another value.
+        UserError: it is not JSON, or not an object.
     """
     try:
         return _object(load_json(text))
@@ -107,7 +107,7 @@ def _named(names: list[str], cells: list[str]) -> Row:
 
 
 def _tsv_cells(text: str) -> list[str]:
-    """Cells between tabs. Quotes are characters, except around a cell that would not need them otherwise."""
+    """Cells between tabs. Quotes are ordinary characters, except around a cell that needs them."""
     cells = text.split("\t")
     for number, cell in enumerate(cells):
         inner = cell[1:-1]
@@ -118,7 +118,7 @@ def _tsv_cells(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Record:
-    """A CSV record: number of its first line, its cells or what is wrong, and the byte after it."""
+    """A CSV record: number of its first line, its cells or what is wrong, and the position after it."""
 
     number: int
     cells: list[str]
@@ -127,7 +127,7 @@ class _Record:
 
 
 def _records(file: BinaryIO, first: int = 1) -> Iterator[_Record]:
-    """Records from where `file` stands. After one that cannot be read, the next line begins another."""
+    """Records from the present position of `file`. After an unreadable one, the next line begins another."""
     ahead: deque[tuple[Line, int]] = deque()
     lines = ((line, file.tell()) for line in numbered_lines(file, first))
     while head := ahead.popleft() if ahead else next(lines, None):
@@ -156,7 +156,7 @@ _OPEN_QUOTE = "a quote in it is never closed"
 
 
 def _csv_cells(text: str) -> tuple[list[str], str]:
-    """Cells of a record, and what is wrong with it."""
+    """Cells of a record, or what is wrong with it."""
     try:
         return next(csv.reader([text], strict=True), []), ""
     except csv.Error as error:
@@ -168,7 +168,7 @@ def _header(path: Place, stamp: Stamp | None) -> list[str]:
     """Names of the columns of a CSV or TSV file.
 
     Raises:
-        UserError: there are none, or one comes twice.
+        UserError: there are none, or a name is duplicated.
     """
     with open_text(path) as file:
         if path.suffix == ".csv":
@@ -220,7 +220,7 @@ def _csv_rows(path: Place, place: Piece) -> Iterator[tuple[str, Row | Unreadable
 
 @contextmanager
 def _parquet(path: Place) -> Iterator[Any]:
-    """The open file; an error while it is read says that it is damaged."""
+    """The open file; an error while reading says that it is damaged."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -236,7 +236,7 @@ def _parquet(path: Place) -> Iterator[Any]:
 
 
 def _parquet_pieces(path: Place, rows: int) -> Iterator[tuple[int, Piece]]:
-    """Pieces of whole row groups, as many as have `rows` rows together: a group is read from its start, so none is cut."""
+    """Pieces of whole row groups with at least `rows` rows together: a group is read from its start, so none is cut."""
     with _parquet(path) as file:
         first, count, groups = 0, 0, file.metadata.num_row_groups
         for group in range(groups):

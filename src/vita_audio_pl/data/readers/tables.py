@@ -1,4 +1,4 @@
-"""Tables as Hugging Face data sets come: folders of parquet, JSONL, JSON, CSV or TSV files whose columns the recipe names."""
+"""Tables in the Hugging Face layout: folders of parquet, JSONL, JSON, CSV or TSV files whose columns the recipe names."""
 
 import hashlib
 import json
@@ -54,23 +54,24 @@ _PAIR = {"human", "user", "assistant", "gpt", "system"}
 class TableReader(UtteranceOptions):
     """Rows as conversations.
 
-    `columns` says what is where. For recordings with transcripts: `audio`, `text` and, if there is one, `speaker`. For
+    `columns` maps roles to columns. For recordings with transcripts: `audio`, `text` and optionally `speaker`. For
     chats: `messages`, a list of `{role, content}`, `{from, value}`, `{human, assistant}` or plain texts in turn, and
-    `audio`, what their placeholders stand for. For questions and answers: `user` and `assistant` (several columns joined
-    with +; lists of as many questions as answers are rounds of one chat), `system`, `user_audio`, `assistant_audio`. With
-    `messages` beside them, they serve the rows that have none. Audio is a column of a Hugging Face `Audio` feature, a column of
-    paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`; `{folder}` is where the file lies.
+    `audio`, the audio of their placeholders. For questions and answers: `user` and `assistant` (several columns joined
+    with +; lists of as many questions as answers are rounds of one chat), `system`, `user_audio`, `assistant_audio`.
+    With `messages` as well, they are used for rows without messages. Audio is a Hugging Face `Audio` feature, a column
+    of paths below `root`, or a path with columns in braces, such as `answers/{index}.wav`; `{folder}` is the file's
+    folder.
 
     Attributes:
-        root: the corpus.
-        columns: what each column of `_COLUMNS` is called here.
-        message_audio: key of a message's own recording, as in `{"role": .., "content": .., "wavpath": ..}`; it is heard in
-            the place of a user's text, and after an assistant's.
-        inside: pattern; the part of a recording's path that it matches is its path below `root`, for corpora that give
-            the paths of the machine that they were made on.
+        root: folder of the corpus.
+        columns: name of each column of `_COLUMNS` in this corpus.
+        message_audio: key of a message's own recording, as in `{"role": .., "content": .., "wavpath": ..}`; it replaces
+            a user's text, and follows an assistant's.
+        inside: pattern; the part of a recording's path that it matches is its path below `root`, for corpora with
+            absolute paths of another machine.
         numbers: those of them whose numbers are text, too; elsewhere a number is no text.
-        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`; for chats and questions only `task`,
-            `filters` and a numbered `channel` are looked at.
+        task, speaker_prompt, lower, join, channel, filters: see `UtteranceOptions`; for chats and questions only
+            `task`, `filters` and a numbered `channel` are looked at.
         files: globs below `root`, of .parquet, .jsonl, .json, .csv or .tsv.
         rows_per_part: rows that one task takes; of parquet, whole row groups of about as many.
     """

@@ -1,4 +1,4 @@
-"""Messages that are spoken while a corpus is prepared: who speaks, which messages, and the sound that is kept."""
+"""Speech synthesis while a corpus is prepared: voices, the messages to speak, and the stored audio."""
 
 from vita_audio_pl.data.speaking.kept import KeptSpeech
 from vita_audio_pl.data.speaking.reader import SpeakingReader

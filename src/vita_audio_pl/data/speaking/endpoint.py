@@ -1,4 +1,4 @@
-"""A voice behind HTTP: `POST /v1/audio/speech`, as OpenAI, our own `serve` and most open TTS servers offer it."""
+"""A voice behind HTTP: `POST /v1/audio/speech`, as offered by OpenAI, our own `serve` and most open TTS servers."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ _LATER, _OF_THIS_TEXT = (408, 425, 429, 502, 503, 504), (400, 413, 415, 422)  # 
 
 @dataclass
 class Endpoint(VoiceSettings):
-    """A server that speaks. Its key is in the environment variable that `key_variable` names, and is never written."""
+    """A TTS server. Its key is in the environment variable `key_variable`, and is never written anywhere."""
 
     url: str = setting(meaning="address of the server up to /v1, such as http://localhost:8000/v1", address=True)
     model: str = setting("", "name of the model the server is asked for; empty = none is named")
@@ -46,10 +46,10 @@ class Endpoint(VoiceSettings):
     tries: int = setting(6, "attempts for a text while the server is busy or away", at_least=1)
 
     def check(self) -> None:
-        """Refuses what is no address, and a key that is not there.
+        """Refuse an invalid address, and a missing key.
 
         Raises:
-            UserError: says which.
+            UserError: which of them.
         """
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -77,13 +77,13 @@ class Endpoint(VoiceSettings):
 
     @property
     def address(self) -> str:
-        """Where texts are sent."""
+        """URL that texts are sent to."""
         base = self.url.rstrip("/")
         return base if base.endswith(_PATH) else base + _PATH
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """A redirected request would become a GET, and show the key to another server."""
+    """A redirected request would become a GET, and reveal the key to another server."""
 
     def redirect_request(self, *request: Any) -> None:
         return None
@@ -126,22 +126,22 @@ class _Endpoint:
                 problem, broken = f"{error.code} {error.reason}: {self._told(error)}", error.code not in _LATER
                 if error.code in _OF_THIS_TEXT:
                     raise LeftOut(NOT_SPOKEN, f"{self._settings.address} answers {problem}") from None
-                if error.code < 500 and broken:  # no key, no such model: the same for every text
+                if error.code < 500 and broken:  # no key, no such model: fails for every text
                     raise Unreachable(errno.ENOTCONN, problem, self._settings.address) from None
                 wait = _seconds(error.headers.get("Retry-After"), wait)
-            except ValueError as error:  # of a header or an address; its text may hold the key
+            except ValueError as error:  # an invalid header or address; its text may contain the key
                 problem = f"the request cannot be sent ({type(error).__name__}): look at tts.url and at the key"
                 raise Unreachable(errno.ENOTCONN, problem, self._settings.address) from None
             except (HTTPException, URLError, OSError) as error:
                 problem, broken = str(getattr(error, "reason", "") or error) or type(error).__name__, False
             if number + 1 < self._settings.tries:
                 self._sleep(wait)
-        if broken:  # a server that is there, and fails with this text each time
+        if broken:  # the server is available but always fails for this text
             raise LeftOut(NOT_SPOKEN, f"{self._settings.address} answers {problem}")
         raise Unreachable(errno.ENOTCONN, problem, self._settings.address)
 
     def _told(self, error: HTTPError) -> str:
-        """What an answer says of an error; not the key, which some repeat."""
+        """Error message in a response, without the key, which some servers repeat."""
         try:
             told = error.read(2000).decode(errors="replace")
         except (HTTPException, OSError):

@@ -1,6 +1,6 @@
-"""The sound of texts, made once: kept as FLAC under a hash of text and voice, so that a restart speaks nothing twice.
+"""Synthesised audio, stored as FLAC under a hash of text and voice, so that a restart synthesises nothing twice.
 
-`<folder>/ab/<32 hex digits>.flac`, of the voice's own rate, 16 bits. A file that cannot be read is made again.
+`<folder>/ab/<32 hex digits>.flac`, at the voice's own rate, 16 bits. An unreadable file is made again.
 """
 
 import errno
@@ -27,25 +27,26 @@ from vita_audio_pl.storage.places import Place
 from vita_audio_pl.storage.remote_file import Unreachable
 
 FOLDER = ".spoken"
-"""Beside the sources' shards, where nobody says where else."""
+"""Folder beside the sources' shards; the default."""
 
 _KIND = Kind("folder of spoken texts", ("*/*.flac",))
-_LOUDEST_SILENCE = 1e-4  # of full scale, as of recordings
-_FIRST, _IN_A_ROW = 20, 500  # failures in a row that say something of the voice: of its first texts, and of any
-_AWAY = 10.0  # seconds in which a voice that is away is not asked again: all threads have met the error by then
+_LOUDEST_SILENCE = 1e-4  # relative to full scale, as for recordings
+# consecutive failures after which the voice itself is at fault: at its first texts, and later
+_FIRST, _IN_A_ROW = 20, 500
+_AWAY = 10.0  # seconds before an unavailable voice is tried again: by then all threads have seen the error
 
 Load: TypeAlias = Callable[[AudioRef, int, float], np.ndarray]
 
 
 @dataclass(frozen=True)
 class KeptSpeech:
-    """Loads audio as a job does, and what is still to be spoken from the folder, once a voice has put it there.
+    """Loads recordings as a job does, and synthesised audio from the folder, synthesising it first if necessary.
 
     Attributes:
-        load: of recordings.
-        voice: who speaks.
-        facts: what decides its sound; a worker whose voice has other facts does not speak.
-        folder: where the sound is kept.
+        load: loads recordings.
+        voice: settings of the voice.
+        facts: everything that its audio depends on; a worker whose voice has other facts does not synthesise.
+        folder: folder of the audio.
     """
 
     load: Load
@@ -57,13 +58,13 @@ class KeptSpeech:
         """See `AudioLoader`.
 
         Raises:
-            LeftOut: it cannot be spoken, is silent, or longer than `max_seconds`.
-            OSError: the voice cannot be had (`errors.is_machine_fault`).
+            LeftOut: it cannot be synthesised, is silent, or longer than `max_seconds`.
+            OSError: the voice is not available (`errors.is_machine_fault`).
         """
         if not isinstance(audio, ToSpeak):
             return self.load(audio, sample_rate, max_seconds)
         path = self.path(audio.text)
-        with _LOCKS[int(path.stem[:2], 16)]:  # the same text, of two samples, is spoken for the first
+        with _LOCKS[int(path.stem[:2], 16)]:  # a text that occurs in two samples is synthesised once
             kept = self._kept(path, sample_rate, max_seconds)
             if kept is None:
                 sound = _flac(*_speaker_of(self).speak(audio.text))
@@ -75,11 +76,11 @@ class KeptSpeech:
         return kept
 
     def kept(self, text: str, sample_rate: int) -> np.ndarray | None:
-        """The sound of a text that was spoken; None where it was not."""
+        """Stored audio of a text; None if there is none."""
         return self._kept(self.path(text), sample_rate, float("inf"))
 
     def path(self, text: str) -> Place:
-        """Where the sound of a text is kept."""
+        """File of a text's audio."""
         known = json.dumps([text, self.facts], sort_keys=True).encode()
         name = hashlib.sha256(known).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.flac"
@@ -96,13 +97,13 @@ class KeptSpeech:
 
 
 class _Speaker:
-    """A voice, and how it does."""
+    """A voice and its failures."""
 
     def __init__(self, kept: KeptSpeech):
         try:
             self._voice: Voice = kept.voice.build()
             facts = voice_facts(kept.voice)
-        except UserError as error:  # for every text: nothing is left out for it
+        except UserError as error:  # affects every text, so no sample is left out for it
             raise Unreachable(errno.ENOTCONN, str(error), "the voice") from error
         if facts != kept.facts:
             raise Unreachable(errno.ENOTCONN, f"it is {facts} here, and was {kept.facts}", "the voice")

@@ -1,4 +1,4 @@
-"""Which messages of a corpus are spoken: the recipe's `speak`, and the reader that puts their sound where it belongs."""
+"""The recipe's `speak`: which messages of a corpus are synthesised, and the reader that adds their audio."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ _KEYS = ("roles", "most_characters", "tts")
 
 @dataclass(frozen=True)
 class Speak:
-    """Which messages are spoken that have no sound.
+    """Which messages without audio are synthesised.
 
     Attributes:
-        roles: whose. An assistant's text is followed by its sound; the sound of a user's takes the place of the text.
-        most_characters: samples with a longer text to speak are not wanted.
-        voice: that speaks where the command line names none.
+        roles: whose messages. An assistant's text is followed by its audio; a user's text is replaced by it.
+        most_characters: samples with a longer text to synthesise are filtered.
+        voice: default voice, unless the command line names one.
     """
 
     roles: tuple[str, ...] = ("assistant",)
@@ -31,10 +31,10 @@ class Speak:
 
     @classmethod
     def of(cls, value: Any, where: str) -> "Speak":
-        """Of a recipe: `[assistant]`, or `{roles: [user, assistant], most_characters: 500, tts: {kind: espeak}}`.
+        """From a recipe: `[assistant]`, or `{roles: [user, assistant], most_characters: 500, tts: {kind: espeak}}`.
 
         Raises:
-            UserError: it is neither, or names a voice that recipes cannot have.
+            UserError: it is neither, or names a voice that recipes may not use.
         """
         given = {"roles": value} if isinstance(value, list) else value
         if not isinstance(given, Mapping):
@@ -55,12 +55,12 @@ class Speak:
 
 @dataclass(frozen=True)
 class SpeakingReader:
-    """A corpus with its messages spoken.
+    """A corpus with synthesised messages.
 
     Attributes:
-        reader: the corpus as it is.
+        reader: reader of the corpus.
         speak: which messages.
-        voice: what decides their sound (`voice_facts`); it is in the identity of every part.
+        voice: everything that the audio depends on (`voice_facts`); part of the identity of every part.
     """
 
     reader: Reader

@@ -1,7 +1,7 @@
 """Voices: what speaks texts while a corpus is prepared. `conf/voice/` names one by `_target_`.
 
-A recipe, which may be a stranger's, names the kinds that are registered as harmless; commands and servers are named on the
-command line alone.
+A recipe, which may be untrusted, can use only voices that are registered as harmless; commands and servers can be set
+only on the command line.
 """
 
 import errno
@@ -32,27 +32,27 @@ NOT_SPOKEN = "not spoken"
 
 @runtime_checkable
 class Voice(Protocol):
-    """Speaks one text at a time; called from several threads."""
+    """Synthesises one text at a time; called from several threads."""
 
     def speak(self, text: str) -> tuple[np.ndarray, int]:
-        """The text as `(samples,) float32` in [-1, 1], and their rate in Hz.
+        """The text as `(samples,) float32` in [-1, 1], and the sample rate in Hz.
 
         Raises:
-            LeftOut: this text cannot be spoken.
-            OSError: the voice cannot be had at all (`errors.is_machine_fault`).
+            LeftOut: this text cannot be synthesised.
+            OSError: the voice is not available (`errors.is_machine_fault`).
         """
         ...
 
 
 @dataclass
 class VoiceSettings(Component):
-    """Settings of a voice of ours."""
+    """Base of the settings of our voices."""
 
     def build(self) -> Voice:
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """What decides the sound: it is in the names of shards and in data cards, and holds no secret.
+        """Everything that the audio depends on: it is in the names of shards and in data cards, and has no secrets.
 
         Raises:
             UserError: the voice cannot be used on this machine.
@@ -61,10 +61,10 @@ class VoiceSettings(Component):
 
 
 def voice_facts(voice: "VoiceSettings | Custom") -> dict[str, Any]:
-    """What decides the sound of a voice, one of a person's own class too.
+    """Everything that a voice's audio depends on; also for user-defined classes.
 
     Raises:
-        UserError: the voice cannot be used here, its class does not speak, or a setting is named like a secret.
+        UserError: the voice cannot be used here, its class has no `speak`, or a setting is named like a secret.
     """
     if isinstance(voice, VoiceSettings):
         return voice.facts()
@@ -76,7 +76,7 @@ def voice_facts(voice: "VoiceSettings | Custom") -> dict[str, Any]:
 
 @dataclass
 class Espeak(VoiceSettings):
-    """espeak-ng, a formant synthesiser for about a hundred languages: intelligible, and nobody's voice."""
+    """espeak-ng, a formant synthesiser for about a hundred languages: intelligible, but not a real person's voice."""
 
     name: str = setting("en-us", "voice from `espeak-ng --voices`, perhaps with a variant such as en-us+f2")
     speed: int = setting(165, "rate of speech in words a minute", at_least=80, at_most=450)
@@ -88,7 +88,7 @@ class Espeak(VoiceSettings):
     def facts(self) -> dict[str, Any]:
         version = synthesis.espeak_version()
         try:
-            synthesis.speak_text("a", synthesis.Voice(self.name))  # an unknown name is said before any work
+            synthesis.speak_text("a", synthesis.Voice(self.name))  # an unknown name is reported before any work
         except UserError as error:
             raise UserError(
                 f"the voice '{self.name}' does not speak ({error}); `espeak-ng --voices` lists them"
@@ -110,10 +110,10 @@ class _Espeak:
 
 @dataclass
 class Command(VoiceSettings):
-    """Any program: it is run once for each text, which it finds on its standard input, without a shell.
+    """Any program: run once per text, which it reads from standard input; without a shell.
 
-    Keys belong in the environment, which the program sees: of the command line a hash is kept, but other users of the
-    machine can read it while it runs.
+    Keys belong in the environment, which the program inherits: only a hash of the command line is stored, but other
+    users of the machine can read it while it runs.
     """
 
     command: str = setting(
