@@ -1,1 +1,1 @@
-"""Tasks, judges, scores and their certainty."""
+"""Evaluation: benches, judges, scores and confidence intervals."""

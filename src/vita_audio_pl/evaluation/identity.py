@@ -1,8 +1,8 @@
-"""What decides a result. Two evaluations that agree in it are one; whatever else differs does not part them.
+"""The identity of a result: everything that it depends on. Two evaluations with the same identity are the same.
 
-Weights, recordings and the judge's files count by their contents, so a copy is the same and a changed file is another,
-whatever their names and times. Batch size, device, processes and the number of kept players do not count; the precision
-that goes with a device does.
+Weights, recordings and the judge's files count by content, so a copy is the same and a changed file is different,
+whatever their names and times. Batch size, device, processes and the number of stored examples do not count; the
+precision, which depends on the device, does.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, read_checksums, 
 from vita_audio_pl.storage.model_folders import read_manifest
 
 FORMAT = 2
-"""Of identities and records; raised where the same facts would give other answers or figures."""
+"""Version of identities and records; raised when the same facts would give other answers or metrics."""
 RESULT_FORMAT = 3
 """Of `result.json` and its `utterances.jsonl`, whose rows called a `transcript` `heard` in format 2."""
 RESULT_FORMATS = (2, RESULT_FORMAT)
@@ -32,12 +32,12 @@ _MANIFEST_FACTS = ("weights", "vocabulary", "tokenizer", "codec_fingerprint")
 
 @dataclass(frozen=True)
 class Content:
-    """What one utterance is.
+    """Identity of one utterance.
 
     Attributes:
-        question: digest of what the model gets: the words and the recordings of the prompt.
-        whole: digest of that and of what is expected.
-        voice: digest of the recording that gives the voice; empty without one.
+        question: digest of the model's input: text and recordings of the prompt.
+        whole: digest of the input and the references.
+        voice: digest of the voice prompt's recording; empty without one.
     """
 
     question: str
@@ -47,18 +47,18 @@ class Content:
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides a result.
+    """Everything that a result depends on.
 
     Attributes:
-        task: which figures are computed.
+        task: determines the metrics.
         model: digest of the model's files, tokenizer and codec included.
         weights: the hash of the weights in its manifest; empty without one.
         codec: digest of its codec's files.
         answering: how answers are generated: pattern, verification, constraint, token limit, precision.
-        unreadable: what becomes of a recording that cannot be read: `refuse` or `count`.
-        listening: the judge and the models of voices with their files; empty where nothing is listened to.
-        scoring: how text becomes figures: normaliser, units, which answers are right.
-        contents: the utterances by id.
+        unreadable: how unreadable recordings are handled: `refuse` or `count`.
+        listening: the judge and voice models with their files; empty for answers without audio.
+        scoring: normaliser, units, which answers are correct.
+        contents: utterances by id.
     """
 
     task: str
@@ -73,12 +73,12 @@ class Identity:
 
     @cached_property
     def utterances(self) -> str:
-        """Digest of the set of utterances, whatever their order."""
+        """Digest of the set of utterances, independent of their order."""
         return digest(sorted((id, content.question, content.whole) for id, content in self.contents.items()))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """All of it as JSON; `answers` is the same wherever equal questions have equal answers."""
+        """The identity as JSON; `answers` is equal wherever equal questions have equal answers."""
         facts = {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
         facts["contents"] = {"utterances": len(self.contents), "digest": self.utterances}
         return {"format": FORMAT, "answers": self.answers, **json.loads(json.dumps(facts))}
@@ -89,12 +89,12 @@ class Identity:
 
     @cached_property
     def key(self) -> str:
-        """The one name of the result, 20 hexadecimal digits."""
+        """The name of the result, 20 hexadecimal digits."""
         return digest(self.facts)
 
 
 def digest(value: Any) -> str:
-    """Stable hash of anything JSON can hold, 20 hexadecimal digits."""
+    """Stable hash of a JSON value, 20 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -114,14 +114,14 @@ def model_facts(folder: Path) -> tuple[str, str]:
     manifest = read_manifest(folder)
     facts = {name: manifest[name] for name in _MANIFEST_FACTS if name in manifest}
     files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.name not in _NO_WEIGHTS}
-    if (written := read_checksums(folder)) is not None:  # what others put beside the model's own files decides nothing
+    if (written := read_checksums(folder)) is not None:  # files that were added to the model's own do not count
         files = {path for path in files if path.name in written}
     files |= {path for name in _MODEL_FOLDERS for path in _all_files(folder / name)}  # read, whoever put them there
     return digest([facts, _names_and_contents(folder, files)]), str(manifest.get("weights", ""))
 
 
 def path_digest(path: Path | str | None) -> str:
-    """Digest of a file's contents, or of all files below a folder; empty without a path, `missing` where nothing is."""
+    """Digest of a file's contents, or of all files below a folder; empty without a path, `missing` if it does not exist."""
     if path is None:
         return ""
     path = Path(path)
@@ -131,7 +131,7 @@ def path_digest(path: Path | str | None) -> str:
 
 
 def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
-    """Digests of the contents of files, each read once by a process; `missing` for what cannot be read."""
+    """Digests of files' contents, each read once per process; `missing` for unreadable ones."""
     versions = {path: _version(path) for path in paths}
     unread = [path for path, version in versions.items() if version is not None and version not in _known]
     try:

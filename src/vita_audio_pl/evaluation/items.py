@@ -1,4 +1,4 @@
-"""Held-out utterances: what is asked, what is expected, where the audio is."""
+"""Evaluation items: prompt, references and recordings of an utterance."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from vita_audio_pl.text.messages import Message
 from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 TASKS = ("asr", "tts", "sqa", "text")
-_SHOWN = 5  # names in a sentence
+_SHOWN = 5  # names listed in a message
 _ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_LONGEST_NAME = 255  # bytes between two slashes of a path, on every common file system
+_LONGEST_NAME = 255  # longest file name in bytes on common file systems
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Item:
     """One question to the model.
 
     Attributes:
-        prompt: the conversation up to the turn that the model has to write; its id is unique in a set.
-        references: accepted answers as text; the first is the one that error rates are counted against.
-        spoken_reference: recording of the expected answer, where there is one.
+        prompt: the conversation before the model's answer; its id is unique in a set.
+        references: accepted answers as text; error rates are computed against the first.
+        spoken_reference: recording of the expected answer, if there is one.
     """
 
     prompt: Conversation
@@ -40,23 +40,23 @@ class Item:
 
     @property
     def source(self) -> Path | None:
-        """The recording that is asked about (the last of the prompt), or None in a text question."""
+        """The recording to transcribe or answer (the last of the prompt); None for a text question."""
         return Path(self.prompt.audios[-1]) if self.prompt.audios else None
 
     @property
     def voice(self) -> Path | None:
-        """The recording of the voice that the system turn asks for."""
+        """The recording of the voice in the system turn."""
         first = self.prompt.messages[0]
         return Path(self.prompt.audios[0]) if first.role == "system" and first.n_audios else None
 
 
 def asr_item(id: str, audio: Path, transcript: str) -> Item:
-    """Speech recognition: the recording is given, its transcript is expected."""
+    """Speech recognition: from a recording to its transcript."""
     return Item(_prompt(id, [("user", f"{ASR_INSTRUCTION}\n{AUDIO_PLACEHOLDER}")], [audio]), (transcript,))
 
 
 def tts_item(id: str, text: str, voice_prompt: Path | None = None, recording: Path | None = None) -> Item:
-    """Speech synthesis; `voice_prompt` is a recording of the voice to speak in, put in the system turn."""
+    """Speech synthesis; `voice_prompt` is a recording of the voice to use, for the system turn."""
     voice = [] if voice_prompt is None else [("system", f"Your Voice: {AUDIO_PLACEHOLDER}\n")]
     audios = [] if voice_prompt is None else [voice_prompt]
     return Item(_prompt(id, [*voice, ("user", f"{TTS_INSTRUCTION}\n{text}")], audios), (text,), recording)
@@ -72,7 +72,7 @@ def _prompt(id: str, messages: list[tuple[str, str]], audios: list[Path]) -> Con
 
 
 def sample_item(sample: dict[str, Any], task: str, where: str, root: Path) -> Item:
-    """Item from one sample in the project's format; its last assistant turn is what is expected.
+    """Item from a sample in the project's format; its last assistant turn is the reference.
 
     A key `answers` (list of strings) replaces the text of that turn.
 
@@ -98,7 +98,7 @@ def sample_item(sample: dict[str, Any], task: str, where: str, root: Path) -> It
 def read_samples(path: Path, task: str, root: Path) -> list[Item]:
     """Items of a JSONL file in the project's format; a sample without `id` is named by its file and line.
 
-    Relative audio paths are looked up from the current directory, then from `root`.
+    Relative audio paths are resolved from the current directory, then from `root`.
 
     Raises:
         UserError: the file is missing, or a line cannot be used; the sentence names the line.
@@ -108,10 +108,11 @@ def read_samples(path: Path, task: str, root: Path) -> list[Item]:
 
 
 def read_objects(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`file:line` and object of each line of a JSONL file; empty lines are passed over.
+    """`file:line` and object of each line of a JSONL file, without empty lines.
 
     Raises:
-        UserError: the file is missing, or a line is not JSON, or no object, for which `expected` says what it should be.
+        UserError: the file is missing, or a line is not JSON, or no object, for which `expected` says what it should
+            be.
     """
     for where, line in bench_lines(path):
         try:
@@ -153,14 +154,14 @@ def accepted_answers(value: Any, where: str) -> list[str]:
 
 
 def recording(name: Any, where: str, folder: Path, or_here: bool = False) -> Path:
-    """The file that a bench names; a relative name starts from `folder`.
+    """The path of a file in a bench; a relative one starts from `folder`.
 
     Args:
         where: for messages.
         or_here: a file of that name below the current directory comes first.
 
     Raises:
-        UserError: it names no file: an address, a name that no file system takes.
+        UserError: it is an address, or not a valid file name.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: a recording must be given as a path")
@@ -179,15 +180,15 @@ def recording(name: Any, where: str, folder: Path, or_here: bool = False) -> Pat
 def check_items(
     items: Iterable[Item], where: str, normalise: Callable[[str], Sequence[str]] = str.split
 ) -> tuple[Item, ...]:
-    """The items, refused as a whole where results could be lost or could not be computed.
+    """Validated items: refused as a whole if results could be lost or could not be computed.
 
-    Ids get a form that can be stored.
+    Ids are converted to a form that can be stored.
 
     Args:
-        normalise: what the bench's references are scored as.
+        normalise: normalisation of the references.
 
     Raises:
-        UserError: no items, an id that occurs twice, or references that nothing can be scored against.
+        UserError: no items, a duplicate id, or references that normalise to nothing.
     """
     seen: dict[str, Item] = {}
     empty = []
@@ -199,7 +200,7 @@ def check_items(
             raise UserError(
                 f"{where}: utterance '{id[:80]}' expects an unpaired surrogate; write the file as UTF-8 again"
             )
-        # Some normalisers leave dots and symbols standing, which nobody says
+        # some normalisers keep dots and symbols, which are never spoken
         units = normalise(item.references[0]) if item.references else []
         if not any(char.isalnum() for unit in units for char in unit):
             empty.append(f"'{id[:80]}' ({item.references[0][:20]!r})" if item.references else f"'{id[:80]}'")
@@ -216,10 +217,10 @@ def check_items(
 
 
 def check_audio(items: Iterable[Item]) -> None:
-    """Refuse before the first answer what would fail after an hour.
+    """Refuse at once what would fail after an hour.
 
     Raises:
-        UserError: recordings that do not exist; the sentence counts them and names the first.
+        UserError: missing recordings; with their number and the first one.
     """
     missing = [path for item in items for path in item.prompt.audios if not Path(path).is_file()]
     if missing:

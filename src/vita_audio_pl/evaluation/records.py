@@ -1,4 +1,4 @@
-"""Records of an evaluation: JSONL files that are only ever appended to, so what is done stays done."""
+"""Records of an evaluation: append-only JSONL files, so that a killed evaluation loses nothing."""
 
 import json
 import os
@@ -13,23 +13,23 @@ from vita_audio_pl.evaluation.identity import Identity
 from vita_audio_pl.storage.files import explain_full_disk, write_json
 
 KEY_FILE = "key.json"
-_EARLIER_STEMS = {"transcripts": "heard"}  # records that an earlier version wrote are read on
+_EARLIER_STEMS = {"transcripts": "heard"}  # older records are still readable
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model gave for one item.
+    """The model's answer to one item.
 
     Attributes:
         text: decoded text of the answer, special tokens removed.
-        codes: audio codes in order, without markers; empty where the answer is silent.
-        tokens: generated tokens, markers and the closing token included.
+        codes: audio codes in order, without markers; empty for an answer without audio.
+        tokens: generated tokens, including markers and the closing token.
         backbone_passes: forward passes of the backbone, the prefill included.
         head_passes: forward passes of MCTP heads.
         stopped: the closing token came before the token limit.
         failure: why nothing was generated, e.g. an unreadable recording; such answers count as empty.
-        compute_seconds: measured work of generating it: CPU seconds, or elapsed ones on a GPU; of answers decoded together each
-            has the share of its tokens. None where it was not measured.
+        compute_seconds: cost of generating it: CPU seconds, or elapsed seconds on a GPU; shared between answers decoded
+            together in proportion to their tokens. None if not measured.
     """
 
     id: str
@@ -51,12 +51,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What the judge understood of one spoken answer.
+    """The judge's transcript of one spoken answer.
 
     Attributes:
         seconds: length of the answer.
-        similarity: cosine with the prompted voice, where both were measured.
-        naturalness: predicted mean opinion score, 1 to 5, where it was measured.
+        similarity: cosine with the prompted voice, if measured.
+        naturalness: predicted mean opinion score, 1 to 5, if measured.
     """
 
     id: str
@@ -68,12 +68,12 @@ class Transcript:
 
 @dataclass(frozen=True)
 class TranscriptFile:
-    """What the judge understood, by the hash of the sound; one append-only JSONL file shared by runs."""
+    """Transcripts by the hash of the audio; one append-only JSONL file shared by runs."""
 
     path: Path
 
     def read(self) -> dict[str, Transcript]:
-        earlier = self.path.with_name("heard.jsonl")  # as an earlier version called it
+        earlier = self.path.with_name("heard.jsonl")  # its name in an earlier version
         rows = [row for path in (earlier, self.path) if path.is_file() for row in _rows(path.read_bytes())]
         known = {each.name for each in fields(Transcript)}
         return {
@@ -83,7 +83,7 @@ class TranscriptFile:
         }
 
     def append(self, transcripts: dict[str, Transcript]) -> None:
-        """Add one batch with a single write, which other processes' batches do not mix with."""
+        """Add one batch with a single write, so that batches of other processes are not interleaved with it."""
         append_rows(self.path, [{"format": 1, "sound": sound} | asdict(one) for sound, one in transcripts.items()])
 
 
@@ -91,8 +91,8 @@ class TranscriptFile:
 class RecordFile:
     """Records of one evaluation, written by one or several ranks, read as one mapping from id to record.
 
-    Every rank appends to a file of its own, `<stem>.<rank>.jsonl`; all ranks read all files. Where two have an id, the
-    first counts, so a record never changes.
+    Every rank appends to its own file, `<stem>.<rank>.jsonl`; all ranks read all files. If two have an id, the
+    first one counts, so a record never changes.
     """
 
     folder: Path
@@ -105,7 +105,7 @@ class RecordFile:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what was added since the last time, by other ranks too."""
+        """Read what was added since the last call, also by other ranks."""
         stems = [self.stem, *filter(None, [_EARLIER_STEMS.get(self.stem)])]
         for path in sorted(path for stem in stems for path in self.folder.glob(f"{stem}.*.jsonl")):
             with path.open("rb") as file:
@@ -137,10 +137,10 @@ class RecordFile:
 
 
 def claim_folder(folder: Path, identity: Identity) -> None:
-    """Make `folder` the place of the evaluation that has this identity; what lies there is never touched.
+    """Claim `folder` for the evaluation with this identity; existing contents are never changed.
 
     Raises:
-        UserError: the folder belongs to another evaluation, or to nobody.
+        UserError: the folder belongs to another evaluation, or has other contents.
     """
     path = folder / KEY_FILE
     try:
@@ -163,7 +163,7 @@ def claim_folder(folder: Path, identity: Identity) -> None:
 
 
 def answered_elsewhere(folder: Path, identity: Identity) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders beside `folder` whose answers equal questions share, with their `key.json`: another limit, judge or mode."""
+    """Sibling folders with the same answers to the same questions, and their `key.json`: another limit, judge or mode."""
     for path in sorted(folder.parent.glob(f"*/{KEY_FILE}")):
         if path.parent != folder:
             try:
@@ -175,7 +175,7 @@ def answered_elsewhere(folder: Path, identity: Identity) -> Iterator[tuple[Path,
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append JSON lines by one write; a line that a kill cut short is closed first, so it spoils no other."""
+    """Append JSON lines in one write; a line that a kill truncated is terminated first, so that no other is damaged."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
     with explain_full_disk(path.parent, path.name), path.open("a+b", buffering=0) as file:
@@ -187,7 +187,7 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:
-    """The objects of JSON lines; lines that hold none were cut short."""
+    """The objects of JSON lines; truncated lines are skipped."""
     found = []
     for line in data.split(b"\n"):
         try:

@@ -1,4 +1,4 @@
-"""A result on disk: its figures and its utterances under one seal, so that neither changes or is cut unnoticed."""
+"""A result on disk: metrics and utterances under one checksum, so that changes and truncation are noticed."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ _AGAIN = "rerun its evaluation, which writes the file again"
 
 
 def write_figures(path: Path, figures: dict[str, Any], utterances: bytes) -> None:
-    """Writes `result.json` with the digest of its file of utterances."""
+    """Write `result.json` with the digest of its file of utterances."""
     write_sealed(path, figures | {_UTTERANCES: sum_of_bytes(utterances).to_json()})
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """What `result.json` holds; results of earlier versions have no seal.
+    """Contents of `result.json`; results of earlier versions have no checksum.
 
     Raises:
         UserError: it is missing, damaged, or was changed since it was written.
@@ -37,10 +37,10 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 
 def read_utterances(path: Path, figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the utterances that belong to some figures.
+    """The rows of the utterances of a result.
 
     Raises:
-        UserError: the file is missing, damaged, or not the one that the figures were computed from.
+        UserError: the file is missing, damaged, or not the one that the metrics were computed from.
     """
     try:
         data = path.read_bytes()
@@ -52,11 +52,11 @@ def read_utterances(path: Path, figures: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def read_rows(path: Path, data: bytes | None = None, torn: bool = False) -> list[dict[str, Any]]:
-    r"""The objects of a JSONL file; only `\n` ends a line, since texts hold other ends of lines.
+    r"""The objects of a JSONL file; only `\n` ends a line, since texts may contain other line separators.
 
     Args:
-        data: what the file holds, where it was read before.
-        torn: pass over lines that a kill cut short, which records of an evaluation may have.
+        data: contents of the file, if it was read before.
+        torn: skip truncated lines, which records of an evaluation may have.
     """
     rows = []
     for line in filter(None, (path.read_bytes() if data is None else data).split(b"\n")):
@@ -66,7 +66,7 @@ def read_rows(path: Path, data: bytes | None = None, torn: bool = False) -> list
             if not torn:
                 raise UserError(f"{path} is damaged ({error}); {_AGAIN}") from None
             continue
-        if "heard" in row:  # of an earlier version
+        if "heard" in row:  # written by an earlier version
             row["transcript"] = row.pop("heard")
         rows.append(row)
     return rows

@@ -30,7 +30,7 @@ class SuiteEntry:
 
 @dataclass
 class SuiteConfig:
-    """Several evaluations of the stages of one run, done together."""
+    """Several evaluations of the stages of one run."""
 
     name: str = ""
     evaluations: list[SuiteEntry] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""What every room does with files and folders: whole writes, ownership marks, leases, checksums."""
+"""Files and folders: atomic writes, ownership marks, leases, checksums, remote places."""

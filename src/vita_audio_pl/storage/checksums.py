@@ -1,7 +1,7 @@
-"""Checksums of stored files by block, so that a flipped bit is found where the bytes are used, and named.
+"""Checksums of stored files by block, so that a flipped bit is detected, and located, when the bytes are used.
 
-`checksums.json` in a folder lists files of it: their size and the XXH3-64 of each block of 16 MiB. Small files that we
-write are sealed: they hold the XXH3-64 of their own bytes.
+`checksums.json` in a folder lists its files: their size and the XXH3-64 of each block of 16 MiB. Small files that we
+write are sealed: they contain the XXH3-64 of their own bytes.
 """
 
 import io
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHECKSUMS = "checksums.json"
 FORMAT = 1
 BLOCK = 16 * 2**20  # bytes
-_PIECE = 2**20  # bytes read at a time: they are still in the processor's cache when they are hashed
+_PIECE = 2**20  # bytes read at a time: small enough to be in the CPU cache when they are hashed
 _MOST_THREADS = 8
 _SEAL = b'"seal": "'
 _NO_SEAL = b"0" * 16
@@ -35,11 +35,11 @@ _NO_SEAL = b"0" * 16
 
 @dataclass(frozen=True)
 class FileSum:
-    """What a file was when it was written.
+    """Size and checksums of a file when it was written.
 
     Attributes:
         bytes: its size.
-        blocks: XXH3-64 of each `BLOCK` bytes, 16 hex digits each; none where only the size is known.
+        blocks: XXH3-64 of each `BLOCK` bytes, 16 hex digits each; empty if only the size is known.
     """
 
     bytes: int
@@ -50,10 +50,10 @@ class FileSum:
 
     @classmethod
     def from_json(cls, value: Any) -> "FileSum":
-        """Reads what `to_json` made.
+        """The inverse of `to_json`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the value is not valid.
         """
         try:
             size, blocks = value["bytes"], tuple(value["xxh3_64"].split())
@@ -66,7 +66,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what was written; `problem` goes on from its name."""
+    """A file that does not match its checksums; `problem` continues a sentence that starts with its name."""
 
     path: Place
     problem: str
@@ -76,7 +76,7 @@ class Damage:
 
 
 class SummedFile(io.RawIOBase):
-    """A binary file being written from start to end, whose checksums are made on the way; `file` stays its owner's."""
+    """A binary file being written sequentially, with checksums computed on the way; the caller owns `file`."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -111,7 +111,7 @@ class SummedFile(io.RawIOBase):
 
 
 class VerifiedFile:
-    """A file that is read by ranges; each block is compared with its checksum when a range needs it.
+    """A file that is read by ranges; each block is checked against its checksum when a range needs it.
 
     Attributes:
         bytes_read: from the disk, whole blocks; one that the next range needs again is not read again.
@@ -134,7 +134,7 @@ class VerifiedFile:
         """Fill `target` with the bytes from `start` on.
 
         Raises:
-            ValueError: says which bytes are not those that were written.
+            ValueError: with the bytes that do not match.
             OSError: the file cannot be read.
         """
         done = 0
@@ -162,14 +162,14 @@ class VerifiedFile:
 
 
 def sum_of_bytes(data: bytes) -> FileSum:
-    """Checksums of a file that holds `data`."""
+    """Checksums of a file with the contents `data`."""
     view = memoryview(data)
     starts = range(0, len(data), BLOCK)
     return FileSum(len(data), tuple(xxhash.xxh3_64_hexdigest(view[at : at + BLOCK]) for at in starts))
 
 
 def sum_of_files(paths: Collection[PlaceT]) -> dict[PlaceT, FileSum]:
-    """Checksums of files as they are on the disk, read by several threads.
+    """Checksums of files on disk, read by several threads.
 
     Raises:
         OSError: a file cannot be read.
@@ -185,7 +185,7 @@ def sum_of_files(paths: Collection[PlaceT]) -> dict[PlaceT, FileSum]:
 
 
 def sum_of_folder(folder: Path) -> dict[str, FileSum]:
-    """Checksums of all files below a folder by relative name, but for hidden and sealed ones."""
+    """Checksums of all files below a folder by relative name, except hidden and sealed ones."""
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -200,13 +200,13 @@ def sum_of_folder(folder: Path) -> dict[str, FileSum]:
 
 
 def write_checksums(folder: Place, sums: Mapping[str, FileSum], name: str = CHECKSUMS, **more: Any) -> None:
-    """Writes `checksums.json` for files of a folder, by relative name; `name` calls it otherwise, `more` goes into it."""
+    """Write `checksums.json` for files of a folder, by relative name; `name` is another file name, `more` is added to it."""
     files = {name: found.to_json() for name, found in sums.items()}
     write_sealed(folder / name, {"format": FORMAT, "block": BLOCK, "files": files, **more})
 
 
 def read_checksums(folder: Place) -> dict[str, FileSum] | None:
-    """The contents of `checksums.json` by relative name; None where older versions wrote none.
+    """The contents of `checksums.json` by relative name; None if an older version wrote none.
 
     Raises:
         UserError: it is damaged, or of a later format.
@@ -241,7 +241,7 @@ def parse_checksums(path: Place, data: bytes) -> dict[str, FileSum]:
 
 
 def find_damage(folder: Place, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
-    """Compares files with their checksums, by several threads; what is missing or of another size is not read.
+    """Check files against their checksums in several threads; files with a wrong size are not read.
 
     Raises:
         OSError: the machine cannot read now, which says nothing about the files.
@@ -270,7 +270,7 @@ def find_damage(folder: Place, sums: Mapping[str, FileSum]) -> Iterator[Damage]:
 
 
 def size_damage(path: Place, size: int) -> Damage | None:
-    """What is wrong with a file at a glance: it is missing, or has not `size` bytes."""
+    """Whether a file is missing, or does not have `size` bytes, as a sentence."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:
@@ -283,14 +283,14 @@ def size_damage(path: Place, size: int) -> Damage | None:
 
 
 def verify(folder: Place, sums: Mapping[str, FileSum], remedy: str) -> None:
-    """Reads files and compares them with their checksums; processes of a node that ask at one time share the work.
+    """Read files and check them against their checksums; processes of a node that do so at the same time share the work.
 
     Args:
-        sums: of the files to be read, by relative name.
-        remedy: what to do about damage, an imperative.
+        sums: checksums of the files to read, by relative name.
+        remedy: what to do about damage, as an imperative.
 
     Raises:
-        UserError: names the first file that is damaged, and the bytes, and says the remedy.
+        UserError: with the first damaged file, the bytes, and the remedy.
     """
     if sums:
         work = xxhash.xxh3_64_hexdigest(repr((folder.absolute(), sums)).encode())
@@ -298,7 +298,7 @@ def verify(folder: Place, sums: Mapping[str, FileSum], remedy: str) -> None:
 
 
 def refuse(damages: Iterable[Damage], remedy: str) -> None:
-    """Raises a `UserError` where there is any damage."""
+    """Raise a `UserError` if there is any damage."""
     found = list(damages)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -308,20 +308,20 @@ def refuse(damages: Iterable[Damage], remedy: str) -> None:
 def sealed(value: Mapping[str, Any]) -> bytes:
     """A JSON object with the checksum of its own bytes, `seal`, as its last key; lines of UTF-8."""
     text = json.dumps({**value, "seal": _NO_SEAL.decode()}, indent=1, ensure_ascii=False)
-    data = text.encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate pair becomes the escape that JSON has
+    data = text.encode("utf-8", "backslashreplace") + b"\n"  # an unpaired surrogate becomes a JSON escape
     return _with_seal(data, xxhash.xxh3_64_hexdigest(data).encode())
 
 
 def write_sealed(path: Place, value: Mapping[str, Any]) -> None:
-    """Writes a sealed JSON object, whole or not at all."""
+    """Write a sealed JSON object, atomically."""
     atomic_write(path, sealed(value))
 
 
 def unsealed(path: Place, data: bytes) -> dict[str, Any]:
-    """The object that `data`, the contents of `path`, holds, without its seal.
+    """The object in `data`, the contents of `path`, without its seal.
 
     Raises:
-        UserError: the bytes are not those that were sealed.
+        UserError: the bytes do not match the seal.
     """
     at = data.rfind(_SEAL) + len(_SEAL)
     digest = data[at : at + len(_NO_SEAL)]
@@ -333,7 +333,7 @@ def unsealed(path: Place, data: bytes) -> dict[str, Any]:
 
 
 def read_sealed(path: Place) -> dict[str, Any]:
-    """Reads what `write_sealed` wrote.
+    """Read what `write_sealed` wrote.
 
     Raises:
         UserError: the bytes are not those that were sealed.

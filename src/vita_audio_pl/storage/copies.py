@@ -1,4 +1,4 @@
-"""What lies behind a URL, on this machine: copied once, kept in a cache, and compared with its checksums at every start."""
+"""Local copies of remote files: copied once, cached, and checked against their checksums at every start."""
 
 import hashlib
 import logging
@@ -40,14 +40,14 @@ class SourceNotFound(UserError):
 
 
 def local_copy(origin: Place, cache: str | Path = CACHE) -> Path:
-    """A file, or a folder of a few (a tokenizer, a codec), as a path of this machine.
+    """A local path of a file, or of a small folder (a tokenizer, a codec).
 
-    A path stays what it is. Of a URL, the copy in `cache` is compared with what the place lists and with the checksums of
-    its bytes; what has changed there or was damaged here is copied again. Processes of a node share the work.
+    A local path is returned unchanged. For a URL, the copy in `cache` is compared with the listing of the store and
+    with the checksums; files that have changed or are damaged are copied again. Processes of a node share the work.
 
     Raises:
-        SourceNotFound: there is nothing.
-        UserError: it cannot be reached, or what comes does not agree with the folder's checksums.
+        SourceNotFound: it does not exist.
+        UserError: it is unreachable, or its contents do not match the folder's checksums.
     """
     if not isinstance(origin, RemotePath):
         return origin
@@ -60,7 +60,7 @@ def local_copy(origin: Place, cache: str | Path = CACHE) -> Path:
 
 @contextmanager
 def on_this_machine(places: Sequence[Place]) -> Iterator[list[Path]]:
-    """Files as paths of this machine, for a while: those of a store are copied to a temporary folder."""
+    """Local paths of files for the duration of the block: files of a store are copied to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="vita_audio_pl-") as folder:
 
         def copied(number: int, origin: Place) -> Path:
@@ -76,10 +76,10 @@ def on_this_machine(places: Sequence[Place]) -> Iterator[list[Path]]:
 
 @contextmanager
 def reaching(origin: Place) -> Iterator[None]:
-    """Turns storage that does not answer into a sentence, for who can do nothing without it.
+    """Turn errors of remote storage into a `UserError`, for callers that cannot continue without it.
 
     Raises:
-        UserError: says what the storage said.
+        UserError: with the storage's own message.
     """
     try:
         yield
@@ -88,7 +88,7 @@ def reaching(origin: Place) -> Iterator[None]:
 
 
 def copy_files(origin: RemotePath, folder: Path, names: Sequence[str]) -> None:
-    """Copies files of a place into `folder`, several at a time, each whole or not at all."""
+    """Copy files of a place into `folder`, several at a time, each atomically."""
 
     def copy(name: str) -> None:
         target = folder / name
@@ -106,7 +106,7 @@ def copy_files(origin: RemotePath, folder: Path, names: Sequence[str]) -> None:
 
 
 def _bring(origin: RemotePath, folder: Path, alone: bool) -> None:
-    """Makes `folder` what `origin` is."""
+    """Synchronise `folder` with `origin`."""
     home = origin.parent if alone else origin
     work = f"the copy of {origin}"
     with hold(folder, "copy", work, wait=True), explain_full_disk(folder, work):
@@ -135,7 +135,7 @@ def _bring(origin: RemotePath, folder: Path, alone: bool) -> None:
 
 
 def _versions(home: RemotePath) -> dict[str, str]:
-    """Name below `home` -> version, of all files that are not hidden."""
+    """Name below `home` -> version, for all files that are not hidden."""
     found = {}
     for path in home.glob("**/*"):
         name = path.relative_to(home)
@@ -143,7 +143,7 @@ def _versions(home: RemotePath) -> dict[str, str]:
             raise UserError(f"{home} lists the name '{name}', which would lead out of the copy")
         if not any(part.startswith(".") for part in name.parts):
             found[str(name)] = path.stat().version
-    if not found:  # a server that does not list its files
+    if not found:  # a server that cannot list its files
         found = {name: (home / name).stat().version for name in _read_sums(home)}
     return found
 
@@ -157,7 +157,7 @@ def _read_sums(home: RemotePath) -> Mapping[str, FileSum]:
 
 
 def _read_note(folder: Path) -> dict[str, tuple[str, FileSum]]:
-    """Version and checksums of the files that were copied; none where nobody knows."""
+    """Version and checksums of the copied files; empty if unknown."""
     try:
         files = read_sealed(folder / _NOTE)["files"]
         return {str(name): (str(value["version"]), FileSum.from_json(value)) for name, value in files.items()}

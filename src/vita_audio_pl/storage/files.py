@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: files that appear whole or not at all."""
 
 import errno
 import io
@@ -21,19 +21,19 @@ from vita_audio_pl.storage.remote import RemotePath
 
 _PARTIAL = ".partial"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write, for partial files of other machines
+ABANDONED_AFTER = 7 * 24 * 3600.0  # seconds without a write before partial files of other machines count as abandoned
 
 
 def partial_name(path: Path) -> Path:
-    """Where `path` is written until it is complete: a hidden neighbour that names the writing process."""
+    """Temporary name of `path`: a hidden neighbour that names the writing process."""
     return path.with_name(f".{path.name}.{socket.gethostname().split('.')[0]}.{os.getpid()}{_PARTIAL}")
 
 
 class AtomicFile:
-    """A file that is written from start to end, `file`, and appears whole under its name once `finish` is called.
+    """A file that is written sequentially as `file`, and appears under its name when `finish` is called.
 
-    Until then it lies in a neighbour on the same disk; one that is to go to a store, in a temporary file without a name.
-    An error in a `with` block leaves nothing; its end without one does not finish the file.
+    Until then it is a neighbour on the same disk; for a store, a temporary file without a name.
+    An error in a `with` block leaves nothing; leaving it normally without `finish` discards the file, too.
     """
 
     def __init__(self, path: Place):
@@ -44,7 +44,7 @@ class AtomicFile:
         self.file = cast(BinaryIO, tempfile.TemporaryFile() if self._partial is None else open(self._partial, "wb"))
 
     def finish(self) -> None:
-        """Forces it onto the disk, or sends it, and gives it its name."""
+        """Flush it to disk, or upload it, and give it its name."""
         self.file.flush()
         if isinstance(self.path, RemotePath):
             size = self.file.seek(0, io.SEEK_END)
@@ -57,7 +57,7 @@ class AtomicFile:
         os.replace(cast(Path, self._partial), self.path)
 
     def abandon(self) -> None:
-        """Removes what was written."""
+        """Remove what was written."""
         self.file.close()
         if self._partial is not None:
             self._partial.unlink(missing_ok=True)
@@ -73,16 +73,16 @@ class AtomicFile:
 
 
 def create_new(path: Place, data: bytes) -> bool:
-    """Writes a file, whole, unless there is one; whether this call did: of all who try at one time, one succeeds."""
+    """Create a file atomically unless it exists; returns whether this call did: of concurrent calls, one succeeds."""
     if isinstance(path, RemotePath):
         return path.write_new(data)
-    aside = partial_name(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))  # threads, too, write one each
+    aside = partial_name(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))  # threads write one each, too
     try:
         aside.write_bytes(data)
         try:
             os.link(aside, path)
         except FileExistsError:
-            # a network file system that repeats a request whose answer was lost says so of its own success
+            # a network file system that repeats a request after a lost reply reports its own success as an error
             return path.read_bytes() == data
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -97,7 +97,7 @@ def create_new(path: Place, data: bytes) -> bool:
 
 
 def atomic_write(path: Place, data: bytes, flush: bool = True) -> None:
-    """Writes `data` aside, forces it onto the disk unless `flush` is false, and renames it to `path`."""
+    """Write `data` to a temporary file, flush it to disk unless `flush` is false, and rename it to `path`."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
@@ -112,32 +112,32 @@ def atomic_write(path: Place, data: bytes, flush: bool = True) -> None:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # the kernel does not say which file could not grow
+            error.filename = error.filename or str(path)  # the kernel does not name the file that could not grow
         raise
 
 
 def write_json(path: Place, value: Any) -> None:
-    """Writes `value` as JSON, whole or not at all."""
+    """Write `value` as JSON, atomically."""
     atomic_write(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """What `write_json` writes. Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it."""
+    """The text that `write_json` writes. An unpaired surrogate, which UTF-8 cannot represent, becomes a JSON escape."""
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 
 def write_array(path: Place, array: np.ndarray) -> None:
-    """Writes an array as `.npy`, whole or not at all."""
+    """Write an array as `.npy`, atomically."""
     file = io.BytesIO()
     np.save(file, array)
     atomic_write(path, file.getvalue())
 
 
 def output_file(path: str | Path, setting: str = "output") -> Path:
-    """Where a file that a person named is written: a new file, or a regular one that it replaces; folders are made.
+    """The path to write a file that the user named: new, or replacing a regular file; folders are created.
 
-    Links are followed, so that a link stays one.
+    Links are followed, so that a link stays a link.
 
     Raises:
         UserError: a folder, a device, a pipe or a socket is there, or a folder on the way cannot be made or written.
@@ -156,7 +156,7 @@ def output_file(path: str | Path, setting: str = "output") -> Path:
 
 
 def write_output(path: str | Path, data: bytes, setting: str = "output") -> None:
-    """Writes a file that a person named, whole or not at all.
+    """Write a file that the user named, atomically.
 
     Raises:
         UserError: as `output_file`.
@@ -165,12 +165,12 @@ def write_output(path: str | Path, data: bytes, setting: str = "output") -> None
 
 
 def write_output_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Writes an object, which says its `format`, as JSON; as `write_output`, with the keys in their order."""
+    """Write an object with its `format` as JSON, like `write_output`, with keys in their order."""
     write_output(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def check_own(path: Path, sign: str) -> None:
-    """Refuses to replace a file that nobody named in this command, unless this program made it: it then holds `sign`.
+    """Refuse to replace a file that the user did not name, unless this program made it: it then contains `sign`.
 
     Raises:
         UserError: something else is there.
@@ -180,7 +180,7 @@ def check_own(path: Path, sign: str) -> None:
 
 
 def keep_damaged(path: Path) -> Path:
-    """Renames a file or folder that cannot be used to `<name>.damaged`, or `.damaged-2`, ...; its new place."""
+    """Rename an unusable file or folder to `<name>.damaged`, or `.damaged-2`, ...; returns the new path."""
     number = 1
     while (kept := path.with_name(f"{path.name}.damaged{'' if number == 1 else f'-{number}'}")).exists():
         number += 1
@@ -190,7 +190,7 @@ def keep_damaged(path: Path) -> Path:
 
 @contextmanager
 def explain_full_disk(folder: Place, what: str) -> Iterator[None]:
-    """Turns a full disk into a sentence; whoever writes leaves nothing half-written.
+    """Turn a full disk into a `UserError`; writers leave nothing half-written.
 
     Raises:
         UserError: no space is left in `folder`.

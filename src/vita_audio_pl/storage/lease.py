@@ -1,12 +1,13 @@
-"""One writer at a time in a folder: across processes and nodes, and on filesystems that have no locks between nodes.
+"""Leases: one writer at a time in a folder, across processes and nodes, on file systems without locks between nodes.
 
-A lease is a small file in the folder, `.lease-<kind>-<number>`, which names its holder and whose modification time is the
-holder's heartbeat. It is created under a name that must not exist yet, which is atomic on shared filesystems too, with a
-number one above the stale lease that it follows: so of all who find the same stale lease, one succeeds. Then the holder
+A lease is a small file in the folder, `.lease-<kind>-<number>`, which names its holder and whose modification time is
+the holder's heartbeat. It is created under a new name, which is atomic on shared file systems too, numbered one above
+the
+stale lease that it replaces: so of all who find the same stale lease, one succeeds. The holder then
 looks again, and gives way if it finds a lease that it did not know. Nothing is locked, and reading needs no lease.
 
-In a store, where nobody can set a file's time, a heartbeat is the file rewritten with a higher number in it, and the
-holder is silent once whoever waits has seen the same number for `SILENT` seconds.
+In a store, where file times cannot be set, the heartbeat is the file rewritten with a higher number, and the
+holder counts as dead once a waiting process has seen the same number for `SILENT` seconds.
 """
 
 import json
@@ -39,15 +40,15 @@ _BEAT = "beat"  # number of the heartbeat, in the lease of a store
 
 
 class InUse(UserError):
-    """Somebody else works in the folder."""
+    """Another process works in the folder."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who works in a folder.
+    """The holder of a lease.
 
     Attributes:
-        what: it does there.
+        what: what it does there.
         host: name of its machine, for people.
         machine: identity of the kernel and the process namespace, within which `pid` means something.
         pid, born: the process, and when its machine says that it started; a number is used again.

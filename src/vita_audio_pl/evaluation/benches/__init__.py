@@ -1,1 +1,1 @@
-"""What is asked: bench files, their readers, their items."""
+"""Benches: their files, readers and items."""

@@ -1,4 +1,4 @@
-"""Benches: which files a task and split mean, how they are scored, what was published on them."""
+"""Benches: the files of each task and split, scoring rules, and published results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from vita_audio_pl.evaluation.scores.scoring import AVERAGES, METRICS, Scoring
 
 @dataclass
 class PublishedFigure:
-    """One figure from a paper, in the paper's unit (percent)."""
+    """A published result, in the paper's unit (percent)."""
 
     system: str = MISSING
     task: str = MISSING
@@ -80,7 +80,7 @@ class BenchConfig:
         return self.max_new_tokens.get(task, 512)
 
     def scoring(self, profile: str) -> Scoring:
-        """The bench's rules under a profile."""
+        """The bench's scoring rules under a profile."""
         rules = get_profile(profile)
         published = rules == REFERENCE
         name = (published and self.published_normaliser) or self.normaliser

@@ -1,4 +1,4 @@
-"""Readers of public benches as their publishers lay them out: a place on disk and a task -> items."""
+"""Readers of public benches in their published layout: from a path and a task to items."""
 
 import csv
 from collections.abc import Callable, Iterable
@@ -24,11 +24,11 @@ _AISHELL_SPEAKER = len("BAC009S0764")  # of BAC009S0764W0121, speaker and uttera
 _QUESTION = "a question must be an object with 'audio' and 'answers'"
 
 Reader = Callable[[Path, str, Path], Iterable[Item]]
-"""`(place, task, root) -> items`; the place is the file or folder below root that the bench file names for a split."""
+"""`(place, task, root) -> items`; `place` is the file or folder below `root` that the bench file names for a split."""
 
 
 def read_transcribed(pairs: Iterable[tuple[str, Path, str]], task: str) -> Iterable[Item]:
-    """Recordings with transcripts `(id, audio, text)`: heard for asr, spoken for tts."""
+    """Items from recordings with transcripts `(id, audio, text)`: the audio is the input for asr, the text for tts."""
     for id, audio, text in pairs:
         yield asr_item(id, audio, text) if task == "asr" else tts_item(id, text, recording=audio)
 
@@ -74,7 +74,7 @@ def kaldi(place: Path, task: str, root: Path) -> Iterable[Item]:
 
 
 def aishell(place: Path, task: str, root: Path) -> Iterable[Item]:
-    """AISHELL-1: `wav/<split>/**.wav` with one `transcript/*.txt` for all splits; the characters are set with blanks."""
+    """AISHELL-1: `wav/<split>/**.wav` with one `transcript/*.txt` for all splits; its characters are separated by blanks."""
     transcript = _existing(root, "transcript/*.txt")[0]
     texts = dict(_named_lines(transcript))
     recordings = {path.stem: path for path in _existing(place, "**/*.wav")}
@@ -110,7 +110,7 @@ def seed_tts(place: Path, task: str, root: Path) -> Iterable[Item]:
 def questions(place: Path, task: str, root: Path) -> Iterable[Item]:
     """Spoken questions: JSONL or CSV with `audio`, and `answers` (a list; in CSV separated by `|`) or `answer`.
 
-    `id` is optional; the recording's name stands in for it.
+    `id` is optional; the recording's name is used instead.
     """
     rows = _csv_rows(place) if place.suffix == ".csv" else read_objects(place, _QUESTION)
     for where, row in rows:
@@ -142,11 +142,11 @@ _LONGEST_FIELD = 131_072
 
 
 def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """`file:line` and row of a CSV file with a line of names; a quoted field may hold ends of lines."""
+    """`file:line` and row of a CSV file with a header; a quoted field may contain line ends."""
     rows = csv.DictReader((f"{line}\n" for _, line in bench_lines(path, blank=True)), strict=True)
     try:
         for number, row in enumerate(rows, 1):
-            # csv's own limit belongs to the whole process, and whoever reads corpora raises it
+            # csv's own limit is global to the process, and readers of corpora raise it
             if any(isinstance(value, str) and len(value) > _LONGEST_FIELD for value in row.values()):
                 raise UserError(f"{path}: row {number}: not CSV (a field of more than {_LONGEST_FIELD} characters)")
             yield f"{path}: row {number}", row
@@ -155,7 +155,7 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _named_lines(path: Path) -> list[tuple[str, str]]:
-    """Lines `id rest`; an id stands for one of them."""
+    """Lines `id rest`; refuses duplicate ids."""
     found: dict[str, str] = {}
     for where, line in bench_lines(path):
         id, *rest = split_fields(line, 2)
@@ -166,7 +166,7 @@ def _named_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def _refuse_without(ids: Iterable[str], what: str, place: Path) -> None:
-    """Refuses utterances that would otherwise be missing from the denominator."""
+    """Refuse a bench with missing utterances, which would silently leave the denominator."""
     found = sorted(ids)
     if found:
         raise UserError(
@@ -183,5 +183,5 @@ def _existing(place: Path, pattern: str) -> list[Path]:
 
 
 def _files(place: Path, pattern: str) -> list[Path]:
-    """Files in order, without hidden ones: other operating systems put a `._name` beside each."""
+    """Files in order, without hidden ones: macOS puts a `._name` beside each."""
     return sorted(path for path in place.glob(pattern) if not path.name.startswith("."))

@@ -1,1 +1,1 @@
-"""Judges that transcribe spoken answers."""
+"""Judges: speech recognisers that transcribe spoken answers."""

@@ -1,6 +1,6 @@
-"""Judges: the settings of ours, each of which builds its own, by name; and judges of one's own by the path of their class.
+"""Judges by name, with settings that build them, and user-defined judges by the path of their class.
 
-Bench files name ours; `judge=` on the command line also takes a class. Packages are imported when a judge is built.
+Bench files use names; `judge=` on the command line also takes a class. Packages are imported when a judge is built.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class JudgeSettings(Component):
-    """What the settings of every judge of ours offer."""
+    """Settings of our own judges."""
 
     def build(self, device: str = "cpu") -> "Judge":
-        """The judge; device: where a neural one runs."""
+        """Build the judge; device: for neural ones."""
         raise NotImplementedError
 
     def facts(self, device: str) -> dict[str, str]:
-        """What decides its transcripts: the contents of the files that it reads, its precision."""
+        """Everything that its transcripts depend on: contents of its files, its precision."""
         raise NotImplementedError
 
 
@@ -101,7 +101,7 @@ _OR_OWN = ", or give one of your own by its class, judge._target_=package.module
 
 
 def judge_name(judge: "str | JudgeSettings | Custom") -> str:
-    """What results call a judge: the name of ours, the class of another."""
+    """A judge's name in results: its name here, or its class."""
     if isinstance(judge, str):
         return judge
     if isinstance(judge, Custom):
@@ -110,7 +110,7 @@ def judge_name(judge: "str | JudgeSettings | Custom") -> str:
 
 
 def own_judge(judge: "str | JudgeSettings | Custom | None") -> "JudgeSettings | Custom | None":
-    """The judge that a configuration gives by its class; None where it gives a name, or nothing."""
+    """The user-defined judge in a configuration; None if it gives a name, or nothing."""
     return None if isinstance(judge, str) else judge
 
 
@@ -121,7 +121,7 @@ def judge_settings(
     trust_file: bool = False,
     language: str | None = None,
 ) -> "JudgeSettings | Custom":
-    """The settings of a judge: as they are, or those of a judge of ours by its name.
+    """The settings of a judge: as given, or those of one of our judges by name.
 
     Args:
         grammar: JSGF file, for pocketsphinx.
@@ -130,7 +130,7 @@ def judge_settings(
         language: given to whisper.
 
     Raises:
-        UserError: no judge of ours has this name, or a mapping names no class.
+        UserError: no judge has this name, or a mapping names no class.
     """
     if isinstance(judge, str):
         if judge not in JUDGES:
@@ -164,13 +164,13 @@ def judge_maker(
 
 
 def judge_facts(judge: "str | JudgeSettings | Custom", device: str = "cpu", **files: Any) -> dict[str, Any]:
-    """What decides a judge's transcripts; of files and folders their contents. files: as `judge_settings` takes them.
+    """Everything that a judge's transcripts depend on; files and folders by content. files: see `judge_settings`.
 
     Raises:
-        UserError: a setting of a judge of one's own is named like a secret.
+        UserError: a setting of a user-defined judge is named like a secret.
     """
     if isinstance(judge, str) and judge not in JUDGES:
-        return {"judge": judge}  # refused where it is to be built, before the first answer
+        return {"judge": judge}  # refused when it is built, before the first answer
     settings = judge_settings(judge, **files)
     if isinstance(settings, JudgeSettings):
         return {"judge": judge_name(judge), **settings.facts(device)}
@@ -178,7 +178,7 @@ def judge_facts(judge: "str | JudgeSettings | Custom", device: str = "cpu", **fi
 
 
 def _with_contents(value: Any) -> Any:
-    """Settings with the digest of what lies there in place of each path."""
+    """Settings with each path replaced by the digest of its contents."""
     if isinstance(value, Mapping):
         return {name: _with_contents(inner) for name, inner in value.items()}
     if isinstance(value, str) and value and Path(value).exists():

@@ -10,17 +10,17 @@ import torch
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.pocketsphinx import RATE, at_rate
 
-_LONGEST = 30 * RATE  # samples that one Whisper window holds
+_LONGEST = 30 * RATE  # samples per Whisper window
 
 
 class WhisperJudge:
-    """Whisper, by transformers; recordings above 30 s are cut into windows of 30 s.
+    """Whisper, by transformers; recordings above 30 s are split into windows of 30 s.
 
     Args:
-        folder: a checkpoint as transformers saves it, processor files included.
-        device: where it runs; half precision on a GPU.
-        batch_size: windows recognised together.
-        language: spoken in the recordings, e.g. `en`; None lets the model guess. Checkpoints of one language take none.
+        folder: a checkpoint in transformers' format, processor files included.
+        device: device; half precision on a GPU.
+        batch_size: windows per batch.
+        language: language of the recordings, such as `en`; None detects it. Monolingual checkpoints take none.
 
     Raises:
         UserError: the folder holds no Whisper checkpoint.

@@ -12,22 +12,22 @@ import soxr
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.text.lines import read_lines, split_fields
 
-RATE = 16_000  # Hz, what speech recognisers take
+RATE = 16_000  # Hz, sample rate of the recognisers
 
 
 class Judge(Protocol):
-    """A speech recogniser. The text of a wave must not depend on what was heard before it."""
+    """A speech recogniser. The text of a wave must not depend on earlier waves."""
 
     def transcribe(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[str]:
-        """Text of each wave `(samples,) float32` in [-1, 1] at `sample_rate` Hz; "" where nothing was understood."""
+        """Text of each wave `(samples,) float32` in [-1, 1] at `sample_rate` Hz; "" if nothing was recognised."""
         ...
 
 
 class PocketsphinxJudge:
     """CMU Sphinx with its US English model, restricted to the sentences of a grammar.
 
-    The grammar makes up for a weak acoustic model, and forgives: an answer is heard as the nearest sentence that the
-    grammar allows. So its error rates compare runs and are no absolute quality.
+    The grammar makes up for a weak acoustic model but is lenient: an answer is recognised as the nearest sentence that
+    the grammar allows. Its error rates compare runs and are not absolute.
 
     Args:
         grammar: JSGF file; its words must be in the CMU pronouncing dictionary.
@@ -47,7 +47,7 @@ class PocketsphinxJudge:
             dictionary = Path(folder) / "words.dict"
             dictionary.write_text(_pronunciations(model / "cmudict-en-us.dict", grammar_words(grammar), grammar))
             try:
-                # With a grammar the lattice's best path is slower and hears worse than the search's own result
+                # with a grammar the lattice's best path is slower and less accurate than the search's own result
                 self.decoder = pocketsphinx.Decoder(
                     hmm=str(model / "en-us"), lm=None, dict=str(dictionary), jsgf=str(grammar), bestpath=False,
                     logfn="/dev/null",
@@ -61,7 +61,7 @@ class PocketsphinxJudge:
 
     def _one(self, wave: np.ndarray) -> str:
         self.decoder.start_utt()
-        # As a full utterance, features are normalised over this wave alone and not over the ones before it
+        # as a full utterance, features are normalised over this wave only, not over earlier ones
         samples = (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
         self.decoder.process_raw(samples, no_search=False, full_utt=True)
         self.decoder.end_utt()
@@ -89,7 +89,7 @@ def grammar_words(grammar: Path) -> list[str]:
 
 
 def at_rate(wave: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The wave at 16 kHz."""
+    """The wave resampled to 16 kHz."""
     return wave if sample_rate == RATE else soxr.resample(wave, sample_rate, RATE).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""How an answer sounds, beside what it says: likeness to a prompted voice (WavLM), naturalness (UTMOS)."""
+"""Quality of a spoken answer besides its words: similarity to a voice prompt (WavLM), naturalness (UTMOS)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from vita_audio_pl.foreign.weights import require_trust
 
 
 class SpeakerSimilarity:
-    """Cosine between the speaker embeddings of two recordings, by a WavLM x-vector checkpoint on disk.
+    """Cosine similarity of two recordings' speaker embeddings, from a WavLM x-vector checkpoint on disk.
 
     Args:
         folder: a checkpoint of transformers' `WavLMForXVector` with its feature extractor.
@@ -50,7 +50,7 @@ class Naturalness:
     Args:
         file: the exported model; called with `(1, samples)` at 16 kHz, it returns the score.
         device: where it runs.
-        trust_file: load it, although a TorchScript file can run code of its own, such as writing files.
+        trust_file: load it, although a TorchScript file can run code, for example write files.
 
     Raises:
         UserError: the file is missing, not trusted, or no TorchScript.

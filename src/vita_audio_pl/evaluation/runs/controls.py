@@ -1,4 +1,4 @@
-"""How far the judge can be trusted: what it makes of recordings whose text is known."""
+"""Controls of the judge: its error rate on recordings whose text is known."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from vita_audio_pl.evaluation.scores.significance import bootstrap_ratio
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.names import safe_name
 
-_UNIT = 25  # recordings judged by one call
+_UNIT = 25  # recordings per call
 REMARK = (
     "The WER that the judge gives to correct speech is the floor of every speech figure above. Against another "
     "recording's text it must be far higher (not quite 100 %, sentences share words), and in noise near 100 %, or the "
@@ -27,7 +27,7 @@ REMARK = (
 
 @dataclass(frozen=True)
 class Recordings:
-    """Recordings of known text, and what is done to them before the judge hears them, see `ModelToolbox.recognise`."""
+    """Recordings with known text, and how they are processed before the judge, see `ModelToolbox.recognise`."""
 
     name: str
     audios: tuple[Path, ...]
@@ -36,13 +36,13 @@ class Recordings:
 
     @classmethod
     def of_answers(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
-        """The expected answers, spoken by the voice that the model learns."""
+        """The expected answers, in the voice that the model learns."""
         spoken = [(item.spoken_reference, item.references[0]) for item in items if _there(item.spoken_reference)]
         return cls(name, *_columns(spoken[:most]), treatments=("source", "codec", "noise"))
 
     @classmethod
     def of_questions(cls, name: str, items: Sequence[Item], most: int) -> "Recordings":
-        """The recordings that the model is asked to transcribe."""
+        """The recordings that the model transcribes."""
         recorded = [(item.source, item.references[0]) for item in items if _there(item.source)]
         return cls(name, *_columns(recorded[:most]), treatments=("source", "codec"))
 
@@ -65,14 +65,14 @@ def measure_controls(
     normalise: Normaliser,
     run: Run,
 ) -> dict[str, Any]:
-    """WER of the judge on each set as recorded, after the codec, against wrong references, and in noise.
+    """The judge's WER on each set: as recorded, after the codec, against wrong references, and in noise.
 
     Args:
-        folder: gets `controls/<key>/` with `controls.json` and sounds; the same measurement is not made again.
+        folder: gets `controls/<key>/` with `controls.json` and audio; a measurement is never repeated.
         codec: folder of the model's codec.
-        identity: of an evaluation with this judge, codec and normaliser.
-        resynthesise: `(name, recording)` of recordings that are written as they sound after the codec.
-        run: the processes that do it.
+        identity: identity of an evaluation with this judge, codec and normaliser.
+        resynthesise: `(name, recording)` of recordings to write after the codec.
+        run: pool of processes.
     """
     audios = file_digests([path for one in sets for path in one.audios] + [path for _, path in resynthesise])
     heard_sets = [[one.name, one.texts, one.treatments, [audios[path] for path in one.audios]] for one in sets]

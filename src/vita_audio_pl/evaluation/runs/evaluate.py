@@ -1,4 +1,4 @@
-"""One call of the evaluation command: plan, run, score, compare, measure the judge."""
+"""One call of the evaluation command: plan, run, score, compare, and control the judge."""
 
 import os
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from vita_audio_pl.models.devices import require_device
 
 
 def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
-    """Do what the settings ask for; results of all evaluations under every asked profile.
+    """Run the configured evaluations; returns their results under every requested profile.
 
-    With several ranks each does its share, all end together, and rank 0 alone writes and returns results.
+    With several ranks each does its share and all end together; rank 0 writes and returns the results.
 
     Raises:
         UserError: settings, a model, a bench or a judge that cannot be used, or another rank that failed.
@@ -65,7 +65,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     workers = config.workers or _processes(device)
     if "transcribe" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
         for judge in {evaluation.judge for evaluation in evaluations if evaluation.is_transcribed}:
-            toolbox.judge(judge)  # one that is not there is refused before the first answer
+            toolbox.judge(judge)  # a missing one is reported before the first answer
     with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
             transcripts = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
@@ -102,7 +102,7 @@ def _finished(record: Records, config: EvaluateConfig) -> bool:
 
 
 def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
-    """Everything that is made of complete records, by one process."""
+    """Everything that is computed from complete records, in one process."""
     _keep_audio(config, records, run)
     profiles = _profiles(config)
     about = {"normaliser": config.bench.normaliser, "unit": config.bench.unit}
@@ -128,7 +128,7 @@ def _profiles(config: EvaluateConfig) -> list[str]:
 
 
 def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:
-    """Keep the sound of the first answers, and of as many of the worst, with their questions: what a person wants to hear."""
+    """Store the audio of the first answers, and of as many of the worst, with their questions, for listening."""
     calls = []
     for record in records:
         evaluation = record.evaluation
@@ -147,7 +147,7 @@ def _keep_audio(config: EvaluateConfig, records: Sequence[Records], run: Run) ->
 
 
 def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], run: Run) -> None:
-    """Measure the judge on the bench's own recordings, once for each output folder."""
+    """Measure the judge on the bench's own recordings, once per output folder."""
     most = config.suite.controls if config.suite else config.controls
     if not most:
         return

@@ -1,4 +1,4 @@
-"""What one evaluation is: a model, a mode, a task of a bench, what decides its result, and the folder that is named for it."""
+"""One evaluation: model, mode, task of a bench, identity of the result, and its folder."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from vita_audio_pl.storage.names import safe_name
 
 SPEAKING_TASKS = ("tts", "sqa")
 GPU_PRECISION = "bfloat16"
-"""What models answer in on a GPU; on a CPU it is the precision of their files."""
+"""Precision of answers on a GPU; on a CPU it is that of the model's files."""
 _SHOWN = 10  # digits of the key in a folder's name; all of them are in its key.json
 
 
@@ -61,10 +61,10 @@ class Evaluation:
         stage: the stage that made it, for tables.
         bench, split, task: where the items are from.
         judge: name of the recogniser that listens to answers; empty where nothing is listened to.
-        identity: what decides the result; another identity has another folder.
-        place: folder that evaluations of this stage and split share.
+        identity: everything that the result depends on; another identity has another folder.
+        place: parent folder of the evaluations of this stage and split.
         batch_size: answers decoded together.
-        limited: there are more items in the bench than are evaluated.
+        limited: whether only part of the bench is evaluated.
     """
 
     model: Path
@@ -82,7 +82,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """Where records and results go: task, mode and number of utterances for people, the key for all that decides."""
+        """Folder of records and results: task, mode and number of utterances for readers, and the key."""
         name = f"{self.task}.{self.decoding.label}.{len(self.identity.contents)}"
         return self.place / f"{name}-{self.identity.key[:_SHOWN]}"
 
@@ -100,7 +100,7 @@ class Evaluation:
         return f"{self.stage} {self.task} {self.decoding.label}"
 
     def batches(self) -> list[tuple[Item, ...]]:
-        """How ranks share the work: the same batches whatever was done before and however many ranks there are."""
+        """How ranks divide the work: the same batches whatever was done before and however many ranks there are."""
         return [self.items[start : start + self.batch_size] for start in range(0, len(self.items), self.batch_size)]
 
 
@@ -119,7 +119,7 @@ def stage_of(folder: Path) -> str:
 
 
 def audio_file(id: str) -> str:
-    """Where an utterance's audio is kept, below the evaluation's folder."""
+    """File of an utterance's audio, below the evaluation's folder."""
     return f"audio/{safe_name(id)}.wav"
 
 
@@ -129,5 +129,5 @@ def bench_folder(output: str | None, model: Path, bench: str, runs: Path | str) 
 
 
 def split_folder(bench: Path, stage: str, split: str) -> Path:
-    """Where evaluations of a stage on a split stand side by side."""
+    """Parent folder of the evaluations of a stage on a split."""
     return bench / safe_name(stage) / safe_name(split)

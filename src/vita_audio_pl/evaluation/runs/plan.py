@@ -37,12 +37,12 @@ from vita_audio_pl.storage.owned import refuse_inside
 
 
 def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evaluation]:
-    """The evaluations that the settings ask for, models one after another.
+    """The configured evaluations, model by model.
 
-    Reads the models, the bench and the judge's files once, since their contents are part of an evaluation's identity.
+    Reads models, bench and the judge's files once, since their contents are part of an evaluation's identity.
 
     Args:
-        device: where models and judge run; it decides their precision.
+        device: device of models and judge, which determines their precision.
 
     Raises:
         UserError: a model folder is missing, or the bench cannot be used.
@@ -128,7 +128,7 @@ class _Facts:
             if (folder := getattr(config, name))
         }
         precision = GPU_PRECISION if device.startswith("cuda") else stored_precision(model)
-        # What a GPU has generated may be scored elsewhere
+        # answers generated on a GPU may be scored elsewhere
         others = [GPU_PRECISION, stored_precision(model)] if config.step == "score" else []
         judge = config.judge or bench.judge
         files = {"grammar": bench.grammar, "model": config.judge_model, "language": bench.language}
@@ -189,16 +189,16 @@ def _answered(place: Path) -> Iterator[str]:
 
 
 def stored_precision(model: Path) -> str:
-    """The precision of a model's files, as its `config.json` names it."""
+    """The precision of a model's files, from its `config.json`."""
     config = read_json(model / "config.json")
     return str(config.get("torch_dtype") or config.get("dtype") or "float32")
 
 
 def own_pattern(model: Path) -> tuple[int, ...]:
-    """The decoding pattern that a model folder names.
+    """The decoding pattern of a model folder.
 
     Raises:
-        UserError: it names none.
+        UserError: it has none.
     """
     path = model / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}

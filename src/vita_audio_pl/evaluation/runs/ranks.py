@@ -1,4 +1,4 @@
-"""Several processes that share an evaluation: what each does, and how they end together."""
+"""Several processes that share an evaluation: how the work is divided, and how they end together."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from vita_audio_pl.storage.names import safe_name
 
 T = TypeVar("T")
 
-_EVERY = 2.0  # seconds between two looks at the others
-_TORCHRUN, _SRUN = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), ("SLURM_JOB_ID",)  # set with the rank, always
-_ALONE = 20.0  # seconds without a sign of any other process, after which it is said
-_SILENCE = 300.0  # seconds without a sign after which a process counts as dead
+_EVERY = 2.0  # seconds between checks of the others
+_TORCHRUN, _SRUN = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), ("SLURM_JOB_ID",)  # always set together with the rank
+_ALONE = 20.0  # seconds without a heartbeat of any other process before it is reported
+_SILENCE = 300.0  # seconds without a heartbeat before a process counts as dead
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work that is this process's: batches `i` with `i % ranks == rank`.
+    """This process's share of the work: batches `i` with `i % ranks == rank`.
 
     Attributes:
-        local: number of this process on its node, which chooses its GPU.
-        launch: name of the launch, the same for its processes.
+        local: rank of this process on its node, which determines its GPU.
+        launch: name of the launch, equal in its processes.
     """
 
     rank: int = 0
@@ -45,17 +45,18 @@ class Share:
 
     @classmethod
     def of_environment(cls) -> "Share":
-        """From torchrun's or SLURM's variables; the whole work where there are none.
+        """From the variables of torchrun or SLURM; all the work if there are none.
 
         Raises:
-            UserError: some are left over from another launch, so this process would wait for others that never come.
+            UserError: variables are left over from another launch, so this process would wait for others that never
+                come.
         """
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             _refuse_left_over("WORLD_SIZE", "RANK", _TORCHRUN)
             check_agent()
             names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
             return cls(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"), _launch(*names))
-        # A batch script has the variables of the job, but it is one process; only srun's tasks have those of a step
+        # a batch script has the variables of the job, but is one process; only srun's tasks have those of a step
         tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_JOB_ID" in os.environ else "SLURM_NTASKS"
         if "SLURM_PROCID" in os.environ and tasks in os.environ:
             _refuse_left_over(tasks, "SLURM_PROCID", _SRUN)
@@ -88,7 +89,7 @@ def _refuse_left_over(ranks: str, rank: str, set_by_launcher: Sequence[str]) -> 
 
 
 def _names() -> str:
-    """Those variables that say that there are other ranks."""
+    """The variables that indicate other ranks."""
     return ", ".join(name for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS") if name in os.environ)
 
 
@@ -97,14 +98,14 @@ def _launch(*names: str) -> str:
 
 
 class Meeting:
-    """Lets the processes of one launch end together, by small files in a folder that all of them see.
+    """Lets the processes of one launch end together, through small files in a shared folder.
 
-    Each says every few seconds that it works, and in the end that it is done or why it failed. A process that gives no
-    sign for five minutes counts as dead: then the others end with an error message, and rerunning the same command resumes.
+    Each writes a heartbeat every few seconds, and finally that it is done or why it failed. A process without a
+    heartbeat for five minutes counts as dead: the others end with an error, and rerunning the same command resumes.
 
     Args:
-        folder: gets a file for each process; several launches have folders of their own in it.
-        share: this process; alone it writes nothing and waits for nobody.
+        folder: gets a file per process, in a subfolder per launch.
+        share: this process; if it is alone it writes nothing and waits for nobody.
     """
 
     def __init__(self, folder: Path, share: Share, every: float = _EVERY, silence: float = _SILENCE) -> None:
@@ -132,10 +133,10 @@ class Meeting:
             self._write_state("done" if error is None else f"failed: {str(error) or type(error).__name__}")
 
     def wait_for_all(self, complete: Callable[[], bool], what: str) -> None:
-        """For rank 0: returns when `complete` says so.
+        """For rank 0: returns when `complete` is true.
 
         Raises:
-            UserError: another process failed, or gives no sign; `what` says what is missing then.
+            UserError: another process failed, or has no heartbeat; `what` names what is missing then.
         """
         self._wait([rank for rank in range(self.share.ranks) if rank != self.share.rank], complete, what)
 
@@ -143,11 +144,11 @@ class Meeting:
         """For the other ranks: returns when rank 0 is done.
 
         Args:
-            there: whether results are there; asked where rank 0 was done before this process began, or an earlier
+            there: whether results exist; called if rank 0 was done before this process began, or an earlier
                 launch of the same name was.
 
         Raises:
-            UserError: rank 0 failed, or gives no sign.
+            UserError: rank 0 failed, or has no heartbeat.
         """
         self._wait([0], lambda: self._sign_of(0).get("state") == "done" and (self._is_news(0) or there()), what)
 
@@ -163,7 +164,7 @@ class Meeting:
                     seen[rank] = sign, now
             silent = [rank for rank in others if now - seen[rank][1] > self.silence]
             done = [rank for rank in others if seen[rank][0].get("state") == "done"]
-            if silent and not set(others) - set(silent) - set(done):  # the others' work is not to be lost
+            if silent and not set(others) - set(silent) - set(done):  # do not discard the others' work
                 self._refuse(next((rank for rank in silent if rank not in done), silent[0]), what)
             time.sleep(self.every)
 

@@ -1,4 +1,4 @@
-"""Result files of an evaluation: JSON for programs, Markdown for people, one line per utterance for the curious."""
+"""Result files of an evaluation: JSON for programs, Markdown for people, and one line per utterance."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -40,8 +40,8 @@ def score_record(record: Records, rules: Scoring) -> list[dict[str, Any]]:
 def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dict[str, Any]:
     """Score a complete evaluation and write `result.json`, `result.md` and `utterances.jsonl` (worst first).
 
-    Under another profile than `strict` the files carry its name: `result.reference.json`. The files depend only on
-    the records and the kept audio: a resumed evaluation writes the same bytes.
+    Under a profile other than `strict` the files carry its name: `result.reference.json`. The files depend only on
+    the records and the stored audio: a resumed evaluation writes identical bytes.
 
     Args:
         about: what is also stated in the result, e.g. the normaliser's name and the published figures.
@@ -64,7 +64,7 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
     suffix = "" if rules.profile.name == "strict" else f".{rules.profile.name}"
     folder = evaluation.folder
     utterances = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    # The result last: who finds it finds its utterances
+    # the result last: if it exists, so do its utterances
     atomic_write(folder / f"utterances{suffix}.jsonl", utterances)
     atomic_write(folder / f"result{suffix}.md", markdown(result).encode())
     write_figures(folder / f"result{suffix}.json", result, utterances)
@@ -72,9 +72,9 @@ def write_results(record: Records, rules: Scoring, about: dict[str, Any]) -> dic
 
 
 def keep_recordings(record: Records, ids: Iterable[str]) -> None:
-    """Copy the recordings of questions and of expected answers below the bench's folder, where pages play them from.
+    """Copy the recordings of questions and expected answers below the bench's folder, where pages play them from.
 
-    What a page would not play, or is not there, is not copied: its row goes on naming the file that the bench names.
+    Recordings that a page would not play, or that are missing, are not copied; their rows keep the bench's path.
     """
     wanted = set(ids)
     for item in record.evaluation.items:
@@ -89,7 +89,7 @@ def keep_recordings(record: Records, ids: Iterable[str]) -> None:
 
 
 def _recordings(record: Records, item: Item) -> Iterator[tuple[str, Path, Path]]:
-    """What a row calls a recording, where the bench has it, and where its copy is."""
+    """A recording's key in a row, its path in the bench, and the path of its copy."""
     folder = record.evaluation.bench_folder / "recordings"
     for name, recording in (("source", item.source), ("spoken_reference", item.spoken_reference)):
         if recording is not None:
@@ -123,7 +123,7 @@ def _header(evaluation: Evaluation, rules: Scoring) -> dict[str, Any]:
 
 
 def metric_label(name: str, result: dict[str, Any]) -> str:
-    """What a figure of a result is called; for spoken answers that only have to contain an accepted one, see `Scoring`."""
+    """Title of a metric; for spoken answers that only have to contain an accepted one, see `Scoring`."""
     own = name == "speech_wer" and result["task"] == "sqa" and result["answer_rule"] == "contains"
     return METRIC_LABELS[name] + (", against the text written beside it" if own else "")
 

@@ -1,4 +1,4 @@
-"""Runs evaluations batch by batch on a pool of processes; what is done stays done."""
+"""Runs evaluations batch by batch on a pool of processes; finished batches are never repeated."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +29,7 @@ STEPS = ("generate", "transcribe")
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, what is done and what there is to do, in utterances."""
+"""Called with the name of a step, and the utterances done and in total."""
 
 
 Answered = tuple[list[Answer], dict[str, Any]]
@@ -37,7 +37,7 @@ Answered = tuple[list[Answer], dict[str, Any]]
 
 
 class Toolbox(Protocol):
-    """What does the work of an evaluation; lives in every process of the pool."""
+    """Does the work of an evaluation, in every process of the pool."""
 
     def answer(self, model: Path, decoding: Decoding, batch_size: int, items: Sequence[Item]) -> Answered:
         """One answer for each item, in order, and the kernels that they were computed with."""
@@ -46,16 +46,16 @@ class Toolbox(Protocol):
     def transcribe(
         self, model: Path, judge: str, answers: Sequence[Answer], voices: dict[str, Path]
     ) -> list[Transcript]:
-        """What the judge transcribed in each answer.
+        """The judge's transcript of each answer.
 
-        `voices` has the recording of the voice that an answer was to be spoken in, by id, where there is one.
+        `voices` has the voice prompt of each answer that has one, by id.
         """
         ...
 
 
 @dataclass
 class Records:
-    """The records of one evaluation, as far as they are there."""
+    """The existing records of one evaluation."""
 
     evaluation: Evaluation
     answers: RecordFile
@@ -63,7 +63,7 @@ class Records:
 
     @classmethod
     def open(cls, evaluation: Evaluation, share: Share) -> "Records":
-        """Claims the evaluation's folder, and copies what this process needs of equal answers in folders beside it."""
+        """Claim the evaluation's folder, and copy this process's share of equal answers from sibling folders."""
         folder = evaluation.folder
         claim_folder(folder, evaluation.identity)
         records = cls(
@@ -91,7 +91,7 @@ class Records:
         return self.evaluation.identity.contents[id]
 
     def refresh(self) -> None:
-        """Read what other ranks added."""
+        """Read records that other ranks added."""
         self.answers.refresh()
         self.transcripts.refresh()
 
@@ -99,27 +99,27 @@ class Records:
         return self.answers.done(item.id for item in self.evaluation.items)
 
     def complete(self) -> bool:
-        """True where every item has an answer and, if answers are transcribed, a transcript."""
+        """Whether every item has an answer and, if answers are transcribed, a transcript."""
         transcribed = not self.evaluation.is_transcribed or self.transcripts.done(
             item.id for item in self.evaluation.items
         )
         return transcribed and self.answered()
 
     def missing(self, file: RecordFile, share: Share) -> list[Item]:
-        """Items of this process's part without a record in `file`."""
+        """Items of this process's share without a record in `file`."""
         return [item for batch in share.mine(self.evaluation.batches()) for item in batch if item.id not in file]
 
     def answer_of(self, id: str) -> Answer:
         return Answer.of(self.answers[id])
 
     def sound_of(self, answer: Answer) -> str:
-        """Digest of what an answer's `Transcript` depends on: the judge, the codec, the codes, the voice that was asked for."""
+        """Digest of everything that a `Transcript` depends on: judge, codec, codes, voice prompt."""
         identity = self.evaluation.identity
         return digest([identity.codec, dict(identity.listening), answer.codes, self.content(answer.id).voice])
 
     @cached_property
     def voices(self) -> dict[str, Path]:
-        """The recordings of voices that answers were to be spoken in, by id."""
+        """Voice prompts by id."""
         return {item.id: item.voice for item in self.evaluation.items if item.voice is not None}
 
     def transcript_of(self, id: str) -> Transcript:
@@ -134,16 +134,16 @@ def run_evaluations(
     steps: Sequence[str] = STEPS,
     transcripts: TranscriptFile | None = None,
 ) -> list[Records]:
-    """Generate and listen to what is not recorded yet; the records of all evaluations, in order.
+    """Generate and transcribe what is not recorded yet; returns the records of all evaluations, in order.
 
     Args:
-        run: the processes that do it, from `worker_pool`.
-        share: this process's part; by default the whole.
-        steps: some of `STEPS`; `transcribe` alone takes answers that were generated before.
-        transcripts: what the judge transcribed in other runs.
+        run: pool of processes, from `worker_pool`.
+        share: this process's share; by default everything.
+        steps: some of `STEPS`; `transcribe` alone uses existing answers.
+        transcripts: the judge's transcripts from other runs.
 
     Raises:
-        UserError: `transcribe` alone was asked for, and answers are missing.
+        UserError: only `transcribe` was requested, and answers are missing.
     """
     share = share or Share()
     records = [Records.open(evaluation, share) for evaluation in evaluations]
@@ -168,7 +168,7 @@ CALLS = 16
 def _a_call(missing: Sequence[Item], evaluation: Evaluation) -> int:
     """Answers that one call makes: as one ends the next takes its place.
 
-    Some batches of a large bench, and one where there are few, so that processes share the work and a kill loses little.
+    Several batches for a large bench and one for a small one, so that processes share the work and a kill loses little.
     """
     batches = len(missing) // (CALLS * evaluation.batch_size)
     return evaluation.batch_size * min(MOST_REFILLS, max(1, batches))
@@ -199,7 +199,7 @@ def _generate(records: Sequence[Records], share: Share, run: "Run", progress: Pr
 def _transcribe(
     records: Sequence[Records], share: Share, run: "Run", progress: Progress, elsewhere: TranscriptFile | None
 ) -> None:
-    """Listen to every answer; equal codes, say of a frozen backbone's two stages, are decoded and judged once."""
+    """Transcribe every answer; identical outputs, such as of two stages with the same backbone, are transcribed once."""
     known: dict[str, Transcript] = {} if elsewhere is None else elsewhere.read()
     units: list[tuple[Records, list[Answer]]] = []
     for record in (record for record in records if record.evaluation.is_transcribed):
@@ -238,7 +238,7 @@ def _batches(of: Sequence[T], size: int) -> list[list[T]]:
 
 
 Run = Callable[[str, list[Any]], Iterator[Any]]
-"""Calls a method of the toolbox once for each tuple of arguments; results come in that order."""
+"""Calls a method of the toolbox once per tuple of arguments; results are in that order."""
 
 _toolbox: Any  # set in every process of the pool
 
@@ -253,7 +253,7 @@ def worker_pool(toolbox: Any, workers: int = 1) -> Iterator[Run]:
     if workers <= 1:
         yield lambda method, calls: (getattr(toolbox, method)(*call) for call in calls)
         return
-    # Forked, so that each process has torch imported and the toolbox without pickling it
+    # forked, so that each process has torch imported, and the toolbox without pickling
     with worker_processes(workers, "fork", _adopt, toolbox) as executor:
 
         def run(method: str, calls: list[Any]) -> Iterator[Any]:

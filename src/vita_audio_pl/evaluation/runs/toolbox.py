@@ -1,4 +1,4 @@
-"""The real toolbox: models that answer, codecs that turn codes into sound, judges that listen."""
+"""The tools of an evaluation: models, codecs and judges, loaded when needed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 
 CAPACITY_STEP = 128
-"""Tokens that a decoder's cache is made longer by, so that prompts of a few more do not ask for another."""
+"""Cache lengths are rounded up to a multiple of this many tokens, so that slightly longer prompts need no new cache."""
 
 
 def as_answer(id: str, generation: Generation, vocabulary: Vocabulary, tokenizer: TextTokenizer) -> Answer:
-    """What a model generated, as it is recorded."""
+    """A model's output as a record."""
     return Answer(
         id,
         answer_text(generation, vocabulary, tokenizer),

@@ -1,4 +1,4 @@
-"""Evaluation figures in wandb: one run per evaluated run, grouped with its training stages."""
+"""Evaluation results in wandb: one run per evaluated run, grouped with its training stages."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ EVALUATION_TABLE = "evaluation"
 
 @contextmanager
 def never_fatal(missing: str, remedy: str) -> Iterator[None]:
-    """Lets work that is finished stay finished whatever wandb meets: its failure becomes one sentence.
+    """Turns a failure of wandb into one printed sentence, so that finished work stays finished.
 
     Args:
         missing: what wandb does not have then.
@@ -22,7 +22,7 @@ def never_fatal(missing: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # wandb raises its own, its service's and the transport's, which have no other base
+    except Exception as error:  # wandb's, its service's and the transport's exceptions have no other common base
         print(f"wandb has no {missing} ({type(error).__name__}: {error}): {remedy}", file=sys.stderr, flush=True)
 
 

@@ -1,1 +1,1 @@
-"""From answers to figures: normalisation, error rates, intervals, comparisons, the judge's own error."""
+"""Scoring: normalisation, error rates, confidence intervals, comparisons."""

@@ -1,4 +1,4 @@
-"""Two results side by side: the same utterances, the difference, and whether it could be chance."""
+"""Comparison of two results: the same utterances, the difference, and its significance."""
 
 import json
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ def compare_results(first: Path, second: Path) -> dict[str, Any]:
         first, second: folders with `result.json` and `utterances.jsonl`.
 
     Raises:
-        UserError: a folder has no results, or results that an older version wrote without what decides them; task, rules
-            or judge differ; they share no utterance, or one of the same id is another.
+        UserError: a folder has no results, or results that an older version wrote without what decides them; task,
+            rules or judge differ; they share no utterance, or one of the same id is another.
     """
     one, two = _Loaded(first), _Loaded(second)
     for loaded in (one, two):

@@ -1,4 +1,4 @@
-"""Scores of one utterance and of a set: word or character errors (jiwer), exact match, containment."""
+"""Metrics of one utterance and of a set: word or character errors (jiwer), exact match, containment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors divided by reference units; above 1 where much was inserted."""
+        """Errors divided by reference units; can exceed 1 with many insertions."""
         return self.errors / self.reference_units
 
 
@@ -38,12 +38,12 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCo
 
 
 def exact_match(references: Sequence[Sequence[str]], hypothesis: Sequence[str]) -> bool:
-    """True where the hypothesis is, unit by unit, one of the accepted answers."""
+    """Whether the hypothesis equals one of the accepted answers, unit by unit."""
     return any(list(reference) == list(hypothesis) for reference in references)
 
 
 def contains_answer(references: Sequence[Sequence[str]], hypothesis: Sequence[str]) -> bool:
-    """True where one of the accepted answers occurs as whole, consecutive units: "nine" is not in "nineteen"."""
+    """Whether one of the accepted answers occurs as whole, consecutive units: "nine" is not in "nineteen"."""
     said = list(hypothesis)
     return any(
         len(answer) > 0 and any(said[i : i + len(answer)] == list(answer) for i in range(len(said) - len(answer) + 1))
@@ -52,6 +52,6 @@ def contains_answer(references: Sequence[Sequence[str]], hypothesis: Sequence[st
 
 
 def contains_substring(references: Sequence[Sequence[str]], hypothesis: Sequence[str]) -> bool:
-    """True where one of the accepted answers occurs as a substring, even inside a word: "nine" is in "nineteen"."""
+    """Whether one of the accepted answers occurs as a substring, even inside a word: "nine" is in "nineteen"."""
     said = " ".join(hypothesis)
     return any(len(answer) > 0 and " ".join(answer) in said for answer in references)

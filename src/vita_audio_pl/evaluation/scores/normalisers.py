@@ -19,13 +19,13 @@ _MIXED_UNITS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 def _without_punctuation(text: str) -> str:
-    """Lower-cased NFKC text; punctuation and symbols become blanks, but an apostrophe inside a word goes without a gap."""
+    """Lower-cased NFKC text; punctuation and symbols become blanks, but an apostrophe inside a word is removed."""
     text = re.sub(r"(?<=\w)['\u2019](?=\w)", "", unicodedata.normalize("NFKC", text).lower())
     return "".join(" " if unicodedata.category(char)[0] in "PSC" else char for char in text)
 
 
 def plain(text: str) -> list[str]:
-    """Words: NFKC, lower case, punctuation removed. Numbers stay as they are written."""
+    """Words: NFKC, lower case, punctuation removed. Numbers are unchanged."""
     return _without_punctuation(text).split()
 
 
@@ -38,7 +38,7 @@ def mixed(text: str) -> list[str]:
 
 
 def characters(text: str) -> list[str]:
-    """Every character that is not blank or punctuation, Latin letters too."""
+    """Every character except blanks and punctuation, including Latin letters."""
     return list("".join(_without_punctuation(text).split()))
 
 
@@ -89,21 +89,21 @@ _CHINESE_MARKS = (
     "\uff02-\uff0d\uff0f\uff1a-\uff1e\uff20\uff3b-\uff40\uff5b-\uff60\uff62-\uff64\u3000\u3001\u3003\u3008-\u3011\u3014-\u301f\u3030"
     "\u303e\u303f\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7\uff01\uff1f\uff61\u3002"
 )
-# Seed-TTS-eval takes away these marks, East Asian and ASCII, but the ASCII apostrophe, and nothing else
+# Seed-TTS-eval removes these marks, East Asian and ASCII, except the ASCII apostrophe, and nothing else
 _SEED_TTS_MARKS = re.compile(f"[{_CHINESE_MARKS}{re.escape(string.punctuation.replace(chr(39), ''))}]")
 
 
 def seed_tts_english(text: str) -> list[str]:
-    """Words as Seed-TTS-eval counts them: punctuation but apostrophes removed without a gap, lower case, no more."""
+    """Words as Seed-TTS-eval counts them: punctuation except apostrophes removed without a gap, lower case, nothing else."""
     return _SEED_TTS_MARKS.sub("", text).lower().split()
 
 
 @cache
 def seed_tts_chinese() -> Normaliser:
-    """Characters as Seed-TTS-eval counts them: traditional ones made simple by zhconv, punctuation removed, no more.
+    """Characters as Seed-TTS-eval counts them: simplified by zhconv, punctuation removed, nothing else.
 
     Raises:
-        UserError: zhconv is not installed; it is under the GPL, so it is none of our requirements.
+        UserError: zhconv is not installed; it is not a dependency because it is under the GPL.
     """
     try:
         from zhconv import convert

@@ -1,4 +1,4 @@
-"""Scoring protocols: the honest one, and the one behind published tables."""
+"""Scoring protocols: the strict one, and the one behind published tables."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Profile:
     """How raw answers become scores. Generation is the same under every profile.
 
     Attributes:
-        cut_asr_at_reference_length: a transcript is cut after as many units as its reference has, so a model that
-            rambles on is not charged for it.
+        cut_asr_at_reference_length: a transcript is cut after as many units as its reference has, so trailing
+            insertions are not counted.
         drop_silent_answers: answers without audio leave the denominator of speech metrics.
         skip_missing: utterances that could not be asked (unreadable audio) leave the denominator.
         substring_answers: an accepted answer counts where its letters occur, even inside another word.

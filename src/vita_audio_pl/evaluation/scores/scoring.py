@@ -1,4 +1,4 @@
-"""From recorded answers to figures: per-utterance rows, then rates with confidence intervals."""
+"""From recorded answers to metrics: per-utterance rows, then rates with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from vita_audio_pl.evaluation.scores.significance import bootstrap_ratio
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a task.
+    """A metric of a task.
 
     Attributes:
         of: what is compared with the reference: the answer's `text`, or its `speech` as the judge transcribed it.
@@ -36,7 +36,7 @@ class Metric:
 
 
 VOICE = ("similarity", "naturalness")
-"""How an answer sounds, where it was measured; means over the answers that have audio."""
+"""Voice quality of an answer, if measured; means over the answers with audio."""
 
 METRICS: dict[str, tuple[Metric, ...]] = {
     "asr": (Metric("wer", "text", "errors"),),
@@ -58,9 +58,9 @@ class Scoring:
     """The rules by which a bench is scored.
 
     Attributes:
-        normalise: transcript -> units, for reference and hypothesis alike.
-        answers: `exact` (the whole answer must be an accepted one) or `contains` (it must hold one).
-        average: of error rates, `pooled` (all errors over all units) or over `utterances` (the mean of their rates).
+        normalise: from a transcript to units, for reference and hypothesis.
+        answers: `exact` (the whole answer must be an accepted one) or `contains` (it must contain one).
+        average: of error rates: `pooled` (all errors over all units) or over `utterances` (the mean of their rates).
     """
 
     normalise: Normaliser
@@ -74,10 +74,10 @@ class Scoring:
         return [*self.profile.differences(), *mean]
 
     def expected(self, task: str, metric: Metric, references: Sequence[str], answer: Answer) -> list[list[str]]:
-        """What an answer is compared with, in units: the accepted answers, without those that normalise to nothing.
+        """References of an answer, in units: the accepted answers, without those that normalise to nothing.
 
-        Where a spoken answer only has to contain an accepted one, errors of the speech are counted against the text that
-        the model wrote beside it: a whole sentence is right, but it is not the short answer.
+        If a spoken answer only has to contain an accepted one, errors of the speech are counted against the model's own
+        text: a whole sentence is correct, but differs from the short answer.
         """
         own = task == "sqa" and self.answers == "contains" and metric.kind == "errors"
         return [units for text in ([answer.text] if own else references) if (units := self.normalise(text))]
@@ -96,7 +96,7 @@ def score_utterances(
     transcripts: Mapping[str, Transcript] | None,
     rules: Scoring,
 ) -> list[dict[str, Any]]:
-    """One row per item, in order; every item has a row, whatever became of it.
+    """One row per item, in order; failed items have a row, too.
 
     A row's `scores` maps a metric's name to `{"errors" or "hits", "of"}`; a metric that the profile leaves out for
     this utterance is missing there, and `left_out` says why. Without `transcripts` speech metrics are not computed.
@@ -139,11 +139,11 @@ def score_utterances(
 def score_answer(
     task: str, references: Sequence[str], answer: Answer, transcript: Transcript | None, rules: Scoring
 ) -> tuple[dict[str, dict[str, int]], str]:
-    """Scores of one answer by the name of the metric, and why a metric was left out, if one was.
+    """Scores of one answer by metric, and why a metric was left out, if one was.
 
     Args:
         references: accepted answers; error rates are counted against the first, but see `Scoring.expected`.
-        transcript: what the judge understood; without it speech metrics are not computed.
+        transcript: the judge's transcript; without it speech metrics are not computed.
     """
     scores, left_out = {}, ""
     for metric in METRICS[task]:
@@ -196,7 +196,7 @@ def per_utterance(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, tupl
 
 
 def summarise(task: str, rows: Sequence[dict[str, Any]], average: str = "pooled") -> dict[str, Any]:
-    """Figures of a set: each metric with its 95 % interval, counts of what went wrong, cost per answer.
+    """Metrics of a set, each with its 95 % confidence interval, counts of failures, cost per answer.
 
     average: see `Scoring`.
     """
@@ -239,7 +239,7 @@ def summarise(task: str, rows: Sequence[dict[str, Any]], average: str = "pooled"
 
 
 def worst_first(task: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by the task's metrics, the first one first, the worst on top; ties stay in file order."""
+    """Rows sorted by the task's metrics, worst first; ties stay in file order."""
     metrics = METRICS[task]
 
     def badness(row: dict[str, Any]) -> tuple[float, ...]:

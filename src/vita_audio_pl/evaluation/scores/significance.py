@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals by utterance, and paired comparison of two runs."""
+"""Confidence intervals by bootstrap over utterances, and paired comparison of two runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 1 << 22  # drawn indices held at once, about 32 MB
+_CHUNK = 1 << 22  # indices drawn at a time, about 32 MB
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def bootstrap_ratio(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Interval of `sum(numerators) / sum(denominators)` when utterances are drawn again with replacement.
+    """Confidence interval of `sum(numerators) / sum(denominators)` by resampling utterances with replacement.
 
     For an error rate these are errors and reference units per utterance (Bisani and Ney, "Bootstrap estimates for
-    confidence intervals in ASR performance evaluation", ICASSP 2004); for an accuracy, 0 or 1 and 1. Where every
+    confidence intervals in ASR performance evaluation", ICASSP 2004); for an accuracy, 0 or 1 and 1. If every
     utterance has the same rate of 0 or 1 the bootstrap would claim certainty; then Wilson's bound is used.
 
     Raises:
@@ -67,8 +67,8 @@ def compare_paired(
 ) -> PairedDifference:
     """Difference of two rates over the same utterances, with a two-sided p-value.
 
-    The p-value is that of the paired randomisation test: under "no difference" each utterance's two results could as
-    well be swapped. The interval is the paired bootstrap's.
+    The p-value is that of the paired randomisation test: under the null hypothesis each utterance's two results could
+    be swapped. The interval is that of the paired bootstrap.
 
     Args:
         denominators: of the first run's rates, and of the second's where it has no `second_denominators`.

@@ -52,7 +52,7 @@ def build_loggers(config: TrainConfig, folder: Path, settings: dict[str, Any]) -
             + config.logger.wandb_tags,
             notes=without_credentials(config.experiment.question) or None,
         )
-        wandb_logger._wandb_init.pop("anonymous", None)  # Lightning always passes it, and wandb warns that it is ignored
+        wandb_logger._wandb_init.pop("anonymous", None)  # Lightning passes it, and wandb warns that it has no effect
         with command_line_without_credentials():  # this starts wandb
             wandb_logger.log_hyperparams(settings | {"changed": changed_settings(config)})
         loggers.append(wandb_logger)
