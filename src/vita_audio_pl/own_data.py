@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vita_audio_pl.data.executors import executor_of
 from vita_audio_pl.data.options import PrepareConfig
-from vita_audio_pl.data.readers.jsonl import share_of
+from vita_audio_pl.data.readers.jsonl import PREFERENCE, share_of
 from vita_audio_pl.data.recipe import SourceRecipe
 from vita_audio_pl.data.speaking.reader import Speak
 from vita_audio_pl.errors import UserError
@@ -26,13 +26,18 @@ from vita_audio_pl.storage.owned import Kind, Owned, atomic_folder
 from vita_audio_pl.storage.places import Place, place
 from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
+from vita_audio_pl.text.conversation import PAIR
 from vita_audio_pl.text.lines import read_block
 
 SOURCE, DEV = "own", "dev"
 SHARDS, MIXTURE = "shards", "mixture.yaml"
 PAIRS = "pairs.jsonl"
 """The samples that a folder of recordings and texts stands for."""
-OWN_DATA = Kind("data of your own", (MIXTURE, PAIRS))
+ANSWERS = "answers"
+"""What the command `pairs` records, of which it makes the pairs."""
+ANSWERED_BY = "answered_by.json"
+"""The model whose pairs of answers are in a folder; written when they are complete."""
+OWN_DATA = Kind("data of your own", (MIXTURE, PAIRS, ANSWERED_BY, f"{ANSWERS}/**"))
 _MOST_HELD_OUT = 200
 _LONGEST_SECONDS = 60.0
 _RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
@@ -118,7 +123,7 @@ def _recipe(path: Place, held_out: float) -> SourceRecipe:
     for line in read_block(path, 0, 1, 2**62):
         if line.text.strip():
             shares.append(share_of(line.text))
-            task = task or _task(line.text)
+            task = task or (PREFERENCE if f'"{PAIR[0]}"' in line.text else _task(line.text))
     if not shares:
         raise UserError(f"{path} holds no samples; docs/your-data.md shows one of each task")
     least = 1 if held_out and len(shares) > 1 else 0

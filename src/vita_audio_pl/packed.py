@@ -13,7 +13,7 @@ IGNORE_INDEX = -100
 
 @dataclass
 class PackedBatch:
-    """Rows of packed documents; every tensor is `(rows, length)`.
+    """Rows of packed documents; every tensor but `reference` is `(rows, length)`.
 
     Tensors stay in host memory: where documents lie decides which rows are computed, and to read that back from a
         device would make the host wait for it. The model sends what it needs to `device`.
@@ -29,6 +29,8 @@ class PackedBatch:
         sources: int16 number of the data source per token, -1 on padding.
         names: per row and document, `source/sample-id`.
         position: data position after this batch has been consumed; opaque.
+        reference: of rows whose documents come in pairs, the chosen answer's first: log-probabilities `(pairs, 2)` float64
+            of both answers under the model that the stage started from, NaN where it could not read them; None otherwise.
         clips: features `(frames, size)` float32 of audio that is heard through an encoder, one for each span of
             `<|context_of_audio|>`, row by row in the order of the spans.
         device: where the batch is worked on.
@@ -45,11 +47,12 @@ class PackedBatch:
     names: list[list[str]]
     position: dict[str, Any]
     clips: tuple[Tensor, ...] = ()
+    reference: Tensor | None = None
     device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.shape != self.input_ids.shape:
+            if isinstance(value, Tensor) and name != "reference" and value.shape != self.input_ids.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, input_ids {tuple(self.input_ids.shape)}")
 
     def to(self, device: torch.device | str) -> "PackedBatch":

@@ -1,13 +1,15 @@
 """`python -m vita_audio_pl.train`: train one stage, or the chain of stages."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.model_names import named_model
-from vita_audio_pl.processes import check_agent, requeue_on_signal
+from vita_audio_pl.processes import check_agent, check_status, requeue_on_signal, run_command
 from vita_audio_pl.storage.model_folders import may_name_checkpoint
 from vita_audio_pl.training.checks import apply_stage_settings, check_train_config
 from vita_audio_pl.training.finetune import with_finetune
@@ -63,10 +65,15 @@ def _train(config: TrainConfig) -> float | None:
 
 
 def prepare_data(config: TrainConfig) -> None:
-    """Make the spoken world, in the ids of a pretrained model's tokenizer; where shards are given, nothing is made."""
+    """Make the spoken world, in the ids of a pretrained model's tokenizer; where shards are given, nothing is made.
+
+    For a stage on pairs of answers, the parent answers the world's training texts, and a judge makes pairs of the answers.
+    """
     from vita_audio_pl.preparation import prepare_spoken_world, world_tokenizer
 
-    if not config.data.shards:
+    if not config.data.shards and config.stage.on_pairs:
+        config.data.shards = str(_world_pairs(config) / "shards")
+    elif not config.data.shards:
         text = start_tokenizer(config)
         shards = prepare_spoken_world(
             config.data.world_folder,
@@ -77,6 +84,33 @@ def prepare_data(config: TrainConfig) -> None:
         )
         config.data.shards = str(shards)
         config.data.tokenizer_folder = str(world_tokenizer(Path(config.data.world_folder), text))
+
+
+def _world_pairs(config: TrainConfig) -> Path:
+    """Folder of the pairs that the stage's parent gives on the spoken world; made by a process of their own."""
+    from vita_audio_pl.answer_pairs import are_made
+    from vita_audio_pl.training.run_folder.layout import stage_folder
+    from vita_audio_pl.training.run_folder.manifest import StageManifest
+    from vita_audio_pl.training.stage.launch import is_first_process
+    from vita_audio_pl.training.stage.train import find_parent
+
+    parent = find_parent(config)
+    if parent is None:
+        raise UserError(
+            f"stage '{config.stage.name}' compares answers of a finished model, and starts from a plain backbone"
+        )
+    out = stage_folder(config, "pairs").root
+    if not are_made(out, StageManifest.of(parent).weights):
+        bench = "spoken_world_smoke" if config.data.spoken_world == "smoke" else "spoken_world"
+        words = [f"model={parent}", f"bench={bench}", f"bench.root={config.data.world_folder}", f"out={out}"]
+        if not is_first_process():
+            raise UserError(
+                f"stage '{config.stage.name}' has no pairs of answers yet, and several processes cannot make them together: first "
+                f"run python -m vita_audio_pl.pairs {' '.join(words)}"
+            )
+        status = run_command([sys.executable, "-m", "vita_audio_pl.pairs", *words])
+        check_status(status, "making pairs of answers", f"what was sampled is in {out}")
+    return out
 
 
 def _settings(config: DictConfig, given: Sequence[str] = ()) -> None:

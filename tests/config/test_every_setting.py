@@ -22,6 +22,7 @@ from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.export import ExportConfig
 from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.merge import MergeConfig
+from vita_audio_pl.pairs import PairsConfig
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.reporting.dashboard import DashboardConfig
 from vita_audio_pl.reporting.settings import ReportConfig
@@ -41,6 +42,7 @@ COMMANDS = {
     "dashboard": DashboardConfig,
     "export": ExportConfig,
     "merge": MergeConfig,
+    "pairs": PairsConfig,
     "checksums": ChecksumsConfig,
     "demo": DemoConfig,
     "serve": ServeConfig,
@@ -52,6 +54,7 @@ NEEDED = {
     "evaluate": {"model": "m"},
     "export": {"source": "m", "target": "n"},
     "merge": {"models": ["m"], "target": "n"},
+    "pairs": {"model": "m"},
     "checksums": {"folder": "m"},
     "serve": {"model": "m"},
 }

@@ -8,7 +8,7 @@ import pytest
 from tests.config.test_conf import composed
 from vita_audio_pl.config.component import plain
 from vita_audio_pl.training.run_folder.identity import decisive_settings
-from vita_audio_pl.training.stage.train import configured_objective
+from vita_audio_pl.training.step.objective import configured_objective
 
 ARMS = {
     "objective": ["objective=every_head", "objective=served_slots", "objective=audio_only", "objective=distil"],

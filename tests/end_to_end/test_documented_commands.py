@@ -15,7 +15,7 @@ from tests.end_to_end.test_readme import FEW_STEPS
 from tests.patience import PATIENCE
 
 # A cluster's sizes, a published corpus, a network: composed and printed, not done
-ONLY_COMPOSED = re.compile(r"scale=published|/corpora/|://|wandb=ENTITY")
+ONLY_COMPOSED = re.compile(r"scale=published|stage=dpo|,dpo\]|/corpora/|://|wandb=ENTITY")
 SMALL_BENCHMARK = {
     "training": ["stages=[mtp10]", "repetitions=1", "benchmark_size.length=64", "benchmark_size.vocabulary=500"],
     "decoding": ["decoding.new_tokens=24", "decoding.repetitions=1", "decoding.first_chunks=1"],
@@ -30,10 +30,8 @@ def small(command: str) -> list[str]:
     command = command.replace("demo-full-seed1", RUN).replace("data/spoken_world/", "data/spoken_world_smoke/")
     words = shlex.split(command.removeprefix("python "))
     program, given = words[1].removeprefix("vita_audio_pl."), words[2:]
-    if ONLY_COMPOSED.search(command) or program in (
-        "serve",
-        "talk",
-    ):  # these two run until they are ended: tests/serving
+    # servers run until they are ended (tests/serving), and this model's answers are no pairs (tests/training)
+    if ONLY_COMPOSED.search(command) or program in ("serve", "talk", "pairs"):
         return [*words, "--cfg", "job"]
     if program == "train":
         words += FEW_STEPS
@@ -75,7 +73,7 @@ def make_birds(folder: Path) -> None:
 
 
 def make_calls(folder: Path) -> None:
-    """Recordings of one's own in the project's format."""
+    """Recordings of one's own in the project's format, and pairs of answers."""
     world = folder / "data" / "spoken_world_smoke"
     lines = (world / "samples" / "asr.test.jsonl").read_text("utf-8").splitlines()[:3]
     for line in lines:
@@ -84,6 +82,12 @@ def make_calls(folder: Path) -> None:
             shutil.copy(world / audio, folder / "my" / audio)
             (folder / "my" / audio).with_suffix(".txt").write_text(json.loads(line)["messages"][1]["content"])
     (folder / "my" / "calls.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    asked = [{"role": "user", "content": "where is the cow"}]
+    pairs = [
+        json.dumps({"messages": asked, "chosen": "in the barn", "rejected": f"in {number} trees"})
+        for number in range(3)
+    ]
+    (folder / "my" / "pairs.jsonl").write_text("\n".join(pairs) + "\n", encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import moments_of
 from vita_audio_pl.training.run_folder.layout import STAGE
 from vita_audio_pl.training.stage.starting_model import starting_model
-from vita_audio_pl.training.stage.train import configured_objective
+from vita_audio_pl.training.step.objective import configured_objective
 from vita_audio_pl.training.step.optimiser import parameter_groups
 
 SHARE = 1.3

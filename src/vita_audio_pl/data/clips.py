@@ -13,6 +13,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from vita_audio_pl.data.readers.base import NO_AUDIO, LeftOut, RawSample
+
 RATE = 16_000
 EXTENSION = "audio"
 AUDIO_INDEX = "audio.npy"
@@ -55,6 +57,26 @@ def clips_intact(data: bytes | memoryview) -> bool:
 def at_rate(wave: np.ndarray, sample_rate: int) -> np.ndarray:
     """The wave at 16 kHz."""
     return wave if sample_rate == RATE else np.asarray(soxr.resample(wave, sample_rate, RATE), np.float32)
+
+
+def outside_answers(raw: RawSample, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The waves of a sample that are heard, not spoken.
+
+    Raises:
+        LeftOut: one of them is given as codes, which an encoder cannot hear.
+    """
+    roles = [message.role for message in raw.conversation.messages for _ in range(message.n_audios)]
+    heard = [wave for role, wave in zip(roles, waves, strict=True) if role != "assistant"]
+    if any(map(is_coded, heard)):
+        raise LeftOut(
+            NO_AUDIO, f"{raw.conversation.id}: codes stand for an answer's audio; give a recording of what is asked"
+        )
+    return heard
+
+
+def is_coded(wave: np.ndarray) -> bool:
+    """Whether this is audio as codes, `(codes,)` integers, not as a wave."""
+    return bool(np.issubdtype(wave.dtype, np.integer))
 
 
 def _flac(wave: np.ndarray) -> bytes:

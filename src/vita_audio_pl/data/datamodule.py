@@ -98,6 +98,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._position: Position | None = None
         self._schedule: Schedule | None = None
         self.broken: dict[str, dict[int, str]] = {}  # source -> sample -> reason, found while reading
+        self.reference: dict[str, np.ndarray] = {}  # source of pairs -> `(samples, 2)`, see `PackedBatch.reference`
         self._seen: Counter[str] = Counter()
 
     def _open(self, names: Sequence[str]) -> list[PreparedSource]:
@@ -280,12 +281,16 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _validation(self) -> list[BatchRequest]:
+        return self._once(self.validation_sources, self.options.validation_rows)
+
+    def _once(self, sources: Mapping[int, PreparedSource], most_rows: int | None) -> list[BatchRequest]:
+        """This rank's batches of about so many rows of each source, a fixed choice; None is all that is not left out."""
         geometry = self.geometry
         requests: list[BatchRequest] = []
-        for number, source in self.validation_sources.items():
+        for number, source in sources.items():
             surveyed = self._survey(source)
             planned = PlannedSource(source.name, surveyed.tokens, 1.0)
-            window = pack_once(planned, self.row_length, self.options.validation_rows)
+            window = pack_once(planned, self.row_length, len(source) if most_rows is None else most_rows)
             spans = zip(window.starts[:-1], window.starts[1:], strict=True)
             rows = [PlannedRow(window.source[a:b] + number, window.sample[a:b], r) for r, (a, b) in enumerate(spans)]
             for first in range(0, len(rows), geometry.rows_at_once):
@@ -295,6 +300,12 @@ class SpeechDataModule(lightning.LightningDataModule):
                 missing = -(-len(batch) // geometry.ranks) - len(mine)  # every rank runs as many rows as any other
                 requests.append(BatchRequest([*mine, *[EMPTY_ROW] * missing], divisor, {}))
         return requests
+
+    def every_sample(self) -> Iterator[tuple[PreparedSource, Sequence[BatchRequest], "Batches"]]:
+        """This rank's batches of every sample that is not left out, source by source, held-out ones too, with their requests."""
+        for number, source in [*enumerate(self.sources), *self.validation_sources.items()]:
+            requests = self._once({number: source}, None)
+            yield source, requests, Batches(self._loader({number: source}, requests), self, len(requests))
 
     def _loader(
         self, sources: dict[int, PreparedSource], requests: Iterable[BatchRequest]
@@ -384,4 +395,5 @@ class Batches:
         weighted = (options.text_weight, options.audio_weight) != (1, 1)
         for parcel in self._loader:
             self._owner.note(parcel.reading, builder.sources)
-            yield from parcel.unpack(weighted)
+            for request, batch in zip(parcel.requests, parcel.unpack(weighted), strict=True):
+                yield replace(batch, reference=request.reference(builder.sources, self._owner.reference))

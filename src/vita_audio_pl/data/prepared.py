@@ -19,6 +19,7 @@ import numpy as np
 from vita_audio_pl.data.clips import AUDIO_INDEX, PLACES, unpack_clips
 from vita_audio_pl.data.index import COLUMNS, OFFSET_UNIT, Index
 from vita_audio_pl.data.quarantine import QUARANTINE, read_quarantine, write_quarantine
+from vita_audio_pl.data.readers.jsonl import PREFERENCE
 from vita_audio_pl.data.samples import TokenizedSample, checksum, sample_size, unpack_sample
 from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.storage.checksums import (
@@ -235,6 +236,11 @@ class PreparedSource:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether each sample is a prompt with a chosen and with a rejected answer: two conversations, one after the other."""
+        return self.manifest.task == PREFERENCE
 
     def __len__(self) -> int:
         return len(self.index)

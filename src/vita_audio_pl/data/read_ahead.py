@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vita_audio_pl.data.readers import AudioBytes, AudioRef, RawSample, Unreadable, unreadable
+from vita_audio_pl.data.readers import AnyAudio, AudioBytes, RawSample, Unreadable, unreadable
 
 BROKEN_AUDIO, TOO_MUCH_TEXT = "unreadable audio", "text too long"
 
@@ -50,7 +50,7 @@ class ReadAhead:
     """
 
     batch_seconds: float
-    load: Callable[[AudioRef], np.ndarray]
+    load: Callable[[AnyAudio], np.ndarray]
     seconds: Callable[[RawSample, list[np.ndarray]], float]
     skip: Callable[[Unreadable], None]
     clocked: Callable[[str], AbstractContextManager[None]]

@@ -11,13 +11,14 @@ from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.readers import Reader, Transcriber, make_reader
 from vita_audio_pl.data.readers.base import files_matching
 from vita_audio_pl.data.readers.filters import NONE, Filters
+from vita_audio_pl.data.readers.jsonl import PREFERENCE
 from vita_audio_pl.data.readers.sides import SideReader
 from vita_audio_pl.data.speaking.reader import Speak
 from vita_audio_pl.data.yaml_file import read_yaml
 from vita_audio_pl.errors import UserError, shown
 from vita_audio_pl.storage.places import Place
 
-TASKS = ("asr", "tts", "sqa", "text", "long_text")
+TASKS = ("asr", "tts", "sqa", "text", "long_text", PREFERENCE)
 TRAIN, DEV = "train", "dev"
 MAX_SKIPPED = 0.05
 _LONGEST_TEXT = 1000  # characters

@@ -47,6 +47,14 @@ class BatchRequest:
     divisor: float
     position: dict[str, Any]
 
+    def reference(self, sources: Mapping[int, PreparedSource], known: Mapping[str, np.ndarray]) -> torch.Tensor | None:
+        """`PackedBatch.reference` of the batch, of what is known of each source, `(samples, 2)` float64; None without any."""
+        if not known:
+            return None
+        places = [place for row in self.rows for place in zip(row.source.tolist(), row.sample.tolist(), strict=True)]
+        found = [known[sources[number].name][sample] for number, sample in places]
+        return torch.from_numpy(np.array(found, np.float64).reshape(-1, 2))
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -210,20 +218,24 @@ class RowBuilder(torch.utils.data.Dataset[Parcel]):
         at = 0
         for number, sample in zip(row.source.tolist(), row.sample.tolist(), strict=True):
             reading.seen[number] = reading.seen.get(number, 0) + 1
+            pair = self.sources[number].holds_pairs
             try:
                 read = self.read(number, sample)
                 name, length = read.id, self._render(read, line, at, rng)
+                first = self._renderer.length(read.turns[: len(read.turns) // 2]) if pair else length
                 clips += [s.features for turn in read.turns for s in turn.segments if isinstance(s, AudioFrames)]
             except (BrokenSample, UserError) as error:
                 reading.broken.append(Broken(number, sample, str(error)))
                 name, length = f"#{sample} (broken)", self._planned_length(number, sample)
                 self._blank(line[at : at + length])
-            stop = at + length
-            columns["position_ids"][at:stop] = self._count[:length]
-            columns["document_ids"][at:stop] = len(names)
-            columns["sources"][at:stop] = number
-            names.append(f"{self.sources[number].name}/{name}")
-            at = stop
+                first = 1 if pair else length
+            for document in (first, length - first) if pair else (length,):
+                stop = at + document
+                columns["position_ids"][at:stop] = self._count[:document]
+                columns["document_ids"][at:stop] = len(names)
+                columns["sources"][at:stop] = number
+                names.append(f"{self.sources[number].name}/{name}")
+                at = stop
         return names
 
     @cached_property

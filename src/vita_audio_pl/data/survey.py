@@ -20,7 +20,7 @@ class Survey:
 
     Attributes:
         tokens: `(samples,) uint32` tokens that the sample takes of a row; 0 = left out.
-        weight: `(samples,) float32` sum of the loss weights of its labels.
+        weight: `(samples,) float32` sum of the loss weights of its labels; of a pair of answers 1.
         counts: samples that were left out or cut, by reason.
     """
 
@@ -67,7 +67,9 @@ def survey(
             counts[CUT] += int(keep.sum())
             counts[OVERLONG] += int((~keep).sum())
         tokens[part] = length
-        weight[part] = text_labels * options.text_weight + audio_labels * options.audio_weight
+        weight[part] = (
+            1 if source.holds_pairs else text_labels * options.text_weight + audio_labels * options.audio_weight
+        )
     quarantined = source.quarantined if quarantined is None else quarantined
     broken = np.fromiter(quarantined, np.int64, len(quarantined))
     counts[OVERLONG] -= int((tokens[broken] == 0).sum())

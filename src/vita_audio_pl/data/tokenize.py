@@ -23,7 +23,9 @@ from vita_audio_pl.data.kept_codes import KeptCodes
 from vita_audio_pl.data.outputs import DONE, is_finished
 from vita_audio_pl.data.read_ahead import ReadAhead
 from vita_audio_pl.data.readers import (
+    AnyAudio,
     AudioRef,
+    KnownCodes,
     LeftOut,
     Part,
     RawSample,
@@ -231,11 +233,11 @@ class _PartTask:
             stack.push(lambda error, *_: pool.shutdown(cancel_futures=error is not None))
             ahead = ReadAhead(self.job.rules.batch_seconds, self._load, self._seconds, self._skip, self._clocked)
             for batch in ahead.batches(read_part(self.job.reader, self.part), pool):
-                for ready in self._ready(batch):
-                    writer.add(ready.packed)
+                for packed, heard in self._ready(batch):
+                    writer.add(packed)
                     if audio is not None:
-                        self.audio_bytes.append(len(ready.clips))
-                        audio.add(ready.clips)
+                        self.audio_bytes.append(len(heard))
+                        audio.add(heard)
                 self.done.elapsed = time.monotonic() - self.started
                 self.report_progress(self.done)
             sums = {} if audio is None else {audio_shard.name: audio.close()}
@@ -291,12 +293,14 @@ class _PartTask:
         finally:
             setattr(self.done, what, getattr(self.done, what) + time.monotonic() - start)
 
-    def _load(self, audio: AudioRef) -> np.ndarray:
+    def _load(self, audio: AnyAudio) -> np.ndarray:
         if self.codec is None:
             raise LeftOut(
                 NO_CODEC,
                 f"'{self.job.source}' has audio ({audio}): say with codec_folder=DIR which codec makes codes of it",
             )
+        if isinstance(audio, KnownCodes):
+            return np.array(audio.codes)
         wave = self.job.load_audio(audio, self.codec.sample_rate, self.job.rules.max_seconds)
         if float(np.abs(wave - wave.mean()).max(initial=0.0)) < self.job.rules.silence:
             raise LeftOut(SILENT, f"{audio}: nothing but silence")
@@ -306,12 +310,12 @@ class _PartTask:
         """Seconds of a sample's audio; raises `LeftOut` where the filters do not want it."""
         if self.codec is None:
             return 0.0
-        seconds = [len(wave) / self.codec.sample_rate for wave in waves]
+        seconds = [self._duration(wave) for wave in waves]
         self.job.filters.heard(raw.transcript, seconds)
         return sum(seconds)
 
-    def _ready(self, batch: list[tuple[RawSample, list[np.ndarray]]]) -> Iterator["_Ready"]:
-        """Samples of a batch as they are stored, in order."""
+    def _ready(self, batch: list[tuple[RawSample, list[np.ndarray]]]) -> Iterator[tuple[bytes, bytes]]:
+        """Samples of a batch as they are stored, in order, and the audio that is heard in each."""
         for (raw, waves), codes in zip(batch, self._codes([waves for _, waves in batch]), strict=True):
             name = raw.conversation.id
             try:
@@ -320,12 +324,12 @@ class _PartTask:
                 if self.job.task != "long_text":
                     check_asked(raw.conversation)
                 turns = conversation_to_turns(raw.conversation, self.job.tokenizer, codes)
-                heard = _outside_answers(raw, waves)
+                heard = clips.outside_answers(raw, waves)
                 shape = shape_of(turns, self.rule, self._placeholders(heard))
                 packed = pack_sample(TokenizedSample(name, tuple(turns)))
                 check_entry(IndexEntry(0, 0, 0, shape))
                 rate = self.codec.sample_rate if self.codec else clips.RATE
-                ready = _Ready(packed, clips.pack_clips(heard, rate) if self.job.placeholders is not None else b"")
+                kept = clips.pack_clips(heard, rate) if self.job.placeholders is not None else b""
             except Exception as error:
                 self._skip(unreadable(name, error, NOT_USABLE))
                 continue
@@ -335,8 +339,8 @@ class _PartTask:
             self.text_tokens += sum(turn.counts()[0] for turn in turns)
             self.codes += sum(map(len, codes))
             self.done.samples += 1
-            self.done.seconds += sum(map(len, waves)) / self.codec.sample_rate if self.codec else 0.0
-            yield ready
+            self.done.seconds += sum(map(self._duration, waves))
+            yield packed, kept
 
     def _codes(self, waves: list[list[np.ndarray]]) -> list[list[np.ndarray] | Exception]:
         """The codes of each sample's waves; where the codec fails with all of them, of each by itself, or its error."""
@@ -358,8 +362,11 @@ class _PartTask:
         return found
 
     def _encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
-        """What the codec makes of each wave; those that are not known go through it, longest first."""
+        """What the codec makes of each wave; those that are not known go through it, longest first, and codes stay as they are."""
         assert self.codec is not None
+        if any(map(clips.is_coded, waves)):
+            encoded = iter(self._encode([wave for wave in waves if not clips.is_coded(wave)]))
+            return [wave if clips.is_coded(wave) else next(encoded) for wave in waves]
         keys = [KeptCodes.key(wave) for wave in waves]
         new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in self.kept}
         order = sorted(new, key=lambda key: -len(new[key]))
@@ -370,6 +377,12 @@ class _PartTask:
                 self.kept.add(key, codes)
         return [made[key] if key in made else self.kept[key] for key in keys]
 
+    def _duration(self, wave: np.ndarray) -> float:
+        """Seconds of a wave, or of codes."""
+        if self.codec is None:
+            return 0.0
+        return len(wave) / (self.codec.codes_per_second if clips.is_coded(wave) else self.codec.sample_rate)
+
     def _are_codes(self, codes: np.ndarray) -> bool:
         return codes.size > 0 and codes.min() >= 0 and codes.max() < int(self.job.codec["codebook_size"])
 
@@ -378,17 +391,3 @@ class _PartTask:
             return 0
         rate = self.codec.sample_rate
         return sum(self.job.placeholders(len(clips.at_rate(wave, rate))) for wave in waves)
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A sample as it is stored, and the audio that is heard in it."""
-
-    packed: bytes
-    clips: bytes
-
-
-def _outside_answers(raw: RawSample, waves: list[np.ndarray]) -> list[np.ndarray]:
-    """The waves of a sample that are heard, not spoken."""
-    roles = [message.role for message in raw.conversation.messages for _ in range(message.n_audios)]
-    return [wave for role, wave in zip(roles, waves, strict=True) if role != "assistant"]

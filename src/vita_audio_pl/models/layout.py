@@ -58,6 +58,8 @@ class PackedLayout:
         targets: `(tokens,)` int64, label of the next token of the same document, -100 where there is none.
         target_writers: `(tokens,)` int8, who writes that token: 0 backbone, k + 1 head k, -1 nobody.
         target_weights: `(tokens,)` float32 loss weight of that label.
+        divisor: of the loss, labels or pairs of answers in the whole optimiser step; never 0.
+        reference: `PackedBatch.reference`.
     """
 
     def __init__(self, batch: PackedBatch):
@@ -77,6 +79,7 @@ class PackedLayout:
         self.ids = self._kept(batch.input_ids)
         self.targets = self._next(self._kept(batch.labels), IGNORE_INDEX)
         self.target_writers = self._next(self._kept(batch.writers), -1)
+        self.divisor, self.reference = max(batch.divisor, 1e-12), batch.reference
         weights = batch.loss_weights
         self.target_weights = (
             np.ones(len(kept), np.float32) if weights is None else self._next(self._kept(weights), np.float32(0))

@@ -33,7 +33,8 @@ class HeadLosses(NamedTuple):
     micro-batches' totals. sums: `(1 + K,)` float32, unweighted losses summed over scored labels; counts: `(1 + K,)`
     int64, scored labels; correct: `(1 + K,)` int64, of these predicted right; served: `(1 + K,)` int64, of the scored
     those that the predictor writes under the decoding pattern; served_correct: of these predicted right. The vectors are
-    detached.
+    detached. pairs: `(pairs, 4)` float64, of answers in pairs the log-probabilities of the chosen and of the rejected one, and
+    their rewards, NaN where a pair cannot be compared; no rows under other objectives.
     """
 
     total: Tensor
@@ -42,10 +43,12 @@ class HeadLosses(NamedTuple):
     correct: Tensor
     served: Tensor
     served_correct: Tensor
+    pairs: Tensor = torch.empty(0, 4, dtype=torch.float64)
 
     def merge(self, other: "HeadLosses") -> "HeadLosses":
-        """Both together."""
-        return HeadLosses(*(mine + its for mine, its in zip(self, other, strict=True)))
+        """Both together; one of them has the pairs."""
+        pairs = self.pairs if len(self.pairs) else other.pairs
+        return HeadLosses._make([*(mine + its for mine, its in zip(self[:-1], other[:-1], strict=True)), pairs])
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Scored:
 
     predictor: 0 the backbone, k + 1 head k; hidden: (rows, hidden), normed; targets: (rows,) int64; weights: (rows,)
     float32, divisor included; tokens: (rows,) int64 on the CPU, ascending, the token each row stands at; served: (rows,)
-    bool, whether the predictor writes the target under the decoding pattern.
+    bool, whether the predictor writes the target under the decoding pattern; layout: of the batch that the rows are from.
     """
 
     predictor: int
@@ -63,6 +66,7 @@ class Scored:
     weights: Tensor
     tokens: Tensor
     served: Tensor
+    layout: PackedLayout
 
 
 def collect(losses: RowLosses, scored: Sequence[Scored], n_heads: int) -> HeadLosses:

@@ -136,7 +136,6 @@ class SpeechLM(nn.Module):
         # decided by configuration, never by data: ranks that shard parameters have to run the same modules
         deepest = self.n_heads if objective.weight else 0
         states = self._hidden_states(batch, layout, deepest)  # (1, R, H) each
-        divisor = max(batch.divisor, 1e-12)  # labels of the whole optimiser step, all ranks and micro-batches
 
         def scored(predictor: int) -> Scored:
             """The rows of a predictor that the objective trains, with targets and weights."""
@@ -144,14 +143,16 @@ class SpeechLM(nn.Module):
             own = np.flatnonzero(objective.trains_on(layout, predictor)[tokens])  # (S,) among its own R rows
             tokens = tokens[own]
             # the loss is divided here: by the labels of the whole step, so it does not depend on how a batch is cut
-            share = layout.target_weights[tokens] * np.float32(objective.weight_of(predictor, self.n_heads) / divisor)
+            share = layout.target_weights[tokens] * np.float32(
+                objective.weight_of(predictor, self.n_heads) / layout.divisor
+            )
             written = layout.target_writers[tokens] == predictor
             device = states[0].device
             rows, targets, weights, served = (
                 to_device(array, device) for array in (own, layout.targets[tokens], share, written)
             )
             hidden = states[predictor][0].index_select(0, rows)  # (S, H)
-            return Scored(predictor, hidden, targets, weights, torch.from_numpy(tokens), served)
+            return Scored(predictor, hidden, targets, weights, torch.from_numpy(tokens), served, layout)
 
         parts = [scored(predictor) for predictor in range(0 if trains else 1, 1 + deepest)]
         if not parts:

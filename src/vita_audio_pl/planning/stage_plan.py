@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vita_audio_pl.config.component import plain
 from vita_audio_pl.data.staging import tokenizer_folder
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
@@ -25,10 +24,10 @@ from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.engines.gpus import GPUS, Gpu
-from vita_audio_pl.training.run_folder.identity import freezes_backbone
 from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.stage.trainer import micro_batches
 from vita_audio_pl.training.step.freezing import freeze
+from vita_audio_pl.training.step.objective import configured_objective
 
 GIB = 2.0**30
 ROOM = 0.92
@@ -122,8 +121,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     rows, accumulate = micro_batches(config)
     vocabulary = plan_vocabulary(config)
     model = plan_model(config, vocabulary, n_heads)
-    heads_alone = freezes_backbone(config.stage.freeze, plain(config))
-    objective = config.objective.build(vocabulary, weight=1.0 if heads_alone else config.objective.weight)
+    objective = configured_objective(config, vocabulary)
     IntervalRatio.of(config.text_audio_interval_ratio)
     pattern = DecodePattern.of(config.decode_pattern)
     batch = expected_row(

@@ -12,6 +12,9 @@ from vita_audio_pl.text.vocabulary import AUDIO_PLACEHOLDER
 
 ASR_INSTRUCTION = "Convert the speech to text."
 TTS_INSTRUCTION = "Convert the text to speech."
+PAIR = ("chosen", "rejected")
+"""Keys of the two answers in a line of pairs."""
+_MESSAGES = ("messages", "conversations")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Conversation:
         id: name in reports.
         messages: in order, at least one, none blank, one of the system at most.
         audios: paths, as many as there are placeholders.
+        is_pair: the messages are a prompt with its chosen answer, and then the same prompt with the rejected one.
 
     Raises:
         UserError: no messages, an unknown role, an empty message, two audios in an assistant's message, two messages of
@@ -31,6 +35,7 @@ class Conversation:
     id: str
     messages: tuple[Message, ...]
     audios: tuple[str, ...] = ()
+    is_pair: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -49,7 +54,7 @@ class Conversation:
                     f"{here} is an answer with {message.n_audios} audios; an answer is interleaved with one audio, "
                     "so join them or split the answer into turns"
                 )
-        if sum(message.role == "system" for message in self.messages) > 1:
+        if sum(message.role == "system" for message in self.messages) > 1 + self.is_pair:
             raise UserError(
                 f"{self.id}: there are two system messages, and a conversation has one: join them, or leave one out"
             )
@@ -79,18 +84,12 @@ class Conversation:
         Raises:
             UserError: anything is missing, of the wrong type or at odds, with `where` in front.
         """
-        if isinstance(value, str):
-            try:
-                value = load_json(value)
-            except ValueError as error:
-                raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: a sample must be an object with 'messages', not {kind_in_words(value)}")
+        value = _object(value, where)
         refuse_pictures(value, where)
         id = value.get("id")
         if id is not None and (not isinstance(id, str | int) or isinstance(id, bool)):
             raise UserError(f"{where}: 'id' must be a name or a number, not {kind_in_words(id)}")
-        messages = as_list(_only(value, ("messages", "conversations"), where))
+        messages = as_list(_only(value, _MESSAGES, where))
         system = value.get("system")
         if system is not None and isinstance(messages, list):
             messages = [{"role": "system", "content": system}, *messages]
@@ -99,6 +98,41 @@ class Conversation:
             raise UserError(f"{where}: an audio must be given as a path or a data URI")
         checked = cls(where, parsed, audios)
         return checked if id in (None, "") else dataclasses.replace(checked, id=str(id))
+
+    @classmethod
+    def pair_from_json(cls, value: dict[str, Any] | str, where: str) -> "Conversation":
+        """Reads a pair of answers: `from_json`'s object whose `messages` end with the prompt, with `chosen` and `rejected`.
+
+        Each answer is a text, a message, or a list of one message. `audios` are those of the prompt, of the chosen and of the
+        rejected answer, in this order.
+
+        Raises:
+            UserError: as `from_json`, an answer is missing or of another role, or both are the same.
+        """
+        given = _object(value, where)
+        answers = []
+        for name in PAIR:
+            answer = as_list(given.get(name))
+            if isinstance(answer, list) and len(answer) == 1:
+                answer = answer[0]
+            if answer is None or isinstance(answer, list):
+                raise UserError(
+                    f"{where}: '{name}' must be one answer, and is {kind_in_words(given.get(name))}; each line of pairs has "
+                    "'messages', 'chosen' and 'rejected'"
+                )
+            answers.append({"role": "assistant", "content": answer} if isinstance(answer, str) else answer)
+        key = next((name for name in _MESSAGES if given.get(name) is not None), _MESSAGES[0])
+        asked = as_list(given.get(key))
+        whole = cls.from_json({**given, key: [*asked, *answers] if isinstance(asked, list) else asked}, where)
+        *prompt, chosen, rejected = whole.messages
+        if (chosen.role, rejected.role) != ("assistant", "assistant") or not prompt:
+            raise UserError(f"{where}: 'chosen' and 'rejected' must be answers of the assistant, and follow a prompt")
+        heard = len(whole.audios) - chosen.n_audios - rejected.n_audios
+        said = whole.audios[heard : heard + chosen.n_audios], whole.audios[heard + chosen.n_audios :]
+        if (chosen, said[0]) == (rejected, said[1]):
+            raise UserError(f"{where}: 'chosen' and 'rejected' are the same answer")
+        audios = (*whole.audios[:heard], *said[0], *whole.audios[:heard], *said[1])
+        return cls(whole.id, (*prompt, chosen, *prompt, rejected), audios, is_pair=True)
 
     def tts_rewrite(self) -> "Conversation":
         """Puts the text of `Convert the text to speech.` requests in front of the answers that follow.
@@ -115,6 +149,18 @@ class Conversation:
                 message = Message(message.role, text + message.content)
             rewritten.append(message)
         return dataclasses.replace(self, messages=tuple(rewritten))
+
+
+def _object(value: dict[str, Any] | str, where: str) -> dict[str, Any]:
+    """The object that a line holds."""
+    if isinstance(value, str):
+        try:
+            value = load_json(value)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error}); each line must hold one whole object") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a sample must be an object with 'messages', not {kind_in_words(value)}")
+    return value
 
 
 def _only(value: dict[str, Any], names: tuple[str, str], where: str) -> Any:

@@ -77,8 +77,25 @@ class StageConfig:
     )
     weight_decay: float = setting(0.0, "weight decay; norms and biases are exempt", at_least=0)
     mixture: str = setting(MISSING, "name in data_recipes/mixtures, or a path to a .yaml", common=True)
+    beta: float = setting(
+        0.0,
+        "training on pairs of answers (DPO): how strongly the parent's probabilities hold the model, such as 0.1; 0 = not on pairs",
+        at_least=0,
+    )
+    sft_weight: float = setting(
+        0.0, "with beta: weight of the chosen answer's mean cross entropy beside the preference loss (RPO)", at_least=0
+    )
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the stage trains on pairs of a chosen and a rejected answer."""
+        return self.beta > 0
 
     def check(self) -> None:
+        require(
+            self.on_pairs or not self.sft_weight,
+            f"stage.sft_weight={self.sft_weight:g} stands beside the loss of pairs of answers: give stage.beta, as 0.1",
+        )
         for pattern in self.freeze:
             try:
                 re.compile(pattern)
@@ -100,6 +117,8 @@ class StageOverrides:
     epochs: float | None = None
     weight_decay: float | None = None
     mixture: str | None = None
+    beta: float | None = None
+    sft_weight: float | None = None
 
 
 @dataclass

@@ -8,9 +8,11 @@ from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.config.plugins import load_inherited_plugins
 from vita_audio_pl.data.readers.archived import ArchivesReader
 from vita_audio_pl.data.readers.base import (
+    AnyAudio,
     AudioBytes,
     AudioFile,
     AudioRef,
+    KnownCodes,
     LeftOut,
     Part,
     RawSample,
@@ -35,9 +37,11 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.places import Place
 
 __all__ = [
+    "AnyAudio",
     "AudioBytes",
     "AudioFile",
     "AudioRef",
+    "KnownCodes",
     "LeftOut",
     "Part",
     "RawSample",

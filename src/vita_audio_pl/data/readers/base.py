@@ -77,8 +77,20 @@ class ToSpeak:
         return self.name
 
 
+@dataclass(frozen=True)
+class KnownCodes:
+    """Audio that is given as the codes of the model's codec; `name` is for messages."""
+
+    name: str
+    codes: tuple[int, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 Recorded: TypeAlias = AudioFile | AudioBytes
 AudioRef: TypeAlias = Recorded | ToSpeak
+AnyAudio: TypeAlias = AudioRef | KnownCodes
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class RawSample:
     """
 
     conversation: Conversation
-    audios: tuple[AudioRef, ...] = ()
+    audios: tuple[AnyAudio, ...] = ()
     transcript: str = ""
     speaker: str = ""
 

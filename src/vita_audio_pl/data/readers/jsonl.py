@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vita_audio_pl.data.readers.base import (
+    NO_AUDIO,
+    KnownCodes,
+    LeftOut,
     Part,
     RawSample,
     Unreadable,
@@ -20,6 +23,11 @@ from vita_audio_pl.storage.places import Place, relative
 from vita_audio_pl.text import Conversation
 from vita_audio_pl.text.lines import Line, line_blocks, load_json, read_block
 
+PREFERENCE = "preference"
+"""Task of a source whose samples are pairs of answers."""
+CODES = "codes:"
+_MOST_DIGITS = 6
+
 
 @dataclass(frozen=True)
 class JsonlReader:
@@ -32,6 +40,7 @@ class JsonlReader:
         channel: which channel of audio to take; None mixes all.
         held_out: lines whose `share_of` is below it are the held-out ones; 0 holds none out.
         dev: read the held-out lines, and not the others.
+        task: of the source; `preference` reads pairs of answers.
         filters: which conversations are taken, and what is changed in their text.
     """
 
@@ -41,12 +50,14 @@ class JsonlReader:
     channel: int | None = None
     held_out: float = 0.0
     dev: bool = False
+    task: str = ""
     filters: Filters = NONE
 
     def parts(self) -> list[Part]:
         paths, parts = parts_matching(self.root, self.files)
         rules = ("" if self.channel is None else f" channel {self.channel}") + self.filters.identity
         rules += f" {'dev' if self.dev else 'not dev'} {self.held_out!r}" if self.held_out or self.dev else ""
+        rules += " pairs" if self.task == PREFERENCE else ""
         for path in paths:
             try:
                 for block in line_blocks(path, self.lines_per_part):
@@ -71,13 +82,30 @@ class JsonlReader:
                 yield attempt(here, self._sample, line, here)
 
     def _sample(self, line: Line, where: str) -> RawSample:
-        conversation = Conversation.from_json(line.text, where)
+        read = Conversation.pair_from_json if self.task == PREFERENCE else Conversation.from_json
+        conversation = read(line.text, where)
         facts = load_json(line.text) if self.filters.columns else {}
         audios = tuple(
-            audio_ref(value, self.root, f"{where} audio {number}", inside=False, channel=self.channel)
+            known_codes(value, f"{where} audio {number}")
+            if value.startswith(CODES)
+            else audio_ref(value, self.root, f"{where} audio {number}", inside=False, channel=self.channel)
             for number, value in enumerate(conversation.audios, 1)
         )
         return self.filters.chat(RawSample(replace(conversation, audios=tuple(map(str, audios))), audios), facts)
+
+
+def known_codes(value: str, where: str) -> KnownCodes:
+    """Audio that a line gives as `codes:12,7,500`.
+
+    Raises:
+        LeftOut: these are no codes.
+    """
+    numbers = value.removeprefix(CODES).split(",")
+    if not all(number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS for number in numbers):
+        raise LeftOut(
+            NO_AUDIO, f"{where}: after '{CODES}' stand whole numbers with commas between them, as {CODES}12,7,500"
+        )
+    return KnownCodes(where, tuple(map(int, numbers)))
 
 
 def share_of(line: str) -> float:

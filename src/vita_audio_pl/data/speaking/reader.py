@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vita_audio_pl.config.fields import did_you_mean
-from vita_audio_pl.data.readers.base import AudioRef, Filtered, Part, RawSample, Reader, ToSpeak, Unreadable, attempt
+from vita_audio_pl.data.readers.base import AnyAudio, Filtered, Part, RawSample, Reader, ToSpeak, Unreadable, attempt
 from vita_audio_pl.data.speaking.voices import VoiceSettings, recipe_voice
 from vita_audio_pl.errors import UserError, shown
 from vita_audio_pl.text import ASR_INSTRUCTION, AUDIO_PLACEHOLDER, Message
@@ -76,7 +76,7 @@ class SpeakingReader:
             yield sample if isinstance(sample, Unreadable) else attempt(sample.conversation.id, self._spoken, sample)
 
     def _spoken(self, sample: RawSample) -> RawSample:
-        there, audios, messages = iter(sample.audios), list[AudioRef](), []
+        there, audios, messages = iter(sample.audios), list[AnyAudio](), []
         writes = False  # the user has asked for a transcript, which is not said again
         for number, message in enumerate(sample.conversation.messages, 1):
             audios += [next(there) for _ in range(message.n_audios)]

@@ -42,25 +42,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     evaluations = plan_evaluations(config, device)
     for profile in _profiles(config):
         config.bench.scoring(profile)  # a normaliser that is missing is reported before the first answer
-    toolbox = ModelToolbox(
-        judge_maker(
-            config.bench.grammar,
-            config.judge_model,
-            device,
-            config.trust_file,
-            own_judge(config.judge),
-            config.bench.language,
-        ),
-        device,
-        count_unreadable=config.missing_audio == "count",
-        speaker_model=Path(config.speaker_model) if config.speaker_model else None,
-        mos_model=Path(config.mos_model) if config.mos_model else None,
-        trust_file=config.trust_file,
-        graphs=config.graphs,
-        kernels=config.kernels,
-        codec_folder=config.codec_folder,
-        encoder_folder=config.encoder_folder,
-    )
+    toolbox = _toolbox(config, device)
     steps = {"all": ("generate", "transcribe"), "generate": ("generate",), "score": ("transcribe",)}[config.step]
     workers = config.workers or _processes(device)
     if "transcribe" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
@@ -85,6 +67,47 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             console.print("every answer is recorded; step=score, with the same settings, transcribes and scores them")
             return []
         return _conclude(config, records, run)
+
+
+def record_answers(draws: Sequence[EvaluateConfig], console: Console | None = None) -> list[Records]:
+    """Generate and transcribe what is not recorded yet of one evaluation under each of some settings; no results are written.
+
+    Args:
+        draws: settings of evaluations that differ in `sampling` alone.
+
+    Raises:
+        UserError: as `run_session`.
+    """
+    config, device = draws[0], _device(draws[0].device, Share())
+    evaluations = [evaluation for draw in draws for evaluation in plan_evaluations(draw, device)]
+    toolbox, workers = _toolbox(config, device), config.workers or _processes(device)
+    if workers == 1 or device == "cpu":
+        toolbox.judge(evaluations[0].judge)  # one that is not there is refused before the first answer
+    with worker_pool(toolbox, workers) as run, _ShownProgress(console or Console(stderr=True)) as progress:
+        transcripts = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
+        return run_evaluations(evaluations, run, progress=progress, transcripts=transcripts)
+
+
+def _toolbox(config: EvaluateConfig, device: str) -> ModelToolbox:
+    return ModelToolbox(
+        judge_maker(
+            config.bench.grammar,
+            config.judge_model,
+            device,
+            config.trust_file,
+            own_judge(config.judge),
+            config.bench.language,
+        ),
+        device,
+        count_unreadable=config.missing_audio == "count",
+        speaker_model=Path(config.speaker_model) if config.speaker_model else None,
+        mos_model=Path(config.mos_model) if config.mos_model else None,
+        trust_file=config.trust_file,
+        graphs=config.graphs,
+        kernels=config.kernels,
+        codec_folder=config.codec_folder,
+        encoder_folder=config.encoder_folder,
+    )
 
 
 def evaluation_keys(config: EvaluateConfig) -> list[str]:

@@ -127,12 +127,15 @@ class Resume(Callback):
         return None
 
 
-def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str], any_name: bool = False) -> None:
+def check_best_by(
+    name: str | None, n_heads: int, held_out: Sequence[str], any_name: bool = False, preference: bool = False
+) -> None:
     """Refuse to keep the best checkpoint by what validation will not give.
 
     Args:
         held_out: sources with held-out data.
         any_name: callbacks of the user's own may log other figures.
+        preference: the stage trains on pairs of answers.
 
     Raises:
         UserError: with the names that come nearest.
@@ -143,7 +146,7 @@ def check_best_by(name: str | None, n_heads: int, held_out: Sequence[str], any_n
         raise UserError(
             f"callbacks.keep_best_by={name}: this stage has no held-out data to validate on; leave it out, or prepare some"
         )
-    figures = validation_figures(n_heads, held_out)
+    figures = validation_figures(n_heads, held_out, preference)
     if name not in figures and not any_name:
         near = difflib.get_close_matches(name, figures, 3, 0.0)
         raise UserError(f"callbacks.keep_best_by={name} is not a validation metric; did you mean {' or '.join(near)}?")

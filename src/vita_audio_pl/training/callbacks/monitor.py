@@ -156,7 +156,8 @@ class ProgressReport(Callback):
 
     def _figures(self) -> str:
         latest = self.monitor.latest
-        shown = {"loss": "train/loss", "accuracy": "train/accuracy_main", "head 0": "train/accuracy_head_0"}
+        shown = {"loss": "train/loss", "accuracy": "train/accuracy_main", "head 0": "train/accuracy_head_0",
+                 "preferred": "train/reward_accuracy"}  # fmt: skip
         parts = [f"{name} {latest[key]:.3f}" for name, key in shown.items() if key in latest]
         if "mfu" in latest:
             parts.append(f"MFU {latest['mfu']:.0%}")

@@ -65,23 +65,26 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     What has no effect in the stage is left out, so that runs which differ in it alone share the stage: without heads
         the objective is not used; where the whole backbone is frozen there is no loss to weigh the heads' against and
-        no gradient to detach.
+        no gradient to detach. A stage on pairs of answers has an objective of its own, and its labels weigh alike.
     """
     groups = [*DECISIVE, *(["encoder"] if settings["variant"]["speech_input"] == "encoder" else [])]
     decisive = {name: settings[name] for name in groups} | {"objective": _objective_today(settings["objective"])}
     for group, places in _PLACES.items():
         left_out = (*ROUNDING[group], *places)
         decisive[group] = {name: value for name, value in decisive[group].items() if name not in left_out}
-    decisive["stage"] = {
-        name: value for name, value in decisive["stage"].items() if name != "epochs"
-    }  # steps are what counts
+    on_pairs = settings["stage"].get("beta", 0) > 0
+    left_out = ("epochs", *(() if on_pairs else ("beta", "sft_weight")))  # steps are what counts
+    decisive["stage"] = {name: value for name, value in decisive["stage"].items() if name not in left_out}
     for name, before in _BEFORE_FAMILIES.items():
         if decisive["model"].get(name) == before:
             decisive["model"].pop(name, None)
     lora = decisive["model"]["lora"]
     if not lora["only"]:  # as runs from before this setting have it
         decisive["model"]["lora"] = {name: value for name, value in lora.items() if name != "only"}
-    if settings["stage"]["n_heads"] == 0:
+    if on_pairs:
+        decisive["objective"] = {"detach_heads": decisive["objective"]["detach_heads"]}
+        decisive["rendering"] = {"lead_in_codes": decisive["rendering"]["lead_in_codes"]}
+    elif settings["stage"]["n_heads"] == 0:
         del decisive["objective"]
     elif freezes_backbone(settings["stage"]["freeze"], settings):
         del decisive["objective"]["detach_heads"]

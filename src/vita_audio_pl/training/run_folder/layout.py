@@ -21,6 +21,8 @@ from vita_audio_pl.training.settings import TrainConfig
 
 IDENTITY, FORCED, METRICS, CONFIG = "identity.json", "forced.json", "metrics.csv", "config.yaml"
 WANDB_ID = "wandb_id.json"
+REFERENCE = "reference.json"
+"""How likely the parent finds the answers of a stage on pairs."""
 _CHECKPOINT = ("part-*.safetensors", "part-*.json", "rng-*.json", "state.json", "rank-*.done", "reason.txt")
 STAGE = Kind(
     "training stage",
@@ -32,6 +34,7 @@ STAGE = Kind(
         f"{METRICS}.damaged*",
         CONFIG,
         CHANGES,
+        REFERENCE,
         "cost.json",
         "bad_steps.rank-*.jsonl",
         "profile/step-*.rank-*.*",

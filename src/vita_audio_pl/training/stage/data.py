@@ -1,5 +1,6 @@
 """The data of a stage from the configuration: prepared where it can be made here, opened, checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vita_audio_pl.codecs.protocol import Codec, load_codec
@@ -68,6 +69,7 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         seed=config.seed,
         front_end=front_end,
     )
+    check_pairs(config, datamodule)
     for source in datamodule.sources:
         made_by = source.manifest.codec.get("fingerprint")
         if source.manifest.codes and made_by != codec.fingerprint:
@@ -106,8 +108,30 @@ def steps_of_epochs(config: TrainConfig, epochs: float, data: SpeechDataModule) 
     return data.steps_of(epochs)
 
 
+def check_pairs(config: TrainConfig, data: SpeechDataModule) -> None:
+    """Refuse pairs of answers where single ones are trained on, and the other way round.
+
+    Raises:
+        UserError: says which source does not fit.
+    """
+    wrong = next((source for source in data.sources if source.holds_pairs != config.stage.on_pairs), None)
+    if wrong is not None and config.stage.on_pairs:
+        raise UserError(
+            f"stage '{config.stage.name}' trains on pairs of answers (stage.beta), and '{wrong.name}' in {config.data.folder} has "
+            "single ones; give data.shards=DIR/shards and stage.mixture=DIR/mixture.yaml of pairs (docs/preference.md)"
+        )
+    if wrong is not None:
+        raise UserError(
+            f"'{wrong.name}' in {config.data.folder} holds pairs of answers, which stage '{config.stage.name}' does not train "
+            "on; choose stage=dpo, or other data"
+        )
+
+
 def render_options(config: TrainConfig, codec: Codec, n_heads: int) -> RenderOptions:
-    """How conversations become rows under these settings."""
+    """How conversations become rows under these settings; of pairs of answers, both have the same prompt, as it is."""
+    if config.stage.on_pairs:
+        plain = replace(config.rendering, prompt_corruption=0.0, text_weight=1.0, audio_weight=1.0)
+        config = replace(config, rendering=plain)
     return RenderOptions(
         ratio=IntervalRatio.of(config.text_audio_interval_ratio),
         pattern=DecodePattern.of(config.decode_pattern),

@@ -20,16 +20,14 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.lora import NO_ADAPTER
-from vita_audio_pl.models.objective_settings import ObjectiveSettings
-from vita_audio_pl.models.objectives import Objective
 from vita_audio_pl.storage.model_folders import find_model
-from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.callbacks.extra import ExtraCallbacks
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, Stateful, check_best_by
 from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.profile import Profile
+from vita_audio_pl.training.callbacks.reference import Reference
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.samples import Samples
 from vita_audio_pl.training.callbacks.training_check import TrainingCheck
@@ -43,12 +41,12 @@ from vita_audio_pl.training.run_folder.identity import (
     FORMAT,
     decisive_settings,
     flatten,
-    freezes_backbone,
     pretrained_identity,
     record_changes,
 )
 from vita_audio_pl.training.run_folder.layout import (
     CONFIG,
+    REFERENCE,
     StageFolder,
     stage_folder,
 )
@@ -63,11 +61,18 @@ from vita_audio_pl.training.stage.starting_model import check_adapters, starting
 from vita_audio_pl.training.stage.trainer import build_trainer, check_devices, micro_batches
 from vita_audio_pl.training.step.freezing import Frozen, freeze
 from vita_audio_pl.training.step.module import SpeechLMModule
+from vita_audio_pl.training.step.objective import configured_objective
 from vita_audio_pl.training.tracking.lineage import log_lineage
 from vita_audio_pl.training.tracking.loggers import build_loggers, wandb_run_ends
 
 if TYPE_CHECKING:
     from vita_audio_pl.training.callbacks.sample_writer import SampleWriter
+
+
+_DECIDE_REFERENCE = (
+    *("data", "parent_weights", "pretrained_weights", "vocabulary", "rendering.lead_in_codes"),
+    *("text_audio_interval_ratio", "decode_pattern"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +171,7 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         )
     check_adapters(config, parent, heads_of_stage(config))
     own = bool(config.callbacks.extra)
-    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out, any_name=own)
+    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out, own, config.stage.on_pairs)
     identity = run_identity(config, data, parent)
     if rates := describe_rates(config):
         _print(rates)
@@ -249,6 +254,7 @@ def _train(
     )
     preemption = Preemption(checkpointing, config.callbacks.requeue)
     callbacks = [
+        *_reference(config, data, folder, parent),
         Resume(writer, engine, stateful, config.callbacks.resume_from_step),
         guard,  # a bad step is undone before it can be logged or saved
         check,
@@ -306,6 +312,18 @@ def _train(
     return folder.model
 
 
+def _reference(
+    config: TrainConfig, data: StageData, folder: StageFolder, parent: StageManifest | None
+) -> list[Reference]:
+    """The callback that keeps how likely the parent finds the answers, where they come in pairs."""
+    if not config.stage.on_pairs:
+        return []
+    decisive = run_identity(config, data, parent)
+    return [
+        Reference(folder.root / REFERENCE, {name: decisive[name] for name in _DECIDE_REFERENCE if name in decisive})
+    ]
+
+
 def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int, folder: StageFolder) -> list[Samples]:
     """The callback that lets the model answer `data.prompts`, where there are any and it is wanted."""
     settings = config.callbacks.samples
@@ -330,16 +348,6 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
 
     every = settings.every_steps or -(-config.stage.steps // 5)
     return [Samples(every, engine, config.model.lora, folder.samples, make_writer)]
-
-
-def configured_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
-    """The objective that the configuration names, with the options that were given.
-
-    Heads are weighed beside the backbone: where that is frozen, their weight is 1.
-    """
-    frozen = freezes_backbone(config.stage.freeze, plain(config))
-    settings: ObjectiveSettings = config.objective
-    return settings.build(vocabulary, weight=1.0 if frozen else settings.weight)
 
 
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 TRAIN = "train"
 ENCODER_STATE = 0.06
 """Seconds of audio that a state of the speech encoder stands for."""
+PREFERENCE = ("logp_chosen", "logp_rejected", "reward_chosen", "reward_rejected", "reward_accuracy")
+"""Figures of answers in pairs, means over the pairs; `reward_margin` is made of them."""
 
 
 class Tally:
@@ -66,6 +68,7 @@ class Tally:
                 losses.correct.double(),
                 losses.served.double(),
                 losses.served_correct.double(),
+                _pair_sums(losses.pairs).to(losses.sums.device),
                 to_device(torch.cat(counted).numpy(), losses.sums.device),
             ]
         )
@@ -76,7 +79,7 @@ class Tally:
         """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`, and then all read.
 
         `train/loss` is the objective per step, divisor and weights included; elsewhere it is the mean over all labels
-        by weight, so that it does not depend on the batches and ranks that they were shared out to. `loss_main`,
+        by weight (over the pairs, where answers come in pairs), so that it does not depend on the batches and ranks that they were shared out to. `loss_main`,
         `loss_head_<k>` and the accuracies are means over the labels that the predictor was scored on,
         `served_accuracy_...` over those of them that it writes under the decoding pattern, and `served_accuracy` over
         what all heads write.
@@ -85,7 +88,7 @@ class Tally:
         sums = self._sums
         if reduce:
             if sums is None:
-                sums = torch.zeros(2 + 7 * predictors + 7 + len(self.source_names), dtype=torch.float64, device=device)
+                sums = torch.zeros(8 + 7 * predictors + 7 + len(self.source_names), dtype=torch.float64, device=device)
             torch.distributed.all_reduce(sums)
         if sums is None or not sums.any():
             return {}
@@ -95,11 +98,13 @@ class Tally:
             return [next(values) for _ in range(predictors)]
 
         total, numerator = next(values), next(values)
-        loss, counts, correct, served, served_correct, rows, pairs = (each() for _ in range(7))
+        loss, counts, correct, served, served_correct = (each() for _ in range(5))
+        compared, *preferred = (next(values) for _ in range(1 + len(PREFERENCE)))
+        rows, pairs = each(), each()
         weight, tokens, codes, slots, samples, frames, frame_pairs = (next(values) for _ in range(7))
         self.seconds = max(time.perf_counter() - self._since, 1e-9)
         self.work = Work(rows, pairs, counts, frames, frame_pairs)
-        loss_of_all = total / max(1, self._steps) if prefix == TRAIN else numerator / max(weight, 1e-12)
+        loss_of_all = total / max(1, self._steps) if prefix == TRAIN else numerator / max(compared or weight, 1e-12)
         figures = {f"{prefix}/loss": loss_of_all}
         for predictor in range(predictors):
             name = "main" if predictor == 0 else f"head_{predictor - 1}"
@@ -110,6 +115,10 @@ class Tally:
                 figures[f"{prefix}/served_accuracy_{name}"] = served_correct[predictor] / served[predictor]
         if sum(served[1:]):
             figures[f"{prefix}/served_accuracy"] = sum(served_correct[1:]) / sum(served[1:])
+        if compared:
+            means = dict(zip(PREFERENCE, (value / compared for value in preferred), strict=True))
+            means["reward_margin"] = means["reward_chosen"] - means["reward_rejected"]
+            figures |= {f"{prefix}/{name}": value for name, value in means.items()}
         if prefix == TRAIN:
             audio = codes / self.codes_per_second + frames * ENCODER_STATE
             figures |= {
@@ -132,9 +141,20 @@ class Tally:
         self._since += seconds
 
 
-def validation_figures(n_heads: int, sources: Sequence[str]) -> list[str]:
-    """Names of all figures that validation can give: over all held-out data, and over that of each of `sources`."""
+def _pair_sums(pairs: Tensor) -> Tensor:
+    """How many pairs can be compared, and the sums of their `PREFERENCE`: `(6,)` float64. pairs: `HeadLosses.pairs`."""
+    known = pairs[pairs[:, 2:].isfinite().all(1)]
+    won = (known[:, 2] > known[:, 3]).double().sum()
+    return torch.cat([torch.stack([won.new_tensor(len(known))]), known.sum(0), won[None]])
+
+
+def validation_figures(n_heads: int, sources: Sequence[str], preference: bool = False) -> list[str]:
+    """Names of all figures that validation can give: over all held-out data, and over that of each of `sources`.
+
+    preference: answers come in pairs.
+    """
     predictors = ["main", *(f"head_{head}" for head in range(n_heads))]
     by_predictor = [f"{kind}_{name}" for kind in ("loss", "accuracy", "served_accuracy") for name in predictors]
     places = ["val", *(f"val/{source}" for source in sources)]
-    return [f"{place}/{figure}" for place in places for figure in ("loss", "served_accuracy", *by_predictor)]
+    of_pairs = (*PREFERENCE, "reward_margin") if preference else ()
+    return [f"{place}/{figure}" for place in places for figure in ("loss", "served_accuracy", *by_predictor, *of_pairs)]
