@@ -26,7 +26,6 @@ class PairsConfig(EvaluateConfig):
     held_out: float = setting(0.05, "share of the pairs held out for validation", at_least=0, below=1)
 
     def check(self) -> None:
-        super().check()
         require(
             self.suite is None and not self.compare and self.step == "all" and self.output is None,
             "pairs take one model and one task: leave suite, compare, step and output out",
@@ -37,6 +36,7 @@ class PairsConfig(EvaluateConfig):
             self.sampling.temperature > 0,
             "sampling.temperature=0 gives the same answer each time; choose one above 0, such as 1",
         )
+        super().check()
 
 
 def pairs(config: PairsConfig) -> None:
