@@ -46,7 +46,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
         ]
         lines += ["|---|---|---|---|---|"]
         lines += [
-            f"| {m['stage']} | {m['steps']:,} | {m['n_heads']} | {m['text_audio_interval_ratio']} | {m['decode_pattern']} |"
+            f"| {_named(m)} | {m['steps']:,} | {m['n_heads']} | {m['text_audio_interval_ratio']} | {m['decode_pattern']} |"
             for _, m in reversed(stages)
         ]
         first = stages[-1][1]
@@ -111,6 +111,12 @@ def _use(folder: Path, layout: str) -> list[str]:
         "",
         f'`python -m vita_audio_pl.generate model={name} prompt="..."` answers with text and sound.',
     ]
+
+
+def _named(manifest: dict[str, Any]) -> str:
+    """A stage as the table calls it."""
+    beta = ((manifest.get("config") or {}).get("stage") or {}).get("beta")
+    return f"{manifest['stage']}, on pairs of answers (DPO, beta {beta:g})" if beta else str(manifest["stage"])
 
 
 def _stages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
