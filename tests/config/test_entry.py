@@ -34,7 +34,7 @@ def run(monkeypatch, capsys, tmp_path):
         ("stage.lr=3", "no setting 'stage.lr'; did you mean 'stage.learning_rate'?"),
         ("batch_size=3", "no setting 'batch_size'; did you mean 'stage.rows_per_step'?"),
         ("optim.warmup_steps=3", "did you mean 'optim.schedule.warmup_share'?"),
-        ("stage=mtp11", "choose one of: align, chain, mtp1, mtp10, sft"),
+        ("stage=mtp11", "choose one of: align, chain, dpo, mtp1, mtp10, sft"),
         ("trainer.devices=two", "could not be converted to Integer"),
         ("stage.steps=0", "stage.steps is 0"),
         ("text_audio_interval_ratio=[1,2]", "audio run below 3"),
@@ -58,7 +58,7 @@ def test_a_mistake_is_one_sentence_and_status_2(mistake, says, run):
 def test_help_names_every_stage_and_setting_and_leaves_no_files(run, tmp_path):
     status, text, _ = run("--help")
     assert status == 0
-    for expected in ("stage: align, chain, mtp1, mtp10, sft", "text_audio_interval_ratio=", "stage=chain", "init_from"):
+    for expected in ("stage: align, chain, dpo, mtp1, mtp10, sft", "text_audio_interval_ratio=", "stage=chain", "init_from"):
         assert expected in text
     assert not list(tmp_path.iterdir())
 

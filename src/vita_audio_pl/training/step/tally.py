@@ -79,10 +79,10 @@ class Tally:
         """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`, and then all read.
 
         `train/loss` is the objective per step, divisor and weights included; elsewhere it is the mean over all labels
-        by weight (over the pairs, where answers come in pairs), so that it does not depend on the batches and ranks that they were shared out to. `loss_main`,
-        `loss_head_<k>` and the accuracies are means over the labels that the predictor was scored on,
-        `served_accuracy_...` over those of them that it writes under the decoding pattern, and `served_accuracy` over
-        what all heads write.
+        by weight (over the pairs, where answers come in pairs), so that it does not depend on the batches and ranks that
+        they were shared out to. `loss_main`, `loss_head_<k>` and the accuracies are means over the labels that the
+        predictor was scored on, `served_accuracy_...` over those of them that it writes under the decoding pattern, and
+        `served_accuracy` over what all heads write.
         """
         predictors = 1 + self.n_heads
         sums = self._sums
