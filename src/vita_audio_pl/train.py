@@ -17,6 +17,8 @@ from vita_audio_pl.training.run_folder.origin import start_tokenizer
 from vita_audio_pl.training.settings import CHAIN, TrainConfig
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
+_WORLD_PROMPTS = 300  # of the spoken world, that a stage on pairs lets its parent answer
+
 
 def train(config: TrainConfig) -> float | None:
     """Train what the configuration says; the last validation loss, for sweepers that optimise it."""
@@ -102,7 +104,13 @@ def _world_pairs(config: TrainConfig) -> Path:
     out = stage_folder(config, "pairs").root
     if not are_made(out, StageManifest.of(parent).weights):
         bench = "spoken_world_smoke" if config.data.spoken_world == "smoke" else "spoken_world"
-        words = [f"model={parent}", f"bench={bench}", f"bench.root={config.data.world_folder}", f"out={out}"]
+        words = [
+            f"model={parent}",
+            f"bench={bench}",
+            f"bench.root={config.data.world_folder}",
+            f"out={out}",
+            f"limit={_WORLD_PROMPTS}",
+        ]
         if not is_first_process():
             raise UserError(
                 f"stage '{config.stage.name}' has no pairs of answers yet, and several processes cannot make them together: first "

@@ -58,7 +58,12 @@ def test_a_mistake_is_one_sentence_and_status_2(mistake, says, run):
 def test_help_names_every_stage_and_setting_and_leaves_no_files(run, tmp_path):
     status, text, _ = run("--help")
     assert status == 0
-    for expected in ("stage: align, chain, dpo, mtp1, mtp10, sft", "text_audio_interval_ratio=", "stage=chain", "init_from"):
+    for expected in (
+        "stage: align, chain, dpo, mtp1, mtp10, sft",
+        "text_audio_interval_ratio=",
+        "stage=chain",
+        "init_from",
+    ):
         assert expected in text
     assert not list(tmp_path.iterdir())
 
