@@ -1,15 +1,19 @@
 """The codec keeps speech intelligible at 12.5 codes/s, is exact about lengths, and streams without seams."""
 
 import json
+from dataclasses import asdict, replace
 
 import jiwer
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.margins import assert_same_choices
-from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec
+from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec, spectral
+from vita_audio_pl.codecs.context_decoder import REACH
+from vita_audio_pl.codecs.mel_vq import _log_spectra
 from vita_audio_pl.codecs.spectral import invert_mel, mel_filters, mel_frames
 from vita_audio_pl.errors import UserError
 
@@ -84,6 +88,36 @@ def test_silence_is_silent_between_words_too(speech):
     assert len(codec.silence(0)) == 0
 
 
+def test_a_code_is_heard_in_the_context_of_those_before_it_and_of_none_after(speech):
+    codec, (codes,) = speech.codec, speech.codec.encode([speech.waves[0]])
+    row = torch.from_numpy(codes).long()
+    whole = codec._spectra(row).view(len(codes), -1)
+    other = row.clone()
+    other[10:] = row.flip(0)[10:]
+    torch.testing.assert_close(codec._spectra(other).view(len(codes), -1)[:10], whole[:10])
+    alone = codec._spectra(row[10:11]).view(-1)
+    assert (alone - whole[10]).abs().mean() > 0.05 * whole[10].mean()
+    for chunk in (1, 3, 8):
+        parts = [
+            codec._spectra(row[max(0, at - REACH) : at + chunk], min(at, REACH)) for at in range(0, len(row), chunk)
+        ]
+        torch.testing.assert_close(torch.cat(parts).view(len(codes), -1), whole, atol=1e-4, rtol=1e-3)
+
+
+def test_context_brings_the_spectra_nearer_to_the_speech(speech):
+    """On sentences that were not fitted: what the network says, against what each code says alone."""
+    codec, errors = speech.codec, torch.zeros(2)
+    for wave in speech.held_out.values():
+        (codes,) = codec.encode([wave])
+        row = torch.from_numpy(codes).long()
+        wanted = _log_spectra(torch.from_numpy(np.pad(wave, (0, -len(wave) % 1280))), codec.config)
+        decoder = codec._decoder
+        alone = decoder.mean + decoder.table[row] @ decoder.basis.T
+        for n, said in enumerate((decoder.log_spectra(row), alone)):
+            errors[n] += (said - wanted).square().sum()
+    assert errors[0] < 0.9 * errors[1]
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_streamed_speech_has_no_seams_and_no_lost_tail(speech, chunk):
     ratios, distances = [], []
@@ -130,6 +164,29 @@ def test_a_saved_codec_comes_back_the_same(speech, tmp_path):
     np.testing.assert_array_equal(loaded.decode(codes[0]), speech.codec.decode(codes[0]))
 
 
+def test_a_folder_of_an_earlier_version_is_read_as_it_was_meant(speech, tmp_path):
+    new = speech.codec
+    config = replace(new.config, decoder_width=0, decoder_components=0)
+    old = MelVQ(config, {name: new._weights[name] for name in ("mean", "basis", "centroids")})
+    old.save(tmp_path)
+    _edit(tmp_path, lambda header: header.pop("format"))
+    header = json.loads((tmp_path / "codec.json").read_text())
+    assert set(header["config"]) == set(asdict(config)) - {"decoder_width", "decoder_components"}
+    with safe_open(tmp_path / "codec.safetensors", "pt") as file:
+        assert set(file.keys()) == {"mean", "basis", "centroids"}
+    loaded = load_codec(tmp_path)
+    assert loaded.fingerprint == old.fingerprint != new.fingerprint
+    wave = speech.waves[0]
+    (codes,) = loaded.encode([wave])
+    np.testing.assert_array_equal(codes, new.encode([wave])[0])
+    spectra = loaded._spectra(torch.from_numpy(codes).long()).view(len(codes), -1)
+    for code in np.unique(codes):
+        assert len(torch.unique(spectra[codes == code], dim=0)) == 1, "a code sounds alike everywhere"
+    mel = spectra.view(-1, config.bins) / spectral.hann(config.hop).sum() @ mel_filters(RATE, 512, 80)
+    heard, said = mel.clamp(min=1e-4).log()[: len(wave) // 128], log_mel(wave)
+    assert (heard - said).abs().mean() < 0.6
+
+
 def _edit(folder, change):
     path = folder / "codec.json"
     header = json.loads(path.read_text())
@@ -153,6 +210,10 @@ def _flip_byte(folder):
         (lambda folder: _edit(folder, lambda h: h.update(name="mystery")), "'mystery', which is not known"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(hops=1)), "must have exactly the keys"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(hop=0)), "hop must be a whole number"),
+        (lambda folder: _edit(folder, lambda h: h["config"].update(decoder_width=0)), "must both be 0, or neither"),
+        (lambda folder: _edit(folder, lambda h: h["config"].update(decoder_width=64)), "of this configuration holds"),
+        (lambda folder: _edit(folder, lambda h: h["config"].pop("decoder_width")), "must have exactly the keys"),
+        (lambda folder: _edit(folder, lambda h: h.update(format=3)), "has format 3, this version reads up to 2"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(codebook_size=256)), "of this configuration holds"),
         (lambda folder: _edit(folder, lambda h: h.update(extra=1)), "does not describe a mel_vq codec"),
         (lambda folder: (folder / "codec.safetensors").unlink(), "is not complete"),
@@ -188,6 +249,7 @@ def test_bad_waves_codes_and_settings_are_refused(speech):
         {"hop": 12.5},
         {"quietest": 0.0},
         {"pca_size": 10_000},
+        {"decoder_components": 2571},
     ):
         with pytest.raises(ValueError, match="mel_vq"):
             MelVQConfig(**wrong)

@@ -74,10 +74,11 @@ def use_speech_model(folder: Path) -> None:
 
 
 def mel_vq_codec(folder: Path) -> None:
-    sizes = MelVQConfig(hop=64, frames_per_code=4, n_mels=8, pca_size=4, codebook_size=16, griffin_lim_iterations=2)
+    sizes = MelVQConfig(hop=64, frames_per_code=4, n_mels=8, pca_size=4, codebook_size=16, griffin_lim_iterations=2,
+                        decoder_width=4, decoder_components=3)  # fmt: skip
     random = torch.Generator().manual_seed(0)
     shapes = {name: torch.randn(shape, generator=random) for name, shape in mel_vq._shapes(sizes).items()}
-    MelVQ(sizes, **shapes).save(folder)
+    MelVQ(sizes, shapes).save(folder)
 
 
 def use_mel_vq(folder: Path) -> None:

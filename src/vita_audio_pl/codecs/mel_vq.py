@@ -1,19 +1,18 @@
 """mel_vq: a speech codec that needs no download, fitted in seconds to the speech it will carry.
 
-Encoding: log-mel frames, stacked, projected by PCA, the nearest of the k-means centroids. Decoding: the centroid's mel
-frames, a non-negative spectrum for them, Griffin-Lim. The spectra of a code never change, so they are found once.
+Encoding: log-mel frames, stacked, projected by PCA, the nearest of the k-means centroids. Decoding: the spectra of the
+codes, read in their context by a small network (`context_decoder.py`), then Griffin-Lim. Codecs of earlier versions have no
+network: there a code always sounds alike, a non-negative spectrum for the centroid's mel frames.
 """
 
 import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,88 +20,50 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
+from vita_audio_pl.codecs.clustering import k_means, nearest
+from vita_audio_pl.codecs.context_decoder import REACH, ContextDecoder
+from vita_audio_pl.codecs.mel_vq_config import MelVQConfig, read_config
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.weights import open_safetensors
 
 WEIGHTS_FILE = "codec.safetensors"
-
-
-_RANGES = {
-    "sample_rate": (2_000, 192_000),
-    "hop": (2, 4096),
-    "frames_per_code": (1, 1000),
-    "n_mels": (1, 512),
-    "pca_size": (1, 4096),
-    "codebook_size": (1, 65_536),
-    "griffin_lim_iterations": (1, 1000),
-}
-"""What decoding can do in bounded time and memory, so that a codec from elsewhere cannot ask for more."""
-
-
-@dataclass(frozen=True)
-class MelVQConfig:
-    """Shape of a `mel_vq` codec; the defaults give 12.5 codes/s."""
-
-    sample_rate: int = 16_000
-    hop: int = 128
-    frames_per_code: int = 10
-    n_mels: int = 80
-    pca_size: int = 64
-    codebook_size: int = 512
-    quietest: float = 1e-5  # mel amplitudes below this count as silence
-    griffin_lim_iterations: int = 16
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(
-                    f"mel_vq: {name} must be a whole number from {least} to {most}, not {reprlib.repr(value)}"
-                )
-        if type(self.quietest) is not float or not 0 < self.quietest < 1:
-            raise ValueError(f"mel_vq: quietest must lie between 0 and 1, not {reprlib.repr(self.quietest)}")
-        if self.frames_per_code < spectral.OVERLAP:
-            raise ValueError(f"mel_vq: frames_per_code must be at least {spectral.OVERLAP}, the frames of a window")
-        if self.hop % 2:
-            raise ValueError(f"mel_vq: hop is {self.hop}, and must be even")
-        if self.pca_size > self.n_mels * self.frames_per_code:
-            raise ValueError("mel_vq: pca_size exceeds n_mels * frames_per_code")
-
-    @property
-    def samples_per_code(self) -> int:
-        return self.hop * self.frames_per_code
-
-    @property
-    def bins(self) -> int:
-        return spectral.OVERLAP * self.hop // 2 + 1
+_DECODER = "decoder."
+_NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
 
 
 class MelVQ:
     """Fitted codec. Works on one CPU thread, on purpose: its matrices are small and training wants the other cores.
 
     Args:
-        mean: `(frames_per_code * n_mels,)`, mean of the stacked log-mel frames.
-        basis: `(frames_per_code * n_mels, pca_size)`, orthonormal columns.
-        centroids: `(codebook_size, pca_size)`.
+        weights: `mean (frames_per_code * n_mels,)` of the stacked log-mel frames, `basis (frames_per_code * n_mels,
+            pca_size)` with orthonormal columns, `centroids (codebook_size, pca_size)`, and `decoder.*`, the state of a
+            `ContextDecoder`, where the configuration asks for one.
     """
 
     name = "mel_vq"
 
-    def __init__(self, config: MelVQConfig, mean: Tensor, basis: Tensor, centroids: Tensor) -> None:
+    def __init__(self, config: MelVQConfig, weights: Mapping[str, Tensor]) -> None:
         self.config = config
         self.sample_rate = config.sample_rate
         self.codes_per_second = config.sample_rate / config.samples_per_code
         self.codebook_size = config.codebook_size
-        self._weights = {"mean": mean.contiguous(), "basis": basis.contiguous(), "centroids": centroids.contiguous()}
-        for key, shape in _shapes(config).items():
-            if tuple(self._weights[key].shape) != shape:
-                raise ValueError(f"mel_vq: {key} has shape {tuple(self._weights[key].shape)}, not {shape}")
+        self._weights = {key: weight.contiguous() for key, weight in weights.items()}
+        found, wanted = {key: tuple(weight.shape) for key, weight in weights.items()}, _shapes(config)
+        if found != wanted:
+            raise ValueError(f"mel_vq: the weights have the shapes {reprlib.repr(found)}, not {reprlib.repr(wanted)}")
         self.fingerprint = _fingerprint(config, self._weights)
+        self._decoder = _decoder(config)
+        if self._decoder is not None:
+            own = {
+                key.removeprefix(_DECODER): weight for key, weight in self._weights.items() if key.startswith(_DECODER)
+            }
+            self._decoder.load_state_dict(own, assign=True)
+            self._decoder.requires_grad_(False)
 
     @classmethod
     def fit(cls, waves: Sequence[np.ndarray], config: MelVQConfig | None = None, seed: int = 0) -> "MelVQ":
-        """Fits the projection and the codebook to speech; the same waves, configuration and seed give the same codec.
+        """Fits projection, codebook and decoder to speech; the same waves, configuration and seed give the same codec.
 
         Args:
             waves: `(samples,) float32` each, at `config.sample_rate`; some minutes are enough.
@@ -112,7 +73,8 @@ class MelVQ:
         """
         config = config or MelVQConfig()
         with _one_thread():
-            stacked = _stacked_log_mels(_padded(waves, config), config)
+            padded = _padded(waves, config)
+            stacked = _stacked_log_mels(padded, config)
             if len(stacked) < 2 * config.codebook_size:
                 seconds = len(stacked) * config.samples_per_code / config.sample_rate
                 raise UserError(
@@ -124,8 +86,17 @@ class MelVQ:
             _, vectors = torch.linalg.eigh(stacked.T @ stacked)
             basis = vectors[:, -config.pca_size :].flip(1)
             generator = torch.Generator().manual_seed(seed)
-            centroids = _k_means(stacked @ basis, config.codebook_size, generator)
-        return cls(config, mean, basis, centroids)
+            points = stacked @ basis
+            centroids = k_means(points, config.codebook_size, generator)
+            weights = {"mean": mean, "basis": basis, "centroids": centroids}
+            decoder = _decoder(config)
+            if decoder is not None:
+                decoder.to_empty(device="cpu")
+                counts = [len(wave) // config.samples_per_code for wave in padded]
+                codes = nearest(points, centroids).split(counts)
+                decoder.fit(codes, lambda number: _log_spectra(padded[number], config), centroids, generator)
+                weights |= {_DECODER + key: weight for key, weight in decoder.state_dict().items()}
+        return cls(config, weights)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Codes `(ceil(samples / samples per code),) int32` of each wave `(samples,) float32` at `sample_rate` Hz.
@@ -139,7 +110,7 @@ class MelVQ:
             padded = _padded(waves, self.config)
             stacked = _stacked_log_mels(padded, self.config)
             points = stacked.sub_(self._weights["mean"]) @ self._weights["basis"]
-            codes = _nearest(points, self._weights["centroids"]).int()
+            codes = nearest(points, self._weights["centroids"]).int()
         counts = [len(wave) // self.config.samples_per_code for wave in padded]
         return [part.numpy() for part in codes.split(counts)]
 
@@ -161,7 +132,7 @@ class MelVQ:
             return np.zeros(0, np.float32)
         edge = (spectral.OVERLAP - 1) * self.config.hop // 2
         with _one_thread():
-            magnitudes = self._spectra[codes].flatten(0, 1)[None]
+            magnitudes = self._spectra(codes)[None]
             phases = spectral.first_phases(*magnitudes.shape[1:])
             decoded = spectral.griffin_lim(magnitudes, self.config.hop, self.config.griffin_lim_iterations, phases)[0]
             return decoded[edge : edge + len(codes) * self.config.samples_per_code].clamp(-1, 1).numpy()
@@ -178,16 +149,24 @@ class MelVQ:
     def _silent_code(self) -> int:
         return int(self.encode([np.zeros(self.config.samples_per_code, np.float32)])[0][0])
 
-    @cached_property
-    def _spectra(self) -> Tensor:
-        """Spectral magnitudes of every code, `(codebook_size, frames_per_code, bins)`."""
+    def _spectra(self, codes: Tensor, already: int = 0) -> Tensor:
+        """Magnitudes of the frames of `codes: (n,)`, `(frames, bins)`, but for the first `already` codes, their context."""
         config = self.config
-        with _one_thread():
-            filters = spectral.mel_filters(config.sample_rate, spectral.OVERLAP * config.hop, config.n_mels)
-            log_mel = self._weights["centroids"] @ self._weights["basis"].T + self._weights["mean"]
-            mel = log_mel.view(-1, config.n_mels).exp()
-            mel = torch.where(mel > config.quietest * 1.5, mel, 0.0)  # what is near the floor was silence
-            spectra = spectral.invert_mel(mel, filters) * spectral.hann(config.hop).sum()
+        if self._decoder is None:
+            return self._lone_spectra[codes[already:]].flatten(0, 1)
+        amplitudes = self._decoder.log_spectra(codes)[already:].exp()
+        amplitudes = torch.where(amplitudes > config.quietest * _NEAR_SILENCE, amplitudes, 0.0)
+        return amplitudes.view(-1, config.bins) * spectral.hann(config.hop).sum()
+
+    @cached_property
+    def _lone_spectra(self) -> Tensor:
+        """Of a codec without a network: magnitudes of every code, `(codebook_size, frames_per_code, bins)`."""
+        config = self.config
+        filters = spectral.mel_filters(config.sample_rate, spectral.OVERLAP * config.hop, config.n_mels)
+        log_mel = self._weights["centroids"] @ self._weights["basis"].T + self._weights["mean"]
+        mel = log_mel.view(-1, config.n_mels).exp()
+        mel = torch.where(mel > config.quietest * _NEAR_SILENCE, mel, 0.0)
+        spectra = spectral.invert_mel(mel, filters) * spectral.hann(config.hop).sum()
         return spectra.view(config.codebook_size, config.frames_per_code, config.bins)
 
     def _checked(self, codes: np.ndarray) -> Tensor:
@@ -203,7 +182,7 @@ class MelVQ:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._weights, folder / WEIGHTS_FILE)
-        header = {"name": self.name, "config": asdict(self.config), "fingerprint": self.fingerprint}
+        header = {"name": self.name, "config": self.config.fields, "fingerprint": self.fingerprint}
         write_codec_file(folder, header)
 
     @classmethod
@@ -217,7 +196,7 @@ class MelVQ:
         header = read_codec_file(folder)
         if header["name"] != cls.name or set(header) != {"name", "config", "fingerprint"}:
             raise UserError(f"{folder / CODEC_FILE} does not describe a mel_vq codec (keys: {', '.join(header)})")
-        config = _read_config(header["config"], folder / CODEC_FILE)
+        config = read_config(header["config"], folder / CODEC_FILE)
         path = folder / WEIGHTS_FILE
         with open_safetensors(path, f"{folder} is not complete") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}
@@ -226,7 +205,7 @@ class MelVQ:
             if found != wanted:
                 told = reprlib.repr(found)
                 raise UserError(f"{path} holds {told}, but a codec of this configuration holds {wanted}")
-            codec = cls(config, **{key: file.get_tensor(key) for key in wanted})
+            codec = cls(config, {key: file.get_tensor(key) for key in wanted})
         if not all(bool(weight.isfinite().all()) for weight in codec._weights.values()):
             raise UserError(f"{path} holds values that are not finite; fetch it again")
         if codec.fingerprint != header["fingerprint"]:
@@ -274,6 +253,7 @@ class MelVQStream:
 
     def __init__(self, codec: MelVQ) -> None:
         self._codec = codec
+        self._context = torch.zeros(0, dtype=torch.int64)  # the codes before the next ones, as many as these depend on
         self._magnitudes = torch.zeros(0, codec.config.bins)  # of the last frames, as many as overlap the next one
         self._settled = torch.zeros(0)  # samples from the beginning of those frames to the beginning of the next
         self._held_back = torch.zeros(0)
@@ -290,7 +270,9 @@ class MelVQStream:
         edge = (spectral.OVERLAP - 1) * hop // 2
         beginning = len(self._settled) == 0
         with _one_thread():
-            magnitudes = torch.cat([self._magnitudes, self._codec._spectra[new].flatten(0, 1)])
+            read = torch.cat([self._context, new])
+            magnitudes = torch.cat([self._magnitudes, self._codec._spectra(read, len(self._context))])
+            self._context = read[-REACH:]
             phases = spectral.first_phases(*magnitudes.shape)
             if not beginning:
                 phases = phases * spectral.unit(spectral.analyse(self._settled[None], hop)[0])
@@ -309,30 +291,32 @@ class MelVQStream:
         return held_back.clamp(-1, 1).numpy().copy()
 
 
+def _decoder(config: MelVQConfig) -> ContextDecoder | None:
+    """The decoder without its weights: no random numbers are drawn, and no memory is taken, whatever a folder asks for."""
+    if not config.decoder_width:
+        return None
+    spectrum = config.frames_per_code * config.bins
+    with torch.device("meta"):
+        return ContextDecoder(config.codebook_size, config.decoder_width, config.decoder_components, spectrum)
+
+
 def _shapes(config: MelVQConfig) -> dict[str, tuple[int, ...]]:
     stacked = config.frames_per_code * config.n_mels
+    decoder = _decoder(config)
+    network = {} if decoder is None else decoder.state_dict()
     return {
         "mean": (stacked,),
         "basis": (stacked, config.pca_size),
         "centroids": (config.codebook_size, config.pca_size),
+        **{_DECODER + key: tuple(weight.shape) for key, weight in network.items()},
     }
 
 
 def _fingerprint(config: MelVQConfig, weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(config.fields, sort_keys=True).encode())
     for key in sorted(weights):
         digest.update(key.encode() + weights[key].numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _read_config(values: Any, where: Path) -> MelVQConfig:
-    known = {field.name for field in fields(MelVQConfig)}
-    if not isinstance(values, dict) or set(values) != known:
-        raise UserError(f"{where}: 'config' must have exactly the keys {', '.join(sorted(known))}")
-    try:
-        return MelVQConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _padded(waves: Sequence[np.ndarray], config: MelVQConfig) -> list[Tensor]:
@@ -358,32 +342,10 @@ def _stacked_log_mels(waves: list[Tensor], config: MelVQConfig) -> Tensor:
     return mel.clamp_(min=config.quietest).log_().view(-1, config.frames_per_code * config.n_mels)
 
 
-def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """Number of the centroid nearest to each of `points: (n, size)`."""
-    half_norms = centroids.square().sum(dim=1) / 2
-    return torch.cat([(half_norms - part @ centroids.T).argmin(dim=1) for part in points.split(8192)])
-
-
-def _k_means(points: Tensor, count: int, generator: torch.Generator, rounds: int = 20, most: int = 40_000) -> Tensor:
-    """Centroids of `points: (n, size)` by Lloyd's rounds from a k-means++ start: `(count, size)`."""
-    points = points[torch.randperm(len(points), generator=generator)[:most]]
-    centroids = points[torch.randint(len(points), (1,), generator=generator)]
-    distances = (points - centroids[0]).square().sum(dim=1)
-    norms = points.square().sum(dim=1)
-    for _ in range(count - 1):
-        chosen = points[torch.multinomial(distances + 1e-12, 1, generator=generator)]
-        centroids = torch.cat([centroids, chosen])
-        distances = torch.minimum(distances, (norms - 2 * (points @ chosen[0]) + chosen.square().sum()).clamp(min=0))
-    for _ in range(rounds):
-        owners = _nearest(points, centroids)
-        sizes = torch.bincount(owners, minlength=count)
-        sums = torch.zeros_like(centroids).index_add_(0, owners, points)
-        lost = sizes == 0
-        centroids = sums / sizes.clamp(min=1)[:, None]
-        if lost.any():  # an empty cluster starts again at a random point
-            fresh = torch.randint(len(points), (int(lost.sum()),), generator=generator)
-            centroids[lost] = points[fresh]
-    return centroids
+def _log_spectra(wave: Tensor, config: MelVQConfig) -> Tensor:
+    """Log amplitudes of a padded wave, those of all frames of a code in a row: `(codes, frames_per_code * bins)`."""
+    spectra = spectral.amplitudes(wave, config.hop).clamp_(min=config.quietest).log_()
+    return spectra.view(-1, config.frames_per_code * config.bins)
 
 
 @contextmanager

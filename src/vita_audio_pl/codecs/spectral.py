@@ -72,6 +72,14 @@ def mel_frames(waves: list[Tensor], hop: int, filters: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def amplitudes(wave: Tensor, hop: int) -> Tensor:
+    """Spectral amplitudes in the frames and on the scale of `mel_frames`: `(frames * hop,)` to `(frames, bins)`."""
+    margin = (OVERLAP - 1) * hop // 2
+    frames = torch.nn.functional.pad(wave, (margin, margin)).unfold(0, OVERLAP * hop, hop)
+    spectra: Tensor = torch.fft.rfft(frames * (hann(hop) / hann(hop).sum())).abs()
+    return spectra
+
+
 def invert_mel(mel: Tensor, filters: Tensor, iterations: int = 60) -> Tensor:
     """Non-negative spectra whose mel amplitudes come nearest to `mel` (accelerated projected gradient).
 
