@@ -37,7 +37,7 @@ _LOG = logging.getLogger("vita_audio_pl.serving")
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application of a service; it closes the service at its end."""
+    """Build the application of a service; it closes the service when it shuts down."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,13 +84,13 @@ def create_app(service: Service) -> FastAPI:
 
 
 class Connection:
-    """One WebSocket: a reader, and a sender that a slow client holds up alone."""
+    """One WebSocket: a reader, and a sender, so that a slow client delays only itself."""
 
     def __init__(self, service: Service, socket: WebSocket):
         self._service, self._socket = service, socket
         self._out: asyncio.Queue[tuple[str, str | None] | None] = asyncio.Queue()
         self._unread = 0
-        self._gone = False  # nobody reads any more
+        self._gone = False  # the client no longer reads
         self._forgotten: set[str] = set()
         self._session: Session | None = None
         self._told_to_end = asyncio.Event()
@@ -98,17 +98,17 @@ class Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is under way, or not all of one is sent."""
+        """Whether an answer is in progress, or not completely sent."""
         answering = self._session is not None and self._session.answering
         return answering or (self._unread > 0 and not self._gone)
 
     def end(self, code: int, reason: str) -> None:
-        """Closes it within a moment."""
+        """Close it soon."""
         self._why = code, reason
         self._told_to_end.set()
 
     async def run(self) -> None:
-        """Serves the client until it leaves, or is asked to."""
+        """Serve the client until it leaves, or the connection is closed."""
         service, limits = self._service, self._service.config.limits
         client = self._client()
         asked = self._socket.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")
@@ -159,7 +159,7 @@ class Connection:
                 return
             try:
                 await session.take(said)
-            except Exception:  # a fault of ours: this session goes on, the others do not notice
+            except Exception:  # a bug: this session continues, and others do not notice
                 _LOG.exception("a message could not be handled")
                 body = error_body("this message met a fault of the server; its log says more", "server_error", "fault")
                 self._send(json.dumps({"type": "error", "event_id": "event_0", **body}), None)

@@ -1,4 +1,4 @@
-"""What somebody says, written down by the model itself."""
+"""Transcription by the model itself."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.service import Answer, Service
 from vita_audio_pl.text.conversation import ASR_INSTRUCTION
 
-_AFTER = 0.3  # seconds: the answer comes first
+_AFTER = 0.3  # seconds: answers have priority
 
 
 def transcribe(service: Service, said: TurnContent, decoding: Decoding, temperature: float | None = None) -> Answer:
-    """Asks for the text of a recording, in a conversation of its own that whoever asks closes.
+    """Request the transcript of a recording, in a conversation of its own that the caller closes.
 
     Raises:
-        UserError: settings that do not go together.
-        Busy: too many answers wait already.
+        UserError: contradictory settings.
+        Busy: too many answers are waiting.
     """
     options = decoding.options(
         service.loaded, service.config, service.most_new_tokens, spoken=False, temperature=temperature
@@ -30,7 +30,7 @@ def transcribe(service: Service, said: TurnContent, decoding: Decoding, temperat
 
 
 async def send_transcript(service: Service, item_id: str, said: TurnContent, send: Callable[..., None]) -> None:
-    """Sends what the user of a session said, as Realtime events."""
+    """Send the transcript of a session's user turn, as Realtime events."""
     await asyncio.sleep(_AFTER)
     of: dict[str, Any] = {"item_id": item_id, "content_index": 0}
     kind, text, answer = "conversation.item.input_audio_transcription", "", None

@@ -1,4 +1,4 @@
-"""What comes in: samples of any rate, encoded while they still come, and when somebody speaks."""
+"""Audio input: samples at any rate, encoded while they arrive, and voice activity detection."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ def from_pcm16(data: bytes) -> NDArray[np.float32]:
     """16-bit little-endian samples as `(samples,)` float32.
 
     Raises:
-        UserError: half a sample is left over.
+        UserError: an odd number of bytes.
     """
     if len(data) % 2:
         raise UserError("the audio ends in half a sample; send 16-bit little-endian PCM")
@@ -44,10 +44,10 @@ class _Encoder(Protocol):
 
 
 class AudioInput:
-    """How a model hears: at which rate, and as codes or as features.
+    """How a model takes audio: its rate, and codes or encoder features.
 
     Raises:
-        UserError: the model has nothing to hear with.
+        UserError: the model has neither a codec nor an encoder.
     """
 
     def __init__(self, loaded: LoadedModel, codec: Codec | None):
@@ -59,7 +59,7 @@ class AudioInput:
             self._streams = getattr(codec, "encode_stream", None)
 
     def encode(self, wave: NDArray[np.float32]) -> TurnContent:
-        """A recording `(samples,)` at `rate`, as the model hears it."""
+        """A recording `(samples,)` at `rate`, as model input."""
         if not wave.size:
             raise UserError("there is no audio to listen to")
         if self._front_end is not None:
@@ -69,15 +69,15 @@ class AudioInput:
         return self._codec.encode([wave])[0]
 
     def turn_encoder(self, rate: int) -> "TurnEncoder":
-        """For a spoken turn whose samples come in at `rate`."""
+        """For a spoken turn whose samples arrive at `rate`."""
         return TurnEncoder(self, rate, None if self._streams is None else self._streams())
 
 
 class TurnEncoder:
-    """One spoken turn, encoded while it comes in.
+    """One spoken turn, encoded while it arrives.
 
     Attributes:
-        samples: of the turn so far, at the rate of `Hearing`.
+        samples: samples of the turn so far, at the rate of `Hearing`.
     """
 
     def __init__(self, audio_input: AudioInput, rate: int, encoder: _Encoder | None):
@@ -92,7 +92,7 @@ class TurnEncoder:
         return self.samples / self._input.rate
 
     def push(self, wave: NDArray[np.float32], last: bool = False) -> None:
-        """Takes `(samples,)`; codes that become final are made now."""
+        """Add `(samples,)`; codes that become final are computed now."""
         piece = self._resampler.push(wave, last)
         self.samples += piece.size
         self._pieces.append(piece)
@@ -100,27 +100,27 @@ class TurnEncoder:
             self._codes.append(self._encoder.push(piece))
 
     def finish(self) -> TurnContent:
-        """The turn as the model hears it; the same as of the whole recording.
+        """The turn as model input; the same as for the whole recording.
 
         Raises:
-            UserError: there is no audio in it.
+            UserError: it has no audio.
         """
         self.push(np.empty(0, np.float32), last=True)
         if self._encoder is not None and self.samples:
             codes = np.concatenate([*self._codes, self._encoder.finish()])
-            if not self._encoder.changed:  # a sound louder than all before may change what was handed out
+            if not self._encoder.changed:  # a sound louder than all before may change codes that were handed out
                 return codes
         return self._input.encode(np.concatenate(self._pieces))
 
 
 class VoiceActivity:
-    """When somebody begins and ends to speak, by Silero's detector on windows of 32 ms.
+    """Start and end of speech, by Silero's detector on windows of 32 ms.
 
     Args:
-        rate: of the samples that come in.
-        threshold: chance of speech from which a window counts.
+        rate: rate of the incoming samples.
+        threshold: probability of speech from which a window counts.
         silence: seconds without speech that end a turn.
-        own: of the answer, which is nobody who begins to speak.
+        own: the answer's own audio, which must not start a turn.
 
     Raises:
         UserError: the detector is not installed.
@@ -140,7 +140,7 @@ class VoiceActivity:
         self.speaking = False
 
     def push(self, wave: NDArray[np.float32]) -> list[bool]:
-        """Takes `(samples,)`; True for each time that speech began, False for each that it ended."""
+        """Add `(samples,)`; returns True for each start of speech and False for each end."""
         self._left = np.concatenate([self._left, self._resampler.push(wave)])
         turns: list[bool] = []
         while self._left.size >= self._window:

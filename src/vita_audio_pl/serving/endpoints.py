@@ -1,4 +1,4 @@
-"""Whole files over HTTP: speech, transcriptions, chat with audio in and out, as OpenAI's clients call them."""
+"""HTTP endpoints of OpenAI's API: speech, transcriptions, chat with audio in and out."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ _SPOKEN_FOR = 3600  # seconds
 
 
 class Endpoints:
-    """The HTTP part of a service; `router` has the routes."""
+    """The HTTP endpoints of a service; `router` has the routes."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -44,29 +44,29 @@ class Endpoints:
         router.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
 
     async def models(self) -> dict[str, Any]:
-        """The one model."""
+        """List the one model."""
         return {"object": "list", "data": [self._described()]}
 
     async def model(self, model: str) -> Response:
-        """The one model, by its name."""
+        """The one model, by name."""
         if model != self.service.name:
             return JSONResponse({"error": {"message": f"there is no such model; {self.service.name} is served",
                                            "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}, 404)  # fmt: skip
         return JSONResponse(self._described())
 
     async def health(self) -> Response:
-        """200 while answers can be asked for, 503 where not."""
+        """200 while the server accepts requests, else 503."""
         state = "draining" if self.service.draining else "ok" if self.service.engine.alive else "failed"
         return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 
     async def metrics(self) -> PlainTextResponse:
-        """Prometheus's text format."""
+        """Metrics in Prometheus's text format."""
         replicas = self.service.replicas
         families = self.service.metrics.families() if replicas is None else by_replica(await replicas.counts())
         return PlainTextResponse(text_of(families), media_type="text/plain; version=0.0.4")
 
     async def speech(self, body: SpeechRequest) -> Response:
-        """Reads a text aloud; sound comes while it is made."""
+        """Text to speech; audio is streamed as it is made."""
         service = self.service
         if body.speed != 1:
             raise UserError("speed is fixed at 1: the model speaks as it was trained to")
@@ -80,7 +80,7 @@ class Endpoints:
         writer = SoundWriter(body.response_format, OUTPUT_RATE)
         answer = service.ask(conversation, options)
         events = _with_first(aiter(answer))
-        first = await anext(events)  # an error so far is still a status
+        first = await anext(events)  # an error before the first chunk can still become a status
         if body.stream_format == "sse":
             return _stream(self._speech_events(events, first, writer, answer), "text/event-stream")
         return _stream(self._sound(events, first, writer, answer), MEDIA_TYPES[body.response_format])
@@ -97,7 +97,7 @@ class Endpoints:
         temperature: float = Form(0.0, ge=0, le=10),
         decoding: str = Form(""),
     ) -> Response:
-        """What is said in a recording."""
+        """Speech to text."""
         service = self.service
         how = _decoding(decoding)
         data = await file.read()
@@ -169,7 +169,7 @@ class Endpoints:
             conversation.add("system", *turn)
 
     async def _add_messages(self, conversation: Conversation, messages: list[dict[str, Any]]) -> bool:
-        """Adds a chat's messages; whether the last of the user is speech."""
+        """Add a chat's messages; returns whether the user's last one is speech."""
         spoken = False
         for number, message in enumerate(messages, 1):
             role = message.get("role")
@@ -279,7 +279,7 @@ class Endpoints:
 
 
 class _ChatReply:
-    """The JSON of one chat answer."""
+    """The JSON object of a chat answer."""
 
     def __init__(self, id: str, created: int, model: str, sound: bool):
         self._base = {"id": id, "created": created, "model": model}
@@ -310,10 +310,10 @@ class _ChatReply:
 
 
 def base64_of(data: Any, where: str) -> bytes:
-    """The bytes of base64 text.
+    """Decode base64 text.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not base64.
     """
     try:
         return base64.b64decode(data, validate=True)
@@ -360,7 +360,7 @@ def _stream(content: AsyncIterator[Any], media_type: str) -> StreamingResponse:
 
 @asynccontextmanager
 async def _watched(request: Request, answer: Answer) -> AsyncIterator[None]:
-    """Ends an answer whose client leaves while it waits for the whole."""
+    """End an answer if its client disconnects while waiting for all of it."""
 
     async def watch() -> None:
         while not await request.is_disconnected():
@@ -375,7 +375,7 @@ async def _watched(request: Request, answer: Answer) -> AsyncIterator[None]:
 
 
 async def _with_first(events: Any) -> AsyncIterator[Any]:
-    """The events; None first where there are none, so that waiting for the first says whether the answer began."""
+    """The events; None first if there are none, so that the caller can wait for the answer to start."""
     empty = True
     try:
         async for event in events:

@@ -1,8 +1,8 @@
-"""The engine: one thread that drives the shared decoder round by round, for all answers of all clients.
+"""The engine: one thread that runs the shared decoder round by round, for all answers of all clients.
 
-It alone touches the decoder and the conversations, so that nothing needs a lock; others hand it work with `do` and `answer`. What
-is written is handed on in the same round, to listeners that only take note: sound is made by the workers of
-`Voice`, and no answer waits for another's.
+Only this thread touches the decoder and the conversations, so nothing needs a lock; others send it work with `do` and
+`answer`. Tokens are passed to listeners in the same round, which only queue them: audio is made by the workers of
+`Voice`, so that no answer waits for another's.
 """
 
 import logging
@@ -25,11 +25,11 @@ from vita_audio_pl.serving.workers import promised
 T = TypeVar("T")
 _LOG = logging.getLogger("vita_audio_pl.serving")
 _REST = 0.002  # seconds
-_FIRST_GUESS = 5.0  # seconds of an answer, before one was measured
+_FIRST_GUESS = 5.0  # assumed seconds per answer, before one was measured
 
 
 class Busy(UserError):
-    """All slots and the queue are taken; `seconds` says when to come again."""
+    """All slots and the queue are taken; `seconds`: when to retry."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -38,7 +38,7 @@ class Busy(UserError):
 
 @dataclass(frozen=True)
 class Ended:
-    """How an answer ended: the tokens and what they cost, the item it became, or the error that ended it."""
+    """The end of an answer: tokens and cost, the item it became, or the error that ended it."""
 
     generation: Generation | None
     item: Item | None
@@ -48,11 +48,11 @@ class Ended:
 
 @dataclass(eq=False)
 class Ticket:
-    """An answer that was asked for.
+    """A requested answer.
 
     Attributes:
-        conversation, options: what is answered, and how.
-        on_tokens: called in the engine's thread with new tokens and who wrote each; must return at once.
+        conversation, options: what to answer, and how to decode it.
+        on_tokens: called in the engine's thread with new tokens and their writers; must return at once.
         on_end: called there once, at the end.
     """
 
@@ -67,14 +67,14 @@ class Ticket:
 
 
 class Engine:
-    """Decodes the answers of many conversations; see the module's text.
+    """Decodes the answers of many conversations; see the module's docstring.
 
     Args:
-        decoder: whose slots are shared.
-        manner: of the model.
-        when_full: what a conversation does that no longer fits.
-        queue_limit: answers that may wait for a slot.
-        yields: whether tokens come faster than sound is made of them: rounds then leave the processor to that.
+        decoder: the shared decoder.
+        manner: chat format of the model.
+        when_full: see `Conversation`.
+        queue_limit: most answers that wait for a slot.
+        yields: tokens are generated faster than audio can be made; rounds then yield the CPU to the audio threads.
     """
 
     def __init__(
@@ -93,24 +93,24 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._mean_seconds = _FIRST_GUESS
-        self._asked, self._lock = 0, threading.Lock()  # answers that are waiting or being written
+        self._asked, self._lock = 0, threading.Lock()  # answers that are waiting or in progress
         self._stopped = False
         self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def running(self) -> int:
-        """Answers that are being written."""
+        """Number of answers in progress."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Answers that wait for a slot."""
+        """Number of answers that wait for a slot."""
         return len(self._waiting)
 
     @property
     def asked(self) -> int:
-        """Answers that wait or are being written."""
+        """Number of answers waiting or in progress."""
         return self._asked
 
     @property
@@ -118,11 +118,11 @@ class Engine:
         return self._thread.is_alive()
 
     def conversation(self) -> Conversation:
-        """A new conversation."""
+        """Start a conversation."""
         return Conversation(self.decoder, self.chat_format, self._when_full)
 
     def wait_seconds(self) -> float:
-        """How long an answer that is asked for now would wait for a slot, roughly."""
+        """Estimated wait for a slot, in seconds, for a new answer."""
         ahead = self._asked - self.slots
         return max(1.0, (ahead + 1) * self._mean_seconds / self.slots)
 
@@ -133,10 +133,10 @@ class Engine:
         on_tokens: Callable[[list[int], list[int]], None],
         on_end: Callable[[Ended], None],
     ) -> Ticket:
-        """Asks for an answer; it begins as soon as a slot is free.
+        """Request an answer; it starts as soon as a slot is free.
 
         Raises:
-            Busy: too many wait already.
+            Busy: too many answers are waiting.
         """
         with self._lock:
             if self._stopped or self._asked >= self.slots + self._limit:
@@ -147,11 +147,11 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: Ticket, n_codes: int | None = None) -> "Future[None]":
-        """Ends an answer within a round, wherever it stands; n_codes: of it that were played (see `Conversation.end`)."""
+        """End an answer within a round; n_codes: number of its codes that were played (see `Conversation.end`)."""
         return self.do(lambda: self._end(ticket, n_codes))
 
     def close(self, conversation: Conversation) -> "Future[None]":
-        """Gives up a conversation: its answer ends within a round, and its caches are free."""
+        """Close a conversation: its answer ends within a round, and its caches are freed."""
 
         def gone() -> None:
             for ticket in [t for t in (*self._waiting, *self._running) if t.conversation is conversation]:
@@ -161,13 +161,13 @@ class Engine:
         return self.do(gone)
 
     def do(self, work: Callable[[], T]) -> "Future[T]":
-        """Runs `work` in the engine's thread, between two rounds."""
+        """Run `work` in the engine's thread, between two rounds."""
         future, run = promised(work)
         self._work.put(run)
         return future
 
     def stop(self) -> None:
-        """Ends all answers and the thread."""
+        """End all answers and the thread."""
         self._work.put(None)
         self._thread.join()
 
@@ -182,7 +182,7 @@ class Engine:
                     self.decoder.step()
                     for ticket in list(self._running):
                         self._hand_on(ticket)
-                except Exception as error:  # a fault of ours: what is being written is lost, the server goes on
+                except Exception as error:  # a bug: answers in progress are lost, the server continues
                     _LOG.exception("a round failed")
                     self._give_up(error)
         for ticket in [*self._waiting, *self._running]:
@@ -205,7 +205,7 @@ class Engine:
             ticket = self._waiting[0]
             try:
                 ticket.sequence = ticket.conversation.begin(ticket.options)
-            except Exception as error:  # also a fault of ours: it ends this answer, not the server
+            except Exception as error:  # also a bug: it ends this answer, not the server
                 self._finish(ticket, Ended(None, None, error, 0.0))
                 continue
             self._waiting.popleft()
@@ -256,9 +256,10 @@ class Engine:
             self._running.remove(ticket)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
-        on_end, ticket.on_end, ticket.on_tokens = ticket.on_end, _ignore, _ignore  # what listened can go at once
+        # listeners can be garbage-collected at once
+        on_end, ticket.on_end, ticket.on_tokens = ticket.on_end, _ignore, _ignore
         on_end(ended)
 
 
 def _ignore(*_: object) -> None:
-    """Nobody listens any more."""
+    """The default listener, which ignores everything."""

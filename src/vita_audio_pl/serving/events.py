@@ -1,4 +1,4 @@
-"""Realtime events: those of clients, checked by OpenAI's own types, and those of the server on items and answers."""
+"""Realtime events: validation of client events with OpenAI's own types, and server events about items and answers."""
 
 import copy
 import json
@@ -23,17 +23,17 @@ _EVENTS: dict[str, type[BaseModel]] = {
 
 @dataclass
 class Record:
-    """An item as clients know it, and what it is in the conversation (None: nothing of it is left there)."""
+    """An item as clients know it, and its counterpart in the conversation (None: nothing of it is left there)."""
 
     id: str
     described: dict[str, Any]
     item: Item | None = None
-    whole: Item | None = None  # of an answer, before it was cut
+    whole: Item | None = None  # length of an answer, before it was truncated
 
 
 @dataclass
 class Reply:
-    """The answer under way."""
+    """The answer in progress."""
 
     id: str
     item_id: str
@@ -48,11 +48,11 @@ class Reply:
 
     @property
     def address(self) -> dict[str, Any]:
-        """The fields that name it in events."""
+        """The fields that identify it in events."""
         return {"response_id": self.id, "item_id": self.item_id, "output_index": 0, "content_index": 0}
 
     def played(self, codes_per_second: float) -> int | None:
-        """Codes that can have been played by now; None where it has no sound."""
+        """Codes that can have been played by now; None for an answer without audio."""
         if not self.spoken or not self.n_codes:
             return None
         seconds = time.monotonic() - self.first_sound if self.first_sound else 0.0
@@ -60,7 +60,7 @@ class Reply:
 
 
 def response_of(reply: Reply, status: str, error: str | None = None) -> dict[str, Any]:
-    """The object of an answer under way or at its end."""
+    """The response object, during an answer or at its end."""
     details: dict[str, Any] | None = None
     if status == "cancelled":
         details = {"type": "cancelled", "reason": reply.reason}
@@ -90,10 +90,10 @@ def response_of(reply: Reply, status: str, error: str | None = None) -> dict[str
 
 
 def parsed(text: str | bytes) -> dict[str, Any]:
-    """A message as the event that it is.
+    """Parse a message as a client event.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a valid event.
     """
     try:
         value = json.loads(text)
@@ -104,7 +104,7 @@ def parsed(text: str | bytes) -> dict[str, Any]:
     kind = _EVENTS.get(value["type"]) if isinstance(value.get("type"), str) else None
     if kind is None:
         raise UserError(f"there is no event of type {str(value.get('type'))[:60]!r}")
-    # rates other than OpenAI's are taken; its types know the one only
+    # other sample rates than OpenAI's are accepted; its types allow only one
     known = copy.deepcopy(value)
     form = ((known.get("session") or {}).get("audio") or {}) if isinstance(known.get("session"), dict) else {}
     for side in form.values() if isinstance(form, dict) else ():
@@ -115,10 +115,10 @@ def parsed(text: str | bytes) -> dict[str, Any]:
 
 
 def rate_of(form: Any, known: int) -> int:
-    """The rate of a format that a session asks for.
+    """The sample rate in a session's requested format.
 
     Raises:
-        UserError: it is not PCM, or of no rate that is taken.
+        UserError: it is not PCM, or the rate is not supported.
     """
     if form is None:
         return known
@@ -131,14 +131,14 @@ def rate_of(form: Any, known: int) -> int:
 
 
 def described(id: str, role: str, content: list[dict[str, Any]], status: str = "completed") -> dict[str, Any]:
-    """An item as clients see it."""
+    """An item in OpenAI's form."""
     return {"id": id, "object": "realtime.item", "type": "message", "role": role, "status": status, "content": content}
 
 
 def session_of(
     id: str, model: str, rate: int, detection: dict[str, Any] | None, voice: Any, decoding: dict[str, Any]
 ) -> dict[str, Any]:
-    """A session as clients see it."""
+    """A session in OpenAI's form."""
     form = {"type": "audio/pcm", "rate": OUTPUT_RATE}
     audio = {
         "input": {"format": form | {"rate": rate}, "turn_detection": detection},
@@ -149,5 +149,5 @@ def session_of(
 
 
 def new_id(kind: str) -> str:
-    """A name that nothing else has."""
+    """A unique id."""
     return f"{kind}_{uuid.uuid4().hex[:20]}"

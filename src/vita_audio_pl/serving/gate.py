@@ -1,4 +1,4 @@
-"""Who may come in: origins, hosts, keys and sizes, checked before any endpoint sees a request."""
+"""Access control: origins, hosts, keys and sizes, checked before any endpoint sees a request."""
 
 import hmac
 import json
@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 Scope = Mapping[str, Any]
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 KEY_PROTOCOL = "openai-insecure-api-key."
-"""Prefix of the WebSocket subprotocol by which pages, which cannot set headers, show a key (as with OpenAI)."""
+"""Prefix of the WebSocket subprotocol in which pages, which cannot set headers, send a key (as with OpenAI)."""
 _OPEN = ("/", "/health")
 
 
 def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
@@ -25,12 +25,12 @@ class Gate:
     """ASGI middleware.
 
     Args:
-        app: behind the gate.
-        keys: one of which requests must show; none are asked for where there are none.
-        origins: of other sites whose pages may call.
-        loopback: whether the server listens on this machine alone and without keys; it is then called by no other name than
-            localhost, so that no page elsewhere reaches it by a name of its own.
-        most_bytes: of a body.
+        app: the protected application.
+        keys: accepted API keys; empty = none required.
+        origins: other web origins that may call.
+        loopback: whether the server listens on this machine only and without keys; it then accepts no host name except
+            localhost, so that no page elsewhere can reach it under another name.
+        most_bytes: largest body.
     """
 
     def __init__(self, app: Any, keys: Iterable[str], origins: Iterable[str], loopback: bool, most_bytes: int):
@@ -70,19 +70,19 @@ class Gate:
         for protocol in headers.get("sec-websocket-protocol", "").split(","):
             if protocol.strip().startswith(KEY_PROTOCOL):
                 shown = protocol.strip().removeprefix(KEY_PROTOCOL)
-        # all are compared, so that the time taken tells nothing
+        # all keys are compared, so that the time taken reveals nothing
         return any([hmac.compare_digest(shown.encode("utf-8", "replace"), key) for key in self._keys])
 
 
 class TooLarge(HTTPException):
-    """A body grew beyond its limit."""
+    """A body exceeded its limit."""
 
     def __init__(self) -> None:
         super().__init__(413, "the request is larger than what is taken")
 
 
 class _Limited:
-    """A body whose bytes are counted, for requests that do not say how long they are."""
+    """Counts the bytes of a body, for requests without a length."""
 
     def __init__(self, receive: Any, most: int):
         self._receive, self._left = receive, most
@@ -111,7 +111,7 @@ async def _refuse(scope: Scope, send: Any, status: int, message: str) -> None:
 
 
 def urlsplit_safe(origin: str) -> str | None:
-    """Host and port of an origin; None where it is none."""
+    """Host and port of an origin; None if it is invalid."""
     try:
         return urlsplit(origin).netloc or None
     except ValueError:

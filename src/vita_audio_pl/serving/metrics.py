@@ -1,4 +1,4 @@
-"""What the server counts, as Prometheus reads it (text format 0.0.4)."""
+"""Server metrics for Prometheus (text format 0.0.4)."""
 
 import threading
 from collections import deque
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 WINDOW = 1000
-"""Answers that percentiles are taken of."""
+"""Number of latest answers that percentiles are computed from."""
 _PREFIX = "vita_audio_pl"
 Family: TypeAlias = tuple[str, str, str, list[tuple[str, float]]]
-"""Name, kind and meaning of what is counted, and its values: suffix of the name with labels, and value."""
+"""Name, kind and meaning of a metric, and its values: suffix of the name with labels, and value."""
 
 
 class Metrics:
-    """Counters of one server; threads may share it."""
+    """Metrics of one server; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,11 +28,11 @@ class Metrics:
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
 
     def gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Shows what `value()` gives when it is asked."""
+        """Register a gauge whose value is `value()` at the time of the request."""
         self._gauges[name] = meaning, value
 
     def first_sound(self, seconds: float) -> None:
-        """Seconds from a request (or the end of a spoken turn) to its answer's first sound."""
+        """Record the seconds from a request (or the end of a spoken turn) to the answer's first audio."""
         with self._lock:
             self._first_sound.append(seconds)
             self._first_sounds += 1
@@ -47,7 +47,7 @@ class Metrics:
         writing: float = 0.0,
         speech: float = 0.0,
     ) -> None:
-        """An answer ended: completed, cancelled, failed or refused; seconds of writing, and of speech in it."""
+        """Record the end of an answer: completed, cancelled, failed or refused; its duration, and seconds of speech."""
         with self._lock:
             self._answers[outcome] += 1
             self._writing += writing if speech else 0.0
@@ -60,12 +60,12 @@ class Metrics:
                     totals[head] += count
 
     def quantile(self, share: float) -> float:
-        """Seconds to first sound that this share of the last answers did not exceed; NaN before the first."""
+        """Percentile of the time to first audio over the last answers; NaN before the first."""
         ordered = sorted(self._first_sound)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
     def families(self) -> list[Family]:
-        """Everything that is counted."""
+        """All metrics."""
         gauges = [(name, meaning, float(value())) for name, (meaning, value) in self._gauges.items()]
         families: list[Family] = []
 
@@ -98,7 +98,7 @@ class Metrics:
 
 
 def text_of(families: Sequence[Family]) -> str:
-    """What was counted, as Prometheus reads it."""
+    """All metrics in Prometheus's text format."""
     lines: list[str] = []
     for name, kind, meaning, samples in families:
         lines += [f"# HELP {_PREFIX}_{name} {meaning}", f"# TYPE {_PREFIX}_{name} {kind}"]
@@ -107,7 +107,7 @@ def text_of(families: Sequence[Family]) -> str:
 
 
 def by_replica(counts: Mapping[str, Sequence[Family]]) -> list[Family]:
-    """What several servers counted, each value with the label `replica`."""
+    """Metrics of several servers, each value labelled with `replica`."""
     found: dict[str, Family] = {}
     for replica, families in sorted(counts.items()):
         label = f'replica="{replica}"'

@@ -1,8 +1,8 @@
-"""An answer's own sound in the microphone, told from somebody who speaks.
+"""Tells an answer's own audio in the microphone from a person who speaks.
 
-A voice detector hears loudspeakers as well as people, however low they are. What comes back of an answer is what was sent, later and
-lower: its correlation with that is near one, and falls as soon as somebody speaks over it. Rooms with much reverberation lower it,
-too; there, echo cancellation in the client (browsers have one) is what keeps the answer out.
+A voice activity detector also reacts to loudspeakers, however quiet. The echo of an answer is what was sent, later and
+quieter: its correlation with it is close to 1, and drops as soon as somebody speaks over it. Strong reverberation
+    lowers it, too; then echo cancellation in the client (browsers have it) must remove the echo.
 """
 
 import numpy as np
@@ -11,49 +11,48 @@ from numpy.typing import NDArray
 from vita_audio_pl.serving.voice import Resampler
 
 _RATE = 8_000
-_IN_A_ROW = (
-    3  # windows of the detector that the answer must not explain before somebody speaks: it notices first sounds early
-)
+# windows that the answer must not explain before a person counts as speaking: the detector reacts early to first sounds
+_IN_A_ROW = 3
 _WINDOW = 0.256  # seconds that are compared
-_LATE, _EARLY = 1.5, 0.1  # seconds by which what is heard lags behind what was sent; of either clock's inexactness
+_LATE, _EARLY = 1.5, 0.1  # seconds of delay between sending and hearing; and inaccuracy of either clock
 _HANGOVER = 0.5  # seconds
-_ALIKE = 0.85  # correlation from which the answer explains what is heard: with noise 4 dB below it
+_ALIKE = 0.85  # correlation from which the answer explains the input: with noise 4 dB below it
 
 
 class OwnSound:
-    """What was sent of the last answer, against what comes in.
+    """Compares the input with the audio of the last answer.
 
     Args:
-        sent_rate: samples per second that go out; 16,000 come in.
+        sent_rate: rate of the outgoing samples, Hz; the input has 16,000.
     """
 
     def __init__(self, sent_rate: int):
         self._sent_rate = sent_rate
         self._recent = np.zeros(round(_WINDOW * _RATE), np.float32)
-        self._clock = self._began = 0  # samples that came in: now, and when the answer's sound began
+        self._clock = self._began = 0  # number of incoming samples: now, and when the answer's audio began
         self._sent: Resampler | None = None
         self._pieces: list[NDArray[np.float32]] = []
-        self._explained = 0, 0.0  # clock and energy of what was explained last
-        self._unexplained = 0  # windows since
+        self._explained = 0, 0.0  # clock and energy of the last explained window
+        self._unexplained = 0  # windows since then
 
     def begin(self) -> None:
-        """Another answer begins to sound."""
+        """Another answer starts playing."""
         self._pieces, self._sent, self._began = [], Resampler(self._sent_rate, 2 * _RATE), self._clock
         self._unexplained = 0
 
     def send(self, wave: NDArray[np.float32]) -> None:
-        """Takes `(samples,)` of the answer that go out."""
+        """Add outgoing `(samples,)` of the answer."""
         if self._sent is not None:
             self._pieces.append(self._sent.push(wave))  # (samples,) at twice `_RATE`
 
     def hear(self, wave: NDArray[np.float32]) -> None:
-        """Takes `(samples,)`, an even number, that come in; they are the clock."""
-        new = _halved(wave)  # a resampler would hold back the last of them
+        """Add incoming `(samples,)`, an even number; they are the clock."""
+        new = _halved(wave)  # a resampler would hold back the last ones
         self._clock += new.size
         self._recent = np.concatenate([self._recent, new])[-self._recent.size :]
 
     def explains(self) -> bool:
-        """Whether what came in last is the answer's own sound."""
+        """Whether the latest input is the answer's own audio."""
         place, length = self._clock - self._began, self._recent.size
         first = place - length - round(_LATE * _RATE)
         sent = _halved(np.concatenate([np.empty(0, np.float32), *self._pieces]))
@@ -64,7 +63,7 @@ class OwnSound:
         if _correlation(self._recent.astype(np.float64), reference.astype(np.float64)) >= _ALIKE:
             self._explained, self._unexplained = (self._clock, energy), 0
             return True
-        # a detector goes on for a moment when a word has ended, and what is left of it may be noise
+        # a detector stays active for a moment after a word, when the rest may be noise
         when, level = self._explained
         if self._clock - when <= _HANGOVER * _RATE and energy <= level:
             return True
@@ -73,13 +72,13 @@ class OwnSound:
 
 
 def _halved(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(samples,)` at half the rate, each the mean of two; the same for both sides, which is what a comparison needs."""
+    """`(samples,)` at half the rate, means of pairs; applied to both sides, which suffices for a comparison."""
     halved: NDArray[np.float32] = wave[: wave.size // 2 * 2].reshape(-1, 2).mean(axis=1)
     return halved
 
 
 def _correlation(heard: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    """Largest normalised correlation of `heard` with as long a part of `reference`, whatever the part's level and sign."""
+    """Largest normalised correlation of `heard` with an equally long part of `reference`, for any level and sign."""
     size = 1 << (reference.size - 1).bit_length()
     product = np.fft.irfft(np.fft.rfft(reference, size) * np.fft.rfft(heard, size).conj(), size)
     product = product[: reference.size - heard.size + 1]

@@ -1,4 +1,4 @@
-"""The server's process: load, listen, and end without cutting answers."""
+"""The server process: load the model, listen, and shut down without cutting answers."""
 
 import signal
 from typing import Any
@@ -15,16 +15,16 @@ from vita_audio_pl.serving.settings import ServeConfig
 
 
 def run(config: ServeConfig) -> None:
-    """Serves until a signal ends it.
+    """Serve until a signal.
 
     Raises:
-        UserError: the model cannot be loaded or served, or the address cannot be listened on.
+        UserError: the model cannot be loaded or served, or the address is not available.
     """
     service = load_service(config)
     server = DrainingServer(server_config(service), service)
     try:
         server.run()
-    except SystemExit:  # uvicorn's own, after it has said why
+    except SystemExit:  # raised by uvicorn, after it has printed why
         raise UserError(f"{config.host}:{config.port} cannot be used; give another port=... or host=...") from None
 
 
@@ -44,7 +44,7 @@ def load_service(config: ServeConfig) -> Service:
 
 
 def server_config(service: Service) -> uvicorn.Config:
-    """How uvicorn serves a service."""
+    """uvicorn's configuration for a service."""
     config = service.config
     return uvicorn.Config(
         create_app(service),
@@ -62,14 +62,14 @@ def server_config(service: Service) -> uvicorn.Config:
 
 
 def listening(config: ServeConfig, name: str, port: int) -> str:
-    """What is said once the server listens."""
+    """The message when the server is ready."""
     scheme = "https" if config.tls_certificate else "http"
     host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost"}.get(config.host, config.host)
     return f"{name} listens on {scheme}://{host}:{port} (page) and /v1 (protocols)"
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that takes no new answers once it is asked to end, and lets those under way end first."""
+    """A server that, when it is asked to stop, accepts no new answers and lets those in progress finish."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
@@ -77,11 +77,11 @@ class DrainingServer(uvicorn.Server):
 
     @property
     def port(self) -> int:
-        """That it listens on, once it has started."""
+        """The port that it listens on, once it has started."""
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """SIGTERM is how a server is meant to end: with status 0, not as if it had been cut short."""
+        """SIGTERM is the normal way to stop a server: exit status 0."""
         if sig == signal.SIGTERM and not self.should_exit:
             self.should_exit = True
         else:

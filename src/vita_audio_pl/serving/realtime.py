@@ -1,8 +1,8 @@
 """`/v1/realtime`: OpenAI's Realtime events over a WebSocket, for one conversation.
 
-A session has one answer at a time. Barge-in: what the current answer has not sent yet is dropped by the sender, the engine ends it
-within a round, and the conversation is cut to what can have been played, then to what the client says was played
-(`conversation.item.truncate`).
+A session has one answer at a time. Barge-in: the sender drops what it has not sent of the current answer, the engine
+ends it within a round, and the conversation is truncated to what can have been played, then to what the client says
+was played (`conversation.item.truncate`).
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from vita_audio_pl.serving.service import OUTPUT_RATE, Service
 from vita_audio_pl.serving.turn_taking import TurnTaker
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
-LEAST_AUDIO = 0.1  # seconds that can be committed
+LEAST_AUDIO = 0.1  # longest committed audio, seconds
 
 
 class Session:
     """One client's conversation.
 
     Args:
-        service: shared by all.
-        send: queues a message to the client; its second argument is the answer it belongs to, which a barge-in drops.
+        service: the service that all share.
+        send: queues a message for the client; its second argument is the answer it belongs to, which a barge-in drops.
     """
 
     def __init__(self, service: Service, send: Callable[[str, str | None], None], forget: Callable[[str], None]):
@@ -58,15 +58,15 @@ class Session:
 
     @property
     def answering(self) -> bool:
-        """Whether an answer is being written."""
+        """Whether an answer is in progress."""
         return self._reply is not None
 
     def begin(self) -> None:
-        """Sends `session.created`."""
+        """Send `session.created`."""
         self._send("session.created", session=self._described())
 
     async def take(self, text: str | bytes) -> None:
-        """Handles one message; a bad one is answered with an error event and changes nothing."""
+        """Handle one message; an invalid one is answered with an error event and changes nothing."""
         event_id = None
         try:
             event = parsed(text)
@@ -78,7 +78,7 @@ class Session:
             self._error(str(error), event_id, "invalid_value")
 
     async def close(self) -> None:
-        """Ends the current answer and frees the caches."""
+        """End the current answer and free the caches."""
         if self._reply is not None:
             self._reply.answer.cancel()
         self.service.engine.close(self.conversation)
@@ -86,7 +86,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._task = self._reply = None  # a cancelled task holds its frames, and they hold the answer's sound
+        self._task = self._reply = None  # a cancelled task keeps its frames alive, and they hold the answer's audio
 
     # -- events of the client -----------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Session:
         if detection is not None and detection.get("type") not in ("server_vad", "semantic_vad"):
             raise UserError("turn_detection is server_vad, or null for push to talk")
         most = session.get("max_output_tokens", self._most_tokens)
-        # all is checked; from here on nothing is refused
+        # everything has been validated; from here on nothing is refused
         self._decoding, self._most_tokens = decoding, most if isinstance(most, int) else None
         self._modalities = list(modalities) if modalities else self._modalities
         self._voice = outgoing.get("voice", self._voice)
@@ -264,7 +264,7 @@ class Session:
         self._send("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
 
     def _cut(self, record: Record, n_codes: int) -> None:
-        """Cuts an answer to its first codes, also where it was cut to fewer before; in the engine's thread."""
+        """Truncate an answer to its first codes, even if it was truncated before; in the engine's thread."""
         conversation, whole = self.conversation, record.whole
         if whole is None or record.item is None or record.item not in conversation.items:
             return
@@ -310,7 +310,7 @@ class Session:
                 self._send_piece(reply, event)
         except UserError as failure:
             error = str(failure)
-        except Exception:  # a fault of ours: this answer ends, the session goes on
+        except Exception:  # a bug: this answer ends, the session continues
             _LOG.exception("an answer failed")
             error = "the server failed while answering; see its log"
         ended = await reply.answer.finished()
@@ -362,7 +362,7 @@ class Session:
         self._send("response.done", response=response_of(reply, status, error))
 
     async def _interrupt(self, reason: str) -> None:
-        """Ends the current answer: nothing more of it is sent."""
+        """End the current answer: nothing more of it is sent."""
         reply, task = self._reply, self._task
         if reply is None or task is None:
             return

@@ -1,8 +1,8 @@
-"""Several replicas of a server behind one address, by Ray Serve: each has the model, its slots and its sessions.
+"""Several replicas of a server behind one address, with Ray Serve: each has the model, its slots and its sessions.
 
-A WebSocket, and with it a conversation, lives in the replica that took it. HTTP requests go to whichever has least to do; an answer that
-one of them names by its audio's id is asked for at the other replicas where it is not known (`Service.remembered`), so that no client
-has to say where it was before.
+A WebSocket, and so a conversation, stays in the replica that accepted it. HTTP requests go to the least busy one; if it
+does not know the answer that a request names by its audio's id, it asks the other replicas (`Service.remembered`), so
+that clients need no session affinity.
 """
 
 import logging
@@ -24,14 +24,14 @@ from vita_audio_pl.serving.settings import ServeConfig
 
 _NAME = "vita_audio_pl"
 _SPARE = 100
-"""Requests beside those that the server's own limits count, such as /health; more wait in Ray's proxy."""
+"""Requests in addition to those that the server's own limits count, such as /health; more wait in Ray's proxy."""
 
 
 _ANSWERS_WITHIN = 5.0  # seconds
 
 
 class Replica:
-    """One server; Ray Serve makes it in a process of its own, which no exception of ours may end without a sentence."""
+    """One server, in a process of its own that Ray Serve starts; exceptions must end it with a sentence."""
 
     def __init__(self, config: ServeConfig):
         self._service, self._refusal = None, ""
@@ -46,12 +46,12 @@ class Replica:
         return FastAPI() if self._service is None else create_app(self._service)
 
     def check_health(self) -> None:
-        """Ray Serve replaces a replica that raises; one that cannot serve is healthy until `began` has told why."""
+        """Ray Serve replaces a replica that raises; one that cannot serve stays healthy until `began` has reported why."""
         if self._service is not None and not self._service.engine.alive:
             raise RuntimeError("the engine has ended")
 
     async def began(self) -> tuple[str, str]:
-        """The model's name, and why it cannot be served (empty where it can)."""
+        """The model's name, and why it cannot be served (empty if it can)."""
         return ("" if self._service is None else self._service.name), self._refusal
 
     async def spoken(self, audio_id: str) -> Item | None:
@@ -59,7 +59,7 @@ class Replica:
         return None if self._service is None else self._service.spoken.get(audio_id)
 
     async def counts(self) -> tuple[str, list[Family]]:
-        """The replica's name and what it has counted."""
+        """The replica's name and its metrics."""
         from ray import serve
 
         families = [] if self._service is None else self._service.metrics.families()
@@ -72,7 +72,7 @@ class Replica:
 
 
 class _Replicas:
-    """All replicas, as one of them asks them."""
+    """All replicas, as seen from one of them."""
 
     async def remembered(self, audio_id: str) -> Item | None:
         found = await self._ask("spoken", audio_id)
@@ -91,14 +91,14 @@ class _Replicas:
             )
         except TimeoutError:
             return []
-        return [one for one in found if not isinstance(one, BaseException)]  # one that dies or hangs has nothing to say
+        return [one for one in found if not isinstance(one, BaseException)]  # those that die or hang report nothing
 
 
 def run(config: ServeConfig) -> None:
-    """Serves with `config.replicas` replicas until a signal ends it.
+    """Serve with `config.replicas` replicas until a signal.
 
     Raises:
-        UserError: Ray is missing or does not start, the model cannot be served, or the address cannot be listened on.
+        UserError: Ray is missing or does not start, the model cannot be served, or the address is not available.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -116,7 +116,7 @@ def run(config: ServeConfig) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except Exception as error:  # Ray raises plain ones
+    except Exception as error:  # Ray raises exceptions of its own
         raise UserError(f"Ray did not start: {error}; rerun the command, or replicas=1") from error
     try:
         gpus = config.replicas if config.device == "cuda" else 0
@@ -137,7 +137,7 @@ def run(config: ServeConfig) -> None:
 
 
 def _deploy(serve: Any, config: ServeConfig, port: int) -> Any:
-    """Starts the replicas; gives what reaches them."""
+    """Start the replicas; returns a handle to them."""
     options = {"num_cpus": config.threads, "num_gpus": int(config.device == "cuda")}
     limits = config.limits
     deployment = serve.deployment(
@@ -145,7 +145,7 @@ def _deploy(serve: Any, config: ServeConfig, port: int) -> Any:
         name=_NAME,
         num_replicas=config.replicas,
         ray_actor_options=options,
-        # what is too much is said by the server itself, in a sentence
+        # the server itself refuses excess requests, with a sentence
         max_ongoing_requests=limits.sessions + config.slots + limits.queue + _SPARE,
         max_constructor_retry_count=1,
         graceful_shutdown_wait_loop_s=0.1,
@@ -161,7 +161,7 @@ def _deploy(serve: Any, config: ServeConfig, port: int) -> Any:
 
 
 def _signals() -> threading.Event:
-    """Set by SIGTERM or Ctrl-C from now on; the next one ends the waiting for answers, too."""
+    """Set by SIGTERM or Ctrl-C from now on; the next signal also ends the wait for answers."""
     told = threading.Event()
 
     def tell(*_: object) -> None:
@@ -175,7 +175,7 @@ def _signals() -> threading.Event:
 
 
 def _free_port(config: ServeConfig) -> int:
-    """The port that is asked for, or any that is free."""
+    """The requested port, or any free one."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""What requests may say, checked before anything is done; wrong ones become a sentence."""
+"""Request bodies, validated before anything is done; errors become a sentence."""
 
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar
@@ -17,10 +17,10 @@ AudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
 
 
 class Decoding(BaseModel):
-    """How an answer is decoded; in every request as `decoding`, an addition to OpenAI's fields.
+    """Decoding options of a request, as `decoding`; an addition to OpenAI's fields.
 
-    mode: turbo, boost, balance, vanilla or a pattern such as [1, 10, 4, 10]; the model's own for speech by default. What is not
-    said is as the server's settings say.
+    mode: turbo, boost, balance, vanilla or a pattern such as [1, 10, 4, 10]; by default the model's own for speech.
+        Omitted fields use the server's settings.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,16 +39,16 @@ class Decoding(BaseModel):
     def options(
         self, loaded: LoadedModel, server: DecodingConfig, most: int, spoken: bool, temperature: float | None = None
     ) -> Options:
-        """For the decoder.
+        """Options for the decoder.
 
         Args:
             server: the settings of the server.
-            most: tokens of an answer; a request may ask for fewer.
-            spoken: whether the answer is to be speech, so that heads write by default.
-            temperature: of the request itself; that of `decoding` comes first.
+            most: most tokens of an answer; a request may ask for fewer.
+            spoken: whether the answer is speech, in which heads write by default.
+            temperature: the request's own; that of `decoding` takes precedence.
 
         Raises:
-            UserError: settings that do not go together.
+            UserError: contradictory settings.
         """
         vocabulary = loaded.vocabulary
         usual = server.sampling
@@ -79,7 +79,7 @@ class SpeechRequest(BaseModel):
 
 
 class ChatAudio(BaseModel):
-    """How a chat answer's sound is wanted."""
+    """Audio format of a chat answer."""
 
     voice: str | dict[str, Any] | None = None
     format: Literal["wav", "mp3", "flac", "opus", "pcm16", "pcm"] = "wav"
@@ -109,17 +109,17 @@ def _either(said: T | None, usual: T) -> T:
 
 
 def sentence_of(error: ValidationError) -> str:
-    """The first thing that is wrong with a request, in a sentence."""
+    """The first error in a request, as a sentence."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "the request"
     return f"{place}: {first['msg']}"[:400]
 
 
 def checked(kind: type[Any], value: Any) -> Any:
-    """`value` as a `kind` of pydantic's.
+    """`value` as an instance of the pydantic model `kind`.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not valid.
     """
     try:
         return kind.model_validate(value)

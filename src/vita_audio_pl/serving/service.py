@@ -1,4 +1,4 @@
-"""What all endpoints share: the model, the engine, the workers, the counts, and an answer as a stream of events."""
+"""Shared by all endpoints: the model, the engine, the workers, the metrics, and answers as streams of events."""
 
 import asyncio
 import io
@@ -28,36 +28,36 @@ from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
 OUTPUT_RATE = 24_000
-"""Samples per second of all sound that goes out, as OpenAI's clients expect of PCM."""
+"""Sample rate of all outgoing audio, Hz, as OpenAI's clients expect of PCM."""
 _MOST_REMEMBERED = 256
 
 
 class OpenConnection(Protocol):
-    """A session as the service's end sees it."""
+    """A session, for shutting down."""
 
     @property
     def busy(self) -> bool:
         """Whether it still has something to send."""
 
     def end(self, code: int, reason: str) -> None:
-        """Closes it."""
+        """Close it."""
 
 
 class Replicas(Protocol):
-    """All servers of one model that share an address, this one among them."""
+    """All servers of one model behind one address, including this one."""
 
     async def remembered(self, audio_id: str) -> Item | None:
         """The answer that one of them gave under this id."""
 
     async def counts(self) -> Mapping[str, list[Family]]:
-        """What each has counted, by its name."""
+        """Metrics of each, by name."""
 
 
 class Service:
     """Everything that outlives a request.
 
     Raises:
-        UserError: the model cannot be served so: a voice that cannot be read, memory that is not there.
+        UserError: a voice cannot be read, or there is not enough memory.
     """
 
     def __init__(self, loaded: LoadedModel, codec: Codec | None, config: ServeConfig):
@@ -80,12 +80,12 @@ class Service:
             yields=lambda: self.pool.behind,
         )
         self.most_new_tokens = min(config.token_limit, capacity - 1)
-        self.sessions: dict[str, int] = {}  # open sessions by client
+        self.sessions: dict[str, int] = {}  # open sessions per client
         self.draining = False
         self.connections: set[OpenConnection] = set()
         self.replicas: Replicas | None = None  # None: this server is alone
         self.spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
-        self._open_answers: set[object] = set()  # one for each whose last event is not taken yet
+        self._open_answers: set[object] = set()  # answers whose last event has not been read
         self._warm_up()
         gauge = self.metrics.gauge
         gauge("sessions", "Open WebSocket sessions.", lambda: sum(self.sessions.values()))
@@ -95,57 +95,57 @@ class Service:
         gauge("draining", "1 while the server ends its last answers.", lambda: self.draining)
 
     def ask(self, conversation: Conversation, options: Options, *, sound: bool = True) -> "Answer":
-        """Asks for an answer to a conversation; to be called in the event loop.
+        """Request an answer to a conversation; call in the event loop.
 
-        sound: whether its codes are made audible.
+        sound: whether to decode its codes to audio.
 
         Raises:
-            Busy: too many answers wait already.
+            Busy: too many answers are waiting.
         """
         if self.draining:
             raise Busy(self.config.drain_seconds)
         return Answer(self, conversation, options, sound)
 
     async def encode_audio(self, data: bytes, name: str) -> TurnContent:
-        """A recording in any file format that libsndfile reads, as the model hears it.
+        """A recording in any file format that libsndfile reads, as model input.
 
         Raises:
-            UserError: it is no recording, or a longer one than is taken.
+            UserError: it is not a recording, or too long.
         """
         wave = await self.in_worker(lambda: self._read(data, name))
         said: TurnContent = await self.in_worker(lambda: self.audio_input.encode(wave))
         return said
 
     async def in_worker(self, work: Any) -> Any:
-        """What `work()` gives, in a worker's thread."""
+        """Run `work()` in a worker's thread and return its result."""
         return await asyncio.wrap_future(self.pool.submit(work))
 
     def voice_turn(self, voice: Any) -> tuple[TurnContent, ...]:
-        """What the system says to have an answer in a voice; nothing for the model's own.
+        """The system turn's content that requests a voice; empty for the model's own.
 
-        voice: a name, or `{"id": name}`; names that are not among the settings' voices mean the model's own.
+        voice: a name, or `{"id": name}`; names that are not in the settings' voices mean the model's own.
         """
         name = voice.get("id") if isinstance(voice, dict) else voice
         codes = self.voices.get(name) if isinstance(name, str) else None
         return () if codes is None else ("Your Voice: ", codes, "\n")
 
     def remember(self, audio_id: str, item: Item) -> None:
-        """Keeps an answer for requests that name it."""
+        """Store an answer for requests that name it."""
         self.spoken[audio_id] = item
         while len(self.spoken) > _MOST_REMEMBERED:
             self.spoken.popitem(last=False)
 
     async def remembered(self, audio_id: str) -> Item | None:
-        """The answer of that id, whichever replica gave it; None where it is not known any more."""
+        """The answer with that id, from whichever replica gave it; None if it is not stored any more."""
         if audio_id not in self.spoken and self.replicas is not None:
             if (item := await self.replicas.remembered(audio_id)) is not None:
                 self.remember(audio_id, item)
         return self.spoken.get(audio_id)
 
     async def drain(self, forced: Callable[[], bool] = lambda: False) -> None:
-        """Takes no new answers, lets those under way end, for `drain_seconds` at most, and closes the sessions.
+        """Accept no new answers, let those in progress finish, for `drain_seconds` at most, and close the sessions.
 
-        forced: whether to wait no longer.
+        forced: whether to stop waiting.
         """
         self.draining = True
         deadline = time.monotonic() + self.config.drain_seconds
@@ -156,13 +156,13 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is being written, spoken or waited for."""
+        """Whether an answer is being generated, spoken or waited for."""
         return (
             self.engine.asked > 0 or bool(self._open_answers) or any(connection.busy for connection in self.connections)
         )
 
     def close(self) -> None:
-        """Ends all answers and threads."""
+        """End all answers and threads."""
         self.engine.stop()
         self.pool.close()
 
@@ -174,7 +174,7 @@ class Service:
         return self.audio_input.encode(read_audio(path, self.audio_input.rate))
 
     def _warm_up(self) -> None:
-        """Computes once what the first answer would wait for: tables of the codec, packed weights."""
+        """Warm up what the first answer would wait for: tables of the codec, packed weights."""
         if self.codec is not None:
             stream = self.codec.decode_stream()
             stream.push(self.codec.silence(2))
@@ -190,10 +190,10 @@ class Answer:
     """Events of one answer, for one reader: `async for event in answer`; see `inference.streaming`.
 
     Attributes:
-        ended: how it ended, once it has.
+        ended: how it ended; None while it is in progress.
         cancelled: whether it was ended by `cancel`.
-        asked: when it was asked for, by the monotonic clock.
-        speech: seconds of sound so far.
+        asked: time of the request, by the monotonic clock.
+        speech: seconds of audio so far.
     """
 
     def __init__(self, service: Service, conversation: Conversation, options: Options, sound: bool):
@@ -210,8 +210,8 @@ class Answer:
         self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
         mark = object()
-        service._open_answers.add(mark)  # not where it was refused
-        self._open = weakref.finalize(self, service._open_answers.discard, mark)  # also where nobody takes the events
+        service._open_answers.add(mark)  # not if it was refused
+        self._open = weakref.finalize(self, service._open_answers.discard, mark)  # even if nobody reads the events
         self._open.atexit = False
 
     @property
@@ -235,20 +235,20 @@ class Answer:
             self._close()
 
     def cancel(self, n_codes: int | None = None) -> None:
-        """Ends the answer within a round; only the end is delivered. n_codes: of it that were played."""
+        """End the answer within a round; only the end is delivered. n_codes: number of its codes that were played."""
         self.cancelled = True
         self._speaker.silence()
         self._service.engine.cancel(self._ticket, n_codes)
 
     async def finished(self) -> Ended:
-        """How it ended, when it has; the events that are left are thrown away."""
+        """Wait for the end and return it; remaining events are discarded."""
         while self.ended is None:
             await self._events.get()
         self._close()
         return self.ended
 
     def _close(self) -> None:
-        """Nobody takes its events any more."""
+        """Stop delivering events."""
         if self._open.alive:
             self._open()
             self._count()
@@ -263,7 +263,7 @@ class Answer:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:
-            self._speaker.silence()  # the loop is closed: nobody listens any more
+            self._speaker.silence()  # the loop is closed, so there are no listeners
 
     def _count(self) -> None:
         ended = self.ended
@@ -283,6 +283,6 @@ class Answer:
 
 
 def _name(model: str) -> str:
-    """A name for a model that tells no path."""
+    """A display name for a model, without its path."""
     parts = [part for part in Path(model).parts if part not in ("model", os.sep, "..", ".")]
     return "-".join(parts[-2:]) or "model"

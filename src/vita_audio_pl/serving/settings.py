@@ -1,4 +1,4 @@
-"""The settings of `python -m vita_audio_pl.serve`."""
+"""Settings of `python -m vita_audio_pl.serve` and `talk`."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from vita_audio_pl.inference.options import InferenceConfig
 
 KEYS_VARIABLE = "VITA_AUDIO_PL_API_KEYS"
 RAY_MESSAGE_BYTES = 16 * 2**20
-"""Ray Serve's proxy takes no larger WebSocket message, and has no setting for it."""
+"""Ray Serve's proxy accepts no larger WebSocket message, and has no setting for it."""
 
 
 @dataclass
 class LimitsConfig:
-    """What one client may ask for."""
+    """Limits per client and in total."""
 
     sessions: int = setting(64, "open WebSocket sessions, all clients together", at_least=1)
     sessions_a_client: int = setting(8, "open sessions per API key, or per address without keys", at_least=1)
@@ -103,10 +103,10 @@ class TalkConfig(CommandConfig):
 
 
 def api_keys(config: ServeConfig) -> frozenset[str]:
-    """The keys that clients must show one of; none where none are asked for.
+    """The accepted API keys; empty if none are required.
 
     Raises:
-        UserError: the file cannot be read, others than its owner can read it, or it holds no key.
+        UserError: the file is unreadable, readable by other users, or has no key.
     """
     if config.api_keys is None:
         listed = os.environ.get(KEYS_VARIABLE, "").split(",")

@@ -1,4 +1,4 @@
-"""Sound in the formats that clients ask for, made while it comes: WAV and PCM as they are, the others by libsndfile."""
+"""Audio in the formats that clients request, encoded while it is made: WAV and PCM directly, others by libsndfile."""
 
 import struct
 from typing import Any
@@ -22,12 +22,12 @@ _ENDLESS = 0xFFFFFFFF
 
 
 class SoundWriter:
-    """Bytes of a sound file of one channel whose samples come bit by bit.
+    """Bytes of a mono audio file whose samples arrive gradually.
 
     Args:
         kind: one of `MEDIA_TYPES`.
-        rate: samples per second.
-        whole: everything is joined before it is sent, so that headers can say how long it is.
+        rate: sample rate, Hz.
+        whole: collect everything before sending, so that headers can contain the length.
     """
 
     def __init__(self, kind: str, rate: int, whole: bool = False):
@@ -37,14 +37,14 @@ class SoundWriter:
         self._file: Any = None
         if kind in _BY_LIBSNDFILE:
             format, subtype = _BY_LIBSNDFILE[kind]
-            # a constant rate, so that the length of a stream follows from its size
+            # constant bit rate, so that the duration of a stream follows from its size
             steady = {"compression_level": 0.5, "bitrate_mode": "CONSTANT"} if kind == "mp3" else {}
             self._file = soundfile.SoundFile(self._out, "w", rate, 1, format=format, subtype=subtype, **steady)
         elif kind == "wav":
             self._out.write(_wav_header(rate, None))
 
     def push(self, wave: NDArray[np.float32]) -> bytes:
-        """Takes `(samples,)` and gives the bytes that are ready; none before the end where the file is made whole."""
+        """Add `(samples,)` and return the bytes that are ready; empty until the end if `whole`."""
         if self._file is not None:
             self._file.write(np.clip(wave, -1, 1))
         else:
@@ -63,14 +63,14 @@ class SoundWriter:
     def _taken(self) -> bytes:
         data = self._out.take()
         if self._kind == "mp3" and not self._begun and data:
-            # the first frame says how long the file is, which nobody knows yet: players would stop early
+            # the first frame gives the file's length, which is unknown: players would stop early
             data = data[max(data.find(data[:2], 4), 0) :]
         self._begun |= bool(data)
         return data
 
 
 class _Forward:
-    """A file that is sent off as it grows: what libsndfile goes back to write is put where it still can be."""
+    """A file that is sent while it grows: libsndfile's corrections of earlier bytes are applied if they are not sent yet."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -79,7 +79,7 @@ class _Forward:
     def write(self, data: Any) -> int:
         data = bytes(data)
         end = self._at + len(data)
-        start = max(self._at, self._sent)  # what was sent is not written again
+        start = max(self._at, self._sent)  # what was sent cannot be rewritten
         if end > start:
             place = start - self._sent
             if len(self._data) < place:
@@ -113,7 +113,7 @@ class _Forward:
 
 
 def _wav_header(rate: int, n_bytes: int | None) -> bytes:
-    """Of 16-bit mono samples; None: as many as come, which players read to the end of the stream."""
+    """WAV header of 16-bit mono samples; None: unknown length, for which players read to the end of the stream."""
     riff, data = (_ENDLESS, _ENDLESS) if n_bytes is None else (n_bytes + 36, n_bytes)
     form = struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
     return b"RIFF" + struct.pack("<I", riff) + b"WAVEfmt " + form + b"data" + struct.pack("<I", data)

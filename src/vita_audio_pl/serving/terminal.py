@@ -24,10 +24,10 @@ _PIECE = OUTPUT_RATE // 10
 
 
 def run(config: TalkConfig) -> None:
-    """Says what the configuration says; with nothing to say, it listens to the microphone.
+    """Send the configured turns; without any, use the microphone.
 
     Raises:
-        UserError: the server cannot be reached or refuses, a recording cannot be read, or there is no microphone.
+        UserError: the server is unreachable or refuses, a recording is unreadable, or there is no microphone.
     """
     waves = [read_audio(path, OUTPUT_RATE) for path in config.audio]
     by_microphone = not waves and config.text is None
@@ -76,7 +76,7 @@ def _say_all(socket: Any, waves: list[NDArray[np.float32]], config: TalkConfig) 
 
 
 def _answer(socket: Any) -> list[NDArray[np.float32]]:
-    """Asks for an answer and shows its text; gives its sound."""
+    """Request an answer and show its text; returns its audio."""
     _send(socket, type="response.create")
     sound = []
     for message in socket:
@@ -89,7 +89,7 @@ def _answer(socket: Any) -> list[NDArray[np.float32]]:
 
 
 def _show(event: dict[str, Any]) -> bool:
-    """Shows text; whether an answer has ended.
+    """Show an event's text; returns whether an answer has ended.
 
     Raises:
         UserError: the server refused something.
@@ -118,8 +118,8 @@ class _Microphone:
         self._socket, self._devices = socket, devices
         self._heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._sound = bytearray()  # that waits to be played
-        self._played = 0  # samples of the answer under way
+        self._sound = bytearray()  # waiting to be played
+        self._played = 0  # samples of the answer in progress
         self._item: str | None = None
 
     def run(self) -> None:
@@ -167,7 +167,7 @@ class _Microphone:
                     self._socket, type="input_audio_buffer.append", audio=base64.b64encode(self._heard.get()).decode()
                 )
         except WebSocketException:
-            return  # the reader says why
+            return  # the reader reports why
 
 
 def _sound_devices() -> Any:
@@ -179,7 +179,7 @@ def _sound_devices() -> Any:
         raise UserError(
             "the microphone needs sounddevice: pip install sounddevice; or give audio=[FILE] or text=..."
         ) from None
-    except Exception as error:  # PortAudio's own, or its library is missing
+    except Exception as error:  # PortAudio's own exception, or its library is missing
         raise UserError(f"there is no microphone to use ({error}); give audio=[FILE] or text=...") from None
     return sounddevice
 

@@ -1,4 +1,4 @@
-"""Turn taking: the audio that comes in on a session, and where its turns begin and end."""
+"""Turn taking: the incoming audio of a session, and where its turns begin and end."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -13,19 +13,19 @@ from vita_audio_pl.serving.audio_input import TurnEncoder, VoiceActivity
 from vita_audio_pl.serving.own_sound import OwnSound
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
 
-_PADDING = 0.3  # seconds before speech was noticed that belong to it
-_LATE = 0.1  # seconds after which it is noticed
-_SILENCE = 0.5  # seconds that end a turn
+_PADDING = 0.3  # seconds before the detection of speech that belong to the turn
+_LATE = 0.1  # seconds of speech before it is detected
+_SILENCE = 0.5  # seconds of silence that end a turn
 _THRESHOLD = 0.5
 
 
 class TurnTaker:
-    """What one session sends: encoded while it comes, by push to talk or by turns that a detector finds.
+    """Incoming audio of one session: encoded while it arrives, by push to talk or by turns that a detector finds.
 
     Attributes:
-        rate: samples per second that come in.
+        rate: sample rate of the input, Hz.
         detection: OpenAI's `turn_detection`; None for push to talk.
-        own: what is told of the answer's sound, so that an answer does not interrupt itself.
+        own: the answer's own audio, so that an answer does not interrupt itself.
     """
 
     def __init__(self, service: Service):
@@ -35,23 +35,23 @@ class TurnTaker:
         self._service = service
         self._encoder: TurnEncoder | None = None
         self._activity: VoiceActivity | None = None
-        self._recent: list[NDArray[np.float32]] = []  # what came before speech was noticed
-        self._heard = 0.0  # seconds that came in
+        self._recent: list[NDArray[np.float32]] = []  # audio before speech was detected
+        self._heard = 0.0  # seconds received
         self.set(OUTPUT_RATE, {"type": "server_vad"})
 
     def set(self, rate: int, detection: dict[str, Any] | None) -> None:
-        """Changes how turns are taken; what came of one is dropped, unless nothing changes."""
+        """Change the turn detection; an incomplete turn is dropped unless nothing changes."""
         if (rate, detection) == (self.rate, self.detection):
             return
         self.rate, self.detection = rate, detection
         self.clear()
 
     def clear(self) -> None:
-        """Drops the current turn."""
+        """Drop the current turn."""
         self._encoder, self._recent, self._activity = None, [], None
 
     def _detector(self, detection: dict[str, Any]) -> VoiceActivity:
-        """Made when the first audio comes: it holds a network."""
+        """Created with the first audio, since it loads a network."""
         threshold, silence = detection.get("threshold"), detection.get("silence_duration_ms")
         threshold, silence = (
             _THRESHOLD if threshold is None else threshold,
@@ -60,10 +60,10 @@ class TurnTaker:
         return VoiceActivity(self.rate, threshold, silence, self.own)
 
     async def push(self, wave: NDArray[np.float32]) -> AsyncIterator[tuple[bool, int]]:
-        """Takes `(samples,)`; gives, for each turn that begins (True) or ends (False), when: milliseconds of what came in.
+        """Add `(samples,)`; returns, for each turn that begins (True) or ends (False), the time in ms of received audio.
 
         Raises:
-            UserError: more at once, or a longer turn, than is taken.
+            UserError: too much at once, or too long a turn.
         """
         self._check_length(wave.size / self.rate)
         self._heard += wave.size / self.rate
@@ -87,10 +87,10 @@ class TurnTaker:
             await self._encode(wave)
 
     async def finish(self, least: float) -> TurnContent:
-        """The turn as the model hears it; the next one begins.
+        """The turn as model input; the next one begins.
 
         Raises:
-            UserError: it has fewer seconds than `least`.
+            UserError: it is shorter than `least` seconds.
         """
         encoder, self._encoder = self._encoder, None
         if encoder is None or not encoder.samples or encoder.seconds < least:
@@ -99,7 +99,7 @@ class TurnTaker:
         return said
 
     async def encode(self, wave: NDArray[np.float32]) -> TurnContent:
-        """A whole turn `(samples,)`."""
+        """Add a whole turn `(samples,)`."""
         self._check_length(wave.size / self.rate)
         encoder = self._service.audio_input.turn_encoder(self.rate)
         await self._service.in_worker(lambda: encoder.push(wave))

@@ -1,4 +1,4 @@
-"""From tokens to events with sound, in worker threads: each answer's pieces in order, no answer behind another's."""
+"""From tokens to events with audio, in worker threads: each answer's pieces in order, independent of other answers."""
 
 import threading
 import time
@@ -17,13 +17,13 @@ Batch: TypeAlias = tuple[list[int], list[int]]
 
 
 class Resampler:
-    """A wave that arrives bit by bit at one rate, at another."""
+    """Resamples a wave that arrives gradually."""
 
     def __init__(self, rate: int, wanted: int):
         self._stream = None if rate == wanted else soxr.ResampleStream(rate, wanted, 1, dtype="float32")
 
     def push(self, wave: NDArray[np.float32], last: bool = False) -> NDArray[np.float32]:
-        """Takes `(samples,)` and gives those that are ready."""
+        """Add `(samples,)` and return those that are ready."""
         if self._stream is None:
             return wave
         out: NDArray[np.float32] = self._stream.resample_chunk(wave, last=last)
@@ -34,10 +34,10 @@ class Speaker:
     """Makes the events of one answer in the pool's threads, one batch of tokens at a time.
 
     Args:
-        pool: where the work is done.
-        maker: of the events.
-        rate: samples per second of the sound that is wanted.
-        tell: takes each event, in a worker's thread; None after the last. An exception ends the answer's sound.
+        pool: worker threads.
+        maker: makes the events.
+        rate: sample rate of the requested audio, Hz.
+        tell: receives each event, in a worker's thread; None after the last. An exception ends the answer's audio.
     """
 
     def __init__(self, pool: Workers, maker: EventMaker, rate: int, tell: Callable[[Event | None | Exception], None]):
@@ -46,18 +46,19 @@ class Speaker:
         self._pending: deque[Batch | None] = deque()
         self._lock = threading.Lock()
         self._working = self._silenced = False
-        self._due = time.monotonic()  # when a player that began with the first sound has played what was made
+        # when a player that started with the first audio has played everything made so far
+        self._due = time.monotonic()
 
     def push(self, tokens: list[int], writers: list[int]) -> None:
-        """Takes new tokens; returns at once."""
+        """Add new tokens; returns at once."""
         self._put((tokens, writers))
 
     def finish(self) -> None:
-        """No tokens follow; what was held back is delivered, then None."""
+        """End of the tokens; what was held back is delivered, then None."""
         self._put(None)
 
     def silence(self) -> None:
-        """Only the end is delivered."""
+        """Deliver only the end."""
         self._silenced = True
 
     def _put(self, batch: Batch | None) -> None:
@@ -69,7 +70,7 @@ class Speaker:
         self._pool.submit(self._work, self._due)
 
     def _work(self) -> None:
-        """One batch; the next one queues up again behind other answers' work."""
+        """Process one batch; the next one is queued behind other answers' work."""
         with self._lock:
             batch = self._pending.popleft()
         try:
@@ -83,7 +84,7 @@ class Speaker:
             self._deliver(error)
         if batch is None:
             self._deliver(None)
-            self._deliver = _ignore  # whoever listened holds this, and can go at once
+            self._deliver = _ignore  # the listener holds this object, and can be garbage-collected at once
         with self._lock:
             self._working = bool(self._pending)
             if not self._working:
@@ -101,4 +102,4 @@ class Speaker:
 
 
 def _ignore(event: Event | None | Exception) -> None:
-    """Nobody listens any more."""
+    """The default listener, which ignores everything."""

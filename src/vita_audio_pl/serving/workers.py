@@ -1,4 +1,4 @@
-"""Threads that make sound and hear: what is due first is done first, so that no player runs dry while another's is filled ahead."""
+"""Worker threads with deadlines: what is due first is done first, so that no player runs dry while another's buffer is full."""
 
 import itertools
 import queue
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def promised(work: Callable[[], T]) -> "tuple[Future[T], Callable[[], None]]":
-    """What `work` will give, and the call that does it, unless the future was cancelled before."""
+    """A future, and the call that computes its result unless it was cancelled before."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -26,15 +26,15 @@ def promised(work: Callable[[], T]) -> "tuple[Future[T], Callable[[], None]]":
 
 
 class Workers:
-    """A pool of threads whose work is ordered by when it is due, by the monotonic clock.
+    """A thread pool whose work is ordered by deadline, on the monotonic clock.
 
     Attributes:
-        waiting: pieces of work that no thread has begun.
+        waiting: work that no thread has started.
     """
 
     def __init__(self, threads: int):
         self._work: queue.PriorityQueue[tuple[float, int, Callable[[], None] | None]] = queue.PriorityQueue()
-        self._number = itertools.count()  # equally due, first come first served
+        self._number = itertools.count()  # first come, first served among equal deadlines
         self._threads = [threading.Thread(target=self._run, name="sound", daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -45,17 +45,17 @@ class Workers:
 
     @property
     def behind(self) -> bool:
-        """Whether there is more to do than threads to do it."""
+        """Whether there is more work than threads."""
         return self.waiting >= len(self._threads)
 
     def submit(self, work: Callable[[], T], due: float = 0.0) -> "Future[T]":
-        """Has `work` done; without a time it is due at once."""
+        """Submit `work`; without a deadline it is due at once."""
         future, run = promised(work)
         self._work.put((due, next(self._number), run))
         return future
 
     def close(self) -> None:
-        """Ends the threads once all is done."""
+        """End the threads once all work is done."""
         for _ in self._threads:
             self._work.put((float("inf"), next(self._number), None))
         for thread in self._threads:
