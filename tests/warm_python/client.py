@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
+from types import FrameType
 
 
 def main() -> None:
@@ -14,8 +16,13 @@ def main() -> None:
         os.execv(python, [python, *arguments])
     server = socket.socket(socket.AF_UNIX)
     server.connect(address)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):  # the fork has ended, and its status is on the way
+            server.send(bytes([number]))
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(number, lambda number, _: server.send(bytes([number])))
+        signal.signal(number, forward)
     request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
     body = json.dumps(request).encode()
     socket.send_fds(server, [len(body).to_bytes(4, "big")], [0, 1, 2])
