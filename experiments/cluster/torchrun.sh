@@ -12,6 +12,8 @@ if [[ "$nodes" == *:* ]]; then
     : "${MASTER:?NODES=$nodes needs MASTER=HOST, where the nodes meet}" # whoever meets there is one job to a run folder
     meeting=("--rdzv-backend=c10d" "--rdzv-endpoint=$master:$port" "--rdzv-id=$master-$port" "--max-restarts=${RESTARTS:-10}")
     number='${oc.env:GROUP_WORLD_SIZE}' # as many as there are, told to each process
+    # torch 2.13's agents share one store and write its address for the first round alone: a node that joins waits in vain for it
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 else
     meeting=("--node-rank=${NODE:-0}" "--master-addr=$master" "--master-port=$port")
     number="$nodes"

@@ -72,16 +72,16 @@ def test_a_spike_is_told_from_noise():
 
 
 def test_a_full_disk_stops_cleanly_and_keeps_the_last_good_checkpoint(trained, monkeypatch, tmp_path):
-    save = parts.save_file
+    save = parts.write_tensors
     written = []
 
-    def full(tensors, path, *metadata):
+    def full(path, *what):
         if len(written) >= 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
-        save(tensors, path)
+        return save(path, *what)
 
-    monkeypatch.setattr(parts, "save_file", full)
+    monkeypatch.setattr(parts, "write_tensors", full)
     with pytest.raises(UserError, match="the disk is full; the last good one is .*step-00000002.ckpt"):
         trained("align", "callbacks.save_every=1", "stage.steps=20")
     folder = tmp_path / "runs" / "toy" / "align" / "checkpoints"

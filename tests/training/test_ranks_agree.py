@@ -100,12 +100,12 @@ def test_no_rank_leaves_before_the_checkpoint_has_its_name(tmp_path, monkeypatch
 
 
 def test_a_rank_that_cannot_write_stops_all_with_its_reason(tmp_path, monkeypatch):
-    def full(tensors, path, *metadata):
+    def full(path, *what):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def leaves(rank: int) -> str:
         if rank == 1:
-            monkeypatch.setattr(parts, "save_file", full)
+            monkeypatch.setattr(parts, "write_tensors", full)
         try:
             save(tmp_path / "stage" / "checkpoints", rank).finish()
         except UserError as error:

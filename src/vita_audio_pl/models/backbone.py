@@ -5,13 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json, read_json_if_there
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.families import family_of, plain_family
-from vita_audio_pl.models.lora import merged_parameters
+from vita_audio_pl.models.lora import late_parameters
 from vita_audio_pl.models.released import (
     MOST_HEADS,
     MOST_LAYERS,
@@ -23,6 +21,7 @@ from vita_audio_pl.models.released import (
     type_name,
 )
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.tensor_file import file_order, write_tensors
 from vita_audio_pl.models.weight_files import (
     INDEX,
     SINGLE,
@@ -89,15 +88,16 @@ def save_backbone(
         max_shard_bytes: size from which the weights are split into several files.
     """
     folder = Path(folder)
-    parameters = merged_parameters(model)
-    beside = {name: tensor.contiguous() for name, tensor in parameters.items() if name.startswith(_BESIDE)}
+    parameters = late_parameters(model)
+    beside = {name: tensor for name, tensor in parameters.items() if name.startswith(_BESIDE)}
     save_weights({name: tensor for name, tensor in parameters.items() if name not in beside}, folder, max_shard_bytes)
     if not (folder / INDEX).is_file():  # engines that read every safetensors file (vLLM) keep to what it lists
         write_json(
             folder / INDEX, {"metadata": {}, "weight_map": dict.fromkeys(parameters.keys() - beside.keys(), SINGLE)}
         )
     if beside:
-        save_file(beside, folder / BESIDE, metadata={"format": "pt"})
+        layout = {name: (tensor.dtype, tensor.shape) for name, tensor in beside.items()}
+        write_tensors(folder / BESIDE, layout, (beside[name].read() for name in file_order(layout)))
     save_encoder_config(model, folder)
     fields = backbone_dict(model.config.backbone)
     family = family_of(model.config.backbone)

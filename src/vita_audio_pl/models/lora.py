@@ -1,12 +1,14 @@
 """Low-rank adapters on the backbone (LoRA, arXiv 2106.09685), by way of peft."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.models.tensor_file import LateTensor
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear as LoraLinear
@@ -82,17 +84,26 @@ def adapted_layers(model: SpeechLM) -> Iterator[tuple[str, "LoraLinear"]]:
     return ((name, cast("LoraLinear", module)) for name, module in model.named_modules() if hasattr(module, "lora_A"))
 
 
-def merged_parameters(model: SpeechLM) -> dict[str, Tensor]:
-    """Parameters by name as a model without adapters has them; the model itself stays as it is."""
+def late_parameters(model: SpeechLM) -> dict[str, LateTensor]:
+    """Parameters by name as a model without adapters has them, each merged when it is read; the model stays as it is."""
     adapted = dict(adapted_layers(model))
-    merged = {}
+    found = {}
     for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            continue
         owner, inside, attribute = name.partition(".base_layer.")
-        value = parameter.detach()
         if inside and attribute == "weight":
-            for adapter in adapted[owner].active_adapters:
-                value = value + adapted[owner].get_delta_weight(adapter).detach().to(value.dtype)
-        merged[f"{owner}.{attribute}" if inside else name] = value
-    return merged
+            merge = partial(_merged, parameter.detach(), adapted[owner])
+            found[f"{owner}.{attribute}"] = LateTensor(parameter.dtype, tuple(parameter.shape), merge)
+        elif ".lora_" not in name:
+            found[f"{owner}.{attribute}" if inside else name] = LateTensor.of(parameter)
+    return found
+
+
+def merged_parameters(model: SpeechLM) -> dict[str, Tensor]:
+    """As `late_parameters`, read."""
+    return {name: parameter.read() for name, parameter in late_parameters(model).items()}
+
+
+def _merged(value: Tensor, layer: "LoraLinear") -> Tensor:
+    for adapter in layer.active_adapters:
+        value = value + layer.get_delta_weight(adapter).detach().to(value.dtype)
+    return value

@@ -18,10 +18,11 @@ from transformers.activations import ACT2FN
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
 from vita_audio_pl.models.families import BackboneConfig, Family, family_of, released_family
-from vita_audio_pl.models.lora import merged_parameters
+from vita_audio_pl.models.lora import late_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.tensor_file import LateTensor
 from vita_audio_pl.models.weight_files import (
     WeightFolder,
     save_weights,
@@ -68,16 +69,21 @@ def save_released(
     decode_pattern: Sequence[int] | None = None,
     first_code: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    weights: Mapping[str, LateTensor] | None = None,
 ) -> None:
     """Writes `config.json`, `generation_config.json` and safetensors in the published layout, LoRA adapters merged.
+
+    A tensor is read when it is written, so this takes the memory of one.
 
     Args:
         decode_pattern: the runs of the decoding pattern, such as [1, 10, 4, 10].
         first_code: id of the first audio code.
         max_shard_bytes: size from which the weights are split into several files.
+        weights: parameters by name where `model`, which may be on the meta device, does not hold them.
     """
     n_layers = model.config.backbone.num_hidden_layers
-    tensors = {released_key(name, n_layers): value for name, value in merged_parameters(model).items()}
+    late = late_parameters(model) if weights is None else weights
+    tensors = {released_key(name, n_layers): value for name, value in late.items()}
     save_weights(tensors, folder, max_shard_bytes)
     save_encoder_config(model, Path(folder))
     write_json(Path(folder) / "config.json", released_config(model, first_code))

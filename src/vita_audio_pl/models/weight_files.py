@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json, read_json_if_there
 from vita_audio_pl.foreign.weights import open_safetensors
+from vita_audio_pl.models.tensor_file import LateTensor, file_order, write_tensors
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, read_checksums, sum_of_files, verify
 from vita_audio_pl.storage.owned import lists
 
@@ -247,37 +247,47 @@ def load_strictly(
         setattr(module.get_submodule(owner), attribute, value)
 
 
-def save_weights(tensors: dict[str, Tensor], folder: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes tensors as `model.safetensors`, or as shards of `max_shard_bytes` at most with an index.
+def save_weights(
+    tensors: Mapping[str, Tensor | LateTensor], folder: Path | str, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes tensors as `model.safetensors`, or as shards of `max_shard_bytes` at most with an index, one after another.
 
     Raises:
-        UserError: a tensor holds NaN or infinity, or the folder holds weights already; nothing is written.
+        UserError: a tensor holds NaN or infinity, or the folder holds weights already; no weights are left there.
     """
     folder = Path(folder)
-    spoilt = [key for key, tensor in tensors.items() if not is_finite(tensor)]
-    if spoilt:
-        raise UserError(f"{_some(spoilt)} cannot be written as weights: not all values are finite")
     folder.mkdir(parents=True, exist_ok=True)
     if there := next(folder.glob("*.safetensors"), None):
         raise UserError(f"{folder} holds weights already ({there.name}): give a new folder")
-    shards: list[dict[str, Tensor]] = [{}]
+    late = {key: LateTensor.of(value) if isinstance(value, Tensor) else value for key, value in tensors.items()}
+    shards: list[dict[str, LateTensor]] = [{}]
     filled = 0
-    for key, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if shards[-1] and filled + size > max_shard_bytes:
+    for key, tensor in late.items():
+        if shards[-1] and filled + tensor.bytes > max_shard_bytes:
             shards.append({})
             filled = 0
-        shards[-1][key] = tensor.detach().contiguous()
-        filled += size
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
-        return
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        shards[-1][key] = tensor
+        filled += tensor.bytes
+    total = len(shards)
+    names = [SINGLE] if total == 1 else [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            layout = {key: (tensor.dtype, tensor.shape) for key, tensor in shard.items()}
+            write_tensors(folder / name, layout, (_finite(key, shard[key].read()) for key in file_order(layout)))
+    except UserError:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        raise
+    if total > 1:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        size = sum(tensor.bytes for tensor in late.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _finite(key: str, tensor: Tensor) -> Tensor:
+    if not is_finite(tensor):
+        raise UserError(f"'{key}' cannot be written as weights: not all values are finite")
+    return tensor
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -49,12 +49,12 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
 def _environment(number: int) -> dict[str, str]:
     """Environment of a stage's processes.
 
-    torchrun's agent keeps one store for all processes, in which a stage would read the addresses of the previous
-    one; with SLURM, one task may start a stage while the first still runs the previous stage's store. So each stage
-    gets its own store, on its own port.
+    torchrun's agent may keep one store for all processes, in which a stage would read the addresses of the previous one;
+    with SLURM, and where torchrun's nodes come and go, one task may start a stage while the first still runs the previous
+    stage's store. So each stage gets its own store, on its own port.
     """
     environment = dict(os.environ)
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if {"TORCHELASTIC_RUN_ID", "MASTER_PORT"} <= environment.keys():
         port = int(environment["MASTER_PORT"]) + number
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
     elif "SLURM_PROCID" in environment and "MASTER_PORT" in environment:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.callbacks.guard import StepGuard
@@ -235,7 +234,10 @@ class Checkpointing(Callback):
 
 
 class HandOver(Callback):
-    """Ends a stage whose steps are done: concludes the check, and gives the trained weights to `write` on rank 0.
+    """Ends a stage whose steps are done: concludes the check, and lets rank 0 `write` the model folder.
+
+    The others wait outside the collectives' time-out, and are asked for nothing. A run that is killed meanwhile resumes from
+    its last step, and writes the folder again.
 
     Args:
         folder: of the stage's checkpoints.
@@ -244,10 +246,8 @@ class HandOver(Callback):
         UserError: weights are not finite, or cannot be written; on all ranks, so that none waits for the others.
     """
 
-    def __init__(
-        self, engine: Engine, check: TrainingCheck, write: Callable[[dict[str, Tensor]], None], folder: Path
-    ) -> None:
-        self.engine, self.check, self.write, self.folder = engine, check, write, folder
+    def __init__(self, check: TrainingCheck, write: Callable[[], None], folder: Path) -> None:
+        self.check, self.write, self.folder = check, write, folder
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
@@ -264,25 +264,19 @@ class HandOver(Callback):
 
     def _conclude(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
         self.check.conclude(module)
-        weights: dict[str, Tensor] = {}
-        for name, parameter in module.speech_lm.named_parameters():
-            if parameter.requires_grad:
-                whole = self.engine.weight(parameter)
-                if trainer.is_global_zero:
-                    weights[name] = whole.cpu()
-        failure = [self._written(module, weights) if trainer.is_global_zero else None]
+        failure = [self._written(module) if trainer.is_global_zero else None]
         if trainer.world_size > 1:  # a large model takes longer to write than collectives may last
             waiting = torch.distributed.new_group(backend="gloo", timeout=_HAND_OVER)
             torch.distributed.broadcast_object_list(failure, group=waiting)
         if failure[0] is not None:
             raise UserError(failure[0])
 
-    def _written(self, module: SpeechLMModule, weights: dict[str, Tensor]) -> str | None:
+    def _written(self, module: SpeechLMModule) -> str | None:
         """Write the model folder; what went wrong."""
         good = complete_checkpoints(self.folder)
         again = f"rerunning the same command resumes from {good[-1].name}" if good else "force=true starts over"
         try:
-            self.write(weights)
+            self.write()
         except (UserError, OSError) as error:
             return (
                 f"stage '{module.stage.name}' is not handed over: {error}; {again} (where weights are not finite again, "

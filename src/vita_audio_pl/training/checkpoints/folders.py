@@ -54,6 +54,19 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return checkpoints(folder, GOOD)
 
 
+def last_checkpoint(folder: Path, step: int) -> Path:
+    """The checkpoint of the step that a stage ends with.
+
+    Raises:
+        UserError: it is not there to be used.
+    """
+    for kind in (GOOD, DOUBT):
+        if (path := folder / checkpoint_name(step, kind)).is_dir():
+            return path
+    why = "its values are not all finite" if (folder / checkpoint_name(step, BAD)).is_dir() else "it is not there"
+    raise UserError(f"the checkpoint of step {step} in {folder} cannot be used: {why}")
+
+
 def checkpoint_name(step: int, kind: str = GOOD) -> str:
     """Name of the folder of a step's checkpoint."""
     return f"step-{step:08d}{kind}"

@@ -6,18 +6,20 @@ each tensor in the part, type, first element, the one after the last, and first 
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError, is_machine_fault
+from vita_audio_pl.models.tensor_file import TYPES, LateTensor, Layout, write_tensors
 from vita_audio_pl.storage.checksums import (
     FileSum,
     VerifiedFile,
@@ -32,11 +34,6 @@ from vita_audio_pl.storage.checksums import (
 from vita_audio_pl.training.checkpoints.folders import FORMAT, STATE, flush, step_of
 from vita_audio_pl.training.checkpoints.rng import check_rng_state
 from vita_audio_pl.training.engines.base import AVERAGE, WEIGHT, Engine, Held
-
-_TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Checkpoint:
             for piece in self.pieces.get(key, ()):
                 first, last = max(start, piece.start), min(start + len(target), piece.stop)
                 if first < last:
-                    width = _TYPES[piece.type].itemsize
+                    width = TYPES[piece.type].itemsize
                     into = target[first - start : last - start]
                     byte = piece.offset + (first - piece.start) * width
                     work.setdefault(piece.part, []).append((byte, piece, width, into))
@@ -106,7 +103,7 @@ class Checkpoint:
                 for byte, piece, width, into in sorted(items, key=lambda item: item[0]):
                     data = bytearray(len(into) * width)
                     file.read_into(byte, data)
-                    into.copy_(torch.frombuffer(data, dtype=_TYPES[piece.type]))
+                    into.copy_(torch.frombuffer(data, dtype=TYPES[piece.type]))
                 total += file.bytes_read
         return total
 
@@ -149,28 +146,32 @@ def this_ranks_share(engine: Engine, held: Mapping[str, Held]) -> dict[str, slic
 
 
 def write_part(
-    folder: Path, rank: int, tensors: dict[str, Tensor], starts: Mapping[str, int], rng: dict[str, Any]
+    folder: Path,
+    rank: int,
+    layout: Layout,
+    pieces: Iterable[Tensor],
+    starts: Mapping[str, int],
+    rng: dict[str, Any],
 ) -> list[Path]:
     """Write one rank's files, onto the disk.
 
     Args:
-        tensors: flat ranges of tensors, by `<kind>/<name>`, on the host; starts: the first element of each.
+        layout: of flat ranges of tensors, by `<kind>/<name>`; pieces: their values, as `write_tensors` takes them.
+        starts: the first element of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     part, random = folder / part_name(rank), folder / rng_name(rank)
-    save_file(tensors, part, {"format": str(FORMAT)})
+    offsets = write_tensors(part, layout, pieces, {"format": str(FORMAT)})
     random.write_text(json.dumps(rng), encoding="utf-8")
     flush(part)
     flush(random)
-    with part.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    pieces = {
-        key: [header[key]["dtype"], starts[key], starts[key] + len(value), 8 + size + header[key]["data_offsets"][0]]
-        for key, value in tensors.items()
+    names = {dtype: name for name, dtype in TYPES.items()}
+    listed = {
+        key: [names[dtype], starts[key], starts[key] + math.prod(shape), offsets[key]]
+        for key, (dtype, shape) in layout.items()
     }
     sums = {path.name: found for path, found in sum_of_files([part, random]).items()}
-    write_checksums(folder, sums, part_index(rank), pieces=pieces)
+    write_checksums(folder, sums, part_index(rank), pieces=listed)
     return [part, random, folder / part_index(rank)]
 
 
@@ -239,26 +240,38 @@ def open_checkpoint(path: Path, ranks: Iterable[int] | None = None) -> Checkpoin
     return Checkpoint(path, state, parts, {key: sorted(each, key=lambda p: p.start) for key, each in pieces.items()})
 
 
-def weights_of_checkpoint(folder: Path) -> dict[str, Tensor]:
+def weights_of_checkpoint(folder: Path) -> dict[str, LateTensor]:
     """Whole weights of the parameters that trained, by name, in the precision that was updated; frozen ones are the parent's.
 
-    Where a callback averages the weights, these are the averages, which the stage would hand over.
+    Where a callback averages the weights, these are the averages, which the stage would hand over. To read one that is
+    damaged raises a UserError, too.
 
     Raises:
         UserError: it is no checkpoint, is damaged, or has the format of another version.
     """
-    try:
+    with _refused(folder):
         checkpoint = open_checkpoint(folder)
-        flat, wanted = {}, []
+        found = {}
         for name, shape in checkpoint.state["shapes"].items():
             key = next(key for kind in (AVERAGE, WEIGHT) if (key := f"{kind}/{name}") in checkpoint.pieces)
-            stored = _TYPES[checkpoint.pieces[key][0].type]
-            flat[name] = torch.empty(math.prod(shape), dtype=stored)
-            wanted.append((key, 0, flat[name]))
-        checkpoint.read(wanted)
+            dtype = TYPES[checkpoint.pieces[key][0].type]
+            found[name] = LateTensor(dtype, tuple(shape), partial(_whole, checkpoint, key, dtype, shape))
+        return found
+
+
+def _whole(checkpoint: Checkpoint, key: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    value = torch.empty(math.prod(shape), dtype=dtype)
+    with _refused(checkpoint.path):
+        checkpoint.read([(key, 0, value)])
+    return value.view(*shape)
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise UserError(f"the checkpoint {folder} cannot be used: {error}; choose another one") from error
-    return {name: value.view(checkpoint.state["shapes"][name]) for name, value in flat.items()}
 
 
 def damage(path: Path, ranks: Iterable[int] | None = None) -> str | None:

@@ -14,10 +14,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.weight_files import is_finite
 from vita_audio_pl.storage.checksums import write_sealed
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.training.checkpoints.folders import (
@@ -37,8 +35,9 @@ from vita_audio_pl.training.checkpoints.folders import (
     replace_folder,
     tidy,
 )
+from vita_audio_pl.training.checkpoints.host_copy import HostCopy
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
-from vita_audio_pl.training.checkpoints.parts import this_ranks_share, write_part
+from vita_audio_pl.training.checkpoints.parts import write_part
 from vita_audio_pl.training.checkpoints.rng import rng_state
 from vita_audio_pl.training.engines.base import Engine, trained_parameters, whole_shape
 from vita_audio_pl.training.step.freezing import bunch
@@ -64,8 +63,7 @@ class _Save:
     """One checkpoint as a rank writes it, in a thread of its own after that of the checkpoint `before`."""
 
     step: int
-    tensors: dict[str, Tensor]
-    starts: dict[str, int]
+    copy: HostCopy
     rng: dict[str, Any]
     facts: dict[str, Any]
     place: _Place
@@ -130,7 +128,7 @@ class CheckpointWriter:
     def save(
         self, trainer: L.Trainer, model: torch.nn.Module, state: Mapping[str, Any], doubt: str | None = None
     ) -> None:
-        """Copy this rank's weights and moments to host memory, then write them while training continues. All ranks call it.
+        """Copy this rank's weights and moments, as `HostCopy` does, and write them while training continues. All ranks call it.
 
         Args:
             state: JSON values that go into `state.json`.
@@ -142,7 +140,7 @@ class CheckpointWriter:
         kinds = (GOOD, DOUBT) if doubt else (GOOD,)
         if step != self._latest and not any((self.folder / checkpoint_name(step, kind)).exists() for kind in kinds):
             self._latest = step
-            tensors, starts = own_share(self.engine, model, trainer.optimizers[0])
+            copy = HostCopy.of(self.engine, model, trainer.optimizers[0])
             shapes = {name: list(whole_shape(parameter)) for name, parameter in trained_parameters(model)}
             facts = {
                 "format": FORMAT,
@@ -154,10 +152,11 @@ class CheckpointWriter:
             }
             place = _Place(trainer.global_rank, trainer.world_size, trainer.local_rank == 0, trainer.num_devices)
             before = self._threads[-1] if self._threads else None
-            save = _Save(step, tensors, starts, rng_state(), facts, place, before)
+            save = _Save(step, copy, rng_state(), facts, place, before)
             thread = threading.Thread(target=self._write, args=(save,), name="checkpoint writer", daemon=True)
             self._threads.append(thread)
             thread.start()
+            copy.take()
         self.stalled += time.perf_counter() - started
 
     def finish(self, failed_elsewhere: bool = False) -> None:
@@ -209,14 +208,13 @@ class CheckpointWriter:
     def _write(self, save: _Save) -> None:
         aside, rank = self.folder / save.aside, save.place.rank
         try:
-            said = {_NOT_FINITE: [name for name, value in save.tensors.items() if not is_finite(value)]}
             if self.local is None:
-                write_part(aside, save.place.rank, save.tensors, save.starts, save.rng)
+                _write_part(aside, save)
                 facts = save.facts
             else:
                 facts = {**save.facts, LAUNCH: self.local.launch}
-                self._write_locally(self.local, aside, save, facts, said)
-            write_json(aside / save.done, said)
+                self._write_locally(self.local, aside, save, facts)
+            write_json(aside / save.done, {_NOT_FINITE: save.copy.not_finite})
             if rank == 0:
                 self._complete(aside, self.folder, save.step, facts, save.place.ranks)
                 prune(self.folder, self.keep)
@@ -224,6 +222,7 @@ class CheckpointWriter:
                 self.local.prune()
         except Exception as error:  # whatever it is: training must hear of it
             self._failure = self._failure or error
+            save.copy.give_up()
             if rank == 0:
                 _give_up(aside)
             else:
@@ -232,18 +231,12 @@ class CheckpointWriter:
             if self.local is not None and save.place.leads_node:
                 _give_up(self.local.folder / save.aside)
 
-    def _write_locally(
-        self, local: LocalCheckpoints, aside: Path, save: _Save, facts: dict[str, Any], said: dict[str, Any]
-    ) -> None:
+    def _write_locally(self, local: LocalCheckpoints, aside: Path, save: _Save, facts: dict[str, Any]) -> None:
         """This rank's part to the node's disk, then from there to `aside`, after the checkpoint before it."""
         here = local.folder / save.aside
         # opened before the folder gets its name, so that neither this nor its removal can come between
-        opened = {
-            file.name: file.open("rb")
-            for file in write_part(here, save.place.rank, save.tensors, save.starts, save.rng)
-        }
-        save.tensors.clear()
-        write_json(here / save.done, said)
+        opened = {file.name: file.open("rb") for file in _write_part(here, save)}
+        write_json(here / save.done, {_NOT_FINITE: save.copy.not_finite})
         if save.place.leads_node:
             self._complete(here, local.folder, save.step, facts, save.place.ranks_on_node)
         if save.before is not None:
@@ -284,6 +277,11 @@ class CheckpointWriter:
         return sorted(name for part in said.values() for name in part[_NOT_FINITE])
 
 
+def _write_part(folder: Path, save: _Save) -> list[Path]:
+    copy = save.copy
+    return write_part(folder, save.place.rank, copy.layout, copy.pieces(), copy.starts, save.rng)
+
+
 def _give_up(aside: Path) -> None:
     with contextlib.suppress(OSError, UserError):  # the next start tidies up
         remove(aside)
@@ -292,20 +290,3 @@ def _give_up(aside: Path) -> None:
 def _reason(failure: Exception) -> str:
     full = isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT)
     return "the disk is full" if full or "No space left" in str(failure) else str(failure) or type(failure).__name__
-
-
-def own_share(
-    engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """What this rank writes: copies in host memory by `<kind>/<name>`, and the first element of each. Not collective."""
-    held = engine.held(model, optimizer)
-    tensors, starts, on_gpu = {}, {}, False
-    for name, cut in this_ranks_share(engine, held).items():
-        for kind, value in held[name].tensors.items() if cut.stop > cut.start else ():
-            on_gpu |= value.is_cuda
-            copy = torch.empty(cut.stop - cut.start, dtype=value.dtype, pin_memory=value.is_cuda)
-            tensors[f"{kind}/{name}"] = copy.copy_(value[cut], non_blocking=True)
-            starts[f"{kind}/{name}"] = held[name].start + cut.start
-    if on_gpu:
-        torch.cuda.current_stream().synchronize()
-    return tensors, starts

@@ -22,7 +22,7 @@ from vita_audio_pl.training.run_folder.layout import CONFIG, IDENTITY, StageFold
 from vita_audio_pl.training.run_folder.manifest import StageManifest, is_model_folder
 from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.data import stage_front_end
-from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, hand_over
+from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, TrainedModel, hand_over
 from vita_audio_pl.training.stage.train import find_parent
 
 _PATIENCE = 3600.0  # seconds that ranks wait for the first to make the model
@@ -31,7 +31,7 @@ _PATIENCE = 3600.0  # seconds that ranks wait for the first to make the model
 def model_of_checkpoint(checkpoint: Path, first: bool = True) -> Path:
     """The model folder of a checkpoint, `<stage>/models/step-<n>`; made where it is not there, or is of other weights.
 
-    Memory: the whole model once, and the weights that trained once more.
+    Memory: as `TrainedModel.of`.
 
     Args:
         first: of a launch whose processes all ask, the first makes the model, and the others wait for it.
@@ -66,7 +66,8 @@ def _make(checkpoint: Path, folder: StageFolder, target: Path, seal: str) -> Non
     weights = weights_of_checkpoint(checkpoint)
     parts = _parts(config, parent_folder, identity)
     print(f"{checkpoint.name} of {folder.root} is converted to a model folder: {target}", flush=True)
-    hand_over(config, parts, weights, Ended(step_of(checkpoint), 0, len(weights), seal), parent_folder, parent, target)
+    trained = TrainedModel.of(config, parts.vocabulary, parent_folder, weights)
+    hand_over(config, parts, trained, Ended(step_of(checkpoint), 0, len(weights), seal), parent_folder, parent, target)
 
 
 def _config(folder: StageFolder) -> TrainConfig:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from vita_audio_pl.config.component import plain
 from vita_audio_pl.models.adapters import save_adapters
 from vita_audio_pl.models.released import ENCODER_FOLDER, save_released
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SenseVoiceFrontEnd, write_cmvn
+from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.models.tensor_file import LateTensor
 from vita_audio_pl.models.weight_files import weights_hash
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
 from vita_audio_pl.storage.owned import atomic_folder
@@ -20,6 +24,7 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.run_folder.manifest import MANIFEST, StageManifest
 from vita_audio_pl.training.run_folder.origin import is_pretrained
 from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.sharded_start import ShardedStart
 from vita_audio_pl.training.stage.starting_model import starting_model
 
 
@@ -55,10 +60,55 @@ class Ended:
     checkpoint: str | None = None
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model to write.
+
+    Attributes:
+        model: with its weights; or on the meta device.
+        weights: parameters by name, for a model on the meta device.
+    """
+
+    model: SpeechLM
+    weights: dict[str, LateTensor] | None = None
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, vocabulary: Vocabulary, parent_folder: Path | None, trained: Mapping[str, LateTensor]
+    ) -> "TrainedModel":
+        """What a stage starts from, with what it has trained in its place.
+
+        Where the starting weights are a folder's they are read one by one, as they are written. Otherwise (adapters, an
+        audio encoder, random weights) the whole model is built.
+
+        Args:
+            parent_folder: model folder that the stage started from; None where it started from a plain backbone.
+            trained: whole values of the parameters that trained, by name.
+        """
+        start = ShardedStart.of(config, vocabulary, parent_folder)
+        frozen = {} if start is None else start.late_parameters()
+        if start is None or any(start.is_drawn(name) for name in frozen.keys() - trained.keys()):
+            model = starting_model(config, vocabulary, parent_folder)
+            parameters = dict(model.named_parameters())
+            with torch.no_grad():
+                for name, value in trained.items():
+                    parameters[name].copy_(value.read())
+            return cls(model)
+        weights = {
+            name: LateTensor(value.dtype, value.shape, partial(_in_type, trained.get(name, value), value.dtype))
+            for name, value in frozen.items()
+        }
+        return cls(start.model, weights)
+
+
+def _in_type(value: LateTensor, dtype: torch.dtype) -> Tensor:
+    return value.read().to(dtype)
+
+
 def hand_over(
     config: TrainConfig,
     parts: ModelParts,
-    weights: dict[str, Tensor],
+    trained: TrainedModel,
     ended: Ended,
     parent_folder: Path | None,
     parent: StageManifest | None,
@@ -67,24 +117,19 @@ def hand_over(
     """Write the model folder aside and rename it: weights, tokenizer, codec, the encoder's front end, manifest.
 
     Args:
-        weights: whole values of the parameters that trained, by name; the others are the starting model's.
         parent_folder: model folder that the stage started from; None where it started from a plain backbone.
         parent: its manifest.
         target: the model folder; one that is there is replaced.
     """
-    model = starting_model(config, parts.vocabulary, parent_folder)
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
+    model = trained.model
     with atomic_folder(target, "trained model", replace=True) as aside:
         how: dict[str, Any] = {"decode_pattern": config.decode_pattern, "first_code": parts.vocabulary.first_code}
         lora = config.model.lora
         if lora.only and parent_folder is not None:  # `check_adapters` has refused any other
-            adapters = {name: value for name, value in parameters.items() if ".lora_" in name}
+            adapters = {name: value.detach().cpu() for name, value in model.named_parameters() if ".lora_" in name}
             save_adapters(adapters, aside, parent_folder, model, lora.rank, lora.alpha, lora.targets, target, **how)
         else:
-            save_released(model, aside, **how)
+            save_released(model, aside, weights=trained.weights, **how)
             shutil.copytree(parts.tokenizer_folder, aside / "tokenizer")
             shutil.copytree(parts.codec_folder, aside / "codec")
         if parts.front_end is not None and not lora.only:

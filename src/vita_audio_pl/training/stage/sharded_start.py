@@ -6,6 +6,7 @@ Host memory is a rank's share and one whole tensor.
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.initialise import resized
 from vita_audio_pl.models.load import open_model
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.tensor_file import LateTensor
 from vita_audio_pl.models.weight_files import WeightFolder
 from vita_audio_pl.storage.model_folders import whole_model
 from vita_audio_pl.text.vocabulary import Vocabulary
@@ -91,6 +93,19 @@ class ShardedStart:
                 local, first = local.to_local(), offset[0] if offset else 0
             local.copy_(self._rows(name, first, first + len(local)))
         self._drawn.clear()
+
+    def late_parameters(self) -> dict[str, LateTensor]:
+        """The same values whole, each read when it is needed; those that are drawn cannot be (`is_drawn`)."""
+        return {
+            name: LateTensor(parameter.dtype, tuple(parameter.shape), partial(self._rows, name, 0, len(parameter)))
+            for name, parameter in self.model.named_parameters()
+        }
+
+    def is_drawn(self, name: str) -> bool:
+        """Whether values of a parameter are random: they follow from the seed only if all that are get drawn, in order."""
+        head = _HEAD.fullmatch(name)
+        new = head is not None and not self.heads and head[2] == "proj.weight"
+        return new or (self.resized and name in _VOCABULARY)
 
     def _rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of a parameter of the stage's model."""

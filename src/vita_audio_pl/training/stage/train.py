@@ -11,7 +11,6 @@ import torch
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from vita_audio_pl.child_processes import LAUNCHER, end_with_launcher
 from vita_audio_pl.config.component import plain
@@ -32,8 +31,9 @@ from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.samples import Samples
 from vita_audio_pl.training.callbacks.training_check import TrainingCheck
 from vita_audio_pl.training.callbacks.watchdog import Watchdog, record_collectives
-from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, step_of
+from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, last_checkpoint, step_of
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
+from vita_audio_pl.training.checkpoints.parts import weights_of_checkpoint
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.run_folder.identity import (
@@ -53,7 +53,7 @@ from vita_audio_pl.training.run_folder.layout import (
 from vita_audio_pl.training.run_folder.manifest import StageManifest, check_parent, model_damage
 from vita_audio_pl.training.run_folder.origin import describe_rates
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, hand_over
+from vita_audio_pl.training.stage.hand_over import Ended, ModelParts, TrainedModel, hand_over
 from vita_audio_pl.training.stage.invocation import again, invoked
 from vita_audio_pl.training.stage.launch import rank_of_launch
 from vita_audio_pl.training.stage.sharded_start import ShardedStart
@@ -237,9 +237,15 @@ def _train(
     check = TrainingCheck(engine)
     save_every = config.callbacks.save_every or max(1, config.stage.steps // 20)
 
-    def write(weights: dict[str, Tensor]) -> None:
+    def write() -> None:
+        trained = TrainedModel(model)
+        if (
+            config.trainer.engine.shards
+        ):  # nobody holds a whole model, and the last checkpoint's parts are read one by one
+            saved = weights_of_checkpoint(last_checkpoint(folder.checkpoints, trainer.global_step))
+            trained = TrainedModel.of(config, data.vocabulary, parent_folder, saved)
         ended = Ended(trainer.global_step, check.frozen, check.trained)
-        hand_over(config, data, weights, ended, parent_folder, parent, folder.model)
+        hand_over(config, data, trained, ended, parent_folder, parent, folder.model)
 
     keep, local = config.callbacks.keep_last, config.callbacks.local_checkpoints
     on_nodes = None if local is None else LocalCheckpoints(Path(local), folder.checkpoints, keep)
@@ -269,7 +275,7 @@ def _train(
         callbacks.append(ProgressReport(monitor, config.stage.name))
     if config.callbacks.profile.at_step is not None:
         callbacks.append(Profile(config.callbacks.profile, folder.root / "profile"))
-    callbacks.append(HandOver(engine, check, write, folder.checkpoints))
+    callbacks.append(HandOver(check, write, folder.checkpoints))
     trainer = build_trainer(
         config,
         engine,

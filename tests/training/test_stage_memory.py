@@ -1,0 +1,74 @@
+"""Host memory of stages: a start takes the weights once, and saving and hand-over fit beside what trains."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.patience import PATIENCE
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(PATIENCE)]
+
+LAYERS = int(os.environ.get("LAYERS", "12"))
+"""Of a random model of 12.6 million parameters each: 12 take 2.4 GB, 50 (0.63 billion) 10.1 GB."""
+SIZES = (
+    "model.hidden_size=1024", "model.intermediate_size=3072", "model.num_attention_heads=16",
+    "model.num_key_value_heads=8", f"model.num_hidden_layers={LAYERS}", "stage.rows_per_step=1", "stage.steps=3",
+    "trainer.rows_per_device=1", "callbacks.save_every=2", "callbacks.samples.every_steps=0", "callbacks.validate_every=100",
+)  # fmt: skip
+IMPORTS = "import toy, vita_audio_pl.training.stage.train; input()"
+
+
+def own_memory(process: "subprocess.Popen[bytes]") -> int:
+    """Bytes that a process has for itself; what it maps of files is not counted."""
+    found = re.search(r"RssAnon:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    return int(found[1]) << 10 if found else 0
+
+
+def test_saving_and_hand_over_fit_beside_what_trains(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    here = Path(__file__).parent
+    with subprocess.Popen([sys.executable, "-c", IMPORTS], cwd=here, env=environment, stdin=subprocess.PIPE) as idle:
+        before = 0
+        while (now := own_memory(idle)) > before or now < 100 << 20:
+            before = now
+            time.sleep(3)
+        idle.communicate(b"\n")
+    most, log = 0, tmp_path / "told"
+    command = [sys.executable, str(here / "train_toy.py"), str(tmp_path), "stage=align", *SIZES]
+    with log.open("wb") as told, subprocess.Popen(command, env=environment, stdout=told, stderr=told) as training:
+        while training.poll() is None:
+            most = max(most, own_memory(training))
+            time.sleep(0.005)
+    text = log.read_text()
+    assert training.returncode == 0, text
+    weights = 4 * int(re.findall(r"([\d,]+) parameters train", text)[0].replace(",", ""))
+    used = (most - before) / (4 * weights)
+    size = f"{weights / 4e6:.0f} million parameters"
+    print(f"{size}: {used:.3f} times weights, gradients and moments; {most / 1e9:.2f} GB in all")
+    assert used <= 1.25
+    model = next(tmp_path.glob("runs/*/align/model/model*.safetensors"))
+    assert model.stat().st_size > weights // 2
+
+
+@pytest.mark.parametrize("engine", ["cpu", "cpu_ddp", "deepspeed_zero2"])
+def test_a_start_does_not_take_the_weights_twice(engine, tmp_path):
+    """Neither random ones nor those of a parent, in whose stage the backbone is frozen."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    devices = () if engine == "cpu" else ("trainer.devices=2",)
+    small = ("stage.steps=1", "trainer.accelerator=cpu", "trainer.precision=32-true", "stage.rows_per_step=2")
+    script = Path(__file__).parent / "start_memory.py"
+    for stage in ("align", "mtp1"):
+        command = [sys.executable, str(script), str(tmp_path), f"stage={stage}", f"trainer={engine}", *SIZES, *small]
+        subprocess.run([*command, *devices], env=environment, check=True, timeout=PATIENCE)
+        for path in sorted(tmp_path.glob("start.rank-*.json")):
+            found = json.loads(path.read_text())
+            built, started = (found[moment] / found["model"] for moment in ("built", "started"))
+            print(f"{engine}, {stage}, {path.stem}: {built:.2f} models built, {started:.2f} before the first step")
+            assert built <= 1.25
+            path.unlink()
