@@ -51,7 +51,7 @@ class HostCopy:
         values, starts = {}, {}
         for name, cut in this_ranks_share(engine, held).items():
             for kind, value in held[name].tensors.items() if cut.stop > cut.start else ():
-                values[f"{kind}/{name}"] = value[cut]
+                values[f"{kind}/{name}"] = value.detach()[cut]
                 starts[f"{kind}/{name}"] = held[name].start + cut.start
         return cls(values, starts)
 
