@@ -111,6 +111,7 @@ class LocalSlurm:
 
     def start_now(self, job: str) -> None:
         """A job that was put back into the queue need not wait for its two minutes."""
+        time.sleep(2)  # SLURM revokes what it had allowed a job up to the second in which it was put back
         with suppress(AssertionError):  # it has started meanwhile
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 

@@ -3,7 +3,9 @@
 import random
 import subprocess
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from tests.cluster.conftest import CHAIN, SMALL_JOB, TWO_RANKS, Run, slowly
@@ -63,7 +65,7 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere_and_what_wakes_up_there_leav
         slowly(lambda: "resuming from step-" in run.told(job), "the new start")
         assert run.slurm.job(job)["BatchHost"] != node
         run.steps_pass("align", 3)
-        trained = [process for process in lost if "vita_audio_pl.train" in " ".join(process.cmdline())]
+        trained = [process for process in lost if "vita_audio_pl.train" in command_of(process)]
         for process in trained:
             process.resume()
         assert trained and ended([process for process in trained if "srun" not in process.name()])
@@ -74,6 +76,13 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere_and_what_wakes_up_there_leav
             if process.is_running():
                 process.resume()
         slowly(lambda: "down" not in run.slurm.run("sinfo", "--noheader", f"--nodes={node}", "--format=%T"), "the node")
+
+
+def command_of(process: psutil.Process) -> str:
+    """Empty where it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def test_a_job_whose_time_is_over_is_warned_saves_and_goes_on(run: Run) -> None:
