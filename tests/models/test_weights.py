@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.objectives import EveryHead
 from vita_audio_pl.models.released import read_released_config, save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.tensor_file import LateTensor, file_order, write_tensors
+from vita_audio_pl.models.weight_files import save_weights
 
 
 def same(one, other):
@@ -204,3 +207,35 @@ def test_a_published_folder_is_no_base_model_and_the_reverse(folder, tmp_path):
     qwen2(tmp_path / "base", tied=False)
     with pytest.raises(UserError, match="'qwen2', and it has to be one of qwen2_mtp, qwen3_mtp:"):
         read_released_config(tmp_path / "base")
+
+
+def test_a_file_is_what_safetensors_would_have_written(tmp_path):
+    torch.manual_seed(0)
+    whole = {
+        f"{index} {dtype}": torch.randn(3, 5).mul(9).to(dtype)
+        for index, dtype in enumerate((torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.float32))
+    }
+    whole |= {"none": torch.empty(0, 4), "one": torch.tensor(2.5)}
+    layout = {name: (value.dtype, value.shape) for name, value in whole.items()}
+    offsets = write_tensors(tmp_path / "ours", layout, (whole[name] for name in file_order(layout)))
+    save_file(whole, tmp_path / "theirs", metadata={"format": "pt"})
+    found, wanted = load_file(tmp_path / "ours"), load_file(tmp_path / "theirs")
+    assert found.keys() == wanted.keys() and all(value.equal(wanted[name]) for name, value in found.items())
+    data = (tmp_path / "ours").read_bytes()
+    assert data[offsets["one"] :][:4] == whole["one"].numpy().tobytes() and offsets["one"] % 4 == 0
+    with pytest.raises(ValueError, match="has place for"):
+        write_tensors(tmp_path / "short", layout, [whole["one"]])
+
+
+def test_weights_are_let_go_as_they_are_written(tmp_path):
+    alive, most = weakref.WeakSet(), []
+
+    def read() -> torch.Tensor:
+        value = torch.ones(100)
+        alive.add(value)
+        most.append(len(alive))
+        return value
+
+    save_weights({str(n): LateTensor(torch.float32, (100,), read) for n in range(8)}, tmp_path, max_shard_bytes=1000)
+    assert len(most) == 8 and max(most) <= 2
+    assert len(list(tmp_path.glob("model-*-of-00004.safetensors"))) == 4
