@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.config.fields import did_you_mean
-from vita_audio_pl.data.yaml_file import read_yaml
+from vita_audio_pl.data.yaml_file import named_yaml, read_yaml
 from vita_audio_pl.errors import UserError, shown
 
 log = logging.getLogger(__name__)
@@ -118,14 +117,7 @@ def load_mixture(name: str, folder: Path | None = None) -> Mixture:
     Raises:
         UserError: there is no such mixture, or the file has something that a mixture does not.
     """
-    folder = folder or asset_dir("data_recipes") / "mixtures"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        near = did_you_mean(name, known)
-        raise UserError(
-            f"there is no mixture '{name}'{near} ({path}); there are: {', '.join(known)}; a path to a .yaml works too"
-        )
+    path = named_yaml("mixture", name, folder or asset_dir("data_recipes") / "mixtures")
     return parse_mixture(path.stem, _mapping(path), str(path))
 
 

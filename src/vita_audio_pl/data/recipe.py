@@ -14,7 +14,7 @@ from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.jsonl import PREFERENCE
 from vita_audio_pl.data.readers.sides import SideReader
 from vita_audio_pl.data.speaking.reader import Speak
-from vita_audio_pl.data.yaml_file import read_yaml
+from vita_audio_pl.data.yaml_file import named_yaml, read_yaml
 from vita_audio_pl.errors import UserError, shown
 from vita_audio_pl.storage.places import Place
 
@@ -115,14 +115,7 @@ def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
     Raises:
         UserError: there is no such recipe, or it has something that a recipe does not.
     """
-    folder = folder or asset_dir("data_recipes") / "sources"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        near = did_you_mean(name, known)
-        raise UserError(
-            f"there is no source '{name}'{near} ({path}); there are: {', '.join(known)}; a path to a .yaml works too"
-        )
+    path = named_yaml("source", name, folder or asset_dir("data_recipes") / "sources")
     return parse_recipe(path.stem, read_yaml(path), str(path))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.errors import UserError, is_machine_fault
 
 _LARGEST = 64 << 10  # bytes; a recipe has ten lines
@@ -37,20 +38,35 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return mapping
 
 
-def read_yaml(path: Path) -> Any:
-    """What a small YAML file holds.
+def named_yaml(kind: str, name: str, folder: Path) -> Path:
+    """Path of a recipe or mixture: a file of `folder` without its `.yaml`, or any path that ends in `.yaml`.
 
     Raises:
-        UserError: it cannot be read, is no YAML, is too large or nested too deeply, has aliases, or a key twice.
+        UserError: there is none; names the ones in `folder`, and the nearest.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = did_you_mean(name, known)
+        raise UserError(
+            f"there is no {kind} '{name}'{near} ({path}); there are: {', '.join(known)}; a path to a .yaml works too"
+        )
+    return path
+
+
+def read_yaml(path: Path) -> Any:
+    """Contents of a small YAML file.
+
+    Raises:
+        UserError: it is unreadable, not YAML, too large or nested too deeply, or has aliases or duplicate keys.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise UserError(f"{path} is larger than {_LARGEST >> 10} KiB; a recipe or a mixture is a few lines")
-        return yaml.load(
-            data.decode("utf-8-sig"), Loader=_Loader
-        )  # a SafeLoader: lists, mappings, text and numbers only
+        # a SafeLoader: lists, mappings, text and numbers only
+        return yaml.load(data.decode("utf-8-sig"), Loader=_Loader)
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8") from None
     except OSError as error:
