@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: training steps, decoding."""
+"""Benchmarks of speed and memory: training steps, decoding, data, several processes."""

@@ -1,4 +1,4 @@
-"""What a piece of work costs on this machine: processor or device seconds, and memory above what was held before."""
+"""Cost of a piece of work on this machine: CPU or device seconds, and additional memory."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ from vita_audio_pl.errors import UserError
 @dataclass(frozen=True)
 class Cost:
     """seconds: CPU seconds of all threads on a CPU, elapsed seconds on a GPU; held_bytes: memory held before;
-    peak_bytes: most memory held above that, 0 where it was not asked for."""
+    peak_bytes: peak memory above that, 0 if not measured."""
 
     seconds: float
     held_bytes: int
@@ -28,7 +28,7 @@ def measure(work: Callable[[], Any], device: torch.device, memory: bool = False)
     """Result and cost of `work()`; on a CPU, `memory` makes the work slower: it has to start from fresh pages.
 
     Raises:
-        UserError: the peak is asked for on a system that does not count it.
+        UserError: the peak is requested on a system that does not report it.
     """
     gc.collect()
     return _on_gpu(work, device) if device.type == "cuda" else _on_cpu(work, memory)

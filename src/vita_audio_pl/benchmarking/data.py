@@ -1,4 +1,4 @@
-"""How fast the data engine plans, packs and reads, beside plain WebDataset on the same shards."""
+"""Speed of the data engine in planning, packing and reading, compared with plain WebDataset on the same shards."""
 
 import json
 import os
@@ -55,7 +55,7 @@ class Figure:
 
 
 def benchmark_data(options: DataBenchmark) -> list[Figure]:
-    """All figures, in the order in which a run meets them.
+    """All measurements, in order.
 
     Raises:
         UserError: `options.folder` holds something else.
@@ -242,7 +242,7 @@ def _blank_row(pad: int) -> dict[str, np.ndarray]:
 
 
 def _rate(name: str, batches: Iterator[int], rows: int, goal: str) -> Figure:
-    """Rows a second once the workers are under way."""
+    """Rows per second once the workers are running."""
     warm = 0
     while warm < _WARM_UP:
         warm += next(batches)
@@ -281,7 +281,7 @@ def _held(pid: int) -> int:
 
 
 class _Clock:
-    """Wall seconds, and processor seconds of this process and its workers."""
+    """Wall seconds, and CPU seconds of this process and its workers."""
 
     def __enter__(self) -> "_Clock":
         self._wall, self._cpu = time.perf_counter(), self._cpu_now()

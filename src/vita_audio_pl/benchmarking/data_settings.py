@@ -1,4 +1,4 @@
-"""What the data benchmark measures: numbers only, so that a command shows its settings at once."""
+"""Settings of the data benchmark, separate from it so that `--help` is quick."""
 
 from dataclasses import dataclass
 
@@ -21,10 +21,10 @@ class DataBenchmark:
     codec_seconds: int = setting(600, "seconds of audio that mel_vq encodes; 0 skips it", at_least=0)
 
     def check(self) -> None:
-        """Refuses values out of range.
+        """Check values against each other.
 
         Raises:
-            UserError: says which, and what is allowed.
+            UserError: the value and what is allowed.
         """
         if 0 < self.planned < 1000 or 0 < self.steady_rows < 1000:
             raise UserError("engine.planned and engine.steady_rows must be 0 (left out) or at least 1000")

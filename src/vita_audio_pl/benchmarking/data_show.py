@@ -1,4 +1,4 @@
-"""The data benchmark's figures as a table and as JSON."""
+"""Results of the data benchmark as a table and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from vita_audio_pl.storage.files import write_output_json
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
-    """One row for each figure, with what it has to reach."""
+    """One row per measurement, with its target."""
     table = Table(title="data engine", title_justify="left")
     for column in ("figure", "measured", "goal", "CPU s"):
         table.add_column(column, justify="left" if column == "figure" else "right")

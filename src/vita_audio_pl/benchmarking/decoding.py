@@ -1,6 +1,6 @@
-"""How fast answers come: tokens a second, the first chunk of sound, the chunks after it, and where the time goes.
+"""Decoding speed: tokens per second, time to the first audio chunk, time between chunks, and where the time goes.
 
-On a CPU, seconds are CPU seconds of the process, which other processes disturb less; on a GPU they are elapsed seconds.
+On a CPU, seconds are CPU seconds of the process, which other processes affect less; on a GPU they are elapsed seconds.
 """
 
 import time
@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass
 class Measurement:
-    """What was seen of one setting, over all repetitions.
+    """Measurements of one setting, over all repetitions.
 
     Attributes:
         tokens, seconds: per repetition, written by all sessions together.
@@ -115,7 +115,7 @@ class Measurement:
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds: of the process's CPU time on a CPU, elapsed once the device is idle on a GPU."""
+    """Seconds: CPU time of the process on a CPU; on a GPU elapsed time after synchronisation."""
     if device.type != "cuda":
         return time.process_time
 

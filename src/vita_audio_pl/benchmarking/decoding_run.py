@@ -1,4 +1,4 @@
-"""`what=decoding` from settings to table and files."""
+"""`what=decoding`, from settings to table and files."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the decoding benchmark measures: numbers only, so that a command shows its settings at once."""
+"""Settings of the decoding benchmark, separate from it so that `--help` is quick."""
 
 from dataclasses import dataclass
 

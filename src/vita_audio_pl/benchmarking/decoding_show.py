@@ -1,4 +1,4 @@
-"""The decoding benchmark's figures as a table, Markdown, JSON and a plot."""
+"""Results of the decoding benchmark as a table, Markdown, JSON and a plot."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Floating-point operations of a measured step, by the count that plans and the log of training use."""
+"""Floating-point operations of a measured step, counted as in plans and in training."""
 
 import numpy as np
 import torch

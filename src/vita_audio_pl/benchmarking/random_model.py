@@ -1,4 +1,4 @@
-"""Models with random weights, of a size that is to be measured."""
+"""Models with random weights, of the size to be measured."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Packed rows of a size that is to be measured."""
+"""Packed rows of the size to be measured."""
 
 import torch
 

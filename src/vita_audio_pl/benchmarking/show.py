@@ -1,4 +1,4 @@
-"""Measurements as tables and files."""
+"""Results of the training benchmark as tables and files."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Made-up sources with the lengths of real ones, for measuring the data engine without a corpus.
+"""Synthetic sources with realistic lengths, to measure the data engine without a corpus.
 
 The mix of 1,000 samples: 450 recognition and 350 synthesis (audio log-normal, median 7 s, sigma 0.5, cut to 0.5..30 s;
 text 0.35 tokens a code), 50 spoken questions (4 s asked, 20 s answered), 140 text (log-normal, median 250 tokens,

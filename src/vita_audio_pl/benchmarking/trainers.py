@@ -1,4 +1,4 @@
-"""What several processes and checkpoints cost a run: the train command itself, run in turn, by its own figures."""
+"""Cost of several processes and of checkpoints: runs of the train command in turn, measured by its own metrics."""
 
 import csv
 import statistics

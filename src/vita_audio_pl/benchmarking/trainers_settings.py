@@ -1,4 +1,4 @@
-"""What the trainers benchmark measures: numbers only, so that a command shows its settings at once."""
+"""Settings of the trainers benchmark, separate from it so that `--help` is quick."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ class TrainersBenchmark:
     overrides: list[str] = setting([], "more settings for all runs, such as model.hidden_size=256")
 
     def check(self) -> None:
-        """Refuses values out of range.
+        """Check values against each other.
 
         Raises:
-            UserError: says which, and what is allowed.
+            UserError: the value and what is allowed.
         """
         if not self.processes or any(n < 1 or self.threads % n for n in self.processes):
             raise UserError(f"trainers.processes={self.processes} must each divide trainers.threads={self.threads}")

@@ -1,4 +1,4 @@
-"""A training step of ours against the plain way to compute the same formula."""
+"""A training step of ours compared with the straightforward way to compute the same loss."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -53,12 +53,12 @@ class TrainingComparison:
     steps: dict[str, StepResult]
 
     def times_faster(self, name: str) -> float | None:
-        """How many times less time than the naive step."""
+        """Speed-up over the naive step."""
         naive = self.steps.get(NAIVE)
         return None if naive is None else naive.seconds / self.steps[name].seconds
 
     def memory_share(self, name: str) -> float | None:
-        """Extra memory, as a share of the naive step's."""
+        """Additional memory, relative to the naive step's."""
         naive = self.steps.get(NAIVE)
         return None if naive is None else self.steps[name].peak_bytes / naive.peak_bytes
 

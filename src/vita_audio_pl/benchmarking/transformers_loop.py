@@ -1,4 +1,4 @@
-"""The yardstick of the decoding benchmark: transformers' own greedy loop."""
+"""The baseline of the decoding benchmark: transformers' own greedy loop."""
 
 from typing import cast
 

@@ -1,1 +1,1 @@
-"""Files made by other projects, read as data: nothing in them is executed, unless a person says that a file is trusted."""
+"""Files of other projects, read as data: nothing in them is executed unless the user marks a file as trusted."""

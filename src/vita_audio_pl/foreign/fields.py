@@ -16,11 +16,11 @@ _LARGEST_NUMBER = 10_000_000
 
 
 class _Reference(str):
-    """The text after `!ref`: the value of a top-level key, written `<key>`."""
+    """The key in `!ref <key>`: refers to the value of a top-level key."""
 
 
 class _DataLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """SafeLoader that takes the value behind any tag and leaves the tag alone; aliases, which can swell, are refused."""
+    """SafeLoader that ignores tags and keeps their values; aliases, which can expand without bound, are refused."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -41,7 +41,7 @@ _DataLoader.add_constructor(None, _plain)
 
 
 def read_tagged_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML mapping as data: `!new:`, `!name:` and `!apply:` are ignored, `!ref <key>` is looked up.
+    """Read a YAML mapping as data: `!new:`, `!name:` and `!apply:` are ignored, `!ref <key>` is resolved.
 
     Raises:
         UserError: the file is missing, too large, is not YAML, is no mapping, or refers to a key it does not have.
@@ -94,10 +94,10 @@ class _References:
 
 
 def read_json(path: str | Path, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
-    """Reads a JSON object; NaN and infinity, which JSON does not have, are refused.
+    """Read a JSON object; NaN and infinity, which are not JSON, are refused.
 
     Args:
-        largest: bytes that the file may have.
+        largest: largest size of the file, bytes.
 
     Raises:
         UserError: the file is missing, too large, is not JSON, or is no object.
@@ -112,7 +112,7 @@ def read_json(path: str | Path, *, largest: int = _LARGEST_FILE) -> dict[str, An
 
 
 def read_json_if_there(path: Path, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
-    """As `read_json`; an empty mapping where there is no such file."""
+    """Like `read_json`; an empty mapping if there is no such file."""
     return read_json(path, largest=largest) if path.exists() else {}
 
 
@@ -121,10 +121,10 @@ def _no_number(name: str) -> None:
 
 
 def require_file(path: Path, remedy: str) -> int:
-    """Size of the file at `path` in bytes; devices, pipes and folders, which could be read for ever or not at all, are none.
+    """Size of the file at `path` in bytes; refuses devices, pipes and folders.
 
     Args:
-        remedy: what to do where it is not there.
+        remedy: what to do if it is missing.
 
     Raises:
         UserError: there is no such file, or it may not be looked at.
@@ -152,7 +152,7 @@ def _read_text(path: str | Path, largest: int = _LARGEST_FILE) -> str:
 
 
 class Fields:
-    """Typed reading of a configuration mapping; every complaint names the file and the field."""
+    """Typed access to a configuration mapping; every error names the file and the field."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
         if not isinstance(values, Mapping):
@@ -170,7 +170,7 @@ class Fields:
         return value
 
     def integer(self, name: str, *, least: int = 1, most: int = _LARGEST_NUMBER, default: int | None = None) -> int:
-        """A whole number; `default` where the field is absent or null, if there is one."""
+        """An integer; `default` if the field is absent or null, if there is a default."""
         value = self._get(name) if default is None or self.has(name) else default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise UserError(f"{self._where}: {name} is {shown(value)}; expected a whole number from {least} to {most}")
@@ -184,7 +184,7 @@ class Fields:
         return tuple(entries.integer(str(index), least=least, most=most) for index in range(len(values)))
 
     def tables(self, name: str, *, most: int = _LARGEST_NUMBER) -> tuple[tuple[int, ...], ...]:
-        """A list of lists of whole numbers."""
+        """A list of lists of integers."""
         rows = self._get(name)
         if not isinstance(rows, list) or not 1 <= len(rows) <= 64:
             raise UserError(f"{self._where}: {name} is {shown(rows)}; expected a list of lists of whole numbers")
@@ -192,7 +192,7 @@ class Fields:
         return tuple(entries.integers(str(index), most=most) for index in range(len(rows)))
 
     def number(self, name: str, *, least: float = 0.0, most: float = 1e9, default: float | None = None) -> float:
-        """A finite number; `default` where the field is absent or null, if there is one."""
+        """A finite number; `default` if the field is absent or null, if there is a default."""
         value = self._get(name) if default is None or self.has(name) else default
         try:
             # YAML 1.1 reads `1e-06` as text
@@ -204,21 +204,21 @@ class Fields:
         return number
 
     def text(self, name: str, *, default: str | None = None) -> str:
-        """A text; `default` where the field is absent or null, if there is one."""
+        """A text; `default` if the field is absent or null, if there is a default."""
         value = self._get(name) if default is None or self.has(name) else default
         if not isinstance(value, str):
             raise UserError(f"{self._where}: {name} is {shown(value)}; expected a string")
         return value
 
     def flag(self, name: str, *, default: bool = False) -> bool:
-        """True or false; `default` where the field is absent or null."""
+        """True or false; `default` if the field is absent or null."""
         value = self._get(name) if self.has(name) else default
         if not isinstance(value, bool):
             raise UserError(f"{self._where}: {name} is {shown(value)}; expected true or false")
         return value
 
     def only(self, name: str, *supported: Any, default: Any = None) -> Any:
-        """The field's value, which must be one of those supported; `default` where the field is absent."""
+        """The field's value, which must be a supported one; `default` if the field is absent."""
         value = self._values.get(name, default)
         if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in supported):
             wanted = " or ".join(shown(choice) for choice in supported)

@@ -1,4 +1,4 @@
-"""Weight files of other projects: read without running what a pickle may ask for, loaded only where everything fits."""
+"""Weight files of other projects: read without executing pickles, and loaded only if everything matches."""
 
 import pickle
 import zipfile
@@ -18,10 +18,10 @@ _AGAIN = "download the whole checkpoint folder"
 
 
 def open_safetensors(path: Path, remedy: str = _AGAIN) -> Any:
-    """The opened file, for `with`: no tensor is read yet.
+    """Open the file, for `with`; no tensor is read yet.
 
     Args:
-        remedy: what to do where the file is not there.
+        remedy: what to do if the file is missing.
 
     Raises:
         UserError: there is no such file, its table of tensors is larger than that of any real model, or it is damaged.
@@ -49,7 +49,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_unusual_archive(path: Path) -> None:
-    """Refuses an archive that unpacks to more than the file: torch stores tensors as they are, uncompressed and once."""
+    """Refuse an archive that unpacks to more than the file: torch stores tensors uncompressed and once."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -61,10 +61,10 @@ def _refuse_unusual_archive(path: Path) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads the named tensors of a `.safetensors` file or of a pickled PyTorch state dict (`.pt`, `.pth`, `.bin`).
+    """Read the named tensors of a `.safetensors` file or of a pickled PyTorch state dict (`.pt`, `.pth`, `.bin`).
 
-    A state dict may lie under one of the keys `state_dict`, `model_state_dict` or `model`; the prefix `module.` of
-    data-parallel training is taken off.
+    A state dict may be nested under `state_dict`, `model_state_dict` or `model`; the prefix `module.` of
+    data-parallel training is removed.
 
     Raises:
         UserError: the file is missing, damaged, holds anything but tensors, or its pickle asks to call a function.
@@ -111,12 +111,12 @@ def _named_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
 
 
 def _backed(tensor: Tensor) -> bool:
-    """Whether the file holds every value: a stride of 0 makes a tensor of any size from one."""
+    """Whether the file holds every value: with a stride of 0, one value makes a tensor of any size."""
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def require_trust(path: Path, kind: str, trusted: bool) -> None:
-    """Refuses a file that is more than data, unless a person has said that it is trusted.
+    """Refuse a file that is more than data, unless the user has marked it as trusted.
 
     Raises:
         UserError: it is not trusted.
@@ -129,10 +129,10 @@ def require_trust(path: Path, kind: str, trusted: bool) -> None:
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Gives `module` (which may live on the meta device) exactly the tensors of `state`.
+    """Load exactly the tensors of `state` into `module`, which may be on the meta device.
 
     Raises:
-        UserError: a name is missing or too many, a shape or the number of values differs, a value is not finite.
+        UserError: a name is missing or unexpected, a shape or the number of values differs, a value is not finite.
     """
     wanted = module.state_dict()
     complaints = []

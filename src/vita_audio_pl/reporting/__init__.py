@@ -1,1 +1,1 @@
-"""Tables, plots and pages, made from the files that runs leave behind."""
+"""Tables, figures and pages, made from the files of runs."""

@@ -1,4 +1,4 @@
-"""The project's wandb workspace as code: what a chain of stages shows, saved to wandb or as JSON."""
+"""The project's wandb workspace as code: panels for a chain of stages, saved to wandb or as JSON."""
 
 import json
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ MOST_RUNS = 100  # lines of a plot: wandb's usual 10 would leave out most of a s
 
 @dataclass
 class DashboardConfig(CommandConfig):
-    """Everything that `python -m vita_audio_pl.report dashboard` can be told."""
+    """Settings of `python -m vita_audio_pl.report dashboard`."""
 
     entity: str = setting("", "wandb user or team, needed to save it there")
     project: str = setting("vita-audio-pl", "wandb project of the runs")
@@ -120,7 +120,7 @@ def build_workspace(config: DashboardConfig) -> Any:
 
 
 def write_dashboard(config: DashboardConfig) -> None:
-    """Write the workspace as JSON and, if asked, save it to wandb."""
+    """Write the workspace as JSON and, if requested, save it to wandb."""
     workspace = build_workspace(config)
     path = Path(config.output or f"{config.paths.runs}/dashboard.json")
     model = json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))

@@ -1,4 +1,4 @@
-"""What an ablation cost: its arms, what they shared, and whether the clock can be trusted."""
+"""Cost of an ablation: its arms, what they shared, and whether timings are reliable."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from vita_audio_pl.reporting.seeds import Estimate, over_seeds
 from vita_audio_pl.reporting.tables import NOT_MEASURED, Cell, Table, estimate_cell
 
 SHARED_MACHINE = 1.5
-"""Wall seconds over CPU seconds of a core from which on a stage has waited for others."""
+"""Ratio of wall to CPU seconds per core above which a stage has waited for other processes."""
 
 
 def cost_table(files: ExperimentFiles) -> Table:
@@ -100,7 +100,7 @@ def _sweep_sentences(files: ExperimentFiles) -> list[str]:
 
 
 def _contention_sentences(files: ExperimentFiles) -> list[str]:
-    """Stages that took much longer than their work: others worked on the same cores."""
+    """Stages that took much longer than their CPU time: other processes used the same cores."""
     waited: dict[str, tuple[float, str]] = {}
     for arm in files.arms:
         for stage in arm.facts["stages"]:

@@ -1,4 +1,4 @@
-"""An ablation's figures: error rate over speed, learning curves, held-out accuracy by head."""
+"""Figures of an ablation: error rate over speed, learning curves, held-out accuracy by head."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def experiment_pictures(files: ExperimentFiles, split: str) -> dict[str, Picture
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (speed-up, error rate) points that no other beats in one without losing in the other, slowest first."""
+    """The Pareto front of (speed-up, error rate) points, slowest first."""
     found: list[tuple[float, float]] = []
     for speed, error in sorted(points, key=lambda point: (-point[0], point[1])):
         if not found or error < found[-1][1]:

@@ -1,4 +1,4 @@
-"""Reads what an ablation left on disk: its arms, one for each choice and seed, and the runs behind them."""
+"""Reads an ablation from disk: its arms, one for each choice and seed, and their runs."""
 
 import json
 import re
@@ -53,7 +53,7 @@ class ExperimentFiles:
     """All finished arms of an ablation, in the order of its axes.
 
     Attributes:
-        unfinished: arms that have no results yet, by name: they are left out, and said to be.
+        unfinished: names of arms without results yet, which are left out and reported.
         missing: choices and seeds that never met, though each of them was started with another.
     """
 

@@ -1,4 +1,4 @@
-"""When an answer's first sound can be played: passes until then, and how much sound it is."""
+"""Time to the first audio of an answer: passes until then, and its duration."""
 
 from dataclasses import dataclass
 
