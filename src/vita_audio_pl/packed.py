@@ -15,8 +15,8 @@ IGNORE_INDEX = -100
 class PackedBatch:
     """Rows of packed documents; every tensor but `reference` is `(rows, length)`.
 
-    Tensors stay in host memory: where documents lie decides which rows are computed, and to read that back from a
-        device would make the host wait for it. The model sends what it needs to `device`.
+    Tensors stay in host memory: the layout of documents determines which rows are computed, and reading it back from a
+    device would synchronise. The model sends what it needs to `device`.
 
     Attributes:
         input_ids: int64 token ids.
@@ -25,15 +25,15 @@ class PackedBatch:
         document_ids: int32, from 0 in each row, -1 on padding.
         writers: int8, which predictor writes this token when decoding: 0 the backbone, k + 1 head k, -1 none.
         loss_weights: float32 per label, or None if every label weighs 1.
-        divisor: sum of the loss weights (number of labels where None) of the global step: all ranks, whole window.
+        divisor: sum of the loss weights (number of labels if None) of the global step: all ranks and micro-batches.
         sources: int16 number of the data source per token, -1 on padding.
         names: per row and document, `source/sample-id`.
         position: data position after this batch has been consumed; opaque.
         reference: of rows whose documents come in pairs, the chosen answer's first: log-probabilities `(pairs, 2)` float64
             of both answers under the model that the stage started from, NaN where it could not read them; None otherwise.
-        clips: features `(frames, size)` float32 of audio that is heard through an encoder, one for each span of
+        clips: features `(frames, size)` float32 of audio for the encoder, one for each span of
             `<|context_of_audio|>`, row by row in the order of the spans.
-        device: where the batch is worked on.
+        device: device that computes with the batch.
     """
 
     input_ids: Tensor

@@ -48,7 +48,7 @@ def requeue_on_signal(wanted: bool) -> Iterator[None]:
     """If SIGTERM or SIGUSR1 ends the block, requeue the SLURM job: rerunning the same command resumes.
 
     The signal also ends a block whose main thread waits in C, where Python runs no handler: for ranks that have left,
-        or for a disk. It is left alone where another handler than `announce_stop`'s sees to it, as between two steps.
+    or for a disk. It is left alone where another handler than `announce_stop`'s sees to it, as between two steps.
     """
     global _requeue
     was, _requeue = _requeue, wanted or bool(_requeue)

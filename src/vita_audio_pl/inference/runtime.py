@@ -2,8 +2,8 @@
 
 It computes the same function as the training forward (transformers' layers and the MCTP blocks), with less overhead per
 module: query, key and value weights are one matrix, gate and up another, and rotary angles come from a table. In
-    float32 on a CPU, norm weights are folded into the matrices that read them, and the two halves of each query and key
-    head are interleaved, so that a rotation is one complex product.
+float32 on a CPU, norm weights are folded into the matrices that read them, and the two halves of each query and key
+head are interleaved, so that a rotation is one complex product.
 """
 
 from collections.abc import Sequence

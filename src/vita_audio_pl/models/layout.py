@@ -1,4 +1,4 @@
-"""Where the documents of a packed batch lie, and which rows each predictor sees of them (numpy, on the host)."""
+"""Layout of the documents in a packed batch, and the rows that each predictor processes (numpy, on the host)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents that lie one after another in one long row; `lengths`: tokens of each."""
+    """Consecutive documents in one long row; `lengths`: tokens of each."""
 
     lengths: tuple[int, ...]
 
@@ -56,7 +56,7 @@ class PackedLayout:
         documents: their lengths.
         ids: `(tokens,)` int64, input ids.
         targets: `(tokens,)` int64, label of the next token of the same document, -100 where there is none.
-        target_writers: `(tokens,)` int8, who writes that token: 0 backbone, k + 1 head k, -1 nobody.
+        target_writers: `(tokens,)` int8, writer of that token: 0 the backbone, k + 1 head k, -1 none.
         target_weights: `(tokens,)` float32 loss weight of that label.
         divisor: of the loss, labels or pairs of answers in the whole optimiser step; never 0.
         reference: `PackedBatch.reference`.

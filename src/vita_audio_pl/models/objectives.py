@@ -53,7 +53,7 @@ class HeadLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows of one predictor that are scored.
+    """The scored rows of one predictor.
 
     predictor: 0 the backbone, k + 1 head k; hidden: (rows, hidden), normed; targets: (rows,) int64; weights: (rows,)
     float32, divisor included; tokens: (rows,) int64 on the CPU, ascending, the token each row stands at; served: (rows,)
@@ -112,11 +112,11 @@ class Objective:
         return 1.0 if predictor == 0 else self.weight / n_heads
 
     def vocabulary_rows(self, predictor: int, rows: int) -> int:
-        """Logits that a scored row of `predictor` needs; rows: of the vocabulary layer."""
+        """Logits per scored row of `predictor`; rows: rows of the vocabulary layer."""
         return rows
 
     def teacher_rows(self, predictor: int, rows: int) -> int:
-        """Logits of others that a scored row of `predictor` needs beside its own."""
+        """Additional logits per scored row of `predictor`, for its teacher."""
         return 0
 
     def losses(self, lm_head: torch.nn.Module, scored: Sequence[Scored], backbone: Tensor, n_heads: int) -> HeadLosses:

@@ -79,7 +79,7 @@ class SpeechLM(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Random weights of what transformers has not initialised: N(0, initializer_range), biases 0, norms 1."""
+        """Initialise what transformers has not: N(0, initializer_range), biases 0, norms 1."""
         spread = self.config.backbone.initializer_range
         tied = self.config.backbone.tie_word_embeddings
         for module in (*self.heads.modules(), *(() if tied else (self.lm_head,))):
@@ -90,12 +90,12 @@ class SpeechLM(nn.Module):
 
     @classmethod
     def on_meta(cls, config: SpeechLMConfig) -> "SpeechLM":
-        """A model without memory for its weights; load them, then call `materialised`."""
+        """A model on the meta device; load its weights, then call `materialised`."""
         with torch.device("meta"):
             return cls(config)
 
     def materialised(self, device: torch.device | str) -> "SpeechLM":
-        """After every weight of a meta model was set: ties and the buffers that no file holds are made again."""
+        """To be called once all weights of a meta model are set: restores ties and the buffers that no file holds."""
         self.model.rotary_emb = ExactRotaryEmbedding(self.config.backbone).to(device)
         self.apply_ties()
         return self
@@ -115,9 +115,9 @@ class SpeechLM(nn.Module):
 
     @property
     def train_backbone(self) -> bool:
-        """Whether any parameter outside the heads takes gradients.
+        """Whether any parameter outside the heads trains.
 
-        Freezing is a matter of `requires_grad`. Where nothing outside the heads trains, the backbone runs without a
+        Determined by `requires_grad`. If nothing outside the heads trains, the backbone runs without a
         graph, its output and the embeddings reach the heads detached, and its own loss is not computed.
         """
         heads = {id(parameter) for parameter in self.heads.parameters()}
@@ -131,7 +131,7 @@ class SpeechLM(nn.Module):
 
         score_frozen_backbone: also report the backbone's loss and accuracy where it is frozen (no gradient, for the log).
         """
-        layout = PackedLayout(batch)  # where the documents lie; numpy on the host, so that no step waits for the device
+        layout = PackedLayout(batch)  # of the documents; numpy on the host, so that no step waits for the device
         trains = self.train_backbone
         # decided by configuration, never by data: ranks that shard parameters have to run the same modules
         deepest = self.n_heads if objective.weight else 0
@@ -198,9 +198,9 @@ class SpeechLM(nn.Module):
         return states
 
     def _head(self, k: int, documents: Documents, inputs: tuple[Tensor, ...], angles: tuple[Tensor, ...]) -> Tensor:
-        """Normed output of head `k`; where no document reaches it, it runs over a row of zeros.
+        """Normed output of head `k`; if no document is long enough for it, it runs over a row of zeros.
 
-        Ranks that shard parameters have to run the same modules, whatever lies in their rows.
+        Ranks that shard parameters must run the same modules, whatever their rows contain.
         """
         missing = 0 if documents.lengths else 1
         if missing:
@@ -211,7 +211,7 @@ class SpeechLM(nn.Module):
         return hidden[:, missing:]
 
     def input_embeddings(self, ids: Tensor, embeddings: Tensor, clips: Sequence[Tensor]) -> Tensor:
-        """Embeddings with the states of `clips` in the places of the context tokens (VITA-Audio-Plus).
+        """Embeddings with those of the context tokens replaced by the encoder states of `clips` (VITA-Audio-Plus).
 
         The backbone reads these; the heads read the plain embeddings.
 
@@ -227,7 +227,7 @@ class SpeechLM(nn.Module):
                 raise UserError("the batch has audio for an encoder, but the model has none; use a Plus variant")
             return embeddings
         weight = next(self.speech_input.audio_projection.parameters())
-        # without a clip the modules run all the same, since ranks that shard parameters have to agree on what they run
+        # the modules run even without a clip, since ranks that shard parameters must run the same modules
         features = clips or [torch.zeros(1, self.speech_input.encoder.config.input_size)]
         states: Tensor = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in features])
         states = states.to(embeddings.dtype)

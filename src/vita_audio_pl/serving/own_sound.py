@@ -2,7 +2,7 @@
 
 A voice activity detector also reacts to loudspeakers, however quiet. The echo of an answer is what was sent, later and
 quieter: its correlation with it is close to 1, and drops as soon as somebody speaks over it. Strong reverberation
-    lowers it, too; then echo cancellation in the client (browsers have it) must remove the echo.
+lowers it, too; then echo cancellation in the client (browsers have it) must remove the echo.
 """
 
 import numpy as np

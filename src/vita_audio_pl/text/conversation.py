@@ -23,8 +23,8 @@ class Conversation:
 
     Attributes:
         id: name in reports.
-        messages: in order, at least one, none blank, one of the system at most.
-        audios: paths, as many as there are placeholders.
+        messages: at least one, none blank, at most one system message.
+        audios: paths, one per placeholder.
         is_pair: the messages are a prompt with its chosen answer, and then the same prompt with the rejected one.
 
     Raises:
@@ -135,7 +135,7 @@ class Conversation:
         return cls(whole.id, (*prompt, chosen, *prompt, rejected), audios, is_pair=True)
 
     def tts_rewrite(self) -> "Conversation":
-        """Puts the text of `Convert the text to speech.` requests in front of the answers that follow.
+        """Prepend the text of `Convert the text to speech.` requests to the answers that follow.
 
         This makes text-to-speech an answer of interleaved text and audio as well. The text is the user's
         message without the instruction, audio placeholders and surrounding blanks; the latest request counts.
@@ -164,7 +164,7 @@ def _object(value: dict[str, Any] | str, where: str) -> dict[str, Any]:
 
 
 def _only(value: dict[str, Any], names: tuple[str, str], where: str) -> Any:
-    """What stands under one of two names."""
+    """The value under one of two names."""
     found = [value[name] for name in names if value.get(name) is not None]
     if len(found) > 1:
         raise UserError(f"{where}: it has both '{names[0]}' and '{names[1]}'; leave one of them out")

@@ -39,7 +39,7 @@ class Filters:
 
     Patterns are regular expressions searched for in a transcript as published, or in each message of a chat.
     Columns are those of a table, keys of the JSON next to an audio, or what the reader knows of an utterance: `speaker`
-        and, with lhotse, `language`, `gender` and its custom fields.
+    and, with lhotse, `language`, `gender` and its custom fields.
     """
 
     replace: Mapping[str, str] = setting({}, "pattern -> what stands in its place (no backreferences)")

@@ -36,12 +36,12 @@ class JsonlReader:
     Attributes:
         root: folder that relative audio paths start from.
         files: globs below `root`.
-        lines_per_part: lines that one task takes.
-        channel: which channel of audio to take; None mixes all.
-        held_out: lines whose `share_of` is below it are the held-out ones; 0 holds none out.
-        dev: read the held-out lines, and not the others.
+        lines_per_part: lines per task.
+        channel: channel of the audio; None averages all.
+        held_out: share of held-out lines, chosen by `share_of`; 0 holds none out.
+        dev: read the held-out lines instead of the others.
         task: of the source; `preference` reads pairs of answers.
-        filters: which conversations are taken, and what is changed in their text.
+        filters: which conversations to use, and normalisation of their text.
     """
 
     root: Place

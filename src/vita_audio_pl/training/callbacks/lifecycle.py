@@ -129,15 +129,15 @@ class Resume(Callback):
 def check_best_by(
     name: str | None, n_heads: int, held_out: Sequence[str], any_name: bool = False, preference: bool = False
 ) -> None:
-    """Refuse to keep the best checkpoint by what validation will not give.
+    """Refuse `keep_best_by` if validation will not log that metric.
 
     Args:
         held_out: sources with held-out data.
-        any_name: callbacks of the user's own may log other figures.
+        any_name: user-defined callbacks may log other metrics.
         preference: the stage trains on pairs of answers.
 
     Raises:
-        UserError: with the names that come nearest.
+        UserError: with the closest names.
     """
     if name is None:
         return
@@ -272,7 +272,7 @@ class HandOver(Callback):
             raise UserError(failure[0])
 
     def _written(self, module: SpeechLMModule) -> str | None:
-        """Write the model folder; what went wrong."""
+        """Write the model folder; returns the problem, if any."""
         good = complete_checkpoints(self.folder)
         again = f"rerunning the same command resumes from {good[-1].name}" if good else "force=true starts over"
         try:

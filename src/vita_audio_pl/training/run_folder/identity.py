@@ -63,9 +63,9 @@ _BEFORE_FAMILIES = {"family": "qwen2", "head_dim": None}
 def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings (`config.component.plain`) that a stage's weights depend on.
 
-    What has no effect in the stage is left out, so that runs which differ in it alone share the stage: without heads
-        the objective is not used; where the whole backbone is frozen there is no loss to weigh the heads' against and
-        no gradient to detach. A stage on pairs of answers has an objective of its own, and its labels weigh alike.
+    Settings without effect in the stage are omitted, so that runs which differ only in them share it: without heads
+    the objective is not used; with a frozen backbone there is no loss to weigh the heads' against and
+    no gradient to detach. A stage on pairs of answers has an objective of its own, and its labels weigh alike.
     """
     groups = [*DECISIVE, *(["encoder"] if settings["variant"]["speech_input"] == "encoder" else [])]
     decisive = {name: settings[name] for name in groups} | {"objective": _objective_today(settings["objective"])}

@@ -77,7 +77,7 @@ _DECIDE_REFERENCE = (
 
 @dataclass(frozen=True, kw_only=True)
 class StageData(ModelParts):
-    """What a stage needs to know of its data.
+    """The data of a stage.
 
     Attributes:
         datamodule: yields packed batches; `consumed(batch)` advances the position in its state.
@@ -331,7 +331,7 @@ def _reference(
 
 
 def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int, folder: StageFolder) -> list[Samples]:
-    """The callback that lets the model answer `data.prompts`, where there are any and it is wanted."""
+    """The callback that lets the model answer `data.prompts`, if there are any and it is enabled."""
     settings = config.callbacks.samples
     if settings.every_steps == 0 or not data.prompts:
         return []
@@ -357,7 +357,7 @@ def _samples(config: TrainConfig, data: StageData, engine: Engine, n_heads: int,
 
 
 def run_identity(config: TrainConfig, data: StageData, parent: StageManifest | None) -> dict[str, Any]:
-    """Settings that decide a stage's weights, flat; two runs that share them may share a folder."""
+    """Settings that a stage's weights depend on, flat; two runs with equal ones may share a folder."""
     decisive = {
         "format": FORMAT,
         **decisive_settings(plain(config)),

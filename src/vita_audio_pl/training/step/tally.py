@@ -13,7 +13,7 @@ from vita_audio_pl.packed import IGNORE_INDEX, PackedBatch
 
 TRAIN = "train"
 ENCODER_STATE = 0.06
-"""Seconds of audio that a state of the speech encoder stands for."""
+"""Seconds of audio per state of the speech encoder."""
 PREFERENCE = ("logp_chosen", "logp_rejected", "reward_chosen", "reward_rejected", "reward_accuracy")
 """Figures of answers in pairs, means over the pairs; `reward_margin` is made of them."""
 
@@ -76,7 +76,7 @@ class Tally:
         self._steps += ends_step
 
     def read(self, prefix: str, reduce: bool, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Figures since the last reading, named `<prefix>/...`; ranks are summed where `reduce`, and then all read.
+        """Metrics since the last reading, named `<prefix>/...`; with `reduce` summed over ranks, all of which call it.
 
         `train/loss` is the objective per step, divisor and weights included; elsewhere it is the mean over all labels
         by weight (over the pairs, where answers come in pairs), so that it does not depend on the batches and ranks that
