@@ -13,7 +13,7 @@
 #   folders       thousands of damaged model and codec folders of eight kinds
 #   chain         20 kills of a chain of four stages, bit-equal
 #   corpora       100,000 damaged corpora, recipes and mixtures
-#   signals       30 signals at random moments of a chain by itself, under torchrun and under srun, bit-equal; SEED (1)
+#   signals       SIGNALS (10) signals at random moments of a chain by itself, under torchrun and under srun, bit-equal; SEED (1)
 #   slurm         a real SLURM of two nodes (as root): preemptions, cancelling, a lost node, the end of a job's time, an array
 #   nodes         nodes that come and go: torchrun's, and one of a Ray cluster that prepares a source
 #
