@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vita_audio_pl.codecs import load_codec
 from vita_audio_pl.data.executors import executor_of
 from vita_audio_pl.data.options import PrepareConfig
+from vita_audio_pl.data.readers.base import is_apple_double
 from vita_audio_pl.data.readers.jsonl import PREFERENCE, share_of
 from vita_audio_pl.data.recipe import SourceRecipe
 from vita_audio_pl.data.speaking.reader import Speak
@@ -27,7 +29,7 @@ from vita_audio_pl.storage.places import Place, place
 from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
 from vita_audio_pl.text.conversation import PAIR
-from vita_audio_pl.text.lines import read_block
+from vita_audio_pl.text.lines import open_text, read_lines
 
 SOURCE, DEV = "own", "dev"
 SHARDS, MIXTURE = "shards", "mixture.yaml"
@@ -40,6 +42,8 @@ ANSWERED_BY = "answered_by.json"
 OWN_DATA = Kind("data of your own", (MIXTURE, PAIRS, ANSWERED_BY, f"{ANSWERS}/**"))
 _MOST_HELD_OUT = 200
 _LONGEST_SECONDS = 60.0
+_MOST_NAMED = 10
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 _RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 
@@ -68,10 +72,15 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
     Owned.claim(out, OWN_DATA)
     listed = samples
     if isinstance(samples, Path) and samples.is_dir():
-        listed = out / PAIRS
-        atomic_write(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs)).encode())
+        listed, problems = out / PAIRS, list[str]()
+        atomic_write(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs, problems)).encode())
+        if problems:
+            print(f"{len(problems)} recordings are left out: {'; '.join(problems[:_MOST_NAMED])}")
     _keep(out / "tokenizer", "tokenizer", facts.tokenizer)
-    if not (out / "codec").is_dir():
+    if (out / "codec").is_dir():
+        if load_codec(out / "codec").fingerprint != load_codec(codec).fingerprint:
+            raise UserError(f"{out} was prepared for a model with another codec; give another out=DIR")
+    else:
         with atomic_folder(out / "codec", "codec") as aside:
             shutil.copytree(codec, aside, dirs_exist_ok=True)
     recipe = _recipe(listed, config.held_out)
@@ -99,7 +108,7 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             spoken=place(config.spoken, "spoken") if config.spoken else None,
         )
         whole = config.parts is None
-        manifest = prepare_split(job, executor_of(config.executor), console, config.parts, prune=whole)
+        manifest = prepare_split(job, executor_of(config.executor), console, config.parts, whole, drawn=split == DEV)
         if manifest is not None:
             print(describe_manifest(manifest, out / SHARDS))
             if judge is not None:
@@ -120,7 +129,17 @@ def _keep(folder: Path, what: str, tokenizer: TextTokenizer) -> None:
 def _recipe(path: Place, held_out: float) -> SourceRecipe:
     """The recipe for one file of samples, which users of a corpus write themselves."""
     shares, task = [], ""
-    for line in read_block(path, 0, 1, 2**62):
+    if path.suffix.lower() in _TABLES:
+        raise UserError(
+            f"{path} is a table: describe its columns in a recipe (docs/add-a-corpus.md), or write JSONL of it"
+        )
+    with open_text(path) as file:
+        if file.read(4096).lstrip().startswith(b"["):  # without its end, which may be gigabytes away
+            raise UserError(
+                f"{path} is one list, where each sample has to stand on a line of its own: jq -c '.[]' {path.name} > "
+                f"{path.stem}-lines.jsonl writes it so"
+            )
+    for line in read_lines(path):
         if line.text.strip():
             shares.append(share_of(line.text))
             task = task or (PREFERENCE if f'"{PAIR[0]}"' in line.text else _task(line.text))
@@ -129,7 +148,7 @@ def _recipe(path: Place, held_out: float) -> SourceRecipe:
     least = 1 if held_out and len(shares) > 1 else 0
     number = max(least, min(_MOST_HELD_OUT, round(held_out * len(shares))))
     threshold = sorted(shares)[number]
-    reader = {"kind": "jsonl", "files": [path.name], "held_out": threshold}
+    reader = {"kind": "jsonl", "files": [path.name], "held_out": threshold, "watch_audio": True}
     return SourceRecipe(
         name=SOURCE,
         task=task,
@@ -154,14 +173,19 @@ def _task(line: str) -> str:
     return "sqa"
 
 
-def _pairs(folder: Path, task: str) -> Iterator[str]:
-    """A JSON line for each recording with a text of the same name.
+def _pairs(folder: Path, task: str, problems: list[str]) -> Iterator[str]:
+    """A JSON line for each recording with a text of the same name; `problems` gets a few words on each without one.
 
     Raises:
         UserError: there is no such pair.
     """
-    recordings = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _RECORDINGS)
-    pairs = [(path, path.with_suffix(".txt")) for path in recordings if path.with_suffix(".txt").is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_apple_double(path.name)]
+    recordings = [path for path in files if path.suffix.lower() in _RECORDINGS]
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    pairs = [(path, texts[path.with_suffix("")]) for path in recordings if path.with_suffix("") in texts]
+    problems += [
+        f"{path.relative_to(folder)} has no text beside it" for path in recordings if path.with_suffix("") not in texts
+    ]
     if not pairs:
         raise UserError(
             f"{folder} holds no recording (name.wav, name.flac, ...) beside a text of the same name (name.txt), of "
@@ -170,8 +194,9 @@ def _pairs(folder: Path, task: str) -> Iterator[str]:
     for audio, text in pairs:
         try:
             said = " ".join(text.read_text(encoding="utf-8-sig").split())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{text} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except UnicodeDecodeError:
+            problems.append(f"{text.relative_to(folder)} is not UTF-8")
+            continue
         ask = (TTS_PROMPT + said, AUDIO_PLACEHOLDER) if task == "tts" else (ASR_PROMPT, said)
         messages = [
             {"role": role, "content": content} for role, content in zip(("user", "assistant"), ask, strict=True)

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.config.component import Custom
 from vita_audio_pl.data.executors import Executor, worker_number
-from vita_audio_pl.data.left_out import summary
+from vita_audio_pl.data.left_out import NothingUsable, summary
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
@@ -171,6 +171,7 @@ def tokenize_job(
             "languages": list(recipe.languages),
             "licence": recipe.licence,
             "home": recipe.home,
+            **({"absent": absent} if (absent := recipe.absent(root, split)) else {}),
             **({"transcripts": dict(transcriber.facts)} if transcriber and recipe.reader["kind"] == SPEECH else {}),
         },
     )
@@ -208,17 +209,18 @@ def prepare_split(
     console: Console | None = None,
     most_parts: int | None = None,
     prune: bool = False,
+    drawn: bool = False,
 ) -> Manifest | None:
-    """`prepare_source` with a progress bar."""
+    """`prepare_source` with a progress bar. A `drawn` share of a few samples may turn out empty, which is no error."""
     console = console or Console(stderr=True)
-    return prepare_source(
-        job,
-        executor,
-        partial(PrepareProgress, console=console),
-        most_parts,
-        prune,
-        tell=partial(console.print, soft_wrap=True, highlight=False, markup=False),
-    )
+    tell = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    try:
+        return prepare_source(job, executor, partial(PrepareProgress, console=console), most_parts, prune, tell)
+    except NothingUsable as nothing:
+        if not drawn:
+            raise
+        tell(f"'{job.source}' is not there for validation: {nothing}")
+        return None
 
 
 def describe_manifest(manifest: Manifest, shards: Place) -> str:

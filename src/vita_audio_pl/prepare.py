@@ -1,11 +1,18 @@
 """`python -m vita_audio_pl.prepare`: prepare a corpus, or the spoken world, as shards for training."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.data.options import PrepareConfig
 from vita_audio_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from vita_audio_pl.data.recipe import SourceRecipe
+    from vita_audio_pl.data.tokenize import TokenizeJob
+    from vita_audio_pl.storage.places import Place
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -14,7 +21,7 @@ def prepare(config: PrepareConfig) -> None:
 
     from vita_audio_pl.data.executors import executor_of
     from vita_audio_pl.data.readers.sides import planned_once
-    from vita_audio_pl.data.recipe import load_recipe
+    from vita_audio_pl.data.recipe import DEV, load_recipe
     from vita_audio_pl.judged_speech import chosen_judge, judge_speech, judged_told, transcriber_of
     from vita_audio_pl.preparation import describe_manifest, prepare_split, prepare_spoken_world, tokenize_job
     from vita_audio_pl.storage.copies import local_copy
@@ -50,11 +57,11 @@ def prepare(config: PrepareConfig) -> None:
     target = place(config.shards, "shards")
     if isinstance(target, RemotePath):
         target.check_writable()
-    judge = chosen_judge(config, recipe.languages)
+    root, judge = place(config.root, "root"), chosen_judge(config, recipe.languages)
     make_job = partial(
         tokenize_job,
         recipe,
-        root=place(config.root, "root"),
+        root=root,
         shards=target,
         tokenizer=TextTokenizer.load(local_copy(place(config.tokenizer_folder, "tokenizer_folder"), config.cache)),
         codec_folder=place(config.codec_folder, "codec_folder") if config.codec_folder else None,
@@ -72,14 +79,31 @@ def prepare(config: PrepareConfig) -> None:
         transcriber=transcriber_of(judge, config.device),
     )
     with planned_once():
-        for split in [config.split] if config.split else recipe.all_splits:
-            job = make_job(split)
-            manifest = prepare_split(job, executor_of(config.executor), console, config.parts, config.prune)
+        for job in _jobs(recipe, root, config.split, make_job):
+            drawn = bool(recipe.held_out) and job.source == recipe.folder(DEV)
+            manifest = prepare_split(job, executor_of(config.executor), console, config.parts, config.prune, drawn)
             if manifest is None:
                 continue
             print(describe_manifest(manifest, target))
             if judge is not None and "transcripts" not in job.about:
                 print(judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device)))
+
+
+def _jobs(
+    recipe: "SourceRecipe", root: "Place", split: str | None, make_job: Callable[[str], "TokenizeJob"]
+) -> list["TokenizeJob"]:
+    """The tasks of one split, or of all that are there; what is missing of the corpus is told before anything is done."""
+    jobs = []
+    for name in [split] if split else recipe.all_splits:
+        if not split and name in recipe.splits and root.is_dir() and not recipe.is_there(root, name):
+            print(f"there is no '{recipe.folder(name)}': {root} has no file of the split '{name}' of {recipe.home}")
+            continue
+        jobs.append(make_job(name))
+        if missing := jobs[-1].about.get("absent"):
+            print(
+                f"'{recipe.folder(name)}' is prepared without a part of the corpus: no file matches {', '.join(missing)}"
+            )
+    return jobs
 
 
 def main() -> None:

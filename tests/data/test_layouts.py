@@ -46,7 +46,7 @@ def test_a_changed_line_or_pattern_makes_its_parts_anew(tmp_path: Path) -> None:
         ({"audio": "{name}.wav"}, "names {name}"),
         ({"audio": "{id.__class__}.wav"}, "braces hold the name of a column"),
         ({"transcript": "{id}.txt", "transcript_line": "x"}, "'transcript_line' needs the group text"),
-        ({"files": ["a/list.txt", "b/list.txt"]}, "no file matches b/list.txt"),
+        ({"files": ["b/list.txt", "c/*.txt"]}, "no file matches b/list.txt, c/"),
     ],
 )
 def test_patterns_that_cannot_serve_are_sentences(changed: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vita_audio_pl.models.released import read_released_config, save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.tensor_file import LateTensor, file_order, write_tensors
 from vita_audio_pl.models.weight_files import save_weights
+from vita_audio_pl.storage.model_folders import find_model
 
 
 def same(one, other):
@@ -191,6 +192,33 @@ def test_a_missing_shard_is_named(tiny, tmp_path):
     (tmp_path / sorted(tmp_path.glob("model-0*"))[1].name).unlink()
     with pytest.raises(UserError, match="model-00002-of-.* is missing; .* lists it"):
         load_model(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_and_a_pickle_are_named(tiny, tmp_path):
+    save_released(tiny(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="model.safetensors only points to the file, .* run git lfs pull"):
+        load_model(tmp_path)
+    weights.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        UserError, match="has pytorch_model.bin, a pickle, which is not read: load it with transformers"
+    ):
+        load_model(tmp_path)
+
+
+def test_a_model_is_found_in_a_cache_of_the_hub(tiny, tmp_path):
+    model, cache = tiny(), tmp_path / "models--Lab--Tiny"
+    save_released(model, tmp_path / "saved")
+    kept = cache / "snapshots/0a1b"
+    for folder in (kept, cache / "blobs", cache / "refs"):
+        folder.mkdir(parents=True)
+    (cache / "refs/main").write_text("0a1b\n")
+    for number, path in enumerate(sorted((tmp_path / "saved").iterdir())):
+        path.rename(cache / f"blobs/{number}")
+        (kept / path.name).symlink_to(f"../../blobs/{number}")
+    for name in (cache, cache / "snapshots", kept):
+        assert find_model(name) == kept and same(load_model(find_model(name)), model)
 
 
 def test_an_index_does_not_lead_out_of_its_folder(tiny, tmp_path):

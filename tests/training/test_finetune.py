@@ -1,6 +1,7 @@
 """A person's own samples and a finished model: two commands' worth of calls, in this process."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from vita_audio_pl import own_data
 from vita_audio_pl.codecs import MelVQ, MelVQConfig, write_wav
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
 from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.readers.jsonl import share_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.runs.jobs import bench_folder, stage_of
 from vita_audio_pl.inference.loading import load_speech_model
@@ -110,10 +112,74 @@ def test_recordings_with_texts_beside_them_are_samples_too(samples, model, tmp_p
         prepared(model / "codec", model, tmp_path / "none")
 
 
+def test_what_a_folder_of_recordings_holds_beside_pairs_is_named(model, tmp_path, capsys):
+    folder = tmp_path / "voice"
+    folder.mkdir()
+    for name in ("a.wav", "B.WAV", "alone.wav", "latin.wav"):
+        write_wav(folder / name, tone(len(name)), RATE)
+    for name in ("._a.wav", "._a.txt"):  # of a Mac
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    (folder / "a.txt").write_text("the cow")
+    (folder / "B.TXT").write_text("the big cow")
+    (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    out = prepared(folder, model, tmp_path / "out", held_out=0.0)
+    told = capsys.readouterr().out
+    assert "2 recordings are left out: alone.wav has no text beside it; latin.txt is not UTF-8" in told
+    assert size(out / "shards/own") == 2
+
+
+def test_a_recording_that_changes_under_its_name_is_encoded_again(model, tmp_path):
+    for number in range(3):
+        write_wav(tmp_path / f"voice/{number}.wav", tone(number), RATE)
+        (tmp_path / f"voice/{number}.txt").write_text(f"the cow {number}")
+    shards = prepared(tmp_path / "voice", model, tmp_path / "out", held_out=0.0) / "shards/own"
+    before = [PreparedSource(shards).read(number).turns for number in range(3)]
+    write_wav(tmp_path / "voice/1.wav", tone(7), RATE)
+    prepared(tmp_path / "voice", model, tmp_path / "out", held_out=0.0)
+    after = [PreparedSource(shards).read(number).turns for number in range(3)]
+    assert [str(one) == str(other) for one, other in zip(before, after, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("list.jsonl", b'[{"messages": []},\n{"messages": []}]', "is one list, .* jq -c '.\\[\\]' list.jsonl > list-lines.jsonl"),
+        ("table.csv", b"audio,text\na.wav,hello\n", "is a table: describe its columns in a recipe"),
+        ("lines.jsonl", b"\x1f\x8b\x08", "is compressed with gzip; unpack it first"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_jsonl_are_a_sentence(name, content, says, model, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        prepared(tmp_path / name, model, tmp_path / "out")
+
+
+def test_a_folder_prepared_for_another_codec_is_refused(samples, model, mine, tmp_path):
+    MelVQ.fit([tone(seed) for seed in range(50, 58)], MelVQConfig(codebook_size=N_CODES), 0).save(tmp_path / "codec")
+    with pytest.raises(UserError, match="was prepared for a model with another codec; give another out=DIR"):
+        prepared(samples / "my.jsonl", model, mine, codec_folder=str(tmp_path / "codec"))
+
+
+def test_a_bad_sample_that_is_drawn_for_validation_is_no_error(model, tmp_path):
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "in the tree"}]}
+        for n in range(4)
+    ]
+    texts = [json.dumps(line) for line in lines]
+    bads = (json.dumps({"messages": [{"role": "user", "content": f"no answer {n}"}]}) for n in itertools.count())
+    bad = next(line for line in bads if share_of(line) < min(map(share_of, texts)))  # so it alone is drawn
+    (tmp_path / "my.jsonl").write_text("\n".join([*texts, bad]) + "\n")
+    out = prepared(tmp_path / "my.jsonl", model, tmp_path / "out")
+    assert size(out / "shards/own") == 4 and (out / "mixture.yaml").is_file()
+    (out / "mixture.yaml").unlink()
+    with pytest.raises(UserError, match="has no mixture.yaml, which preparing it ends with"):
+        with_finetune([f"finetune={model}", f"shards={out}"])
+
+
 def test_shard_mb_and_parts_do_what_they_do_for_a_source(samples, model, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        own_data, "prepare_split", lambda job, e, c, parts, prune: asked.append((job.shard_bytes, parts, prune))
+        own_data, "prepare_split", lambda job, e, c, parts, prune, drawn: asked.append((job.shard_bytes, parts, prune))
     )
     for options in ({"shard_mb": 0.5, "parts": 1}, {}):
         prepared(samples / "my.jsonl", model, tmp_path / "out", held_out=0.0, **options)
@@ -141,6 +207,9 @@ def test_one_command_fine_tunes_and_says_what_it_chose(lora, mine, model, tmp_pa
     config = train_config(*arguments)
     assert config.stage.learning_rate == pytest.approx(5e-5 * 0.5 * (5 if lora else 1), rel=0.05)
     folder = train_stage(config)
+    again = train_config(*with_finetune([f"finetune={folder}", f"shards={mine}", f"lora={str(lora).lower()}", *extra]))
+    assert again.stage.learning_rate == pytest.approx(config.stage.learning_rate * 0.5, rel=0.05)  # not five times more
+    capsys.readouterr()
     loaded = load_speech_model(folder)
     assert loaded.codec_dir is not None and list(loaded.pattern.runs) == [1, 10, 4, 10] and loaded.model.n_heads == 2
     assert (folder / "adapters.json").exists() == lora

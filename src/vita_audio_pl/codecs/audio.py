@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,7 @@ _CANCELLED = 0.05  # a mix this much weaker than its strongest channel is made o
 _BLOCK = 1 << 20  # numbers decoded at a time
 _WHOLE = 8 << 20  # bytes of a remote recording that is fetched in one go
 _RANGE = 1 << 19  # bytes of a longer one fetched at a time
+_PACKED = (".tar", ".tar.gz", ".tgz", ".zip")
 _UNKNOWN = 1 << 62  # frames that libsndfile gives where a header has no length
 
 
@@ -121,7 +123,7 @@ def _opened(source: str | Path | RemotePath | BinaryIO, name: str) -> Iterator[_
     except (OSError, ValueError) as error:  # ValueError: names that no file can have
         if is_machine_fault(error):
             raise
-        raise UserError(f"{name}: there is no such audio file") from None
+        raise UserError(f"{name}: there is no such audio file{_packed(Path(source).parent)}") from None
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{name} is a folder, not an audio file")
     if not stat.S_ISREG(status.st_mode):
@@ -134,6 +136,19 @@ def _opened(source: str | Path | RemotePath | BinaryIO, name: str) -> Iterator[_
         yield _Raw(descriptor, file_reader(descriptor), status.st_size)
     finally:
         os.close(descriptor)
+
+
+@lru_cache(maxsize=1024)
+def _packed(folder: Path) -> str:
+    """Which archive may hold a folder that is not there, for a sentence; empty where none does."""
+    try:
+        above = next((place for place in (folder, *folder.parents) if place.is_dir()), folder)
+        names = [f"{part}{ending}" for part in folder.relative_to(above).parts for ending in _PACKED]
+        places = (place / name for place in (above, above.parent) for name in names)
+        found = next((place for place in places if place.is_file()), None)
+    except (OSError, ValueError):
+        return ""
+    return f"; {found} may hold it: unpack it" if found else ""
 
 
 @contextmanager

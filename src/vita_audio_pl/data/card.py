@@ -31,6 +31,7 @@ class Card:
         spoken: synthesised messages: the `roles`, the `voice`, and the judge's verdict (`judged`);
             None if all audio comes from the corpus.
         transcripts: the recogniser that wrote the transcripts; None if they come from the corpus.
+        absent: patterns of the recipe's files that found nothing, as after a partial download.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Card:
     overlap: Mapping[str, Mapping[str, int]] | None = None
     spoken: Mapping[str, Any] | None = None
     transcripts: Mapping[str, Any] | None = None
+    absent: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -71,6 +73,7 @@ class Card:
             "tokenizer, codec": f"{self.tokenizer}, {self.codec or 'none'}",
             "left out, since it could not be used": _counted(self.left_out, self.unread),
             "left out, since it was not wanted": _counted(self.filtered),
+            **({"files that were not there": ", ".join(self.absent)} if self.absent else {}),
             "also in other sources": _overlaps(self.overlap),
             **({} if self.spoken is None else {"spoken": _spoken(self.spoken)}),
             **({} if self.transcripts is None else {"transcripts": f"by {_named(self.transcripts)}"}),
@@ -121,6 +124,7 @@ def card_of(
         overlap=overlap,
         spoken={**about["spoken"], "judged": judged} if "spoken" in about else None,
         transcripts=about.get("transcripts"),
+        absent=tuple(about.get("absent", ())),
     )
 
 

@@ -9,7 +9,7 @@ from vita_audio_pl.data.card import card_of, judged_in
 from vita_audio_pl.data.clips import AUDIO_INDEX
 from vita_audio_pl.data.index import IndexPiece, merge_indexes
 from vita_audio_pl.data.jobs import FAILED
-from vita_audio_pl.data.left_out import LeftOutCounts
+from vita_audio_pl.data.left_out import LeftOutCounts, NothingUsable
 from vita_audio_pl.data.merge import merge_shard, planned_shards
 from vita_audio_pl.data.outputs import PLACES, SHARD_FILES, SHARD_INDEX, TAR, Outputs, Record
 from vita_audio_pl.data.prepared import CARDS, INDEX, PART_FILES, SKIPPED, SOURCE, Manifest, ShardFile
@@ -52,7 +52,8 @@ def finish_source(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str],
     counts = LeftOutCounts.of(reports)
     if counts.too_many(job.max_skipped):
         atomic_write(job.out / SKIPPED, named)
-        raise UserError(counts.sentence(job.source, job.max_skipped, job.out / SKIPPED))
+        sentence = counts.sentence(job.source, job.max_skipped, job.out / SKIPPED)
+        raise UserError(sentence) if counts.used else NothingUsable(sentence)
     merged = _merge(job, names, outputs, tell)
     records = list(merged.values())
     with on_this_machine([job.out / f"{stem}{SHARD_INDEX}" for stem in merged]) as indexes:

@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.places import Place
 
 FEW = 20
 """This many samples may be left out of any source, however small."""
 
 _SHOWN = 200  # characters per example
+
+
+class NothingUsable(UserError):
+    """No sample of a source could be used."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.data.readers import Reader, Transcriber, make_reader
-from vita_audio_pl.data.readers.base import files_matching
+from vita_audio_pl.data.readers.base import finds
 from vita_audio_pl.data.readers.filters import NONE, Filters
 from vita_audio_pl.data.readers.jsonl import PREFERENCE
 from vita_audio_pl.data.readers.sides import SideReader
@@ -86,10 +86,25 @@ class SourceRecipe:
                 f"{root} is not a folder: get '{self.name}' from {self.home} and say where it is with root=DIR; "
                 f"expected there: {self.layout}"
             )
-        ways = [{**way["reader"], **way.get("splits", {}).get(split, {})} for way in self._layouts]
-        options = next((way for way in ways[1:] if _is_there(root, way) and not _is_there(root, ways[0])), ways[0])
+        options = self._found_layout(root, split)
         reader = make_reader(root, self.task, options, f"the recipe of '{self.name}'", self.filters, transcriber)
         return SideReader(reader, root, self.held_out, split == DEV) if self.held_out else reader
+
+    def absent(self, root: Place, split: str = TRAIN) -> list[str]:
+        """The patterns of files that find nothing in `root`, as after a partial download."""
+        return [pattern for pattern in _patterns(self._found_layout(root, split)) if not finds(root, pattern)]
+
+    def is_there(self, root: Place, split: str = TRAIN) -> bool:
+        """Whether a file of the split is in `root`; also of readers that find their files themselves."""
+        patterns = _patterns(self._found_layout(root, split))
+        return not patterns or any(finds(root, pattern) for pattern in patterns)
+
+    def _found_layout(self, root: Place, split: str) -> Mapping[str, Any]:
+        """Options of the reader for the first layout whose files are there; those of the first one where none are."""
+        ways = [{**way["reader"], **way.get("splits", {}).get(split, {})} for way in self._layouts]
+        if len(ways) == 1:
+            return ways[0]
+        return next((way for way in ways if any(finds(root, pattern) for pattern in _patterns(way))), ways[0])
 
     @property
     def _layouts(self) -> Sequence[Mapping[str, Any]]:
@@ -101,12 +116,11 @@ class SourceRecipe:
         return (TRAIN, *named, *((DEV,) if self.held_out else ()))
 
 
-def _is_there(root: Place, options: Mapping[str, Any]) -> bool:
-    """Whether there are files for a reader with these options."""
-    try:
-        return bool(files_matching(root, options.get("files", ()), plain=False))
-    except UserError:
-        return False
+def _patterns(options: Mapping[str, Any]) -> Sequence[str]:
+    """Globs of the files that a reader with these options begins with."""
+    if options["kind"] == "kaldi" and "folder" in options:
+        return [f"{options['folder']}/wav.scp"]
+    return list(options.get("files", ()))
 
 
 def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:

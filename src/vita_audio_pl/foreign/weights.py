@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import require_file
+from vita_audio_pl.storage.places import why_pointer
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _LARGEST_HEADER = 16 << 20  # bytes; that of a model with a thousand tensors has a hundred thousand
@@ -27,6 +28,8 @@ def open_safetensors(path: Path, remedy: str = _AGAIN) -> Any:
         UserError: there is no such file, its table of tensors is larger than that of any real model, or it is damaged.
     """
     size = require_file(path, remedy)
+    if pointer := why_pointer(path):
+        raise UserError(pointer)
     try:
         with path.open("rb") as file:
             table = int.from_bytes(file.read(8), "little")

@@ -50,7 +50,9 @@ class WeightFolder:
             self._files = self._listed(read_json(index, largest=_LARGEST_INDEX).get("weight_map"))
             verify_model_files(self.folder, sorted(set(self._files.values())))
         else:
-            raise UserError(f"{self.folder} has neither {single} nor {INDEX}; give a folder with safetensors weights")
+            raise UserError(
+                f"{self.folder} has neither {single} nor {INDEX}; give a folder with safetensors weights{_instead(self.folder)}"
+            )
 
     def _listed(self, weight_map: object) -> dict[str, str]:
         if not isinstance(weight_map, dict) or not all(
@@ -297,12 +299,22 @@ def is_finite(tensor: Tensor) -> bool:
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    least, greatest = torch.aminmax(tensor)
+    least, greatest = torch.aminmax(tensor.detach())
     return math.isfinite(least) and math.isfinite(greatest)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without safetensors weights may need."""
+    if not any(folder.glob("pytorch_model*.bin")):
+        return ""
+    return (
+        "; it has pytorch_model.bin, a pickle, which is not read: load it with transformers and save it by "
+        "save_pretrained, or get the revision that has safetensors"
+    )
 
 
 def _some(keys: list[str], shown: int = 5) -> str:

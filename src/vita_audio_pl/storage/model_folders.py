@@ -22,8 +22,8 @@ def find_model(name: Path | str, runs: Path | str = "runs") -> Path:
     """The model folder that a person names: the one with `config.json`.
 
     Args:
-        name: a model folder (published, a base model's, `.../model`, adapters), the folder of a stage or of a run, or the
-            name of a run in `runs`.
+        name: a model folder (published, a base model's, `.../model`, adapters), its folder in a cache of the Hugging Face
+            hub, the folder of a stage or of a run, or the name of a run in `runs`.
 
     Raises:
         UserError: there is no model, or the name is ambiguous.
@@ -48,7 +48,7 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
         UserError: the name is ambiguous, or a checkpoint is named.
     """
     for place in _places(name, runs):
-        for folder in (place, place / "model"):
+        for folder in (place, place / "model", *_in_cache(place)):
             if (folder / CONFIG).is_file():
                 return folder
         if is_checkpoint(place):
@@ -58,6 +58,18 @@ def find_model_if_there(name: Path | str, runs: Path | str = "runs") -> Path | N
         if any(place.glob(f"*/model/{MANIFEST}")):
             return place / last_stage(place) / "model"
     return None
+
+
+def _in_cache(place: Path) -> list[Path]:
+    """The folder that a cache of the Hugging Face hub keeps a model in, for the name of the model's folder there."""
+    main = place / "refs" / "main"
+    if main.is_file():
+        return [place / "snapshots" / safe_name(main.read_text(encoding="utf-8").strip())]
+    return (
+        list(place.iterdir())
+        if place.name == "snapshots" and place.is_dir() and len(list(place.iterdir())) == 1
+        else []
+    )
 
 
 def _places(name: Path | str, runs: Path | str) -> list[Path]:

@@ -43,6 +43,23 @@ def relative(path: Place, root: Place) -> PurePosixPath:
     return PurePosixPath(path.relative_to(cast(Path, root)))
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_LARGEST_POINTER = 1024  # bytes
+
+
+def why_pointer(path: Place) -> str:
+    """A sentence on a file that Git left in the place of the file itself; empty where `path` is none, or cannot be read."""
+    try:
+        if path.stat().st_size > _LARGEST_POINTER:
+            return ""
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) != _POINTER:
+                return ""
+    except OSError:  # reading it later will report the error
+        return ""
+    return f"{path} only points to the file, which Git LFS has not fetched: run git lfs pull there"
+
+
 def names_in(folder: Place) -> list[str]:
     """Names of what lies in a folder, sorted; none where it is not there."""
     if isinstance(folder, RemotePath):

@@ -11,6 +11,7 @@ from vita_audio_pl.data.prepared import MANIFEST, Manifest
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.model_folders import find_model, read_manifest
 
+MIXTURE = "mixture.yaml"
 WORDS = ("finetune", "shards", "lora")
 LORA_RANK = 8
 _EPOCHS = ((500, 10), (5_000, 5), (50_000, 3), (math.inf, 2))
@@ -81,15 +82,15 @@ def with_finetune(arguments: Sequence[str]) -> list[str]:
     rest = [argument for argument in arguments if argument.partition("=")[0] not in WORDS]
     runs = next((a.partition("=")[2] for a in rest if a.startswith("paths.runs=")), "runs")
     lora = said.get("lora", "false").lower() == "true"
-    meant, why = _settings(find_model(said["finetune"], runs), Path(said["shards"]), lora)
-    print(why, flush=True)
     given = {argument.partition("=")[0].lstrip("+") for argument in rest}
+    meant, why = _settings(find_model(said["finetune"], runs), Path(said["shards"]), lora, "stage.mixture" in given)
+    print(why, flush=True)
     if "stage.epochs" in given:  # the command line sets the length in another way, so the chosen one is dropped
         given |= {"stage.steps", "callbacks.validate_every"}
     return [*(setting for setting in meant if setting.partition("=")[0] not in given), *rest]
 
 
-def _settings(model: Path, shards: Path, lora: bool) -> tuple[list[str], str]:
+def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tuple[list[str], str]:
     """Overrides for fine-tuning `model` on the data in `shards`, and a line that explains them."""
     from vita_audio_pl.inference.loading import read_model_facts  # imports torch
 
@@ -113,6 +114,8 @@ def _settings(model: Path, shards: Path, lora: bool) -> tuple[list[str], str]:
     stage, rendering = config.get("stage") or {}, config.get("rendering") or {}
     own = stage if manifest.get("stage") == "sft" else {}
     usual = {name: own.get(name, default) for name, default in _PUBLISHED.items()}
+    if own and ((config.get("model") or {}).get("lora") or {}).get("only"):
+        usual["learning_rate"] /= _LORA_FACTOR  # that was the rate of adapters
     if stage:  # the row length that the model was trained with
         usual["sequence_length"] = stage.get("sequence_length", usual["sequence_length"])
     tokens = sum(source.text_tokens + round(1.3 * source.codes) + 16 * source.samples for source in sources)
@@ -142,8 +145,12 @@ def _settings(model: Path, shards: Path, lora: bool) -> tuple[list[str], str]:
         f"callbacks.validate_every={max(1, choice.steps // 5)}",
         *(f"rendering.{name}={value}" for name, value in _rendering(rendering).items()),
     ]
-    if (shards / "mixture.yaml").is_file():
-        settings.append(f"stage.mixture={shards / 'mixture.yaml'}")
+    if not (shards / MIXTURE).is_file() and not mixture_given:
+        raise UserError(
+            f"{shards} has no {MIXTURE}, which preparing it ends with: give that command again, or stage.mixture=FILE.yaml"
+        )
+    if (shards / MIXTURE).is_file():
+        settings.append(f"stage.mixture={shards / MIXTURE}")
     if codec:
         settings += [f"codec.name={codec['name']}", f"codec.codebook_size={codec['codebook_size']}"]
     if lora:

@@ -102,6 +102,31 @@ def gigaspeech(root: Path) -> None:
 
 
 @miniature(
+    "gigaspeech",
+    "as on the hub",
+    train=Expected(["as you can see,", "it's mine!"], 1.0, filtered={"refused text": 1}),
+    dev=Expected(["douglas mcgray."], 0.5),
+)
+def gigaspeech_hub(root: Path) -> None:
+    """Compressed tars of segments, a CSV for each; a subset is the smaller ones and a folder of what it adds."""
+    columns = (
+        "sid,speaker,begin_time,end_time,text_tn,title,url,path,aid,source,codec,channels,md5,category,sample_rate"
+    )
+    for part, more, rows in (
+        ("xs", "", {"YOU0000000006_S0000050": "AS YOU CAN SEE <COMMA>"}),
+        ("xl", "_additional", {"POD0000000007_S0000001": "IT'S MINE <EXCLAMATIONPOINT>", "POD0000000007_S0000002": "<SIL>"}),
+        ("dev", "", {"POD1000000004_S0000000": "DOUGLAS MCGRAY <PERIOD>"}),
+        ("test", "", {"POD1000000008_S0000000": "NEVER READ"}),
+    ):  # fmt: skip
+        chunk = f"{part}_chunks_0000"
+        lines = [f'{sid},N/A,0.5,1.0,{text},"A title, with a comma",N/A,p,{sid[:13]},podcast,mp3,1,0,N/A,16000' for sid, text in rows.items()]  # fmt: skip
+        write(root / f"data/metadata/{part}_metadata{more}/{chunk}_metadata.csv", "\n".join([columns, *lines]) + "\n")
+        write_tar(
+            root / f"data/audio/{part}_files{more}/{chunk}.tar.gz", {f"{chunk}/{sid}.wav": sound(0.5) for sid in rows}
+        )
+
+
+@miniature(
     "peoples_speech",
     train=Expected(["i wanted this to share a few things"], 0.5, skipped={"no transcript": 1}),
     dev=Expected(["the meeting is open"], 0.5),
@@ -159,14 +184,14 @@ def voxpopuli_hub(root: Path) -> None:
         )
 
 
-@miniature(
-    "mls",
-    train=Expected(["oh my dear you must see him", "he said"], 1.0, skipped={"unreadable audio": 1}),
-    dev=Expected(["the end"], 0.5),
-)
-def mls(root: Path) -> None:
-    """SPLIT/transcripts.txt of all recordings, in no order, and SPLIT/audio/SPEAKER/BOOK/*.opus; one is missing."""
-    corpus = root / "mls_english_opus"
+MLS = {
+    "train": Expected(["oh my dear you must see him", "he said"], 1.0, skipped={"unreadable audio": 1}),
+    "dev": Expected(["the end"], 0.5),
+}
+
+
+def _mls(corpus: Path, format: str) -> None:
+    """SPLIT/transcripts.txt of all recordings, in no order, and SPLIT/audio/SPEAKER/BOOK/*; one is missing."""
     said = {
         "train": {"4800_10003_000000": "oh my dear you must see him", "99_1232_000004": "he said", "4800_10003_000001": "?"},
         "dev": {"5778_12761_000047": "the end"},
@@ -176,10 +201,24 @@ def mls(root: Path) -> None:
         for id, text in transcripts.items():
             speaker, book, _ = id.split("_")
             if text != "?":
-                write(corpus / f"{split}/audio/{speaker}/{book}/{id}.opus", sound(0.5, format="OPUS"))
+                write(
+                    corpus / f"{split}/audio/{speaker}/{book}/{id}.{format.lower()}",
+                    sound(0.5, format=format),
+                )
         write(corpus / f"{split}/transcripts.txt", "".join(f"{id}\t{text}\n" for id, text in transcripts.items()))
         write(corpus / f"{split}/segments.txt", "")
+    write(corpus / "train/limited_supervision/9hr/handles.txt", "4800_10003_000000\n")
     write(corpus / "metainfo.txt", " SPEAKER   |   GENDER   | PARTITION  |  MINUTES   |  BOOK ID   | TITLE\n")
+
+
+@miniature("mls", "in Opus", **MLS)
+def mls(root: Path) -> None:
+    _mls(root / "mls_english_opus", "OPUS")
+
+
+@miniature("mls", "in FLAC", **MLS)
+def mls_flac(root: Path) -> None:
+    _mls(root / "mls_english", "FLAC")
 
 
 COMMON_VOICE = {

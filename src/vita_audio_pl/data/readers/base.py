@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from vita_audio_pl.errors import UserError, is_machine_fault, shown
-from vita_audio_pl.storage.places import Place, relative
+from vita_audio_pl.storage.places import Place, relative, why_pointer
 from vita_audio_pl.text import Conversation
 
 Made = TypeVar("Made")
@@ -282,7 +282,11 @@ def parts_matching(root: Place, patterns: Sequence[str]) -> tuple[list[Place], l
 
 def not_plain(path: Place) -> str:
     """Why this path is not a file; empty if it is one or does not exist, and for object stores, which have only files."""
-    if not isinstance(path, Path) or path.is_file() or not (path.is_symlink() or path.exists()):
+    if not isinstance(path, Path):
+        return ""
+    if path.is_file():
+        return why_pointer(path)
+    if not (path.is_symlink() or path.exists()):
         return ""
     if path.is_symlink():
         return f"{path} is a link to {os.readlink(path)}, where no file is: fetch it, or mount its disk"
@@ -300,19 +304,28 @@ def files_matching(root: Place, patterns: Sequence[str], plain: bool = True) -> 
     """
     found: dict[Place, None] = {}
     for pattern in patterns:
-        if ".." in Path(pattern).parts or Path(pattern).is_absolute():
-            raise UserError(f"the pattern {pattern!r} leads out of {root}: give globs below root")
-        try:
-            names = (path for path in root.glob(pattern) if not is_apple_double(path.name))
-            matches = sorted(path for path in names if path.is_file() or not (plain or path.is_dir()))
-        except (ValueError, NotImplementedError, re.error) as error:
-            raise UserError(f"the pattern {pattern!r} is not a glob: {error}") from None
-        except OSError as error:
-            raise UserError(f"{root} cannot be listed for {pattern!r}: {error}") from error
-        found |= dict.fromkeys(matches)
+        matches = (path for path in _matching(root, pattern) if path.is_file() or not (plain or path.is_dir()))
+        found |= dict.fromkeys(sorted(matches))
     if not found:
         raise UserError(f"no file matches {', '.join(patterns)} in {root}: check where the corpus is (root) and files")
     return list(found)
+
+
+def finds(root: Place, pattern: str) -> bool:
+    """Whether a glob finds anything but folders below `root`; raises as `files_matching` does, but for no match."""
+    return any(not path.is_dir() for path in _matching(root, pattern))
+
+
+def _matching(root: Place, pattern: str) -> Iterator[Place]:
+    """What a glob finds below `root`."""
+    if ".." in Path(pattern).parts or Path(pattern).is_absolute():
+        raise UserError(f"the pattern {pattern!r} leads out of {root}: give globs below root")
+    try:
+        yield from (path for path in root.glob(pattern) if not is_apple_double(path.name))
+    except (ValueError, NotImplementedError, re.error) as error:
+        raise UserError(f"the pattern {pattern!r} is not a glob: {error}") from None
+    except OSError as error:
+        raise UserError(f"{root} cannot be listed for {pattern!r}: {error}") from error
 
 
 Stamp: TypeAlias = tuple[int, int]
@@ -334,7 +347,8 @@ def is_apple_double(name: str) -> bool:
 
 _WHOLE = 2**20  # largest file, in bytes, that is hashed whole
 _PIECE, _PIECES = 2**14, 8  # bytes per piece, and number of pieces, that are hashed of a larger one
-_READERS = 16  # files that are hashed at a time
+READERS = 16
+"""Files that are hashed at a time."""
 
 
 def file_parts(root: Place, patterns: Sequence[str], rules: str) -> list[Part]:
@@ -353,12 +367,21 @@ def file_identities(paths: Sequence[Place], root: Place) -> list[str]:
     Unchanged by copying or moving a corpus. Hashing large files whole would take hours, so a change of a few bytes that
     keeps the size may go unnoticed; `Part.changed` indicates that there may have been one.
     """
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda path: _identity(path, root), paths))
 
 
 def _identity(path: Place, root: Place) -> str:
-    digest, name = hashlib.sha256(), relative(path, root).as_posix()
+    return f"{relative(path, root).as_posix()} {content_of(path)}"
+
+
+def content_of(path: Place) -> str:
+    """Size and a hash of a file as in `file_identities`; why it cannot be read, where it cannot.
+
+    Raises:
+        OSError: the machine failed, not the file.
+    """
+    digest = hashlib.sha256()
     try:
         size = path.stat().st_size
         with path.open("rb", buffering=_PIECE) as file:
@@ -371,5 +394,5 @@ def _identity(path: Place, root: Place) -> str:
     except OSError as error:
         if is_machine_fault(error):
             raise
-        return f"{name} {error.strerror}"  # reading it later will report the error
-    return f"{name} {size} {digest.hexdigest()[:32]}"
+        return str(error.strerror)  # reading it later will report the error
+    return f"{size} {digest.hexdigest()[:32]}"

@@ -1,11 +1,15 @@
 """Our own format: JSONL files of `{"messages": [...], "audios": [path, ...], "id": name}`."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from vita_audio_pl.data.readers.base import (
     NO_AUDIO,
+    READERS,
+    AudioFile,
     KnownCodes,
     LeftOut,
     Part,
@@ -14,6 +18,7 @@ from vita_audio_pl.data.readers.base import (
     attempt,
     audio_ref,
     broken_part,
+    content_of,
     file_identities,
     parts_matching,
 )
@@ -42,6 +47,7 @@ class JsonlReader:
         dev: read the held-out lines instead of the others.
         task: of the source; `preference` reads pairs of answers.
         filters: which conversations to use, and normalisation of their text.
+        watch_audio: a recording that changes under its name changes its part; all recordings are read to find out.
     """
 
     root: Place
@@ -52,6 +58,7 @@ class JsonlReader:
     dev: bool = False
     task: str = ""
     filters: Filters = NONE
+    watch_audio: bool = False
 
     def parts(self) -> list[Part]:
         paths, parts = parts_matching(self.root, self.files)
@@ -67,7 +74,8 @@ class JsonlReader:
                         "line": block.first,
                         "lines": block.lines,
                     }
-                    parts.append(Part(f"{path.name}:{block.first}", block.digest + rules, where, content=block.digest))
+                    identity = block.digest + rules + (self._recordings(where) if self.watch_audio else "")
+                    parts.append(Part(f"{path.name}:{block.first}", identity, where, content=block.digest))
             except UserError as error:
                 parts.append(broken_part(path.name, file_identities([path], self.root)[0], error))
         return parts
@@ -80,6 +88,14 @@ class JsonlReader:
                 yield Unreadable(here, f"{here}: {line.problem}")
             elif line.text.strip() and (share_of(line.text) < self.held_out) == self.dev:
                 yield attempt(here, self._sample, line, here)
+
+    def _recordings(self, place: Mapping[str, str | int]) -> str:
+        """Changes when a recording of a part does; of recordings in a store, which are not read for it, never."""
+        found = (sample for sample in self.read(Part("", "", dict(place))) if isinstance(sample, RawSample))
+        files = [audio.path for sample in found for audio in sample.audios if isinstance(audio, AudioFile)]
+        with ThreadPoolExecutor(READERS) as pool:
+            contents = list(pool.map(content_of, (path for path in files if isinstance(path, Path))))
+        return f" audio {hashlib.sha256(repr(contents).encode()).hexdigest()[:32]}" if contents else ""
 
     def _sample(self, line: Line, where: str) -> RawSample:
         read = Conversation.pair_from_json if self.task == PREFERENCE else Conversation.from_json

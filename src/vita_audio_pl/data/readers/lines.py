@@ -38,7 +38,7 @@ class LinesReader(UtteranceOptions):
 
     Attributes:
         root: folder of the corpus.
-        files: globs of lists below `root`; each must match a file.
+        files: globs of lists below `root`.
         line: pattern of a line.
         audio: path of the recording below `root`.
         skip: pattern of lines to skip, such as a header or lines of another split.
@@ -72,9 +72,8 @@ class LinesReader(UtteranceOptions):
     def parts(self) -> list[Part]:
         described = [self.line, self.audio, self.skip, self.transcript, self.transcript_line, self._rules.identity]
         rules = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-        found = [parts_matching(self.root, (pattern,)) for pattern in self.files]
-        parts = list({part.name: part for _, broken in found for part in broken}.values())
-        for path in dict.fromkeys(path for paths, _ in found for path in paths):
+        paths, parts = parts_matching(self.root, self.files)
+        for path in paths:
             name = relative(path, self.root).as_posix()
             try:
                 for block in line_blocks(path, self.lines_per_part):

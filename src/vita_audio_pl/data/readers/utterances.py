@@ -48,7 +48,11 @@ class Utterance:
 
 def speaker_of(value: Any) -> str:
     """A speaker's name or number; "" where there is none, so that the nameless are never taken for one speaker."""
-    return str(value) if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)) else ""
+    told = str(value) if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)) else ""
+    return "" if told.strip().lower() in _NOBODY else told
+
+
+_NOBODY = {"n/a", "none", "nan", "null", "unknown", "-"}  # written by publishers where they do not know who speaks
 
 
 @dataclass(frozen=True, kw_only=True)
