@@ -384,6 +384,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",
         ".*LeafSpec.*",
+        ".*`srun` command is available.*",  # a login node is not a job
         ".*is deprecated. Please use.*_single.*",  # torch's collectives, called by DeepSpeed
         ".*DeepSpeed handles gradient clipping internally.*",
     ):
