@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runner import SpellingToolbox, evaluation
 
-from vita_audio_pl.config.decoding import Sampling
+from vita_audio_pl.config.decoding import SLACK, Sampling
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.runs.plan import plan_evaluations
 from vita_audio_pl.evaluation.runs.ranks import Share
@@ -25,7 +25,7 @@ DECIDING = {
     "model": ["m", "other-weights", "other-tokenizer", "other-codec", "other-manifest"],
     "bench": ["b", "other-reference", "other-question", "other-recording"],
     "mode": ["vanilla", "boost"],
-    "verify": ["none", "greedy"],
+    "verify": ["none", "greedy", "groups", "typical"],
     "constrain": [True, False],
     "sampling": [Sampling(), Sampling(temperature=0.7), Sampling(temperature=0.7, seed=1)],
     "max_new_tokens": [10, 20],
@@ -128,6 +128,15 @@ def planned(world: Path, deciding: dict, other: dict):
     )
     (made,) = plan_evaluations(replace(config, **{name: deciding[name] for name in names}), "cpu")
     return made
+
+
+@pytest.mark.parametrize(("verify", "decides"), [("greedy", False), ("groups", True), ("typical", True)])
+def test_slack_decides_where_verification_is_loose(world, verify, decides):
+    base = {setting: values[0] for setting, values in DECIDING.items()} | {"verify": verify}
+    other = {setting: values[0] for setting, values in OTHER.items()}
+    plain, said, looser = (planned(world, base, other | {"slack": slack}) for slack in (None, SLACK.get(verify), 0.9))
+    assert plain.identity.key == said.identity.key
+    assert (plain.identity.key != looser.identity.key) == decides
 
 
 @pytest.mark.parametrize("name", DECIDING)

@@ -95,7 +95,7 @@ def benchmark_trained(
                 protocol.new_tokens,
                 frozenset([vocabulary.im_end]),
                 constraint=markers if setting.constrained else None,
-                verify=setting.verify,
+                **loaded.verification(setting.verify, None),
             )
             for start in range(0, len(asked), setting.sessions):
                 batch = asked[start : start + setting.sessions]

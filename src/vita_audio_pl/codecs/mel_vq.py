@@ -141,6 +141,10 @@ class MelVQ:
         """A fresh stream decoder."""
         return MelVQStream(self)
 
+    def codebook(self) -> np.ndarray:
+        """The centroids, `(codebook_size, pca_size) float32`: log-mel frames less their mean, turned to principal axes."""
+        return self._weights["centroids"].numpy()
+
     def silence(self, n: int) -> np.ndarray:
         """`n` times the code of digital silence, `(n,) int32`."""
         return np.full(n, self._silent_code, dtype=np.int32)

@@ -6,7 +6,15 @@ from vita_audio_pl.config.fields import setting
 from vita_audio_pl.config.numbers import finite_number, whole_number
 from vita_audio_pl.errors import UserError
 
-VERIFY_MODES = ("none", "greedy", "sample")
+VERIFY_MODES = ("none", "greedy", "sample", "groups", "typical")
+VERIFY_MEANING = "none, greedy, sample, or the looser groups and typical: whether the backbone verifies drafts"
+SLACK = {"groups": 0.3, "typical": 0.7}
+"""How loose the modes that are not exact are by default; see `DecodingConfig.slack`."""
+
+
+def decoding_label(mode: str, verify: str) -> str:
+    """Name of a mode with its verification, as shown: `boost`, `boost+verify` where it is exact, `boost+groups`."""
+    return mode if verify == "none" else f"{mode}+{verify if verify in SLACK else 'verify'}"
 
 
 @dataclass(unsafe_hash=True)
@@ -68,11 +76,13 @@ WHEN_FULL = ("slide", "refuse")
 class DecodingConfig:
     """Settings of whatever asks a model; `inference.sequence.Options` is what one sequence gets of them."""
 
-    verify: str = setting(
-        "none",
-        "none, greedy or sample: whether the backbone verifies what the heads draft",
-        choices=VERIFY_MODES,
-        common=True,
+    verify: str = setting("none", VERIFY_MEANING, choices=VERIFY_MODES, common=True)
+    slack: float | None = setting(
+        None,
+        "how loose verify=groups (1 - least cosine of two codes) and typical (1 - least share of the greatest entropy) are; "
+        "0 = exact, null = 0.3 and 0.7",
+        at_least=0,
+        at_most=1,
     )
     constrain: bool = setting(True, "allow only audio tokens inside an audio span; false as published")
     max_new_tokens: int | None = setting(

@@ -25,7 +25,9 @@ class SuiteEntry:
     tasks: list[str] = setting([], "tasks of the bench", choices=tuple(METRICS))
     split: str = setting("", "split of the bench; empty = the setting `split`")
     limit: int | None = setting(None, "utterances per task; null = all", at_least=1)
-    verify: str = setting("", "none, greedy or sample; empty = the setting `verify`", choices=("", *VERIFY_MODES))
+    verify: str = setting(
+        "", "none, greedy, sample, groups or typical; empty = the setting `verify`", choices=("", *VERIFY_MODES)
+    )
 
 
 @dataclass

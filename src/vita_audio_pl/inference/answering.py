@@ -106,7 +106,7 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
         "stop_ids": (vocabulary.im_end,),
         "sampling": config.sampling,
         "constraint": SpanConstraint.of(vocabulary) if config.constrain else None,
-        "verify": config.verify,
+        **loaded.verification(config.verify, config.slack),
         "clips": clips_of(audios),
     }
     if config.first_chunk == "draft":

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.code_groups import CodeGroups
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
@@ -25,6 +26,8 @@ def generate(
     sampling: Sampling | Sequence[Sampling] = Greedy,
     constraint: SpanConstraint | None = None,
     verify: str = "none",
+    slack: float = 0.0,
+    groups: CodeGroups | None = None,
     batch_size: int = 8,
     clips: Sequence[Sequence[Tensor]] | None = None,
     graphs: bool | None = None,
@@ -43,7 +46,7 @@ def generate(
         stop_ids: tokens that end an answer.
         sampling: for all, or one for each prompt; greedy by default.
         constraint: what may stand inside audio spans; None as in the published system.
-        verify: `none`, `greedy` or `sample`: see `Options`.
+        verify, slack, groups: see `Options`.
         batch_size: prompts at a time.
         clips: for each prompt, features of its audio, for models with an audio encoder.
         graphs: replay passes as CUDA graphs; by default on a GPU.
@@ -62,7 +65,9 @@ def generate(
         return []
     runtime = model if isinstance(model, Runtime) else Runtime(model)
     stops: Collection[int] = frozenset(stop_ids)
-    options = [Options(pattern, max_new_tokens, frozenset(stops), s, constraint, verify) for s in settings]
+    options = [
+        Options(pattern, max_new_tokens, frozenset(stops), s, constraint, verify, None, slack, groups) for s in settings
+    ]
     decoder = decoder or Decoder(
         runtime,
         slots=min(batch_size, len(prompts)),

@@ -25,7 +25,7 @@ from vita_audio_pl.inference.scoring import Scorer
 from vita_audio_pl.inference.screening import NOT_FINITE
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.inference.shapes import recurring_shapes
-from vita_audio_pl.inference.verify import agreeing, speculative
+from vita_audio_pl.inference.verify import agreeing, speculative, uncertainty
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that one round reads, so that a long prompt neither stalls the others nor needs much memory."""
@@ -294,7 +294,7 @@ class Decoder:
         for i, (sequence, outputs) in enumerate(zip(sequences, hidden.split(counts), strict=True)):
             if i in greedy_rows:
                 tokens = [next(own) for _ in range(counts[i])]
-                kept = agreeing(sequence.ids[len(sequence.ids) - sequence.drafts :], tokens)
+                kept = self._agreeing(sequence, tokens, outputs)
                 token = tokens[kept]
             else:
                 kept, token = self._draw_own(sequence, outputs)
@@ -332,7 +332,7 @@ class Decoder:
             return NOT_FINITE, None, None
         token = part.token(sequence.sampler.draw(chances))
         entropy = float(torch.special.entr(chances).sum()) if sequence.drafting is not None else None
-        return token, entropy, chances if sequence.options.verify == "sample" else None
+        return token, entropy, chances if sequence.verifies and not sequence.sampler.settings.greedy else None
 
     def _draw_own(self, sequence: DecodedSequence, hidden: Tensor) -> tuple[int, int]:
         """Drafts kept and the backbone's own token after them, both drawn; `hidden: (drafts + 1, hidden_size)`."""
@@ -342,13 +342,29 @@ class Decoder:
             return 0, NOT_FINITE
         drafts = sequence.ids[len(sequence.ids) - sequence.drafts :]
         parts, targets = zip(*scored, strict=True)
-        if sequence.options.verify == "sample":
-            columns = [part.column(token) for part, token in zip(parts, drafts, strict=False)]
-            kept, column = speculative(columns, sequence.proposals, list(targets), sequence.sampler)
-            return kept, parts[kept].token(column)
-        tokens = [part.token(sequence.sampler.draw(chances)) for part, chances in scored]
-        kept = agreeing(drafts, tokens)
-        return kept, tokens[kept]
+        options = sequence.options
+        if options.sampling.greedy:
+            tokens = [part.token(sequence.sampler.draw(chances)) for part, chances in scored]
+            kept = self._agreeing(sequence, tokens, hidden)
+            return kept, tokens[kept]
+        columns = [part.column(token) for part, token in zip(parts, drafts, strict=False)]
+        groups = None
+        if options.groups is not None:
+            groups = options.groups, [part.column(options.groups.first_code) for part in parts]
+        slack = options.slack if options.verify == "typical" else 0.0
+        kept, column = speculative(columns, sequence.proposals, targets, sequence.sampler, groups, slack)
+        return kept, parts[kept].token(column)
+
+    def _agreeing(self, sequence: DecodedSequence, own: list[int], hidden: Tensor) -> int:
+        """Drafts that stand beside the backbone's most likely tokens; `hidden: (drafts + 1, hidden_size)`."""
+        options, first = sequence.options, len(sequence.ids) - sequence.drafts
+
+        def unsure(n: int) -> bool:
+            logits = self.scorer.slice_for(sequence.restriction(first + n - 1)).logits(hidden[n : n + 1])[0]
+            return uncertainty(logits.float().softmax(-1)) > 1 - options.slack
+
+        defers = options.verify == "typical" and options.slack > 0
+        return agreeing(sequence.ids[first:], own, options.groups, unsure if defers else None)
 
     def _fail(self, sequence: DecodedSequence) -> None:
         sequence.finished = True

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json_if_there
+from vita_audio_pl.inference.code_groups import verification
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.backbone import backbone_notes, heads_beside
@@ -70,6 +71,23 @@ class LoadedModel:
         """
         silence = codec.silence(self.lead_in_codes) if self.lead_in_codes else ()
         return RenderOptions(self.ratio, lead_in=tuple(int(code) for code in silence))
+
+    def verification(self, verify: str, slack: float | None) -> dict[str, Any]:
+        """`verify`, `slack` and `groups` of `Options`, of this model's codec; made once for each looseness.
+
+        Raises:
+            UserError: `groups` without a codec whose codes have a vector each.
+        """
+        if (verify, slack) not in self._verifications:
+            self._verifications[verify, slack] = verification(verify, slack, self._codec, self.vocabulary)
+        return self._verifications[verify, slack]
+
+    def _codec(self) -> Codec | None:
+        return None if self.codec_dir is None else load_codec(self.codec_dir)
+
+    @cached_property
+    def _verifications(self) -> dict[tuple[str, float | None], dict[str, Any]]:
+        return {}
 
     @cached_property
     def front_end(self) -> SenseVoiceFrontEnd | None:

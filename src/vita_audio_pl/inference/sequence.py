@@ -10,6 +10,7 @@ from vita_audio_pl.config.decoding import VERIFY_MODES, Greedy, Sampling
 from vita_audio_pl.config.numbers import whole_number
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.checks import token_ids
+from vita_audio_pl.inference.code_groups import CodeGroups
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.drafting import Drafting, PassCosts
 from vita_audio_pl.inference.generation import Generation
@@ -28,9 +29,11 @@ class Options:
         sampling: how tokens are drawn.
         constraint: restriction inside audio spans; None as in the published system.
         verify: `none`, `greedy` (the backbone's own greedy tokens) or `sample` (its own distribution); exactly so in
-            float32, but for near ties in 16 bits.
+            float32, but for near ties in 16 bits. `groups` and `typical` are looser; see `verify`.
         first_chunk: `(begin, end)` markers of audio; a draft that opens the answer's first audio span is then kept
             without verification up to the span's end, so that it can be played at once. None verifies everything.
+        slack: how loose `typical` is, 0 to 1.
+        groups: of codes, which `groups` needs.
 
     Raises:
         UserError: a value of another type, an unknown mode, or one that contradicts the sampling.
@@ -43,6 +46,8 @@ class Options:
     constraint: SpanConstraint | None = None
     verify: str = "none"
     first_chunk: tuple[int, int] | None = None
+    slack: float = 0.0
+    groups: CodeGroups | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("pattern", DecodePattern), ("sampling", Sampling), ("constraint", SpanConstraint | None)):
@@ -52,6 +57,10 @@ class Options:
         object.__setattr__(self, "max_new_tokens", whole_number(self.max_new_tokens, "max_new_tokens", least=1))
         if self.verify not in VERIFY_MODES:
             raise UserError(f"verify={self.verify!r} is unknown; use one of {', '.join(VERIFY_MODES)}")
+        if not 0 <= self.slack <= 1:
+            raise UserError(f"slack={self.slack} must lie between 0 (exact) and 1")
+        if (self.verify == "groups") != (self.groups is not None):
+            raise UserError("verify=groups needs groups of codes, and no other mode has any (LoadedModel.verification)")
         if self.verify == "greedy" and not self.sampling.greedy:
             raise UserError(
                 f"verify=greedy gives the most likely tokens, but temperature={self.sampling.temperature}; "

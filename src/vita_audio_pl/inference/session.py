@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vita_audio_pl.config.decoding import Greedy, Sampling
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.code_groups import CodeGroups
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
@@ -24,7 +25,7 @@ class Session:
     Args:
         decoder: where it is decoded.
         prompt: token ids.
-        pattern, max_new_tokens, stop_ids, sampling, constraint, verify: as in `generate`.
+        pattern, max_new_tokens, stop_ids, sampling, constraint, verify, slack, groups: as in `generate`.
         first_chunk: `(begin, end)` audio markers to play the first drafted audio chunk before it is verified
             (draft-first); None verifies it too (verified-first). Without verification there is no difference.
         clips: features of the prompt's audio, for models with an audio encoder.
@@ -45,9 +46,12 @@ class Session:
         constraint: SpanConstraint | None = None,
         verify: str = "none",
         first_chunk: tuple[int, int] | None = None,
+        slack: float = 0.0,
+        groups: CodeGroups | None = None,
         clips: Sequence[Tensor] = (),
     ):
-        options = Options(pattern, max_new_tokens, frozenset(stop_ids), sampling, constraint, verify, first_chunk)
+        stops = frozenset(stop_ids)
+        options = Options(pattern, max_new_tokens, stops, sampling, constraint, verify, first_chunk, slack, groups)
         self._decoder = decoder
         self._sequence = decoder.open(prompt, options, clips)
         self._taken = 0

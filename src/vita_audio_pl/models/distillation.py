@@ -2,8 +2,11 @@
 
 With `t = softmax(W g)` the backbone's distribution at a row and `s = softmax(W h)` the predictor's, the loss of a row
 is `lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_v)`, `TV = 1/2 sum_v |t_v - s_v|`, and
-`1 - TV` is the chance that speculative sampling accepts the draft (LK losses, arXiv 2602.23881). `t` is a constant. In
+`a = 1 - TV` is the chance that speculative sampling accepts the draft (LK losses, arXiv 2602.23881). `t` is a constant. In
 the predictor's logits, `dKL = s - t` and `dTV = s * (g - sum_v s_v g_v)` with `g = 1/2 sign(s - t)`.
+
+The same paper's two others: lambda of each row `exp(-3 a)`, itself a constant, so that rows move from KL to TV as their
+drafts become acceptable (`adaptive`); and `-log a`, whose gradient is `dTV / a` (`acceptance`).
 """
 
 from collections.abc import Callable
@@ -15,6 +18,12 @@ from torch import Tensor
 from vita_audio_pl.models.chunked_linear import ChunkedLinear, scaled_gradients
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
 
+ADAPTION = 3.0
+"""How fast `adaptive` moves from KL to TV; the paper's best."""
+ACCEPTANCE_LOSSES = ("adaptive", "acceptance")
+LEAST_ACCEPTED = 1e-6
+"""Keeps `acceptance` finite where hardly anything would be accepted."""
+
 
 def distillation_loss(
     hidden: Tensor,
@@ -22,15 +31,15 @@ def distillation_loss(
     teacher: Tensor,
     rows: Tensor,
     row_weights: Tensor,
-    kl_share: float = 0.5,
+    kl_share: float | str = 0.5,
     chunk_rows: int = 512,
 ) -> RowLosses:
     """Weighted distance between `softmax(hidden @ weight.T)` and `softmax(teacher[rows] @ weight.T)`.
 
     hidden: (n, hidden), the predictor; teacher: (tokens, hidden), the backbone, taken as constant; rows: (n,) int64
     on the CPU, the token of each row of `hidden`; if ascending, the backbone's logits of a token
-    are computed once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda. The
-    gradient can be taken once. `correct` is whether predictor and backbone have the same argmax.
+    are computed once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda, or `adaptive`
+    or `acceptance`. The gradient can be taken once. `correct` is whether predictor and backbone have the same argmax.
     """
     wants = torch.is_grad_enabled()
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Distillation.apply
@@ -46,7 +55,7 @@ class _Distillation(torch.autograd.Function):
         teacher: Tensor,
         rows: Tensor,
         row_weights: Tensor,
-        kl_share: float,
+        kl_share: float | str,
         chunk_rows: int,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,9 +76,10 @@ class _Distillation(torch.autograd.Function):
             divergence = (goal_share * log_ratio).sum(dim=-1)
             half_sign = log_ratio.sign_().mul_(-0.5)
             gap = own_share - goal_share
-            each[chunk] = kl_share * divergence + (1 - kl_share) * (gap * half_sign).sum(dim=-1)
+            variation = (gap * half_sign).sum(dim=-1)
+            each[chunk], of_kl, of_tv = _mixed(divergence, variation, kl_share)
             mean = (own_share * half_sign).sum(dim=-1, keepdim=True)
-            slope = half_sign.sub_(mean).mul_(own_share).mul_(1 - kl_share).add_(gap, alpha=kl_share)
+            slope = half_sign.sub_(mean).mul_(own_share).mul_(of_tv[:, None]).add_(gap.mul_(of_kl[:, None]))
             layer.take_gradient(chunk, slope, row_weights[chunk, None])
         layer.keep_gradients(ctx)
         ctx.mark_non_differentiable(each, correct)
@@ -78,3 +88,12 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return *scaled_gradients(ctx, grad_total), None, None, None, None, None, None
+
+
+def _mixed(divergence: Tensor, variation: Tensor, kl_share: float | str) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each row, and the weights of the gradients of KL and of TV in its own: `(rows,)` each."""
+    accepted = (1 - variation).clamp_min(LEAST_ACCEPTED)
+    if kl_share == "acceptance":
+        return -accepted.log(), torch.zeros_like(accepted), 1 / accepted
+    share = torch.exp(-ADAPTION * accepted) if kl_share == "adaptive" else torch.full_like(accepted, float(kl_share))
+    return share * divergence + (1 - share) * variation, share, 1 - share

@@ -79,7 +79,11 @@ class ServedSlots(ObjectiveSettings):
 class Distil(ObjectiveSettings):
     """Settings of `objectives.Distil`: heads match the backbone's own distribution (arXiv 2602.23881)."""
 
-    kl_share: float = setting(0.5, "weight of the KL divergence; the rest is total variation", at_least=0, at_most=1)
+    kl_share: Any = setting(
+        0.5,
+        "weight of the KL divergence, 0 to 1, the rest is total variation; adaptive: by what would be accepted; acceptance: "
+        "the negative logarithm of that in place of both",
+    )
 
     logit_tables: ClassVar[int] = 8  # both distributions, intermediate results, and the previous chunk's
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.distillation import distillation_loss
+from vita_audio_pl.models.distillation import ACCEPTANCE_LOSSES, distillation_loss
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.liger import liger_cross_entropy
 from vita_audio_pl.models.linear_cross_entropy import RowLosses, linear_cross_entropy
@@ -193,19 +193,21 @@ class ServedSlots(Objective):
 class Distil(Objective):
     """`CE_backbone + (w / K) * sum_k D_k`, where `D_k` draws head k to the backbone's own distribution at the same row.
 
-    `D = lambda KL(t || s) + (1 - lambda) TV(t, s)` over labelled rows, see `models.distillation`; the backbone's
-    distribution `t` is a constant. A head's `correct` counts agreement with the backbone's choice, not with the label.
+    `D = lambda KL(t || s) + (1 - lambda) TV(t, s)` or `-log(1 - TV(t, s))` over labelled rows, see `models.distillation`;
+    the backbone's distribution `t` is a constant. A head's `correct` counts agreement with the backbone's choice, not with the label.
     """
 
-    def __init__(self, kl_share: float = 0.5, **options: Any):
-        """kl_share: lambda, in [0, 1].
+    def __init__(self, kl_share: float | str = 0.5, **options: Any):
+        """kl_share: lambda, in [0, 1]; `adaptive`, for each row by what would be accepted; `acceptance`, the second form.
 
         Raises:
-            UserError: `kl_share` outside [0, 1], or another kernel than `torch`.
+            UserError: another `kl_share`, or another kernel than `torch`.
         """
         super().__init__(**options)
-        if not 0 <= kl_share <= 1:
-            raise UserError(f"objective.kl_share is {kl_share}; it must lie in [0, 1]")
+        if kl_share not in ACCEPTANCE_LOSSES and not (type(kl_share) in (int, float) and 0 <= kl_share <= 1):
+            raise UserError(
+                f"objective.kl_share is {kl_share}; it must lie in [0, 1], or be {' or '.join(ACCEPTANCE_LOSSES)}"
+            )
         if options.get("kernel", "torch") != "torch":
             raise UserError("objective.kernel=liger has no distillation; set objective.kernel=torch")
         self.kl_share = kl_share

@@ -26,7 +26,7 @@ class Decoding(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mode: str | list[int] | None = None
-    verify: Literal["none", "greedy", "sample"] | None = None
+    verify: Literal["none", "greedy", "sample", "groups", "typical"] | None = None
     first_chunk: Literal["verified", "draft"] = "verified"
     constrain: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=10)
@@ -61,8 +61,8 @@ class Decoding(BaseModel):
             frozenset([vocabulary.im_end]),
             sampling,
             SpanConstraint.of(vocabulary) if _either(self.constrain, server.constrain) else None,
-            _either(self.verify, server.verify),
-            (vocabulary.begin_of_audio, vocabulary.end_of_audio) if self.first_chunk == "draft" else None,
+            first_chunk=(vocabulary.begin_of_audio, vocabulary.end_of_audio) if self.first_chunk == "draft" else None,
+            **loaded.verification(_either(self.verify, server.verify), server.slack),
         )
 
 

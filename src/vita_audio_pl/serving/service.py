@@ -179,6 +179,8 @@ class Service:
             stream = self.codec.decode_stream()
             stream.push(self.codec.silence(2))
             stream.finish()
+        if self.config.verify == "groups" or hasattr(self.codec, "codebook"):  # a request may ask for it
+            self.loaded.verification("groups", self.config.slack)
         conversation = self.engine.conversation()
         conversation.add("user", "a")
         options = Options(self.loaded.pattern, min(16, self.most_new_tokens))

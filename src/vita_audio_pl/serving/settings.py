@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vita_audio_pl.config.command import CommandConfig
-from vita_audio_pl.config.decoding import VERIFY_MODES, WHEN_FULL
+from vita_audio_pl.config.decoding import VERIFY_MEANING, VERIFY_MODES, WHEN_FULL
 from vita_audio_pl.config.fields import require, setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.options import InferenceConfig
@@ -93,7 +93,7 @@ class TalkConfig(CommandConfig):
     text: str | None = setting(None, "text to send after the recordings; null = none", common=True, address=True)
     output: str = setting("answer.wav", "file for the spoken answers, one after the other", common=True)
     mode: str | None = setting(None, "turbo, boost, balance, vanilla; null = the model's own", common=True)
-    verify: str = setting("none", "none, greedy or sample: verify the heads' drafts", choices=VERIFY_MODES, common=True)
+    verify: str = setting("none", VERIFY_MEANING, choices=VERIFY_MODES, common=True)
 
     def check(self) -> None:
         require(

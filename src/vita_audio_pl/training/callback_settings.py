@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from vita_audio_pl.config.decoding import VERIFY_MODES, DecodingConfig
+from vita_audio_pl.config.decoding import VERIFY_MEANING, VERIFY_MODES, DecodingConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.evaluation.judges.choice import JUDGES
 
@@ -30,7 +30,7 @@ class SamplesConfig(DecodingConfig):
 
     every_steps: int | None = setting(None, "steps between samples; null = a fifth of the stage; 0 = never", at_least=0)
     per_task: int = setting(2, "prompts per task", at_least=1)
-    verify: str = setting("none", "none, greedy or sample: whether the backbone verifies drafts", choices=VERIFY_MODES)
+    verify: str = setting("none", VERIFY_MEANING, choices=VERIFY_MODES)
     max_new_tokens: int | None = setting(None, "most tokens of an answer; null = 256", at_least=1)
     tasks: list[str] = setting(
         list(SAMPLE_TASKS), "tasks to sample, as far as the stage's data has them", choices=SAMPLE_TASKS

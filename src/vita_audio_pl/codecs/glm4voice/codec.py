@@ -199,6 +199,10 @@ class GLM4VoiceCodec:
             return stream
         return _Resampled(stream, self.decoder.sample_rate, self.sample_rate)
 
+    def codebook(self) -> np.ndarray:
+        """The vectors of the tokenizer's quantiser, `(codebook_size, width) float32`."""
+        return self.tokenizer.encoder.codebook.weight.float().cpu().numpy()
+
     def silence(self, n: int) -> np.ndarray:
         """The codes of `n` codes' time of digital silence, `(n,) int32`."""
         if n == 0:

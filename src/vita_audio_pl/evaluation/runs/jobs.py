@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import Greedy, Sampling
+from vita_audio_pl.config.decoding import Greedy, Sampling, decoding_label
 from vita_audio_pl.evaluation.identity import Identity
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.storage.model_folders import home_of, part_of, read_manifest
@@ -23,10 +23,11 @@ class Decoding:
     Attributes:
         mode: name shown in reports, e.g. `boost`.
         pattern: who writes which token, `[M, m, M, m, ...]`.
-        verify: `none` keeps what the heads drafted, `greedy` lets the backbone check it.
+        verify: `none` keeps what the heads drafted, `greedy` lets the backbone check it; see `config.decoding`.
         constrained: inside an audio span only codes, its end marker and the end of the answer may be written.
         max_new_tokens: token limit of an answer.
         sampling: how tokens are drawn.
+        slack: how loose verification is, where it has any looseness.
     """
 
     mode: str
@@ -35,21 +36,23 @@ class Decoding:
     constrained: bool = True
     max_new_tokens: int = 512
     sampling: Sampling = Greedy
+    slack: float | None = None
 
     @property
     def label(self) -> str:
-        name = self.mode if self.verify == "none" else f"{self.mode}+verify"
+        name = decoding_label(self.mode, self.verify)
         return name if self.sampling == Greedy else f"{name}+sampled"
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """How tokens are drawn, as JSON; empty where the most likely ones are taken, as in every earlier result."""
-        return {} if self.sampling == Greedy else {"sampling": asdict(self.sampling)}
+        """How tokens are drawn and loosely verified, as JSON; empty where neither is done, as in every earlier result."""
+        drawn: dict[str, Any] = {} if self.sampling == Greedy else {"sampling": asdict(self.sampling)}
+        return drawn if self.slack is None else drawn | {"slack": self.slack}
 
     @property
     def facts(self) -> dict[str, Any]:
         """All of it as JSON."""
-        return {name: value for name, value in vars(self).items() if name != "sampling"} | self.drawn
+        return {name: value for name, value in vars(self).items() if name not in ("sampling", "slack")} | self.drawn
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.decoding import SLACK
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import (
     Content,
@@ -62,13 +63,15 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                 check_audio(items)
             contents = content_of(items, file_digests(Path(path) for item in items for path in item.prompt.audios))
             for mode in entry.modes:
+                verify = entry.verify or config.verify
                 decoding = Decoding(
                     mode,
                     own_pattern(model) if mode == OWN else NAMED_PATTERNS[mode],
-                    entry.verify or config.verify,
+                    verify,
                     config.constrain,
                     config.max_new_tokens or config.bench.token_limit(task),
                     config.sampling,
+                    None if verify not in SLACK else SLACK[verify] if config.slack is None else config.slack,
                 )
                 place = split_folder(
                     bench_folder(config.output, model, config.bench.name, config.paths.runs), stage, split

@@ -196,7 +196,7 @@ class ModelToolbox:
             max_new_tokens=decoding.max_new_tokens,
             stop_ids=[vocabulary.im_end],
             constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
-            verify=decoding.verify,
+            **loaded.verification(decoding.verify, decoding.slack),
             sampling=decoding.sampling,
             batch_size=batch_size,
             clips=clips,

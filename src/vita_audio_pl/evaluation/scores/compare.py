@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.decoding import decoding_label
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import FORMAT, RESULT_FORMATS
 from vita_audio_pl.evaluation.scores.scoring import METRICS, per_utterance
@@ -16,7 +17,17 @@ from vita_audio_pl.storage.files import write_json
 COMPARISONS = "comparisons.json"
 _MUST_AGREE = ("task", "profile", "scoring", "listening")
 """Without these, a difference would be one of rules or of judges and not of models."""
-_STATED = ("model_digest", "pattern", "verify", "constrained", "max_new_tokens", "precision", "unreadable")
+_STATED = (
+    "model_digest",
+    "pattern",
+    "verify",
+    "constrained",
+    "max_new_tokens",
+    "precision",
+    "unreadable",
+    "sampling",
+    "slack",
+)
 """What may differ, and is said to: it is what a comparison is made for."""
 _NAMES = ("stage", "mode", "verify", "split", "model", "key", "utterances")
 
@@ -35,8 +46,7 @@ class _Loaded:
 
     @property
     def label(self) -> str:
-        mode, verify = self.figures["mode"], self.figures["verify"]
-        return mode if verify == "none" else f"{mode}+verify"
+        return decoding_label(self.figures["mode"], self.figures["verify"])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -116,7 +126,7 @@ def _common(one: _Loaded, two: _Loaded) -> int:
 
 
 def _comparison(one: _Loaded, two: _Loaded) -> dict[str, Any]:
-    differs = [name for name in _STATED if one.figures[name] != two.figures[name]]
+    differs = [name for name in _STATED if one.figures.get(name) != two.figures.get(name)]
     return compare_rows(one.figures["task"], one.rows, two.rows) | {
         "first": {name: one.figures[name] for name in _NAMES},
         "second": {name: two.figures[name] for name in _NAMES},

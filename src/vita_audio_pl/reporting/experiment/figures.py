@@ -77,11 +77,11 @@ def _pareto(files: ExperimentFiles, split: str) -> Picture | None:
 
 
 def _mark(mode: str) -> str:
-    return VERIFIED if mode.endswith("+verify") else MARKS.get(mode, "o")
+    return VERIFIED if "+" in mode else MARKS.get(mode, "o")
 
 
 def _size(mode: str) -> int:
-    return 9 if mode.endswith("+verify") else 6
+    return 9 if "+" in mode else 6
 
 
 def _bar(found: Estimate, factor: float = 1.0) -> list[list[float]] | None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.decoding import decoding_label
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import RESULT_FORMATS
 from vita_audio_pl.evaluation.sealed import read_figures, read_rows, read_utterances
@@ -58,8 +59,7 @@ class Result:
     @property
     def mode(self) -> str:
         """Decoding mode as shown: `boost`, or `boost+verify` where drafts were checked."""
-        mode = str(self.figures["mode"])
-        return mode if self.figures.get("verify", "none") == "none" else f"{mode}+verify"
+        return decoding_label(str(self.figures["mode"]), str(self.figures.get("verify", "none")))
 
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:

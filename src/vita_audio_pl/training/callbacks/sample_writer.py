@@ -19,6 +19,7 @@ from vita_audio_pl.evaluation.runs.toolbox import as_answer
 from vita_audio_pl.evaluation.scores.normalisers import mixed
 from vita_audio_pl.evaluation.scores.scoring import METRICS, Scoring, per_utterance, score_answer
 from vita_audio_pl.inference.batch import generate
+from vita_audio_pl.inference.code_groups import verification
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.loading import VANILLA
 from vita_audio_pl.inference.runtime import Runtime
@@ -121,9 +122,15 @@ class SampleWriter:
 
     def _generate(self, model: SpeechLM) -> dict[str, Answer]:
         runtime, answers = Runtime(model, kernels=self.settings.kernels), {}
+
+        def codec() -> Codec:
+            made: Codec = self._once("codec", lambda: self._make_codec(str(runtime.device)))
+            return made
+
         for task in dict.fromkeys(prompt.task for prompt in self.prompts):
             mine = [prompt for prompt in self.prompts if prompt.task == task]
             try:
+                checks = verification(self.settings.verify, self.settings.slack, codec, self.vocabulary)
                 generations = generate(
                     runtime,
                     [prompt.ids for prompt in mine],
@@ -132,7 +139,7 @@ class SampleWriter:
                     stop_ids=[self.vocabulary.im_end],
                     sampling=self.settings.sampling,
                     constraint=SpanConstraint.of(self.vocabulary) if self.settings.constrain else None,
-                    verify=self.settings.verify,
+                    **checks,
                     graphs=self.settings.graphs,
                     batch_size=len(mine),
                     clips=[prompt.clips for prompt in mine],
