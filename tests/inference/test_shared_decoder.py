@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.margins import assert_same_answers
+from vita_audio_pl.config.decoding import VERIFY_MODES
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, SpanConstraint, generate
 from vita_audio_pl.inference import decoder as decoder_module
+from vita_audio_pl.inference.code_groups import CodeGroups
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.session import Session
@@ -20,6 +22,7 @@ from vita_audio_pl.interleave import DecodePattern
 
 SLOTS, CAPACITY, VOCABULARY = 3, 64, 97
 POISON = VOCABULARY
+GROUPS = CodeGroups(torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), 64, 0.3)
 MODES = [DecodePattern.of(mode) for mode in ("turbo", "boost", "balance", "vanilla")]
 
 
@@ -50,9 +53,11 @@ BAD = {
     "a constraint of text": lambda r: {"constraint": constraint(begin="<|begin|>")},
     "no codes": lambda r: {"constraint": constraint(n_codes=0)},
     "a dict as constraint": lambda r: {"constraint": {"begin": 60}},
-    "one marker of the first chunk": lambda r: {"verify": "greedy", "sampling": Sampling(), "first_chunk": (60,)},
+    "one marker of the first chunk": lambda r: {"verify": "typical", "groups": None, "first_chunk": (60,)},
     "a first chunk beyond the vocabulary": lambda r: {"first_chunk": (60, 500)},
     "an unknown check": lambda r: {"verify": "maybe"},
+    "groups without a codec": lambda r: {"verify": "groups", "groups": None},
+    "too much slack": lambda r: {"slack": 1.5},
     "a temperature that is not a number": lambda r: {"sampling": Sampling(temperature="hot")},
     "a temperature of NaN": lambda r: {"sampling": Sampling(temperature=math.nan)},
     "a top_k of a half": lambda r: {"sampling": Sampling(temperature=1.0, top_k=2.5)},
@@ -79,7 +84,7 @@ def poisoned(tiny_model):
 @st.composite
 def requests(draw):
     """A request that can be answered."""
-    verify = draw(st.sampled_from(["none", "greedy", "sample"]))
+    verify = draw(st.sampled_from(VERIFY_MODES))
     greedy = verify == "greedy" or draw(st.booleans())
     opens_span = draw(st.booleans())
     prompt = draw(st.lists(st.integers(0, 59), min_size=1, max_size=12)) + [60] * opens_span
@@ -91,6 +96,8 @@ def requests(draw):
         "sampling": Sampling() if greedy else Sampling(temperature=3.0, seed=draw(st.integers(0, 9))),
         "constraint": constraint() if opens_span else None,  # equal to others', and another object
         "verify": verify,
+        "slack": 0.9,
+        "groups": GROUPS if verify == "groups" else None,
         "first_chunk": (60, 61) if verify != "none" and draw(st.booleans()) else None,
     }
 
@@ -182,13 +189,13 @@ def test_drafts_behind_an_unchecked_first_chunk_are_judged_by_what_they_were_dra
     runtime = Runtime(model)
     runtime.costs = PassCosts(backbone=1.0, backbone_row=0.0, head=0.0, head_row=0.0)  # every draft pays
 
-    def checked(drafts, proposals, targets, sampler):
+    def checked(drafts, proposals, targets, sampler, *loose):
         assert len(proposals) == len(drafts) == len(targets) - 1
         assert all(
             q.shape == p.shape and q[column] > 0 for column, q, p in zip(drafts, proposals, targets, strict=False)
         )
         judged.append(len(drafts))
-        return speculative(drafts, proposals, targets, sampler)
+        return speculative(drafts, proposals, targets, sampler, *loose)
 
     monkeypatch.setattr(decoder_module, "speculative", checked)
     for seed in range(60):
