@@ -164,7 +164,19 @@ def test_two_evaluations_are_one_exactly_where_all_that_decides_agrees(world, ba
 
 def test_every_setting_of_an_evaluation_is_known_to_decide_or_not_to(world):
     """A new setting must be put into one of the two lists above."""
-    known = {"paths", "bench", "suite", "run_name", "task", "split", "compare", "output", "wandb_project", "plugins"}
+    known = {
+        "slack",
+        "paths",
+        "bench",
+        "suite",
+        "run_name",
+        "task",
+        "split",
+        "compare",
+        "output",
+        "wandb_project",
+        "plugins",
+    }
     bench = {"name", "homepage", "format", "root", "tasks", "grammar", "language", "published"}
     fields = set(EvaluateConfig.__dataclass_fields__) | set(BenchConfig.__dataclass_fields__)
     assert fields - set(DECIDING) - set(OTHER) - known - bench == set()
