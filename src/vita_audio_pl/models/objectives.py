@@ -204,7 +204,7 @@ class Distil(Objective):
             UserError: another `kl_share`, or another kernel than `torch`.
         """
         super().__init__(**options)
-        if kl_share not in ACCEPTANCE_LOSSES and not (type(kl_share) in (int, float) and 0 <= kl_share <= 1):
+        if kl_share not in ACCEPTANCE_LOSSES and not (isinstance(kl_share, int | float) and 0 <= kl_share <= 1):
             raise UserError(
                 f"objective.kl_share is {kl_share}; it must lie in [0, 1], or be {' or '.join(ACCEPTANCE_LOSSES)}"
             )
