@@ -68,7 +68,7 @@ class GenerateConfig(InferenceConfig):
 
     def check(self) -> None:
         if self.first_chunk == "draft" and self.verify == "none":
-            raise UserError("first_chunk=draft means something only with verification (verify=greedy and others)")
+            raise UserError("first_chunk=draft means something only with verify=greedy or another check")
         if self.output == "-" and not self.stream:
             raise UserError("output=- writes samples as they are made, so it needs stream=true")
         if self.mode is not None:
