@@ -17,7 +17,7 @@ from vita_audio_pl.training.run_folder.origin import start_tokenizer
 from vita_audio_pl.training.settings import CHAIN, TrainConfig
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
-_WORLD_PROMPTS = 300  # of the spoken world, that a stage on pairs lets its parent answer
+_WORLD_PROMPTS = 450  # of the spoken world, that a stage on pairs lets its parent answer
 
 
 def train(config: TrainConfig) -> float | None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,10 +28,10 @@ from vita_audio_pl.evaluation.settings import SuiteConfig
 from vita_audio_pl.interleave import IntervalRatio
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.notebook import open_stage, train_config, train_stage
-from vita_audio_pl.own_data import prepare_own_data
+from vita_audio_pl.notebook import open_stage, prepare_data, train_config, train_stage
+from vita_audio_pl.own_data import ANSWERED_BY, prepare_own_data
 from vita_audio_pl.pairs import PairsConfig
-from vita_audio_pl.storage.checksums import read_sealed
+from vita_audio_pl.storage.checksums import read_sealed, write_sealed
 from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.training.run_folder.manifest import StageManifest
@@ -244,6 +245,30 @@ def test_lines_that_are_no_pairs_are_named(model, tmp_path):
         "makes no codes",
     ):
         assert says in told, (says, told)
+
+
+def test_without_shards_the_parent_makes_its_pairs_once(model, tmp_path, monkeypatch):
+    commands = []
+
+    def answers(command):
+        commands.append(command)
+        out = next(word.removeprefix("out=") for word in command if word.startswith("out="))
+        Path(out).mkdir(parents=True)
+        write_sealed(Path(out) / ANSWERED_BY, {"format": 1, "weights": StageManifest.of(model).weights})
+        return 0
+
+    monkeypatch.setattr("vita_audio_pl.train.run_command", answers)
+    words = ["stage=dpo", f"init_from={model}", "run_name=x", f"paths.runs={tmp_path}", "per_stage.dpo.beta=0.3"]
+    for _ in range(2):
+        config = train_config(*words)
+        prepare_data(config)
+        assert config.data.shards == str(tmp_path / "x/pairs/shards") and config.stage.beta == 0.3
+    assert len(commands) == 1 and {f"model={model}", "bench=spoken_world", "limit=450"} <= set(commands[0])
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(
+        UserError, match="several processes cannot make them together: first run python -m vita_audio_pl.pairs"
+    ):
+        prepare_data(train_config(*words, "run_name=y"))
 
 
 @pytest.mark.slow

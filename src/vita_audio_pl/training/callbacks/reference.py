@@ -91,6 +91,7 @@ class Reference(Callback):
                 torch.distributed.all_reduce(values)
             values[values[:, 2] == 0] = torch.nan
         module.train()
+        module.engine.reshard(module.speech_lm)  # whole parameters are read next
         if trainer.is_global_zero:
             print(
                 f"the reference's log-probabilities of {sum(map(len, found.values()))} pairs are in {self.file} "

@@ -81,6 +81,9 @@ class Engine:
     def shard(self, model: SpeechLM, module: L.LightningModule) -> None:
         """Distribute `model` over the devices, in place, before it is moved to them."""
 
+    def reshard(self, model: nn.Module) -> None:
+        """Give back what is still gathered after a forward pass without a backward one, as a validation."""
+
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """Whole value of a parameter, in the optimiser's precision."""
         return parameter.detach()

@@ -77,10 +77,13 @@ class FSDP2Engine(Engine):
     def copies(self) -> Any:
         return None if self._mesh is None else self._mesh.get_group("replicas")
 
-    def held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
+    def reshard(self, model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # after a validation the root group is still gathered
+                module.reshard()
+
+    def held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
+        self.reshard(model)
         return super().held(model, optimizer)
 
     def first_element(self, parameter: nn.Parameter) -> int:
