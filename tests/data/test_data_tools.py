@@ -12,6 +12,7 @@ from vita_audio_pl.data.__main__ import DataToolsConfig, look, main
 from vita_audio_pl.data.options import DataOptions
 from vita_audio_pl.data.prepared import PreparedSource, nothing_prepared
 from vita_audio_pl.data.shards import iterate_shard
+from vita_audio_pl.data.staging import tokenizer_there
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.data.tools.preview import preview_html
 from vita_audio_pl.data.tools.tables import info_table, plan_table, stats_table
@@ -149,6 +150,13 @@ def test_a_folder_in_which_nothing_is_prepared_is_said_and_the_right_one_beside_
         assert said.endswith(f"did you mean {meant}?")
     (tmp_path / "empty").mkdir()
     assert nothing_prepared(tmp_path / "empty").endswith("or set data.shards=DIR")
+
+
+def test_shards_without_their_tokenizer_ask_for_it(source: Path) -> None:
+    with pytest.raises(
+        UserError, match="there is no tokenizer beside .*/shards: put .* or give data.tokenizer_folder=DIR"
+    ):
+        tokenizer_there(DataOptions(shards=str(source.parent)))
 
 
 def test_what_is_previewed_is_made_by_trainings_own_function_with_its_settings(

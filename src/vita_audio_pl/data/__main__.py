@@ -17,7 +17,7 @@ from vita_audio_pl.config.fields import setting
 from vita_audio_pl.data.card import MixtureCard, card_of, judged_in
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import Manifest, PreparedSource, nothing_prepared, prepared_names
-from vita_audio_pl.data.staging import beside, send_quarantine, shards_place, source_folders, tokenizer_folder
+from vita_audio_pl.data.staging import beside, send_quarantine, shards_place, source_folders, tokenizer_there
 from vita_audio_pl.data.tools import tables
 from vita_audio_pl.data.tools.lint import lint_source, quarantine
 from vita_audio_pl.data.tools.status import status_of, status_table
@@ -154,7 +154,7 @@ def _overlaps(config: DataToolsConfig, names: list[str]) -> Iterator[tuple[str, 
     from vita_audio_pl.data.tools.overlap import find_overlap, prints_of
     from vita_audio_pl.text import TextTokenizer
 
-    tokenizer = TextTokenizer.load(tokenizer_folder(config.data))
+    tokenizer = TextTokenizer.load(tokenizer_there(config.data))
     tests = [prints_of(source, tokenizer) for source in tables.prepared_in(config.data, config.against)]
     for source in tables.prepared_in(config.data, [name for name in names if name not in config.against]):
         mine = prints_of(source, tokenizer)
@@ -176,7 +176,7 @@ def show_as_trained(config: DataToolsConfig, console: Console, names: list[str])
         raise UserError("a chain has no rows of its own: give one of its stages, as stage=align")
     heads = config.n_heads if config.stage.n_heads is None else config.stage.n_heads
     if config.command == "stats":
-        codec, tokenizer = load_codec(beside(config.data, "codec")), TextTokenizer.load(tokenizer_folder(config.data))
+        codec, tokenizer = load_codec(beside(config.data, "codec")), TextTokenizer.load(tokenizer_there(config.data))
         hears = config.variant.has_audio_encoder
         vocabulary = tokenizer.vocabulary(codec.codebook_size, continuous_input=hears)
         rule = Renderer(vocabulary, tokenizer, render_options(config, codec, heads)).length_rule

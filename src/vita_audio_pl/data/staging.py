@@ -64,6 +64,21 @@ def tokenizer_folder(options: DataOptions) -> Path:
     return local_copy(place(options.tokenizer_folder, "data.tokenizer_folder"), options.cache)
 
 
+def tokenizer_there(options: DataOptions) -> Path:
+    """`tokenizer_folder`, which must be there.
+
+    Raises:
+        UserError: also where none lies beside the shards and none is given.
+    """
+    folder = tokenizer_folder(options)
+    if options.tokenizer_folder is None and not folder.exists():
+        raise UserError(
+            f"there is no tokenizer beside {options.shards}: put the one that they were prepared with there, or give "
+            "data.tokenizer_folder=DIR"
+        )
+    return folder
+
+
 def is_prepared(shards: Place, source: str) -> bool:
     """Whether a source is there to be read."""
     with reaching(shards):

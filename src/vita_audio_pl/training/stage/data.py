@@ -6,7 +6,7 @@ from pathlib import Path
 from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.data.datamodule import SpeechDataModule
 from vita_audio_pl.data.prepared import MANIFEST, nothing_prepared, prepared_names
-from vita_audio_pl.data.staging import beside, shards_place, tokenizer_folder
+from vita_audio_pl.data.staging import beside, shards_place, tokenizer_there
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import ENCODER_FOLDER
@@ -40,12 +40,11 @@ def prepared_data(config: TrainConfig, n_heads: int) -> StageData:
         )
     if isinstance(shards, Path) and not any(prepared_names(shards)):
         raise UserError(nothing_prepared(shards))
-    text_folder, codec_folder = tokenizer_folder(config.data), beside(config.data, "codec")
-    for folder, what in ((text_folder, "tokenizer"), (codec_folder, "codec")):
-        if not isinstance(shards, Path) and not folder.exists():
-            raise UserError(
-                f"there is no {what} beside {shards}: put the one that they were prepared with at {shards.parent / what}"
-            )
+    text_folder, codec_folder = tokenizer_there(config.data), beside(config.data, "codec")
+    if not isinstance(shards, Path) and not codec_folder.exists():
+        raise UserError(
+            f"there is no codec beside {shards}: put the one that they were prepared with at {shards.parent / 'codec'}"
+        )
     tokenizer = TextTokenizer.load(text_folder)
     check_pretrained_tokenizer(config, tokenizer)
     codec = load_codec(codec_folder)
