@@ -41,3 +41,15 @@ def test_signals_while_a_command_imports_are_a_sentence_and_a_program_that_impor
         assert says in ended.stderr and ("Traceback" in ended.stderr) is (started == own)
         assert ended.returncode == status
         assert ((tmp_path / "told").read_text() if (tmp_path / "told").exists() else "") == told
+
+
+def test_a_command_without_memory_for_its_imports_ends_in_a_sentence(tmp_path):
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    (tmp_path / "hydra.py").write_text("raise ImportError('libtorch_cpu.so: failed to map segment from shared object')")
+    for limit, says in (
+        ("unlimited", "this machine has no memory left"),
+        ("400000", "'ulimit -v' allows this process 390 MiB"),
+    ):
+        command = f"ulimit -v {limit}; exec {sys.executable} -m vita_audio_pl.export"
+        ended = subprocess.run(["bash", "-c", command], env=paths, capture_output=True, text=True)
+        assert ended.returncode == 1 and f"error: {says}" in ended.stderr and "Traceback" not in ended.stderr

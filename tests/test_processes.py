@@ -203,6 +203,36 @@ def test_a_signal_after_the_save_does_not_change_the_status(when):
     assert (ended.returncode, ended.stderr) == (75, "") and ended.stdout == ("ended\n" if when == "after" else "")
 
 
+DONE = """
+import signal, sys
+from vita_audio_pl import leaving, processes
+leaving.command = processes.command = lambda: "vita_audio_pl.train"
+processes.SAME_PRESS_SECONDS = 0.0
+with processes.announce_stop():
+    for job in range(int(sys.argv[1])):
+        with processes.announce_stop():
+            print("done", flush=True)
+            processes.leave_done()
+            for _ in range(int(sys.argv[3])):
+                signal.raise_signal(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("jobs", "number", "signals", "status", "done", "stopped"),
+    [
+        (1, signal.SIGTERM, 2, 0, 1, 0),
+        (1, signal.SIGINT, 1, 0, 1, 0),
+        (1, signal.SIGINT, 2, 130, 1, 0),
+        (2, signal.SIGTERM, 1, 143, 1, 1),  # a sweep has another job, and stops before it
+    ],
+)
+def test_what_is_done_is_not_stopped_as_well(jobs, number, signals, status, done, stopped):
+    command = [sys.executable, "-c", DONE, str(jobs), str(int(number)), str(signals)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout.count("done"), ended.stderr.count("stopped")) == (status, done, stopped)
+
+
 UNREAD = """
 import signal, sys
 from vita_audio_pl import leaving, processes

@@ -17,7 +17,7 @@ from vita_audio_pl.storage.checksums import CHECKSUMS, find_damage, read_checksu
 class ChecksumsConfig(CommandConfig):
     """Settings of `python -m vita_audio_pl.checksums`."""
 
-    folder: str = setting(MISSING, "a model folder, or the folder of a prepared source", common=True)
+    folder: str = setting(MISSING, "a model folder, or the folder of a prepared source", common=True, exists=True)
     write: bool = setting(False, "accept the files as they are now and write their checksums", common=True)
 
 

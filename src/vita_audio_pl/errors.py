@@ -14,6 +14,7 @@ _MACHINE_ERRNOS = frozenset(
     }
 )  # fmt: skip
 _MACHINE_ERRORS = frozenset({"OutOfMemoryError", "AcceleratorError", "CudaError"})
+_NO_MEMORY = re.compile(r"can(no|')t allocate memory|failed to map segment|std::bad_alloc", re.IGNORECASE)
 
 
 _LONGEST, _BEGINNING = 1400, 900  # characters of a sentence, and those before a cut
@@ -40,12 +41,25 @@ def errno_of(error: BaseException) -> int | None:
     """The operating system's number of `error`, or of what it was raised from, also where a library only quotes it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.errno
-        if quoted := re.search(r"\(os error (\d+)\)", str(cause)):  # libraries in Rust: safetensors, tokenizers
-            return int(quoted.group(1))
+        if (number := _own_errno(cause)) is not None:
+            return number
         cause = cause.__cause__
     return None
+
+
+def _own_errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    if quoted := re.search(r"\(os error (\d+)\)", str(error)):  # libraries in Rust: safetensors, tokenizers
+        return int(quoted.group(1))
+    return errno.EAGAIN if isinstance(error, RuntimeError) and "can't start new thread" in str(error) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine, or a limit on this process, has no memory left; torch and the dynamic linker only say so in words."""
+    if isinstance(error, MemoryError) or errno_of(error) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error)) is not None
 
 
 _PEER_GONE = re.compile(r"gloo.*(Connection closed|Connection reset)|NCCL.*remote process exited", re.DOTALL)
@@ -62,9 +76,11 @@ def is_machine_fault(error: BaseException) -> bool:
     Such an error says nothing about the data: work has to stop and can be taken up again, nothing may be left out for
         it.
     """
+    if _own_errno(error) in _MACHINE_ERRNOS:
+        return True
     if isinstance(error, OSError):
-        return error.errno in _MACHINE_ERRNOS
-    if isinstance(error, MemoryError) or not isinstance(error, Exception):
+        return False
+    if is_out_of_memory(error) or not isinstance(error, Exception):
         return True
     # torch's errors by name: workers that read text alone never import torch
     return any(kind.__name__ in _MACHINE_ERRORS for kind in type(error).__mro__)

@@ -33,7 +33,9 @@ class ExportConfig(CommandConfig):
         choices=("float32", "bfloat16", "float16"),
         common=True,
     )
-    codec_folder: str | None = setting(None, "folder of the audio codec; null = the one in the model folder, if any")
+    codec_folder: str | None = setting(
+        None, "folder of the audio codec; null = the one in the model folder, if any", exists=True
+    )
     licence: str | None = setting(
         None, "licence for the model card, as the hub spells it (apache-2.0); null = not given"
     )

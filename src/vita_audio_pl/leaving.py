@@ -1,15 +1,18 @@
 """What a signal to leave means to a command from its first line on: a sentence, an exit status, a SLURM job put back.
 
-Nothing but what Python itself has loaded is imported here, since the package does so before a command imports the rest.
+Hardly anything is imported here, since the package does so before a command imports the rest.
 """
 
 import os
 import re
+import resource
 import signal
 import sys
 from contextlib import suppress
 from itertools import pairwise
-from types import FrameType
+from types import FrameType, TracebackType
+
+from vita_audio_pl.errors import is_out_of_memory
 
 TRY_AGAIN = 75
 """`EX_TEMPFAIL`: rerunning the same command resumes."""
@@ -32,6 +35,29 @@ def leave_at_start(number: int, frame: FrameType | None) -> None:
     print_now(f"{name_of(number)}: stopped while starting; rerun the same command to resume")
     requeue_unread(STATUS[number])
     os._exit(STATUS[number])
+
+
+_LEAST_ADDRESSES = 800_000_000  # bytes; torch for the CPU alone maps as many
+NO_MEMORY = "this machine has no memory left for it, or 'ulimit -v' allows too little: use fewer workers or smaller batches (--help-all)"
+
+
+def check_memory_limit() -> None:
+    """Ends a command whose limit on addresses torch cannot be imported under: its libraries would abort, or worse."""
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= allowed < _LEAST_ADDRESSES:
+        print_now(
+            f"error: 'ulimit -v' allows this process {allowed >> 20} MiB, and torch alone takes {_LEAST_ADDRESSES >> 20} MiB: "
+            "raise the limit"
+        )
+        os._exit(1)
+
+
+def tell_of_memory(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As `sys.excepthook`: a sentence where a command has no memory for what it imports, which `one_sentence` does not see."""
+    if is_out_of_memory(error) and os.environ.get("HYDRA_FULL_ERROR") != "1":
+        print_now(f"error: {NO_MEMORY}")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def requeue_unread(status: int) -> None:

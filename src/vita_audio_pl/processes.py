@@ -120,7 +120,7 @@ def _listen(arrived: int) -> None:
 
 def _is_deaf(number: int, came: float) -> bool:
     """Whether a signal is `_stop`'s to see to, which has not run since."""
-    return number in STATUS and signal.getsignal(number) is _stop and _ran < came - 1.0
+    return number in STATUS and signal.getsignal(number) is _stop and _ran < came - 1.0 and _done is None
 
 
 _DEAF, _UNWIND = 5.0, 20.0  # seconds; schedulers kill after thirty
@@ -148,12 +148,16 @@ def announce_stop() -> Iterator[None]:
     Raises:
         SystemExit: after a signal, with 130, 143 or 75, whatever else left the block.
     """
-    global _stopped
+    global _stopped, _done
     main = threading.current_thread() is threading.main_thread()
     outermost = main and signal.getsignal(signal.SIGTERM) is not _stop
     handlers = {number: signal.signal(number, _stop) for number in STATUS} if outermost else {}
     status: Any = 0
     try:
+        if main and _done is not None:  # a job of a sweep was done, and this is the next one
+            came, _done = _done.came, None
+            if came is not None:
+                signal.raise_signal(came[0])
         yield
     except BaseException as error:
         status = error.status if isinstance(error, UserError) else getattr(error, "code", None)
@@ -167,7 +171,7 @@ def announce_stop() -> Iterator[None]:
             signal.signal(number, _after(number, status) if command() else handler)
         stopped = _stopped
         if outermost:
-            _stopped = None
+            _stopped = _done = None
     if stopped is not None:
         raise SystemExit(stopped.status)
 
@@ -190,6 +194,26 @@ def leave_with(status: int) -> None:
         _stopped = _Stopped(time.monotonic(), status)
 
 
+def leave_done() -> None:
+    """The command has done and said what it was asked for: signals from now on change neither its words nor its status.
+
+    Where another block of `announce_stop` begins nevertheless, as for the next job of a sweep, a signal that has come stops it.
+    """
+    global _done
+    if signal.getsignal(signal.SIGTERM) is _stop:  # else nobody would forget it again
+        _done = _Done()
+
+
+@dataclass
+class _Done:
+    """That all is done, and the signal that has come since, with its time."""
+
+    came: tuple[int, float] | None = None
+
+
+_done: _Done | None = None
+
+
 def _after(number: int, status: Any) -> Any:
     """What a signal does where a command has ended but for its last words.
 
@@ -210,6 +234,12 @@ def _ended(status: int, number: int, frame: FrameType | None) -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     global _stopped, _ran
     _ran = time.monotonic()
+    if _done is not None and _stopped is None:
+        if _done.came is None:
+            _done.came = number, _ran
+        elif number == _done.came[0] == signal.SIGINT and _ran - _done.came[1] > SAME_PRESS_SECONDS:
+            _end_now(STATUS[number])
+        return
     if _stopped is not None:
         if _ran - _stopped.came > SAME_PRESS_SECONDS:
             _end_now(STATUS[number] if number == signal.SIGINT else _stopped.status)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.patience import PATIENCE
 from vita_audio_pl.codecs import write_wav
 from vita_audio_pl.config.ending import one_sentence
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.inference.sinks import _GrowingWav
 from vita_audio_pl.storage.files import atomic_write, write_array
 
@@ -34,6 +34,13 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.EROFS, "Read-only file system", "runs/a"), 1, "runs/a is on a read-only file system"),
         (OSError(errno.EMFILE, "Too many open files", "x.tar"), 1, "ulimit -n"),
         (MemoryError(), 1, "no memory left"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 1, "no memory left"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            1,
+            "no memory left",
+        ),
+        (RuntimeError("can't start new thread"), 1, "ulimit -u"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "trainer.rows_per_device"),
         (
             RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1"),
@@ -103,3 +110,42 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.read(10)
     process.stdout.close()
     assert (process.wait(PATIENCE), process.stderr.read()) == (141, b"")
+
+
+PRINTS = """
+import sys
+from vita_audio_pl.config.ending import one_sentence, require_streams
+with one_sentence():
+    require_streams()
+    print("za\\u017c\\xf3\\u0142\\u0107 \\udcff")
+    sys.exit(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("unbuffered", "redirected", "status", "says"),
+    [
+        ("", ">&-", 2, "standard output is closed"),
+        ("", ">/dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("1", ">/dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("", "0 >/dev/full", 1, "standard output cannot be written"),
+        ("", "3 >/dev/full", 3, ""),  # what else went wrong is told
+        ("", "2>&-", 0, ""),
+    ],
+)
+def test_what_is_printed_is_never_lost_in_silence(unbuffered, redirected, status, says):
+    command = f"PYTHONUNBUFFERED={unbuffered} exec {sys.executable} -c '{PRINTS}' {redirected}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == status and says in ended.stderr and ended.stderr.count("\n") == bool(says)
+
+
+def test_an_answer_is_printed_whatever_the_locale():
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, "-c", PRINTS], env=plain, capture_output=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "zażółć \\udcff\n".encode(), b"")
+
+
+def test_memory_that_is_lacking_says_nothing_about_data():
+    assert is_machine_fault(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert is_machine_fault(RuntimeError("I/O: No space left on device (os error 28)"))
+    assert not is_machine_fault(RuntimeError("the shape is wrong")) and not is_machine_fault(FileNotFoundError(2, "x"))

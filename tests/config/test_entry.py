@@ -1,5 +1,6 @@
 """Every mistake on the command line is one sentence and exit status 2."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,9 @@ import pytest
 
 from tests.patience import PATIENCE
 from vita_audio_pl import export, prepare, train
+from vita_audio_pl.config.entry import run_entry_point, typed_in_utf8
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.options import GenerateConfig
 
 
 @pytest.fixture
@@ -41,10 +45,12 @@ def run(monkeypatch, capsys, tmp_path):
         ("text_audio_interval_ratio=[1,10,4]", "text_audio_interval_ratio"),
         ("decode_pattern=[0,10]", "decode_pattern"),
         ("stage.sequence_length=4", "cannot hold a conversation"),
-        ("encoder.folder=x", "takes audio codes and has no encoder"),
+        ("encoder.folder=.", "takes audio codes and has no encoder"),
         ("per_stage.mtp2.steps=3", "no setting 'per_stage.mtp2'"),
         ("per_stage.align.stepz=3", "no setting 'per_stage.align.stepz'"),
         ("trainer.devices=2", "one device"),
+        ("model.pretrained=no/where", "there is no folder no/where"),
+        ("data.tokenizer_folder=no/where", "data.tokenizer_folder is given, and data.shards is not"),
         ("stage=[", "'stage=[' cannot be read"),
     ],
 )
@@ -101,3 +107,21 @@ def test_the_module_runs_as_a_command_from_any_directory(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: there is no setting")
+
+
+def test_text_is_utf_8_whatever_the_locale_and_names_of_files_are_the_bytes_that_were_typed():
+    script = "import sys; from vita_audio_pl.config.entry import typed_in_utf8; print(*map(ascii, typed_in_utf8(sys.argv[1:])))"
+    typed = [b"text=\xc5\xbc", b"audio=\xc5\xbc.wav"]
+    plain = {**os.environb, b"LC_ALL": b"C", b"PYTHONUTF8": b"0", b"PYTHONCOERCECLOCALE": b"0"}
+    ended = subprocess.run([sys.executable, "-c", script, *typed], env=plain, capture_output=True, timeout=PATIENCE)
+    assert ended.stdout == rb"'text=\u017c' 'audio=\udcc5\udcbc.wav'" + b"\n"
+    with pytest.raises(UserError, match="what is given as text is not UTF-8"):
+        typed_in_utf8(["text=\udce9"])
+
+
+def test_what_will_be_read_must_be_there_before_anything_starts(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", "model=m", "task=text", "codec_folder=no/where"])
+    with pytest.raises(SystemExit) as end:
+        run_entry_point(lambda config: pytest.fail("started"), "generate", GenerateConfig, own=("model",))
+    assert end.value.code == 2
+    assert "codec_folder is 'no/where', and there is no such file or folder" in capsys.readouterr().err

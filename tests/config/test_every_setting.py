@@ -11,7 +11,7 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.benchmarking.settings import BenchmarkConfig
 from vita_audio_pl.checksums import ChecksumsConfig
 from vita_audio_pl.config.entry import register_schema, run_entry_point, to_dataclass
-from vita_audio_pl.config.fields import Described, described
+from vita_audio_pl.config.fields import Described, check_paths, described
 from vita_audio_pl.config.help import print_help
 from vita_audio_pl.config.renamed import RENAMED, rename_settings
 from vita_audio_pl.data.__main__ import DataToolsConfig
@@ -119,6 +119,41 @@ def test_wrong_values_of_every_setting_are_refused_in_a_sentence(command):
                 continue
             accepted.append(f"{setting.name}={value}")
     assert not accepted
+
+
+NAMES_A_FILE = re.compile(r"\b(folder|files?|recordings?|certificate|checkpoint|voices?)\b", re.IGNORECASE)
+WRITTEN = "paths.data paths.runs data.world_folder data.cache callbacks.local_checkpoints output out shards codes cache spoken " \
+    "transcripts engine.folder target"  # fmt: skip
+READ_AT_ONCE = (
+    "init_from model.pretrained data.shards data.tokenizer_folder samples root model bench.root bench.grammar source"
+)
+"""By what says more where it is not there, since it may be a run's name, or be made here."""
+NO_FILES = "callbacks.keep_best_by name text"
+BELONG = {
+    "tls_certificate": {"tls_key": __file__},
+    "tls_key": {"tls_certificate": __file__},
+    "decoding.samples": {"decoding.model_folder": "m"},
+}
+"""What a setting is given with."""
+OTHERWISE = f"{WRITTEN} {READ_AT_ONCE} {NO_FILES}".split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_file_that_is_only_read_must_be_there(command):
+    config = composed(command)
+    for setting in described(COMMANDS[command]):
+        if not setting.rules.exists:
+            reads = "str" in setting.type and NAMES_A_FILE.search(setting.rules.meaning) and not setting.rules.choices
+            assert not reads or setting.name in OTHERWISE, f"{setting.name}: exists=True?"
+            continue
+        value = ["no/where"] if setting.type.startswith("list") else "no/where"
+        changed = copy.deepcopy(config)
+        given = {setting.name: {"x": value} if setting.type.startswith("dict") else value}
+        with open_dict(changed):
+            for name, said in (BELONG.get(setting.name, {}) | given).items():
+                OmegaConf.update(changed, name, said)
+        with pytest.raises(UserError, match=f"^{re.escape(setting.name)}.* is 'no/where', and there is no such file"):
+            check_paths(to_dataclass(changed, apply_stage_settings if command in STAGED else None))
 
 
 @pytest.mark.parametrize("command", RENAMED)

@@ -50,9 +50,11 @@ class DecodingProtocol:
         "also decode with transformers' own loop on as large a model, in turn with the others (Vanilla, one session)",
     )
     model_folder: str | None = setting(None, "trained model to measure; null = random weights")
-    samples: str | None = setting(None, "JSONL file with prompts for the trained model; null = synthetic prompts")
+    samples: str | None = setting(
+        None, "JSONL file with prompts for the trained model; null = synthetic prompts", exists=True
+    )
     limit: int = setting(20, "prompts taken from samples", at_least=1)
-    codec: str | None = setting(None, "codec folder, to time the vocoder; null = the trained model's own")
+    codec: str | None = setting(None, "codec folder, to time the vocoder; null = the trained model's own", exists=True)
     graphs: bool | None = setting(None, "use CUDA graphs; null = on a GPU")
     compile: bool = setting(False, "use torch.compile (GPU)")
 

@@ -8,6 +8,7 @@ from vita_audio_pl.errors import UserError
 
 VERIFY_MODES = ("none", "greedy", "sample", "groups", "typical")
 VERIFY_MEANING = "none, greedy, sample, or the looser groups and typical: whether the backbone verifies drafts"
+KERNELS = ("auto", "rows", "columns", "packed")
 SLACK = {"groups": 0.3, "typical": 0.7}
 """How loose the modes that are not exact are by default; see `DecodingConfig.slack`."""
 
@@ -97,4 +98,6 @@ class DecodingConfig:
         "auto",
         "layout of matrices in float32 on a CPU: auto = measured on this processor, rows (torch's own), columns, packed, or a "
         "file of recorded choices",
+        exists=True,
+        words=KERNELS,
     )

@@ -1,6 +1,8 @@
 """How a command ends when something goes wrong: one sentence, an exit status, and a file with the traceback if it helps."""
 
+import codecs
 import errno
+import io
 import os
 import signal
 import sys
@@ -11,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vita_audio_pl.errors import UserError, errno_of, peer_is_gone
+from vita_audio_pl.errors import UserError, errno_of, is_out_of_memory, peer_is_gone
+from vita_audio_pl.leaving import NO_MEMORY
 from vita_audio_pl.processes import announce_stop
 from vita_audio_pl.storage.secrets import without_credentials
 
@@ -28,6 +31,8 @@ _SENTENCES = {
     errno.EACCES: "no permission for {file}: change its owner or mode, or choose another folder",
     errno.EPERM: "no permission for {file}: change its owner or mode, or choose another folder",
     errno.EROFS: "{file} is on a read-only file system: choose another folder",
+    errno.EAGAIN: "this machine cannot start more threads or processes (see 'ulimit -u'): use fewer workers, then "
+    + _AGAIN,
     errno.EMFILE: "this process may not open more files (at {file}): raise the limit with 'ulimit -n 65536', then "
     + _AGAIN,
     errno.ENFILE: "this machine cannot open more files (at {file}); " + _AGAIN + " once others have ended",
@@ -44,14 +49,14 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
     """Turn whatever leaves the block into a sentence on stderr and an exit status.
 
     A `UserError` ends with its status (2), Ctrl-C with 130, SIGTERM with 143, SIGUSR1 with 75, a closed pipe with 141 and
-    silence, everything else with 1. What nobody expected also leaves a file with its traceback. `HYDRA_FULL_ERROR=1` lets
-    exceptions through as they are.
+    silence, everything else with 1, also where what was printed could not be written. What nobody expected also leaves a
+    file with its traceback. `HYDRA_FULL_ERROR=1` lets exceptions through as they are.
 
     Args:
         runs: folder of runs; tracebacks go to `errors/` in it, or to the temporary folder where it cannot be written.
     """
     try:
-        with announce_stop():
+        with announce_stop(), _all_is_printed():
             yield
     except SystemExit:
         raise
@@ -59,8 +64,7 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
         _print(f"interrupted; {_AGAIN}")
         raise SystemExit(STATUS_OF_INTERRUPT) from None
     except BrokenPipeError:
-        # what is still buffered cannot be written; Python would complain about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         raise SystemExit(STATUS_OF_CLOSED_PIPE) from None
     except BaseException as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -72,11 +76,76 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
         raise SystemExit(STATUS_OF_FAILURE) from None
 
 
+@contextmanager
+def _all_is_printed() -> Iterator[None]:
+    """Whatever the block printed is written when it ends; Python itself would say so at exit, in its own words.
+
+    Raises:
+        UserError: standard output takes no more, and nothing else went wrong.
+    """
+    ended: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        ended = error
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+            if isinstance(ended, OSError) and ended.filename is None:  # perhaps a `print` that was not buffered
+                print(flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _print_no_more()
+        if ended is None or errno_of(ended) == error.errno or (isinstance(ended, SystemExit) and not ended.code):
+            raise UserError(
+                f"standard output cannot be written ({error.strerror}), so what this command prints is lost; what it wrote into "
+                "files is there",
+                STATUS_OF_FAILURE,
+            ) from error
+    if ended is not None:
+        raise ended
+
+
+def _print_no_more() -> None:
+    """What is still buffered cannot be written; Python would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def require_streams() -> None:
+    """Refuse to start with standard output closed; standard input and error, where closed, are opened to nowhere.
+
+    What a stream's encoding cannot hold is escaped, rather than an answer lost for one letter. The first files that a process opens take the numbers of streams that are closed, and whatever a library or a child process
+    prints would go into them.
+
+    Raises:
+        UserError: standard output is closed.
+    """
+    for number, flags in ((0, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        raise UserError(
+            "standard output is closed, so what this command prints would be lost: send it to a file, or to /dev/null"
+        )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            bare = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if bare else None, errors="backslashreplace")
+
+
 def _sentence(error: BaseException, runs: str) -> str:
+    if is_out_of_memory(error):
+        return NO_MEMORY
     if (number := errno_of(error)) in _SENTENCES:
         return _SENTENCES[number].format(file=getattr(error, "filename", None) or "a file", why=os.strerror(number))
-    if isinstance(error, MemoryError):
-        return "this machine has no memory left for it: use fewer workers or smaller batches (--help-all)"
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"the GPU has no memory left for it ({str(error).partition('.')[0]}): lower trainer.rows_per_device, or "

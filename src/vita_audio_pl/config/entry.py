@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.child_processes import end_with, end_with_launcher
 from vita_audio_pl.config.component import with_components
-from vita_audio_pl.config.ending import one_sentence
+from vita_audio_pl.config.ending import one_sentence, require_streams
 from vita_audio_pl.config.experiments import ExperimentsSearchPath, ExperimentsSource
-from vita_audio_pl.config.fields import Rules, check_settings, described, did_you_mean, no_such_setting
+from vita_audio_pl.config.fields import Rules, check_paths, check_settings, described, did_you_mean, no_such_setting
 from vita_audio_pl.config.help import print_help, wants_help
-from vita_audio_pl.config.home import arguments_with_homes, home_written_out, write_out_homes
+from vita_audio_pl.config.home import FREE_TEXT, arguments_with_homes, home_written_out, write_out_homes
 from vita_audio_pl.config.plugins import load_plugins
 from vita_audio_pl.config.renamed import RENAMED
 from vita_audio_pl.errors import UserError
@@ -43,6 +43,7 @@ def run_entry_point(
     amend: Amend | None = None,
     own: Sequence[str] = (),
     expand: Callable[[list[str]], list[str]] | None = None,
+    elsewhere: bool = False,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task` with the typed configuration.
 
@@ -59,6 +60,7 @@ def run_entry_point(
         own: settings of `schema` that are named like a group of `conf/` that other commands choose from. Hydra would
             take `name=value` for the choice of an option, so they are taken off the command line before it reads it.
         expand: what one word of the command line stands for; gets the arguments and returns those that are meant.
+        elsewhere: the settings are those of another machine, so the files that they name need not be here.
     """
     # Idle OpenMP threads that spin steal the cores of other processes. Read when torch starts, so before its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -84,11 +86,15 @@ def run_entry_point(
             for name, value in given.items():
                 config[name] = value
             load_plugins(config.plugins)
-            return task(to_dataclass(config, amend, HydraConfig.get().overrides.task, rules))
+            settings = to_dataclass(config, amend, HydraConfig.get().overrides.task, rules)
+            if not elsewhere:
+                check_paths(settings)
+            return task(settings)
 
     end_with_launcher()
     with one_sentence(), _hydras_mistakes(rules, restore):
-        sys.argv[1:] = arguments_with_homes(sys.argv[1:])
+        require_streams()
+        sys.argv[1:] = arguments_with_homes(typed_in_utf8(sys.argv[1:]))
         _refuse_renamed(sys.argv[1:], RENAMED.get(config_name, {}))
         _refuse_addresses(sys.argv[1:], rules)
         given = _take(own)
@@ -122,6 +128,26 @@ def _clean_multirun() -> None:
         written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if (clean := without_credentials(written)) != written:
             atomic_write(path, OmegaConf.to_yaml(OmegaConf.create(clean)).encode())
+
+
+def typed_in_utf8(arguments: Sequence[str]) -> list[str]:
+    """Free text as the UTF-8 that a terminal sends, also where the locale says another encoding, or none.
+
+    Names of files stay as they are: the file system is asked for the very bytes that were typed.
+
+    Raises:
+        UserError: the bytes of a text are no UTF-8.
+    """
+    return [_in_utf8(argument) if argument.partition("=")[0] in FREE_TEXT else argument for argument in arguments]
+
+
+def _in_utf8(argument: str) -> str:
+    with suppress(UnicodeError):
+        return os.fsencode(argument).decode()
+    if any("\ud800" <= letter <= "\udfff" for letter in argument):
+        name = argument.partition("=")[0]
+        raise UserError(f"what is given as {name} is not UTF-8: set the terminal to UTF-8, or type it again")
+    return argument
 
 
 def _take(names: Sequence[str]) -> dict[str, str]:

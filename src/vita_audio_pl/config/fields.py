@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING
@@ -31,6 +32,8 @@ class Rules:
         common: among the settings that people change first; `--help` shows these.
         base: of a component, the path of the class that it must derive from; empty where any class will do.
         address: may be a URL; anything else that is named is on this machine.
+        exists: names a file or folder that is read, and so must be there when a command starts, also where it reads it late.
+        words: with `exists`, what it may say instead of a file.
     """
 
     meaning: str = ""
@@ -43,6 +46,8 @@ class Rules:
     common: bool = False
     base: str = ""
     address: bool = False
+    exists: bool = False
+    words: tuple[str, ...] = ()
 
     def refuse(self, name: str, value: Any) -> None:
         """Raise `UserError` where `value` of the setting `name` is out of range, not among the choices, or an address."""
@@ -85,9 +90,13 @@ def setting(
     common: bool = False,
     base: str = "",
     address: bool = False,
+    exists: bool = False,
+    words: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with `Rules`; a default that is a list or a dictionary is copied for each instance."""
-    rules = Rules(meaning, at_least, above, at_most, below, tuple(choices), length, common, base, address)
+    rules = Rules(
+        meaning, at_least, above, at_most, below, tuple(choices), length, common, base, address, exists, tuple(words)
+    )
     metadata = {_KEY: rules}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -135,6 +144,39 @@ def check_settings(settings: Any, path: str = "") -> None:
             check_settings(inner, f"{path}{name}{key}.")
     if hasattr(settings, "check"):
         settings.check()
+
+
+def check_paths(settings: Any, path: str = "") -> None:
+    """Check that every file and folder is there which a command may read, early or late or, with these settings, not at all.
+
+    Args:
+        settings: as `check_settings`.
+        path: likewise.
+
+    Raises:
+        UserError: one is not there, and which setting names it.
+    """
+    if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
+        return
+    for field in dataclasses.fields(settings):
+        name, value = f"{path}{field.name}", getattr(settings, field.name)
+        if (rules := rules_of(field)).exists:
+            for key, named in _inner(value):
+                if isinstance(named, str) and named not in ("", *rules.words) and not _is_there(named):
+                    words = f"; choose one of {', '.join(rules.words)}, or a file" if rules.words else ""
+                    near = did_you_mean(named, rules.words)
+                    raise UserError(f"{name}{key} is '{named}', and there is no such file or folder{words}{near}")
+        for key, inner in _inner(value):
+            check_paths(inner, f"{name}{key}.")
+
+
+def _is_there(named: str) -> bool:
+    if _ADDRESS.fullmatch(named):  # asked when it is read
+        return True
+    try:
+        return Path(named).exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL in it
+        return False
 
 
 def _inner(value: Any) -> Iterator[tuple[str, Any]]:

@@ -60,11 +60,16 @@ class DataOptions:
         return self.shards or f"{self.world_folder}/shards"
 
     def check(self) -> None:
-        """Refuse a configuration without data.
+        """Refuse a configuration without data, or a tokenizer for shards that are made with their own.
 
         Raises:
-            UserError: neither shards nor a spoken world are given.
+            UserError: neither shards nor a spoken world are given, or a tokenizer without shards.
         """
+        if self.tokenizer_folder and not self.shards:
+            raise UserError(
+                "data.tokenizer_folder is given, and data.shards is not: the spoken world that is made here gets its own "
+                "tokenizer, or that of the pretrained model"
+            )
         if not self.shards and not self.spoken_world:
             raise UserError(
                 "data.spoken_world=null says that shards are given, and data.shards names none: give data.shards=DIR"
@@ -136,8 +141,11 @@ class PrepareConfig(CommandConfig):
         "folder, tokenizer.json or URL of the text tokenizer; null for the spoken world, which makes its own",
         common=True,
         address=True,
+        exists=True,
     )
-    codec_folder: str | None = setting(None, "folder or URL of the codec; null for text", common=True, address=True)
+    codec_folder: str | None = setting(
+        None, "folder or URL of the codec; null for text", common=True, address=True, exists=True
+    )
     codes: str | None = setting(
         None,
         "folder or URL that caches codes, so that no recording is encoded twice; null = none",
@@ -196,8 +204,8 @@ class PrepareConfig(CommandConfig):
         "recogniser that checks generated speech or transcribes recordings without text: pocketsphinx, whisper, paraformer, "
         "or a class of your own; null = none",
     )
-    judge_model: str | None = setting(None, "folder of the judge's checkpoint; null = it needs none")
-    judge_grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = the judge needs none")
+    judge_model: str | None = setting(None, "folder of the judge's checkpoint; null = it needs none", exists=True)
+    judge_grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = the judge needs none", exists=True)
     judged: int = setting(200, "messages of a source that the judge listens to", at_least=1)
     trust_file: bool = setting(
         False, "load the checkpoint of the judge paraformer, although such files can run any code"

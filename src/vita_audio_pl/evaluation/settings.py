@@ -51,9 +51,13 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
     model: str | None = setting(
         None, "a run, a stage, a model folder, adapters, or published weights; null with a suite", common=True
     )
-    codec_folder: str | None = setting(None, "folder of the audio codec; null = the one in the model folder")
+    codec_folder: str | None = setting(
+        None, "folder of the audio codec; null = the one in the model folder", exists=True
+    )
     encoder_folder: str | None = setting(
-        None, "folder of a Plus model's audio encoder, as SenseVoiceSmall has it; null = the one in the model folder"
+        None,
+        "folder of a Plus model's audio encoder, as SenseVoiceSmall has it; null = the one in the model folder",
+        exists=True,
     )
     task: str = setting("asr", "asr, tts, sqa, text, or all that the bench has", choices=(*METRICS, "all"), common=True)
     mode: str = setting(
@@ -77,13 +81,20 @@ class EvaluateConfig(DecodingConfig, CommandConfig):
         common=True,
     )
     judge_model: str | None = setting(
-        None, "folder of a Whisper or Paraformer checkpoint; null = the one that the bench names, or none", common=True
+        None,
+        "folder of a Whisper or Paraformer checkpoint; null = the one that the bench names, or none",
+        common=True,
+        exists=True,
     )
     speaker_model: str | None = setting(
-        None, "folder of a WavLM x-vector checkpoint, to measure similarity to the voice prompt; null = not measured"
+        None,
+        "folder of a WavLM x-vector checkpoint, to measure similarity to the voice prompt; null = not measured",
+        exists=True,
     )
     mos_model: str | None = setting(
-        None, "UTMOS as a TorchScript file, to measure naturalness; needs trust_file=true; null = not measured"
+        None,
+        "UTMOS as a TorchScript file, to measure naturalness; needs trust_file=true; null = not measured",
+        exists=True,
     )
     trust_file: bool = setting(
         False, "load mos_model, or the checkpoint of the judge paraformer, although such files can run any code"

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_machine_fault
 from vita_audio_pl.foreign.fields import require_file
 from vita_audio_pl.storage.places import why_pointer
 
@@ -87,6 +87,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # torch raises nearly any type on damaged bytes
+        if is_machine_fault(error):
+            raise
         first_line = str(error).strip().splitlines()[:1]
         raise UserError(
             f"{path} is damaged or cut short ({first_line[0][:200] if first_line else type(error).__name__}); fetch it again"

@@ -22,10 +22,15 @@ class InferenceConfig(DecodingConfig, CommandConfig):
         MISSING, "what to load: a run, a stage, a model folder, adapters, or published weights", common=True
     )
     codec_folder: str | None = setting(
-        None, "folder of the audio codec; null = the one in the model folder", common=True
+        None,
+        "folder of the audio codec; null = the one in the model folder",
+        common=True,
+        exists=True,
     )
     encoder_folder: str | None = setting(
-        None, "folder of a Plus model's audio encoder, as SenseVoiceSmall has it; null = the one in the model folder"
+        None,
+        "folder of a Plus model's audio encoder, as SenseVoiceSmall has it; null = the one in the model folder",
+        exists=True,
     )
     device: str = setting("cpu", "cpu or cuda", choices=("cpu", "cuda"), common=True)
     threads: int = setting(1, "CPU threads of a matrix product; more than 1 helps large models only", at_least=1)
@@ -48,10 +53,16 @@ class GenerateConfig(InferenceConfig):
         None, "text to speak (tts) or to answer (text); null for other tasks", common=True, address=True
     )
     audio: str | None = setting(
-        None, "recording to answer (sts) or transcribe (asr); null for other tasks", common=True
+        None,
+        "recording to answer (sts) or transcribe (asr); null for other tasks",
+        common=True,
+        exists=True,
     )
     voice: str | None = setting(
-        None, "recording of the voice to answer in; null = the voice the model was trained on", common=True
+        None,
+        "recording of the voice to answer in; null = the voice the model was trained on",
+        common=True,
+        exists=True,
     )
     mode: Any = setting(
         None,

@@ -51,15 +51,19 @@ class ServeConfig(InferenceConfig):
         1, "copies of the model behind one address, by Ray Serve; slots and limits hold for each", at_least=1
     )
     sound_workers: int = setting(2, "threads that encode and decode audio", at_least=1)
-    voices: dict[str, str] = setting({}, "voice names that requests may use, and a recording of each")
+    voices: dict[str, str] = setting({}, "voice names that requests may use, and a recording of each", exists=True)
     api_keys: str | None = setting(
-        None, f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for"
+        None,
+        f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for",
+        exists=True,
     )
     origins: list[str] = setting([], "other web origins that may call, such as https://example.org", address=True)
     tls_certificate: str | None = setting(
-        None, "PEM certificate; null = no TLS (browsers allow the microphone on localhost only)"
+        None,
+        "PEM certificate; null = no TLS (browsers allow the microphone on localhost only)",
+        exists=True,
     )
-    tls_key: str | None = setting(None, "PEM key of the certificate; null = no TLS")
+    tls_key: str | None = setting(None, "PEM key of the certificate; null = no TLS", exists=True)
     drain_seconds: float = setting(30.0, "seconds that running answers get after SIGTERM", at_least=0)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
@@ -89,7 +93,9 @@ class TalkConfig(CommandConfig):
 
     url: str = setting("ws://localhost:8000/v1/realtime", "URL of the server", common=True, address=True)
     key: str | None = setting(None, f"that the server asks for; null = the first in {KEYS_VARIABLE}")
-    audio: list[str] = setting([], "recordings to send, one turn each; none and no text = the microphone", common=True)
+    audio: list[str] = setting(
+        [], "recordings to send, one turn each; none and no text = the microphone", common=True, exists=True
+    )
     text: str | None = setting(None, "text to send after the recordings; null = none", common=True, address=True)
     output: str = setting("answer.wav", "file for the spoken answers, one after the other", common=True)
     mode: str | None = setting(None, "turbo, boost, balance, vanilla; null = the model's own", common=True)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from hydra.core.hydra_config import HydraConfig
 
 from vita_audio_pl.config.component import plain
+from vita_audio_pl.errors import UserError
+from vita_audio_pl.leaving import STATUS
 from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.training.checks import settings_of_stage
 from vita_audio_pl.training.run_folder.identity import decisive_settings
@@ -43,6 +45,12 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
             start = [f"init_from={config.init_from}"] if number == 1 and config.init_from is not None else []
             command = [sys.executable, *COMMAND, *overrides, *start, f"stage={stage}"]
             status = run_command(command, _environment(number))
+            if status in STATUS.values() and is_finished(folder, settings_of_stage(stage, overrides), invocation.id):
+                left = ", ".join(stages[number:]) or "none"
+                raise UserError(
+                    f"stopped after stage '{stage}', which is finished (left: {left}); rerun the same command to resume",
+                    status,
+                )
             check_status(status, f"stage '{stage}'", f"finished before it: {', '.join(stages[: number - 1]) or 'none'}")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from vita_audio_pl.config.decoding import VERIFY_MEANING, VERIFY_MODES, DecodingConfig
+from vita_audio_pl.config.decoding import KERNELS, VERIFY_MEANING, VERIFY_MODES, DecodingConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.evaluation.judges.choice import JUDGES
 
@@ -41,10 +41,19 @@ class SamplesConfig(DecodingConfig):
         choices=tuple(JUDGES),
     )
     judge_model: str | None = setting(
-        None, "folder of a Whisper or Paraformer checkpoint; null where the judge needs none"
+        None,
+        "folder of a Whisper or Paraformer checkpoint; null where the judge needs none",
+        exists=True,
     )
-    grammar: str | None = setting(None, "JSGF file for pocketsphinx; null = grammar.jsgf beside the shards")
-    kernels: str = setting("rows", "layout of matrices; rows, torch's own, gives the same samples on any processor")
+    grammar: str | None = setting(
+        None, "JSGF file for pocketsphinx; null = grammar.jsgf beside the shards", exists=True
+    )
+    kernels: str = setting(
+        "rows",
+        "layout of matrices; rows, torch's own, gives the same samples on any processor",
+        exists=True,
+        words=KERNELS,
+    )
 
     @property
     def token_limit(self) -> int:

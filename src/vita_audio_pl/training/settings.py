@@ -205,7 +205,9 @@ class EncoderConfig:
     """The audio encoder of the Plus variants."""
 
     folder: str | None = setting(
-        None, "folder of the audio encoder, as SenseVoiceSmall has it; null = speech_input beside the shards"
+        None,
+        "folder of the audio encoder, as SenseVoiceSmall has it; null = speech_input beside the shards",
+        exists=True,
     )
     trains_in: list[str] = setting([], "stages in which the encoder trains; none as published")
 

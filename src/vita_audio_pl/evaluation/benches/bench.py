@@ -38,7 +38,9 @@ class BenchConfig:
     unit: str = setting("word", "what error rates count: word, or character for Chinese", choices=("word", "character"))
     normaliser: str = setting("plain", "normaliser of transcripts, see evaluation/scores/normalisers.py")
     spelling_file: str | None = setting(
-        None, "normalizer.json of a Whisper checkpoint, for whisper_english; null = without its spellings"
+        None,
+        "normalizer.json of a Whisper checkpoint, for whisper_english; null = without its spellings",
+        exists=True,
     )
     published_normaliser: str | None = setting(
         None, "in place of normaliser under profile=reference; null = the same under every profile"
@@ -60,6 +62,9 @@ class BenchConfig:
         for task in self.tasks:
             if task not in METRICS:
                 raise UserError(f"bench.tasks: '{task}' is not a task; choose from {', '.join(METRICS)}")
+        # where the whole bench is not there, how to get it is said when it is read
+        if self.grammar and Path(self.root).exists() and not Path(self.grammar).exists():
+            raise UserError(f"bench.grammar is '{self.grammar}', and there is no such file")
 
     def items(self, task: str, split: str) -> tuple[Item, ...]:
         """The items of one split of one task; recordings may be missing, see `check_audio`.

@@ -36,7 +36,7 @@ class JudgeSettings(Component):
 class Pocketsphinx(JudgeSettings):
     """Of `pocketsphinx.PocketsphinxJudge`."""
 
-    grammar: str | None = setting(None, "JSGF file of the expected sentences; null = it cannot be built")
+    grammar: str | None = setting(None, "JSGF file of the expected sentences; null = it cannot be built", exists=True)
 
     def build(self, device: str = "cpu") -> "Judge":
         from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxJudge
@@ -57,7 +57,7 @@ class Pocketsphinx(JudgeSettings):
 class Whisper(JudgeSettings):
     """Of `neural.WhisperJudge`."""
 
-    model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
+    model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built", exists=True)
     language: str | None = setting(None, "language of the audio; null = detected")
 
     def build(self, device: str = "cpu") -> "Judge":
@@ -75,7 +75,7 @@ class Whisper(JudgeSettings):
 class Paraformer(JudgeSettings):
     """Of `neural.ParaformerJudge`."""
 
-    model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built")
+    model: str | None = setting(None, "folder of the checkpoint; null = it cannot be built", exists=True)
     trust_file: bool = setting(False, "let FunASR load the checkpoint, which can run any code")
 
     def build(self, device: str = "cpu") -> "Judge":

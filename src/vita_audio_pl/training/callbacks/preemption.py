@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from vita_audio_pl.errors import peer_is_gone
 from vita_audio_pl.leaving import INTERRUPTED, STATUS, TRY_AGAIN, name_of, print_now, requeue_job
-from vita_audio_pl.processes import SAME_PRESS_SECONDS, leave_with
+from vita_audio_pl.processes import SAME_PRESS_SECONDS, leave_done, leave_with
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -93,6 +93,8 @@ class Preemption(Callback):
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore()
+        if self.left_at is None and trainer.global_step >= trainer.max_steps:  # handed over
+            leave_done()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self._restore()

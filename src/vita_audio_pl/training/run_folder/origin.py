@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.foreign.fields import read_json, read_json_if_there
 from vita_audio_pl.models.families import family_of_folder, is_plain
 from vita_audio_pl.storage.model_folders import CONFIG, find_model_if_there, part_of, read_manifest, whole_model
 from vita_audio_pl.training.settings import CHAIN, StageConfig, TrainConfig
@@ -84,14 +84,37 @@ def start_tokenizer(config: TrainConfig) -> Path | None:
     """The folder whose tokenizer the small spoken world has to be prepared with; None for the world's own.
 
     Raises:
-        UserError: the pretrained model has no tokenizer.
+        UserError: the pretrained model is not there, or has no tokenizer.
     """
     start = _start(config)
+    if start is not None and str(start) == config.model.pretrained:
+        pretrained_folder(config.model.pretrained)
     if start is None or not (start / CONFIG).is_file() or not is_pretrained(start):
         return None
     folder = part_of(start, "tokenizer") or whole_model(start)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; copy the model's own there, so that the data gets its ids")
+    return folder
+
+
+def pretrained_folder(path: str) -> Path:
+    """Where `model.pretrained` is.
+
+    Raises:
+        UserError: it is not there.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"model.pretrained: there is no folder {folder}; download the model there, or give model.pretrained=DIR "
+            "(model.pretrained=null starts from random weights)"
+        )
+    fields = read_json_if_there(folder / CONFIG)
+    if fields and not is_plain(fields):
+        raise UserError(
+            f"model.pretrained={folder} is a '{fields.get('model_type')}' model, not a plain Qwen2 or Qwen3 folder; give it as "
+            "init_from"
+        )
     return folder
 
 

@@ -22,8 +22,9 @@ from vita_audio_pl.models.tensor_file import LateTensor
 from vita_audio_pl.models.weight_files import WeightFolder
 from vita_audio_pl.storage.model_folders import whole_model
 from vita_audio_pl.text.vocabulary import Vocabulary
+from vita_audio_pl.training.run_folder.origin import pretrained_folder
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage.starting_model import finish_start, pretrained_folder, weights_type
+from vita_audio_pl.training.stage.starting_model import finish_start, weights_type
 
 _HEAD = re.compile(r"heads\.(\d+)\.(.+)")
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")

@@ -6,19 +6,18 @@ import torch
 
 from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.foreign.fields import read_json_if_there
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
-from vita_audio_pl.models.families import FAMILIES, BackboneConfig, is_plain
+from vita_audio_pl.models.families import FAMILIES, BackboneConfig
 from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora
 from vita_audio_pl.models.released import ENCODER_FOLDER, config_from_fields
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.storage.model_folders import CONFIG
 from vita_audio_pl.text.tokenizer import TextTokenizer
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.run_folder.origin import pretrained_folder
 from vita_audio_pl.training.settings import ModelConfig, TrainConfig
 
 
@@ -127,24 +126,3 @@ def check_adapters(config: TrainConfig, parent: StageManifest | None, n_heads: i
             f"{'audio tokens to a plain backbone' if parent is None else 'heads'}; leave it out, or start from a model that has "
             "them"
         )
-
-
-def pretrained_folder(path: str) -> Path:
-    """Where `model.pretrained` is.
-
-    Raises:
-        UserError: it is not there.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(
-            f"model.pretrained: there is no folder {folder}; download the model there, or give model.pretrained=DIR "
-            "(model.pretrained=null starts from random weights)"
-        )
-    fields = read_json_if_there(folder / CONFIG)
-    if fields and not is_plain(fields):
-        raise UserError(
-            f"model.pretrained={folder} is a '{fields.get('model_type')}' model, not a plain Qwen2 or Qwen3 folder; give it as "
-            "init_from"
-        )
-    return folder
