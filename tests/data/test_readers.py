@@ -14,7 +14,16 @@ import soundfile
 
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.mixture import load_mixture
-from vita_audio_pl.data.readers import AudioBytes, AudioFile, LeftOut, RawSample, Reader, Unreadable, make_reader
+from vita_audio_pl.data.readers import (
+    AudioBytes,
+    AudioFile,
+    LeftOut,
+    RawSample,
+    Reader,
+    Unreadable,
+    make_reader,
+    table_files,
+)
 from vita_audio_pl.data.readers.base import file_identities, read_part
 from vita_audio_pl.data.readers.lhotse import LhotseReader, _write_utterances
 from vita_audio_pl.data.readers.sides import planned_once
@@ -184,6 +193,24 @@ def test_a_truncated_tar_gives_what_it_has_and_is_named(tmp_path: Path) -> None:
     reader = make_reader(tmp_path, "asr", {"kind": "webdataset"}, "test")
     assert [s.conversation.id for s in good(reader)] == ["x/0", "x/1"]
     assert [(p.reason, p.where) for p in bad(reader)] == [("damaged archive", str(tmp_path / "x.tar"))]
+
+
+def test_parquet_that_unpacks_to_more_than_memory_holds_is_refused_or_read_in_few_rows(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(table_files, "_LARGE_COLUMN", 1 << 20)
+    pq.write_table(
+        pa.table({"text": ["a" * (8 << 20)]}), tmp_path / "page.parquet", compression="zstd", use_dictionary=False
+    )
+    with pytest.raises(
+        UserError, match="column 'text' of row group 0 unpacks from .* to 8,388,.* bytes, which is no corpus"
+    ):
+        list(table_files._parquet_rows(tmp_path / "page.parquet", 0, 1, ["text"]))
+    said_once = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["a" * (1 << 18)]))
+    pq.write_table(pa.table({"text": said_once, "id": range(100)}), tmp_path / "dictionary.parquet", compression="zstd")
+    with table_files._parquet(tmp_path / "dictionary.parquet") as file:
+        assert table_files._rows_at_a_time(file, tmp_path, 0, ["text", "id"]) == 3
+        assert table_files._rows_at_a_time(file, tmp_path, 0, ["id"]) == 64
+    rows = table_files._parquet_rows(tmp_path / "dictionary.parquet", 0, 100, ["text", "id"])
+    assert [row["id"] for _, row in rows] == list(range(100))
 
 
 def test_parquet_of_recordings(tmp_path: Path) -> None:
