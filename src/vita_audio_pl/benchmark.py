@@ -1,6 +1,5 @@
 """`python -m vita_audio_pl.benchmark`: speed of a training step, of decoding, and of reading data."""
 
-import sys
 from pathlib import Path
 
 from vita_audio_pl.benchmarking.settings import BenchmarkConfig
@@ -10,16 +9,16 @@ from vita_audio_pl.config.entry import run_entry_point
 def benchmark(config: BenchmarkConfig) -> None:
     """Run the benchmark and show its tables."""
     import torch
-    from rich.console import Console
 
     from vita_audio_pl.benchmarking.show import training_table, write_results
     from vita_audio_pl.benchmarking.training import benchmark_training
+    from vita_audio_pl.config.screen import screen
     from vita_audio_pl.storage.files import output_file
 
     if config.output is not None and config.what != "decoding":
         output_file(config.output)  # an unwritable output is reported before measuring
     torch.set_num_threads(config.threads)
-    console = Console() if sys.stdout.isatty() else Console(width=150)
+    console = screen()
     if config.what == "data":
         from vita_audio_pl.benchmarking.data import benchmark_data
         from vita_audio_pl.benchmarking.data_show import figures_table, write_figures

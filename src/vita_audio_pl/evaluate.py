@@ -1,7 +1,6 @@
 """`python -m vita_audio_pl.evaluate`: evaluates models on held-out benches."""
 
 import os
-import sys
 from pathlib import Path
 
 from vita_audio_pl.config.entry import run_entry_point
@@ -11,8 +10,7 @@ from vita_audio_pl.evaluation.settings import EvaluateConfig
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate or compare, and print the results."""
     # torch is imported only now: the entry point sets environment variables that it reads, and --help should be quick
-    from rich.console import Console
-
+    from vita_audio_pl.config.screen import screen
     from vita_audio_pl.evaluation.runs.evaluate import run_session
     from vita_audio_pl.evaluation.runs.jobs import bench_folder
     from vita_audio_pl.evaluation.scores.compare import compare_results
@@ -20,7 +18,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from vita_audio_pl.reporting.run.result_page import write_result_pages
     from vita_audio_pl.reporting.tables import comparison_sentences, results_table, terminal
 
-    console = Console() if sys.stdout.isatty() else Console(width=150)
+    console = screen()
     if config.compare:
         for sentence in comparison_sentences(compare_results(*map(Path, config.compare))):
             console.print(sentence)

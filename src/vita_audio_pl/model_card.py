@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.data.card import card_of
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.errors import UserError
@@ -14,6 +15,8 @@ from vita_audio_pl.reporting.tables import markdown, results_table
 from vita_audio_pl.storage.model_folders import read_manifest, run_of
 
 _MOST_STAGES = 20
+_TOLD = ("stage", "steps", "n_heads", "text_audio_interval_ratio", "decode_pattern")
+"""What is told of a stage, as its manifest names it."""
 
 
 def model_card(source: Path, target: Path, layout: str, licence: str | None, languages: tuple[str, ...] = ()) -> str:
@@ -37,7 +40,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
         "language": list(spoken),
     }
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items() if value), "---", ""]
-    lines += [f"# {target.resolve().name}", "", *_use(target, layout), ""]
+    lines += [f"# {markdown_text(target.resolve().name)}", "", *_use(target, layout), ""]
     if stages:
         lines += [
             "## How it was trained",
@@ -53,12 +56,15 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
         start = (first.get("config") or {}).get("model", {}).get("pretrained")
         lines += [
             "",
-            f"Started from {Path(start).name if start else 'random weights'}." if not first.get("parent") else "",
+            f"Started from {markdown_text(Path(start).name) if start else 'random weights'}."
+            if not first.get("parent")
+            else "",
         ]
     if cards:
         lines += ["", "## Data", "", "| source | hours | samples | languages | licence |", "|---|---|---|---|---|"]
         lines += [
-            f"| {c.source} | {c.hours:,.1f} | {c.samples:,} | {', '.join(c.languages)} | {c.licence or 'not given'} |"
+            f"| {markdown_text(c.source)} | {c.hours:,.1f} | {c.samples:,} | {markdown_text(', '.join(c.languages))} | "
+            f"{markdown_text(c.licence or 'not given')} |"
             for c in cards
         ]
     results = _results(source, stages)

@@ -1,7 +1,5 @@
 """`python -m vita_audio_pl.plan`: requirements of a stage, or of a chain of stages."""
 
-import sys
-
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
@@ -14,8 +12,7 @@ from vita_audio_pl.training.settings import CHAIN
 
 def plan(config: PlanConfig) -> None:
     """Plan each stage and print tables; a plan that does not fit is refused after they are printed."""
-    from rich.console import Console
-
+    from vita_audio_pl.config.screen import screen
     from vita_audio_pl.planning.show import memory_table, parameters_table, time_table, write_plans
     from vita_audio_pl.planning.stage_plan import check_memory, peak_tflops, plan_stage
 
@@ -25,7 +22,7 @@ def plan(config: PlanConfig) -> None:
     stages = config.variant.stages if config.stage.name == CHAIN else [config.stage.name]
     settings = {stage: config if len(stages) == 1 else settings_of(stage) for stage in stages}
     plans = [plan_stage(settings[stage], heads_of(settings[stage])) for stage in stages]
-    console = Console() if sys.stdout.isatty() else Console(width=150)
+    console = screen()
     price = "" if config.price is None else f", {config.price:g} a GPU hour"
     assumed = f"{config.mfu:.0%} of {peak_tflops(config):g} TFLOP/s a device{price}"
     for table in (parameters_table(plans), memory_table(plans), time_table(plans, assumed)):
@@ -53,7 +50,7 @@ def heads_of(config: PlanConfig) -> int:
 
 
 def main() -> None:
-    run_entry_point(plan, "plan", PlanConfig, apply_stage_settings)
+    run_entry_point(plan, "plan", PlanConfig, apply_stage_settings, elsewhere=True)
 
 
 if __name__ == "__main__":

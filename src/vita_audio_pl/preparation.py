@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 
 from vita_audio_pl.codecs import AudioTooLong, Codec, MelVQ, MelVQConfig, load_codec, read_audio
 from vita_audio_pl.config.component import Custom
+from vita_audio_pl.config.screen import messages
 from vita_audio_pl.data.executors import Executor, worker_number
 from vita_audio_pl.data.left_out import NothingUsable, summary
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
@@ -212,7 +213,7 @@ def prepare_split(
     drawn: bool = False,
 ) -> Manifest | None:
     """`prepare_source` with a progress bar. A `drawn` share of a few samples may turn out empty, which is no error."""
-    console = console or Console(stderr=True)
+    console = console or messages()
     tell = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     try:
         return prepare_source(job, executor, partial(PrepareProgress, console=console), most_parts, prune, tell)
@@ -264,7 +265,7 @@ def prepare_spoken_world(
     Raises:
         UserError: espeak-ng is missing, the folder holds another world or something else, or the disk is full.
     """
-    folder, console = Path(folder), console or Console(stderr=True)
+    folder, console = Path(folder), console or messages()
     tokenizer = None if text is None else TextTokenizer.load(text)
     if not _is_prepared(folder, size, seed, codebook_size, keep_audio, tokenizer):
         Owned.claim(folder, WORLD)
@@ -344,7 +345,7 @@ def _prepare_world(
     tokenizer: TextTokenizer | None,
 ) -> None:
     """Make what is missing; one process at a time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         speaking = bars.add_task("spoken world", total=None)
         world = build_world(

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def prepare(config: PrepareConfig) -> None:
     """Prepare the configured source."""
-    from rich.console import Console
-
+    from vita_audio_pl.config.screen import messages
     from vita_audio_pl.data.executors import executor_of
     from vita_audio_pl.data.readers.sides import planned_once
     from vita_audio_pl.data.recipe import DEV, load_recipe
@@ -29,7 +28,7 @@ def prepare(config: PrepareConfig) -> None:
     from vita_audio_pl.storage.remote import RemotePath
     from vita_audio_pl.text import TextTokenizer
 
-    console = Console(stderr=True)
+    console = messages()
     if config.samples is not None:
         from vita_audio_pl.own_data import prepare_own_data
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
+from vita_audio_pl.config.screen import screen
 from vita_audio_pl.reporting.dashboard import DashboardConfig, write_dashboard
 from vita_audio_pl.reporting.experiment.cost import cost_sentences, cost_table
 from vita_audio_pl.reporting.experiment.files import ExperimentFiles
@@ -26,7 +27,7 @@ from vita_audio_pl.storage.owned import below
 def report(config: ReportConfig) -> None:
     """Write the page of a run or of an ablation, and print its tables."""
     # the terminal's width if there is one; wide enough for the tables if the output goes to a file
-    console = Console() if Console().is_terminal else Console(width=150)
+    console = screen()
     written = _of_experiment(config, console) if config.experiment or config.runs else _of_run(config, console)
     console.print(f"page     {written.page.resolve()}")
     if written.standing is not None:
@@ -48,7 +49,7 @@ def _of_experiment(config: ReportConfig, console: Console) -> Report:
         folder = experiment_folder(runs, str(config.experiment))
         files = ExperimentFiles.read(folder, config.bench_name)
         output = Path(config.output or folder / "report")
-    console.print(f"[bold]{files.question}[/bold]")
+    console.print(files.question, style="bold")
     for title, table in (
         ("Held-out results (small: 95 % interval over seeds)", results_over_seeds(files, config.split)),
         ("Cost", cost_table(files)),

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
+from vita_audio_pl.config.screen import screen
 from vita_audio_pl.data.card import MixtureCard, card_of, judged_in
 from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.prepared import Manifest, PreparedSource, nothing_prepared, prepared_names
@@ -58,7 +59,7 @@ class DataToolsConfig(TrainConfig):
 
 def look(config: DataToolsConfig) -> None:
     """Run the subcommand."""
-    console = Console() if sys.stdout.isatty() else Console(width=220)
+    console = screen(220)
     shards = shards_place(config.data)
     if config.command == "status":
         show_status(config, console, shards)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.data.mixture import Mixture
 from vita_audio_pl.data.prepared import JUDGED, Manifest
 from vita_audio_pl.errors import UserError
@@ -78,8 +79,8 @@ class Card:
             **({} if self.spoken is None else {"spoken": _spoken(self.spoken)}),
             **({} if self.transcripts is None else {"transcripts": f"by {_named(self.transcripts)}"}),
         }
-        lines = (f"| {name} | {_cell(value)} |" for name, value in rows.items())
-        return "\n".join([f"{'#' * level} {_cell(self.source)}", "", "| | |", "|---|---|", *lines, ""])
+        lines = (f"| {name} | {markdown_text(value)} |" for name, value in rows.items())
+        return "\n".join([f"{'#' * level} {markdown_text(self.source)}", "", "| | |", "|---|---|", *lines, ""])
 
 
 def judged_in(folder: Place, manifest: Manifest) -> Mapping[str, Any] | None:
@@ -159,14 +160,14 @@ class MixtureCard:
         """A table of the sources, and the card of each."""
         head = "| source | task | ratio | samples | hours | speakers | languages | licence |"
         rows = [
-            f"| {_cell(c.source)} | {c.task} | {self.ratios.get(c.source, 0):.6g} | {c.samples:,} | {c.hours:,.2f} | "
-            f"{c.speakers or ''} | {_cell(', '.join(c.languages))} | {_cell(c.licence)} |"
+            f"| {markdown_text(c.source)} | {c.task} | {self.ratios.get(c.source, 0):.6g} | {c.samples:,} | {c.hours:,.2f} | "
+            f"{c.speakers or ''} | {markdown_text(', '.join(c.languages))} | {markdown_text(c.licence)} |"
             for c in self.cards
         ]
         total = f"| all | | | {self._sum('samples'):,} | {self._sum('hours'):,.2f} | | | |"
-        missing = [f"Not prepared: {', '.join(self.missing)}.", ""] if self.missing else []
+        missing = [f"Not prepared: {markdown_text(', '.join(self.missing))}.", ""] if self.missing else []
         table = [
-            f"# Mixture {_cell(self.mixture)}",
+            f"# Mixture {markdown_text(self.mixture)}",
             "",
             head,
             "|---|---|---:|---:|---:|---:|---|---|",
@@ -208,8 +209,3 @@ def _spoken(spoken: Mapping[str, Any]) -> str:
 
 def _named(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in ("", None))
-
-
-def _cell(text: str) -> str:
-    """Text from a recipe, which may be untrusted, as a table cell."""
-    return " ".join(text.split()).replace("|", "\\|")

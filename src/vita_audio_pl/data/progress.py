@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from vita_audio_pl.config.screen import messages
 from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.tokenize import Progress
 
@@ -21,12 +22,12 @@ class PrepareProgress:
     """
 
     def __init__(self, source: str, parts: int, console: Console | None = None):
-        self.console = console or Console(stderr=True)
+        self.console = console or messages()
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[summary]}"),
+            TextColumn("{task.fields[summary]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,

@@ -6,7 +6,9 @@ from typing import Any
 
 from rich import box
 from rich.table import Table as TerminalTable
+from rich.text import Text
 
+from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.reporting.results.files import Result
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.seeds import Estimate
@@ -277,7 +279,8 @@ def markdown(table: Table) -> str:
     lines = ["| " + " | ".join(table.headers) + " |"]
     lines.append("|" + "".join("---|" if column < table.labels else "---:|" for column in range(len(table.headers))))
     for row in table.rows:
-        lines.append("| " + " | ".join(f"{c.text} ({c.detail})" if c.detail else c.text for c in row) + " |")
+        told = (markdown_text(f"{c.text} ({c.detail})" if c.detail else c.text) for c in row)
+        lines.append("| " + " | ".join(told) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -298,5 +301,5 @@ def terminal(table: Table, title: str) -> TerminalTable:
         if previous not in (None, row[0].text):
             shown.add_section()
         previous = row[0].text
-        shown.add_row(*(f"{c.text}\n[dim]{c.detail}[/dim]" if c.detail else c.text for c in row))
+        shown.add_row(*(Text.assemble(c.text, "\n", (c.detail, "dim")) if c.detail else c.text for c in row))
     return shown

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vita_audio_pl.config.screen import messages
 from vita_audio_pl.evaluation.judges.choice import judge_maker, own_judge
 from vita_audio_pl.evaluation.records import TranscriptFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
@@ -32,7 +33,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     Raises:
         UserError: settings, a model, a bench or a judge that cannot be used, or another rank that failed.
     """
-    console = console or Console(stderr=True)
+    console = console or messages()
     share = Share.of_environment()
     if share.ranks > 1:
         console.print(
@@ -223,7 +224,12 @@ class _ShownProgress:
     """A bar for each step on a terminal; nothing but the step's end elsewhere."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bars = Progress(*columns, console=console)
         self._tasks: dict[str, Any] = {}
 

@@ -123,8 +123,8 @@ class ProgressReport(Callback):
         self._started, self._first_step = time.perf_counter(), trainer.global_step
         self._printed = self._first_step
         if trainer.is_global_zero and sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False))  # fmt: skip
             self._bar = Progress(*columns, refresh_per_second=4)
             self._task = self._bar.add_task(self.title, total=trainer.max_steps, figures="")
             self._bar.start()
