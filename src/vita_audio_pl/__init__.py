@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 # only where this is a command (`python -m vita_audio_pl.train`), never where the package is imported
 if leaving.command():
-    leaving.check_memory_limit()
+    leaving.check_surroundings()
     sys.excepthook = leaving.tell_of_memory
     for _number in leaving.STATUS:
         signal.signal(_number, leaving.leave_at_start)

@@ -20,7 +20,8 @@ def generate(config: GenerateConfig) -> None:
     from vita_audio_pl.model_names import named_model
     from vita_audio_pl.storage.files import output_file
 
-    if config.output != PIPE:
+    speaks = config.output != PIPE and (config.task in SPOKEN_TASKS or config.output != GenerateConfig.output)
+    if speaks:
         output_file(config.output)  # an unwritable output is reported before the answer is generated
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
@@ -53,7 +54,6 @@ def generate(config: GenerateConfig) -> None:
                 write_wav(config.output, wave, codec.sample_rate)
                 spoken = wave.size / codec.sample_rate
         seconds, answer = time.perf_counter() - begun, session.result()
-    speaks = config.output != PIPE and (config.task in SPOKEN_TASKS or config.output != GenerateConfig.output)
     silent = f"; the answer has no speech, so {config.output} is not written" if speaks else ""
     print(
         f"{len(answer.ids)} tokens in {answer.backbone_passes} backbone and {answer.head_passes} head passes, "

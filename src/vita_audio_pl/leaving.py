@@ -41,8 +41,16 @@ _LEAST_ADDRESSES = 800_000_000  # bytes; torch for the CPU alone maps as many
 NO_MEMORY = "this machine has no memory left for it, or 'ulimit -v' allows too little: use fewer workers or smaller batches (--help-all)"
 
 
-def check_memory_limit() -> None:
-    """Ends a command whose limit on addresses torch cannot be imported under: its libraries would abort, or worse."""
+def check_surroundings() -> None:
+    """Ends a command in a folder that is gone, or under a limit on addresses that torch cannot be imported under.
+
+    Libraries ask for the folder as they are imported, and abort where they get no memory.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        print_now(f"error: the current folder is gone, or cannot be entered ({error.strerror}): change to another one")
+        os._exit(1)
     allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
     if 0 <= allowed < _LEAST_ADDRESSES:
         print_now(

@@ -15,8 +15,8 @@ from vita_audio_pl.reporting.tables import markdown, results_table
 from vita_audio_pl.storage.model_folders import read_manifest, run_of
 
 _MOST_STAGES = 20
-_TOLD = ("stage", "steps", "n_heads", "text_audio_interval_ratio", "decode_pattern")
-"""What is told of a stage, as its manifest names it."""
+_TOLD = ("steps", "n_heads", "text_audio_interval_ratio", "decode_pattern")
+"""What is told of a stage beside its name, as its manifest calls it."""
 
 
 def model_card(source: Path, target: Path, layout: str, licence: str | None, languages: tuple[str, ...] = ()) -> str:
@@ -49,7 +49,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
         ]
         lines += ["|---|---|---|---|---|"]
         lines += [
-            f"| {_named(m)} | {m['steps']:,} | {m['n_heads']} | {m['text_audio_interval_ratio']} | {m['decode_pattern']} |"
+            "| " + " | ".join(map(markdown_text, [_named(m), *(m.get(name, "") for name in _TOLD)])) + " |"
             for _, m in reversed(stages)
         ]
         first = stages[-1][1]

@@ -141,6 +141,14 @@ def test_of_another_machine_only_one_that_is_silent_is_taken_for_dead(tmp_path, 
         assert leases(tmp_path) == [".lease-run-000002"]
 
 
+def test_a_heartbeat_in_the_future_is_waited_for_once_and_not_until_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "SILENT", 0.5)
+    path = leave(tmp_path, elsewhere())
+    os.utime(path, (time.time() + 86_400,) * 2)  # the clock has gone back since
+    with hold(tmp_path, "run", "a run"):
+        assert leases(tmp_path) == [".lease-run-000002"]
+
+
 def test_a_job_that_starts_again_on_another_node_does_not_wait_for_itself(tmp_path):
     leave(tmp_path, elsewhere(launch="SLURM job 77.0"))
     with hold(tmp_path, "run", "a run", launch="SLURM job 77.0"):

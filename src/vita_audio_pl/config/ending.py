@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError, errno_of, is_out_of_memory, peer_is_gone
@@ -138,7 +138,8 @@ def require_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             bare = codecs.lookup(stream.encoding).name == "ascii"
-            stream.reconfigure(encoding="utf-8" if bare else None, errors="backslashreplace")
+            with suppress(OSError):  # one that another has been put behind since it was opened
+                stream.reconfigure(encoding="utf-8" if bare else None, errors="backslashreplace")
 
 
 def _sentence(error: BaseException, runs: str) -> str:

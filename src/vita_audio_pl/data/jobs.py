@@ -94,7 +94,7 @@ class JobNotes:
         self._report(part, progress, finished)
         self._of[part.name] = replace(progress)
         self.state = replace(self.state, done=self.state.done + finished)
-        if finished or time.time() - self.state.updated > _SECONDS:
+        if finished or abs(time.time() - self.state.updated) > _SECONDS:  # a clock may go back
             self._write()
 
     def close(self, failed: int) -> None:

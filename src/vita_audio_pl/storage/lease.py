@@ -222,7 +222,10 @@ def _is_stale(folder: Place, holder: Holder, beat: float, me: Holder, seen: dict
     with tempfile.NamedTemporaryFile(
         prefix=f"{PREFIX}clock-", dir=folder
     ) as clock:  # what time the filesystem says it is
-        return os.fstat(clock.fileno()).st_mtime - beat > SILENT
+        now = os.fstat(clock.fileno()).st_mtime
+    if beat > now + BEAT:  # the clock has gone back since: only a further heartbeat tells
+        return time.monotonic() - seen.setdefault((holder.token, beat), time.monotonic()) > SILENT
+    return now - beat > SILENT
 
 
 def _leases(folder: Place, kind: str) -> dict[int, tuple[Holder, float]]:
