@@ -56,7 +56,9 @@ def test_a_command_without_memory_for_its_imports_ends_in_a_sentence(tmp_path):
 
 
 def test_a_command_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path):
-    command = f"mkdir {tmp_path}/x && cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m vita_audio_pl.export"
+    command = (
+        f"mkdir {tmp_path}/x && cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m vita_audio_pl.export"
+    )
     ended = subprocess.run(["bash", "-c", command], env=os.environ, capture_output=True, text=True)
     assert ended.returncode == 1 and "error: the current folder is gone" in ended.stderr
     assert "Traceback" not in ended.stderr

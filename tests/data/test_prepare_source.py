@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,6 +217,29 @@ class SlowCodec(LoudnessCodec):
 
 def prepare_slowly(job: TokenizeJob) -> None:
     prepare_source(replace(job, make_codec=SlowCodec))
+
+
+def test_a_file_that_is_replaced_while_it_is_read_makes_no_source(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    write_corpus(tmp_path / "raw", "text", 60)
+    job = toy_job(tmp_path / "raw", tmp_path / "out", "text", tokenizer)
+    [path] = (tmp_path / "raw").glob("*.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+
+    class Replacing(LocalExecutor):
+        def __call__(self, *given: Any) -> None:
+            path.write_text("".join(reversed(lines)))
+            super().__call__(*given)
+
+    with pytest.raises(
+        UserError, match=f"^{path.name} was changed while '{job.source}' was prepared: rerun the same command"
+    ):
+        prepare_source(job, Replacing())
+    assert not (job.out / "manifest.json").exists()
+    made = prepare_source(job)
+    assert made is not None and made.samples == 60
+    source = PreparedSource(job.out)
+    ids = [source.read(number).id for number in range(60)]
+    assert ids == [json.loads(line)["id"] for line in reversed(lines)]
 
 
 def test_killed_anywhere_and_run_again_nothing_is_lost_or_done_twice(

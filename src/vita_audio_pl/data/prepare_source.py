@@ -1,8 +1,9 @@
 """Prepare one source: parts, tasks, manifest."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, PartsFailed, Report
 from vita_audio_pl.data.finish import finish_source, leftovers
@@ -13,6 +14,8 @@ from vita_audio_pl.data.merge import planned_shards
 from vita_audio_pl.data.outputs import TAR, Outputs
 from vita_audio_pl.data.prepared import INDEX, SKIPPED, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
+from vita_audio_pl.data.readers.base import Stamp, stamp_of
+from vita_audio_pl.data.speaking.reader import SpeakingReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
@@ -69,7 +72,7 @@ def prepare_source(
         Owned.claim(job.out, SOURCE)
         if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
             return known
-        manifest = _make(job, parts, executor, watch, tell)
+        manifest = _make(job, parts, executor, watch, tell, _stamps(job, parts))
         if manifest is not None and len(jobs := jobs_of(job.out)) > 1:
             for state in jobs:  # in an array, the last job reports them
                 tell(str(state))
@@ -81,9 +84,18 @@ def prepare_source(
 
 
 def _make(
-    job: TokenizeJob, parts: Sequence[Part], executor: Executor, watch: ShowProgress, tell: Callable[[str], None]
+    job: TokenizeJob,
+    parts: Sequence[Part],
+    executor: Executor,
+    watch: ShowProgress,
+    tell: Callable[[str], None],
+    stamps: Mapping[str, Stamp | None],
 ) -> Manifest | None:
-    """Make the missing `parts`; returns the manifest once all of them exist, whoever made them."""
+    """Make the missing `parts`; returns the manifest once all of them exist, whoever made them.
+
+    Args:
+        stamps: of the corpus's files, from when the parts were planned: what was read of a file since may be another's.
+    """
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
         mine = executor.mine(parts)
@@ -92,11 +104,27 @@ def _make(
         missing = _unfinished(job, mine)
         if missing:
             _work(job, parts, missing, executor, watch)
+    now = _stamps(job, parts)
+    if changed := next((name for name, stamp in stamps.items() if now[name] != stamp), None):
+        raise UserError(
+            f"{changed} was changed while '{job.source}' was prepared: rerun the same command once it stays as it is; parts of "
+            "other files are kept"
+        )
     if _unfinished(job, parts):
         return None
     with hold(job.out, "finish", work, wait=True), explain_full_disk(job.out, f"'{job.source}'"):
         known = None if missing else _as_asked(job, parts, log.warning)
         return known or finish_source(job, parts, tell)
+
+
+def _stamps(job: TokenizeJob, parts: Sequence[Part]) -> dict[str, Stamp | None]:
+    """Of the files on this machine that the parts name, time of the last change and size."""
+    reader = job.reader
+    while isinstance(reader, SpeakingReader):
+        reader = reader.reader
+    root = getattr(reader, "root", None)
+    names = dict.fromkeys(str(part.where["path"]) for part in parts if "path" in part.where)
+    return {name: stamp_of(root / name) for name in names} if isinstance(root, Path) else {}
 
 
 def _unfinished(job: TokenizeJob, parts: Sequence[Part]) -> list[Part]:
