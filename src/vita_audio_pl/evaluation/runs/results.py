@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import RESULT_FORMAT
 from vita_audio_pl.evaluation.items import Item
@@ -131,7 +132,7 @@ def metric_label(name: str, result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """One result as a small Markdown page."""
     lines = [
-        f"# {result['bench']} {result['split']}: {result['task']}, {result['stage']}, {result['mode']}",
+        "# " + markdown_text("{bench} {split}: {task}, {stage}, {mode}".format_map(result)),
         "",
         f"{result['utterances']} utterances, profile `{result['profile']}`, 95 % intervals by bootstrap over utterances.",
         "",

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.reporting.experiment.cost import cost_sentences, cost_table
 from vita_audio_pl.reporting.experiment.figures import CURVES, PARETO, experiment_pictures
@@ -113,7 +114,7 @@ def _markdown(files: ExperimentFiles, split: str, title: str, figures: list[str]
         ("Held-out accuracy of the heads", heads_table(files), [HEADS_NOTE]),
         ("Cost", cost_table(files), cost_sentences(files)),
     )  # fmt: skip
-    parts = [f"# {title}", files.question, *cautions(files), *headline(files, split)]
+    parts = [f"# {markdown_text(title)}", markdown_text(files.question), *cautions(files), *headline(files, split)]
     for heading, table, sentences in sections:
         if table.rows:
             parts += [f"## {heading}", markdown(table).rstrip(), table.caption, *sentences]

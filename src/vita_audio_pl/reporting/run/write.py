@@ -4,6 +4,7 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
+from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.reporting.run.listening import Utterance, listening_examples
 from vita_audio_pl.reporting.run.page import last_stage, render, run_page, run_pictures
 from vita_audio_pl.reporting.run.standing import ELSEWHERE, measured, published_figures, standing_table
@@ -50,8 +51,8 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     sections = {"Held-out results": main_table(run, split), f"Against Vanilla, {stage}": comparison_table(run, split, stage),
                 "The judge": controls_table(run)}  # fmt: skip
     tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
-    sentences = "".join(f"{sentence}\n" for sentence in [*headline(run, stage, split), *run.notes])
-    write_file(output / "tables.md", f"# {title}\n\n{sentences}\n{tables}".encode())
+    sentences = "".join(f"{markdown_text(sentence)}\n" for sentence in [*headline(run, stage, split), *run.notes])
+    write_file(output / "tables.md", f"# {markdown_text(title)}\n\n{sentences}\n{tables}".encode())
     sounds = [
         path
         for utterance in listening_examples(run, stage, split)
@@ -71,7 +72,7 @@ def _write_standing(run: RunFiles, last: str, output: Path) -> Path:
     page = output / "published.html"
     write_file(page, render("standing.html.j2", title=title, table=table, elsewhere=ELSEWHERE).encode())
     notes = "".join(f"- {sentence}\n" for sentence in ELSEWHERE)
-    write_file(output / "published.md", f"# {title}\n\n{markdown(table)}\n{notes}".encode())
+    write_file(output / "published.md", f"# {markdown_text(title)}\n\n{markdown(table)}\n{notes}".encode())
     return page
 
 
