@@ -1,3 +1,4 @@
+import bz2
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from vita_audio_pl.data.readers import (
     RawSample,
     Reader,
     Unreadable,
+    archives,
     make_reader,
     table_files,
 )
@@ -193,6 +195,16 @@ def test_a_truncated_tar_gives_what_it_has_and_is_named(tmp_path: Path) -> None:
     reader = make_reader(tmp_path, "asr", {"kind": "webdataset"}, "test")
     assert [s.conversation.id for s in good(reader)] == ["x/0", "x/1"]
     assert [(p.reason, p.where) for p in bad(reader)] == [("damaged archive", str(tmp_path / "x.tar"))]
+
+
+def test_an_archive_that_unpacks_for_days_is_left(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "_MOST_UNPACKED", 4)
+    monkeypatch.setattr(archives, "LARGEST_MEMBER", 1 << 20)
+    head = tarfile.TarInfo("a.wav")
+    head.size = 40 << 30
+    (tmp_path / "x.tar").write_bytes(bz2.compress(head.tobuf(tarfile.GNU_FORMAT) + bytes(16 << 20)))
+    with pytest.raises(archives.ArchiveError, match="it unpacks to more than 4 times its size"):
+        list(archives.members(tmp_path / "x.tar"))
 
 
 def test_parquet_that_unpacks_to_more_than_memory_holds_is_refused_or_read_in_few_rows(tmp_path, monkeypatch) -> None:

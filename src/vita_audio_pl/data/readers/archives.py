@@ -20,6 +20,7 @@ LARGEST_MEMBER = 256 << 20
 
 _BLOCK = 512
 _LARGEST_EXTENSION = 1 << 20  # bytes of a header extension: a name, and attributes of a file
+_MOST_UNPACKED = 1000  # times; no recording shrinks so, and what does could be read for days
 _MOST_PADDING = 4 << 20  # bytes of zeros after the end that are searched for a further archive
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
@@ -52,7 +53,7 @@ def members(path: Place) -> Iterator[Member]:
     """
     try:
         with path.open("rb") as raw:
-            yield from _members(_unpacked(raw))
+            yield from _members(_unpacked(raw), raw)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
         raise ArchiveError(str(error) or type(error).__name__) from None
     except OSError as error:
@@ -73,7 +74,7 @@ def _unpacked(raw: BinaryIO) -> BinaryIO:
     return raw
 
 
-def _members(file: BinaryIO) -> Iterator[Member]:
+def _members(file: BinaryIO, raw: BinaryIO) -> Iterator[Member]:
     name, extended = "", dict[str, str]()
     closed, padding = False, 0
     while header := file.read(_BLOCK):
@@ -102,12 +103,12 @@ def _members(file: BinaryIO) -> Iterator[Member]:
         if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
             yield Member(name, None, "it is a sparse file")
             _skip_sparse(file, header, info.type)
-            _skip(file, size)
+            _skip(file, size, raw)
         elif info.type not in _PLAIN or info.name.endswith("/"):
-            _skip(file, size if info.type in _PLAIN else 0)
+            _skip(file, size if info.type in _PLAIN else 0, raw)
         elif size > LARGEST_MEMBER:
             yield Member(name, None, f"{size} bytes are too many for an utterance")
-            _skip(file, size)
+            _skip(file, size, raw)
         else:
             yield Member(name, _read(file, size))
         name, extended = "", {}
@@ -123,9 +124,11 @@ def _read(file: BinaryIO, size: int) -> bytes:
     return data
 
 
-def _skip(file: BinaryIO, size: int) -> None:
+def _skip(file: BinaryIO, size: int, raw: BinaryIO) -> None:
     left = size + -size % _BLOCK
     while left:
+        if file is not raw and file.tell() > _MOST_UNPACKED * max(raw.tell(), _LARGEST_EXTENSION):
+            raise ArchiveError(f"it unpacks to more than {_MOST_UNPACKED} times its size")
         piece = file.read(min(left, 1 << 20))
         if not piece:
             raise ArchiveError("it is cut in a member")
