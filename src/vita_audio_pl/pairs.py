@@ -41,13 +41,12 @@ class PairsConfig(EvaluateConfig):
 
 def pairs(config: PairsConfig) -> None:
     """Make the pairs, and say what to do with them."""
-    from rich.console import Console
-
     from vita_audio_pl.answer_pairs import make_pairs
+    from vita_audio_pl.config.screen import messages
     from vita_audio_pl.model_names import named_model
 
     model = named_model(config.model or "", config.paths.runs)
-    out = make_pairs(config, model, Console(stderr=True))
+    out = make_pairs(config, model, messages())
     print(f"ready for python -m vita_audio_pl.train stage=dpo init_from={model} data.shards={out}/shards run_name=NAME")
 
 

@@ -84,7 +84,7 @@ def record_answers(draws: Sequence[EvaluateConfig], console: Console | None = No
     toolbox, workers = _toolbox(config, device), config.workers or _processes(device)
     if workers == 1 or device == "cpu":
         toolbox.judge(evaluations[0].judge)  # one that is not there is refused before the first answer
-    with worker_pool(toolbox, workers) as run, _ShownProgress(console or Console(stderr=True)) as progress:
+    with worker_pool(toolbox, workers) as run, _ShownProgress(console or messages()) as progress:
         transcripts = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
         return run_evaluations(evaluations, run, progress=progress, transcripts=transcripts)
 
