@@ -28,6 +28,8 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.reporting.run_files import RunFiles
+from vita_audio_pl.reporting.tables import judges_table
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
 RATE = 16000
@@ -288,6 +290,43 @@ def test_a_suite_takes_its_models_from_the_stages_of_a_run(config, tmp_path):
     missing = replace(suite, suite=SuiteConfig("s", [SuiteEntry("mtp1", ["vanilla"], ["asr"])]))
     with pytest.raises(UserError, match="there is no model folder .*mtp1"):
         run_session(missing)
+
+
+class OtherJudge:
+    """Hears one word, whatever is said."""
+
+    def transcribe(self, waves, sample_rate):
+        return ["the" for _ in waves]
+
+
+def test_two_judges_hear_the_same_recordings_and_answers_once(config, tmp_path, monkeypatch):
+    judges = {"counting": CountingJudge(), "pocketsphinx_words": OtherJudge()}
+    monkeypatch.setattr(session, "judge_maker", lambda *settings: judges.__getitem__)
+    entries = [SuiteEntry("sft", ["vanilla", "boost"], ["tts"])]
+    suite = SuiteConfig("s", entries, controls=0, heard_twice=5, second_judge="pocketsphinx_words")
+    config = replace(config, model=None, run_name="r", suite=suite)
+    config.paths.runs = str(tmp_path / "w" / "runs")
+    run_session(config)
+    (path,) = (tmp_path / "w/runs/r/eval/tones").glob("second_judge/*/judges.json")
+    told = json.loads(path.read_text())
+    assert told["judges"] == ["counting", "pocketsphinx_words"] and told["facts"]["version"]
+    assert [row["heard"] for row in told["rows"]] == [
+        "the recording", "the recording after the codec",
+        "spoken by the model: sft tts vanilla", "spoken by the model: sft tts boost",
+    ]  # fmt: skip
+    words = [len(text.split()) for text in SENTENCES[:5]]
+    for row in told["rows"]:
+        assert row["utterances"] == 5
+        # "the" stands in three of the five texts; of the others one word of "the" is wrong, and the rest is missing
+        assert row["second"]["value"] == pytest.approx((sum(words) - 3) / sum(words), abs=1e-4)
+    # of a quarter of a second two words, of four whole codes three, none of them right
+    first = [row["first"]["value"] for row in told["rows"][:2]]
+    assert first == pytest.approx([sum(max(n, count) for count in words) / sum(words) for n in (2, 3)], abs=1e-4)
+    before = path.read_bytes()
+    run_session(config)
+    assert path.read_bytes() == before
+    table = judges_table(RunFiles.read(tmp_path / "w/runs/r"))
+    assert table.headers[1:3] == ("WER by counting", "WER by pocketsphinx_words") and len(table.rows) == 4
 
 
 def test_both_profiles_are_printed_from_one_generation(config, tmp_path):

@@ -37,6 +37,10 @@ class SuiteConfig:
     name: str = ""
     evaluations: list[SuiteEntry] = field(default_factory=list)
     controls: int = setting(100, "recordings on which the judge itself is measured", at_least=0)
+    heard_twice: int = setting(
+        0, "recordings and spoken answers of the last stage that the second judge hears", at_least=0
+    )
+    second_judge: str = setting("", "judge beside the bench's own that hears them", choices=("", *JUDGES))
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Reads what a run left on disk: curves, manifests, evaluation results. Nothing here is recomputed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class RunFiles:
         comparisons: paired differences against Vanilla (`comparisons.json`), empty if there are none.
         durations: seconds of each step of the demo, empty where it was not the demo.
         notes: sentences about results that are there and not shown, or not to be compared.
+        judges: the same sounds by two judges, the latest measurement; empty if there is none.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class RunFiles:
     comparisons: tuple[dict[str, Any], ...]
     durations: dict[str, float]
     notes: tuple[str, ...] = ()
+    judges: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, bench: str | None = None) -> "RunFiles":
@@ -90,6 +92,7 @@ class RunFiles:
         results.sort(key=rank)
         comparisons = read_json(place / "comparisons.json", {})
         controls = [read_json(path, {}) for path in sorted(place.glob("controls/*/controls.json"))]
+        judges = [read_json(path, {}) for path in sorted(place.glob("second_judge/*/judges.json"))]
         return cls(
             folder,
             bench,
@@ -99,6 +102,7 @@ class RunFiles:
             tuple(comparisons["comparisons"]) if isinstance(comparisons, dict) and comparisons else (),
             read_json(folder / "durations.json", {}).get("seconds", {}),
             tuple(notes),
+            max(judges, key=lambda one: str(one.get("created", "")), default={}),
         )
 
     def result(self, stage: str, mode: str, task: str, split: str = "test") -> Result | None:

@@ -208,6 +208,17 @@ def controls_table(run: RunFiles) -> Table:
     return Table(("Recordings", "What the judge transcribed", "WER", "Utterances"), tuple(rows), labels=2)
 
 
+def judges_table(run: RunFiles) -> Table:
+    """The same sounds by two judges, of which the second does not know what may be said."""
+    rows = [
+        (Cell(row["heard"]), *(rate_cell(row[which]["value"], row[which]["low"], row[which]["high"])
+         for which in ("first", "second")), Cell(str(row["utterances"]), row["utterances"]))
+        for row in run.judges.get("rows", [])
+    ]  # fmt: skip
+    names = run.judges.get("judges", ["", ""])
+    return Table(("What was heard", *(f"WER by {name}" for name in names), "Utterances"), tuple(rows))
+
+
 def comparison_table(run: RunFiles, split: str, stage: str) -> Table:
     """A stage's modes beside Vanilla, both over the same utterances of a split, with the difference and its p-value."""
     rows = []

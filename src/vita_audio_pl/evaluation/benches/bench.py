@@ -52,7 +52,9 @@ class BenchConfig:
     answers: str = setting(
         "exact", "exact, or contains: an answer only has to contain an accepted one", choices=("exact", "contains")
     )
-    judge: str = setting("", "judge that transcribes spoken answers: pocketsphinx, whisper or paraformer")
+    judge: str = setting(
+        "", "judge that transcribes spoken answers: pocketsphinx, pocketsphinx_words, whisper or paraformer"
+    )
     grammar: str | None = setting(None, "JSGF file, for pocketsphinx; null where the judge needs none")
     max_new_tokens: dict[str, int] = setting({}, "most tokens of an answer, by task; 512 where not given")
     published: list[PublishedFigure] = setting([], "published figures to compare with")

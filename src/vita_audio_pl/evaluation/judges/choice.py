@@ -46,11 +46,27 @@ class Pocketsphinx(JudgeSettings):
         return PocketsphinxJudge(Path(self.grammar))
 
     def facts(self, device: str) -> dict[str, str]:
-        try:
-            version = metadata.version("pocketsphinx")  # its acoustic model comes with it
-        except metadata.PackageNotFoundError:
-            version = ""
-        return {"grammar": path_digest(self.grammar), "version": version}
+        return {"grammar": path_digest(self.grammar), "version": _pocketsphinx_version()}
+
+
+@dataclass
+class PocketsphinxWords(JudgeSettings):
+    """Of `pocketsphinx.PocketsphinxWordsJudge`."""
+
+    def build(self, device: str = "cpu") -> "Judge":
+        from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxWordsJudge
+
+        return PocketsphinxWordsJudge()
+
+    def facts(self, device: str) -> dict[str, str]:
+        return {"version": _pocketsphinx_version()}
+
+
+def _pocketsphinx_version() -> str:
+    try:
+        return metadata.version("pocketsphinx")  # its models come with it
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @dataclass
@@ -92,6 +108,7 @@ class Paraformer(JudgeSettings):
 
 JUDGES: dict[str, type[JudgeSettings]] = {
     "pocketsphinx": Pocketsphinx,
+    "pocketsphinx_words": PocketsphinxWords,
     "whisper": Whisper,
     "paraformer": Paraformer,
 }
@@ -153,10 +170,11 @@ def judge_maker(
     own: "JudgeSettings | Custom | None" = None,
     language: str | None = None,
 ) -> "Callable[[str], Judge]":
-    """A function from a judge's name to the judge, see `judge_settings`; `own` is built whatever the name."""
+    """A function from a judge's name to the judge, see `judge_settings`; `own` is built for its own name."""
 
     def make(name: str) -> "Judge":
-        settings = judge_settings(name if own is None else own, grammar, model, trust_file, language)
+        wanted = name if own is None or name != judge_name(own) else own
+        settings = judge_settings(wanted, grammar, model, trust_file, language)
         judge: Judge = settings.build(device=device)
         return judge
 

@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import soxr
@@ -37,10 +37,7 @@ class PocketsphinxJudge:
     """
 
     def __init__(self, grammar: Path) -> None:
-        try:
-            import pocketsphinx
-        except ImportError:
-            raise UserError("the judge 'pocketsphinx' is not installed: `pip install 'vita-audio-pl[eval]'`") from None
+        pocketsphinx = _package()
         model = Path(pocketsphinx.get_model_path()) / "en-us"
         with tempfile.TemporaryDirectory() as folder:
             # Of the whole dictionary, 135,000 words, loading takes longer than judging a hundred answers
@@ -67,6 +64,27 @@ class PocketsphinxJudge:
         self.decoder.end_utt()
         best = self.decoder.hyp()
         return best.hypstr if best is not None else ""
+
+
+class PocketsphinxWordsJudge(PocketsphinxJudge):
+    """CMU Sphinx with its own language model of English and its 135,000 words: it expects nothing of what is said.
+
+    Weak beside today's recognisers, and so a hard judge: what it understands, people do.
+
+    Raises:
+        UserError: pocketsphinx is not installed.
+    """
+
+    def __init__(self) -> None:
+        self.decoder = _package().Decoder(logfn="/dev/null")
+
+
+def _package() -> Any:
+    try:
+        import pocketsphinx
+    except ImportError:
+        raise UserError("the judge 'pocketsphinx' is not installed: `pip install 'vita-audio-pl[eval]'`") from None
+    return pocketsphinx
 
 
 def grammar_words(grammar: Path) -> list[str]:

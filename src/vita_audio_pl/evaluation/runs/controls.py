@@ -119,16 +119,19 @@ _CONDITIONS = {
 def _row(
     name: str, condition: str, texts: Sequence[str], transcripts: Sequence[str], normalise: Normaliser
 ) -> dict[str, Any]:
-    counts = [count_errors(normalise(text), normalise(said)) for text, said in zip(texts, transcripts, strict=True)]
-    rate = bootstrap_ratio([c.errors for c in counts], [c.reference_units for c in counts])
     return {
         "recordings": name,
         "condition": _CONDITIONS[condition],
-        "utterances": len(counts),
-        "value": round(rate.value, 5),
-        "low": round(rate.low, 5),
-        "high": round(rate.high, 5),
+        "utterances": len(texts),
+        **error_rate(texts, transcripts, normalise),
     }
+
+
+def error_rate(texts: Sequence[str], transcripts: Sequence[str], normalise: Normaliser) -> dict[str, float]:
+    """WER of transcripts with its 95 % interval: `value`, `low`, `high`."""
+    counts = [count_errors(normalise(text), normalise(said)) for text, said in zip(texts, transcripts, strict=True)]
+    rate = bootstrap_ratio([c.errors for c in counts], [c.reference_units for c in counts])
+    return {name: round(getattr(rate, name), 5) for name in ("value", "low", "high")}
 
 
 def _others(texts: Sequence[str]) -> list[str]:

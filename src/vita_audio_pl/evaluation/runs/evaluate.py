@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vita_audio_pl.config.screen import messages
-from vita_audio_pl.evaluation.judges.choice import judge_maker, own_judge
+from vita_audio_pl.evaluation.judges.choice import judge_facts, judge_maker, own_judge
 from vita_audio_pl.evaluation.records import TranscriptFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
 from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file, codec_folder
@@ -18,6 +18,7 @@ from vita_audio_pl.evaluation.runs.plan import plan_evaluations
 from vita_audio_pl.evaluation.runs.ranks import Meeting, Share
 from vita_audio_pl.evaluation.runs.results import keep_recordings, score_record, write_results
 from vita_audio_pl.evaluation.runs.runner import Records, Run, run_evaluations, worker_pool
+from vita_audio_pl.evaluation.runs.second_judge import listen_twice
 from vita_audio_pl.evaluation.runs.toolbox import ModelToolbox
 from vita_audio_pl.evaluation.runs.wandb_log import log_to_wandb
 from vita_audio_pl.evaluation.scores.compare import compare_modes
@@ -144,6 +145,7 @@ def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> l
             mode: Literal["offline", "online"] = "online" if config.wandb == "online" else "offline"
             log_to_wandb(results, folder, group, mode, config.wandb_project)
     _measure_judge(config, evaluations, run)
+    _compare_judges(config, records, run)
     return results
 
 
@@ -205,6 +207,29 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
                 normalise,
                 run,
             )
+
+
+def _compare_judges(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:
+    """Let the suite's second judge hear what the last stage says aloud, and recordings of the same texts."""
+    suite = config.suite
+    spoken = [r for r in records if (r.evaluation.task, r.evaluation.split) == ("tts", config.split)]
+    if suite is None or not suite.second_judge or not suite.heard_twice or not spoken:
+        return
+    last = spoken[-1].evaluation
+    of_last = [r for r in spoken if (r.evaluation.stage, r.evaluation.bench_folder) == (last.stage, last.bench_folder)]
+    recordings = Recordings.of_answers("the assistant's voice", last.items, suite.heard_twice)
+    if not recordings.audios or last.judge in ("", suite.second_judge):
+        return
+    listen_twice(
+        last.bench_folder,
+        codec_folder(last.model, config.codec_folder),
+        (last.judge, suite.second_judge),
+        judge_facts(suite.second_judge, model=config.judge_model, language=config.bench.language),
+        recordings,
+        of_last,
+        config.bench.scoring("strict").normalise,
+        run,
+    )
 
 
 def _device(name: str, share: Share) -> str:

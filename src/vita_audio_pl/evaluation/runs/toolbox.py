@@ -46,7 +46,7 @@ def as_answer(id: str, generation: Generation, vocabulary: Vocabulary, tokenizer
 
 
 class ModelToolbox:
-    """Loads what an evaluation names when it is first needed, and keeps the latest.
+    """Loads what an evaluation names when it is first needed, and keeps the latest; of judges two.
 
     Args:
         make_judge: name -> judge; called in the process that listens.
@@ -81,7 +81,7 @@ class ModelToolbox:
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
         self.codec: Callable[[Path], Codec] = lru_cache(maxsize=1)(partial(load_codec, device=device))
-        self.judge: Callable[[str], Judge] = lru_cache(maxsize=1)(make_judge)
+        self.judge: Callable[[str], Judge] = lru_cache(maxsize=2)(make_judge)
         self.similarity = cache(lambda: SpeakerSimilarity(speaker_model, device)) if speaker_model else None
         if mos_model:
             require_trust(mos_model, "a TorchScript file", trust_file)  # before the first answer

@@ -14,7 +14,7 @@ from vita_audio_pl.reporting.run.published import published_table, reasons_again
 from vita_audio_pl.reporting.run.result_page import is_wrong
 from vita_audio_pl.reporting.run.samples import StageSamples, read_stage_samples
 from vita_audio_pl.reporting.run_files import RunFiles, Stage, asset
-from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table
+from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, judges_table, main_table
 
 WORST = 8
 WORST_WITH_SOUND = 3
@@ -53,6 +53,7 @@ def run_page(run: RunFiles, title: str, pictures: dict[str, Picture], split: str
         others=[(name, main_table(run, name)) for name in other_splits],
         comparisons=comparison_table(run, split, last),
         controls=controls_table(run),
+        judges=judges_table(run),
         trade_off=pictures.get(TRADE_OFF),
         curves=[(stage, _stage_facts(stage), pictures[f"loss_{stage.name}"]) for stage in run.stages if stage.curves],
         samples=[found for stage in run.stages if (found := _samples_of(stage)) is not None],

@@ -9,7 +9,14 @@ from vita_audio_pl.reporting.run.listening import Utterance, listening_examples
 from vita_audio_pl.reporting.run.page import last_stage, render, run_page, run_pictures
 from vita_audio_pl.reporting.run.standing import ELSEWHERE, measured, published_figures, standing_table
 from vita_audio_pl.reporting.run_files import RunFiles
-from vita_audio_pl.reporting.tables import comparison_table, controls_table, headline, main_table, markdown
+from vita_audio_pl.reporting.tables import (
+    comparison_table,
+    controls_table,
+    headline,
+    judges_table,
+    main_table,
+    markdown,
+)
 from vita_audio_pl.storage.files import atomic_write
 from vita_audio_pl.storage.names import safe_name
 from vita_audio_pl.storage.owned import Kind, Owned
@@ -49,7 +56,7 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
     for path, picture in figures.items():
         write_file(path, picture.light)
     sections = {"Held-out results": main_table(run, split), f"Against Vanilla, {stage}": comparison_table(run, split, stage),
-                "The judge": controls_table(run)}  # fmt: skip
+                "The judge": controls_table(run), "Two judges": judges_table(run)}  # fmt: skip
     tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
     sentences = "".join(f"{markdown_text(sentence)}\n" for sentence in [*headline(run, stage, split), *run.notes])
     write_file(output / "tables.md", f"# {markdown_text(title)}\n\n{sentences}\n{tables}".encode())
