@@ -27,7 +27,7 @@ from vita_audio_pl.interleave import DecodePattern
 
 HEAD = 0.11
 LIMIT = 120
-LOOSE = [("groups", 0.1), ("groups", 0.2), ("groups", 0.3), ("groups", 0.4), ("typical", 0.7), ("typical", 0.9)]
+LOOSE = [("groups", 0.1), ("groups", 0.2), ("groups", 0.3), ("groups", 0.4)]
 
 
 def main() -> None:

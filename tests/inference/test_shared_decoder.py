@@ -53,11 +53,15 @@ BAD = {
     "a constraint of text": lambda r: {"constraint": constraint(begin="<|begin|>")},
     "no codes": lambda r: {"constraint": constraint(n_codes=0)},
     "a dict as constraint": lambda r: {"constraint": {"begin": 60}},
-    "one marker of the first chunk": lambda r: {"verify": "typical", "groups": None, "first_chunk": (60,)},
+    "one marker of the first chunk": lambda r: {
+        "verify": "greedy",
+        "groups": None,
+        "sampling": Sampling(),
+        "first_chunk": (60,),
+    },
     "a first chunk beyond the vocabulary": lambda r: {"first_chunk": (60, 500)},
     "an unknown check": lambda r: {"verify": "maybe"},
     "groups without a codec": lambda r: {"verify": "groups", "groups": None},
-    "too much slack": lambda r: {"slack": 1.5},
     "a temperature that is not a number": lambda r: {"sampling": Sampling(temperature="hot")},
     "a temperature of NaN": lambda r: {"sampling": Sampling(temperature=math.nan)},
     "a top_k of a half": lambda r: {"sampling": Sampling(temperature=1.0, top_k=2.5)},
@@ -96,7 +100,6 @@ def requests(draw):
         "sampling": Sampling() if greedy else Sampling(temperature=3.0, seed=draw(st.integers(0, 9))),
         "constraint": constraint() if opens_span else None,  # equal to others', and another object
         "verify": verify,
-        "slack": 0.9,
         "groups": GROUPS if verify == "groups" else None,
         "first_chunk": (60, 61) if verify != "none" and draw(st.booleans()) else None,
     }

@@ -154,7 +154,7 @@ def test_heads_without_weight_are_not_run(tiny, pack):
         ("every_head", {"kernel": "triton"}, "must be one of torch, liger"),
         ("every_head", {"weight": -1.0}, "weight >= 0"),
         ("distil", {"kl_share": 1.5}, "must lie in"),
-        ("distil", {"kl_share": "acceptances"}, "adaptive or acceptance"),
+        ("distil", {"kl_share": "acceptances"}, "or be acceptance"),
     ],
 )
 def test_a_wrong_objective_is_one_sentence(name, options, sentence):

@@ -6,16 +6,16 @@ from vita_audio_pl.config.fields import setting
 from vita_audio_pl.config.numbers import finite_number, whole_number
 from vita_audio_pl.errors import UserError
 
-VERIFY_MODES = ("none", "greedy", "sample", "groups", "typical")
-VERIFY_MEANING = "none, greedy, sample, or the looser groups and typical: whether the backbone verifies drafts"
+VERIFY_MODES = ("none", "greedy", "sample", "groups")
+VERIFY_MEANING = "none, greedy, sample, or groups, which is looser: whether the backbone verifies drafts"
 KERNELS = ("auto", "rows", "columns", "packed")
-SLACK = {"groups": 0.3, "typical": 0.7}
-"""How loose the modes that are not exact are by default; see `DecodingConfig.slack`."""
+SLACK = 0.3
+"""How loose `groups` is by default."""
 
 
 def decoding_label(mode: str, verify: str) -> str:
     """Name of a mode with its verification, as shown: `boost`, `boost+verify` where it is exact, `boost+groups`."""
-    return mode if verify == "none" else f"{mode}+{verify if verify in SLACK else 'verify'}"
+    return mode if verify == "none" else f"{mode}+{'groups' if verify == 'groups' else 'verify'}"
 
 
 @dataclass(unsafe_hash=True)
@@ -80,8 +80,7 @@ class DecodingConfig:
     verify: str = setting("none", VERIFY_MEANING, choices=VERIFY_MODES, common=True)
     slack: float | None = setting(
         None,
-        "how loose verify=groups (1 - least cosine of two codes) and typical (1 - least share of the greatest entropy) are; "
-        "0 = exact, null = 0.3 and 0.7",
+        "how loose verify=groups is: 1 - least cosine of two codes of a group; 0 = exact, null = 0.3",
         at_least=0,
         at_most=1,
     )

@@ -26,7 +26,7 @@ class SuiteEntry:
     split: str = setting("", "split of the bench; empty = the setting `split`")
     limit: int | None = setting(None, "utterances per task; null = all", at_least=1)
     verify: str = setting(
-        "", "none, greedy, sample, groups or typical; empty = the setting `verify`", choices=("", *VERIFY_MODES)
+        "", "none, greedy, sample or groups; empty = the setting `verify`", choices=("", *VERIFY_MODES)
     )
 
 

@@ -26,7 +26,6 @@ def generate(
     sampling: Sampling | Sequence[Sampling] = Greedy,
     constraint: SpanConstraint | None = None,
     verify: str = "none",
-    slack: float = 0.0,
     groups: CodeGroups | None = None,
     batch_size: int = 8,
     clips: Sequence[Sequence[Tensor]] | None = None,
@@ -46,7 +45,7 @@ def generate(
         stop_ids: tokens that end an answer.
         sampling: for all, or one for each prompt; greedy by default.
         constraint: what may stand inside audio spans; None as in the published system.
-        verify, slack, groups: see `Options`.
+        verify, groups: see `Options`.
         batch_size: prompts at a time.
         clips: for each prompt, features of its audio, for models with an audio encoder.
         graphs: replay passes as CUDA graphs; by default on a GPU.
@@ -66,7 +65,7 @@ def generate(
     runtime = model if isinstance(model, Runtime) else Runtime(model)
     stops: Collection[int] = frozenset(stop_ids)
     options = [
-        Options(pattern, max_new_tokens, frozenset(stops), s, constraint, verify, None, slack, groups) for s in settings
+        Options(pattern, max_new_tokens, frozenset(stops), s, constraint, verify, None, groups) for s in settings
     ]
     decoder = decoder or Decoder(
         runtime,

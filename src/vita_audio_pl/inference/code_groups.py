@@ -79,20 +79,17 @@ class CodeGroups:
 def verification(
     verify: str, slack: float | None, codec: Callable[[], Codec | None], vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """`verify`, `slack` and `groups` of `Options`.
+    """`verify` and `groups` of `Options`.
 
     Args:
-        slack: how loose the mode is; None for the mode's own.
+        slack: of the groups; None for 0.3.
         codec: gives the one whose codes the vocabulary has; asked where its codebook is needed.
 
     Raises:
         UserError: `groups` without a codec whose codes have a vector each, or with a codec of other codes.
     """
-    if verify not in SLACK:
-        return {"verify": verify}
-    slack = SLACK[verify] if slack is None else slack
     if verify != "groups":
-        return {"verify": verify, "slack": slack}
+        return {"verify": verify}
     speaks = codec()
     codebook = getattr(speaks, "codebook", None)
     if codebook is None:
@@ -101,4 +98,4 @@ def verification(
     vectors = torch.from_numpy(codebook())
     if len(vectors) != vocabulary.n_codes:
         raise UserError(f"the codec has {len(vectors)} codes and the model {vocabulary.n_codes}; it is another model's")
-    return {"verify": verify, "slack": slack, "groups": CodeGroups(vectors, vocabulary.first_code, slack)}
+    return {"verify": verify, "groups": CodeGroups(vectors, vocabulary.first_code, SLACK if slack is None else slack)}

@@ -25,7 +25,7 @@ from vita_audio_pl.inference.scoring import Scorer
 from vita_audio_pl.inference.screening import NOT_FINITE
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.inference.shapes import recurring_shapes
-from vita_audio_pl.inference.verify import agreeing, speculative, uncertainty
+from vita_audio_pl.inference.verify import agreeing, speculative
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that one round reads, so that a long prompt neither stalls the others nor needs much memory."""
@@ -294,7 +294,7 @@ class Decoder:
         for i, (sequence, outputs) in enumerate(zip(sequences, hidden.split(counts), strict=True)):
             if i in greedy_rows:
                 tokens = [next(own) for _ in range(counts[i])]
-                kept = self._agreeing(sequence, tokens, outputs)
+                kept = agreeing(sequence.ids[len(sequence.ids) - sequence.drafts :], tokens, sequence.options.groups)
                 token = tokens[kept]
             else:
                 kept, token = self._draw_own(sequence, outputs)
@@ -345,26 +345,14 @@ class Decoder:
         options = sequence.options
         if options.sampling.greedy:
             tokens = [part.token(sequence.sampler.draw(chances)) for part, chances in scored]
-            kept = self._agreeing(sequence, tokens, hidden)
+            kept = agreeing(drafts, tokens, options.groups)
             return kept, tokens[kept]
         columns = [part.column(token) for part, token in zip(parts, drafts, strict=False)]
         groups = None
         if options.groups is not None:
             groups = options.groups, [part.column(options.groups.first_code) for part in parts]
-        slack = options.slack if options.verify == "typical" else 0.0
-        kept, column = speculative(columns, sequence.proposals, targets, sequence.sampler, groups, slack)
+        kept, column = speculative(columns, sequence.proposals, targets, sequence.sampler, groups)
         return kept, parts[kept].token(column)
-
-    def _agreeing(self, sequence: DecodedSequence, own: list[int], hidden: Tensor) -> int:
-        """Drafts that stand beside the backbone's most likely tokens; `hidden: (drafts + 1, hidden_size)`."""
-        options, first = sequence.options, len(sequence.ids) - sequence.drafts
-
-        def unsure(n: int) -> bool:
-            logits = self.scorer.slice_for(sequence.restriction(first + n - 1)).logits(hidden[n : n + 1])[0]
-            return uncertainty(logits.float().softmax(-1)) > 1 - options.slack
-
-        defers = options.verify == "typical" and options.slack > 0
-        return agreeing(sequence.ids[first:], own, options.groups, unsure if defers else None)
 
     def _fail(self, sequence: DecodedSequence) -> None:
         sequence.finished = True

@@ -73,7 +73,7 @@ class LoadedModel:
         return RenderOptions(self.ratio, lead_in=tuple(int(code) for code in silence))
 
     def verification(self, verify: str, slack: float | None) -> dict[str, Any]:
-        """`verify`, `slack` and `groups` of `Options`, of this model's codec; made once for each looseness.
+        """`verify` and `groups` of `Options`, of this model's codec; made once for each looseness.
 
         Raises:
             UserError: `groups` without a codec whose codes have a vector each.

@@ -29,10 +29,9 @@ class Options:
         sampling: how tokens are drawn.
         constraint: restriction inside audio spans; None as in the published system.
         verify: `none`, `greedy` (the backbone's own greedy tokens) or `sample` (its own distribution); exactly so in
-            float32, but for near ties in 16 bits. `groups` and `typical` are looser; see `verify`.
+            float32, but for near ties in 16 bits. `groups` is looser; see `verify`.
         first_chunk: `(begin, end)` markers of audio; a draft that opens the answer's first audio span is then kept
             without verification up to the span's end, so that it can be played at once. None verifies everything.
-        slack: how loose `typical` is, 0 to 1.
         groups: of codes, which `groups` needs.
 
     Raises:
@@ -46,7 +45,6 @@ class Options:
     constraint: SpanConstraint | None = None
     verify: str = "none"
     first_chunk: tuple[int, int] | None = None
-    slack: float = 0.0
     groups: CodeGroups | None = None
 
     def __post_init__(self) -> None:
@@ -57,8 +55,6 @@ class Options:
         object.__setattr__(self, "max_new_tokens", whole_number(self.max_new_tokens, "max_new_tokens", least=1))
         if self.verify not in VERIFY_MODES:
             raise UserError(f"verify={self.verify!r} is unknown; use one of {', '.join(VERIFY_MODES)}")
-        if not 0 <= self.slack <= 1:
-            raise UserError(f"slack={self.slack} must lie between 0 (exact) and 1")
         if (self.verify == "groups") != (self.groups is not None):
             raise UserError("verify=groups needs groups of codes, and no other mode has any (LoadedModel.verification)")
         if self.verify == "greedy" and not self.sampling.greedy:

@@ -25,7 +25,7 @@ class Session:
     Args:
         decoder: where it is decoded.
         prompt: token ids.
-        pattern, max_new_tokens, stop_ids, sampling, constraint, verify, slack, groups: as in `generate`.
+        pattern, max_new_tokens, stop_ids, sampling, constraint, verify, groups: as in `generate`.
         first_chunk: `(begin, end)` audio markers to play the first drafted audio chunk before it is verified
             (draft-first); None verifies it too (verified-first). Without verification there is no difference.
         clips: features of the prompt's audio, for models with an audio encoder.
@@ -46,12 +46,11 @@ class Session:
         constraint: SpanConstraint | None = None,
         verify: str = "none",
         first_chunk: tuple[int, int] | None = None,
-        slack: float = 0.0,
         groups: CodeGroups | None = None,
         clips: Sequence[Tensor] = (),
     ):
         stops = frozenset(stop_ids)
-        options = Options(pattern, max_new_tokens, stops, sampling, constraint, verify, first_chunk, slack, groups)
+        options = Options(pattern, max_new_tokens, stops, sampling, constraint, verify, first_chunk, groups)
         self._decoder = decoder
         self._sequence = decoder.open(prompt, options, clips)
         self._taken = 0

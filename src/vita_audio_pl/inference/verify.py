@@ -6,45 +6,30 @@ distributed as p, the backbone's own distribution (speculative sampling, arXiv 2
 bits rounding differs between a pass over several rows and a pass over one, so where two tokens are nearly as likely, verified
 and plain answers may part.
 
-Looser, each as loose as its `slack` says and exact where that is 0:
+Looser, as loose as its groups are:
 
 `groups` (coarse-grained acceptance, arXiv 2511.13732) asks only whether a code belongs to a group that the backbone would
 have chosen (`code_groups`). Sampling, a group G that the draft is in is drawn evenly, kept with probability
 min(1, P(G) / Q(G)), and otherwise replaced by a group from max(P - Q, 0) and in it a token by the backbone's shares, so that
 groups are distributed exactly as the backbone's. Greedily, which the paper does not treat, a draft stands that shares a group
 with the most likely token.
-
-`typical` (after FLy, arXiv 2511.22972) puts a refusal off where the backbone is unsure, and drops it if the next `WINDOW`
-drafts stand. From there: the gate by entropy as a share of the greatest possible, and the window behind it, which a draft's
-end cuts short to a refusal. Different here: a window of 2 in place of 6, for ten heads that stop early seldom draft seven
-tokens more.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from vita_audio_pl.inference.code_groups import CodeGroups
 from vita_audio_pl.inference.sampling import Sampler
 
-WINDOW = 2
-"""Drafts that must stand after one whose refusal is put off."""
 
-Unsure = Callable[[int], bool]
-"""Whether the backbone is so unsure at a draft that its refusal may be put off."""
-
-
-def agreeing(
-    drafts: Sequence[int], own: Sequence[int], groups: CodeGroups | None = None, unsure: Unsure | None = None
-) -> int:
+def agreeing(drafts: Sequence[int], own: Sequence[int], groups: CodeGroups | None = None) -> int:
     """Number of `drafts`, from the first, that stand beside the backbone's `own` tokens: equal, or of one group."""
 
     def stands(n: int) -> bool:
         return drafts[n] == own[n] or groups is not None and groups.alike(drafts[n], own[n])
 
-    return _kept(len(drafts), stands, unsure)
+    return _kept(len(drafts), stands)
 
 
 def speculative(
@@ -53,7 +38,6 @@ def speculative(
     targets: Sequence[Tensor],
     sampler: Sampler,
     groups: tuple[CodeGroups, Sequence[int]] | None = None,
-    slack: float = 0.0,
 ) -> tuple[int, int]:
     """Number of drafts kept, and the column of the token that follows them.
 
@@ -63,7 +47,6 @@ def speculative(
         targets: the backbone's distribution at the same places, and one more after the last draft.
         sampler: gives the random numbers.
         groups: of codes, and for each draft the column of code 0.
-        slack: of `typical`.
     """
 
     def stands(n: int) -> bool:
@@ -75,7 +58,7 @@ def speculative(
             q, p = (groups[0].masses(groups[0].shares(each, first), first) for each in (q, p))
         return sampler.uniform() * float(q[column]) < float(p[column])
 
-    kept = _kept(len(drafts), stands, (lambda n: uncertainty(targets[n]) > 1 - slack) if slack else None)
+    kept = _kept(len(drafts), stands)
     target = targets[kept]
     if kept == len(drafts):
         return kept, sampler.draw(target)
@@ -85,28 +68,9 @@ def speculative(
     return kept, _other_group(proposals[kept], target, sampler, groups[0], groups[1][kept])
 
 
-def uncertainty(probabilities: Tensor) -> float:
-    """Entropy of `(choices,)` as a share of the greatest possible, in [0, 1]."""
-    return float(torch.special.entr(probabilities).sum()) / math.log(max(2, len(probabilities)))
-
-
-def _kept(count: int, stands: Callable[[int], bool], unsure: Unsure | None) -> int:
-    """The first draft that is refused; each is asked about once, in order."""
-    known: list[bool] = []
-
-    def stands_at(n: int) -> bool:
-        while len(known) <= n:
-            known.append(stands(len(known)))
-        return known[n]
-
-    for n in range(count):
-        if stands_at(n):
-            continue
-        if unsure is None or n + WINDOW >= count or not unsure(n):
-            return n
-        if not all(stands_at(later) for later in range(n + 1, n + 1 + WINDOW)):
-            return n
-    return count
+def _kept(count: int, stands: Callable[[int], bool]) -> int:
+    """The first draft that is refused."""
+    return next((n for n in range(count) if not stands(n)), count)
 
 
 def _other_group(q: Tensor, p: Tensor, sampler: Sampler, groups: CodeGroups, first: int) -> int:

@@ -5,8 +5,7 @@ is `lambda * KL(t || s) + (1 - lambda) * TV(t, s)`, `KL = sum_v t_v log(t_v / s_
 `a = 1 - TV` is the chance that speculative sampling accepts the draft (LK losses, arXiv 2602.23881). `t` is a constant. In
 the predictor's logits, `dKL = s - t` and `dTV = s * (g - sum_v s_v g_v)` with `g = 1/2 sign(s - t)`.
 
-The same paper's two others: lambda of each row `exp(-3 a)`, itself a constant, so that rows move from KL to TV as their
-drafts become acceptable (`adaptive`); and `-log a`, whose gradient is `dTV / a` (`acceptance`).
+The same paper's `-log a`, whose gradient is `dTV / a`, is `acceptance`.
 """
 
 from collections.abc import Callable
@@ -18,9 +17,6 @@ from torch import Tensor
 from vita_audio_pl.models.chunked_linear import ChunkedLinear, scaled_gradients
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
 
-ADAPTION = 3.0
-"""How fast `adaptive` moves from KL to TV; the paper's best."""
-ACCEPTANCE_LOSSES = ("adaptive", "acceptance")
 LEAST_ACCEPTED = 1e-6
 """Keeps `acceptance` finite where hardly anything would be accepted."""
 
@@ -38,8 +34,8 @@ def distillation_loss(
 
     hidden: (n, hidden), the predictor; teacher: (tokens, hidden), the backbone, taken as constant; rows: (n,) int64
     on the CPU, the token of each row of `hidden`; if ascending, the backbone's logits of a token
-    are computed once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda, or `adaptive`
-    or `acceptance`. The gradient can be taken once. `correct` is whether predictor and backbone have the same argmax.
+    are computed once for all its predictors; row_weights: (n,) float32, divisor included; kl_share: lambda, or
+    `acceptance`. The gradient can be taken once. `correct` is whether predictor and backbone have the same argmax.
     """
     wants = torch.is_grad_enabled()
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Distillation.apply
@@ -95,5 +91,5 @@ def _mixed(divergence: Tensor, variation: Tensor, kl_share: float | str) -> tupl
     accepted = (1 - variation).clamp_min(LEAST_ACCEPTED)
     if kl_share == "acceptance":
         return -accepted.log(), torch.zeros_like(accepted), 1 / accepted
-    share = torch.exp(-ADAPTION * accepted) if kl_share == "adaptive" else torch.full_like(accepted, float(kl_share))
+    share = torch.full_like(accepted, float(kl_share))
     return share * divergence + (1 - share) * variation, share, 1 - share

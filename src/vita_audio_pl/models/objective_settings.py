@@ -81,8 +81,8 @@ class Distil(ObjectiveSettings):
 
     kl_share: Any = setting(
         0.5,
-        "weight of the KL divergence, 0 to 1, the rest is total variation; adaptive: by what would be accepted; acceptance: "
-        "the negative logarithm of that in place of both",
+        "weight of the KL divergence, 0 to 1, the rest is total variation; acceptance: the negative logarithm of "
+        "the chance that a draft is accepted, in place of both",
     )
 
     logit_tables: ClassVar[int] = 8  # both distributions, intermediate results, and the previous chunk's

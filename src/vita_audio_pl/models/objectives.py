@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.distillation import ACCEPTANCE_LOSSES, distillation_loss
+from vita_audio_pl.models.distillation import distillation_loss
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.liger import liger_cross_entropy
 from vita_audio_pl.models.linear_cross_entropy import RowLosses, linear_cross_entropy
@@ -198,16 +198,14 @@ class Distil(Objective):
     """
 
     def __init__(self, kl_share: float | str = 0.5, **options: Any):
-        """kl_share: lambda, in [0, 1]; `adaptive`, for each row by what would be accepted; `acceptance`, the second form.
+        """kl_share: lambda, in [0, 1], or `acceptance` for the second form.
 
         Raises:
             UserError: another `kl_share`, or another kernel than `torch`.
         """
         super().__init__(**options)
-        if kl_share not in ACCEPTANCE_LOSSES and not (isinstance(kl_share, int | float) and 0 <= kl_share <= 1):
-            raise UserError(
-                f"objective.kl_share is {kl_share}; it must lie in [0, 1], or be {' or '.join(ACCEPTANCE_LOSSES)}"
-            )
+        if kl_share != "acceptance" and not (isinstance(kl_share, int | float) and 0 <= kl_share <= 1):
+            raise UserError(f"objective.kl_share is {kl_share}; it must lie in [0, 1], or be acceptance")
         if options.get("kernel", "torch") != "torch":
             raise UserError("objective.kernel=liger has no distillation; set objective.kernel=torch")
         self.kl_share = kl_share

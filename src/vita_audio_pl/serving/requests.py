@@ -26,7 +26,7 @@ class Decoding(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mode: str | list[int] | None = None
-    verify: Literal["none", "greedy", "sample", "groups", "typical"] | None = None
+    verify: Literal["none", "greedy", "sample", "groups"] | None = None
     first_chunk: Literal["verified", "draft"] = "verified"
     constrain: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=10)

@@ -71,7 +71,7 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                     config.constrain,
                     config.max_new_tokens or config.bench.token_limit(task),
                     config.sampling,
-                    None if verify not in SLACK else SLACK[verify] if config.slack is None else config.slack,
+                    None if verify != "groups" else SLACK if config.slack is None else config.slack,
                 )
                 place = split_folder(
                     bench_folder(config.output, model, config.bench.name, config.paths.runs), stage, split

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.config.decoding import SLACK
 from vita_audio_pl.reporting.results.files import Result, read_json, read_result
 from vita_audio_pl.reporting.results.shown import choose_results
 from vita_audio_pl.reporting.tables import METRIC_NAMES, NOT_MEASURED, Cell, Table, rate_cell
@@ -145,7 +144,7 @@ def _apart(figure: PublishedFigure, found: dict[str, Result], last: str, plus: b
     if facts.get("constrained"):
         yield "nothing but audio may be written inside a span (constrain); the published system masks nothing"
     if (verify := facts.get("verify", "none")) != "none":
-        yield "drafts were verified" + (f" loosely ({verify})" if verify in SLACK else "")
+        yield "drafts were verified" + (" loosely (groups)" if verify == "groups" else "")
     if facts.get("judge") and figure.metric.startswith("speech"):
         yield f"judged by {facts['judge']}"
     yield from figure.reasons
