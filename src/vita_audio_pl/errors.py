@@ -49,7 +49,7 @@ def errno_of(error: BaseException) -> int | None:
 
 def _own_errno(error: BaseException) -> int | None:
     if isinstance(error, OSError):
-        return error.errno
+        return None if type(error).__module__ == "ssl" else error.errno  # OpenSSL's own numbers mean something else
     if quoted := re.search(r"\(os error (\d+)\)", str(error)):  # libraries in Rust: safetensors, tokenizers
         return int(quoted.group(1))
     return errno.EAGAIN if isinstance(error, RuntimeError) and "can't start new thread" in str(error) else None

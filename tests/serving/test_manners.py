@@ -18,6 +18,8 @@ from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving import service as service_module
 from vita_audio_pl.serving.app import create_app
+from vita_audio_pl.serving.gate import KEY_PROTOCOL, Gate
+from vita_audio_pl.serving.metrics import text_of
 from vita_audio_pl.serving.realtime import Session
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
@@ -57,7 +59,7 @@ def test_keys_come_from_a_file_of_ones_own_or_the_environment(tmp_path, monkeypa
     config = ServeConfig(model="m", api_keys=str(file))
     with pytest.raises(UserError, match="cannot be read"):
         api_keys(config)
-    file.write_text("# mine\nabc\n\n")
+    file.write_bytes("\ufeffabc\r\n# mine\r\n\r\n".encode())  # as Windows writes it
     os.chmod(file, 0o644)
     with pytest.raises(UserError, match="chmod 600"):
         api_keys(config)
@@ -67,9 +69,17 @@ def test_keys_come_from_a_file_of_ones_own_or_the_environment(tmp_path, monkeypa
     assert api_keys(ServeConfig(model="m")) == {"x", "y"}
 
 
-def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(service):
+def test_a_key_of_any_signs_is_shown_by_a_page_in_the_name_of_a_protocol(service):
+    keyed = Gate(None, ["a+b/(c)="], [], loopback=False, most_bytes=1)
+    assert keyed._shows_key({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}a%2Bb%2F%28c%29%3D"})
+    assert not keyed._shows_key({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}a%2Bb"})
+
+
+def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(service, monkeypatch):
     assert asked(service, headers={"origin": "https://elsewhere.org"}).status_code == 403
     assert asked(service, headers={"origin": "http://localhost:8000"}).status_code == 200
+    assert asked(service, headers={"host": "rebound.org:8000"}).status_code == 403
+    monkeypatch.setattr(service.config, "host", "0.0.0.0")  # all interfaces let nobody else in without a key, either
     assert asked(service, headers={"host": "rebound.org:8000"}).status_code == 403
     assert asked(service, path="/page/..%2Fserve.py").status_code == 404
     assert asked(service, path="/page/%2Fetc%2Fpasswd").status_code == 404
@@ -113,6 +123,7 @@ def test_a_full_queue_says_when_to_come_again(run_server, make_service):
     with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
     assert int(refused.value.response.headers["retry-after"]) >= 1
+    assert 'answers_total{outcome="refused"} 1' in text_of(service.metrics.families())
     goes_on.set()
     wait_until(lambda: ended and not service.busy, "the slot")  # also of the answer that was refused nothing is left
     assert client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}]).usage

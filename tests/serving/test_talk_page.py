@@ -42,6 +42,10 @@ def test_the_page_asks_plays_and_interrupts_by_keyboard_and_microphone(server, a
         page.select_option("#verify", "greedy")
         page.locator("#turns").focus()
         page.keyboard.down("Space")
+        page.keyboard.up("Space")  # before the microphone is open: nobody is listened to who does not hold
+        page.wait_for_selector("#state:text('while you speak')", timeout=0)
+        assert page.get_attribute("#talk", "aria-pressed") == "false"
+        page.keyboard.down("Space")
         page.wait_for_selector("#level[style*='scaleY(0.']", timeout=0, state="attached")  # the microphone is heard
         page.wait_for_timeout(1000)
         page.keyboard.up("Space")
@@ -61,3 +65,32 @@ def test_the_page_asks_plays_and_interrupts_by_keyboard_and_microphone(server, a
     assert all("localhost" in address for address in addresses)
     modes = [ticket.options.verify for ticket, _ in answered if ticket.options.max_new_tokens]
     assert "greedy" in modes and all(ended.error is None for _, ended in answered)
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_wrong_with_a_key_and_that_the_server_has_gone(run_server, make_service, monkeypatch):
+    playwright = pytest.importorskip("playwright.sync_api")
+    monkeypatch.setenv("VITA_AUDIO_PL_API_KEYS", "a+b/(c)=")
+    server = run_server(make_service())
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(server.url.removesuffix("/v1"))
+
+        def send():
+            page.locator("#text").fill("where is the cow")
+            page.keyboard.press("Enter")
+
+        for key, told in (("", "the server asks for a key"), ("wrong", "this key is not the server's")):
+            page.fill("#key", key)
+            send()
+            page.wait_for_selector(f'#state:text("{told}")', timeout=0)
+            assert page.input_value("#text") == "where is the cow"
+        page.fill("#key", "a+b/(c)=")
+        send()
+        page.wait_for_selector("#state:text-is('ready')", timeout=0)
+        server.stop()
+        page.wait_for_selector("#state:text('closed')", timeout=0)
+        send()
+        page.wait_for_selector("#state:text('the server cannot be reached')", timeout=0)
+        browser.close()

@@ -17,8 +17,9 @@ from starlette.websockets import WebSocketDisconnect
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.endpoints import Endpoints
 from vita_audio_pl.serving.engine import Busy
-from vita_audio_pl.serving.gate import LOOPBACK, Gate, error_body
+from vita_audio_pl.serving.gate import Gate, error_body
 from vita_audio_pl.serving.realtime import Session
+from vita_audio_pl.serving.requests import sentence_of
 from vita_audio_pl.serving.service import Service
 
 _PAGE = {
@@ -51,7 +52,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=config.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    loopback = config.host in LOOPBACK and not service.keys
+    loopback = not service.keys
     app.add_middleware(
         Gate,
         keys=service.keys,
@@ -66,7 +67,7 @@ def create_app(service: Service) -> FastAPI:
     page = files("vita_audio_pl.serving") / "page"
     shown = {name: (page / name).read_bytes() for name in _PAGE}
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> Response:
         return Response(shown["index.html"], media_type=_PAGE["index.html"], headers=_HEADERS)
 
@@ -113,10 +114,18 @@ class Connection:
         client = self._client()
         asked = self._socket.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")
         await self._socket.accept("realtime" if "realtime" in asked else None)
-        full = sum(service.sessions.values()) >= limits.sessions
-        if full or service.sessions.get(client, 0) >= limits.sessions_a_client or service.draining:
-            why = "the server is ending" if service.draining else "there are as many sessions as are allowed"
-            message = f"{why}; try again in {service.engine.wait_seconds():.0f} s"
+        own = service.sessions.get(client, 0)
+        message = None
+        if service.draining:
+            message = f"the server is ending; try again in {service.config.drain_seconds:.0f} s"
+        elif own >= limits.sessions_a_client:
+            message = (
+                f"{own} of your sessions are open, all that limits.sessions_a_client allows; close one and try again"
+            )
+        elif sum(service.sessions.values()) >= limits.sessions:
+            wait = service.engine.wait_seconds()
+            message = f"all {limits.sessions} sessions are taken (limits.sessions); try again in {wait:.0f} s"
+        if message is not None:
             body = error_body(message, "server_error", "rate_limit_exceeded")
             await self._socket.send_json({"type": "error", "event_id": "event_0", **body})
             await self._socket.close(1013, message)
@@ -205,14 +214,13 @@ async def _user_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _not_valid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0] if error.errors() else {"loc": (), "msg": "the request cannot be read"}
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or "the request"
-    return JSONResponse(error_body(f"{place}: {first['msg']}"[:400]), 400)
+    return JSONResponse(error_body(sentence_of(error.errors())), 400)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = {404: "there is nothing at this address", 405: "this address is not asked so"}.get(error.status_code)
+    taken = (error.headers or {}).get("Allow", "other methods")
+    message = {404: "there is nothing at this address", 405: f"this address takes {taken}"}.get(error.status_code)
     return JSONResponse(error_body(message or str(error.detail)), error.status_code, error.headers)
 
 

@@ -17,6 +17,7 @@ from vita_audio_pl.text.turns import AudioFrames
 
 VAD_RATE = 16_000
 FULL_SCALE = 32768.0
+LEAST_AUDIO = 0.1  # seconds of a turn; of less, a model hears what was never said
 
 
 def from_pcm16(data: bytes) -> NDArray[np.float32]:

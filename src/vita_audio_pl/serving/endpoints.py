@@ -18,13 +18,12 @@ from vita_audio_pl.inference.dialogue import Conversation, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
 from vita_audio_pl.serving.asr import transcribe
 from vita_audio_pl.serving.metrics import by_replica, text_of
-from vita_audio_pl.serving.requests import ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
+from vita_audio_pl.serving.requests import NO_FUNCTIONS, ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
 from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 from vita_audio_pl.text.messages import ROLES
 
-NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
 _WATCH_EVERY = 0.1  # seconds
 _SPOKEN_FOR = 3600  # seconds
 
@@ -65,7 +64,7 @@ class Endpoints:
         families = self.service.metrics.families() if replicas is None else by_replica(await replicas.counts())
         return PlainTextResponse(text_of(families), media_type="text/plain; version=0.0.4")
 
-    async def speech(self, body: SpeechRequest) -> Response:
+    async def speech(self, body: SpeechRequest, request: Request) -> Response:
         """Text to speech; audio is streamed as it is made."""
         service = self.service
         if body.speed != 1:
@@ -80,7 +79,13 @@ class Endpoints:
         writer = SoundWriter(body.response_format, OUTPUT_RATE)
         answer = service.ask(conversation, options)
         events = _with_first(aiter(answer))
-        first = await anext(events)  # an error before the first chunk can still become a status
+        async with _watched(request, answer):
+            first = await anext(events)  # an error before the first chunk can still become a status
+            while first is not None and not (isinstance(first, AudioChunk) and first.wave.size):
+                first = await anext(events, None)
+        if first is None:
+            self._release(answer)
+            raise UserError("the model spoke no word of this text; try another text, or another decoding")
         if body.stream_format == "sse":
             return _stream(self._speech_events(events, first, writer, answer), "text/event-stream")
         return _stream(self._sound(events, first, writer, answer), MEDIA_TYPES[body.response_format])
@@ -101,7 +106,7 @@ class Endpoints:
         service = self.service
         how = _decoding(decoding)
         data = await file.read()
-        said = await service.encode_audio(data, "the recording")
+        said, seconds = await service.encode_audio(data, "the recording")
         answer = transcribe(service, said, how, temperature)
         if stream:
             events = _with_first(aiter(answer))
@@ -112,15 +117,12 @@ class Endpoints:
         if response_format == "text":
             return PlainTextResponse(text + "\n")
         usage = {"type": "tokens", **_usage(answer)}
-        return JSONResponse({"text": text, "usage": usage} | ({"task": "transcribe", "language": "", "duration": 0.0} if response_format == "verbose_json" else {}))  # fmt: skip
+        return JSONResponse({"text": text, "usage": usage} | ({"task": "transcribe", "language": "", "duration": seconds} if response_format == "verbose_json" else {}))  # fmt: skip
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """An answer to a conversation of text and recordings."""
         service = self.service
-        if body.tools or body.functions:
-            raise UserError(NO_FUNCTIONS)
-        if body.n not in (None, 1):
-            raise UserError("n is fixed at 1: ask again for another answer")
+        body.check()
         wants_sound = "audio" in (body.modalities or (["audio"] if body.audio else []))
         form = body.audio or ChatAudio()
         conversation = service.engine.conversation()
@@ -130,9 +132,8 @@ class Endpoints:
             self._speak_as(conversation, form.voice)
         heard = await self._add_messages(conversation, body.messages)
         limit = body.max_completion_tokens or body.max_tokens or service.most_new_tokens
-        options = body.decoding.options(
-            service.loaded, service.config, min(limit, service.most_new_tokens), heard or wants_sound, body.temperature
-        )
+        most, how = min(limit, service.most_new_tokens), body.model_dump(include={"temperature", "top_p", "seed"})
+        options = body.decoding.options(service.loaded, service.config, most, heard or wants_sound, **how)
         answer = service.ask(conversation, options, sound=wants_sound)
         reply = _ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name, wants_sound)
         events = _with_first(aiter(answer))
@@ -206,7 +207,8 @@ class Endpoints:
                 self._check_text(part["text"])
                 pieces.append(part["text"])
             elif kind == "input_audio" and isinstance(part.get("input_audio"), dict):
-                pieces.append(await self.service.encode_audio(base64_of(part["input_audio"].get("data"), where), where))
+                data = base64_of(part["input_audio"].get("data"), where)
+                pieces.append((await self.service.encode_audio(data, where))[0])
                 has_audio = True
             else:
                 raise UserError(f"{where} holds a part of the type {str(kind)[:40]!r}; text and input_audio are read")

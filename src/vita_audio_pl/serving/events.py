@@ -136,12 +136,18 @@ def described(id: str, role: str, content: list[dict[str, Any]], status: str = "
 
 
 def session_of(
-    id: str, model: str, rate: int, detection: dict[str, Any] | None, voice: Any, decoding: dict[str, Any]
+    id: str,
+    model: str,
+    rate: int,
+    detection: dict[str, Any] | None,
+    voice: Any,
+    decoding: dict[str, Any],
+    written: bool,
 ) -> dict[str, Any]:
-    """A session in OpenAI's form."""
-    form = {"type": "audio/pcm", "rate": OUTPUT_RATE}
+    """A session in OpenAI's form; written: whether the model writes down what it hears."""
+    form, heard = {"type": "audio/pcm", "rate": OUTPUT_RATE}, {"model": model} if written else None
     audio = {
-        "input": {"format": form | {"rate": rate}, "turn_detection": detection},
+        "input": {"format": form | {"rate": rate}, "turn_detection": detection, "transcription": heard},
         "output": {"format": form, "voice": voice},
     }
     known = {"type": "realtime", "object": "realtime.session", "id": id, "model": model}

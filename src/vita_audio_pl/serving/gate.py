@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.exceptions import HTTPException
 
@@ -28,8 +28,8 @@ class Gate:
         app: the protected application.
         keys: accepted API keys; empty = none required.
         origins: other web origins that may call.
-        loopback: whether the server listens on this machine only and without keys; it then accepts no host name except
-            localhost, so that no page elsewhere can reach it under another name.
+        loopback: whether no host name except localhost is accepted, so that no page elsewhere can reach a server
+            without keys under another name.
         most_bytes: largest body.
     """
 
@@ -52,7 +52,10 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if self._loopback and _host(f"//{host}") not in LOOPBACK:
-            return 403, "this server is called localhost; reach it through an ssh tunnel, or set host and api_keys"
+            return (
+                403,
+                "this server is called localhost; reach it through an ssh tunnel, or set host=0.0.0.0 and api_keys=FILE",
+            )
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins and urlsplit_safe(origin) != host:
             return 403, "pages of this origin may not call; the setting origins lists those that may"
@@ -69,7 +72,8 @@ class Gate:
         shown = headers.get("authorization", "").removeprefix("Bearer ").strip()
         for protocol in headers.get("sec-websocket-protocol", "").split(","):
             if protocol.strip().startswith(KEY_PROTOCOL):
-                shown = protocol.strip().removeprefix(KEY_PROTOCOL)
+                # the page encodes what a protocol's name may not hold, such as the signs of base64
+                shown = unquote(protocol.strip().removeprefix(KEY_PROTOCOL))
         # all keys are compared, so that the time taken reveals nothing
         return any([hmac.compare_digest(shown.encode("utf-8", "replace"), key) for key in self._keys])
 

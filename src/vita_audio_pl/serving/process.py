@@ -1,6 +1,10 @@
 """The server process: load the model, listen, and shut down without cutting answers."""
 
+import logging
 import signal
+import socket
+import ssl
+import sys
 from typing import Any
 
 import torch
@@ -10,6 +14,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.serving.app import create_app
+from vita_audio_pl.serving.gate import LOOPBACK
 from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.settings import ServeConfig
 
@@ -20,12 +25,15 @@ def run(config: ServeConfig) -> None:
     Raises:
         UserError: the model cannot be loaded or served, or the address is not available.
     """
+    check_address(config)
     service = load_service(config)
     server = DrainingServer(server_config(service), service)
     try:
         server.run()
     except SystemExit:  # raised by uvicorn, after it has printed why
         raise UserError(f"{config.host}:{config.port} cannot be used; give another port=... or host=...") from None
+    if server.force_exit:
+        raise SystemExit(128 + signal.SIGINT)
 
 
 def load_service(config: ServeConfig) -> Service:
@@ -40,7 +48,37 @@ def load_service(config: ServeConfig) -> Service:
         runs=config.paths.runs,
         kernels=config.kernels,
     )
+    for (
+        parameter
+    ) in loaded.model.parameters():  # a file in place of mapped weights may be written while they are served
+        parameter.data = parameter.data.clone() if parameter.device.type == "cpu" else parameter.data
     return Service(loaded, codec_of(loaded, config.device), config)
+
+
+def check_address(config: ServeConfig) -> None:
+    """Try the address and the TLS files before a large model is loaded.
+
+    Raises:
+        UserError: the address is taken or not of this machine, or the TLS files cannot be read or do not match.
+    """
+    if config.tls_certificate and config.tls_key:
+        try:
+            # the password is asked for nowhere: a server that starts unattended has nobody to ask
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_certificate, config.tls_key, lambda: "")
+        except (OSError, ValueError) as error:  # ssl.SSLError among them
+            raise UserError(
+                f"tls_certificate={config.tls_certificate} and tls_key={config.tls_key} cannot be used: {error}; give a PEM "
+                "certificate and its own key, without a password"
+            ) from None
+    try:
+        family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"{config.host}:{config.port} cannot be used ({error.strerror}); give another port=... or host=..."
+        ) from None
 
 
 def server_config(service: Service) -> uvicorn.Config:
@@ -81,17 +119,31 @@ class DrainingServer(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """SIGTERM is the normal way to stop a server: exit status 0."""
-        if sig == signal.SIGTERM and not self.should_exit:
-            self.should_exit = True
-        else:
+        """SIGTERM and Ctrl-C are the normal ways to stop a server: exit status 0; a second Ctrl-C ends answers, too."""
+        if sig not in (signal.SIGTERM, signal.SIGINT):
             super().handle_exit(sig, frame)
+            return
+        if sig == signal.SIGINT and not self.should_exit and self._service.busy:
+            print(
+                "the answers in progress are finished first; Ctrl-C once more ends at once", file=sys.stderr, flush=True
+            )
+        self.force_exit = self.force_exit or (sig == signal.SIGINT and self.should_exit)
+        self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
             print(listening(self._service.config, self._service.name, self.port), flush=True)
+            if self._service.config.host not in LOOPBACK and not self._service.keys:
+                print(
+                    "without keys, the server answers to the name localhost alone, which others can claim, too; "
+                    "for other machines give api_keys=FILE, tls_certificate=FILE and tls_key=FILE",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     async def shutdown(self, sockets: Any = None) -> None:
         await self._service.drain(lambda: self.force_exit)
+        if self.force_exit:  # clients are cut off on purpose: no tracebacks of that
+            logging.getLogger("uvicorn.error").disabled = True
         await super().shutdown(sockets)

@@ -18,16 +18,15 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Item, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, NewCodes, TextPiece
 from vita_audio_pl.serving.asr import send_transcript
-from vita_audio_pl.serving.audio_input import from_pcm16, to_pcm16
-from vita_audio_pl.serving.endpoints import NO_FUNCTIONS, base64_of
+from vita_audio_pl.serving.audio_input import LEAST_AUDIO, from_pcm16, to_pcm16
+from vita_audio_pl.serving.endpoints import base64_of
 from vita_audio_pl.serving.engine import Busy
 from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, rate_of, response_of, session_of
-from vita_audio_pl.serving.requests import Decoding, checked
+from vita_audio_pl.serving.requests import NO_FUNCTIONS, Decoding, checked
 from vita_audio_pl.serving.service import OUTPUT_RATE, Service
 from vita_audio_pl.serving.turn_taking import TurnTaker
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
-LEAST_AUDIO = 0.1  # longest committed audio, seconds
 
 
 class Session:
@@ -46,6 +45,7 @@ class Session:
         self._records: dict[str, Record] = {}
         self._decoding = Decoding()
         self._instructions: Item | None = None
+        self._told: str | None = None  # the instructions' text
         self._turns = TurnTaker(service)
         self._turn_id = new_id("item")
         self._reply: Reply | None = None
@@ -146,13 +146,14 @@ class Session:
         self._voice = outgoing.get("voice", self._voice)
         self._transcribes = bool(incoming.get("transcription", self._transcribes))
         if "instructions" in session or "voice" in outgoing:
-            await self._instruct(session.get("instructions"))
+            self._told = session.get("instructions", self._told)
+            await self._instruct()
         self._turns.set(rate_in, detection)
         self._send("session.updated", session=self._described())
 
-    async def _instruct(self, text: str | None) -> None:
+    async def _instruct(self) -> None:
         """The system turn at the beginning: instructions and a voice."""
-        pieces: list[TurnContent] = [text] if text else []
+        pieces: list[TurnContent] = [self._told] if self._told else []
         pieces += self.service.voice_turn(self._voice)
         item = self.conversation.chat_format.input_turn("system", *pieces) if pieces else None
 
@@ -259,7 +260,7 @@ class Session:
             await self._interrupt("client_cancelled")
         if record.whole is None or self.service.codec is None:
             raise UserError("only a spoken answer can be truncated")
-        n_codes = int(end_ms / 1000 * self.service.codec.codes_per_second)
+        n_codes = int(min(end_ms, 10**9) / 1000 * self.service.codec.codes_per_second)
         await self._in_engine(lambda: self._cut(record, n_codes))
         self._send("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
 
@@ -283,7 +284,7 @@ class Session:
         if not any(record.item for record in self._records.values()):
             raise UserError("the conversation is empty; say something first")
         decoding = checked(Decoding, params["decoding"]) if params.get("decoding") is not None else self._decoding
-        spoken = (params.get("output_modalities") or self._modalities) == ["audio"]
+        spoken = "audio" in (params.get("output_modalities") or self._modalities)
         most = params.get("max_output_tokens") or self._most_tokens
         limit = self.service.most_new_tokens
         limit = min(most, limit) if isinstance(most, int) else limit
@@ -385,9 +386,10 @@ class Session:
         )
 
     def _described(self) -> dict[str, Any]:
+        turns, known = self._turns, (self._voice, self._decoding.model_dump(), self._transcribes)
         settings = {"output_modalities": self._modalities, "max_output_tokens": self._most_tokens or "inf"}
-        turns, decoding = self._turns, self._decoding.model_dump()
-        return session_of(self.id, self.service.name, turns.rate, turns.detection, self._voice, decoding) | settings
+        settings |= {"instructions": self._told or ""}
+        return session_of(self.id, self.service.name, turns.rate, turns.detection, *known) | settings
 
     def _record(self, id: Any) -> Record:
         if id not in self._records:

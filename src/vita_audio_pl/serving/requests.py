@@ -1,5 +1,7 @@
 """Request bodies, validated before anything is done; errors become a sentence."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +15,7 @@ from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.interleave import DecodePattern
 
 T = TypeVar("T")
+NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
 AudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
 
 
@@ -37,7 +40,7 @@ class Decoding(BaseModel):
     max_new_tokens: int | None = Field(default=None, ge=1)
 
     def options(
-        self, loaded: LoadedModel, server: DecodingConfig, most: int, spoken: bool, temperature: float | None = None
+        self, loaded: LoadedModel, server: DecodingConfig, most: int, spoken: bool, **of_request: float | int | None
     ) -> Options:
         """Options for the decoder.
 
@@ -45,15 +48,15 @@ class Decoding(BaseModel):
             server: the settings of the server.
             most: most tokens of an answer; a request may ask for fewer.
             spoken: whether the answer is speech, in which heads write by default.
-            temperature: the request's own; that of `decoding` takes precedence.
+            of_request: sampling settings that the request itself has; those of `decoding` take precedence.
 
         Raises:
             UserError: contradictory settings.
         """
         vocabulary = loaded.vocabulary
         usual = server.sampling
-        said = {"temperature": self.temperature if self.temperature is not None else temperature}
-        said |= {name: getattr(self, name) for name in ("top_k", "top_p", "repetition_penalty", "seed")}
+        names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+        said = {name: _either(getattr(self, name), of_request.get(name)) for name in names}
         sampling = Sampling(**(asdict(usual) | {name: value for name, value in said.items() if value is not None}))
         return Options(
             DecodePattern.of(self.mode) if self.mode is not None else loaded.pattern if spoken else VANILLA,
@@ -98,21 +101,57 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=10)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: Any = None
+    logprobs: bool | None = None
+    logit_bias: dict[str, Any] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    response_format: dict[str, Any] | None = None
     n: int | None = 1
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     decoding: Decoding = Decoding()
+
+    def check(self) -> None:
+        """Refuse what is not done here rather than answer as if it had not been asked for.
+
+        Raises:
+            UserError: a field asks for it.
+        """
+        if self.tools or self.functions:
+            raise UserError(NO_FUNCTIONS)
+        if self.n not in (None, 1):
+            raise UserError("n is fixed at 1: ask again for another answer")
+        names = ("stop", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty")
+        asked = [name for name in names if getattr(self, name)]
+        if (self.response_format or {}).get("type", "text") != "text":
+            asked.append("response_format")
+        if asked:
+            raise UserError(f"{' and '.join(asked)} cannot be followed by this server; leave it out")
 
 
 def _either(said: T | None, usual: T) -> T:
     return usual if said is None else said
 
 
-def sentence_of(error: ValidationError) -> str:
-    """The first error in a request, as a sentence."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the request"
-    return f"{place}: {first['msg']}"[:400]
+def sentence_of(errors: Sequence[Any]) -> str:
+    """The first of pydantic's errors in a request, as a sentence."""
+    first: dict[str, Any] = errors[0] if errors else {"loc": (), "type": "", "msg": "it cannot be read"}
+    # names of types stand between the fields of a union
+    named = (str(part) for part in first["loc"] if part != "body")
+    place = ".".join(part for part in named if not re.match(r"[A-Z]|(str|int|float|bool)$|\w+\[", part))
+    match first["type"]:
+        case "missing":
+            return f"{place or 'the body'} is missing"[:400]
+        case "extra_forbidden":
+            return f"there is no field {place}"[:400]
+        case "json_invalid":
+            return "the body is not JSON"
+    if not place and first["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        return "the body must be a JSON object, with content-type: application/json"
+    message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{place or 'the request'}: it {message}"[:400] if message[:6] == "should" else f"{place}: {message}"[:400]
 
 
 def checked(kind: type[Any], value: Any) -> Any:
@@ -124,6 +163,6 @@ def checked(kind: type[Any], value: Any) -> Any:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise UserError(sentence_of(error)) from None
+        raise UserError(sentence_of(error.errors(include_url=False, include_input=False))) from None
     except RecursionError:
         raise UserError("the request is nested too deeply") from None

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, Item, TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
-from vita_audio_pl.serving.audio_input import AudioInput
+from vita_audio_pl.serving.audio_input import LEAST_AUDIO, AudioInput
 from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
 from vita_audio_pl.serving.metrics import Family, Metrics
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
@@ -102,19 +103,27 @@ class Service:
         Raises:
             Busy: too many answers are waiting.
         """
-        if self.draining:
-            raise Busy(self.config.drain_seconds)
-        return Answer(self, conversation, options, sound)
+        try:
+            if self.draining:
+                raise Busy(self.config.drain_seconds)
+            return Answer(self, conversation, options, sound)
+        except Busy:
+            self.metrics.answered("refused")
+            raise
 
-    async def encode_audio(self, data: bytes, name: str) -> TurnContent:
-        """A recording in any file format that libsndfile reads, as model input.
+    async def encode_audio(self, data: bytes, name: str) -> tuple[TurnContent, float]:
+        """A recording in any file format that libsndfile reads, as model input, and how many seconds it has.
 
         Raises:
-            UserError: it is not a recording, or too long.
+            UserError: it is not a recording, or too short or too long.
         """
         wave = await self.in_worker(lambda: self._read(data, name))
-        said: TurnContent = await self.in_worker(lambda: self.audio_input.encode(wave))
-        return said
+        seconds = wave.size / self.audio_input.rate
+        if seconds < LEAST_AUDIO:
+            raise UserError(
+                f"{name} has {1000 * seconds:.0f} ms of audio; speech takes {1000 * LEAST_AUDIO:.0f} ms at least"
+            )
+        return await self.in_worker(lambda: self.audio_input.encode(wave)), seconds
 
     async def in_worker(self, work: Any) -> Any:
         """Run `work()` in a worker's thread and return its result."""
@@ -153,6 +162,9 @@ class Service:
             await asyncio.sleep(0.02)
         for connection in set(self.connections):
             connection.end(1012, "the server is ending")
+        told_by = time.monotonic() + 1.0
+        while self.connections and time.monotonic() < told_by and not forced():  # before their sockets are closed
+            await asyncio.sleep(0.02)
 
     @property
     def busy(self) -> bool:

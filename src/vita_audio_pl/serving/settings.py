@@ -37,7 +37,7 @@ class ServeConfig(InferenceConfig):
 
     name: str | None = setting(None, "model name in answers and /v1/models; null = the folder's name")
     host: str = setting(
-        "127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces, which needs api_keys and tls", common=True
+        "127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces: others than localhost need api_keys", common=True
     )
     port: int = setting(8000, "port to listen on; 0 = any free port", at_least=0, at_most=65535, common=True)
     slots: int = setting(8, "answers decoded at a time", at_least=1, common=True)
@@ -51,7 +51,9 @@ class ServeConfig(InferenceConfig):
         1, "copies of the model behind one address, by Ray Serve; slots and limits hold for each", at_least=1
     )
     sound_workers: int = setting(2, "threads that encode and decode audio", at_least=1)
-    voices: dict[str, str] = setting({}, "voice names that requests may use, and a recording of each", exists=True)
+    voices: dict[str, str] = setting(
+        {}, "voice names that requests may use, and a recording of each: +voices.NAME=FILE", exists=True
+    )
     api_keys: str | None = setting(
         None,
         f"file with one key a line; null = those in {KEYS_VARIABLE} (commas between), or none are asked for",
@@ -119,7 +121,7 @@ def api_keys(config: ServeConfig) -> frozenset[str]:
         return frozenset(key.strip() for key in listed if key.strip())
     path = Path(config.api_keys)
     try:
-        mode, lines = path.stat().st_mode, path.read_text(encoding="utf-8").splitlines()
+        mode, lines = path.stat().st_mode, path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"api_keys={path} cannot be read: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
 from vita_audio_pl.codecs.audio import read_audio, write_wav
@@ -49,12 +49,20 @@ def run(config: TalkConfig) -> None:
                 _Microphone(socket, devices).run()
                 return
             _say_all(socket, waves, config)
+    except InvalidStatus as error:
+        raise UserError(f"{config.url} refused the conversation: {_refusal(error)}") from None
     except (OSError, InvalidHandshake) as error:
-        raise UserError(
-            f"{config.url} cannot be reached: {error}; is the server running, and is the key right?"
-        ) from None
+        raise UserError(f"{config.url} cannot be reached: {error}; is the server running?") from None
     except WebSocketException as error:
         raise UserError(f"the server closed the conversation: {error}") from None
+
+
+def _refusal(error: InvalidStatus) -> str:
+    """The server's own sentence, if it has one."""
+    try:
+        return str(json.loads(error.response.body)["error"]["message"])
+    except (ValueError, TypeError, LookupError):
+        return f"HTTP {error.response.status_code}; the address of a server of this project ends in /v1/realtime"
 
 
 def _say_all(socket: Any, waves: list[NDArray[np.float32]], config: TalkConfig) -> None:

@@ -1,36 +1,62 @@
 // One conversation over OpenAI's Realtime events; see docs/talk.md.
 
 const RATE = 24000;
+const LEAST = 0.15;      // seconds; the server takes no turn of less than 0.1
+const TOO_SHORT = "hold the button, or Space, while you speak";
 const $ = (id) => document.getElementById(id);
 let socket, speaker, microphone, opening;
 let answer = null;       // the answer under way: its item's id, its element, when it was asked for
 let playing = null;      // the answer whose sound is in the speaker
-let talking = false;
+let talking = false, beginning = false;
 const turns = new Map(); // item id -> element
 
+let held = false;        // whether the button is, or Space
+let heard = 0;           // samples of the turn under way
+const rest = () => state(talking ? "listening" : "ready");
 const state = (text) => { $("state").textContent = text; };
 const send = (event) => { if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(event)); };
 
 // -- connection ------------------------------------------------------------------------------------------------------
 
 function connect() {
-  opening ??= new Promise((ready) => {
+  opening ??= new Promise((ready, failed) => {
     const protocols = ["realtime"];
-    if ($("key").value) protocols.push(`openai-insecure-api-key.${$("key").value}`);
+    const key = encodeURIComponent($("key").value).replace(/[()]/g, escape);  // base64's signs may not stand there
+    if (key) protocols.push(`openai-insecure-api-key.${key}`);
     const address = new URL("v1/realtime", location.href);
     address.protocol = address.protocol.replace("http", "ws");
     socket = new WebSocket(address, protocols);
-    socket.onopen = () => { state("ready"); configure(); ready(); };
-    socket.onmessage = ({ data }) => handle(JSON.parse(data));
-    socket.onclose = ({ reason }) => {
-      state(reason ? `closed: ${reason}` : "not connected");
-      opening = null;
-      answer = null;
-      $("stop").disabled = true;
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      if (turns.size) $("turns").append(note("— a new conversation: the model knows nothing of what stands above", "li"));
+      rest();
+      configure();
+      ready();
     };
-    socket.onerror = () => state("the server cannot be reached; does it ask for a key?");
+    socket.onmessage = ({ data }) => handle(JSON.parse(data));
+    socket.onclose = async ({ reason }) => {
+      opening = answer = null;
+      $("stop").disabled = !playing;
+      release();
+      const why = opened ? `closed: ${reason || "the connection was lost"}` : await whyRefused();
+      state(why);
+      failed(new Error(why));
+    };
   });
   return opening;
+}
+
+// A browser does not tell a page why a WebSocket was refused; a request by other means does.
+async function whyRefused() {
+  try {
+    const key = $("key").value;
+    const told = await fetch("v1/models", { headers: key ? { authorization: `Bearer ${key}` } : {} });
+    if (told.status === 401) return key ? "this key is not the server's" : "the server asks for a key: write it below";
+    return told.ok ? "the server took no conversation; try again" : (await told.json()).error.message;
+  } catch {
+    return "the server cannot be reached";
+  }
 }
 
 function configure() {
@@ -52,7 +78,7 @@ async function openSpeaker() {
   speaker.port.onmessage = ({ data }) => {
     if (data.began && playing) $("first").textContent = `${Math.round(performance.now() - playing.asked)} ms`;
     if (data.gap) $("gap").textContent = `${Math.round(1000 * data.gap)} ms`;
-    if (data.finished) { playing = null; state("ready"); }
+    if (data.finished) { playing = null; rest(); $("stop").disabled = !answer; }
     if (data.cleared && playing) {  // the server gets what was really played
       send({ type: "conversation.item.truncate", item_id: playing.id, content_index: 0,
              audio_end_ms: Math.floor(1000 * data.played / RATE) });
@@ -74,7 +100,9 @@ async function openMicrophone() {
   context.createMediaStreamSource(stream).connect(microphone);
   microphone.port.onmessage = ({ data }) => {
     $("level").style.transform = `scaleY(${talking ? Math.min(1, 6 * Math.hypot(...data) / Math.sqrt(data.length)) : 0})`;
-    if (talking) send({ type: "input_audio_buffer.append", audio: base64(data) });
+    if (!talking) return;
+    heard += data.length;
+    send({ type: "input_audio_buffer.append", audio: base64(data) });
   };
   configure();
 }
@@ -108,8 +136,8 @@ function turn(id, role) {
   return element;
 }
 
-function note(text) {
-  const element = document.createElement("span");
+function note(text, kind = "span") {
+  const element = document.createElement(kind);
   element.className = "cut";
   element.textContent = ` ${text}`;
   return element;
@@ -175,9 +203,9 @@ const handlers = {
     if (passes) $("passes").textContent = `${passes} for ${response.usage.output_tokens} tokens`;
     const sum = (numbers) => (numbers ?? []).reduce((a, b) => a + b, 0);
     $("kept").textContent = sum(drafted) ? `${Math.round(100 * sum(accepted) / sum(drafted))} %` : "–";
-    if (response.status === "failed") state(response.status_details.error.message);
     speaker?.port.postMessage({ ended: true });
-    if (!playing) state("ready");
+    if (!playing) rest();
+    if (response.status === "failed") state(response.status_details.error.message);
     answer = null;
     $("stop").disabled = !playing;
   },
@@ -197,46 +225,71 @@ function interrupt() {
 // -- what people do --------------------------------------------------------------------------------------------------
 
 async function begin() {
-  if (talking) return;
+  if (talking || beginning) return;
+  beginning = true;
   try {
     await Promise.all([openSpeaker(), openMicrophone(), connect()]);
   } catch (error) {
     state(error.message);
     return;
+  } finally {
+    beginning = false;
   }
-  if ($("turns-by").value === "hold") { interrupt(); send({ type: "input_audio_buffer.clear" }); }
+  if (hold() && !held) { state(TOO_SHORT); return; }  // let go while the browser asked for the microphone
+  if (hold()) { interrupt(); send({ type: "input_audio_buffer.clear" }); }
   talking = true;
+  heard = 0;
   $("talk").setAttribute("aria-pressed", "true");
   state("listening");
 }
 
-function end() {
-  if (!talking) return;
-  talking = false;
+function release() {
+  talking = held = false;
   $("talk").setAttribute("aria-pressed", "false");
-  if ($("turns-by").value !== "hold") return;
+}
+
+function end() {
+  const spoke = talking;
+  release();
+  if (!spoke) return;
+  rest();
+  if (!hold()) return;
+  if (heard < LEAST * microphone.context.sampleRate) {
+    send({ type: "input_audio_buffer.clear" });
+    state(TOO_SHORT);
+    return;
+  }
   send({ type: "input_audio_buffer.commit" });
   send({ type: "response.create" });
 }
 
 const hold = () => $("turns-by").value === "hold";
-$("talk").addEventListener("pointerdown", () => hold() && begin());
+$("talk").addEventListener("pointerdown", () => { held = true; if (hold()) begin(); });
 for (const kind of ["pointerup", "pointercancel", "pointerleave"]) $("talk").addEventListener(kind, () => hold() && end());
 $("talk").addEventListener("click", () => { if (!hold()) talking ? end() : begin(); });
-const isSpace = (event) => event.code === "Space" && !["INPUT", "SELECT"].includes(event.target.tagName);
+// Space talks from anywhere but where it means something else; Enter does so on the button
+const talks = ({ code, target }) => target === $("talk") ? ["Space", "Enter"].includes(code)
+  : code === "Space" && !["INPUT", "SELECT", "BUTTON"].includes(target.tagName);
 document.addEventListener("keydown", (event) => {
   if (event.code === "Escape") interrupt();
-  if (!isSpace(event) || event.repeat || !hold()) return;
+  if (!talks(event) || !hold()) return;
   event.preventDefault();
+  if (event.repeat) return;
+  held = true;
   begin();
 });
-document.addEventListener("keyup", (event) => { if (isSpace(event) && hold()) { event.preventDefault(); end(); } });
+document.addEventListener("keyup", (event) => { if (talks(event) && hold()) { event.preventDefault(); end(); } });
 $("stop").addEventListener("click", interrupt);
 $("write").addEventListener("submit", async (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
   if (!text) return;
-  await Promise.all([openSpeaker(), connect()]);
+  try {
+    await Promise.all([openSpeaker(), connect()]);
+  } catch (error) {
+    state(error.message);
+    return;
+  }
   interrupt();
   $("text").value = "";
   send({ type: "conversation.item.create",
