@@ -299,7 +299,18 @@ class OtherJudge:
         return ["the" for _ in waves]
 
 
+def speak_all_but(monkeypatch, *silent):
+    """Let the random model say three codes, or nothing."""
+    as_answer = toolbox.as_answer
+
+    def spoken(id, *rest):
+        return replace(as_answer(id, *rest), codes=() if id in silent else (1, 2, 3))
+
+    monkeypatch.setattr(toolbox, "as_answer", spoken)
+
+
 def test_two_judges_hear_the_same_recordings_and_answers_once(config, tmp_path, monkeypatch):
+    speak_all_but(monkeypatch)
     judges = {"counting": CountingJudge(), "pocketsphinx_words": OtherJudge()}
     monkeypatch.setattr(session, "judge_maker", lambda *settings: judges.__getitem__)
     entries = [SuiteEntry("sft", ["vanilla", "boost"], ["tts"])]
@@ -327,6 +338,42 @@ def test_two_judges_hear_the_same_recordings_and_answers_once(config, tmp_path, 
     assert path.read_bytes() == before
     table = judges_table(RunFiles.read(tmp_path / "w/runs/r"))
     assert table.headers[1:3] == ("WER by counting", "WER by pocketsphinx_words") and len(table.rows) == 4
+
+
+def test_two_judges_hear_the_texts_whose_recordings_are_there_and_no_silent_answer(config, tmp_path, monkeypatch):
+    """The second judge would write a word even where nothing is said."""
+    judges = {"counting": CountingJudge(), "pocketsphinx_words": OtherJudge()}
+    monkeypatch.setattr(session, "judge_maker", lambda *settings: judges.__getitem__)
+    speak_all_but(monkeypatch, "tts1")
+    suite = SuiteConfig("s", [SuiteEntry("sft", ["vanilla"], ["tts"])], 0, 5, "pocketsphinx_words")
+    config = replace(config, model=None, run_name="r", suite=suite)
+    config.paths.runs = str(tmp_path / "w" / "runs")
+    (tmp_path / "w" / "0.wav").unlink()
+    run_session(config)
+    place = tmp_path / "w/runs/r/eval/tones/second_judge"
+    (path,) = place.glob("*/judges.json")
+    words = sum(len(text.split()) for text in SENTENCES[1:])
+    rates = [row["second"]["value"] for row in json.loads(path.read_text())["rows"]]
+    # "the" stands in two of the five texts, one of which was not said
+    assert rates == pytest.approx([(words - 2) / words] * 2 + [(words - 1) / words], abs=1e-4)
+    samples = (tmp_path / "w" / "tts.jsonl").read_text()
+    (tmp_path / "w" / "tts.jsonl").write_text(samples.replace("a red cup", "the red cup"))
+    run_session(config)  # equal sounds, other texts
+    (other,) = set(place.glob("*/judges.json")) - {path}
+    rates = [row["second"]["value"] for row in json.loads(other.read_text())["rows"]]
+    assert rates == pytest.approx([(words - 3) / words] * 2 + [(words - 2) / words], abs=1e-4)
+
+
+def test_a_second_judge_that_cannot_be_built_is_refused_before_the_first_answer(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "judge_maker", lambda *settings: {"counting": CountingJudge()}.__getitem__)
+    suite = SuiteConfig("s", [SuiteEntry("sft", ["vanilla"], ["tts"])], 0, 5, "pocketsphinx_words")
+    config = replace(config, model=None, run_name="r", suite=suite)
+    config.paths.runs = str(tmp_path / "w" / "runs")
+    with pytest.raises(KeyError, match="pocketsphinx_words"):
+        run_session(config)
+    assert not list((tmp_path / "w").rglob("answers.*"))
+    suite.heard_twice = 0
+    assert run_session(config)
 
 
 def test_both_profiles_are_printed_from_one_generation(config, tmp_path):

@@ -48,7 +48,8 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
     steps = {"all": ("generate", "transcribe"), "generate": ("generate",), "score": ("transcribe",)}[config.step]
     workers = config.workers or _processes(device)
     if "transcribe" in steps and (workers == 1 or device == "cpu"):  # a GPU cannot be used before processes are forked
-        for judge in {evaluation.judge for evaluation in evaluations if evaluation.is_transcribed}:
+        judges = {evaluation.judge for evaluation in evaluations if evaluation.is_transcribed}
+        for judge in judges | (set() if share.rank else _second_judge(config, evaluations)):
             toolbox.judge(judge)  # a missing one is reported before the first answer
     with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
         with _ShownProgress(console) as progress:
@@ -68,7 +69,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         if config.step == "generate":
             console.print("every answer is recorded; step=score, with the same settings, transcribes and scores them")
             return []
-        return _conclude(config, records, run)
+        return _conclude(config, device, records, run)
 
 
 def record_answers(draws: Sequence[EvaluateConfig], console: Console | None = None) -> list[Records]:
@@ -126,7 +127,7 @@ def _finished(record: Records, config: EvaluateConfig) -> bool:
     return record.answered() if config.step == "generate" else record.complete()
 
 
-def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
+def _conclude(config: EvaluateConfig, device: str, records: Sequence[Records], run: Run) -> list[dict[str, Any]]:
     """Everything that is computed from complete records, in one process."""
     _keep_audio(config, records, run)
     profiles = _profiles(config)
@@ -145,7 +146,7 @@ def _conclude(config: EvaluateConfig, records: Sequence[Records], run: Run) -> l
             mode: Literal["offline", "online"] = "online" if config.wandb == "online" else "offline"
             log_to_wandb(results, folder, group, mode, config.wandb_project)
     _measure_judge(config, evaluations, run)
-    _compare_judges(config, records, run)
+    _compare_judges(config, device, records, run)
     return results
 
 
@@ -209,22 +210,32 @@ def _measure_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation], ru
             )
 
 
-def _compare_judges(config: EvaluateConfig, records: Sequence[Records], run: Run) -> None:
+def _second_judge(config: EvaluateConfig, evaluations: Sequence[Evaluation]) -> set[str]:
+    """The judge that is to hear answers again, if there is one."""
+    suite = config.suite
+    spoken = [e for e in evaluations if (e.task, e.split) == ("tts", config.split)]
+    if suite is None or not suite.heard_twice or not spoken or not spoken[-1].is_transcribed:
+        return set()
+    return {suite.second_judge} - {"", spoken[-1].judge}
+
+
+def _compare_judges(config: EvaluateConfig, device: str, records: Sequence[Records], run: Run) -> None:
     """Let the suite's second judge hear what the last stage says aloud, and recordings of the same texts."""
     suite = config.suite
     spoken = [r for r in records if (r.evaluation.task, r.evaluation.split) == ("tts", config.split)]
-    if suite is None or not suite.second_judge or not suite.heard_twice or not spoken:
+    if suite is None or not _second_judge(config, [record.evaluation for record in records]):
         return
     last = spoken[-1].evaluation
     of_last = [r for r in spoken if (r.evaluation.stage, r.evaluation.bench_folder) == (last.stage, last.bench_folder)]
     recordings = Recordings.of_answers("the assistant's voice", last.items, suite.heard_twice)
-    if not recordings.audios or last.judge in ("", suite.second_judge):
+    if not recordings.audios:
         return
+    files = {"grammar": config.bench.grammar, "model": config.judge_model, "language": config.bench.language}
     listen_twice(
         last.bench_folder,
         codec_folder(last.model, config.codec_folder),
         (last.judge, suite.second_judge),
-        judge_facts(suite.second_judge, model=config.judge_model, language=config.bench.language),
+        judge_facts(suite.second_judge, device, **files),
         recordings,
         of_last,
         config.bench.scoring("strict").normalise,

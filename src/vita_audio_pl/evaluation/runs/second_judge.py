@@ -43,15 +43,20 @@ def listen_twice(
         judges: names of the first, whose transcripts of answers are there already, and of the second.
         facts: what decides the second judge's transcripts.
         recordings: the assistant's voice, of the texts that the model was asked to say.
-        records: evaluations whose first answers are listened to, as many as there are recordings; all of one split.
+        records: evaluations whose answers to the recordings' texts are listened to; all of one split.
         run: the processes that do it.
     """
-    count = len(recordings.audios)
-    answers = [[record.answer_of(item.id) for item in record.evaluation.items[:count]] for record in records]
+    count, taken = len(recordings.audios), set(recordings.audios)
+    # items without a recording are passed over, as `Recordings.of_answers` does
+    items = [[item for item in r.evaluation.items if item.spoken_reference in taken][:count] for r in records]
+    records, items = [r for r, some in zip(records, items, strict=True) if some], [some for some in items if some]
+    answers = [[r.answer_of(item.id) for item in some] for r, some in zip(records, items, strict=True)]
+    texts = [[item.references[0] for item in some] for some in items]
     sounds = [[record.sound_of(answer) for answer in some] for record, some in zip(records, answers, strict=True)]
     audios = file_digests(recordings.audios)
     identities = [[r.evaluation.name, dict(r.evaluation.identity.scoring)] for r in records]
-    key = digest([FORMAT, judges, facts, [audios[path] for path in recordings.audios], identities, sounds])
+    said_texts = [recordings.texts, texts]
+    key = digest([FORMAT, judges, facts, [audios[path] for path in recordings.audios], identities, sounds, said_texts])
     path = folder / "second_judge" / key[:10] / "judges.json"
     if path.is_file() and (found := json.loads(path.read_bytes())).get("key") == key:
         return dict(found)
@@ -63,13 +68,14 @@ def listen_twice(
         Heard(name, recordings.texts, said[n * count : (n + 1) * count], said[(n + 2) * count : (n + 3) * count])
         for n, name in enumerate(treatments.values())
     ]
-    for record, some in zip(records, answers, strict=True):
-        batches = [some[start : start + _UNIT] for start in range(0, len(some), _UNIT)]
+    for record, some, wanted in zip(records, answers, texts, strict=True):
+        spoken = [answer for answer in some if answer.codes]
+        batches = [spoken[start : start + _UNIT] for start in range(0, len(spoken), _UNIT)]
         to_hear: list[tuple[Any, ...]] = [(record.evaluation.model, judges[1], batch, {}) for batch in batches]
-        second = [one.text for transcripts in run("transcribe", to_hear) for one in transcripts]
-        texts = [item.references[0] for item in record.evaluation.items[:count]]
+        second = {one.id: one.text for transcripts in run("transcribe", to_hear) for one in transcripts}
         first = [record.transcript_of(answer.id).text for answer in some]
-        heard.append(Heard(f"spoken by the model: {record.evaluation.name}", texts, first, second))
+        by_second = [second.get(answer.id, "") for answer in some]
+        heard.append(Heard(f"spoken by the model: {record.evaluation.name}", wanted, first, by_second))
     rows = [
         {
             "heard": one.name,
