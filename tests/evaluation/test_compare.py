@@ -7,6 +7,7 @@ import pytest
 from test_runner import SENTENCES, SpellingToolbox, evaluation, run_all
 
 from tests.bit_flips import flipped, some_bits
+from vita_audio_pl.config.decoding import Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import tts_item
 from vita_audio_pl.evaluation.records import Transcript
@@ -61,6 +62,19 @@ def test_of_several_baselines_the_one_with_most_in_common_is_taken(tmp_path):
     made(tmp_path, limit=7)
     (found,) = compare_modes(tmp_path / "bench")
     assert found["utterances"] == 7 and found["first"]["utterances"] in (7, 12)
+
+
+def test_drawn_answers_are_compared_with_those_of_vanilla_that_were_drawn_alike(tmp_path):
+    drawn = [Sampling(temperature=0.7, seed=seed) for seed in (0, 1)]
+    made(tmp_path, decoding=replace(VANILLA, sampling=drawn[0]))
+    boost = Decoding("boost", (1, 10, 4, 10))
+    greedy = made(tmp_path, decoding=boost)
+    assert compare_modes(tmp_path / "bench") == []
+    alike, _ = (made(tmp_path, decoding=replace(boost, sampling=sampling)) for sampling in drawn)
+    (found,) = compare_modes(tmp_path / "bench")
+    assert found["mode"] == "boost+sampled" and found["differs"] == ["pattern"]
+    assert found["second"]["key"] == json.loads((alike / "result.json").read_text())["key"]
+    assert [read_result(folder / "result.json").mode for folder in (greedy, alike)] == ["boost", "boost+sampled"]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ OTHER = {
     "workers": [None, 3],
     "device": ["auto", "cpu"],
     "graphs": [None, False],
-    "kernels": ["auto", "rows"],
+    "kernels": ["auto", "rows"],  # by these names; a file decides where the length of drafts does, see below
     "players": [0, 6],
     "controls": [0, 100],
     "transcripts": [None, "transcripts.jsonl"],
@@ -137,6 +137,27 @@ def test_slack_decides_where_verification_is_loose(world, verify, decides):
     plain, said, looser = (planned(world, base, other | {"slack": slack}) for slack in (None, SLACK, 0.9))
     assert plain.identity.key == said.identity.key
     assert (plain.identity.key != looser.identity.key) == decides
+
+
+@pytest.mark.parametrize(
+    ("verify", "temperature", "decides"),
+    [
+        ("greedy", 0.0, False),
+        ("sample", 0.0, False),
+        ("sample", 0.7, True),
+        ("groups", 0.0, True),
+        ("none", 0.7, False),
+    ],
+)
+def test_recorded_costs_decide_where_answers_hang_on_the_length_of_drafts(world, verify, temperature, decides):
+    base = {setting: values[0] for setting, values in DECIDING.items()}
+    base |= {"verify": verify, "sampling": Sampling(temperature=temperature)}
+    other = {setting: values[0] for setting, values in OTHER.items()}
+    copy = world.with_name("b")
+    files = [str(folder / "m" / name) for folder in (world, copy) for name in ("config.json", "codec/codec.json")]
+    named, one, two, *copies = (planned(world, base, other | {"kernels": kernels}) for kernels in ("auto", *files))
+    assert [made.identity.key for made in copies] == [one.identity.key, two.identity.key]
+    assert len({made.identity.key for made in (named, one, two)}) == (3 if decides else 1)
 
 
 @pytest.mark.parametrize("name", DECIDING)

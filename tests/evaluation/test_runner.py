@@ -61,7 +61,7 @@ def evaluation(
     items = items or tuple(tts_item(str(number), text) for number, text in enumerate(SENTENCES))[:limit]
     decoding = changes.get("decoding", Decoding("boost", (1, 10, 4, 10)))
     contents = content_of(items, {Path(path): path for item in items for path in item.prompt.audios})
-    answering = {"pattern": list(decoding.pattern), "precision": "float32"}
+    answering = {"pattern": list(decoding.pattern), "precision": "float32", **decoding.drawn}
     deciding = Identity(
         task, model, "", "codec", answering, "refuse", {"judge": listening}, {"normaliser": "plain"}, contents
     )

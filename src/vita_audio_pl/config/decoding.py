@@ -13,9 +13,10 @@ SLACK = 0.3
 """How loose `groups` is by default."""
 
 
-def decoding_label(mode: str, verify: str) -> str:
-    """Name of a mode with its verification, as shown: `boost`, `boost+verify` where it is exact, `boost+groups`."""
-    return mode if verify == "none" else f"{mode}+{'groups' if verify == 'groups' else 'verify'}"
+def decoding_label(mode: str, verify: str, sampled: bool = False) -> str:
+    """Name of a mode as shown: `boost`, `boost+verify` where drafts are checked exactly, `boost+groups`, `boost+sampled`."""
+    name = mode if verify == "none" else f"{mode}+{'groups' if verify == 'groups' else 'verify'}"
+    return f"{name}+sampled" if sampled else name
 
 
 @dataclass(unsafe_hash=True)

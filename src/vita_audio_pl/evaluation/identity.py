@@ -3,6 +3,10 @@
 Weights, recordings and the judge's files count by content, so a copy is the same and a changed file is different,
 whatever their names and times. Batch size, device, processes and the number of stored examples do not count; the
 precision, which depends on the device, does.
+
+Where verification is loose (`groups`) or sampled, answers also depend on how far heads draft, and so on a CPU on the costs
+of passes there. A file of recorded ones (`kernels=FILE`) counts by content. Costs that are measured do not: such results
+are repeated with the `kernels-*.json` beside their answers.
 """
 
 import hashlib

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from vita_audio_pl.config.decoding import decoding_label
 from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.reporting.results.files import Result
 from vita_audio_pl.reporting.run_files import RunFiles
@@ -136,8 +137,10 @@ def _share(run: RunFiles, spoken: Sequence[Result], stage: str, split: str) -> C
     """Backbone passes over Vanilla's at the same stage, over the utterances that both answered."""
     mine = vanilla = 0
     for result in spoken:
-        baseline = run.result(stage, "vanilla", result.task, split)
-        if baseline is not None and baseline.figures.get("model_digest") == result.figures.get("model_digest"):
+        alike = ("model_digest", "sampling")
+        vanilla_mode = decoding_label("vanilla", "none", "sampling" in result.figures)
+        baseline = run.result(stage, vanilla_mode, result.task, split)
+        if baseline is not None and all(baseline.figures.get(name) == result.figures.get(name) for name in alike):
             theirs = {row["id"]: row["backbone_passes"] for row in baseline.utterances}
             common = [row for row in result.utterances if row["id"] in theirs]
             mine += sum(row["backbone_passes"] for row in common)

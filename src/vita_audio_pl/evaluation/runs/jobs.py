@@ -28,6 +28,8 @@ class Decoding:
         max_new_tokens: token limit of an answer.
         sampling: how tokens are drawn.
         slack: how loose verification is, where it has any looseness.
+        kernels: digest of the file that states the costs of passes, where how far heads draft decides the answer; else
+            empty.
     """
 
     mode: str
@@ -37,22 +39,24 @@ class Decoding:
     max_new_tokens: int = 512
     sampling: Sampling = Greedy
     slack: float | None = None
+    kernels: str = ""
 
     @property
     def label(self) -> str:
-        name = decoding_label(self.mode, self.verify)
-        return name if self.sampling == Greedy else f"{name}+sampled"
+        return decoding_label(self.mode, self.verify, self.sampling != Greedy)
 
     @property
     def drawn(self) -> dict[str, Any]:
         """How tokens are drawn and loosely verified, as JSON; empty where neither is done, as in every earlier result."""
         drawn: dict[str, Any] = {} if self.sampling == Greedy else {"sampling": asdict(self.sampling)}
+        drawn |= {"kernels": self.kernels} if self.kernels else {}
         return drawn if self.slack is None else drawn | {"slack": self.slack}
 
     @property
     def facts(self) -> dict[str, Any]:
         """All of it as JSON."""
-        return {name: value for name, value in vars(self).items() if name not in ("sampling", "slack")} | self.drawn
+        often_none = ("sampling", "slack", "kernels")
+        return {name: value for name, value in vars(self).items() if name not in often_none} | self.drawn
 
 
 @dataclass(frozen=True)

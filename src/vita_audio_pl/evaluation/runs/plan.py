@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import SLACK
+from vita_audio_pl.config.decoding import KERNELS, SLACK
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import (
     Content,
@@ -62,8 +62,11 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
             if config.missing_audio == "refuse":
                 check_audio(items)
             contents = content_of(items, file_digests(Path(path) for item in items for path in item.prompt.audios))
+            verify = entry.verify or config.verify
+            # how far heads draft decides these answers, and the costs that decide it may be recorded in a file
+            by_costs = verify == "groups" or verify == "sample" and not config.sampling.greedy
+            kernels = path_digest(config.kernels) if by_costs and config.kernels not in KERNELS else ""
             for mode in entry.modes:
-                verify = entry.verify or config.verify
                 decoding = Decoding(
                     mode,
                     own_pattern(model) if mode == OWN else NAMED_PATTERNS[mode],
@@ -72,6 +75,7 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                     config.max_new_tokens or config.bench.token_limit(task),
                     config.sampling,
                     None if verify != "groups" else SLACK if config.slack is None else config.slack,
+                    kernels,
                 )
                 place = split_folder(
                     bench_folder(config.output, model, config.bench.name, config.paths.runs), stage, split

@@ -30,11 +30,11 @@ def never_fatal(missing: str, remedy: str) -> Iterator[None]:
 def figures_by_key(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Every figure under `<bench>/<split>/<task>/<metric>/<stage>/<mode>`, and `/<profile>` where it is not strict.
 
-    Verified drafts are a mode of their own, `boost+verify`.
+    Verified drafts are a mode of their own, `boost+verify`, and so are drawn tokens, `boost+sampled`.
     """
     figures = {}
     for result in results:
-        mode = decoding_label(result["mode"], result["verify"])
+        mode = decoding_label(result["mode"], result["verify"], "sampling" in result)
         for metric, figure in result["metrics"].items():
             place = (result["bench"], result["split"], result["task"], metric, result["stage"], mode)
             profile = "" if result["profile"] == "strict" else f"/{result['profile']}"

@@ -27,6 +27,7 @@ _STATED = (
     "unreadable",
     "sampling",
     "slack",
+    "kernels",
 )
 """What may differ, and is said to: it is what a comparison is made for."""
 _NAMES = ("stage", "mode", "verify", "split", "model", "key", "utterances")
@@ -46,7 +47,11 @@ class _Loaded:
 
     @property
     def label(self) -> str:
-        return decoding_label(self.figures["mode"], self.figures["verify"])
+        return decoding_label(self.figures["mode"], self.figures["verify"], "sampling" in self.figures)
+
+    @property
+    def is_vanilla(self) -> bool:
+        return (self.figures["mode"], self.figures["verify"]) == ("vanilla", "none")
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -100,8 +105,8 @@ def compare_modes(bench: Path) -> list[dict[str, Any]]:
     loaded = [result for result in loaded if result.current]
     comparisons = []
     for result in loaded:
-        baselines = [other for other in loaded if other.label == "vanilla" and _paired(other, result)]
-        if result.label == "vanilla" or not baselines:
+        baselines = [other for other in loaded if other.is_vanilla and _paired(other, result)]
+        if result.is_vanilla or not baselines:
             continue
         baseline = max(baselines, key=lambda other: (_common(other, result), other.figures["key"]))
         comparisons.append({name: result.figures[name] for name in ("stage", "split", "task")}
@@ -114,6 +119,10 @@ def _paired(baseline: _Loaded, result: _Loaded) -> bool:
     """Whether two results differ in nothing but the decoding pattern, its verification and the number of utterances."""
     alike = (*_MUST_AGREE, "stage", "split", "model_digest", "constrained", "max_new_tokens", "precision", "unreadable")
     if any(baseline.figures[name] != result.figures[name] for name in alike):
+        return False
+    if baseline.figures.get("sampling") != result.figures.get(
+        "sampling"
+    ):  # absent where the most likely token is taken
         return False
     contents = baseline.contents
     return _common(baseline, result) > 0 and all(

@@ -58,8 +58,9 @@ class Result:
 
     @property
     def mode(self) -> str:
-        """Decoding mode as shown: `boost`, or `boost+verify` where drafts were checked."""
-        return decoding_label(str(self.figures["mode"]), str(self.figures.get("verify", "none")))
+        """Decoding mode as shown: `boost`, `boost+verify` where drafts were checked, `boost+sampled` where it drew tokens."""
+        verify = str(self.figures.get("verify", "none"))
+        return decoding_label(str(self.figures["mode"]), verify, "sampling" in self.figures)
 
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:
