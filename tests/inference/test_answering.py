@@ -222,7 +222,7 @@ def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for arguments, says in [
-        (["task=asr", "audio=missing.wav"], "missing.wav: there is no such audio file"),
+        (["task=asr", "audio=missing.wav"], "audio is 'missing.wav', and there is no such file"),
         (["task=text", "text=a", "mode=[1,0,3]"], "has 3 numbers"),
         (["task=text", "text=a", "verify=maybe"], "verify is 'maybe': choose one of"),
         (["task=text", "text=a", "beam=4"], "no setting 'beam'"),

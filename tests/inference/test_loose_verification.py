@@ -159,5 +159,7 @@ def test_groups_need_a_codebook_of_the_models_codes():
     with pytest.raises(UserError, match="512 codes and the model 100"):
         verification("groups", None, lambda: codec, Words())
     assert np.array_equal(codec.codebook(), vectors(512, 64).numpy())
+    with pytest.raises(UserError, match="slack=1 makes nearly all 6000 codes"):
+        CodeGroups(torch.rand(6000, 2), 0, 1.0)
     with pytest.raises(UserError, match="verify=groups needs groups of codes"):
         Options(BOOST, 2, verify="groups")

@@ -118,7 +118,7 @@ def test_a_full_queue_says_when_to_come_again(run_server, make_service):
     conversation = service.engine.conversation()
     conversation.add("user", "the cow")
     ended = []
-    options = Decoding().options(service.loaded, service.config, 20, spoken=False)
+    options = service.options(Decoding(), spoken=False, most=20)
     service.engine.answer(conversation, options, lambda *_: None, ended.append)
     with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
@@ -269,7 +269,7 @@ def test_an_answer_is_open_for_as_long_as_somebody_may_take_its_events(service):
     async def ask():
         conversations.append(conversation := service.engine.conversation())
         conversation.add("user", "the cow")
-        return service.ask(conversation, Decoding().options(service.loaded, service.config, 20, spoken=True))
+        return service.ask(conversation, service.options(Decoding(), spoken=True, most=20))
 
     async def only_its_end():
         answer = await ask()

@@ -109,7 +109,7 @@ def _planning(folder: Path, n: int, tokenizer: TextTokenizer) -> list[Figure]:
     with _Clock() as clock:
         sources = []
         for task, index in indexes.items():
-            source = cast(PreparedSource, SimpleNamespace(index=index, quarantined={}))
+            source = cast(PreparedSource, SimpleNamespace(index=index, quarantined={}, holds_pairs=False))
             measured = survey(source, renderer.length_rule, renderer.options, False, ROW_LENGTH, "skip")
             sources.append(PlannedSource(task, measured.tokens, 1.0))
         plan = Plan(sources, ROW_LENGTH, 0)

@@ -19,6 +19,8 @@ from vita_audio_pl.text.vocabulary import Vocabulary
 
 _ROWS = 1024
 """Codes that are compared with all others at a time."""
+_MOST_PAIRS = 32_000_000
+"""Pairs of codes that share a group, 16 bytes each: beyond it nearly all codes are alike, and groups mean nothing."""
 
 
 class CodeGroups:
@@ -28,6 +30,9 @@ class CodeGroups:
         vectors: `(codes, width)`, one for each code.
         first_code: token of code 0.
         slack: 1 - the least cosine similarity of two codes that share a group; 0 leaves every code alone.
+
+    Raises:
+        UserError: so many codes share groups that they would not fit in memory.
     """
 
     def __init__(self, vectors: Tensor, first_code: int, slack: float):
@@ -38,6 +43,8 @@ class CodeGroups:
             alike = (unit[start : start + _ROWS] @ unit[start:].T >= 1 - slack).triu(1)  # each pair is compared once
             one, other = alike.nonzero().T + start
             pairs += [torch.stack((one, other)), torch.stack((other, one))]
+            if sum(found.shape[1] for found in pairs) > _MOST_PAIRS:
+                raise UserError(f"slack={slack:g} makes nearly all {len(unit)} codes of the codec alike; give less")
         owners, members = torch.cat(pairs, dim=1)
         order = (owners * len(unit) + members).argsort()
         self._owners, self._members = owners[order], members[order]

@@ -72,14 +72,17 @@ class LoadedModel:
         silence = codec.silence(self.lead_in_codes) if self.lead_in_codes else ()
         return RenderOptions(self.ratio, lead_in=tuple(int(code) for code in silence))
 
-    def verification(self, verify: str, slack: float | None) -> dict[str, Any]:
+    def verification(self, verify: str, slack: float | None, codec: Codec | None = None) -> dict[str, Any]:
         """`verify` and `groups` of `Options`, of this model's codec; made once for each looseness.
+
+        codec: the model's, where it is loaded already; else it is loaded if it is needed.
 
         Raises:
             UserError: `groups` without a codec whose codes have a vector each.
         """
         if (verify, slack) not in self._verifications:
-            self._verifications[verify, slack] = verification(verify, slack, self._codec, self.vocabulary)
+            loaded = self._codec if codec is None else lambda: codec
+            self._verifications[verify, slack] = verification(verify, slack, loaded, self.vocabulary)
         return self._verifications[verify, slack]
 
     def _codec(self) -> Codec | None:

@@ -21,9 +21,7 @@ def transcribe(service: Service, said: TurnContent, decoding: Decoding, temperat
         UserError: contradictory settings.
         Busy: too many answers are waiting.
     """
-    options = decoding.options(
-        service.loaded, service.config, service.most_new_tokens, spoken=False, temperature=temperature
-    )
+    options = service.options(decoding, spoken=False, temperature=temperature)
     conversation = service.engine.conversation()
     conversation.add("user", f"{ASR_INSTRUCTION}\n", said)
     return service.ask(conversation, options, sound=False)

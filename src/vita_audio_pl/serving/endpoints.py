@@ -72,7 +72,7 @@ class Endpoints:
         if service.codec is None:
             raise UserError("the model has no audio codec and cannot speak; start it with codec_folder=DIR")
         self._check_text(body.input)
-        options = body.decoding.options(service.loaded, service.config, service.most_new_tokens, spoken=True)
+        options = service.options(body.decoding, spoken=True)
         conversation = service.engine.conversation()
         self._speak_as(conversation, body.voice)
         conversation.add("user", f"{TTS_INSTRUCTION}\n{body.input}")
@@ -133,7 +133,7 @@ class Endpoints:
         heard = await self._add_messages(conversation, body.messages)
         limit = body.max_completion_tokens or body.max_tokens or service.most_new_tokens
         most, how = min(limit, service.most_new_tokens), body.model_dump(include={"temperature", "top_p", "seed"})
-        options = body.decoding.options(service.loaded, service.config, most, heard or wants_sound, **how)
+        options = service.options(body.decoding, heard or wants_sound, most, **how)
         answer = service.ask(conversation, options, sound=wants_sound)
         reply = _ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name, wants_sound)
         events = _with_first(aiter(answer))

@@ -69,13 +69,15 @@ class Gate:
         return None
 
     def _shows_key(self, headers: Mapping[str, str]) -> bool:
-        shown = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        shown = [headers.get("authorization", "").removeprefix("Bearer ").strip()]
         for protocol in headers.get("sec-websocket-protocol", "").split(","):
             if protocol.strip().startswith(KEY_PROTOCOL):
-                # the page encodes what a protocol's name may not hold, such as the signs of base64
-                shown = unquote(protocol.strip().removeprefix(KEY_PROTOCOL))
+                # the page encodes what a protocol's name may not hold, such as the signs of base64; other clients do not
+                sent = protocol.strip().removeprefix(KEY_PROTOCOL)
+                shown += [sent, unquote(sent)]
         # all keys are compared, so that the time taken reveals nothing
-        return any([hmac.compare_digest(shown.encode("utf-8", "replace"), key) for key in self._keys])
+        tried = [one.encode("utf-8", "replace") for one in shown]
+        return any([hmac.compare_digest(one, key) for one in tried for key in self._keys])
 
 
 class TooLarge(HTTPException):

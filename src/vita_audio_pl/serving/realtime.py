@@ -135,7 +135,7 @@ class Session:
         if modalities and "audio" in modalities and self.service.codec is None:
             raise UserError("the model has no audio codec and cannot speak")
         decoding = checked(Decoding, session["decoding"]) if session.get("decoding") is not None else self._decoding
-        decoding.options(self.service.loaded, self.service.config, self.service.most_new_tokens, spoken=True)
+        self.service.options(decoding, spoken=True)
         detection = incoming["turn_detection"] if "turn_detection" in incoming else self._turns.detection
         if detection is not None and detection.get("type") not in ("server_vad", "semantic_vad"):
             raise UserError("turn_detection is server_vad, or null for push to talk")
@@ -288,7 +288,7 @@ class Session:
         most = params.get("max_output_tokens") or self._most_tokens
         limit = self.service.most_new_tokens
         limit = min(most, limit) if isinstance(most, int) else limit
-        options = decoding.options(self.service.loaded, self.service.config, max(limit, 1), spoken)
+        options = self.service.options(decoding, spoken, max(limit, 1))
         answer = self.service.ask(self.conversation, options, sound=spoken)
         id, item_id = new_id("resp"), new_id("item")
         record = Record(item_id, described(item_id, "assistant", [], "in_progress"))

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.config.decoding import DecodingConfig, Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
@@ -40,11 +41,18 @@ class Decoding(BaseModel):
     max_new_tokens: int | None = Field(default=None, ge=1)
 
     def options(
-        self, loaded: LoadedModel, server: DecodingConfig, most: int, spoken: bool, **of_request: float | int | None
+        self,
+        loaded: LoadedModel,
+        codec: Codec | None,
+        server: DecodingConfig,
+        most: int,
+        spoken: bool,
+        **of_request: float | int | None,
     ) -> Options:
         """Options for the decoder.
 
         Args:
+            codec: the model's; None where it only writes.
             server: the settings of the server.
             most: most tokens of an answer; a request may ask for fewer.
             spoken: whether the answer is speech, in which heads write by default.
@@ -65,7 +73,7 @@ class Decoding(BaseModel):
             sampling,
             SpanConstraint.of(vocabulary) if _either(self.constrain, server.constrain) else None,
             first_chunk=(vocabulary.begin_of_audio, vocabulary.end_of_audio) if self.first_chunk == "draft" else None,
-            **loaded.verification(_either(self.verify, server.verify), server.slack),
+            **loaded.verification(_either(self.verify, server.verify), server.slack, codec),
         )
 
 

@@ -24,6 +24,7 @@ from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.audio_input import LEAST_AUDIO, AudioInput
 from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
 from vita_audio_pl.serving.metrics import Family, Metrics
+from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
@@ -94,6 +95,13 @@ class Service:
         gauge("running", "Answers that are being written.", lambda: self.engine.running)
         gauge("queue", "Answers that wait for a slot.", lambda: self.engine.waiting)
         gauge("draining", "1 while the server ends its last answers.", lambda: self.draining)
+
+    def options(
+        self, decoding: Decoding, spoken: bool, most: int | None = None, **of_request: float | int | None
+    ) -> Options:
+        """`Decoding.options` of this server's model and settings; most: fewer tokens than `most_new_tokens`."""
+        most = self.most_new_tokens if most is None else most
+        return decoding.options(self.loaded, self.codec, self.config, most, spoken, **of_request)
 
     def ask(self, conversation: Conversation, options: Options, *, sound: bool = True) -> "Answer":
         """Request an answer to a conversation; call in the event loop.
@@ -192,7 +200,7 @@ class Service:
             stream.push(self.codec.silence(2))
             stream.finish()
         if self.config.verify == "groups" or hasattr(self.codec, "codebook"):  # a request may ask for it
-            self.loaded.verification("groups", self.config.slack)
+            self.loaded.verification("groups", self.config.slack, self.codec)
         conversation = self.engine.conversation()
         conversation.add("user", "a")
         options = Options(self.loaded.pattern, min(16, self.most_new_tokens))
