@@ -11,6 +11,7 @@ from rich.console import Console
 from vita_audio_pl.codecs import load_codec
 from vita_audio_pl.data.executors import executor_of
 from vita_audio_pl.data.options import PrepareConfig
+from vita_audio_pl.data.prepare_source import withdraw
 from vita_audio_pl.data.readers.base import is_apple_double
 from vita_audio_pl.data.readers.jsonl import PREFERENCE, share_of
 from vita_audio_pl.data.recipe import SourceRecipe
@@ -73,7 +74,9 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
     listed = samples
     if isinstance(samples, Path) and samples.is_dir():
         listed, problems = out / PAIRS, list[str]()
-        atomic_write(listed, "".join(f"{line}\n" for line in _pairs(samples, config.pairs, problems)).encode())
+        pairs = "".join(f"{line}\n" for line in _pairs(samples, config.pairs, problems)).encode()
+        if not listed.is_file() or listed.read_bytes() != pairs:  # another job that reads them would call them changed
+            atomic_write(listed, pairs)
         if problems:
             print(f"{len(problems)} recordings are left out: {'; '.join(problems[:_MOST_NAMED])}")
     _keep(out / "tokenizer", "tokenizer", facts.tokenizer)
@@ -113,6 +116,8 @@ def prepare_own_data(config: PrepareConfig, console: Console) -> Path:
             print(describe_manifest(manifest, out / SHARDS))
             if judge is not None:
                 print(judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device)))
+    if DEV not in recipe.all_splits:
+        withdraw(out / SHARDS / recipe.folder(DEV))
     atomic_write(out / MIXTURE, f"description: Your own data.\nsources:\n  {SOURCE}: {{ratio: 1.0}}\n".encode())
     return out
 

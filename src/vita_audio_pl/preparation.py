@@ -19,7 +19,7 @@ from vita_audio_pl.config.component import Custom
 from vita_audio_pl.config.screen import messages
 from vita_audio_pl.data.executors import Executor, worker_number
 from vita_audio_pl.data.left_out import NothingUsable, summary
-from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source
+from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source, withdraw
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.read_ahead import BROKEN_AUDIO
@@ -220,6 +220,7 @@ def prepare_split(
     except NothingUsable as nothing:
         if not drawn:
             raise
+        withdraw(job.out)
         tell(f"'{job.source}' is not there for validation: {nothing}")
         return None
 

@@ -22,6 +22,7 @@ from vita_audio_pl.data.executors import LocalExecutor, RayExecutor
 from vita_audio_pl.data.outputs import Outputs
 from vita_audio_pl.data.prepare_source import prepare_source
 from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.readers import Part
 from vita_audio_pl.data.readers.jsonl import JsonlReader
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.tokenize import TokenizeJob
@@ -235,11 +236,22 @@ def test_a_file_that_is_replaced_while_it_is_read_makes_no_source(tmp_path: Path
     ):
         prepare_source(job, Replacing())
     assert not (job.out / "manifest.json").exists()
-    made = prepare_source(job)
-    assert made is not None and made.samples == 60
-    source = PreparedSource(job.out)
-    ids = [source.read(number).id for number in range(60)]
-    assert ids == [json.loads(line)["id"] for line in reversed(lines)]
+    path.write_text("".join(lines))
+
+    class Late(type(job.reader)):  # type: ignore[misc]
+        def parts(self) -> list[Part]:
+            found = super().parts()
+            path.write_text("".join(reversed(lines)))
+            return found
+
+    with pytest.raises(UserError, match=f"^{path.name} was changed while"):
+        prepare_source(replace(job, reader=Late(**vars(job.reader))))
+    for there in (lines, lines[::-1]):  # nothing is left that was made of the wrong one
+        path.write_text("".join(there))
+        made = prepare_source(job)
+        assert made is not None and made.samples == 60
+        source = PreparedSource(job.out)
+        assert [source.read(number).id for number in range(60)] == [json.loads(line)["id"] for line in there]
 
 
 def test_killed_anywhere_and_run_again_nothing_is_lost_or_done_twice(

@@ -567,6 +567,18 @@ def test_a_recipe_reads_the_layout_that_is_there(tmp_path: Path) -> None:
             parse_recipe("mine", value | {"otherwise": [wrong]}, "mine.yaml")
 
 
+def test_a_kaldi_folder_is_a_path_and_no_glob(tmp_path: Path) -> None:
+    value = {"task": "asr", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
+    for folder, there in ((str(tmp_path), True), ("../corpus", True), ("of [2020]", True), ("o*", False)):
+        for path in (tmp_path / "corpus/of [2020]", tmp_path):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "wav.scp").touch()
+        (tmp_path / "corpus/wav.scp").touch()
+        recipe = parse_recipe("mine", value | {"reader": {"kind": "kaldi", "folder": folder}}, "mine.yaml")
+        absent = recipe.absent(tmp_path / "corpus")
+        assert absent == ([] if there else ["o*/wav.scp"]) and recipe.is_there(tmp_path / "corpus") == there
+
+
 @pytest.mark.parametrize(("rows_per_part", "share"), [(10, 0.1), (1000, 0.2)])
 def test_every_sample_of_a_corpus_is_trained_on_or_held_out(tmp_path: Path, rows_per_part: int, share: float) -> None:
     def sides(root: Path) -> list[set[str]]:

@@ -171,3 +171,15 @@ def test_requests_other_than_text_to_speech_are_left_alone():
     line = sample(("user", "Convert the speech to text.\n<|audio|>"), ("assistant", "hello"), audios=["a"])
     conversation = Conversation.from_json(line, "asr.jsonl:1")
     assert conversation.tts_rewrite() == conversation
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 3]", '["yes"]', '[{"a": 1}]', "[]", "[1, 2"])
+def test_an_answer_of_a_pair_may_be_words_that_are_json(text):
+    asked = {"messages": [{"role": "user", "content": "a list, please"}], "rejected": "no"}
+    pair = Conversation.pair_from_json({**asked, "chosen": text}, "here")
+    assert pair.messages[1].content == text
+    message = {"role": "assistant", "content": "yes"}
+    for given in (message, [message], json.dumps([message]), ["yes"]):
+        assert Conversation.pair_from_json({**asked, "chosen": given}, "here").messages[1].content == "yes"
+    with pytest.raises(UserError, match="'chosen' must be one answer"):
+        Conversation.pair_from_json({**asked, "chosen": json.dumps([message] * 2)}, "here")

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 
@@ -16,6 +17,7 @@ from vita_audio_pl import own_data
 from vita_audio_pl.codecs import MelVQ, MelVQConfig, write_wav
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
 from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.readers.base import content_of, stamp_of
 from vita_audio_pl.data.readers.jsonl import share_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.runs.jobs import bench_folder, stage_of
@@ -134,10 +136,23 @@ def test_a_recording_that_changes_under_its_name_is_encoded_again(model, tmp_pat
         (tmp_path / f"voice/{number}.txt").write_text(f"the cow {number}")
     shards = prepared(tmp_path / "voice", model, tmp_path / "out", held_out=0.0) / "shards/own"
     before = [PreparedSource(shards).read(number).turns for number in range(3)]
+    listed = stamp_of(tmp_path / "out/pairs.jsonl")
     write_wav(tmp_path / "voice/1.wav", tone(7), RATE)
     prepared(tmp_path / "voice", model, tmp_path / "out", held_out=0.0)
     after = [PreparedSource(shards).read(number).turns for number in range(3)]
     assert [str(one) == str(other) for one, other in zip(before, after, strict=True)] == [True, False, True]
+    assert stamp_of(tmp_path / "out/pairs.jsonl") == listed  # or another job that reads it would call it changed
+
+
+def test_recordings_are_known_by_every_byte_and_no_path_ends_the_command(tmp_path):
+    path = tmp_path / "long.wav"
+    path.write_bytes(bytes(2**21))
+    before = content_of(path, whole=True)
+    path.write_bytes(bytes(2**20 - 2**16) + b"x" + bytes(2**20 + 2**16 - 1))
+    assert content_of(path, whole=True) != before
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "a\0b", "lone\ud800.wav"):
+        assert not re.match(r"\d", content_of(tmp_path / name, whole=True))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +186,13 @@ def test_a_bad_sample_that_is_drawn_for_validation_is_no_error(model, tmp_path):
     (tmp_path / "my.jsonl").write_text("\n".join([*texts, bad]) + "\n")
     out = prepared(tmp_path / "my.jsonl", model, tmp_path / "out")
     assert size(out / "shards/own") == 4 and (out / "mixture.yaml").is_file()
+    for line, held_out in ((bad, 0.05), ("", 0.0)):  # an earlier share for validation is trained on then
+        (tmp_path / "my.jsonl").write_text("\n".join(texts) + "\n")
+        prepared(tmp_path / "my.jsonl", model, out)
+        assert size(out / "shards/own") + size(out / "shards/own.dev") == 4
+        (tmp_path / "my.jsonl").write_text("\n".join([*texts, line]) + "\n")
+        prepared(tmp_path / "my.jsonl", model, out, held_out=held_out)
+        assert size(out / "shards/own") == 4 and not (out / "shards/own.dev/manifest.json").exists()
     (out / "mixture.yaml").unlink()
     with pytest.raises(UserError, match="has no mixture.yaml, which preparing it ends with"):
         with_finetune([f"finetune={model}", f"shards={out}"])

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from vita_audio_pl.data.executors import Executor, LocalExecutor, PartsFailed, Report
@@ -12,9 +12,10 @@ from vita_audio_pl.data.jobs import JobNotes, jobs_of, note_parts
 from vita_audio_pl.data.left_out import LeftOutCounts
 from vita_audio_pl.data.merge import planned_shards
 from vita_audio_pl.data.outputs import TAR, Outputs
-from vita_audio_pl.data.prepared import INDEX, SKIPPED, SOURCE, Manifest, verify_source
+from vita_audio_pl.data.prepared import INDEX, MANIFEST, SKIPPED, SOURCE, Manifest, verify_source
 from vita_audio_pl.data.readers import Part
-from vita_audio_pl.data.readers.base import Stamp, stamp_of
+from vita_audio_pl.data.readers.base import Stamp, files_matching, stamp_of
+from vita_audio_pl.data.readers.sides import SideReader
 from vita_audio_pl.data.speaking.reader import SpeakingReader
 from vita_audio_pl.data.tokenize import TokenizeJob
 from vita_audio_pl.errors import UserError
@@ -22,6 +23,7 @@ from vita_audio_pl.storage.checksums import CHECKSUMS
 from vita_audio_pl.storage.files import explain_full_disk
 from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.owned import Owned
+from vita_audio_pl.storage.places import Place, relative
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def prepare_source(
             something else, or a trial would replace a larger source.
     """
     executor = executor or LocalExecutor()
+    before = _stamps(job)
     claimed = job.reader.parts()
     parts = claimed[:most_parts]
     manifest = _as_asked(job, parts)
@@ -72,7 +75,7 @@ def prepare_source(
         Owned.claim(job.out, SOURCE)
         if len(parts) < len(claimed) and (known := _instead_of_a_trial(job, parts)):
             return known
-        manifest = _make(job, parts, executor, watch, tell, _stamps(job, parts))
+        manifest = _make(job, parts, executor, watch, tell, {**_stamps(job, parts), **before})
         if manifest is not None and len(jobs := jobs_of(job.out)) > 1:
             for state in jobs:  # in an array, the last job reports them
                 tell(str(state))
@@ -94,7 +97,11 @@ def _make(
     """Make the missing `parts`; returns the manifest once all of them exist, whoever made them.
 
     Args:
-        stamps: of the corpus's files, from when the parts were planned: what was read of a file since may be another's.
+        stamps: of the corpus's files, from before the parts were planned: what was read of a file that has another one
+            now may be another's.
+
+    Raises:
+        UserError: a file has changed since; what this process has made of it is given up.
     """
     work = f"preparing '{job.source}'"
     with hold(job.out, executor.lease, work, launch=this_job()):
@@ -102,12 +109,18 @@ def _make(
         if finished_manifest(job, parts) is None:
             _take_up_again(job, mine)
         missing = _unfinished(job, mine)
-        if missing:
-            _work(job, parts, missing, executor, watch)
-    now = _stamps(job, parts)
-    if changed := next((name for name, stamp in stamps.items() if now[name] != stamp), None):
+        changed: list[str] = []
+        try:
+            if missing:
+                _work(job, parts, missing, executor, watch)
+        finally:  # also where parts failed, perhaps because of it
+            changed += [name for name, stamp in _stamps(job, parts).items() if stamps[name] != stamp]
+            if changed:
+                spoilt = {job.output_name(part) for part in missing if part.where.get("path") in changed}
+                Outputs.find(job.out).give_up(spoilt)
+    if changed:
         raise UserError(
-            f"{changed} was changed while '{job.source}' was prepared: rerun the same command once it stays as it is; parts of "
+            f"{changed[0]} was changed while '{job.source}' was prepared: rerun the same command once it stays as it is; parts of "
             "other files are kept"
         )
     if _unfinished(job, parts):
@@ -117,14 +130,23 @@ def _make(
         return known or finish_source(job, parts, tell)
 
 
-def _stamps(job: TokenizeJob, parts: Sequence[Part]) -> dict[str, Stamp | None]:
-    """Of the files on this machine that the parts name, time of the last change and size."""
+def _stamps(job: TokenizeJob, parts: Sequence[Part] | None = None) -> dict[str, Stamp | None]:
+    """Of the files on this machine that the parts name, time of the last change and size; before there are parts, of
+    the files that the reader will find.
+    """
     reader = job.reader
-    while isinstance(reader, SpeakingReader):
+    while isinstance(reader, SpeakingReader | SideReader):
         reader = reader.reader
     root = getattr(reader, "root", None)
-    names = dict.fromkeys(str(part.where["path"]) for part in parts if "path" in part.where)
-    return {name: stamp_of(root / name) for name in names} if isinstance(root, Path) else {}
+    if not isinstance(root, Path):
+        return {}
+    if parts is not None:
+        names = dict.fromkeys(str(part.where["path"]) for part in parts if "path" in part.where)
+        return {name: stamp_of(root / name) for name in names}
+    with suppress(UserError):  # the reader itself says what is wrong
+        found = files_matching(root, getattr(reader, "files", ()))
+        return {relative(path, root).as_posix(): stamp_of(path) for path in found}
+    return {}
 
 
 def _unfinished(job: TokenizeJob, parts: Sequence[Part]) -> list[Part]:
@@ -180,6 +202,12 @@ def _instead_of_a_trial(job: TokenizeJob, parts: Sequence[Part]) -> Manifest | N
             f"{len(parts)} would put a trial in its place: give another shards=DIR, or leave parts out"
         )
     return None
+
+
+def withdraw(folder: Place) -> None:
+    """Takes the manifest from a source, if it has one: no training uses it any more."""
+    if (folder / MANIFEST).is_file():
+        Owned.claim(folder, SOURCE).remove(MANIFEST)
 
 
 def _as_asked(job: TokenizeJob, parts: Sequence[Part], tell: Callable[[str], None] | None = None) -> Manifest | None:

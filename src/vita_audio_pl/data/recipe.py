@@ -1,7 +1,7 @@
 """Recipes: a corpus described in ten lines of YAML, `data_recipes/sources/*.yaml`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -92,19 +92,19 @@ class SourceRecipe:
 
     def absent(self, root: Place, split: str = TRAIN) -> list[str]:
         """The patterns of files that find nothing in `root`, as after a partial download."""
-        return [pattern for pattern in _patterns(self._found_layout(root, split)) if not finds(root, pattern)]
+        return [pattern for pattern, found in _found(self._found_layout(root, split), root) if not found]
 
     def is_there(self, root: Place, split: str = TRAIN) -> bool:
         """Whether a file of the split is in `root`; also of readers that find their files themselves."""
-        patterns = _patterns(self._found_layout(root, split))
-        return not patterns or any(finds(root, pattern) for pattern in patterns)
+        found = [there for _, there in _found(self._found_layout(root, split), root)]
+        return not found or any(found)
 
     def _found_layout(self, root: Place, split: str) -> Mapping[str, Any]:
         """Options of the reader for the first layout whose files are there; those of the first one where none are."""
         ways = [{**way["reader"], **way.get("splits", {}).get(split, {})} for way in self._layouts]
         if len(ways) == 1:
             return ways[0]
-        return next((way for way in ways if any(finds(root, pattern) for pattern in _patterns(way))), ways[0])
+        return next((way for way in ways if any(there for _, there in _found(way, root))), ways[0])
 
     @property
     def _layouts(self) -> Sequence[Mapping[str, Any]]:
@@ -116,11 +116,13 @@ class SourceRecipe:
         return (TRAIN, *named, *((DEV,) if self.held_out else ()))
 
 
-def _patterns(options: Mapping[str, Any]) -> Sequence[str]:
-    """Globs of the files that a reader with these options begins with."""
-    if options["kind"] == "kaldi" and "folder" in options:
-        return [f"{options['folder']}/wav.scp"]
-    return list(options.get("files", ()))
+def _found(options: Mapping[str, Any], root: Place) -> Iterator[tuple[str, bool]]:
+    """Globs of the files that a reader with these options begins with, and whether each finds one in `root`."""
+    if options["kind"] == "kaldi" and "folder" in options:  # a path, which may lead anywhere, and no glob
+        yield f"{options['folder']}/wav.scp", (root / str(options["folder"]) / "wav.scp").is_file()
+        return
+    for pattern in options.get("files", ()):
+        yield pattern, finds(root, pattern)
 
 
 def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:

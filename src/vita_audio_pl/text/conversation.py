@@ -112,7 +112,14 @@ class Conversation:
         given = _object(value, where)
         answers = []
         for name in PAIR:
-            answer = as_list(given.get(name))
+            answer = given.get(name)
+            parsed = as_list(answer)
+            if (
+                isinstance(parsed, list)
+                and parsed
+                and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in parsed)
+            ):
+                answer = parsed  # any other text that is a list in JSON is an answer of just these words
             if isinstance(answer, list) and len(answer) == 1:
                 answer = answer[0]
             if answer is None or isinstance(answer, list):

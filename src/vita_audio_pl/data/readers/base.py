@@ -368,15 +368,11 @@ def file_identities(paths: Sequence[Place], root: Place) -> list[str]:
     keeps the size may go unnoticed; `Part.changed` indicates that there may have been one.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda path: _identity(path, root), paths))
+        return list(pool.map(lambda path: f"{relative(path, root).as_posix()} {content_of(path)}", paths))
 
 
-def _identity(path: Place, root: Place) -> str:
-    return f"{relative(path, root).as_posix()} {content_of(path)}"
-
-
-def content_of(path: Place) -> str:
-    """Size and a hash of a file as in `file_identities`; why it cannot be read, where it cannot.
+def content_of(path: Place, whole: bool = False) -> str:
+    """Size and a hash of a file as in `file_identities`, or of all its bytes; why it cannot be read, where it cannot.
 
     Raises:
         OSError: the machine failed, not the file.
@@ -384,15 +380,18 @@ def content_of(path: Place) -> str:
     digest = hashlib.sha256()
     try:
         size = path.stat().st_size
+        if isinstance(path, Path) and not path.is_file():  # opening a pipe would wait for a writer
+            return "no plain file"
         with path.open("rb", buffering=_PIECE) as file:
-            if size <= _WHOLE:
-                digest.update(file.read())
+            if whole or size <= _WHOLE:
+                while block := file.read(_WHOLE):
+                    digest.update(block)
             else:
                 for number in range(_PIECES):  # including the first and the last bytes
                     file.seek((size - _PIECE) * number // (_PIECES - 1))
                     digest.update(file.read(_PIECE))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: names that no file can have
         if is_machine_fault(error):
             raise
-        return str(error.strerror)  # reading it later will report the error
+        return str(getattr(error, "strerror", error))  # reading it later will report the error
     return f"{size} {digest.hexdigest()[:32]}"

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vita_audio_pl.data.readers.base import (
@@ -94,7 +95,9 @@ class JsonlReader:
         found = (sample for sample in self.read(Part("", "", dict(place))) if isinstance(sample, RawSample))
         files = [audio.path for sample in found for audio in sample.audios if isinstance(audio, AudioFile)]
         with ThreadPoolExecutor(READERS) as pool:
-            contents = list(pool.map(content_of, (path for path in files if isinstance(path, Path))))
+            contents = list(
+                pool.map(partial(content_of, whole=True), (path for path in files if isinstance(path, Path)))
+            )
         return f" audio {hashlib.sha256(repr(contents).encode()).hexdigest()[:32]}" if contents else ""
 
     def _sample(self, line: Line, where: str) -> RawSample:
