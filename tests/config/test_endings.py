@@ -139,6 +139,29 @@ def test_what_is_printed_is_never_lost_in_silence(unbuffered, redirected, status
     assert ended.returncode == status and says in ended.stderr and ended.stderr.count("\n") == bool(says)
 
 
+FAILS = """
+import errno, sys
+from vita_audio_pl.config.ending import one_sentence
+from vita_audio_pl.errors import UserError
+with one_sentence():
+    print("a line that stays in the buffer")
+    raise UserError("no space for the log", 75) from OSError(errno.ENOSPC, "No space left on device", "log")
+"""
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+def test_what_went_wrong_is_told_also_where_nothing_can_be_printed(stdout):
+    full = os.open("/dev/full", os.O_WRONLY)
+    read, write = os.pipe()
+    os.close(read)
+    given = {"full": full, "closed": write}[stdout]
+    command, buffered = [sys.executable, "-c", FAILS], os.environ | {"PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(command, env=buffered, stdout=given, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    os.close(full)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (75, "error: no space for the log\n")
+
+
 def test_an_answer_is_printed_whatever_the_locale():
     plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ended = subprocess.run([sys.executable, "-c", PRINTS], env=plain, capture_output=True, timeout=PATIENCE)

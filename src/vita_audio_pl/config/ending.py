@@ -81,7 +81,7 @@ def _all_is_printed() -> Iterator[None]:
     """Whatever the block printed is written when it ends; Python itself would say so at exit, in its own words.
 
     Raises:
-        UserError: standard output takes no more, and nothing else went wrong.
+        UserError: standard output takes no more, and nothing else went wrong; BrokenPipeError: its reader has gone.
     """
     ended: BaseException | None = None
     try:
@@ -93,11 +93,11 @@ def _all_is_printed() -> Iterator[None]:
             sys.stdout.flush()
             if isinstance(ended, OSError) and ended.filename is None:  # perhaps a `print` that was not buffered
                 print(flush=True)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         _print_no_more()
-        if ended is None or errno_of(ended) == error.errno or (isinstance(ended, SystemExit) and not ended.code):
+        if _is_the_print(ended, error):
+            if isinstance(error, BrokenPipeError):
+                raise
             raise UserError(
                 f"standard output cannot be written ({error.strerror}), so what this command prints is lost; what it wrote into "
                 "files is there",
@@ -105,6 +105,13 @@ def _all_is_printed() -> Iterator[None]:
             ) from error
     if ended is not None:
         raise ended
+
+
+def _is_the_print(ended: BaseException | None, failed: OSError) -> bool:
+    """Whether nothing went wrong in a block but its prints, which `failed`."""
+    if isinstance(ended, OSError):
+        return ended.filename is None and ended.errno == failed.errno
+    return ended is None or (isinstance(ended, SystemExit) and not ended.code)
 
 
 def _print_no_more() -> None:
