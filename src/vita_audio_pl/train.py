@@ -37,20 +37,23 @@ def train(config: TrainConfig) -> float | None:
 
 
 def _train(config: TrainConfig) -> float | None:
-    from vita_audio_pl.sweeps.chain import command_overrides, missing_parents, train_chain
+    from vita_audio_pl.sweeps.chain import check_pairs_given, command_overrides, missing_parents, train_chain
     from vita_audio_pl.sweeps.sweep import Sweep
     from vita_audio_pl.training.run_folder.layout import stage_folder
 
+    if config.stage.name == CHAIN:
+        check_pairs_given(config.variant.stages, command_overrides())
     if config.stage.name == CHAIN and config.experiment.name:
         from vita_audio_pl.sweeps.ablation import train_arm
 
-        prepare_data(config)
-        return train_arm(config, command_overrides(), Sweep.current())
+        return train_arm(config, command_overrides(), Sweep.current(), prepare_data)
     if config.stage.name == CHAIN:
         train_chain(config, config.variant.stages, command_overrides())
         return stage_folder(config, config.variant.stages[-1]).last_metric("val/loss")
     if config.with_parents:
-        train_chain(config, missing_parents(config), command_overrides())
+        parents = missing_parents(config)
+        check_pairs_given([*parents, config.stage.name], command_overrides())
+        train_chain(config, parents, command_overrides())
 
     # torch is imported only now: the entry has set the environment that it reads, and mistakes are found quickly
     from vita_audio_pl.data.mixture import load_mixture
@@ -93,7 +96,7 @@ def _world_pairs(config: TrainConfig) -> Path:
     from vita_audio_pl.answer_pairs import are_made
     from vita_audio_pl.training.run_folder.layout import stage_folder
     from vita_audio_pl.training.run_folder.manifest import StageManifest
-    from vita_audio_pl.training.stage.launch import is_first_process
+    from vita_audio_pl.training.stage.launch import is_first_process, is_one_of_several
     from vita_audio_pl.training.stage.train import find_parent
 
     parent = find_parent(config)
@@ -111,7 +114,8 @@ def _world_pairs(config: TrainConfig) -> Path:
             f"out={out}",
             f"limit={_WORLD_PROMPTS}",
         ]
-        if not is_first_process():
+        # the first process alone may make them where Lightning starts the others after it
+        if not is_first_process() or is_one_of_several(config.trainer):
             raise UserError(
                 f"stage '{config.stage.name}' has no pairs of answers yet, and several processes cannot make them together: first "
                 f"run python -m vita_audio_pl.pairs {' '.join(words)}"

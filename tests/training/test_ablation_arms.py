@@ -7,6 +7,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from tests.config.test_conf import CONF, composed
+from vita_audio_pl import train
 from vita_audio_pl.config.entry import register_schema
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.sweeps import ablation
@@ -36,13 +37,28 @@ def test_what_changes_the_weights_changes_the_name_of_an_arm():
 @pytest.mark.parametrize("axis", ["callbacks.save_every", "experiment.suite", "trainer.threads", "logger"])
 def test_an_axis_that_changes_nothing_is_refused(axis):
     with pytest.raises(UserError, match=f"{axis} is an axis.*would be the same"):
-        train_arm(composed("experiment=objective"), [], Sweep((axis,)))
+        train_arm(composed("experiment=objective"), [], Sweep((axis,)), train.prepare_data)
 
 
 def test_a_search_over_objectives_does_not_compare_their_own_losses():
     search = dataclasses.replace(AXES, optimises=True)
     with pytest.raises(UserError, match="smallest objective.*val/served_accuracy"):
-        train_arm(composed("experiment=objective"), [], search)
+        train_arm(composed("experiment=objective"), [], search, train.prepare_data)
+
+
+def test_a_stage_on_pairs_does_not_take_the_shards_of_the_others(tmp_path, monkeypatch):
+    used = {}
+    monkeypatch.setattr(
+        ablation, "content_hash", lambda config: used.update({config.stage.name: config.data.shards}) or "h"
+    )
+    monkeypatch.setattr(ablation.Cost, "run", lambda self, command: 0)
+    words = ["experiment=objective", f"paths.runs={tmp_path}"]
+    arm = Arm.of(composed(*words), words, AXES)
+    register_schema("train", TrainConfig)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        for stage in ("sft", "dpo"):
+            ablation._stage(arm, stage, words, "world", lambda config: setattr(config.data, "shards", "pairs"))
+    assert used == {"sft": "world", "dpo": "pairs"}
 
 
 def test_an_evaluation_is_made_again_where_bench_judge_or_weights_have_changed(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ def arm(tmp_path, monkeypatch):
     asked, commands = [], []
     network = {"there": False}
 
-    def stage(arm, stage, overrides, shards):
+    def stage(arm, stage, overrides, shards, prepare_data):
         model = tmp_path / arm.run_name / stage / "model"
         model.mkdir(parents=True, exist_ok=True)
         StageManifest(
@@ -41,7 +41,7 @@ def arm(tmp_path, monkeypatch):
     def run() -> dict:
         config = composed("experiment=objective", "logger.wandb=online", "logger.wandb_project=lab", "seed=1")
         config.paths.runs = str(tmp_path)
-        train_arm(config, OVERRIDES, Sweep())
+        train_arm(config, OVERRIDES, Sweep(), lambda config: None)
         return json.loads((tmp_path / config.run_name / "arm.json").read_text())
 
     run.asked, run.commands, run.network, run.folder = asked, commands, network, tmp_path

@@ -1,11 +1,13 @@
 """The stage on pairs of answers: a person's JSONL and a finished model in, a model out, with the proofs of every other stage."""
 
 import csv
+import errno
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,8 +35,11 @@ from vita_audio_pl.own_data import ANSWERED_BY, prepare_own_data
 from vita_audio_pl.pairs import PairsConfig
 from vita_audio_pl.storage.checksums import read_sealed, write_sealed
 from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.sweeps.chain import check_pairs_given
 from vita_audio_pl.text import TextTokenizer
+from vita_audio_pl.training.callbacks.reference import Reference
 from vita_audio_pl.training.run_folder.manifest import StageManifest
+from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.step.module import SpeechLMModule
 
@@ -147,6 +152,36 @@ def test_the_reference_is_what_the_parent_says_of_these_very_answers(settings):
         torch.testing.assert_close(pairs[:, :2], batch.reference, rtol=1e-5, atol=1e-4)
 
 
+def test_the_reference_is_computed_in_the_precision_of_training(settings):
+    folder = train_stage(train_config(*settings("run", "stage.steps=1", "trainer.precision=bf16-mixed")))
+    assert read_sealed(folder.parent / "reference.json")["precision"] == "bf16-mixed"
+    assert float(curve(folder)[0]["train/reward_margin"]) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_file_that_fails_on_the_first_rank_fails_on_all(settings, tmp_path, monkeypatch):
+    module, data = open_stage(train_config(*settings()))
+    sent = []
+
+    def both_ranks(file):
+        for first in (True, False):
+            strategy = SimpleNamespace(
+                broadcast=lambda value, first=first: sent.append(value) or value if first else sent.pop(0)
+            )
+            trainer = SimpleNamespace(strategy=strategy, is_global_zero=first, datamodule=data)
+            with pytest.raises(OSError, match="No space|directory"):
+                Reference(file, {}).on_fit_start(trainer, module)
+        assert not sent
+
+    both_ranks(tmp_path)  # not a file
+
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Reference, "_computed", lambda *arguments: {})
+    monkeypatch.setattr("vita_audio_pl.training.callbacks.reference.write_sealed", no_space)
+    both_ranks(tmp_path / "reference.json")
+
+
 def test_a_crashed_run_resumes_to_the_same_bits(settings, monkeypatch):
     whole = train_stage(train_config(*settings("whole")))
     step, calls = SpeechLMModule.training_step, []
@@ -200,7 +235,7 @@ def test_beta_and_the_pairs_decide_which_run_it_is(settings, model, tmp_path):
         train_stage(train_config(*settings("run", f"data.shards={other}/shards")))
 
 
-def test_data_of_another_kind_is_refused(settings, model, tmp_path):
+def test_data_of_another_kind_is_refused(settings, model, pairs, tmp_path):
     with pytest.raises(UserError, match="holds pairs of answers, which stage 'sft' does not train"):
         train_stage(train_config(*settings("sft", "stage=sft", "stage.mixture=preference")))
     lines = [
@@ -210,6 +245,12 @@ def test_data_of_another_kind_is_refused(settings, model, tmp_path):
     single = prepared(lines, model, tmp_path / "single")
     with pytest.raises(UserError, match="trains on pairs of answers .* has single ones"):
         train_stage(train_config(*settings("x", f"data.shards={single}/shards")))
+    register_schema("train", TrainConfig)
+    with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):  # before anything is trained
+        with pytest.raises(UserError, match=r"variant.stages=\[align,sft\].*then stage=dpo with data.shards="):
+            check_pairs_given(["align", "sft", "dpo"], [f"data.shards={single}/shards"])
+        check_pairs_given(["sft", "dpo"], [f"data.shards={pairs}/shards"])
+        check_pairs_given(["sft", "dpo"], [])
     with pytest.raises(UserError, match="give stage.beta"):
         train_config(*settings("x", "stage.beta=0", "stage.sft_weight=1"))
 
@@ -264,11 +305,18 @@ def test_without_shards_the_parent_makes_its_pairs_once(model, tmp_path, monkeyp
         prepare_data(config)
         assert config.data.shards == str(tmp_path / "x/pairs/shards") and config.stage.beta == 0.3
     assert len(commands) == 1 and {f"model={model}", "bench=spoken_world", "limit=450"} <= set(commands[0])
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(
-        UserError, match="several processes cannot make them together: first run python -m vita_audio_pl.pairs"
-    ):
-        prepare_data(train_config(*words, "run_name=y"))
+    for rank in ({"RANK": "1"}, {"LOCAL_RANK": "0"}):  # the first too where the others are there already
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(
+                UserError, match="several processes cannot make them together: first run python -m vita_audio_pl.pairs"
+            ),
+        ):
+            for name, value in rank.items():
+                patched.setenv(name, value)
+            prepare_data(train_config(*words, "run_name=y", "trainer=cpu_ddp", "trainer.devices=2"))
+    prepare_data(train_config(*words, "run_name=y", "trainer=cpu_ddp", "trainer.devices=2"))
+    assert len(commands) == 2
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ class Preference(Objective):
     `d` is how much likelier an answer has become than it was under the reference, `log p - log p_reference`. An answer's
     `log p` sums over its tokens the log-probability that the predictor gives which writes the token under the decoding
     pattern: the backbone or head k. `CE_chosen` is the chosen answer's mean cross entropy over its tokens (RPO, arXiv
-    2404.19733). Documents 2i and 2i + 1 of a batch are the chosen and the rejected answer of pair i.
+    2404.19733). Where the backbone is frozen, both cover only the tokens that heads write; a pair without any, such as one
+    of text alone, teaches nothing. Documents 2i and 2i + 1 of a batch are the chosen and the rejected answer of pair i.
 
     The gradient in `log p` of an answer is one number, so a first pass over the logits without a graph gives that number
     for each document, and a second one the cross entropy with rows weighted by it: exact, and no logits are stored.

@@ -11,7 +11,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,12 +126,15 @@ def _word(key: str, value: str) -> str:
     return word if speaks else f"{key.rpartition('.')[2]}-{word}"
 
 
-def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> float | None:
+def train_arm(
+    config: TrainConfig, overrides: Sequence[str], sweep: Sweep, prepare_data: Callable[[TrainConfig], None]
+) -> float | None:
     """Train, or share, the stages of an arm in order, then evaluate it.
 
     Args:
         overrides: overrides of `config`, without the choice of stage.
         sweep: the sweep, and the arm's place in it.
+        prepare_data: makes a stage's data where it can be made, and sets `data.shards`.
 
     Returns:
         `experiment.metric` of the last stage, for sweepers that optimise it.
@@ -148,6 +151,7 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
                 f"an ablation names its arms and finds finished stages itself, so {key} has no place: {remedy}"
             )
     _check_sweep(config, sweep)
+    prepare_data(config)
     arm = Arm.of(config, overrides, sweep)
     config.run_name = arm.run_name
     folder = Path(config.paths.runs) / arm.run_name
@@ -155,7 +159,8 @@ def train_arm(config: TrainConfig, overrides: Sequence[str], sweep: Sweep) -> fl
     print(f"arm {arm.run_name}: stages {', '.join(config.variant.stages)}", flush=True)
     for number, stage in enumerate(config.variant.stages):
         start = [f"init_from={config.init_from}"] if number == 0 and config.init_from is not None else []
-        arm.stages.append(_stage(arm, stage, [*overrides, f"run_name={arm.run_name}", *start], config.data.shards))
+        of_stage = [*overrides, f"run_name={arm.run_name}", *start]
+        arm.stages.append(_stage(arm, stage, of_stage, config.data.shards, prepare_data))
         arm.write(folder)
     if config.experiment.suite:
         arm.evaluation = _evaluate(config, arm, earlier.get("evaluation", {}))
@@ -190,10 +195,19 @@ def _check_sweep(config: TrainConfig, sweep: Sweep) -> None:
                 )
 
 
-def _stage(arm: Arm, stage: str, overrides: Sequence[str], shards: str | None) -> dict[str, Any]:
+def _stage(
+    arm: Arm,
+    stage: str,
+    overrides: Sequence[str],
+    shards: str | None,
+    prepare_data: Callable[[TrainConfig], None],
+) -> dict[str, Any]:
     """Train a stage of the arm unless it exists; returns its entry for `arm.json`."""
     config = settings_of_stage(stage, overrides)
-    config.data.shards = shards
+    if config.stage.on_pairs:  # of its own parent's answers, unless they are given
+        prepare_data(config)
+    else:
+        config.data.shards = shards
     shared = StageFolder(Path(config.paths.runs) / SHARED / f"{stage}-{content_hash(config)}")
     shared.root.mkdir(parents=True, exist_ok=True)
     _link(stage_folder(config, stage).root, shared.root)

@@ -3,10 +3,15 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
 from vita_audio_pl.config.component import plain
+from vita_audio_pl.data.mixture import load_mixture
+from vita_audio_pl.data.prepared import MANIFEST, Manifest, prepared_names
+from vita_audio_pl.data.readers.jsonl import PREFERENCE
+from vita_audio_pl.data.staging import shards_place
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.leaving import STATUS
 from vita_audio_pl.processes import check_status, run_command
@@ -52,6 +57,31 @@ def train_chain(config: TrainConfig, stages: Sequence[str], overrides: Sequence[
                     status,
                 )
             check_status(status, f"stage '{stage}'", f"finished before it: {', '.join(stages[: number - 1]) or 'none'}")
+
+
+def check_pairs_given(stages: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse, before the first of `stages` trains, given shards without the pairs of answers that a later one trains on.
+
+    Remote shards are left to the stage itself, which copies them.
+
+    Raises:
+        UserError: says which stage, and how to train it.
+    """
+    for number, stage in enumerate(stages[1:], 1):
+        config = settings_of_stage(stage, overrides)
+        if not config.stage.on_pairs or not config.data.shards:
+            continue
+        shards = shards_place(config.data)
+        if not isinstance(shards, Path) or not any(prepared_names(shards)):
+            continue
+        there = [shards / share.source for share in load_mixture(config.stage.mixture).shares]
+        tasks = {Manifest.load(source).task for source in there if (source / MANIFEST).is_file()}
+        if tasks != {PREFERENCE}:
+            raise UserError(
+                f"stage '{stage}' trains on pairs of answers, and data.shards={config.data.shards} has none for its mixture "
+                f"'{config.stage.mixture}': train the stages before it first (stage=chain variant.stages=[{','.join(stages[:number])}]), "
+                f"then stage={stage} with data.shards=DIR/shards and stage.mixture=DIR/mixture.yaml of pairs (docs/preference.md)"
+            )
 
 
 def _environment(number: int) -> dict[str, str]:

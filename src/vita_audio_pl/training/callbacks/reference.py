@@ -39,25 +39,40 @@ class Reference(Callback):
         facts = {
             "format": 1,
             **self.facts,
+            "precision": module.engine.settings.precision,  # Lightning's own is another where the engine casts
             "sources": {source.name: [source.manifest.index_crc, len(source)] for source in sources},
         }
+        # what goes wrong on rank 0 is raised on all: the others would wait for it
         found = trainer.strategy.broadcast(self._kept(facts) if trainer.is_global_zero else None)
         if found is None:
             found = self._computed(trainer, module, data)
-            if trainer.is_global_zero:
-                numbers = {
-                    name: [[value if np.isfinite(value) else None for value in pair] for pair in pairs.tolist()]
-                    for name, pairs in found.items()
-                }
-                write_sealed(self.file, {**facts, "log_probabilities": numbers})
+            failure = trainer.strategy.broadcast(self._keep(facts, found) if trainer.is_global_zero else None)
+            if failure is not None:
+                raise failure
+        if isinstance(found, OSError):
+            raise found
         data.reference = found
 
-    def _kept(self, facts: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """What is in the file; None where there is none, or it is of other weights or pairs."""
+    def _keep(self, facts: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> OSError | None:
+        """Write the file; returns what went wrong."""
+        numbers = {
+            name: [[value if np.isfinite(value) else None for value in pair] for pair in pairs.tolist()]
+            for name, pairs in found.items()
+        }
+        try:
+            write_sealed(self.file, {**facts, "log_probabilities": numbers})
+        except OSError as error:
+            return error
+        return None
+
+    def _kept(self, facts: Mapping[str, Any]) -> dict[str, np.ndarray] | OSError | None:
+        """What is in the file, or why it cannot be read; None where there is none, or it is of other weights or pairs."""
         try:
             kept = read_sealed(self.file)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            return error
         except UserError as error:
             print(f"{error}; the reference's log-probabilities are computed again", flush=True)
             return None
@@ -75,7 +90,7 @@ class Reference(Callback):
             # the last column says which rank has read the pair: to be 1 in the sum over ranks
             values = found[source.name] = torch.zeros(len(source), 3, dtype=torch.float64, device=module.device)
             for request, batch in zip(requests, batches, strict=True):
-                with torch.no_grad():
+                with torch.no_grad(), trainer.precision_plugin.val_step_context():
                     pairs = module.speech_lm(batch.to(module.device), module.objective).pairs
                 samples = np.concatenate([row.sample for row in request.rows]).astype(np.int64)
                 values[torch.from_numpy(samples), :2], values[torch.from_numpy(samples), 2] = pairs[:, :2], 1.0

@@ -62,6 +62,16 @@ def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
     )
 
 
+def is_one_of_several(settings: TrainerConfig, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the other ranks have been started with this process, rather than by it later."""
+    launched = any(environment.get(name) for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")) or _in_slurm(environment)
+    return settings.world_size > 1 and launched
+
+
+def _in_slurm(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get("SLURM_NTASKS")) and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
 def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.environ) -> int:
     """The rank of this process among all training processes.
 
@@ -82,7 +92,7 @@ def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.
     needed: tuple[str, ...] = ()
     if "TORCHELASTIC_RUN_ID" in environment:
         launcher, needed, counted_by, rank = "torchrun", _TORCHRUN, "WORLD_SIZE", number("RANK", 0)
-    elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    elif _in_slurm(environment):
         launcher, counted_by, rank = "SLURM", "SLURM_NTASKS", number("SLURM_PROCID", 0)
     else:
         node = number("NODE_RANK", number("GROUP_RANK", 0))
