@@ -28,6 +28,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.settings import SuiteConfig
 from vita_audio_pl.interleave import IntervalRatio
+from vita_audio_pl.models.preference import Preference
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.notebook import open_stage, prepare_data, train_config, train_stage
@@ -152,9 +153,17 @@ def test_the_reference_is_what_the_parent_says_of_these_very_answers(settings):
         torch.testing.assert_close(pairs[:, :2], batch.reference, rtol=1e-5, atol=1e-4)
 
 
-def test_the_reference_is_computed_in_the_precision_of_training(settings):
+def test_the_reference_is_computed_in_the_precision_of_training(settings, monkeypatch):
+    losses, casts = Preference.losses, []
+
+    def watched(self, *arguments):
+        casts.append(torch.is_autocast_enabled("cpu"))
+        return losses(self, *arguments)
+
+    monkeypatch.setattr(Preference, "losses", watched)
     folder = train_stage(train_config(*settings("run", "stage.steps=1", "trainer.precision=bf16-mixed")))
     assert read_sealed(folder.parent / "reference.json")["precision"] == "bf16-mixed"
+    assert casts and all(casts)
     assert float(curve(folder)[0]["train/reward_margin"]) == pytest.approx(0, abs=1e-3)
 
 
