@@ -34,15 +34,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.demo
 	@touch $@
 
 demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure them, write one HTML page (about 15 minutes on 2 cores)
-	@scripts/system-packages.sh espeak-ng
+	@scripts/system-packages.sh espeak-ng flite
 	$(BIN)/python -m vita_audio_pl.demo size=$(SIZE) seed=$(SEED)
 
 test: $(VENV)/.dev ## Run the test suite (no network; 7 minutes on 2 fast cores, about twice that on slower ones)
-	@scripts/system-packages.sh espeak-ng chromium
+	@scripts/system-packages.sh espeak-ng flite chromium
 	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes each; SLOW="PATH ..." or SLOW="-m ci" for some of them
-	@scripts/system-packages.sh espeak-ng chromium
+	@scripts/system-packages.sh espeak-ng flite chromium
 	$(PYTEST) -m "slow and not gpu" $(SLOW)
 
 lint: $(VENV)/.dev ## Check style, types, the direction of imports and the Dockerfile; build the documentation

@@ -74,8 +74,9 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 @pytest.fixture(scope="session")
 def smoke_world(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The smallest spoken world with its tokenizer, codec and shards, made from nothing; only to be read, or copied."""
-    if shutil.which("espeak-ng") is None:
-        pytest.fail("the spoken world needs espeak-ng, which `make test` installs")
+    for program in ("espeak-ng", "flite"):
+        if shutil.which(program) is None:
+            pytest.fail(f"the spoken world needs {program}, which `make test` installs")
 
     def make(folder: Path) -> None:
         command = [warm_python.warm_python(), "-m", "vita_audio_pl.prepare", "size=smoke"]

@@ -47,7 +47,10 @@ from vita_audio_pl.text.turns import EXTRA_FRAMES
 WORLD_SOURCES = ("world_asr", "world_tts", "world_sqa", "world_text")
 _WORLD_PREPARED = "prepared.json"
 _TEXT_ENTRIES = 2048  # more than the spoken world's words need: every word becomes one token
-_FIT_SECONDS = 3600.0  # audio that the codec is fitted to
+_FIT_SPOKEN, _FIT_HEARD = (
+    3600.0,
+    1800.0,
+)  # seconds of the assistant's voice and of the others that the codec is fitted to
 _STATISTICS_SECONDS = 300.0  # audio for mean and variance of the encoder's features
 _WORLD_SHARDS = ("shards", "shards_with_audio")  # without and with the audio that encoders need
 _TINY_ENCODER = SenseVoiceConfig(width=128, heads=4, ffn_width=256, layers=3, text_layers=1)
@@ -374,9 +377,11 @@ def _prepare_world(
         console.print(f"fitting the codec mel_vq ({codebook_size} codes) to the training audio")
         config = MelVQConfig(codebook_size=codebook_size)
         with atomic_folder(folder / "codec", "codec") as aside:
-            MelVQ.fit(training_waves(world, WORLD_SOURCES, config.sample_rate, seed, _FIT_SECONDS), config, seed).save(
-                aside
+            spoken, heard = (
+                training_waves(world, WORLD_SOURCES, config.sample_rate, seed, seconds, assistant)
+                for seconds, assistant in ((_FIT_SPOKEN, True), (_FIT_HEARD, False))
             )
+            MelVQ.fit(heard, config, seed, spoken).save(aside)
     if keep_audio and not (folder / ENCODER_FOLDER).is_dir():
         waves = training_waves(world, WORLD_SOURCES, SAMPLE_RATE, seed, _STATISTICS_SECONDS)
         with atomic_folder(folder / ENCODER_FOLDER, "audio encoder") as aside:

@@ -1,6 +1,7 @@
 """The codec keeps speech intelligible at 12.5 codes/s, is exact about lengths, and streams without seams."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import jiwer
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.margins import assert_same_choices
-from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec, spectral
+from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, load_codec, read_audio, spectral
 from vita_audio_pl.codecs.context_decoder import REACH
 from vita_audio_pl.codecs.mel_vq import _log_spectra
 from vita_audio_pl.codecs.spectral import invert_mel, mel_filters, mel_frames
@@ -107,7 +108,8 @@ def test_a_code_is_heard_in_the_context_of_those_before_it_and_of_none_after(spe
 def test_context_brings_the_spectra_nearer_to_the_speech(speech):
     """On sentences that were not fitted: what the network says, against what each code says alone."""
     codec, errors = speech.codec, torch.zeros(2)
-    for wave in speech.held_out.values():
+    rows = speech.world.samples("asr", "test").read_text().splitlines()
+    for wave in [read_audio(speech.world.folder / json.loads(row)["audios"][0], RATE) for row in rows]:
         (codes,) = codec.encode([wave])
         row = torch.from_numpy(codes).long()
         wanted = _log_spectra(torch.from_numpy(np.pad(wave, (0, -len(wave) % 1280))), codec.config)
@@ -155,6 +157,29 @@ def test_the_same_audio_and_seed_give_the_same_codec(speech):
     assert MelVQ.fit(waves, config, seed=4).fingerprint != codec.fingerprint
 
 
+def test_half_of_the_codes_are_fitted_to_the_voice_that_is_spoken_in(speech):
+    config = MelVQConfig(codebook_size=64, decoder_width=8, decoder_components=8)
+    own, others = list(speech.held_out.values()), speech.waves[:60]
+    codec = MelVQ.fit(others, config, seed=3, spoken=own)
+    alone = MelVQ.fit(others, replace(config, codebook_size=32), seed=3)
+    used = [np.unique(np.concatenate(codec.encode(waves))) for waves in (own, others)]
+    assert len(used[0]) > 24 and np.mean(used[0] < 32) > 0.6 and np.mean(used[1] >= 32) > 0.6
+    assert codec.codebook_size == 2 * alone.codebook_size
+    with pytest.raises(UserError, match="too few for 32 codes; give at least 5 s"):
+        MelVQ.fit(others, config, spoken=own[:1])
+
+
+def test_codes_tell_what_is_said_and_not_how_high(speech):
+    """The harmonics of a voice are ripples in its log-mel frames, which the projection does not see; its envelope it does."""
+    basis = speech.codec._weights["basis"].view(10, 80, -1)
+    harmonics = torch.cos(math.pi / 80 * (torch.arange(80) + 0.5) * 40)
+    envelope = torch.cos(math.pi / 80 * (torch.arange(80) + 0.5) * 2)
+    seen = [(wave[:, None] * basis.mean(dim=0)).sum(dim=0).norm() for wave in (harmonics, envelope)]
+    assert seen[0] < 1e-4 * seen[1]
+    flat = speech.codec._weights["basis"]
+    torch.testing.assert_close(flat.T @ flat, torch.eye(flat.shape[1]), atol=1e-4, rtol=0)
+
+
 def test_a_saved_codec_comes_back_the_same(speech, tmp_path):
     speech.codec.save(tmp_path / "codec")
     loaded = load_codec(tmp_path / "codec")
@@ -184,7 +209,8 @@ def test_a_folder_of_an_earlier_version_is_read_as_it_was_meant(speech, tmp_path
         assert len(torch.unique(spectra[codes == code], dim=0)) == 1, "a code sounds alike everywhere"
     mel = spectra.view(-1, config.bins) / spectral.hann(config.hop).sum() @ mel_filters(RATE, 512, 80)
     heard, said = mel.clamp(min=1e-4).log()[: len(wave) // 128], log_mel(wave)
-    assert (heard - said).abs().mean() < 0.6
+    envelopes = spectral.cosines(80, 16)  # which codes are fitted to
+    assert ((heard - said) @ envelopes @ envelopes.T).abs().mean() < 0.6
 
 
 def _edit(folder, change):

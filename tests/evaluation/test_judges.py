@@ -44,6 +44,14 @@ def test_judge_hears_speech_not_noise_and_keeps_no_memory(grammar, tmp_path):
     assert judge.transcribe(waves[::-1], rate) == sentences[::-1]
 
 
+def test_a_judge_with_a_dictionary_writes_words_of_no_grammar(tmp_path):
+    path = tmp_path / "said.wav"
+    subprocess.run(["flite", "-voice", "rms", "-t", "please open the window this morning", "-o", str(path)], check=True)
+    wave, rate = soundfile.read(path, dtype="float32")
+    judge = judge_maker()("pocketsphinx_words")
+    assert len(set(judge.transcribe([wave], rate)[0].split()) & {"open", "the", "window", "this", "morning"}) >= 3
+
+
 def test_judge_that_cannot_be_used_says_why(tmp_path, grammar):
     with pytest.raises(UserError, match="there is no judge 'nobody'; choose one of"):
         judge_maker()("nobody")

@@ -67,6 +67,7 @@ def test_what_is_written_is_what_the_samples_ask_for(tmp_path):
     for path in used:
         wave, rate = soundfile.read(tmp_path / path)
         assert rate == 16_000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 5 and np.abs(wave).max() > 0.2
+    assert world.info["programs"].keys() == {"espeak-ng", "flite"}
     assert files(tmp_path) - used - {f"samples/{name}.jsonl" for name in world.info["samples"]} == {
         "world.json", "grammar.jsgf", "words.txt", MARK,
     }  # fmt: skip
@@ -76,7 +77,7 @@ def test_it_does_not_depend_on_workers_and_a_second_call_does_nothing(tmp_path, 
     world = build_world(tmp_path, "tiny", workers=1)
     assert world.info["content"] == content
     before = times(tmp_path)
-    monkeypatch.setenv("PATH", "")  # espeak-ng is not needed any more
+    monkeypatch.setenv("PATH", "")  # nothing has to be spoken any more
     assert build_world(tmp_path, "tiny") == world == World.load(tmp_path)
     assert times(tmp_path) == before
 
@@ -167,17 +168,34 @@ def test_another_world_in_the_folder_is_left_alone(tmp_path):
     assert files(tmp_path) == before
 
 
-def test_a_missing_or_failing_espeak_ng_is_explained(tmp_path, monkeypatch):
+def test_a_missing_or_failing_program_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="espeak-ng.*is not installed; install it with 'apt-get install espeak-ng'"):
-        build_world(tmp_path / "world", "tiny")
-    fake = tmp_path / "espeak-ng"
-    fake.write_text(
-        '#!/bin/sh\ncase "$1" in --version) echo "eSpeak 9.9";; *) echo "no such voice" >&2; exit 3;; esac\n'
-    )
-    fake.chmod(0o755)
+    for program in ("espeak-ng", "flite"):
+        with pytest.raises(
+            UserError, match=f"{program}.*is not installed; install it with 'apt-get install {program}'"
+        ):
+            build_world(tmp_path / "world", "tiny")
+        fake = tmp_path / program
+        fake.write_text(
+            '#!/bin/sh\ncase "$1" in --version) echo "eSpeak 9.9";; *) echo "no such voice" >&2; exit 3;; esac\n'
+        )
+        fake.chmod(0o755)
     with pytest.raises(UserError, match="espeak-ng failed: no such voice"):
         build_world(tmp_path / "world", "tiny")
+    with pytest.raises(UserError, match="flite failed: no such voice"):
+        synthesis.speak(["two cups"], plan.ASSISTANT)
+
+
+def test_the_assistants_voice_is_cut_and_says_its_version(monkeypatch):
+    said = synthesis.speak(["two cups", "the big red cow lives in the barn"], plan.ASSISTANT)
+    assert [wave.dtype for wave in said] == [np.int16] * 2 and len(said[0]) < len(said[1])
+    for wave in said:
+        assert np.abs(wave).max() > 3000 and np.abs(wave[:300]).max() < 200 > np.abs(wave[-800:]).max()
+    assert all(synthesis.version_of(program)[0].isdigit() for program in ("espeak-ng", "flite"))
+    silent = bytes(24) + (16_000).to_bytes(4, "little") + bytes(3200)
+    monkeypatch.setattr(synthesis, "_run", lambda *command: silent)
+    with pytest.raises(UserError, match="flite does not speak 'two cups' in the voice flite-rms"):
+        synthesis.speak(["two cups"], plan.ASSISTANT)
 
 
 def test_sentences_that_cannot_be_cut_apart_are_spoken_one_by_one(monkeypatch):

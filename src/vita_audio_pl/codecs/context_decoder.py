@@ -16,7 +16,7 @@ REACH = (KERNEL - 1) * sum(DILATIONS)
 """Codes before one that its spectra depend on."""
 _GAP = (KERNEL - 1) * max(DILATIONS)  # places between two utterances of one row, so that neither reaches into the other
 _ROW, _ROWS = 128, 8  # codes to a row and rows to a step of training
-_EPOCHS, _RATE, _WARM_UP = 24, 2e-3, 0.05
+_EPOCHS, _RATE, _WARM_UP = 20, 2e-3, 0.05
 _MOST_ROWS = 8192  # codes whose spectra decide the components
 
 

@@ -29,6 +29,7 @@ from vita_audio_pl.foreign.weights import open_safetensors
 
 WEIGHTS_FILE = "codec.safetensors"
 _DECODER = "decoder."
+_ENVELOPE = 16  # cosines of a log-mel frame
 _NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
 
 
@@ -62,37 +63,49 @@ class MelVQ:
             self._decoder.requires_grad_(False)
 
     @classmethod
-    def fit(cls, waves: Sequence[np.ndarray], config: MelVQConfig | None = None, seed: int = 0) -> "MelVQ":
-        """Fits projection, codebook and decoder to speech; the same waves, configuration and seed give the same codec.
+    def fit(
+        cls,
+        waves: Sequence[np.ndarray],
+        config: MelVQConfig | None = None,
+        seed: int = 0,
+        spoken: Sequence[np.ndarray] = (),
+    ) -> "MelVQ":
+        """Fits projection, codebook and decoder to speech; the same arguments give the same codec.
+
+        The projection sees the envelope of each frame and not the pitch: codes tell what is said.
 
         Args:
             waves: `(samples,) float32` each, at `config.sample_rate`; some minutes are enough.
+            spoken: more, of the voice that will be spoken in: half of the codes are fitted to it alone.
 
         Raises:
             UserError: there is less audio than the codebook needs.
         """
         config = config or MelVQConfig()
         with _one_thread():
-            padded = _padded(waves, config)
+            padded = [*_padded(spoken, config), *_padded(waves, config)]
+            counts = [len(wave) // config.samples_per_code for wave in padded]
+            own = sum(counts[: len(spoken)])
+            parts = [(own, config.codebook_size // 2)] if len(spoken) else []
+            parts.append((sum(counts) - own, config.codebook_size - sum(size for _, size in parts)))
+            for there, size in parts:
+                if there < 2 * size:
+                    told, needed = (n * config.samples_per_code / config.sample_rate for n in (there, 2 * size))
+                    raise UserError(
+                        f"mel_vq: {told:.1f} s of audio are too few for {size} codes; give at least {needed:.0f} s"
+                    )
             stacked = _stacked_log_mels(padded, config)
-            if len(stacked) < 2 * config.codebook_size:
-                seconds = len(stacked) * config.samples_per_code / config.sample_rate
-                raise UserError(
-                    f"mel_vq: {seconds:.1f} s of audio are too few for {config.codebook_size} codes; "
-                    f"give at least {2 * config.codebook_size * config.samples_per_code / config.sample_rate:.0f} s"
-                )
             mean = stacked.mean(dim=0)
             stacked -= mean
-            _, vectors = torch.linalg.eigh(stacked.T @ stacked)
-            basis = vectors[:, -config.pca_size :].flip(1)
+            basis = _principal_envelopes(stacked, config)
             generator = torch.Generator().manual_seed(seed)
             points = stacked @ basis
-            centroids = k_means(points, config.codebook_size, generator)
+            voices = points.split([there for there, _ in parts])
+            centroids = torch.cat([k_means(p, size, generator) for p, (_, size) in zip(voices, parts, strict=True)])
             weights = {"mean": mean, "basis": basis, "centroids": centroids}
             decoder = _decoder(config)
             if decoder is not None:
                 decoder.to_empty(device="cpu")
-                counts = [len(wave) // config.samples_per_code for wave in padded]
                 codes = nearest(points, centroids).split(counts)
                 decoder.fit(codes, lambda number: _log_spectra(padded[number], config), centroids, generator)
                 weights |= {_DECODER + key: weight for key, weight in decoder.state_dict().items()}
@@ -344,6 +357,20 @@ def _stacked_log_mels(waves: list[Tensor], config: MelVQConfig) -> Tensor:
     filters = spectral.mel_filters(config.sample_rate, spectral.OVERLAP * config.hop, config.n_mels)
     mel = spectral.mel_frames(waves, config.hop, filters)
     return mel.clamp_(min=config.quietest).log_().view(-1, config.frames_per_code * config.n_mels)
+
+
+def _principal_envelopes(stacked: Tensor, config: MelVQConfig) -> Tensor:
+    """The directions in which the smooth shapes of a code's frames differ most: `(frames_per_code * n_mels, pca_size)`.
+
+    A frame's lowest cosines are its envelope, which says what is spoken; the harmonics of the voice are in the others.
+    """
+    least = math.ceil(config.pca_size / config.frames_per_code)
+    cosines = spectral.cosines(config.n_mels, min(config.n_mels, max(_ENVELOPE, least)))
+    smooth = torch.block_diag(*[cosines] * config.frames_per_code)
+    envelopes = stacked @ smooth
+    _, vectors = torch.linalg.eigh(envelopes.T @ envelopes)
+    basis: Tensor = smooth @ vectors[:, -config.pca_size :].flip(1)
+    return basis
 
 
 def _log_spectra(wave: Tensor, config: MelVQConfig) -> Tensor:

@@ -72,6 +72,13 @@ def mel_frames(waves: list[Tensor], hop: int, filters: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def cosines(size: int, count: int) -> Tensor:
+    """The `count` slowest cosines over `size` places, of length 1 and at right angles: `(size, count)`."""
+    waves = torch.cos(math.pi / size * (torch.arange(size) + 0.5)[:, None] * torch.arange(count))
+    out: Tensor = waves / waves.norm(dim=0)
+    return out
+
+
 def amplitudes(wave: Tensor, hop: int) -> Tensor:
     """Spectral amplitudes in the frames and on the scale of `mel_frames`: `(frames * hop,)` to `(frames, bins)`."""
     margin = (OVERLAP - 1) * hop // 2

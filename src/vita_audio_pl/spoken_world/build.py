@@ -22,7 +22,7 @@ from vita_audio_pl.storage.lease import hold
 from vita_audio_pl.storage.owned import Kind, Owned, work_folder
 
 MARKER = "world.json"
-LAYOUT = 2  # raised when the same size and seed give other sentences, voices or files
+LAYOUT = 3  # raised when the same size and seed give other sentences, voices or files
 _UTTERANCES_A_RUN = 64
 WORLD = Kind("spoken world", (MARKER,), sign=(MARKER,))
 _PARTS = ("audio", "samples", "grammar.jsgf", "words.txt")
@@ -75,11 +75,11 @@ def build_world(
             `grammar.jsgf`, `words.txt`, `world.json`. Other files in it are left alone.
         size: `full` or `smoke`.
         seed: draws the splits and the voices.
-        workers: espeak-ng runs at a time; the result does not depend on it.
+        workers: runs of espeak-ng and flite at a time; the result does not depend on it.
         progress: called with (utterances spoken, utterances in all).
 
     Raises:
-        UserError: espeak-ng is missing, the size is unknown, or the folder holds another world or something else.
+        UserError: espeak-ng or flite is missing, the size is unknown, or the folder holds another world or something else.
     """
     folder = Path(folder)
     if size not in LEXICONS:
@@ -91,7 +91,7 @@ def build_world(
     with hold(folder, "world", f"speaking {work}", wait=True), explain_full_disk(folder, work):
         if (world := find_world(folder, size, seed)) is not None:  # built while this process waited
             return world
-        version = synthesis.espeak_version()
+        versions = {program: synthesis.version_of(program) for program in ("espeak-ng", "flite")}
         lexicon = LEXICONS[size]
         corpus = plan.plan_corpus(lexicon, seed)
         with work_folder(folder / "building", WORLD.name) as aside:
@@ -103,7 +103,7 @@ def build_world(
                 "size": size,
                 "seed": seed,
                 "layout": LAYOUT,
-                "espeak_ng": version,
+                "programs": versions,
                 "sample_rate": synthesis.SAMPLE_RATE,
                 "voices": {
                     "input": list(plan.INPUT_VOICES),

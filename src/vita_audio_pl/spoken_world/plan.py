@@ -9,7 +9,7 @@ from vita_audio_pl.spoken_world.synthesis import Voice
 
 INPUT_VOICES = ("en-us+m2", "en-us+m6", "en-us+f5")
 UNSEEN_VOICE = "en-us+f3"
-ASSISTANT = Voice("en-us+f2", speed=165, pitch=50)
+ASSISTANT = Voice("flite-rms")  # of all that apt installs, the one understood best
 SPEEDS = (150, 158, 166, 174, 182)  # words per minute
 PITCHES = (38, 46, 54, 62)  # espeak-ng's scale, 0 to 99
 MOST_ASR = {"dev": 120, "test": 320}  # of the split's sentences; train takes all

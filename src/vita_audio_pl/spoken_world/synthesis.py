@@ -1,8 +1,10 @@
-"""Speech from espeak-ng, called as a program: many sentences to a run, since starting it costs more than speaking.
+"""Speech from espeak-ng and flite, called as programs.
 
-The sentences of a run are separated by a second of silence and cut apart there.
+espeak-ng speaks many sentences to a run, since starting it costs more than speaking; they are separated by a second of
+silence and cut apart there. flite, whose voices are modelled on people's and far easier to understand, speaks one.
 """
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,28 +22,40 @@ _LOUD = 60  # of 32768; echoes in a break stay below
 _LEAD, _TAIL = 0.04, 0.10  # s kept before and after the loud part
 
 
+FLITE = "flite-"
+_PROGRAMS = {
+    "espeak-ng": "generates the audio of the small world's questions",
+    "flite": "generates that of its answers",
+}
+"""Programs that are needed, and what each is for."""
+
+
 @dataclass(frozen=True, order=True)
 class Voice:
-    """An espeak-ng voice with its settings: speed in words per minute, pitch 0 to 99."""
+    """A voice of espeak-ng with its speed in words per minute and pitch from 0 to 99, or one of flite, as `flite-NAME`.
+
+    Voices of flite speak at their own speed and pitch.
+    """
 
     name: str
     speed: int = 165
     pitch: int = 50
 
 
-def espeak_version() -> str:
-    """First words of `espeak-ng --version`, such as `1.51`.
+def version_of(program: str) -> str:
+    """Version of `espeak-ng` or `flite` as it tells it, such as `1.51`.
 
     Raises:
         UserError: the program is missing or does not run.
     """
-    if shutil.which("espeak-ng") is None:
+    if shutil.which(program) is None:
         raise UserError(
-            "the program espeak-ng, which generates the small world's audio, is not installed; "
-            "install it with 'apt-get install espeak-ng' (Debian, Ubuntu) or 'brew install espeak-ng' (macOS)"
+            f"the program {program}, which {_PROGRAMS[program]}, is not installed; "
+            f"install it with 'apt-get install {program}' (Debian, Ubuntu) or 'brew install {program}' (macOS)"
         )
-    words = _run(["--version"]).decode(errors="replace").split()
-    return next((word for word in words if word[0].isdigit()), "unknown")
+    told = _run(program, ["--version"], check=False).decode(errors="replace")  # flite tells it with status 1
+    found = re.search(r"(?:flite-|\s)(\d+\.\d[\w.]*)", told)
+    return found[1] if found else "unknown"
 
 
 def speak(sentences: list[str], voice: Voice) -> list[np.ndarray]:
@@ -51,13 +65,13 @@ def speak(sentences: list[str], voice: Voice) -> list[np.ndarray]:
         One `(samples,) int16` at 16 kHz per sentence, with little silence around it.
 
     Raises:
-        UserError: espeak-ng fails, or stays silent.
+        UserError: the program fails, or stays silent.
     """
+    if voice.name.startswith(FLITE):
+        return [_spoken_by_flite(sentence, voice) for sentence in sentences]
     script = "<speak>" + f"{_BREAK}\n".join(escape(sentence) for sentence in sentences) + "</speak>"
     options = ["-m", "-b", "1", "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch)]
-    output = _run([*options, "--stdin", "--stdout"], script.encode())
-    rate = int.from_bytes(output[24:28], "little")
-    samples = np.frombuffer(output[44 : len(output) // 2 * 2], dtype="<i2")
+    samples, rate = _sound(_run("espeak-ng", [*options, "--stdin", "--stdout"], script.encode()))
     pieces = cut_at_breaks(samples, rate)
     if len(pieces) != len(sentences):
         if len(sentences) == 1:
@@ -74,12 +88,25 @@ def speak_text(text: str, voice: Voice) -> np.ndarray:
         UserError: espeak-ng fails, or has nothing to say.
     """
     options = ["-b", "1", "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch)]
-    output = _run([*options, "--stdin", "--stdout"], text.replace("\0", " ").encode("utf-8", "replace"))
-    rate = int.from_bytes(output[24:28], "little")
-    samples = np.frombuffer(output[44 : len(output) // 2 * 2], dtype="<i2")
+    spoken = _run("espeak-ng", [*options, "--stdin", "--stdout"], text.replace("\0", " ").encode("utf-8", "replace"))
+    return _trimmed(*_sound(spoken), f"espeak-ng has nothing to say of '{text:.200}' in the voice {voice.name}")
+
+
+def _spoken_by_flite(sentence: str, voice: Voice) -> np.ndarray:
+    options = ["-voice", voice.name.removeprefix(FLITE), "-t", sentence, "-o", "/dev/stdout"]
+    return _trimmed(*_sound(_run("flite", options)), f"flite does not speak '{sentence}' in the voice {voice.name}")
+
+
+def _sound(wav: bytes) -> tuple[np.ndarray, int]:
+    """The samples of a WAV file as these programs write it, `(n,) int16`, and their rate."""
+    return np.frombuffer(wav[44 : len(wav) // 2 * 2], dtype="<i2"), int.from_bytes(wav[24:28], "little")
+
+
+def _trimmed(samples: np.ndarray, rate: int, silent: str) -> np.ndarray:
+    """Samples with little silence around them, at 16 kHz; `silent` is what is wrong where there is nothing else."""
     loud = np.flatnonzero((samples > _LOUD) | (samples < -_LOUD))
     if len(loud) == 0:
-        raise UserError(f"espeak-ng has nothing to say of '{text:.200}' in the voice {voice.name}")
+        raise UserError(silent)
     first, last = loud[0] - round(_LEAD * rate), loud[-1] + round(_TAIL * rate)
     return _to_16_khz(samples[max(first, 0) : last], rate)
 
@@ -101,12 +128,12 @@ def _to_16_khz(samples: np.ndarray, rate: int) -> np.ndarray:
     return clipped
 
 
-def _run(arguments: list[str], text: bytes | None = None) -> bytes:
+def _run(program: str, arguments: list[str], text: bytes | None = None, check: bool = True) -> bytes:
     try:
-        done = subprocess.run(["espeak-ng", *arguments], input=text, capture_output=True, check=True, timeout=300)
+        done = subprocess.run([program, *arguments], input=text, capture_output=True, check=check, timeout=300)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip() or f"exit status {error.returncode}"
-        raise UserError(f"espeak-ng failed: {said}") from None
+        raise UserError(f"{program} failed: {said}") from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"espeak-ng cannot be run: {error}") from None
+        raise UserError(f"{program} cannot be run: {error}") from None
     return done.stdout

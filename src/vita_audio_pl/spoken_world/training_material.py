@@ -18,10 +18,18 @@ def training_texts(world: World, sources: Sequence[str]) -> Iterator[str]:
 
 
 def training_waves(
-    world: World, sources: Sequence[str], sample_rate: int, seed: int, most_seconds: float
+    world: World,
+    sources: Sequence[str],
+    sample_rate: int,
+    seed: int,
+    most_seconds: float,
+    assistant: bool | None = None,
 ) -> list[np.ndarray]:
-    """A seeded choice of training audio, `(samples,)` float32 each."""
+    """A seeded choice of training audio, `(samples,)` float32 each; assistant: of its voice alone, or without it."""
     paths = sorted({path for conversation in _conversations(world, sources) for path in conversation.audios})
+    if assistant is not None:
+        own = f"audio/{world.info['voices']['assistant']}/"
+        paths = [path for path in paths if path.startswith(own) == assistant]
     waves: list[np.ndarray] = []
     seconds = 0.0
     for number in np.random.default_rng(seed).permutation(len(paths)).tolist():

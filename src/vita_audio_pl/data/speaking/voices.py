@@ -86,7 +86,7 @@ class Espeak(VoiceSettings):
         return _Espeak(synthesis.Voice(self.name, self.speed, self.pitch))
 
     def facts(self) -> dict[str, Any]:
-        version = synthesis.espeak_version()
+        version = synthesis.version_of("espeak-ng")
         try:
             synthesis.speak_text("a", synthesis.Voice(self.name))  # an unknown name is reported before any work
         except UserError as error:
