@@ -31,6 +31,7 @@ WEIGHTS_FILE = "codec.safetensors"
 _DECODER = "decoder."
 _ENVELOPE = 16  # cosines of a log-mel frame
 _NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
+_SPOKEN_TIMES = 3  # the decoder reads the voice that will be spoken in so many times as often as others
 
 
 class MelVQ:
@@ -76,7 +77,8 @@ class MelVQ:
 
         Args:
             waves: `(samples,) float32` each, at `config.sample_rate`; some minutes are enough.
-            spoken: more, of the voice that will be spoken in: half of the codes are fitted to it alone.
+            spoken: more, of the voice that will be spoken in: half of the codes are fitted to it alone, and the decoder
+                learns it more often.
 
         Raises:
             UserError: there is less audio than the codebook needs.
@@ -107,7 +109,13 @@ class MelVQ:
             if decoder is not None:
                 decoder.to_empty(device="cpu")
                 codes = nearest(points, centroids).split(counts)
-                decoder.fit(codes, lambda number: _log_spectra(padded[number], config), centroids, generator)
+                order = [*range(len(spoken))] * (_SPOKEN_TIMES - 1) + [*range(len(codes))]
+                decoder.fit(
+                    [codes[number] for number in order],
+                    lambda number: _log_spectra(padded[order[number]], config),
+                    centroids,
+                    generator,
+                )
                 weights |= {_DECODER + key: weight for key, weight in decoder.state_dict().items()}
         return cls(config, weights)
 
