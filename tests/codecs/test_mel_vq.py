@@ -122,8 +122,8 @@ def test_context_brings_the_spectra_nearer_to_the_speech(speech):
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_streamed_speech_has_no_seams_and_no_lost_tail(speech, chunk):
-    ratios, distances = [], []
-    for wave in list(speech.held_out.values())[:6]:
+    flux, distances = [], []
+    for wave in list(speech.held_out.values()):
         (codes,) = speech.codec.encode([wave])
         whole, stream = speech.codec.decode(codes), speech.codec.decode_stream()
         chunks = [stream.push(codes[i : i + chunk]) for i in range(0, len(codes), chunk)]
@@ -137,9 +137,10 @@ def test_streamed_speech_has_no_seams_and_no_lost_tail(speech, chunk):
             {int(seam) + step for seam in seams for step in (-2, -1, 0, 1)} & set(range(len(whole) // 128 - 1))
         )
         rises = [torch.diff(log_mel(w), dim=0).clamp(min=0).mean(dim=1)[near].mean() for w in (streamed, whole)]
-        ratios.append(float(rises[0] / rises[1]))
+        flux.append(torch.stack(rises) * len(near))
     assert np.mean(distances) < 0.2  # codes themselves lie 0.4 away from the speech
-    assert np.mean(ratios) < 1.15, "more spectral flux at the seams than where whole decoding has none"
+    streamed, whole = torch.stack(flux).sum(dim=0)  # pooled: a chunk of eight leaves an utterance two or three seams
+    assert streamed / whole < 1.15, "more spectral flux at the seams than where whole decoding has none"
 
 
 def test_a_finished_stream_takes_no_more_and_an_unused_one_is_empty(speech):
