@@ -17,7 +17,7 @@
 #               (webdataset and braceexpand are for what=data alone, wandb for none of this)
 #   data        engines: the whole folder spoken_world_smoke, made by python -m vita_audio_pl.prepare
 #               data=spoken_world_smoke, in DATA (./data unless told); git ignores it, so it has to be carried to a machine
-#               that has no espeak-ng to make it with
+#               that has no espeak-ng and flite to make it with
 #
 # What is missing is said at the start, and only the parts that need it are left out.
 set -euo pipefail
@@ -73,8 +73,8 @@ can_run() { # part
       ;;
     decoding) has decoding matplotlib ;;
     engines)
-      if [ ! -d "$DATA/spoken_world_smoke/shards" ] && ! command -v espeak-ng >/dev/null; then
-        echo "gpu.sh: engines is left out, because $DATA/spoken_world_smoke/shards is not there, nor espeak-ng to make it" |
+      if [ ! -d "$DATA/spoken_world_smoke/shards" ] && ! command -v flite >/dev/null; then
+        echo "gpu.sh: engines is left out, because $DATA/spoken_world_smoke/shards is not there, nor flite and espeak-ng to make it" |
           tee -a "$OUT/log.txt" >&2
         left_out+=(engines)
         return 1
