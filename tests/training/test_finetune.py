@@ -23,15 +23,12 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.runs.jobs import bench_folder, stage_of
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.model_names import named_model
-from vita_audio_pl.models.released import save_released
-from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.notebook import train_config, train_stage
 from vita_audio_pl.own_data import prepare_own_data
 from vita_audio_pl.storage.model_folders import find_run, last_stage
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.training.finetune import choose, with_finetune
 from vita_audio_pl.training.stage import checkpoint_model, hand_over
-from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.stage.train import find_parent
 
 TOKENIZER = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
@@ -48,14 +45,8 @@ def tone(seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A published-looking folder with a codec: the layout of Boost, random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    words = TOKENIZER.vocabulary(N_CODES)
-    torch.manual_seed(0)
-    small = SpeechLM(SpeechLMConfig(backbone_config(toy.toy_config(folder).model, words), 2))
-    save_released(small, folder, decode_pattern=[1, 10, 4, 10], first_code=words.first_code)
-    TOKENIZER.save(folder / "tokenizer")
-    MelVQ.fit([tone(seed) for seed in range(8)], MelVQConfig(codebook_size=N_CODES), 0).save(folder / "codec")
-    return folder
+    waves = [tone(seed) for seed in range(8)]
+    return toy.published_folder(tmp_path_factory.mktemp("model"), TOKENIZER, waves, N_CODES)
 
 
 @pytest.fixture(scope="module")

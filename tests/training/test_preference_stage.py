@@ -19,7 +19,6 @@ from rich.console import Console
 
 from vita_audio_pl.answer_pairs import are_made, make_pairs
 from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.config.decoding import Sampling
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
@@ -29,8 +28,6 @@ from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.settings import SuiteConfig
 from vita_audio_pl.interleave import IntervalRatio
 from vita_audio_pl.models.preference import Preference
-from vita_audio_pl.models.released import save_released
-from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.notebook import open_stage, prepare_data, train_config, train_stage
 from vita_audio_pl.own_data import ANSWERED_BY, prepare_own_data
 from vita_audio_pl.pairs import PairsConfig
@@ -41,7 +38,6 @@ from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.training.callbacks.reference import Reference
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.step.module import SpeechLMModule
 
 TOKENIZER = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
@@ -51,15 +47,8 @@ N_CODES, N_PAIRS = 16, 14
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A published-looking folder with a codec: the layout of Boost, random weights, two heads."""
-    folder = tmp_path_factory.mktemp("model")
-    words = TOKENIZER.vocabulary(N_CODES)
-    torch.manual_seed(0)
-    small = SpeechLM(SpeechLMConfig(backbone_config(toy.toy_config(folder).model, words), 2))
-    save_released(small, folder, decode_pattern=[1, 10, 4, 10], first_code=words.first_code)
-    TOKENIZER.save(folder / "tokenizer")
     wave = torch.randn(64_000, generator=torch.Generator().manual_seed(0)).numpy() * 0.1
-    MelVQ.fit([wave], MelVQConfig(codebook_size=N_CODES), 0).save(folder / "codec")
-    return folder
+    return toy.published_folder(tmp_path_factory.mktemp("model"), TOKENIZER, [wave], N_CODES)
 
 
 def line(number: int) -> str:

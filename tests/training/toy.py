@@ -10,15 +10,19 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.codecs.protocol import register_codec
 from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.checks import apply_stage_settings
 from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.stage.train import StageData
 
 VOCABULARY = Vocabulary(20, 16, im_start=1, im_end=2, pad=0)
@@ -183,3 +187,14 @@ def toy_config(runs: Path, *overrides: str) -> TrainConfig:
     ]  # fmt: skip
     with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
         return to_dataclass(compose("train", overrides=[*small, *overrides]), apply_stage_settings)
+
+
+def published_folder(folder: Path, tokenizer: TextTokenizer, waves: list[np.ndarray], n_codes: int = 16) -> Path:
+    """A published-looking model with a codec that is fitted to `waves`: the layout of Boost, random weights, two heads."""
+    words = tokenizer.vocabulary(n_codes)
+    torch.manual_seed(0)
+    model = SpeechLM(SpeechLMConfig(backbone_config(toy_config(folder).model, words), 2))
+    save_released(model, folder, decode_pattern=[1, 10, 4, 10], first_code=words.first_code)
+    tokenizer.save(folder / "tokenizer")
+    MelVQ.fit(waves, MelVQConfig(codebook_size=n_codes), 0).save(folder / "codec")
+    return folder
