@@ -264,7 +264,7 @@ def _parquet_rows(
                 begin, end = max(first - start, 0), min(first + count - start, size)
                 number = start
                 for batch in file.iter_batches(
-                    batch_size=_rows_at_a_time(file, path, group, wanted), row_groups=[group], columns=wanted
+                    batch_size=_rows_at_a_time(file, path, group), row_groups=[group], columns=wanted
                 ):
                     for row in batch.to_pylist():
                         if begin <= number - start < end:
@@ -273,28 +273,19 @@ def _parquet_rows(
             start += size
 
 
-def _rows_at_a_time(file: Any, path: Place, group: int, columns: Collection[str]) -> int:
+def _rows_at_a_time(file: Any, path: Place, group: int) -> int:
     """Rows of a group that are decoded together: a value may be as long as its whole column, and be said once for all rows.
 
+    The group's own figures alone are asked: those of a damaged column end the process in pyarrow.
+
     Raises:
-        UserError: a column unpacks to what nobody stores in so few bytes.
+        UserError: the group unpacks to what nobody stores in so few bytes.
     """
-    metadata = file.metadata.row_group(group)
-    chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-    # of names that are nested, the first part is the column's
-    wanted = [
-        chunk for chunk in chunks if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns
-    ]
-    for chunk in wanted:
-        packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
-        if unpacked > _LARGE_COLUMN and unpacked > _MOST_PACKED * packed:
-            raise UserError(
-                f"{path}: column {chunk.path_in_schema!r:.100} of row group {group} unpacks from {packed:,} to {unpacked:,} bytes, "
-                "which is no corpus"
-            )
-    longest = max((chunk.total_uncompressed_size for chunk in wanted), default=1)
-    return max(1, min(_AT_A_TIME, _LARGE_COLUMN // max(longest, 1)))
+    packed, unpacked = path.stat().st_size, int(file.metadata.row_group(group).total_byte_size)
+    if unpacked > _LARGE_GROUP and unpacked > _MOST_PACKED * packed:
+        raise UserError(f"{path}: row group {group} unpacks from {packed:,} to {unpacked:,} bytes, which is no corpus")
+    return max(1, min(_AT_A_TIME, _LARGE_GROUP // max(unpacked, 1)))
 
 
 _AT_A_TIME = 64
-_LARGE_COLUMN, _MOST_PACKED = 256 << 20, 1000  # bytes; times
+_LARGE_GROUP, _MOST_PACKED = 256 << 20, 1000  # bytes; times
