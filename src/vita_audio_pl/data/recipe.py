@@ -121,8 +121,10 @@ def _found(options: Mapping[str, Any], root: Place) -> Iterator[tuple[str, bool]
     if options["kind"] == "kaldi" and "folder" in options:  # a path, which may lead anywhere, and no glob
         yield f"{options['folder']}/wav.scp", (root / str(options["folder"]) / "wav.scp").is_file()
         return
-    for pattern in options.get("files", ()):
-        yield pattern, finds(root, pattern)
+    patterns = options.get("files", ())
+    for pattern in patterns if isinstance(patterns, list) else ():
+        if isinstance(pattern, str):  # what is none, the reader refuses by name
+            yield pattern, finds(root, pattern)
 
 
 def load_recipe(name: str, folder: Path | None = None) -> SourceRecipe:
