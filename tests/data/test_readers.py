@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from vita_audio_pl.assets import asset_dir
-from vita_audio_pl.data.mixture import load_mixture
 from vita_audio_pl.data.readers import (
     AudioBytes,
     AudioFile,
@@ -28,12 +26,8 @@ from vita_audio_pl.data.readers import (
 )
 from vita_audio_pl.data.readers.base import file_identities, read_part
 from vita_audio_pl.data.readers.lhotse import LhotseReader, _write_utterances
-from vita_audio_pl.data.readers.sides import planned_once
-from vita_audio_pl.data.readers.tables import TableReader
-from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
-from vita_audio_pl.storage.places import Place
 
 
 def everything(reader: Reader) -> list[RawSample | Unreadable]:
@@ -454,73 +448,6 @@ def test_readers_refuse_what_they_do_not_know(tmp_path: Path, options: dict, sen
         make_reader(tmp_path, "text", options, "test")
 
 
-def test_every_recipe_names_a_reader_that_opens(tmp_path: Path) -> None:
-    names = [path.stem for path in (asset_dir("data_recipes") / "sources").glob("*.yaml")]
-    for name in names:
-        recipe = load_recipe(name)
-        assert recipe.task in TASKS and recipe.licence and recipe.home and recipe.layout
-        for split in recipe.all_splits:
-            recipe.open(tmp_path, split)
-    for path in (asset_dir("data_recipes") / "mixtures").glob("*.yaml"):
-        assert {share.source for share in load_mixture(path.stem).shares} <= set(names)
-
-
-def test_the_published_mixtures_have_the_published_shares() -> None:
-    first = {share.source: share for share in load_mixture("mixture_1").shares}
-    last = {share.source: share for share in load_mixture("mixture_2").shares}
-    assert first["emilia"].ratio == first["emilia_speaker_prompt"].ratio == 0.5
-    assert last["emilia"].ratio == last["emilia_speaker_prompt"].ratio == 0.025
-    assert set(last) - set(first) == {"voiceassistant_400k", "audioqa_1m"}
-    assert (first["atlas_math_sets"].num, first["goat"].num) == (100_000, 30_000)
-    assert all(first[name].ratio == 20 * last[name].ratio for name in first)
-    assert last["audioqa_1m"].ratio == last["voiceassistant_400k"].ratio == 2.0
-
-
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (BOMB, "aliases"),
-        ("[" * 5000, "nested too deeply"),
-        ("task: asr\ntask: tts\n", "the key 'task' comes twice"),
-        ("task: 2024-99-99\n", "cannot be read as YAML"),
-        ("task: !!python/object/apply:os.system [ls]\n", "cannot be read as YAML"),
-        ("x" * 70_000, "larger than 64 KiB"),
-        ("sources: {a: 1e999}\n", "a"),
-        ("? [a]\n: b\n", "YAML|unknown key"),
-        ("\xc4", "not UTF-8"),
-    ],
-)
-def test_a_strangers_recipe_or_mixture_cannot_swell_or_surprise(tmp_path: Path, text: str, sentence: str) -> None:
-    path = tmp_path / "x.yaml"
-    path.write_bytes(text.encode("latin-1"))
-    for load in (load_recipe, load_mixture):
-        with pytest.raises(UserError, match=sentence) as error:
-            load(str(path))
-        assert len(str(error.value)) < 1000
-
-
-@pytest.mark.parametrize(
-    "change, sentence",
-    [
-        ({"tsk": "asr"}, "unknown key 'tsk'"),
-        ({"task": "singing"}, "'singing' is not one of"),
-        ({"hours": "many"}, "'hours' is 'many'"),
-        ({"reader": {"files": []}}, "needs a 'kind'"),
-        ({"languages": "en"}, "'languages' is 'en'"),
-        ({"splits": {"dev": 3}}, "each of 'splits'"),
-    ],
-)
-def test_a_recipe_with_a_mistake_is_refused_in_one_sentence(change: dict, sentence: str) -> None:
-    fine = {"task": "asr", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
-    with pytest.raises(UserError, match=sentence):
-        parse_recipe("mine", {**fine, "reader": {"kind": "jsonl"}, **change}, "mine.yaml")
-
-
 def test_tars_and_the_table_beside_them_are_joined_and_what_is_in_neither_is_told(tmp_path: Path) -> None:
     rows = ["path\tsentence", "a.mp3\tone", "b\ttwo", "c.wav\tthree", "c.wav\tagain", "\tnameless", "short row"]
     (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n")
@@ -556,62 +483,3 @@ def test_tars_and_the_table_beside_them_are_joined_and_what_is_in_neither_is_tol
     ):
         with pytest.raises(UserError, match=sentence):
             make_reader(tmp_path, "asr", options | change, "test")
-
-
-def test_a_recipe_reads_the_layout_that_is_there(tmp_path: Path) -> None:
-    value = {"task": "text", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
-    reader = {"kind": "table", "columns": {"user": "q", "assistant": "a"}}
-    value |= {
-        "reader": reader | {"files": ["new/*.jsonl"]}, "splits": {"dev": {"files": ["new/dev/*.jsonl"]}},
-        "otherwise": [{"layout": "old", "reader": reader | {"files": ["old/*.csv"]}, "splits": {"dev": {"files": ["old/dev/*.csv"]}}}],
-    }  # fmt: skip
-    recipe = parse_recipe("mine", value, "mine.yaml")
-    assert recipe.open(tmp_path).files == ("new/*.jsonl",)  # so that what is missing is the first layout's
-    (tmp_path / "old/dev").mkdir(parents=True)
-    for path in ("old/train.csv", "old/dev/dev.csv"):
-        (tmp_path / path).write_text("q,a\nwho,me\n")
-    assert recipe.open(tmp_path).files == ("old/*.csv",) and recipe.open(tmp_path, "dev").files == ("old/dev/*.csv",)
-    for wrong in ({"layout": "old"}, {"layout": "old", "reader": reader}, {"layout": "o", "reader": {}, "splits": {}}):
-        with pytest.raises(UserError, match="otherwise|same splits|needs a 'kind'"):
-            parse_recipe("mine", value | {"otherwise": [wrong]}, "mine.yaml")
-
-
-def test_a_kaldi_folder_is_a_path_and_no_glob(tmp_path: Path) -> None:
-    value = {"task": "asr", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
-    for folder, there in ((str(tmp_path), True), ("../corpus", True), ("of [2020]", True), ("o*", False)):
-        for path in (tmp_path / "corpus/of [2020]", tmp_path):
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "wav.scp").touch()
-        (tmp_path / "corpus/wav.scp").touch()
-        recipe = parse_recipe("mine", value | {"reader": {"kind": "kaldi", "folder": folder}}, "mine.yaml")
-        absent = recipe.absent(tmp_path / "corpus")
-        assert absent == ([] if there else ["o*/wav.scp"]) and recipe.is_there(tmp_path / "corpus") == there
-
-
-@pytest.mark.parametrize(("rows_per_part", "share"), [(10, 0.1), (1000, 0.2)])
-def test_every_sample_of_a_corpus_is_trained_on_or_held_out(tmp_path: Path, rows_per_part: int, share: float) -> None:
-    def sides(root: Path) -> list[set[str]]:
-        recipe = parse_recipe("mine", value, "mine.yaml")
-        assert recipe.all_splits == ("train", "dev")
-        return [{contents(s)[0][1] for s in good(recipe.open(root, split))} for split in recipe.all_splits]
-
-    value = {"task": "text", "description": "d", "languages": ["en"], "licence": "l", "home": "h", "layout": "f"}
-    columns = {"user": "q", "assistant": "a"}
-    reader = {"kind": "table", "files": ["*.jsonl"], "columns": columns, "rows_per_part": rows_per_part}
-    value |= {"reader": reader, "held_out": share}
-    rows = [json.dumps({"q": f"question {n}", "a": "because"}) for n in range(200)]
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here/x.jsonl").write_text("\n".join([*rows, "broken"]))
-    train, dev = found = sides(tmp_path / "here")
-    assert not train & dev and len(train | dev) == 200 and 0.5 < len(dev) / 200 / share < 1.5
-    (tmp_path / "here").rename(tmp_path / "there")
-    assert sides(tmp_path / "there") == found
-    recipe = parse_recipe("mine", value, "mine.yaml")
-    assert sum(len(bad(recipe.open(tmp_path / "there", split))) for split in recipe.all_splits) == 1
-    planned: list[Place] = []
-    plan = TableReader.parts
-    with pytest.MonkeyPatch.context() as patch, planned_once():  # as a command does it, which prepares both
-        patch.setattr(TableReader, "parts", lambda reader: planned.append(reader.root) or plan(reader))
-        assert sides(tmp_path / "there") == found and planned == [tmp_path / "there"]
-    with pytest.raises(UserError, match="'held_out' makes the split 'dev'"):
-        parse_recipe("mine", value | {"splits": {"dev": {}}}, "mine.yaml")
