@@ -59,6 +59,7 @@ class _Source:
         facts = {
             "family": family_of(model.config.backbone).model_type,
             "number of heads": model.n_heads,
+            "form of heads": model.config.heads,
             "text tokenizer": words.tokenizer.fingerprint,
             "vocabulary": words.vocabulary.fingerprint,
             **{name: value for name, value in backbone_dict(model.config.backbone).items() if name not in _FREE},

@@ -14,6 +14,7 @@ ARMS = {
     "objective": ["objective=every_head", "objective=served_slots", "objective=audio_only", "objective=distil"],
     "interval_ratio": ["text_audio_interval_ratio=[1,10,4,10]", "text_audio_interval_ratio=[4,10]"],
     "n_heads": ["n_heads=10", "n_heads=5"],
+    "heads_form": ["model.heads=mctp", "model.heads=parallel"],
     "head_weight": ["objective.weight=1.0", "objective.weight=0.1"],
     "detach": ["objective.detach_heads=false", "objective.detach_heads=true"],
 }
@@ -25,6 +26,7 @@ ARMS = {
         ("objective", {"align"}),
         ("interval_ratio", set()),
         ("n_heads", {"align", "mtp1"}),
+        ("heads_form", {"align"}),
         ("head_weight", {"align", "mtp1", "mtp10"}),
         ("detach", {"align", "mtp1", "mtp10"}),
     ],

@@ -152,6 +152,7 @@ def test_shipped_experiments_are_at_most_ten_lines_and_compose():
         "interval_ratio",
         "objective",
         "n_heads",
+        "heads_form",
         "head_weight",
         "stage_skip",
         "detach",

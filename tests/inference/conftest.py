@@ -6,6 +6,7 @@ from transformers import Qwen2Config
 
 from vita_audio_pl.inference import Runtime
 from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.models.heads import FORMS
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 VOCABULARY = 97
@@ -15,7 +16,7 @@ VOCABULARY = 97
 def tiny_model():
     """Builds a model of 2 layers; spread: of its weights, large enough that greedy answers vary."""
 
-    def build(n_heads=3, seed=0, spread=0.4, vocabulary=VOCABULARY, tied=False):
+    def build(n_heads=3, seed=0, spread=0.4, vocabulary=VOCABULARY, tied=False, form="mctp"):
         torch.manual_seed(seed)
         backbone = Qwen2Config(
             vocab_size=vocabulary,
@@ -28,7 +29,7 @@ def tiny_model():
             initializer_range=spread,
             tie_word_embeddings=tied,
         )
-        model = SpeechLM(SpeechLMConfig(backbone, n_heads)).eval().requires_grad_(False)
+        model = SpeechLM(SpeechLMConfig(backbone, n_heads, heads=form)).eval().requires_grad_(False)
         with torch.no_grad():
             for head in model.heads:
                 for parameter in head.parameters():
@@ -60,9 +61,9 @@ def agreeing_model(tiny_model):
     return build
 
 
-@pytest.fixture(scope="session")
-def model(tiny_model):
-    return tiny_model()
+@pytest.fixture(scope="session", params=FORMS)
+def model(tiny_model, request):
+    return tiny_model(form=request.param)
 
 
 def drafting_always(runtime):

@@ -91,3 +91,16 @@ def test_the_command_exports_and_answers_mistakes_with_one_sentence(folder, tmp_
         assert "vllm serve" in text and '"num_speculative_tokens": 3' in text
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1
+
+
+def test_parallel_heads_are_exported_beside_the_backbone_and_nowhere_else(folder, tiny_model, tmp_path):
+    words = load_speech_model(folder).vocabulary
+    model = tiny_model(vocabulary=words.size, form="parallel")
+    (folder / "model.safetensors").unlink()
+    save_released(model, folder, decode_pattern=[1, 10, 4, 10], first_code=words.first_code)
+    for layout in ("released", "vllm"):
+        with pytest.raises(UserError, match="has parallel heads, which neither the published layout nor vLLM knows"):
+            export_model(folder, tmp_path / layout, layout)
+    export_model(folder, tmp_path / "plain", "backbone")
+    loaded = load_speech_model(tmp_path / "plain")
+    assert loaded.model.config.heads == "parallel" and loaded.runtime.n_heads == model.n_heads

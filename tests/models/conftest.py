@@ -22,12 +22,14 @@ def parity() -> Path:
 def tiny():
     """Builds a tiny model: `tiny(n_heads=2, tied=False, attention=..., **backbone fields)`."""
 
-    def build(n_heads=2, tied=False, attention="per_document", detach_heads=False, seed=0, spread=0.05, **fields):
+    def build(
+        n_heads=2, tied=False, attention="per_document", detach_heads=False, seed=0, spread=0.05, form="mctp", **fields
+    ):
         torch.manual_seed(seed)
         shape = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
         heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
         backbone = Qwen2Config(**(shape | heads | fields), tie_word_embeddings=tied, initializer_range=spread)
-        return SpeechLM(SpeechLMConfig(backbone, n_heads, attention, detach_heads))
+        return SpeechLM(SpeechLMConfig(backbone, n_heads, attention, detach_heads, heads=form))
 
     return build
 

@@ -12,6 +12,7 @@ from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.benchmarking.rows import make_batch
 from vita_audio_pl.benchmarking.sizes import TrainingSize
 from vita_audio_pl.models.flops import StepFlops, Work, frames_and_pairs, rows_and_pairs
+from vita_audio_pl.models.heads import FORMS, HeadStack
 from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.lora import add_lora
@@ -30,6 +31,11 @@ BACKBONE = r"^(model|lm_head)\."
 
 def built(heads: int = 3, tied: bool = False, **others):
     return random_model(dataclasses.replace(SIZE, heads=heads, tied=tied, **others), SIZE.length)
+
+
+def in_form(model, form: str) -> None:
+    """Give a model heads of a form, in place."""
+    model.config.heads, model.heads = form, HeadStack(model.config.backbone, model.n_heads, form)
 
 
 def addmm_(total, left, right, out_shape=None, **options):
@@ -83,8 +89,10 @@ def every_pair(model, batch, counts) -> Work:
         ((BACKBONE,), "audio_only", 3, False),
     ],
 )
-def test_the_count_is_exactly_torchs_count_of_the_built_model(frozen, objective, heads, tied):
+@pytest.mark.parametrize("form", FORMS)
+def test_the_count_is_exactly_torchs_count_of_the_built_model(frozen, objective, heads, tied, form):
     model, batch = built(heads, tied), make_batch(SIZE, 0)
+    in_form(model, form)
     freeze(model, frozen)
     chosen = build_objective(objective, VOCABULARY)
     total, counts = counted(model, batch, chosen)

@@ -18,6 +18,7 @@ from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.models.flops import Work, rows_and_pairs
+from vita_audio_pl.models.heads import HeadStack
 from vita_audio_pl.models.objectives import build_objective
 from vita_audio_pl.planning.memory import Memory, step_memory
 from vita_audio_pl.planning.settings import PlanConfig
@@ -64,6 +65,13 @@ def test_qwen3_has_the_published_number_of_parameters(size, millions):
     assert round((sum(counts.values()) + sum(map(bool, rows)) * 151_936 * width) / 1e6, 2) == millions
 
 
+def test_parallel_heads_are_planned_as_one_matrix_each():
+    plan = plan_stage(settings("stage=mtp10", "model.heads=parallel", *GIVEN), 10)
+    chain = plan_stage(settings("stage=mtp10", *GIVEN), 10)
+    assert plan.trained == {"heads": 10 * 3584 * 3584} and plan.frozen == chain.frozen
+    assert plan.flops < chain.flops and plan.memory.activations < chain.memory.activations
+
+
 @pytest.mark.parametrize(("stage", "heads"), [("align", 0), ("mtp1", 1), ("mtp10", 3), ("sft", 3)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
@@ -80,11 +88,12 @@ def test_parameters_are_those_of_the_model_that_is_built(stage, heads, tied):
 
 @pytest.mark.parametrize(("stage", "heads"), [("align", 0), ("mtp1", 1), ("mtp10", 4), ("sft", 4)])
 @pytest.mark.parametrize("attention", ["per_document", "sdpa"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_activations_are_what_autograd_keeps(stage, heads, attention, family):
+@pytest.mark.parametrize(("family", "form"), [*((family, "mctp") for family in FAMILIES), ("qwen2", "parallel")])
+def test_activations_are_what_autograd_keeps(stage, heads, attention, family, form):
     """Distinct tensors that a forward pass saves, without weights, attention's mask and the loss's own gradients."""
     size = TrainingSize(64, 160, 3, 4, 2, 500, heads, family=family, head_dim=24, length=256, documents=4)
     model, batch = random_model(size, size.length, attention=attention), make_batch(size, 0)
+    model.config.heads, model.heads = form, HeadStack(model.config.backbone, heads, form)
     config = settings(f"stage={stage}", *TINY, f"model.attention={attention}")
     freeze(model, config.stage.freeze)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -46,6 +46,8 @@ def filled(rank: int, ranks: int, folder, parent: bool, *overrides: str) -> tupl
         ("released", 0, False, Qwen2Config, ("stage=mtp1",)),
         ("released", 1, True, Qwen3Config, ("stage=mtp10", "trainer.engine.replicas=2")),
         ("released", 3, False, Qwen2Config, ("stage=sft", "trainer.precision=bf16-true")),
+        ("released", 0, False, Qwen2Config, ("stage=mtp1", "model.heads=parallel")),
+        ("released", 1, False, Qwen2Config, ("stage=mtp10", "model.heads=parallel")),
         ("backbone", 0, True, Qwen3Config, ("stage=align",)),
         ("backbone", 0, False, Qwen2Config, ("stage=align", "variant.parents.align=[]")),
     ],
@@ -53,7 +55,8 @@ def filled(rank: int, ranks: int, folder, parent: bool, *overrides: str) -> tupl
 def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, overrides, tmp_path):
     torch.manual_seed(0)
     words = toy.VOCABULARY.size if layout == "released" else toy.VOCABULARY.size - 9  # the stage's has more
-    model = SpeechLM(SpeechLMConfig(backbone(tied, words, kind), heads))
+    form = "parallel" if "model.heads=parallel" in overrides else "mctp"
+    model = SpeechLM(SpeechLMConfig(backbone(tied, words, kind), heads, heads=form))
     {"released": save_released, "backbone": save_backbone}[layout](model, tmp_path / "start")
     ranks = 4 if "replicas" in " ".join(overrides) else 2
 

@@ -18,19 +18,18 @@ def parameters(folder):
     return {name: p.detach() for name, p in load_model(folder.model).named_parameters()}
 
 
-def test_four_stages_hand_over_what_they_promise(trained):
-    align = trained("align")
-    mtp1 = trained("mtp1")
-    mtp10 = trained("mtp10")
-    sft = trained("sft")
+@pytest.mark.parametrize(("form", "part"), [("mctp", "proj"), ("parallel", "residual")])
+def test_four_stages_hand_over_what_they_promise(trained, form, part):
+    align, mtp1, mtp10, sft = (trained(stage, f"model.heads={form}") for stage in ("align", "mtp1", "mtp10", "sft"))
 
     at_align, at_mtp1, at_mtp10, at_sft = map(parameters, (align, mtp1, mtp10, sft))
     for name, value in at_align.items():  # stages 2 and 3 freeze the language model, stage 4 trains it
         assert torch.equal(at_mtp1[name], value) and torch.equal(at_mtp10[name], value)
         assert not torch.equal(at_sft[name], value)
     assert {name.split(".")[1] for name in at_mtp10 if name.startswith("heads")} == {"0", "1", "2"}
-    assert not torch.equal(at_mtp10["heads.0.proj.weight"], at_mtp1["heads.0.proj.weight"])
-    assert not torch.equal(at_mtp10["heads.2.proj.weight"], at_mtp10["heads.1.proj.weight"])
+    assert not torch.equal(at_mtp10[f"heads.0.{part}.weight"], at_mtp1[f"heads.0.{part}.weight"])
+    assert not torch.equal(at_mtp10[f"heads.2.{part}.weight"], at_mtp10[f"heads.1.{part}.weight"])
+    assert len([name for name in at_sft if name.startswith("heads")]) == 3 * {"mctp": 15, "parallel": 1}[form]
 
     manifest = StageManifest.read(sft.model)
     assert (manifest.stage, manifest.parent_stage, manifest.n_heads) == ("sft", "mtp10", 3)

@@ -20,8 +20,8 @@ class Cache:
     the caller's counters: stale rows are overwritten before they are read.
 
     Args:
-        layers: layers of the backbone plus one per head in use.
-        levels: predictors whose outputs are kept for the next head (the backbone and all heads in use except the last).
+        layers: layers of the backbone plus one per chained head in use.
+        levels: predictors whose outputs are kept for a head (the backbone, and chained heads in use except the last).
         window: rows of those outputs kept per sequence, and so how far a head may lag behind its predecessor.
 
     Raises:
@@ -124,9 +124,9 @@ class Cache:
         if level < self.hidden.shape[0]:
             self.hidden[level].index_copy_(0, self._window_rows(rows, 0), hidden)
 
-    def previous_hidden(self, level: int, rows: Rows) -> Tensor:
-        """Outputs of predictor `level` one position before each of `rows`: `(rows.total, hidden_size)`."""
-        return self.hidden[level].index_select(0, self._window_rows(rows, 1))
+    def previous_hidden(self, level: int, rows: Rows, back: int = 1) -> Tensor:
+        """Outputs of predictor `level` `back` positions before each of `rows`: `(rows.total, hidden_size)`."""
+        return self.hidden[level].index_select(0, self._window_rows(rows, back))
 
     def _window_rows(self, rows: Rows, back: int) -> Tensor:
         out: Tensor = rows.slot_numbers * self.window + (rows.positions - back) % self.window

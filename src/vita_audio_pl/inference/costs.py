@@ -25,12 +25,13 @@ def pass_costs(runtime: "Runtime") -> PassCosts:
     if runtime.device.type != "cpu":
         vocabulary = runtime.vocab_size * runtime.hidden_size
         layer = runtime.weights_of_a_layer
-        backbone, head = runtime.n_layers * layer + vocabulary, layer + 2 * runtime.hidden_size**2 + vocabulary
+        backbone, joined = runtime.n_layers * layer + vocabulary, runtime.hidden_size**2
+        head = vocabulary + (layer + 2 * joined if runtime.chained else joined)
         return PassCosts(backbone, ROW_ON_A_GPU * backbone, head, ROW_ON_A_GPU * head)
     shape = (
         f"{runtime.n_layers}+{runtime.n_heads}x{runtime.weights_of_a_layer}, {runtime.vocab_size}x{runtime.hidden_size}"
     )
-    name = f"{shape}, {runtime.dtype}, {sizes}"
+    name = f"{shape}, {runtime.dtype}, {sizes}" + ("" if runtime.chained else ", parallel heads")
     return runtime.kernels.costs(name, lambda: measure_passes(runtime))
 
 

@@ -131,12 +131,13 @@ class Decoder:
                 f"cache of {capacity} tokens; shorten the prompt, lower max_new_tokens, or give a larger cache"
             )
         if self._graphed is not None:
-            self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, options.verify != "none"))
+            verifies = options.verify != "none"
+            self._graphed.prepare(recurring_shapes(options.pattern, self.n_heads, verifies, self.runtime.chained))
         resting = after is not None and self._resting.get(after.slot) is after
         audio = prompt_audio(self.runtime, prompt, clips, after if resting else None)
         slot = after.slot if after is not None and resting else self._take_slot()
         costs = self.runtime.costs if options.verify != "none" and self.n_heads else None
-        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio, costs)
+        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio, costs, self.runtime.chained)
         if after is not None and resting:
             del self._resting[slot]
             reuse_prefix(sequence, after, self.cache.window)
@@ -264,7 +265,7 @@ class Decoder:
         """Run predictor 0 (the backbone) or k + 1 (head k) over its unread rows of `sequences`, up to `stops`."""
         for sequence, stop in zip(sequences, stops, strict=True):
             self._make_room(sequence, predictor, stop)
-        spans = [Span(s.slot, s.read[predictor], stop) for s, stop in zip(sequences, stops, strict=True)]
+        spans = [Span(s.slot, s.unread_from(predictor), stop) for s, stop in zip(sequences, stops, strict=True)]
         ids = [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
         rows = self.runtime.rows(predictor, spans, ids)
         hidden = self._passes.run(
@@ -277,7 +278,7 @@ class Decoder:
     def _make_room(self, sequence: DecodedSequence, predictor: int, stop: int) -> None:
         """Let the next head read the rows that would leave the window when `predictor` reads up to `stop`."""
         reader = predictor + 1
-        if reader > sequence.n_heads or stop - sequence.read[reader] < self.cache.window:
+        if reader > sequence.n_heads or stop - sequence.unread_from(reader) < self.cache.window:
             return
         available = min(sequence.read[predictor] + 1, len(sequence.ids))
         self._run(reader, [sequence], [available])

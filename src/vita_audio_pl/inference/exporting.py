@@ -44,7 +44,7 @@ def export_model(
         runs: folder of runs, to find runs by name.
 
     Raises:
-        UserError: an unknown layout, an inconsistent source, or a target that exists.
+        UserError: an unknown layout, one without the model's form of heads, an inconsistent source, or a target that exists.
     """
     if layout not in LAYOUTS:
         raise UserError(f"format is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
@@ -55,6 +55,11 @@ def export_model(
     with atomic_folder(target, "exported model", marked=False) as aside:
         loaded = load_speech_model(source, dtype=dtype, codec_folder=codec_folder)
         model, pattern, words = loaded.model, loaded.pattern.runs, loaded.vocabulary
+        if layout != "backbone" and model.config.heads != "mctp":
+            raise UserError(
+                f"{source} has {model.config.heads} heads, which neither the published layout nor vLLM knows; format=backbone "
+                "keeps them beside the backbone"
+            )
         loaded.tokenizer.save(aside)
         spell_out(aside / "tokenizer.json", words)
         LAYOUTS[layout](

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vita_audio_pl.inference.kernels import Kernels
 from vita_audio_pl.inference.products import PLAIN, PlannedProduct, Product, can_lay_out
 from vita_audio_pl.models.families import DecoderLayer, RMSNorm, head_norms
+from vita_audio_pl.models.heads import Head as TrainedHead
 from vita_audio_pl.models.mctp import MCTPBlock
 
 
@@ -154,3 +155,23 @@ class Head:
         )
         laid.taken(block)
         return made
+
+
+@dataclass(frozen=True)
+class ParallelHead:
+    """The same for one `models.parallel_heads.ParallelHead`."""
+
+    residual: Product
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """States of the backbone `(rows, hidden_size)` to states for the vocabulary."""
+        return F.silu(self.residual(hidden)).add_(hidden)
+
+
+def prepared_head(block: TrainedHead, laid: Weights) -> Head | ParallelHead:
+    """A head ready for decoding."""
+    if isinstance(block, MCTPBlock):
+        return Head.of(block, laid)
+    made = ParallelHead(laid.product("parallel", block.residual.weight))
+    laid.taken(block)
+    return made

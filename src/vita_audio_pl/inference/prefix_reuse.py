@@ -43,7 +43,7 @@ def reuse_prefix(sequence: DecodedSequence, after: DecodedSequence, window: int)
     sequence.oldest = list(after.oldest)
     # the last token must be read, since what follows it is not known
     sequence.read[0] = min(sequence.read[0], len(sequence.ids) - 1)
-    for reader in range(sequence.n_heads, 0, -1):
+    for reader in range(sequence.n_heads if sequence.chained else 0, 0, -1):
         needed = sequence.read[reader] - 1
         if needed < sequence.oldest[reader - 1]:
             sequence.read[reader - 1] = max(reader - 1, min(sequence.read[reader - 1], needed))

@@ -20,7 +20,7 @@ from vita_audio_pl.inference.cache import Cache, Store
 from vita_audio_pl.inference.costs import pass_costs
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.kernels import Kernels
-from vita_audio_pl.inference.layers import Head, Layer, Norm, Weights
+from vita_audio_pl.inference.layers import Layer, Norm, ParallelHead, Weights, prepared_head
 from vita_audio_pl.inference.products import (
     LAYOUTS,
     Layout,
@@ -31,6 +31,7 @@ from vita_audio_pl.inference.products import (
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.screening import Largest
 from vita_audio_pl.models.families import head_size
+from vita_audio_pl.models.heads import FORMS
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.text.turns import EXTRA_FRAMES
 
@@ -74,6 +75,7 @@ class Runtime:
 
     Attributes:
         kernels: the choices that were made, to be stored with results.
+        chained: whether a head reads the one before it, and all rows; otherwise the backbone's state alone.
 
     Raises:
         UserError: the backbone has a part that decoding does not support.
@@ -93,6 +95,7 @@ class Runtime:
             raise UserError("decoding knows backbones with full attention and SiLU, and this one is of another kind")
         backbone = model.model
         self.n_heads = model.n_heads if n_heads is None else min(n_heads, model.n_heads)
+        self.chained = FORMS[model.config.heads].chained
         self.n_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
@@ -120,7 +123,7 @@ class Runtime:
         with torch.inference_mode(False), torch.no_grad():
             self.final_norm = Norm(backbone.norm)
             self.layers = [Layer.of(layer, "backbone", laid) for layer in model.backbone_layers]
-            self.heads = [Head.of(block, laid) for block in islice(model.heads, self.n_heads)]
+            self.heads = [prepared_head(block, laid) for block in islice(model.heads, self.n_heads)]
             self.vocabulary = self._vocabulary_product(model.lm_head.weight.detach())
             if release and model.lm_head.weight is not backbone.embed_tokens.weight:
                 laid.taken(model.lm_head)
@@ -142,10 +145,10 @@ class Runtime:
         return Cache(
             slots=slots,
             capacity=capacity,
-            layers=self.n_layers + n_heads,
+            layers=self.n_layers + (n_heads if self.chained else 0),
             key_heads=self.key_heads,
             head_size=self.head_size,
-            levels=n_heads,
+            levels=n_heads if self.chained else min(n_heads, 1),
             window=min(window or capacity, capacity),
             hidden_size=self.hidden_size,
             dtype=self.dtype,
@@ -197,19 +200,21 @@ class Runtime:
 
         audio: encoder states that the backbone reads instead of some tokens' embeddings (heads read the plain ones).
         """
+        head = self.heads[predictor - 1] if predictor else None
+        if isinstance(head, ParallelHead):
+            return head(cache.previous_hidden(0, rows, back=predictor))
         layers = (
             range(self.n_layers) if predictor == 0 else range(self.n_layers + predictor - 1, self.n_layers + predictor)
         )
         turns = tuple(table.index_select(0, rows.positions)[:, None] for table in self.turns)
         at = _Places(rows, turns, cache.store(rows, layers), *cache.seen(rows, layers))
         hidden = F.embedding(rows.ids, self.embedding)
-        if predictor == 0:
+        if head is None:
             if audio is not None:
                 hidden.index_copy_(0, torch.tensor(audio.rows, device=self.device), audio.states)
             for number, layer in enumerate(self.layers):
                 hidden = self._layer(layer, number, hidden, at)
         else:
-            head = self.heads[predictor - 1]
             previous = head.hidden_norm(cache.previous_hidden(predictor - 1, rows))
             joined = head.join(torch.cat((head.embed_norm(hidden), previous), dim=-1))
             hidden = self._layer(head.layer, 0, joined, at)

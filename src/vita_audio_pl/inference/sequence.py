@@ -97,6 +97,7 @@ class DecodedSequence:
         drafts: number of tokens at the end of `ids` that await verification.
         run: number of heads that have written since the last backbone pass.
         states: encoder states that the backbone reads at these positions of the prompt, and the `clips` they encode.
+        chained: whether heads read all rows, one another's results; otherwise the last row of the backbone alone.
         proposals: under sampled verification, the distribution each draft was drawn from.
     """
 
@@ -108,8 +109,9 @@ class DecodedSequence:
         n_heads: int,
         audio: PromptAudio | None = None,
         costs: PassCosts | None = None,
+        chained: bool = True,
     ):
-        self.slot, self.options = slot, options
+        self.slot, self.options, self.chained = slot, options, chained
         self.states = dict(audio.states) if audio else {}
         self.clips = audio.clips if audio else ()
         self.ids = list(prompt)
@@ -158,6 +160,10 @@ class DecodedSequence:
         if self.drafts and self.ids[-1] in self.options.stop_ids:
             return None
         return self.run if self._played_unverified or self._pays() else None
+
+    def unread_from(self, predictor: int) -> int:
+        """The first position that a predictor has to read in its next pass."""
+        return self.read[predictor] if self.chained or not predictor else len(self.ids) - 1
 
     def restriction(self, position: int) -> SpanConstraint | None:
         """The restriction of the token after `position`."""
@@ -235,7 +241,7 @@ class DecodedSequence:
         if self.drafting is None:
             return True
         self._unread = len(self.ids) - max(
-            self.read[self.run + 1], self.n_prompt
+            self.unread_from(self.run + 1), self.n_prompt
         )  # heads read a prompt once, as the backbone does
         return self.drafting.pays(self._unread)
 

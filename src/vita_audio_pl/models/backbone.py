@@ -11,11 +11,13 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.families import family_of, plain_family
 from vita_audio_pl.models.lora import late_parameters
 from vita_audio_pl.models.released import (
+    FORM,
     MOST_HEADS,
     MOST_LAYERS,
     backbone_dict,
     config_from_fields,
     encoder_config,
+    head_form,
     released_keys,
     save_encoder_config,
     type_name,
@@ -61,7 +63,8 @@ def open_backbone(
     notes = Fields(_notes(folder), str(folder / NOTES))
     place = notes.integer("context_of_audio", least=0) if notes.has("context_of_audio") else None
     encoder = encoder_config(folder, shapes, "speech_input.")
-    settings = SpeechLMConfig(config, len(heads), attention, encoder=encoder, context_of_audio=place)
+    form = head_form(_notes(folder), folder / NOTES)
+    settings = SpeechLMConfig(config, len(heads), attention, encoder=encoder, context_of_audio=place, heads=form)
     model = SpeechLM.on_meta(settings)
     names = released_keys(model)
     own = {name: name for name in names.values() if name.startswith(_BESIDE)}
@@ -108,7 +111,7 @@ def save_backbone(
     write_json(folder / "generation_config.json", {"do_sample": False} | ends)
     runs = None if decode_pattern is None else list(decode_pattern)
     notes = {"decode_pattern": runs, "first_code": first_code, "context_of_audio": model.config.context_of_audio}
-    write_json(folder / NOTES, notes)
+    write_json(folder / NOTES, notes | {FORM: model.config.heads})
 
 
 def backbone_notes(folder: Path | str) -> tuple[list[int] | None, int | None, int | None]:

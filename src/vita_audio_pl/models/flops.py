@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vita_audio_pl.models.families import DecoderLayer, head_norms
 from vita_audio_pl.models.objectives import Objective
+from vita_audio_pl.models.parallel_heads import ParallelHead
 from vita_audio_pl.models.sensevoice import N_QUERIES, MemoryLayer
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.packed import PackedBatch
@@ -95,6 +96,10 @@ class StepFlops:
             embeds_flow = flows = False
         for head in list(model.heads)[:deepest]:
             part = _Part()
+            if isinstance(head, ParallelHead):  # each reads the backbone, so `flows` stays the backbone's
+                flowing.append(_linear(part, head.residual, flows))
+                self._predictors.append(part)
+                continue
             joined = embeds_flow or flows or _trains(head.embed_norm) or _trains(head.hidden_norm)
             flows = _layer(part, head.layer, _linear(part, head.proj, joined)) or _trains(model.model.norm)
             self._predictors.append(part)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.mctp import MCTPBlock
+from vita_audio_pl.models.heads import FORMS
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_input import SpeechInput
 from vita_audio_pl.models.speech_lm import SpeechLM
@@ -12,23 +12,30 @@ from vita_audio_pl.models.speech_lm import SpeechLM
 _RESIZE_SPREAD = 1e-9
 
 
-def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None = None) -> None:
+def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None = None, form: str | None = None) -> None:
     """Add heads until `model` has `n_heads`, in place (VITA-Audio, section 3.3).
 
-    A first head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and sets
-    its norms to 1. Every further head is a copy of the one before it: one trained head becomes ten copies of that
+    A first MCTP head copies the backbone's last decoder layer, draws its projection from N(0, initializer_range) and sets
+    its norms to 1; a first parallel head is the identity. Every further head is a copy of the one before it: one trained head becomes ten copies of that
     head, and a model without heads gets ten equal ones.
 
+    Args:
+        form: of the heads; None for the model's own.
+
     Raises:
-        UserError: the model has more heads already.
+        UserError: the model has more heads already, or heads of another form.
     """
+    if form is not None and form != model.config.heads:
+        if model.n_heads:
+            raise UserError(f"the model's heads are {model.config.heads}, so they cannot go on as model.heads={form}")
+        model.config.heads = form
     if n_heads < model.n_heads:
         raise UserError(f"the model has {model.n_heads} heads and {n_heads} are asked for; heads can only be added")
     backbone = model.config.backbone
     for k in range(model.n_heads, n_heads):
         source = model.heads[k - 1].state_dict() if k else _first_head(model, generator)
         with torch.device("meta"):
-            block = MCTPBlock(backbone, k)
+            block = FORMS[model.config.heads](backbone, k)
         block.load_state_dict({name: tensor.detach().clone() for name, tensor in source.items()}, assign=True)
         model.heads.append(block.train(model.training).requires_grad_(True))
     model.config.n_heads = n_heads
@@ -37,6 +44,8 @@ def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None =
 def _first_head(model: SpeechLM, generator: torch.Generator | None) -> dict[str, Tensor]:
     hidden, spread = model.config.backbone.hidden_size, model.config.backbone.initializer_range
     like = model.model.norm.weight
+    if model.config.heads == "parallel":
+        return {"residual.weight": like.new_zeros(hidden, hidden)}
     projection = torch.empty(hidden, 2 * hidden).normal_(std=spread, generator=generator)
     return {
         "embed_norm.weight": torch.ones_like(like),

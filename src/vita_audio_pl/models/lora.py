@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.models.heads import FORMS
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.models.tensor_file import LateTensor
 
@@ -39,8 +40,12 @@ def add_lora(
         targets: last parts of the names of the layers; heads: adapt those of the heads, too.
 
     Raises:
-        UserError: peft is not installed, the model has adapters, or a target matches no layer.
+        UserError: peft is not installed, the model has adapters, a target matches no layer, or the heads have no such layers.
     """
+    if heads and model.n_heads and not FORMS[model.config.heads].chained:
+        raise UserError(
+            f"model.lora.only=true adapts layers in the heads, and {model.config.heads} heads have none; leave it out"
+        )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:

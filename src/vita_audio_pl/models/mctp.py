@@ -1,7 +1,6 @@
 """Multiple cross-modal token prediction (MCTP): blocks that predict the next token from a delayed backbone state."""
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,9 @@ class MCTPBlock(GradientCheckpointingLayer):
         config: the backbone's; the layer is of its family and has its shape.
         index: `k`, from 0. The layer's index in a key-value cache is `number of backbone layers + k`.
     """
+
+    chained: ClassVar[bool] = True
+    """Whether a head reads the one before it, so that its output is normed and cached."""
 
     def __init__(self, config: BackboneConfig, index: int):
         super().__init__()
@@ -44,13 +46,3 @@ class MCTPBlock(GradientCheckpointingLayer):
         joined = torch.cat((self.embed_norm(embeds), self.hidden_norm(hidden)), dim=-1)
         out: Tensor = self.layer(self.proj(joined), position_embeddings=position_embeddings, **attention)
         return out
-
-
-class MCTPStack(nn.ModuleList):
-    """The heads in order; `stack[k]` is head `k`."""
-
-    def __init__(self, config: BackboneConfig, n_heads: int):
-        super().__init__(MCTPBlock(config, k) for k in range(n_heads))
-
-    def __iter__(self) -> Iterator[MCTPBlock]:
-        return cast(Iterator[MCTPBlock], super().__iter__())

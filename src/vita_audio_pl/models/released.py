@@ -3,7 +3,7 @@
 Head `k`'s decoder layer is `model.layers.{L+k}` beside the backbone's L layers, its projection and norms are
 `mtp_projs.k`, `mtp_embed_norms.k` and `mtp_hidden_norms.k`; `config.json` counts L + K layers and
 `num_nextn_predict_layers` = K of them heads; `generation_config.json` holds the decoding pattern as
-`mtp_inference_mode`. A tied model's file has no `lm_head.weight`. The Plus variants have their speech encoder and its
+`mtp_inference_mode`. Parallel heads, which no published model has, are `parallel_heads.k` under a `model_type` of their own. A tied model's file has no `lm_head.weight`. The Plus variants have their speech encoder and its
 adapter under `model.audio_model` and `model.audio_projection`; the encoder's sizes are in `speech_input/config.yaml`.
 """
 
@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
 from vita_audio_pl.models.families import BackboneConfig, Family, family_of, released_family
+from vita_audio_pl.models.heads import FORMS
 from vita_audio_pl.models.lora import late_parameters
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig
 from vita_audio_pl.models.speech_input import RELEASED_PREFIX
@@ -29,8 +30,15 @@ from vita_audio_pl.models.weight_files import (
     write_json,
 )
 
-_PARTS = {"proj": "mtp_projs", "embed_norm": "mtp_embed_norms", "hidden_norm": "mtp_hidden_norms"}
+_PARTS = {
+    "proj": "mtp_projs",
+    "embed_norm": "mtp_embed_norms",
+    "hidden_norm": "mtp_hidden_norms",
+    "residual": "parallel_heads",
+}
+_COUNTED = {"mctp": _PARTS["proj"], "parallel": _PARTS["residual"]}
 HEADS = "num_nextn_predict_layers"
+FORM = "head_form"
 MOST_LAYERS, MOST_HEADS = 1024, 100
 _SCALED = ("factor", "original_max_position_embeddings", "attention_factor")
 ROPE_KINDS = {
@@ -95,15 +103,20 @@ def save_released(
 
 def released_config(model: SpeechLM, first_code: int | None = None) -> dict[str, Any]:
     """`config.json` of the published layout for `model`."""
-    family = family_of(model.config.backbone)
+    family, form = family_of(model.config.backbone), model.config.heads
+    chained = FORMS[form].chained
     config = backbone_dict(model.config.backbone) | {
         "architectures": [f"{family.classes}MTPForCausalLM"],
-        "model_type": family.released_type,
-        "num_hidden_layers": model.config.backbone.num_hidden_layers + model.n_heads,
+        "model_type": family.released_type + ("" if chained else f"_{form}"),  # which others refuse
+        "num_hidden_layers": model.config.backbone.num_hidden_layers + chained * model.n_heads,
         "num_nextn_predict_layers": model.n_heads,
         "torch_dtype": type_name(model),
     }
-    own = {"speech_token_offset": first_code, "context_of_audio_id": model.config.context_of_audio}
+    own = {
+        "speech_token_offset": first_code,
+        "context_of_audio_id": model.config.context_of_audio,
+        FORM: None if chained else form,
+    }
     return config | {key: value for key, value in own.items() if value is not None}
 
 
@@ -244,11 +257,25 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     read = Fields(fields, str(path))
     all_layers = read.integer("num_hidden_layers", most=MOST_LAYERS)
     n_heads = read.integer("num_nextn_predict_layers", least=0, most=MOST_HEADS, default=0)
-    if n_heads >= all_layers:
+    form = head_form(fields, path)
+    among = n_heads if FORMS[form].chained else 0
+    if among >= all_layers:
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
-    backbone = config_from_fields(fields, family, all_layers - n_heads, path)
+    backbone = config_from_fields(fields, family, all_layers - among, path)
     place = read.integer("context_of_audio_id", least=0, default=0) if read.has("context_of_audio_id") else None
-    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place)
+    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place, heads=form)
+
+
+def head_form(fields: Mapping[str, Any], where: Path | str) -> str:
+    """The form of a folder's heads, of `models.heads.FORMS`, by the fields of its `config.json` or notes.
+
+    Raises:
+        UserError: it is not known.
+    """
+    form = Fields(fields, str(where)).text(FORM, default="mctp")
+    if form not in FORMS:
+        raise UserError(f"{where}: {FORM} is {form[:40]!r}; it must be one of {', '.join(FORMS)}")
+    return form
 
 
 def open_released(
@@ -261,10 +288,11 @@ def open_released(
     """
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
     config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)
-    held = sum(key.startswith(f"{_PARTS['proj']}.") for key in weights.keys())
+    counted = _COUNTED[config.heads]
+    held = sum(key.startswith(f"{counted}.") for key in weights.keys())
     if held != config.n_heads:
         raise UserError(
-            f"{folder} holds {held} heads ({_PARTS['proj']}.*), but its config.json says num_nextn_predict_layers="
+            f"{folder} holds {held} heads ({counted}.*), but its config.json says num_nextn_predict_layers="
             f"{config.n_heads}; they have to agree"
         )
     model = SpeechLM.on_meta(config)

@@ -1,4 +1,4 @@
-"""The speech language model: backbone, MCTP heads and the shared vocabulary layer."""
+"""The speech language model: backbone, heads and the shared vocabulary layer."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.attention import IMPLEMENTATION, DocumentAttention, check_kernel
 from vita_audio_pl.models.families import BackboneConfig, DecoderLayer, family_of
+from vita_audio_pl.models.heads import FORMS, HeadStack
 from vita_audio_pl.models.layout import Documents, PackedLayout, to_device
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
-from vita_audio_pl.models.mctp import MCTPStack
 from vita_audio_pl.models.objectives import HeadLosses, Objective, Scored
 from vita_audio_pl.models.rotary import ExactRotaryEmbedding
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
@@ -26,9 +26,9 @@ from vita_audio_pl.packed import PackedBatch
 @dataclass
 class SpeechLMConfig:
     """backbone: transformers' configuration of the language model (its `vocab_size` covers text, special and audio
-    tokens); n_heads: MCTP heads, 0 for none; attention: a kernel of `models.attention`; detach_heads: the heads send no
+    tokens); n_heads: heads, 0 for none; attention: a kernel of `models.attention`; detach_heads: the heads send no
     gradient into the backbone even where it trains (the Plus variants); encoder: of continuous speech, None without it;
-    context_of_audio: id of the token that stands for one of its states."""
+    context_of_audio: id of the token that stands for one of its states; heads: their form, of `models.heads.FORMS`."""
 
     backbone: BackboneConfig
     n_heads: int
@@ -36,6 +36,7 @@ class SpeechLMConfig:
     detach_heads: bool = False
     encoder: SenseVoiceConfig | None = None
     context_of_audio: int | None = None
+    heads: str = "mctp"
 
     def __post_init__(self) -> None:
         check_kernel(self.attention)
@@ -59,7 +60,7 @@ class VocabularyHead(nn.Linear):
 
 
 class SpeechLM(nn.Module):
-    """Backbone `model`, vocabulary layer `lm_head`, MCTP heads `heads`, `speech_input` where it takes audio through an encoder.
+    """Backbone `model`, vocabulary layer `lm_head`, heads `heads`, `speech_input` where it takes audio through an encoder.
 
     Batches are read as one long row of documents without padding. Nothing looks across documents, neither attention nor
     labels.
@@ -72,7 +73,7 @@ class SpeechLM(nn.Module):
         self.model = family_of(config.backbone).model(config.backbone)
         self.model.rotary_emb = ExactRotaryEmbedding(config.backbone)
         self.lm_head = VocabularyHead(config.backbone.hidden_size, config.backbone.vocab_size, bias=False)
-        self.heads = MCTPStack(config.backbone, config.n_heads)
+        self.heads = HeadStack(config.backbone, config.n_heads, config.heads)
         encoder = None if config.encoder is None else SenseVoiceEncoder(config.encoder)
         self.speech_input = None if encoder is None else SpeechInput(encoder, config.backbone.hidden_size)
         self.apply_ties()
@@ -184,6 +185,10 @@ class SpeechLM(nn.Module):
         if self.config.detach_heads:
             embeddings, hidden = embeddings.detach(), hidden.detach()
         cos, sin = self.model.rotary_emb(hidden, positions)  # (1, T, head size)
+        if not FORMS[self.config.heads].chained:
+            tokens_of = [layout.head(k).tokens for k in range(deepest)]
+            read = [hidden.index_select(1, to_device(tokens - k, device)) for k, tokens in enumerate(tokens_of, 1)]
+            return [*states, *(head(each) for head, each in zip(self.heads, read, strict=False))]
         for k in range(deepest):
             # head k reads token p and the previous predictor's state at p - 1, for p >= k + 1 of each document
             rows = layout.head(k)

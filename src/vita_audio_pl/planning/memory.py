@@ -11,6 +11,7 @@ from vita_audio_pl.models.attention import flash_shares_keys
 from vita_audio_pl.models.blocks import blocks
 from vita_audio_pl.models.families import BackboneConfig, family_of, head_size
 from vita_audio_pl.models.flops import Work
+from vita_audio_pl.models.parallel_heads import ParallelHead
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.training.engines.kinds import FSDP2, DeepSpeed
 from vita_audio_pl.training.settings import TrainConfig
@@ -92,6 +93,11 @@ def head_bytes(
         norms -= (1 + first) * (hidden * FLOAT + FLOAT)
         last -= hidden * inside.stream
     return own + joined + angles + norms + last + 2 * INDEX
+
+
+def parallel_head_bytes(backbone: BackboneConfig, kinds: Arithmetic) -> float:
+    """What the backward pass of a parallel head keeps per row: its input, what SiLU reads, and the row's number."""
+    return 2 * backbone.hidden_size * kinds.products + INDEX
 
 
 def step_memory(model: SpeechLM, config: TrainConfig, work: Work, accumulate: int) -> Memory:
@@ -204,6 +210,10 @@ def _activations(model: SpeechLM, config: TrainConfig, kinds: Arithmetic, work: 
         kept += tokens * (final + 2 * features * kinds.stream + INDEX)
     given = 2 * backbone.hidden_size * kinds.products + 2 * INDEX
     for k, (block, rows) in enumerate(zip(model.heads, work.tokens[1:], strict=False)):
+        if isinstance(block, ParallelHead):
+            full = parallel_head_bytes(backbone, kinds)
+            kept += rows * of(block, full, min(full, given))
+            continue
         kept += rows * of(block, head_bytes(backbone, kinds, attention, rows, not trains, k == 0), given)
     return kept, recomputed
 

@@ -95,9 +95,11 @@ def plan_vocabulary(config: PlanConfig) -> Vocabulary:
 
 def plan_model(config: PlanConfig, vocabulary: Vocabulary, n_heads: int) -> SpeechLM:
     """The stage's model on the meta device, with parameters frozen as in the stage."""
-    backbone = backbone_config(config.model, vocabulary)
+    backbone, settings = backbone_config(config.model, vocabulary), config.model
     with torch.device("meta"):
-        model = SpeechLM(SpeechLMConfig(backbone, n_heads, config.model.kernel, config.objective.detach_heads))
+        model = SpeechLM(
+            SpeechLMConfig(backbone, n_heads, settings.kernel, config.objective.detach_heads, heads=settings.heads)
+        )
         if vocabulary.continuous_input:
             add_speech_input(model, SenseVoiceEncoder(SenseVoiceConfig()), vocabulary.context_of_audio)
         lora = config.model.lora

@@ -60,7 +60,7 @@ class StageConfig:
     """One training stage; the rows of the paper's table."""
 
     name: str = MISSING
-    n_heads: int | None = setting(None, "number of MCTP heads; null = the parent's", at_least=0)
+    n_heads: int | None = setting(None, "number of heads; null = the parent's", at_least=0)
     freeze: list[str] = setting([], "regular expressions over parameter names to freeze; each must match")
     learning_rate: float = setting(MISSING, "peak learning rate", above=0, common=True)
     head_rate_factor: float = setting(1.0, "learning rate of the heads, as a multiple of learning_rate", above=0)
@@ -172,6 +172,11 @@ class ModelConfig:
     checkpoint_every: int = setting(1, "checkpoint every n-th of these blocks", at_least=1)
     compile: str = setting("none", "blocks to compile with torch.compile", choices=BLOCKS)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    heads: str = setting(
+        "mctp",
+        "form of the heads: mctp, or parallel (the baseline: each reads the backbone's state alone, as Medusa's)",
+        choices=("mctp", "parallel"),
+    )
 
     @property
     def kernel(self) -> str:
@@ -307,7 +312,7 @@ class TrainConfig(CommandConfig):
         at_least=0,
         common=True,
     )
-    n_heads: int = setting(10, "MCTP heads of the final model", at_least=0, common=True)
+    n_heads: int = setting(10, "heads of the final model", at_least=0, common=True)
     init_from: str | None = setting(
         None,
         "model to start from: a run, a stage, a model folder, adapters, published weights, a Qwen2.5 or Qwen3 folder; null = the parent stage of this run",

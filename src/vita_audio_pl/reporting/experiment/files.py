@@ -38,6 +38,12 @@ class ArmRun:
     def last(self) -> Stage:
         return self.run.stages[-1]
 
+    @property
+    def head_form(self) -> str:
+        """`mctp` or `parallel`."""
+        config = self.last.manifest.get("config") or {}
+        return str(config.get("model", {}).get("heads", "mctp"))
+
     def rows(self, mode: str, task: str, split: str) -> list[dict[str, Any]]:
         """The last stage's utterances in a mode: those that it answered in all modes, so that modes can be compared."""
         result = self.run.result(self.last.name, mode, task, split)

@@ -20,17 +20,19 @@ class FirstSound:
         backbone_passes, head_passes: until its codes are there, the prompt's pass included.
         codes: of the sound.
         seconds: it lasts; None where no answer on record has its codes.
+        head_cost: of a head's pass, in passes of the backbone.
     """
 
     backbone_passes: int
     head_passes: int
     codes: int
     seconds: float | None
+    head_cost: float
 
     @property
     def passes(self) -> float:
         """All passes, in those of the backbone."""
-        return self.backbone_passes + HEAD_COST * self.head_passes
+        return self.backbone_passes + self.head_cost * self.head_passes
 
 
 def first_sound(arm: ArmRun, mode: str, split: str) -> FirstSound | None:
@@ -53,7 +55,8 @@ def first_sound(arm: ArmRun, mode: str, split: str) -> FirstSound | None:
         tokens += 1
     by_heads = int((writers[:tokens] > 0).sum())
     pace = seconds_per_code(results[0])
-    return FirstSound(tokens - by_heads, by_heads, codes, None if pace is None else codes * pace)
+    seconds = None if pace is None else codes * pace
+    return FirstSound(tokens - by_heads, by_heads, codes, seconds, HEAD_COST[arm.head_form])
 
 
 def seconds_per_code(result: Result) -> float | None:

@@ -94,7 +94,8 @@ def _facts(run: RunFiles) -> list[str]:
     manifest = next((stage.manifest for stage in reversed(run.stages) if stage.manifest), {})
     if not manifest:
         return []
-    facts = [f"variant {manifest['variant']}", f"{manifest['n_heads']} MCTP heads"]
+    form = (manifest.get("config") or {}).get("model", {}).get("heads", "mctp")
+    facts = [f"variant {manifest['variant']}", f"{manifest['n_heads']} {'MCTP' if form == 'mctp' else form} heads"]
     facts.append(f"interval ratio {' '.join(map(str, manifest['text_audio_interval_ratio']))}")
     facts.append(f"codec {manifest['codec']}")
     seed = manifest.get("config", {}).get("seed")

@@ -56,7 +56,7 @@ CHANGES = "changes.jsonl"
 """JSON lines in a stage's folder: which of `ROUNDING` changed at which step."""
 _PLACES = {"model": ("name", "pretrained"), "objective": ("name",)}
 """Names and paths; the identity has the content of the files instead."""
-_BEFORE_FAMILIES = {"family": "qwen2", "head_dim": None}
+_BEFORE_FAMILIES = {"family": "qwen2", "head_dim": None, "heads": "mctp"}
 """Defaults of `model` settings that older runs do not have in their identity."""
 
 
@@ -86,6 +86,7 @@ def decisive_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         decisive["rendering"] = {"lead_in_codes": decisive["rendering"]["lead_in_codes"]}
     elif settings["stage"]["n_heads"] == 0:
         del decisive["objective"]
+        decisive["model"].pop("heads", None)
     elif freezes_backbone(settings["stage"]["freeze"], settings):
         del decisive["objective"]["detach_heads"]
         decisive["objective"]["weight"] = 1.0

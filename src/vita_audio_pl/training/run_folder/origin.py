@@ -145,14 +145,16 @@ def dimensions(folder: Path) -> dict[str, Any]:
     if isinstance(rope, dict) and "rope_theta" in rope:
         found["rope_theta"] = rope["rope_theta"]
     layers, heads = fields.get("num_hidden_layers"), fields.get("num_nextn_predict_layers") or 0
+    form = str((fields | read_json_if_there(folder / _BESIDE_BACKBONE)).get("head_form", "mctp"))
     if isinstance(layers, int) and isinstance(heads, int):
-        found["num_hidden_layers"] = layers - heads
+        found["num_hidden_layers"] = layers - (heads if form == "mctp" else 0)
     if family.head_dim is None and found.get("head_dim") == (found.get("hidden_size") or 0) // (
         found.get("num_attention_heads") or 1
     ):
         found.pop("head_dim")  # stated explicitly, although the family's files omit it
     numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
-    return {"family": family.model_type, "head_dim": family.head_dim} | numbers
+    own = {"heads": form} if heads or (folder / "beside_backbone.safetensors").is_file() else {}
+    return {"family": family.model_type, "head_dim": family.head_dim} | numbers | own
 
 
 def _start(config: DictConfig | TrainConfig) -> Path | None:

@@ -37,7 +37,7 @@ class ShardedStart:
     Attributes:
         model: of the stage, on the meta device; it is sharded, then `fill`ed.
         places: parameter of the model in the folder -> its file and key there.
-        heads: MCTP heads in the folder.
+        heads: heads in the folder.
     """
 
     model: SpeechLM
@@ -77,7 +77,9 @@ class ShardedStart:
         grows = parent is None and backbone.vocab_size != vocabulary.size
         if grows:
             backbone.vocab_size = vocabulary.size
-        model = SpeechLM.on_meta(SpeechLMConfig(backbone, wanted, config.model.kernel)).to(weights_type(config))
+        form = there.config.heads if there.n_heads else config.model.heads
+        settings = SpeechLMConfig(backbone, wanted, config.model.kernel, heads=form)
+        model = SpeechLM.on_meta(settings).to(weights_type(config))
         places = {name: (weights, key) for weights, names in parts for key, name in names.items()}
         generator = torch.Generator().manual_seed(config.seed)
         return cls(finish_start(config, model), places, there.n_heads, generator, grows)
@@ -129,6 +131,8 @@ class ShardedStart:
                 f"model.layers.{len(self.model.model.layers) - 1}.{part.removeprefix('layer.')}", first, last
             )
         backbone = self.model.config.backbone
+        if part == "residual.weight":
+            return torch.zeros(last - first, backbone.hidden_size)
         if part == "proj.weight":
             if part not in self._drawn:  # all new heads begin with the same one, and a rank has the same rows of each
                 whole = torch.empty(backbone.hidden_size, 2 * backbone.hidden_size)

@@ -51,7 +51,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     if model.speech_input is not None:  # published weights do not say
         model.config.context_of_audio = vocabulary.context_of_audio
     if config.stage.n_heads is not None:
-        add_heads(model, config.stage.n_heads, generator)
+        add_heads(model, config.stage.n_heads, generator, config.model.heads)
     lora = config.model.lora
     if lora.rank:
         add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.only)
