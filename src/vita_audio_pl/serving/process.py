@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
@@ -81,6 +82,15 @@ def check_address(config: ServeConfig) -> None:
         ) from None
 
 
+class _WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's own, which calls a handshake that was answered with an HTTP status incomplete, and logs an error."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True
+
+
 def server_config(service: Service) -> uvicorn.Config:
     """uvicorn's configuration for a service."""
     config = service.config
@@ -88,7 +98,7 @@ def server_config(service: Service) -> uvicorn.Config:
         create_app(service),
         host=config.host,
         port=config.port,
-        ws="websockets-sansio",
+        ws=_WebSocketProtocol,
         ws_max_size=config.limits.message_bytes,
         ws_per_message_deflate=False,
         ssl_certfile=config.tls_certificate,
