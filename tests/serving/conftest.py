@@ -110,6 +110,7 @@ def run_server():
         running.append(Running(service))
         return running[-1]
 
+    run.running = running
     yield run
     for server in running:
         server.stop()
@@ -121,8 +122,11 @@ def server(run_server, make_service):
 
 
 @pytest.fixture
-def answered(monkeypatch):
-    """Every answer that engines gave: its ticket and how it ended."""
+def answered(monkeypatch, run_server):
+    """Every answer that engines give in this test: its ticket and how it ended."""
+    # what a client of an earlier test sent before it left can still be asked and answered
+    services = [server.service for server in run_server.running]
+    wait_until(lambda: not any(service.busy or service.sessions for service in services), "earlier clients to leave")
     found = []
     finish = Engine._finish
 

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import queue
+import ssl
 import sys
 import threading
 from typing import Any
@@ -15,8 +16,7 @@ from websockets.sync.client import connect
 
 from vita_audio_pl.codecs.audio import read_audio, write_wav
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.serving.audio_input import from_pcm16, to_pcm16
-from vita_audio_pl.serving.service import OUTPUT_RATE
+from vita_audio_pl.serving.pcm import OUTPUT_RATE, from_pcm16, to_pcm16
 from vita_audio_pl.serving.settings import KEYS_VARIABLE, TalkConfig
 from vita_audio_pl.storage.files import output_file
 
@@ -51,6 +51,11 @@ def run(config: TalkConfig) -> None:
             _say_all(socket, waves, config)
     except InvalidStatus as error:
         raise UserError(f"{config.url} refused the conversation: {_refusal(error)}") from None
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(
+            f"{config.url} has a certificate that is not trusted here: {error.verify_message}; "
+            "give the environment variable SSL_CERT_FILE=FILE, the certificate itself if it is self-signed"
+        ) from None
     except (OSError, InvalidHandshake) as error:
         raise UserError(f"{config.url} cannot be reached: {error}; is the server running?") from None
     except WebSocketException as error:
