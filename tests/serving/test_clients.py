@@ -15,7 +15,7 @@ from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.data.speaking.endpoint import Endpoint
 from vita_audio_pl.inference import generate
 from vita_audio_pl.interleave import DecodePattern
-from vita_audio_pl.serving.service import OUTPUT_RATE
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
 
 
 @pytest.fixture(scope="module")

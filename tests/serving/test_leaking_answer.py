@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vita_audio_pl.codecs.audio import read_audio
-from vita_audio_pl.serving.service import OUTPUT_RATE
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.turn_taking import TurnTaker
 
 LATE = 0.3  # seconds from the server's sending to the microphone, through network, loudspeaker and air
@@ -36,7 +36,7 @@ def began(service, answer, microphone, told):
 
         await push(np.zeros(OUTPUT_RATE))
         if told:
-            turns.own.begin()
+            turns.own.begin(OUTPUT_RATE)
             for start in range(0, len(answer), 7000):  # sent far ahead of what is played
                 turns.own.send(answer[start : start + 7000])
         await push(microphone)

@@ -1,7 +1,9 @@
 """The terminal client as a process: recordings and text as turns, and what it says where there is no server for it."""
 
+import logging
 import socket
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from tests.patience import PATIENCE
 from tests.warm_python import warm_python
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.inference.streaming import EventMaker, TextPiece
-from vita_audio_pl.serving.service import OUTPUT_RATE
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
 
 
 @pytest.fixture
@@ -47,7 +49,18 @@ def test_recordings_and_text_are_turns_of_one_conversation(
     assert np.any(wave) and b"answer.wav" in ended.stderr
 
 
-def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(talk, run_server, make_service, tmp_path):
+def test_the_client_starts_without_what_only_the_server_needs():
+    program = (
+        "import sys, vita_audio_pl.talk, vita_audio_pl.serving.terminal\n"
+        "print({'torch', 'transformers', 'openai', 'fastapi', 'uvicorn'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.stdout == "set()\n", ended.stdout + ended.stderr
+
+
+def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(
+    talk, run_server, make_service, tmp_path, caplog, monkeypatch
+):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         refused = talk(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", "text=hello")
@@ -55,7 +68,9 @@ def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(talk, run
     keys.write_text("right\n")
     keys.chmod(0o600)
     server = run_server(make_service(api_keys=str(keys)))
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
     wrong = talk(server.url, "text=hello", "key=wrong")
+    assert not caplog.records  # a refused handshake is complete
     right = talk(server.url, "text=hello", "key=right")
     for ended in (refused, wrong):
         assert ended.returncode != 0 and not ended.stdout and b"Traceback" not in ended.stderr

@@ -16,24 +16,7 @@ from vita_audio_pl.serving.voice import Resampler
 from vita_audio_pl.text.turns import AudioFrames
 
 VAD_RATE = 16_000
-FULL_SCALE = 32768.0
 LEAST_AUDIO = 0.1  # seconds of a turn; of less, a model hears what was never said
-
-
-def from_pcm16(data: bytes) -> NDArray[np.float32]:
-    """16-bit little-endian samples as `(samples,)` float32.
-
-    Raises:
-        UserError: an odd number of bytes.
-    """
-    if len(data) % 2:
-        raise UserError("the audio ends in half a sample; send 16-bit little-endian PCM")
-    return np.frombuffer(data, "<i2").astype(np.float32) / FULL_SCALE
-
-
-def to_pcm16(wave: NDArray[np.float32]) -> bytes:
-    """`(samples,)` float32 in [-1, 1] as 16-bit little-endian samples."""
-    return (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
 
 
 class _Encoder(Protocol):

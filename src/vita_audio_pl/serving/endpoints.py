@@ -18,8 +18,9 @@ from vita_audio_pl.inference.dialogue import Conversation, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
 from vita_audio_pl.serving.asr import transcribe
 from vita_audio_pl.serving.metrics import by_replica, text_of
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import NO_FUNCTIONS, ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
-from vita_audio_pl.serving.service import OUTPUT_RATE, Answer, Service
+from vita_audio_pl.serving.service import Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
 from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 from vita_audio_pl.text.messages import ROLES

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Item
+from vita_audio_pl.serving.pcm import SampleFormat
 from vita_audio_pl.serving.requests import checked
-from vita_audio_pl.serving.service import OUTPUT_RATE, Answer
+from vita_audio_pl.serving.service import Answer
 
 _EVENTS: dict[str, type[BaseModel]] = {
     get_args(event.model_fields["type"].annotation)[0]: event
@@ -40,6 +41,7 @@ class Reply:
     answer: Answer
     spoken: bool
     record: Record
+    format: SampleFormat
     text: str = ""
     sound_sent: float = 0.0  # seconds
     first_sound: float = 0.0
@@ -114,22 +116,6 @@ def parsed(text: str | bytes) -> dict[str, Any]:
     return value
 
 
-def rate_of(form: Any, known: int) -> int:
-    """The sample rate in a session's requested format.
-
-    Raises:
-        UserError: it is not PCM, or the rate is not supported.
-    """
-    if form is None:
-        return known
-    if form.get("type", "audio/pcm") != "audio/pcm":
-        raise UserError(f"audio comes as audio/pcm (16 bits, little-endian, one channel), not as {form.get('type')}")
-    rate = form.get("rate", OUTPUT_RATE)
-    if isinstance(rate, bool) or not isinstance(rate, int) or not 8000 <= rate <= 192_000:
-        raise UserError("the rate of audio/pcm is a whole number from 8000 to 192000 Hz")
-    return rate
-
-
 def described(id: str, role: str, content: list[dict[str, Any]], status: str = "completed") -> dict[str, Any]:
     """An item in OpenAI's form."""
     return {"id": id, "object": "realtime.item", "type": "message", "role": role, "status": status, "content": content}
@@ -138,17 +124,18 @@ def described(id: str, role: str, content: list[dict[str, Any]], status: str = "
 def session_of(
     id: str,
     model: str,
-    rate: int,
+    incoming: SampleFormat,
+    outgoing: SampleFormat,
     detection: dict[str, Any] | None,
     voice: Any,
     decoding: dict[str, Any],
     written: bool,
 ) -> dict[str, Any]:
     """A session in OpenAI's form; written: whether the model writes down what it hears."""
-    form, heard = {"type": "audio/pcm", "rate": OUTPUT_RATE}, {"model": model} if written else None
+    heard = {"model": model} if written else None
     audio = {
-        "input": {"format": form | {"rate": rate}, "turn_detection": detection, "transcription": heard},
-        "output": {"format": form, "voice": voice},
+        "input": {"format": incoming.described, "turn_detection": detection, "transcription": heard},
+        "output": {"format": outgoing.described, "voice": voice},
     }
     known = {"type": "realtime", "object": "realtime.session", "id": id, "model": model}
     return known | {"audio": audio, "tools": [], "decoding": decoding}

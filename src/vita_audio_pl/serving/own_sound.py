@@ -20,14 +20,9 @@ _ALIKE = 0.85  # correlation from which the answer explains the input: with nois
 
 
 class OwnSound:
-    """Compares the input with the audio of the last answer.
+    """Compares the input, at 16,000 Hz, with the audio of the last answer."""
 
-    Args:
-        sent_rate: rate of the outgoing samples, Hz; the input has 16,000.
-    """
-
-    def __init__(self, sent_rate: int):
-        self._sent_rate = sent_rate
+    def __init__(self) -> None:
         self._recent = np.zeros(round(_WINDOW * _RATE), np.float32)
         self._clock = self._began = 0  # number of incoming samples: now, and when the answer's audio began
         self._sent: Resampler | None = None
@@ -35,9 +30,9 @@ class OwnSound:
         self._explained = 0, 0.0  # clock and energy of the last explained window
         self._unexplained = 0  # windows since then
 
-    def begin(self) -> None:
-        """Another answer starts playing."""
-        self._pieces, self._sent, self._began = [], Resampler(self._sent_rate, 2 * _RATE), self._clock
+    def begin(self, rate: int) -> None:
+        """Another answer starts playing, at `rate` Hz."""
+        self._pieces, self._sent, self._began = [], Resampler(rate, 2 * _RATE), self._clock
         self._unexplained = 0
 
     def send(self, wave: NDArray[np.float32]) -> None:

@@ -18,12 +18,13 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Item, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, NewCodes, TextPiece
 from vita_audio_pl.serving.asr import send_transcript
-from vita_audio_pl.serving.audio_input import LEAST_AUDIO, from_pcm16, to_pcm16
+from vita_audio_pl.serving.audio_input import LEAST_AUDIO
 from vita_audio_pl.serving.endpoints import base64_of
 from vita_audio_pl.serving.engine import Busy
-from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, rate_of, response_of, session_of
+from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, response_of, session_of
+from vita_audio_pl.serving.pcm import SampleFormat, format_of
 from vita_audio_pl.serving.requests import NO_FUNCTIONS, Decoding, checked
-from vita_audio_pl.serving.service import OUTPUT_RATE, Service
+from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.turn_taking import TurnTaker
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
@@ -47,6 +48,7 @@ class Session:
         self._instructions: Item | None = None
         self._told: str | None = None  # the instructions' text
         self._turns = TurnTaker(service)
+        self._incoming = self._outgoing = SampleFormat()
         self._turn_id = new_id("item")
         self._reply: Reply | None = None
         self._task: asyncio.Task[None] | None = None
@@ -125,10 +127,8 @@ class Session:
             raise UserError(NO_FUNCTIONS)
         audio = session.get("audio") or {}
         incoming, outgoing = audio.get("input") or {}, audio.get("output") or {}
-        rate_in = rate_of(incoming.get("format"), self._turns.rate)
-        rate_out = rate_of(outgoing.get("format"), OUTPUT_RATE)
-        if rate_out != OUTPUT_RATE:
-            raise UserError(f"sound goes out at {OUTPUT_RATE} Hz; leave audio.output.format out")
+        format_in = format_of(incoming.get("format"), self._incoming)
+        format_out = format_of(outgoing.get("format"), self._outgoing, outgoing=True)
         if outgoing.get("speed") not in (None, 1):
             raise UserError("speed is fixed at 1: the model speaks as it was trained to")
         modalities = session.get("output_modalities")
@@ -148,7 +148,8 @@ class Session:
         if "instructions" in session or "voice" in outgoing:
             self._told = session.get("instructions", self._told)
             await self._instruct()
-        self._turns.set(rate_in, detection)
+        self._incoming, self._outgoing = format_in, format_out
+        self._turns.set(format_in.rate, detection)
         self._send("session.updated", session=self._described())
 
     async def _instruct(self) -> None:
@@ -165,7 +166,7 @@ class Session:
         self._instructions = item
 
     async def _append(self, audio: str) -> None:
-        wave = from_pcm16(base64_of(audio, "audio"))
+        wave = self._incoming.samples(base64_of(audio, "audio"))
         async for began, at_ms in self._turns.push(wave):
             detection: dict[str, Any] = self._turns.detection or {}
             if began:
@@ -205,7 +206,7 @@ class Session:
                 pieces.append(part["text"])
                 shown.append({"type": "output_text" if role == "assistant" else "input_text", "text": part["text"]})
             elif role == "user" and isinstance(part.get("audio"), str):
-                wave = from_pcm16(base64_of(part["audio"], "the item"))
+                wave = self._incoming.samples(base64_of(part["audio"], "the item"))
                 pieces.append(await self._turns.encode(wave))
                 shown.append({"type": "input_audio", "transcript": part.get("transcript")})
             elif role == "assistant" and isinstance(part.get("transcript"), str):
@@ -289,10 +290,10 @@ class Session:
         limit = self.service.most_new_tokens
         limit = min(most, limit) if isinstance(most, int) else limit
         options = self.service.options(decoding, spoken, max(limit, 1))
-        answer = self.service.ask(self.conversation, options, sound=spoken)
+        answer = self.service.ask(self.conversation, options, sound=spoken, rate=self._outgoing.rate)
         id, item_id = new_id("resp"), new_id("item")
         record = Record(item_id, described(item_id, "assistant", [], "in_progress"))
-        reply = self._reply = Reply(id, item_id, answer, spoken, record)
+        reply = self._reply = Reply(id, item_id, answer, spoken, record, self._outgoing)
         previous = next(reversed(self._records), None)
         self._records[item_id] = record
         self._send("response.created", response=response_of(reply, "in_progress"))
@@ -333,10 +334,10 @@ class Session:
         elif isinstance(event, AudioChunk) and event.wave.size:
             if not reply.first_sound:
                 reply.first_sound = time.monotonic()
-                self._turns.own.begin()
+                self._turns.own.begin(event.sample_rate)
             self._turns.own.send(event.wave)
             reply.sound_sent += event.wave.size / event.sample_rate
-            delta = base64.b64encode(to_pcm16(event.wave)).decode()
+            delta = base64.b64encode(reply.format.encode(event.wave)).decode()
             self._send("response.output_audio.delta", reply.id, **reply.address, delta=delta)
 
     def _end_reply(self, reply: Reply, error: str | None) -> None:
@@ -347,16 +348,14 @@ class Session:
         if reply.spoken:
             self._send("response.output_audio.done", **of)
             self._send("response.output_audio_transcript.done", **of, transcript=reply.text)
-            part, content = (
-                {"type": "audio", "transcript": reply.text},
-                {"type": "output_audio", "transcript": reply.text},
-            )
+            part = {"type": "audio", "transcript": reply.text}
         else:
             self._send("response.output_text.done", **of, text=reply.text)
-            part, content = {"type": "text", "text": reply.text}, {"type": "output_text", "text": reply.text}
+            part = {"type": "text", "text": reply.text}
         self._send("response.content_part.done", **of, part=part)
         state = "completed" if status == "completed" else "incomplete"
-        reply.record.described = described(reply.item_id, "assistant", [content], state)
+        content = [part | {"type": f"output_{part['type']}"}]
+        reply.record.described = described(reply.item_id, "assistant", content, state)
         self._send("response.output_item.done", **of, item=reply.record.described, without=("item_id", "content_index"))
         self._send("conversation.item.done", item=reply.record.described)
         self._reply = None
@@ -386,10 +385,10 @@ class Session:
         )
 
     def _described(self) -> dict[str, Any]:
-        turns, known = self._turns, (self._voice, self._decoding.model_dump(), self._transcribes)
+        known = (self._turns.detection, self._voice, self._decoding.model_dump(), self._transcribes)
         settings = {"output_modalities": self._modalities, "max_output_tokens": self._most_tokens or "inf"}
         settings |= {"instructions": self._told or ""}
-        return session_of(self.id, self.service.name, turns.rate, turns.detection, *known) | settings
+        return session_of(self.id, self.service.name, self._incoming, self._outgoing, *known) | settings
 
     def _record(self, id: Any) -> Record:
         if id not in self._records:

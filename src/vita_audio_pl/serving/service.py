@@ -24,13 +24,12 @@ from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.audio_input import LEAST_AUDIO, AudioInput
 from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
 from vita_audio_pl.serving.metrics import Family, Metrics
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
-OUTPUT_RATE = 24_000
-"""Sample rate of all outgoing audio, Hz, as OpenAI's clients expect of PCM."""
 _MOST_REMEMBERED = 256
 
 
@@ -103,10 +102,12 @@ class Service:
         most = self.most_new_tokens if most is None else most
         return decoding.options(self.loaded, self.codec, self.config, most, spoken, **of_request)
 
-    def ask(self, conversation: Conversation, options: Options, *, sound: bool = True) -> "Answer":
+    def ask(
+        self, conversation: Conversation, options: Options, *, sound: bool = True, rate: int = OUTPUT_RATE
+    ) -> "Answer":
         """Request an answer to a conversation; call in the event loop.
 
-        sound: whether to decode its codes to audio.
+        sound: whether to decode its codes to audio; rate: that it is wanted at, Hz.
 
         Raises:
             Busy: too many answers are waiting.
@@ -114,7 +115,7 @@ class Service:
         try:
             if self.draining:
                 raise Busy(self.config.drain_seconds)
-            return Answer(self, conversation, options, sound)
+            return Answer(self, conversation, options, sound, rate)
         except Busy:
             self.metrics.answered("refused")
             raise
@@ -218,7 +219,7 @@ class Answer:
         speech: seconds of audio so far.
     """
 
-    def __init__(self, service: Service, conversation: Conversation, options: Options, sound: bool):
+    def __init__(self, service: Service, conversation: Conversation, options: Options, sound: bool, rate: int):
         self.conversation = conversation
         self.ended: Ended | None = None
         self.cancelled = False
@@ -229,7 +230,7 @@ class Answer:
         self._events: asyncio.Queue[Event | None | Exception] = asyncio.Queue()
         loaded = service.loaded
         maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.codec if sound else None)
-        self._speaker = Speaker(service.pool, maker, OUTPUT_RATE, self._deliver)
+        self._speaker = Speaker(service.pool, maker, rate, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
         mark = object()
         service._open_answers.add(mark)  # not if it was refused

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from vita_audio_pl.serving.audio_input import to_pcm16
+from vita_audio_pl.serving.pcm import to_pcm16
 
 MEDIA_TYPES = {
     "wav": "audio/wav",

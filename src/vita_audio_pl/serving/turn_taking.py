@@ -11,7 +11,8 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.serving.audio_input import TurnEncoder, VoiceActivity
 from vita_audio_pl.serving.own_sound import OwnSound
-from vita_audio_pl.serving.service import OUTPUT_RATE, Service
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
+from vita_audio_pl.serving.service import Service
 
 _PADDING = 0.3  # seconds before the detection of speech that belong to the turn
 _LATE = 0.1  # seconds of speech before it is detected
@@ -31,7 +32,7 @@ class TurnTaker:
     def __init__(self, service: Service):
         self.rate = OUTPUT_RATE
         self.detection: dict[str, Any] | None = None
-        self.own = OwnSound(OUTPUT_RATE)
+        self.own = OwnSound()
         self._service = service
         self._encoder: TurnEncoder | None = None
         self._activity: VoiceActivity | None = None
