@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
 from vita_audio_pl.codecs.clustering import k_means, nearest
-from vita_audio_pl.codecs.context_decoder import REACH, ContextDecoder
+from vita_audio_pl.codecs.context_decoder import ContextDecoder
 from vita_audio_pl.codecs.mel_vq_config import MelVQConfig, read_config
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
@@ -153,7 +153,7 @@ class MelVQ:
             return np.zeros(0, np.float32)
         edge = (spectral.OVERLAP - 1) * self.config.hop // 2
         with _one_thread():
-            magnitudes = self._spectra(codes)[None]
+            magnitudes = self._spectra(codes)[0][None]
             phases = spectral.first_phases(*magnitudes.shape[1:])
             decoded = spectral.griffin_lim(magnitudes, self.config.hop, self.config.griffin_lim_iterations, phases)[0]
             return decoded[edge : edge + len(codes) * self.config.samples_per_code].clamp(-1, 1).numpy()
@@ -174,14 +174,15 @@ class MelVQ:
     def _silent_code(self) -> int:
         return int(self.encode([np.zeros(self.config.samples_per_code, np.float32)])[0][0])
 
-    def _spectra(self, codes: Tensor, already: int = 0) -> Tensor:
-        """Magnitudes of the frames of `codes: (n,)`, `(frames, bins)`, but for the first `already` codes, their context."""
+    def _spectra(self, codes: Tensor, before: Sequence[Tensor] = ()) -> tuple[Tensor, Sequence[Tensor]]:
+        """Magnitudes of the frames of `codes: (n,)`, `(frames, bins)`; before: see `ContextDecoder.log_spectra`."""
         config = self.config
         if self._decoder is None:
-            return self._lone_spectra[codes[already:]].flatten(0, 1)
-        amplitudes = self._decoder.log_spectra(codes)[already:].exp()
-        amplitudes = torch.where(amplitudes > config.quietest * _NEAR_SILENCE, amplitudes, 0.0)
-        return amplitudes.view(-1, config.bins) * spectral.hann(config.hop).sum()
+            return self._lone_spectra[codes].flatten(0, 1), before
+        log_spectra, ahead = self._decoder.log_spectra(codes, before)
+        least = config.quietest * _NEAR_SILENCE
+        amplitudes = torch.nn.functional.threshold(log_spectra.exp_(), least, 0.0, inplace=True)
+        return amplitudes.view(-1, config.bins).mul_(spectral.hann(config.hop).sum()), ahead
 
     @cached_property
     def _lone_spectra(self) -> Tensor:
@@ -278,7 +279,7 @@ class MelVQStream:
 
     def __init__(self, codec: MelVQ) -> None:
         self._codec = codec
-        self._context = torch.zeros(0, dtype=torch.int64)  # the codes before the next ones, as many as these depend on
+        self._context: Sequence[Tensor] = ()  # of the codes before the next ones, what these depend on
         self._magnitudes = torch.zeros(0, codec.config.bins)  # of the last frames, as many as overlap the next one
         self._settled = torch.zeros(0)  # samples from the beginning of those frames to the beginning of the next
         self._held_back = torch.zeros(0)
@@ -295,9 +296,8 @@ class MelVQStream:
         edge = (spectral.OVERLAP - 1) * hop // 2
         beginning = len(self._settled) == 0
         with _one_thread():
-            read = torch.cat([self._context, new])
-            magnitudes = torch.cat([self._magnitudes, self._codec._spectra(read, len(self._context))])
-            self._context = read[-REACH:]
+            spectra, self._context = self._codec._spectra(new, self._context)
+            magnitudes = torch.cat([self._magnitudes, spectra])
             phases = spectral.first_phases(*magnitudes.shape)
             if not beginning:
                 phases = phases * spectral.unit(spectral.analyse(self._settled[None], hop)[0])

@@ -23,6 +23,11 @@ def hann(hop: int) -> Tensor:
 
 
 @cache
+def _synthesis_window(hop: int) -> Tensor:
+    return hann(hop) / _WINDOWS_ADD_UP_TO
+
+
+@cache
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     """Triangular filters on Slaney's mel scale over 0 Hz to Nyquist, each summing to 1: `(n_fft // 2 + 1, n_mels)`.
 
@@ -110,7 +115,7 @@ def invert_mel(mel: Tensor, filters: Tensor, iterations: int = 60) -> Tensor:
 
 def overlap_add(spectra: Tensor, hop: int) -> Tensor:
     """Waves of complex spectra: `(batch, frames, bins)` to `(batch, (frames + 3) * hop)`."""
-    frames = torch.fft.irfft(spectra, n=OVERLAP * hop).mul_(hann(hop) / _WINDOWS_ADD_UP_TO)
+    frames = torch.fft.irfft(spectra, n=OVERLAP * hop).mul_(_synthesis_window(hop))
     batch, count, _ = frames.shape
     pieces = frames.view(batch, count, OVERLAP, hop)
     wave = torch.nn.functional.pad(pieces[:, :, 0], (0, 0, 0, OVERLAP - 1))
@@ -165,5 +170,11 @@ def unit(spectra: Tensor) -> Tensor:
 
 def first_phases(frames: int, bins: int) -> Tensor:
     """Unit phases that let every bin's sinusoid run on from frame to frame: `(frames, bins) complex64`."""
-    turns = (torch.arange(frames)[:, None] * torch.arange(bins)) % OVERLAP
+    return _turns(bins).repeat(-(-frames // OVERLAP), 1)[:frames]
+
+
+@cache
+def _turns(bins: int) -> Tensor:
+    """Of the first frames, after which they repeat."""
+    turns = (torch.arange(OVERLAP)[:, None] * torch.arange(bins)) % OVERLAP
     return torch.tensor([1, 1j, -1, -1j], dtype=torch.complex64)[turns]
