@@ -100,7 +100,7 @@ class EventMaker:
     def push(self, tokens: Sequence[int], writers: Sequence[int]) -> Iterator[Event]:
         """Add tokens and their writers; yields what can be shown and played, text first as audio takes time."""
         self.taken += len(tokens)
-        vocabulary, codes, wrote = self._vocabulary, [], []
+        vocabulary, codes, wrote, pieces = self._vocabulary, [], [], []
         for token, writer in zip(tokens, writers, strict=True):
             if token in (vocabulary.begin_of_audio, vocabulary.end_of_audio):
                 self._inside = token == vocabulary.begin_of_audio
@@ -108,7 +108,9 @@ class EventMaker:
                 codes.append(token - vocabulary.first_code)
                 wrote.append(writer)
             elif not self._inside and (piece := self._text.push(token, writer)):
-                yield piece
+                pieces.append(piece)
+        if pieces:
+            yield TextPiece("".join(p.text for p in pieces), tuple(w for p in pieces for w in p.writers))
         if codes:
             yield NewCodes(np.asarray(codes, np.int32), tuple(wrote))
             self._waiting += codes

@@ -26,19 +26,20 @@ class OwnSound:
         self._recent = np.zeros(round(_WINDOW * _RATE), np.float32)
         self._clock = self._began = 0  # number of incoming samples: now, and when the answer's audio began
         self._sent: Resampler | None = None
-        self._pieces: list[NDArray[np.float32]] = []
+        self._pieces: list[NDArray[np.float32]] = []  # (samples,) at twice `_RATE`
+        self._unheard: list[NDArray[np.float32]] = []  # sent since, as it was: most answers are heard to the end
         self._explained = 0, 0.0  # clock and energy of the last explained window
         self._unexplained = 0  # windows since then
 
     def begin(self, rate: int) -> None:
         """Another answer starts playing, at `rate` Hz."""
         self._pieces, self._sent, self._began = [], Resampler(rate, 2 * _RATE), self._clock
-        self._unexplained = 0
+        self._unheard, self._unexplained = [], 0
 
     def send(self, wave: NDArray[np.float32]) -> None:
         """Add outgoing `(samples,)` of the answer."""
         if self._sent is not None:
-            self._pieces.append(self._sent.push(wave))  # (samples,) at twice `_RATE`
+            self._unheard.append(wave)
 
     def hear(self, wave: NDArray[np.float32]) -> None:
         """Add incoming `(samples,)`, an even number; they are the clock."""
@@ -48,6 +49,8 @@ class OwnSound:
 
     def explains(self) -> bool:
         """Whether the latest input is the answer's own audio."""
+        while self._sent is not None and self._unheard:
+            self._pieces.append(self._sent.push(self._unheard.pop(0)))
         place, length = self._clock - self._began, self._recent.size
         first = place - length - round(_LATE * _RATE)
         sent = _halved(np.concatenate([np.empty(0, np.float32), *self._pieces]))

@@ -230,7 +230,8 @@ class Answer:
         self._events: asyncio.Queue[Event | None | Exception] = asyncio.Queue()
         loaded = service.loaded
         maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.codec if sound else None)
-        self._speaker = Speaker(service.pool, maker, rate, self._deliver)
+        codes_per_second = 0.0 if service.codec is None else service.codec.codes_per_second
+        self._speaker = Speaker(service.pool, maker, rate, codes_per_second, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
         mark = object()
         service._open_answers.add(mark)  # not if it was refused
@@ -282,11 +283,15 @@ class Answer:
         self.ended = ended
         self._speaker.finish()
 
-    def _deliver(self, event: Event | None | Exception) -> None:
+    def _deliver(self, events: list[Event | None | Exception]) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._put, events)
         except RuntimeError:
             self._speaker.silence()  # the loop is closed, so there are no listeners
+
+    def _put(self, events: list[Event | None | Exception]) -> None:
+        for event in events:
+            self._events.put_nowait(event)
 
     def _count(self) -> None:
         ended = self.ended

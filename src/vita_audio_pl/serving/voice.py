@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
+from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker, NewCodes
 from vita_audio_pl.serving.workers import Workers
 
 Batch: TypeAlias = tuple[list[int], list[int]]
@@ -31,17 +31,26 @@ class Resampler:
 
 
 class Speaker:
-    """Makes the events of one answer in the pool's threads, one batch of tokens at a time.
+    """Makes the events of one answer in the pool's threads, one batch of tokens at a time, or several at once.
 
     Args:
         pool: worker threads.
         maker: makes the events.
         rate: sample rate of the requested audio, Hz.
-        tell: receives each event, in a worker's thread; None after the last. An exception ends the answer's audio.
+        codes_per_second: of the codec; 0 without one.
+        tell: receives events, in a worker's thread; None after the last. An exception ends the answer's audio.
     """
 
-    def __init__(self, pool: Workers, maker: EventMaker, rate: int, tell: Callable[[Event | None | Exception], None]):
+    def __init__(
+        self,
+        pool: Workers,
+        maker: EventMaker,
+        rate: int,
+        codes_per_second: float,
+        tell: Callable[[list[Event | None | Exception]], None],
+    ):
         self._pool, self._maker, self._rate, self._deliver = pool, maker, rate, tell
+        self._codes_per_second = codes_per_second
         self._resampler: Resampler | None = None
         self._pending: deque[Batch | None] = deque()
         self._lock = threading.Lock()
@@ -70,26 +79,46 @@ class Speaker:
         self._pool.submit(self._work, self._due)
 
     def _work(self) -> None:
-        """Process one batch; the next one is queued behind other answers' work."""
+        """Process what is due; the next batch is queued behind other answers' work."""
         with self._lock:
-            batch = self._pending.popleft()
+            batch = self._next_batch()
         try:
             if not self._silenced:
                 events = self._maker.finish() if batch is None else self._maker.push(*batch)
+                ready: list[Event | None | Exception] = []
                 for event in events:
-                    if not self._silenced:
-                        self._deliver(self._at_rate(event, batch is None))
+                    ready.append(self._at_rate(event, batch is None))
+                    if isinstance(event, NewCodes | AudioChunk) and not self._silenced:  # before their sound is made
+                        self._deliver(ready)
+                        ready = []
+                if ready and not self._silenced:
+                    self._deliver(ready)
         except Exception as error:
             self._silenced = True
-            self._deliver(error)
+            self._deliver([error])
         if batch is None:
-            self._deliver(None)
+            self._deliver([None])
             self._deliver = _ignore  # the listener holds this object, and can be garbage-collected at once
         with self._lock:
             self._working = bool(self._pending)
             if not self._working:
                 return
         self._pool.submit(self._work, self._due)
+
+    def _next_batch(self) -> Batch | None:
+        """The oldest batch, with those after it that have piled up: their sound costs less if it is made at once.
+
+        Together they are no longer than what a player still has to play, so that it does not run dry meanwhile.
+        """
+        batch = self._pending.popleft()
+        if batch is None:
+            return None
+        tokens, writers = batch
+        most = (self._due - time.monotonic()) * self._codes_per_second
+        while self._pending and (after := self._pending[0]) is not None and len(tokens) + len(after[0]) <= most:
+            self._pending.popleft()
+            tokens, writers = tokens + after[0], writers + after[1]
+        return tokens, writers
 
     def _at_rate(self, event: Event, last: bool) -> Event:
         if not isinstance(event, AudioChunk):
@@ -101,5 +130,5 @@ class Speaker:
         return AudioChunk(self._resampler.push(event.wave, last), self._rate)
 
 
-def _ignore(event: Event | None | Exception) -> None:
+def _ignore(events: list[Event | None | Exception]) -> None:
     """The default listener, which ignores everything."""

@@ -3,11 +3,13 @@
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
+_URGENT = 0.25  # seconds before its deadline
 
 
 def promised(work: Callable[[], T]) -> "tuple[Future[T], Callable[[], None]]":
@@ -45,8 +47,11 @@ class Workers:
 
     @property
     def behind(self) -> bool:
-        """Whether there is more work than threads."""
-        return self.waiting >= len(self._threads)
+        """Whether there is more work than threads, and some of it is urgent."""
+        try:
+            return self.waiting >= len(self._threads) and self._work.queue[0][0] < time.monotonic() + _URGENT
+        except IndexError:  # a thread has just taken the last one
+            return False
 
     def submit(self, work: Callable[[], T], due: float = 0.0) -> "Future[T]":
         """Submit `work`; without a deadline it is due at once."""
