@@ -5,20 +5,26 @@ encoder's time is in the figures:
 
 - one client against a direct call: seconds to the first sound;
 - eight clients at once: first sound at p50 and p90, gaps in playback, speech made a second against one client;
-- the third turn of a conversation against its first;
+- CPU time that server and clients take for a second of speech, one client and eight: they share the machine;
+- the third turn of a conversation against its first, of questions that are answered aloud in all three turns;
 - clients that come, interrupt and vanish at random: memory before and after, slots that are free, and every answer that ran to
   its end against the one that a lone client got.
+
+`--layers N` serves the model with layers added that change nothing, so that a larger model gives the same answers.
 """
 
 import argparse
 import asyncio
 import base64
+import itertools
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -109,8 +115,51 @@ async def opened(port: int) -> Client:
     return client
 
 
-def direct(model: str, repeats: int) -> list[float]:
-    """Seconds to the first sound of a direct call."""
+class CpuTime:
+    """CPU time of the server and of this process, which is the clients'."""
+
+    def __init__(self, server: psutil.Process):
+        self._server, self._begun = server, self._now(server)
+
+    @staticmethod
+    def _now(server: psutil.Process) -> np.ndarray:
+        used = server.cpu_times()
+        return np.array([used.user + used.system, time.process_time()])
+
+    def told(self, speech: float) -> str:
+        """Since it was made, for so many seconds of speech."""
+        server, clients = 1000 * (self._now(self._server) - self._begun) / speech
+        return f"CPU for a second of speech: server {server:.1f} ms, clients {clients:.1f} ms"
+
+
+def deepened(model: Path, layers: int, folder: Path) -> Path:
+    """A copy of a model folder with so many layers: the added ones put out zeros, so that the answers are the same."""
+    from safetensors.torch import load_file, save_file
+
+    from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
+
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("model.safetensors", "checksums.json"))
+    config = json.loads((model / "config.json").read_text())
+    own = config["num_hidden_layers"] - config["num_nextn_predict_layers"]
+    weights: dict[str, Any] = {}
+    for name, weight in load_file(model / "model.safetensors").items():
+        number = re.match(r"model\.layers\.(\d+)\.(.*)", name)
+        at = int(number[1]) if number else 0
+        if number and at >= own:
+            name = f"model.layers.{at + layers - own}.{number[2]}"
+        weights[name] = weight
+        for added in range(own, layers) if number and at == 0 else ():
+            silent = number[2] in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            weights[f"model.layers.{added}.{number[2]}"] = weight.new_zeros(weight.shape) if silent else weight.clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config["num_hidden_layers"] += layers - own
+    (folder / "config.json").write_text(json.dumps(config))
+    write_checksums(folder, sum_of_folder(folder))
+    return folder
+
+
+def direct_call(model: str) -> Callable[[str], float]:
+    """A function that answers a sentence in this process and gives the seconds to its first sound."""
     import torch
 
     from vita_audio_pl.inference.answering import codec_of, open_session
@@ -121,25 +170,27 @@ def direct(model: str, repeats: int) -> list[float]:
     torch.set_num_threads(1)
     loaded = load_speech_model(model)
     codec = codec_of(loaded)
-    seconds = []
-    for number in range(repeats + 1):
+
+    def first_sound(text: str) -> float:
         begun = time.perf_counter()
-        config = GenerateConfig(model=model, task="tts", text=SENTENCES[number % len(SENTENCES)])
-        with open_session(config, loaded, codec) as session:
+        with open_session(GenerateConfig(model=model, task="tts", text=text), loaded, codec) as session:
             for event in stream(session, loaded.tokenizer, loaded.vocabulary, codec):
                 if isinstance(event, AudioChunk):
-                    seconds.append(time.perf_counter() - begun)
-                    break
-    return seconds[1:]
+                    return time.perf_counter() - begun
+        return float("nan")
+
+    return first_sound
 
 
-async def one_client(port: int, repeats: int) -> list[Heard]:
-    heard = []
+async def first_sounds(port: int, repeats: int, direct: Callable[[str], float]) -> np.ndarray:
+    """Seconds to the first sound by turns: `(repeats, 2)`, of a direct call and of one client."""
+    seconds = []
     for number in range(repeats + 1):
+        question = SENTENCES[number % len(SENTENCES)]
         client = await opened(port)
-        heard.append(await client.ask(SENTENCES[number % len(SENTENCES)]))
+        seconds.append((direct(question), (await client.ask(question)).first))
         await client.socket.close()
-    return heard[1:]
+    return np.array(seconds[1:])
 
 
 async def many_clients(port: int, clients: int, repeats: int) -> tuple[list[Heard], float]:
@@ -156,16 +207,20 @@ async def many_clients(port: int, clients: int, repeats: int) -> tuple[list[Hear
     return heard, time.perf_counter() - begun
 
 
-async def turns(port: int, repeats: int) -> tuple[float, float]:
-    """Median first sound of the first and of the third turn."""
-    firsts, thirds = [], []
-    for _ in range(repeats):
+async def turns(port: int, repeats: int) -> tuple[float, float] | None:
+    """Median first sound of the first and of the third turn; None if the model is silent in one of every order's turns."""
+
+    async def asked(questions: tuple[str, ...]) -> list[float]:
         client = await opened(port)
-        heard = [await client.ask(question) for question in SENTENCES[:3]]
-        firsts.append(heard[0].first)
-        thirds.append(heard[2].first)
+        heard = [await client.ask(question) for question in questions]
         await client.socket.close()
-    return float(np.nanmedian(firsts)), float(np.nanmedian(thirds))
+        return [h.first for h in heard]
+
+    for questions in itertools.permutations(SENTENCES, 3):
+        if not np.isnan(await asked(questions)).any():
+            firsts = np.median([await asked(questions) for _ in range(repeats)], axis=0)
+            return float(firsts[0]), float(firsts[2])
+    return None
 
 
 async def vanishing(port: int, clients: int, seconds: float, expected: dict[str, str]) -> dict[str, int]:
@@ -216,11 +271,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--vanishing", type=float, default=600.0, help="seconds; 0 leaves it out")
     parser.add_argument("--clients", type=int, default=200, help="that vanish")
+    parser.add_argument("--layers", type=int, help="of the model that is served; its own by default")
     options = parser.parse_args()
     model = str(Path(options.model.removeprefix("model=")).resolve())
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.layers:
+            model = str(deepened(Path(model), options.layers, Path(scratch) / "model"))
+        load(model, options)
 
-    alone = direct(model, options.repeats)
-    print(f"direct call: first sound {np.median(alone):.3f} s (p90 {np.quantile(alone, 0.9):.3f})", flush=True)
+
+def load(model: str, options: argparse.Namespace) -> None:
+    """Measures, and says so line by line."""
+    direct = direct_call(model)
     command = [sys.executable, "-m", "vita_audio_pl.serve", f"model={model}", "port=0", "slots=8"]
     command += ["limits.sessions=1000", "limits.sessions_a_client=1000", "limits.queue=400"]
     server = subprocess.Popen(
@@ -230,27 +292,35 @@ def main() -> None:
         assert server.stdout is not None
         port = int(re.search(r"localhost:(\d+)", server.stdout.readline())[1])  # type: ignore[index]
         run: Callable[[Awaitable[Any]], Any] = asyncio.run  # type: ignore[assignment]
-        one = run(one_client(port, options.repeats))
-        first = float(np.nanmedian([h.first for h in one]))
-        print(f"one client: first sound {first:.3f} s, {first / np.median(alone):.2f} times the direct call")
-        print(f"  in the server itself: p50 {metric(port, 'first_sound_seconds.quantile=.0.5..'):.3f} s")
-        lone = sum(h.speech for h in one) / sum(h.seconds for h in one)
-        eight, seconds = run(many_clients(port, 8, max(options.repeats // 2, 1)))
-        firsts, gaps = [h.first for h in eight], [h.gap for h in eight]
-        throughput = sum(h.speech for h in eight) / seconds
-        print(
-            f"eight clients: first sound p50 {np.nanmedian(firsts):.3f} s, p90 {np.nanquantile(firsts, 0.9):.3f} s "
-            f"({np.nanquantile(firsts, 0.9) / first:.2f} times one's); longest gap {np.nanmax(gaps):.3f} s; "
-            f"{throughput:.1f} s of speech a second, {throughput / lone:.2f} times one's {lone:.1f}"
-        )
-        opening, third = run(turns(port, options.repeats))
-        print(
-            f"turns: first sound of the first {opening:.3f} s, of the third {third:.3f} s ({third / opening:.2f} times)"
-        )
+        process = psutil.Process(server.pid)
+        both = run(first_sounds(port, options.repeats, direct))
+        alone, first = np.nanmedian(both, axis=0)
+        print(f"first sound, by turns: direct call {alone:.3f} s, one client {first:.3f} s, {first / alone:.2f} times")
+        print(f"  in the server itself: p50 {metric(port, 'first_sound_seconds.quantile=.0.5..'):.3f} s", flush=True)
+        lone = 0.0
+        for clients, repeats in ((1, options.repeats), (8, max(options.repeats // 2, 1))):
+            used = CpuTime(process)
+            heard, seconds = run(many_clients(port, clients, repeats))
+            firsts, gaps, speech = [h.first for h in heard], [h.gap for h in heard], sum(h.speech for h in heard)
+            lone = lone or speech / seconds
+            p50, p90 = np.nanquantile(firsts, (0.5, 0.9))
+            print(
+                f"clients {clients}: first sound p50 {p50:.3f} s, p90 {p90:.3f} s ({p90 / first:.2f} times one's); longest gap "
+                f"{np.nanmax(gaps):.3f} s; {speech / seconds:.1f} s of speech a second ({speech / seconds / lone:.2f} times "
+                f"one's); {used.told(speech)}",
+                flush=True,
+            )
+        compared = run(turns(port, options.repeats))
+        if compared is None:
+            print("turns: in no order of these sentences are all three answered aloud, so they cannot be compared")
+        else:
+            opening, third = compared
+            print(
+                f"turns: first sound of the first {opening:.3f} s, of the third {third:.3f} s ({third / opening:.2f} times)"
+            )
         if not options.vanishing:
             return
         expected = {q: run(many_answers(port, q)) for q in SENTENCES}
-        process = psutil.Process(server.pid)
         run(vanishing(port, options.clients, min(60.0, options.vanishing / 3), expected))  # memory settles
         before = process.memory_info().rss
         counts = run(vanishing(port, options.clients, options.vanishing, expected))
