@@ -44,7 +44,7 @@ def spoken(pack):
 def test_states_take_the_places_in_order_and_nothing_else_changes(plus, spoken):
     model = plus()
     embeds = model.model.embed_tokens(spoken.input_ids)
-    heard = model.input_embeddings(spoken.input_ids, embeds, spoken.clips)
+    heard = model.input_embeddings(spoken.input_ids.numpy(), embeds, spoken.clips)
     places = spoken.input_ids == PLACE
     assert torch.equal(heard[~places], embeds[~places])
     torch.testing.assert_close(heard[places], model.speech_input(spoken.clips))

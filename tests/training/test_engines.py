@@ -154,3 +154,36 @@ def test_two_processes_train_what_one_does_and_exchange_checkpoints(engine, stag
     start_from(expected.checkpoints / "step-00000003.ckpt", tmp_path / "over", stage)
     assert train_in_a_process(tmp_path / "over", *common, *two) == 0
     assert_same_training(StageFolder(tmp_path / "over" / "runs" / "toy" / stage), expected, after=3)
+
+
+@pytest.mark.slow
+def test_a_run_has_one_process_losses_through_four_engines_and_every_number_of_ranks(tmp_path):
+    """Each turn begins with the checkpoint that the one before, of another engine or of as many ranks, wrote two steps on."""
+    common = [
+        "stage=sft",
+        "stage.steps=10",
+        "stage.rows_per_step=12",
+        "callbacks.save_every=2",
+        "callbacks.keep_last=9",
+    ]
+    common += ["run_name=toy", "callbacks.samples.every_steps=0"]
+    alone = ["trainer=cpu"]
+    assert train_in_a_process(tmp_path / "alone", *common, *alone, "init_from=null", "variant.parents.sft=[]") == 0
+    found = expected = StageFolder(tmp_path / "alone" / "runs" / "toy" / "sft")
+    turns = [("fsdp2", 4, 2), ("deepspeed_zero2", 2, 1), ("ddp", 3, 1), ("fsdp2", 2, 1), ("cpu", 1, 1)]
+    losses: list[float] = []
+    for turn, (engine, ranks, replicas) in enumerate(turns):
+        root = tmp_path / str(turn)
+        if turn:
+            start_from(found.checkpoints / f"step-{2 * turn:08d}.ckpt", root, "sft")
+        on = [f"trainer={engine}", f"trainer.devices={ranks}", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+        on += [f"trainer.engine.replicas={replicas}"] if engine == "fsdp2" else []
+        assert train_in_a_process(root, *common, *on, "variant.parents.sft=[]", "trainer.rows_per_device=1") == 0
+        found = StageFolder(root / "runs" / "toy" / "sft")
+        assert column(found, "step")[0] == 2 * turn + 1
+        losses += column(found, "train/loss")[:2]
+        for step in range(2 * turn + 2, 12, 2):
+            place = f"step-{step:08d}.ckpt/state.json"
+            data = [json.loads((each.checkpoints / place).read_text())["data"] for each in (found, expected)]
+            assert data[0] == data[1]
+    assert losses == pytest.approx(column(expected, "train/loss"), rel=1e-5)

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_tagged_yaml
 from vita_audio_pl.foreign.weights import load_strict, read_weights
+from vita_audio_pl.models.layout import to_device
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SAMPLE_RATE, SenseVoiceFrontEnd, read_cmvn, write_cmvn
 
 LANGUAGES = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12, "nospeech": 13}
@@ -169,8 +171,8 @@ class SenseVoiceEncoder(nn.Module):
             features: `(items, frames, input_size)`, padded; lengths: `(items,)` int64.
             language: a key of `LANGUAGES`; text_form: a key of `TEXT_FORMS`.
         """
-        asked = torch.tensor([LANGUAGES[language], _EVENT, _EMOTION, TEXT_FORMS[text_form]], device=features.device)
-        queries = self.embed(asked).expand(len(features), -1, -1)
+        asked = np.array([LANGUAGES[language], _EVENT, _EMOTION, TEXT_FORMS[text_form]])
+        queries = self.embed(to_device(asked, features.device)).expand(len(features), -1, -1)
         x = torch.cat((queries, features.to(queries.dtype)), dim=1)
         lengths = lengths + N_QUERIES
         # published: scaled by the width of the output, although x still has the width of the features

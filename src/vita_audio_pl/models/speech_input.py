@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vita_audio_pl.foreign.weights import load_strict
-from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
+from vita_audio_pl.models.layout import to_device
+from vita_audio_pl.models.sensevoice import N_QUERIES, SenseVoiceConfig, SenseVoiceEncoder
 
 RELEASED_PREFIX = "model."
 ENCODER = r"^speech_input\.audio_model\."
@@ -75,8 +77,9 @@ class SpeechInput(nn.Module):
         Args:
             clips: features `(frames, input_size)` of each, at least one.
         """
-        lengths = torch.tensor([len(clip) for clip in clips], device=clips[0].device)
-        states, lengths = self.encoder(pad_sequence(list(clips), batch_first=True), lengths)
-        valid = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
-        out: Tensor = self.audio_projection(states[valid])
+        lengths = to_device(np.array([len(clip) for clip in clips]), clips[0].device)
+        states, _ = self.encoder(pad_sequence(list(clips), batch_first=True), lengths)
+        # a mask would make the host wait for the device
+        valid = [each[: len(clip) + N_QUERIES] for each, clip in zip(states, clips, strict=True)]
+        out: Tensor = self.audio_projection(torch.cat(valid))
         return out

@@ -173,7 +173,7 @@ class SpeechLM(nn.Module):
         with nullcontext() if trains else torch.no_grad():
             embeddings = self.model.embed_tokens(ids)  # (1, T, H)
             hidden = self.model(
-                inputs_embeds=self.input_embeddings(ids, embeddings, batch.clips),
+                inputs_embeds=self.input_embeddings(layout.ids, embeddings, batch.clips),
                 position_ids=positions,
                 attention_mask={"full_attention": None},
                 use_cache=False,
@@ -215,13 +215,13 @@ class SpeechLM(nn.Module):
         hidden: Tensor = self.model.norm(self.heads[k](*inputs, angles, documents=attention))
         return hidden[:, missing:]
 
-    def input_embeddings(self, ids: Tensor, embeddings: Tensor, clips: Sequence[Tensor]) -> Tensor:
+    def input_embeddings(self, ids: np.ndarray, embeddings: Tensor, clips: Sequence[Tensor]) -> Tensor:
         """Embeddings with those of the context tokens replaced by the encoder states of `clips` (VITA-Audio-Plus).
 
         The backbone reads these; the heads read the plain embeddings.
 
         Args:
-            ids: (rows, length); embeddings: (rows, length, hidden) of the ids.
+            ids: on the host, so that no step waits for the device; embeddings: (rows, length, hidden) of the ids.
             clips: features `(frames, input size)` of the audio, in the order of its places.
 
         Raises:
@@ -234,18 +234,19 @@ class SpeechLM(nn.Module):
         weight = next(self.speech_input.audio_projection.parameters())
         # the modules run even without a clip, since ranks that shard parameters must run the same modules
         features = clips or [torch.zeros(1, self.speech_input.encoder.config.input_size)]
-        states: Tensor = self.speech_input([clip.to(ids.device, weight.dtype, non_blocking=True) for clip in features])
+        states: Tensor = self.speech_input([clip.to(weight, non_blocking=True) for clip in features])
         states = states.to(embeddings.dtype)
         if not len(clips):
             return embeddings + 0.0 * states.sum()
         assert self.config.context_of_audio is not None  # every encoder comes with it
-        places = ids == self.config.context_of_audio
-        if int(places.sum()) != len(states):
+        places = np.flatnonzero(ids == self.config.context_of_audio)
+        if len(places) != len(states):
             raise UserError(
-                f"the batch has {int(places.sum())} places for states of audio and the encoder made {len(states)}; "
+                f"the batch has {len(places)} places for states of audio and the encoder made {len(states)}; "
                 "the data was prepared for another encoder"
             )
-        return embeddings.masked_scatter(places[..., None], states)
+        places = to_device(places, embeddings.device)
+        return embeddings.flatten(0, -2).index_copy(0, places, states).view_as(embeddings)
 
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
         """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.
