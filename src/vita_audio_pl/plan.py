@@ -13,7 +13,7 @@ from vita_audio_pl.training.settings import CHAIN
 def plan(config: PlanConfig) -> None:
     """Plan each stage and print tables; a plan that does not fit is refused after they are printed."""
     from vita_audio_pl.config.screen import screen
-    from vita_audio_pl.planning.show import memory_table, parameters_table, time_table, write_plans
+    from vita_audio_pl.planning.show import host_table, memory_table, parameters_table, time_table, write_plans
     from vita_audio_pl.planning.stage_plan import check_memory, peak_tflops, plan_stage
 
     check_train_config(config)
@@ -25,7 +25,7 @@ def plan(config: PlanConfig) -> None:
     console = screen()
     price = "" if config.price is None else f", {config.price:g} a GPU hour"
     assumed = f"{config.mfu:.0%} of {peak_tflops(config):g} TFLOP/s a device{price}"
-    for table in (parameters_table(plans), memory_table(plans), time_table(plans, assumed)):
+    for table in (parameters_table(plans), memory_table(plans), host_table(plans), time_table(plans, assumed)):
         console.print(table)
     if config.output is not None:
         write_plans(plans, config.output)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,20 @@ from tests.patience import PATIENCE, wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(PATIENCE)]
 
 
-def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["align", "chain"])
+def test_training_goes_on_with_the_nodes_that_are_there(what: str, smoke_world: Path, tmp_path: Path) -> None:
+    """A chain loses a node in its first stage, and gets another one in its second."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     own |= {"NODES": "1:2", "GPUS": "1", "MASTER": "127.0.0.1", "PORT": str(port)}
     places = (f"paths.data={smoke_world.parent}", "paths.runs=runs", "run_name=elastic")
-    stage = tmp_path / "runs" / "elastic" / "align"
+    run = tmp_path / "runs" / "elastic"
+    steps_of_stage = "stage.steps=600" if what == "align" else "stage.steps=150"
 
     def node(name: str) -> "subprocess.Popen[bytes]":
-        command = ["bash", str(CLUSTER / "torchrun.sh"), *TINY, *places, "trainer=cpu_ddp", "stage.steps=600"]
+        command = ["bash", str(CLUSTER / "torchrun.sh"), *TINY, *places, "trainer=cpu_ddp", steps_of_stage]
+        command += ["stage=chain"] if what == "chain" else []
         with (tmp_path / name).open("wb") as told:
             return subprocess.Popen(command, cwd=tmp_path, env=os.environ | own, stdout=told, stderr=told)
 
@@ -34,14 +39,15 @@ def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_p
         return (tmp_path / "first").read_text()
 
     def world_sizes() -> list[str]:
-        return re.findall(r"GLOBAL_RANK: \d+, MEMBER: \d+/(\d+)", told())
+        """One after another; a chain says it at each of its stages."""
+        return [size for size, _ in groupby(re.findall(r"GLOBAL_RANK: \d+, MEMBER: \d+/(\d+)", told()))]
 
     def comes(holds: Callable[[], bool], what: str) -> None:
-        wait_until(lambda: holds() or first.poll() is not None, what, 600)
+        wait_until(lambda: holds() or first.poll() is not None, what, PATIENCE)
         assert first.poll() is None, told()[-4000:]
 
-    def steps() -> int:
-        log = stage / "metrics.csv"
+    def steps(stage: str = "align") -> int:
+        log = run / stage / "metrics.csv"
         return len(log.read_text().splitlines()) - 1 if log.exists() else 0
 
     def listens() -> bool:
@@ -58,6 +64,8 @@ def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_p
         comes(lambda: "resuming from step-" in told(), "the checkpoint")
         before = steps()
         comes(lambda: steps() > before + 5, "steps on one node")
+        if what == "chain":
+            comes(lambda: steps("mtp1") > 25, "steps of the second stage")
         second = node("third")
         comes(lambda: world_sizes() == ["2", "1", "2"], "a start on both nodes")
         assert re.search(r"SIGTERM: step \d+ is saved", told())
@@ -67,4 +75,5 @@ def test_training_goes_on_with_the_nodes_that_are_there(smoke_world: Path, tmp_p
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-    assert (stage / "model" / "model.safetensors").is_file()
+    for stage in ("align",) if what == "align" else ("align", "mtp1", "mtp10", "sft"):
+        assert (run / stage / "model" / "model.safetensors").is_file()

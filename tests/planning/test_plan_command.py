@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -129,6 +130,45 @@ def test_what_does_not_fit_is_one_sentence():
         check_memory(plan_stage(config, 10), config)
     fits = settings("stage=sft", "model=qwen2_5_7b", "trainer=deepspeed_zero3", "devices=64")
     check_memory(plan_stage(fits, 10), fits)
+
+
+@pytest.mark.parametrize(
+    ("given", "says", "way", "fewer"),
+    [
+        (
+            ("model=qwen2_5_7b", "trainer=deepspeed_zero2", "devices=8", "host_memory=300"),
+            "307 GiB of host memory on each node of 8 devices .* and host_memory=300; most is its start: choose",
+            "trainer=fsdp2 trainer.engine.reduce=batch",
+            None,
+        ),
+        (
+            ("model=qwen2_5_72b", "trainer=fsdp2", "devices=16"),
+            "GiB on each of 16 devices under trainer=fsdp2, .* most are gradients: choose",
+            "trainer=fsdp2 trainer.engine.reduce=batch with devices=64",
+            "devices=32",
+        ),
+    ],
+)
+def test_what_does_not_fit_says_which_engine_and_how_many_devices_would(given, says, way, fewer):
+    problem = plan_stage(settings("stage=sft", *given), 10).problem
+    assert re.search(f"takes {says} {re.escape(way)}$", problem), problem
+    advised = [*given, *way.replace(" with ", " ").split()]
+    assert plan_stage(settings("stage=sft", *advised), 10).problem is None
+    if fewer is not None:
+        assert plan_stage(settings("stage=sft", *advised, fewer), 10).problem is not None
+
+
+def test_host_memory_and_files_are_those_of_the_engine():
+    """Seven billion with ten heads: every rank of ZeRO-2 builds all of it in host memory, of FSDP2 no rank does."""
+    whole, shared = (
+        plan_stage(settings("stage=sft", *GIVEN[:1], f"trainer={e}", GIVEN[2]), 10)
+        for e in ("deepspeed_zero2", "fsdp2")
+    )
+    total = sum(whole.trained.values())
+    assert whole.host.start == 4 * total and whole.host.node >= 8 * whole.host.start
+    assert shared.host.start < 0.2 * whole.host.start
+    for plan in (whole, shared):
+        assert (plan.host.checkpoint, plan.host.written, plan.host.model) == (12 * total, 12 * total / 16, 4 * total)
 
 
 @pytest.mark.parametrize(

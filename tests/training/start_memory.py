@@ -1,7 +1,7 @@
 """`python start_memory.py FOLDER [override ...]`: trains a toy stage; each rank leaves `FOLDER/start.rank-<r>.json`.
 
-It holds the most memory of its own that the rank had until its model was built and until its first step, in bytes beyond
-those before, and the model's bytes.
+It holds the most memory of its own that the rank had until its model was built, until its first step, until the hand-over
+(with what it saved meanwhile) and in it, in bytes beyond those before, and the model's bytes.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import toy
 
+from vita_audio_pl.training.callbacks.lifecycle import HandOver
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.stage import train
 from vita_audio_pl.training.stage.trainer import micro_batches
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     rows, accumulate = micro_batches(config)
     before, most, found = own(), [0], {}
     threading.Thread(target=watch, args=(most,), daemon=True).start()
-    build, start = train.stage_module, Preemption.on_train_start
+    build, start, conclude = train.stage_module, Preemption.on_train_start, HandOver._conclude
 
     def built(*what):
         module, frozen = build(*what)
@@ -47,8 +48,14 @@ if __name__ == "__main__":
 
     def started(self, trainer, module):
         found["started"] = max(most[0], own()) - before
-        (folder / f"start.rank-{trainer.global_rank}.json").write_text(json.dumps(found))
         start(self, trainer, module)
+        most[0] = own()
 
-    train.stage_module, Preemption.on_train_start = built, started
+    def concluded(self, trainer, module):
+        found["trained"], most[0] = max(most[0], own()) - before, own()
+        conclude(self, trainer, module)
+        found["handed_over"] = max(most[0], own()) - before
+        (folder / f"start.rank-{trainer.global_rank}.json").write_text(json.dumps(found))
+
+    train.stage_module, Preemption.on_train_start, HandOver._conclude = built, started, concluded
     train.train_stage(config, toy.toy_data(folder / "world", toy.ToyData(SEED, rows, accumulate)))

@@ -187,3 +187,13 @@ def test_a_run_has_one_process_losses_through_four_engines_and_every_number_of_r
             data = [json.loads((each.checkpoints / place).read_text())["data"] for each in (found, expected)]
             assert data[0] == data[1]
     assert losses == pytest.approx(column(expected, "train/loss"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_adapters_begin_in_shards_and_train_what_one_process_does(tmp_path):
+    common = ["stage=align", *COMMON, "callbacks.samples.every_steps=0", "model.lora.rank=2"]
+    assert train_in_a_process(tmp_path / "one", *common) == 0
+    two = ["trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    assert train_in_a_process(tmp_path / "two", *common, *two) == 0
+    found, expected = (StageFolder(tmp_path / root / "runs" / "toy" / "align") for root in ("two", "one"))
+    assert_same_training(found, expected)

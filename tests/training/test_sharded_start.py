@@ -1,21 +1,24 @@
 """Ranks that shard a model read their own rows of what it starts from, and start from the same bits as one process."""
 
 import os
+import threading
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 import toy
 from ranks import run_ranks
+from start_memory import own, watch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config
 
+from vita_audio_pl.models import drawn
 from vita_audio_pl.models.backbone import save_backbone
+from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.released import save_released
+from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.models.weight_files import WeightFolder
 from vita_audio_pl.training.stage.sharded_start import ShardedStart
 from vita_audio_pl.training.stage.starting_model import starting_model
 
@@ -27,17 +30,21 @@ def backbone(tied: bool, vocabulary: int, kind=Qwen2Config, **sizes: int) -> Qwe
     )
 
 
-def filled(rank: int, ranks: int, folder, parent: bool, *overrides: str) -> tuple[SpeechLM, SpeechLM | None]:
+def filled(rank: int, ranks: int, folder, layout: str, *overrides: str) -> tuple[SpeechLM, SpeechLM | None]:
     """The model of a stage, in shards, and on rank 0 the one that a single process starts with."""
     devices = ("trainer=fsdp2", f"trainer.devices={ranks}", "trainer.accelerator=cpu", "trainer.precision=32-true")
-    start_of = () if parent else (f"model.pretrained={folder}",)
+    start_of = (f"model.pretrained={folder}",) if layout == "backbone" else ()
     config = toy.toy_config("runs", *devices, *start_of, *overrides)
-    start = ShardedStart.of(config, toy.VOCABULARY, folder if parent else None)
+    words = toy.HEARING if config.variant.has_audio_encoder else toy.VOCABULARY
+    parent = folder if layout == "released" else None
+    torch.manual_seed(5)  # of adapters
+    start = ShardedStart.of(config, words, parent)
     assert start is not None and all(parameter.is_meta for parameter in start.model.parameters())
     mesh = SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (ranks,))})
     config.trainer.engine.build(config.trainer).shard(start.model, mesh)
     start.fill(torch.device("cpu"))
-    return start.model, starting_model(config, toy.VOCABULARY, folder if parent else None) if rank == 0 else None
+    torch.manual_seed(5)
+    return start.model, starting_model(config, words, parent) if rank == 0 else None
 
 
 @pytest.mark.parametrize(
@@ -50,18 +57,38 @@ def filled(rank: int, ranks: int, folder, parent: bool, *overrides: str) -> tupl
         ("released", 1, False, Qwen2Config, ("stage=mtp10", "model.heads=parallel")),
         ("backbone", 0, True, Qwen3Config, ("stage=align",)),
         ("backbone", 0, False, Qwen2Config, ("stage=align", "variant.parents.align=[]")),
+        ("backbone", 0, False, Qwen2Config, ("stage=align", "variant=vita_audio_plus_boost", "model.lora.rank=2")),
+        ("released", 1, False, Qwen2Config, ("stage=mtp10", "variant=vita_audio_plus_boost", "model.lora.rank=3")),
+        ("random", 0, True, Qwen2Config, ("stage=align", "trainer.precision=bf16-true")),
+        (
+            "random",
+            0,
+            False,
+            Qwen3Config,
+            ("stage=sft", "variant=vita_audio_plus_boost", "model.family=qwen3", "model.head_dim=8"),
+        ),
+        ("random", 0, True, Qwen2Config, ("stage=sft", "model.heads=parallel")),
     ],
 )
-def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, overrides, tmp_path):
+def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, overrides, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    words = toy.VOCABULARY.size if layout == "released" else toy.VOCABULARY.size - 9  # the stage's has more
+    monkeypatch.setattr(drawn, "_PIECE", 48)
+    hears = "variant=vita_audio_plus_boost" in overrides
+    words = toy.HEARING if hears else toy.VOCABULARY
+    size = words.size if layout == "released" else words.size - 9  # the stage's has more
     form = "parallel" if "model.heads=parallel" in overrides else "mctp"
-    model = SpeechLM(SpeechLMConfig(backbone(tied, words, kind), heads, heads=form))
-    {"released": save_released, "backbone": save_backbone}[layout](model, tmp_path / "start")
+    model = SpeechLM(SpeechLMConfig(backbone(tied, size, kind), heads, heads=form))
+    encoder = toy.toy_encoder(tmp_path / "encoder")
+    overrides = (*overrides, f"encoder.folder={encoder}", f"model.tie_word_embeddings={str(tied).lower()}")
+    if hears and layout == "released":
+        add_speech_input(model, SenseVoiceEncoder.load(encoder), words.context_of_audio)
+    save = {"released": save_released, "backbone": save_backbone}.get(layout)
+    if save is not None:
+        save(model, tmp_path / "start")
     ranks = 4 if "replicas" in " ".join(overrides) else 2
 
     def start(rank: int) -> list[str]:
-        found, wanted = filled(rank, ranks, tmp_path / "start", layout == "released", *overrides)
+        found, wanted = filled(rank, ranks, tmp_path / "start", layout, *overrides)
         wrong = []
         expected = {} if wanted is None else dict(wanted.named_parameters())
         for name, parameter in found.named_parameters():
@@ -75,40 +102,54 @@ def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, ov
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("start_of", ["files", "random"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, tmp_path):
-    """Above what it takes before: at most 1.25 (float32) or 0.75 (bfloat16) times a bfloat16 copy on each of two ranks."""
-    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
-    words = 20_000
+def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, start_of, tmp_path):
+    """Above what it takes before: at most 1.25 (float32) or 0.75 (bfloat16) times a bfloat16 copy on each of two ranks.
+
+    `SIZE=1.5B` measures a model of that size (its files take 3 GB); RANKS=4 that many.
+    """
+    large, ranks = os.environ.get("SIZE") == "1.5B", int(os.environ.get("RANKS", "2"))
+    hidden, inner, layers, words = (1536, 8960, 28, 151_000) if large else (896, 4864, 24, 20_000)
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+    }
     with torch.device("meta"):
         shape = Qwen2ForCausalLM(backbone(True, words, **sizes))
     copy = 2 * sum(parameter.numel() for parameter in shape.parameters())
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(backbone(True, words, **sizes)).to(torch.bfloat16).save_pretrained(tmp_path / "start")
+    given = [f"model.pretrained={tmp_path / 'start'}"]
+    if start_of == "files":
+        torch.manual_seed(0)
+        Qwen2ForCausalLM._from_config(backbone(True, words, **sizes), dtype=torch.bfloat16).save_pretrained(
+            tmp_path / "start"
+        )
+    else:
+        given = [f"model.{name}={value}" for name, value in sizes.items()]
+        given += ["model.num_key_value_heads=2", "model.tie_word_embeddings=true"]
 
     def start(rank: int) -> float:
-        own = psutil.Process(os.getpid())
-        before = own.memory_full_info().uss
+        before = own()
         most = [before]
-        rows = WeightFolder.rows
-
-        def watched(*given):
-            read = rows(*given)
-            most.append(own.memory_full_info().uss)
-            return read
-
-        WeightFolder.rows = watched
-        words = SimpleNamespace(size=20_000)
-        devices = ("trainer=fsdp2", "trainer.devices=2", "trainer.accelerator=cpu", f"trainer.precision={precision}")
-        config = toy.toy_config("runs", "stage=align", *devices, f"model.pretrained={tmp_path / 'start'}")
-        found = ShardedStart.of(config, words, None)
-        mesh = SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (2,))})
+        threading.Thread(target=watch, args=(most,), daemon=True).start()
+        vocabulary = SimpleNamespace(size=words, pad=0, im_end=1)
+        devices = (
+            "trainer=fsdp2",
+            f"trainer.devices={ranks}",
+            "trainer.accelerator=cpu",
+            f"trainer.precision={precision}",
+        )
+        config = toy.toy_config("runs", "stage=align", *devices, *given)
+        found = ShardedStart.of(config, vocabulary, None)
+        mesh = SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (ranks,))})
         config.trainer.engine.build(config.trainer).shard(found.model, mesh)
         found.fill(torch.device("cpu"))
-        return (max(*most, own.memory_full_info().uss) - before) / copy
+        return (max(*most, own()) - before) / copy
 
-    shares = run_ranks(start, tmp_path / "ranks", 2)
-    print(f"{precision}: {max(shares):.2f} times a bfloat16 copy of {copy / 2**30:.2f} GiB")
+    shares = run_ranks(start, tmp_path / "ranks", ranks)
+    print(f"{precision}, {start_of}, {ranks} ranks: {max(shares):.2f} times a bfloat16 copy of {copy / 2**30:.2f} GiB")
     assert max(shares) <= {"32-true": 1.25, "bf16-true": 0.75}[precision]
 
 

@@ -9,8 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from tests.patience import PATIENCE
+from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.planning.settings import PlanConfig
+from vita_audio_pl.planning.stage_plan import plan_stage
+from vita_audio_pl.training.checks import apply_stage_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(PATIENCE)]
 
@@ -56,19 +62,38 @@ def test_saving_and_hand_over_fit_beside_what_trains(tmp_path):
     assert model.stat().st_size > weights // 2
 
 
-@pytest.mark.parametrize("engine", ["cpu", "cpu_ddp", "deepspeed_zero2"])
-def test_a_start_does_not_take_the_weights_twice(engine, tmp_path):
-    """Neither random ones nor those of a parent, in whose stage the backbone is frozen."""
+@pytest.mark.parametrize("engine", ["cpu", "cpu_ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_start_does_not_take_the_weights_twice_and_plans_foresee_the_rest(engine, tmp_path):
+    """Of random weights, and of a parent's in whose stage the backbone is frozen; saving and hand-over, and bytes that are written."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    devices = () if engine == "cpu" else ("trainer.devices=2",)
-    small = ("stage.steps=1", "trainer.accelerator=cpu", "trainer.precision=32-true", "stage.rows_per_step=2")
+    ranks = 1 if engine == "cpu" else 2
+    small = (f"trainer={engine}", f"trainer.devices={ranks}", "stage.steps=3", "trainer.accelerator=cpu",
+             "trainer.precision=32-true", "stage.rows_per_step=2", "stage.sequence_length=32")  # fmt: skip
     script = Path(__file__).parent / "start_memory.py"
-    for stage in ("align", "mtp1"):
-        command = [sys.executable, str(script), str(tmp_path), f"stage={stage}", f"trainer={engine}", *SIZES, *small]
-        subprocess.run([*command, *devices], env=environment, check=True, timeout=PATIENCE)
+    for stage, heads in (("align", 0), ("mtp1", 1)):
+        command = [sys.executable, str(script), str(tmp_path), f"stage={stage}", *SIZES, *small]
+        subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
+        register_schema("plan", PlanConfig)
+        words = ("text_entries=20", "codec.codebook_size=16", "rows.document_tokens=12", "scale=small")
+        with initialize_config_dir(version_base="1.3", config_dir=str(asset_dir("conf"))):
+            config = to_dataclass(compose("plan", [f"stage={stage}", *words, *SIZES, *small]), apply_stage_settings)
+        planned = plan_stage(config, heads).host
         for path in sorted(tmp_path.glob("start.rank-*.json")):
             found = json.loads(path.read_text())
-            built, started = (found[moment] / found["model"] for moment in ("built", "started"))
-            print(f"{engine}, {stage}, {path.stem}: {built:.2f} models built, {started:.2f} before the first step")
-            assert built <= 1.25
             path.unlink()
+            size = found.pop("model")
+            most = max(found.values())
+            told = ", ".join(f"{moment} {value / size:.2f}" for moment, value in found.items())
+            print(
+                f"{engine}, {stage}, {path.stem}: {told} models; planned against measured: start "
+                f"{planned.start / found['started']:.2f}, in all {planned.rank / most:.2f}",
+                flush=True,
+            )
+            assert found["built"] <= 1.25 * size
+            assert planned.start == pytest.approx(found["started"], rel=0.15)
+            assert planned.rank == pytest.approx(most, rel=0.15)
+        folder = next(tmp_path.glob(f"runs/*/{stage}"))
+        parts = [path.stat().st_size for path in folder.glob("checkpoints/step-00000003.ckpt/part-*.safetensors")]
+        assert len(parts) == ranks and max(parts) == pytest.approx(planned.written, rel=0.01)
+        assert sum(parts) == pytest.approx(planned.checkpoint, rel=0.01)
+        assert (folder / "model" / "model.safetensors").stat().st_size == pytest.approx(planned.model, rel=0.01)

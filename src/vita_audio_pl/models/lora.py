@@ -1,9 +1,10 @@
 """Low-rank adapters on the backbone (LoRA, arXiv 2106.09685), by way of peft."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 
 from vita_audio_pl.errors import UserError
@@ -89,17 +90,23 @@ def adapted_layers(model: SpeechLM) -> Iterator[tuple[str, "LoraLinear"]]:
     return ((name, cast("LoraLinear", module)) for name, module in model.named_modules() if hasattr(module, "lora_A"))
 
 
-def late_parameters(model: SpeechLM) -> dict[str, LateTensor]:
-    """Parameters by name as a model without adapters has them, each merged when it is read; the model stays as it is."""
+def late_parameters(model: SpeechLM, weights: Mapping[str, LateTensor] | None = None) -> dict[str, LateTensor]:
+    """Parameters by name as a model without adapters has them, each merged when it is read; the model stays as it is.
+
+    Args:
+        weights: parameters by name where `model`, which may be on the meta device, does not hold them.
+    """
+    if weights is None:
+        weights = {name: LateTensor.of(parameter) for name, parameter in model.named_parameters()}
     adapted = dict(adapted_layers(model))
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, value in weights.items():
         owner, inside, attribute = name.partition(".base_layer.")
         if inside and attribute == "weight":
-            merge = partial(_merged, parameter.detach(), adapted[owner])
-            found[f"{owner}.{attribute}"] = LateTensor(parameter.dtype, tuple(parameter.shape), merge)
+            merge = partial(_merged, value, owner, adapted[owner], weights)
+            found[f"{owner}.{attribute}"] = LateTensor(value.dtype, value.shape, merge)
         elif ".lora_" not in name:
-            found[f"{owner}.{attribute}" if inside else name] = LateTensor.of(parameter)
+            found[f"{owner}.{attribute}" if inside else name] = value
     return found
 
 
@@ -108,7 +115,10 @@ def merged_parameters(model: SpeechLM) -> dict[str, Tensor]:
     return {name: parameter.read() for name, parameter in late_parameters(model).items()}
 
 
-def _merged(value: Tensor, layer: "LoraLinear") -> Tensor:
+@torch.no_grad()
+def _merged(value: LateTensor, owner: str, layer: "LoraLinear", weights: Mapping[str, LateTensor]) -> Tensor:
+    whole = value.read()
     for adapter in layer.active_adapters:
-        value = value + layer.get_delta_weight(adapter).detach().to(value.dtype)
-    return value
+        down, up = (weights[f"{owner}.lora_{part}.{adapter}.weight"].read().float() for part in "AB")
+        whole = whole + (up @ down * layer.scaling[adapter]).to(whole.dtype)
+    return whole

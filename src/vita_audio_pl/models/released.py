@@ -90,7 +90,7 @@ def save_released(
         weights: parameters by name where `model`, which may be on the meta device, does not hold them.
     """
     n_layers = model.config.backbone.num_hidden_layers
-    late = late_parameters(model) if weights is None else weights
+    late = late_parameters(model, weights)
     tensors = {released_key(name, n_layers): value for name, value in late.items()}
     save_weights(tensors, folder, max_shard_bytes)
     save_encoder_config(model, Path(folder))

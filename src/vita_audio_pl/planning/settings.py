@@ -24,6 +24,7 @@ class PlanConfig(TrainConfig):
     )
     gpu: str = setting("h100", "GPU, from the table in training/engines/gpus.py", common=True)
     gpu_memory: float | None = setting(None, "memory of one GPU, GiB; null = the table's", above=0, common=True)
+    host_memory: float | None = setting(None, "host memory of one node, GiB; null = not checked", above=0, common=True)
     peak_tflops: float | None = setting(None, "peak of one GPU, dense bfloat16 TFLOP/s; null = the table's", above=0)
     mfu: float = setting(0.4, "share of the peak that training reaches (MFU)", above=0, at_most=1, common=True)
     price: float | None = setting(2.5, "price of one GPU hour; null = no cost shown", at_least=0, common=True)

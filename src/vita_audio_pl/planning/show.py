@@ -44,6 +44,29 @@ def memory_table(plans: Sequence[StagePlan]) -> Table:
     return table
 
 
+def host_table(plans: Sequence[StagePlan]) -> Table:
+    """Host memory of start, saving and hand-over, and what these write."""
+    table = _table("Host memory and files (GiB): start, saving, hand-over", "stage")
+    columns = {
+        "start, a rank": "start",
+        "a save, a rank": "save",
+        "hand-over, rank 0": "hand_over",
+        "most, a rank": "rank",
+        "most, a node": "node",
+        "written by a rank": "written",
+        "checkpoint": "checkpoint",
+        "model": "model",
+    }
+    for name in columns:
+        table.add_column(name, justify="right")
+    for plan in plans:
+        table.add_row(plan.stage, *(f"{getattr(plan.host, field) / GIB:.2f}" for field in columns.values()))
+    table.caption = (
+        "what imports take comes on top (0.5 to 1 GiB a process); nodes share the page cache among their ranks"
+    )
+    return table
+
+
 def time_table(plans: Sequence[StagePlan], assumed: str) -> Table:
     """FLOPs, tokens, hours, cost."""
     table = _table(f"Work and time, {assumed}", "stage")

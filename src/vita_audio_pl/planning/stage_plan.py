@@ -1,8 +1,8 @@
 """The plan of one stage: parameters, memory, FLOPs, time and cost."""
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from vita_audio_pl.models.layout import PackedLayout
 from vita_audio_pl.models.lora import add_lora
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.planning.host import HostMemory, engines, host_memory
 from vita_audio_pl.planning.memory import Memory, step_memory
 from vita_audio_pl.planning.rows import expected_row
 from vita_audio_pl.planning.settings import PlanConfig
@@ -40,7 +41,8 @@ class StagePlan:
 
     Attributes:
         trained, frozen: parameters by part of the model.
-        memory: memory of one device.
+        memory: memory of one device; host: host memory of start, saving and hand-over.
+        problem: what does not fit, and which engine and how many devices would; None where all fits.
         tokens: tokens of the whole stage; audio_hours: hours of audio in their codes.
         hours: duration; gpu_hours: summed over all devices; cost: at the given price.
     """
@@ -52,6 +54,8 @@ class StagePlan:
     trained: dict[str, int]
     frozen: dict[str, int]
     memory: Memory
+    host: HostMemory
+    problem: str | None
     flops: float
     tokens: int
     audio_hours: float
@@ -120,7 +124,6 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
         UserError: devices that do not share the rows evenly, or a GPU that is not in the table.
     """
     config = spread(config)
-    rows, accumulate = micro_batches(config)
     vocabulary = plan_vocabulary(config)
     model = plan_model(config, vocabulary, n_heads)
     objective = configured_objective(config, vocabulary)
@@ -151,6 +154,13 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     tokens_in_all = config.stage.steps * config.stage.rows_per_step * config.stage.sequence_length
     trained, frozen = parts(model)
     gpu_hours = seconds / 3600 * devices
+
+    def memory_of(other: PlanConfig) -> tuple[Memory, HostMemory]:
+        rows, accumulate = micro_batches(other)
+        step = step_memory(model, other, work(rows), accumulate)
+        return step, host_memory(model, other, step)
+
+    memory, host = memory_of(config)
     return StagePlan(
         stage=config.stage.name,
         engine=config.trainer.name,
@@ -158,7 +168,9 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
         steps=config.stage.steps,
         trained=trained,
         frozen=frozen,
-        memory=step_memory(model, config, work(rows), accumulate),
+        memory=memory,
+        host=host,
+        problem=_problem(config, memory_of),
         flops=flops,
         tokens=tokens_in_all,
         audio_hours=tokens_in_all * codes / config.codes_per_second / 3600,
@@ -213,16 +225,45 @@ def check_memory(plan: StagePlan, config: PlanConfig) -> None:
     Raises:
         UserError: with what is missing, and what to change.
     """
-    capacity = memory_of_device(config) * ROOM
-    if config.trainer.accelerator == "cpu" or plan.memory.peak <= capacity:
-        return
-    largest = max(("weights", "gradients", "optimiser", "activations", "loss"), key=lambda k: getattr(plan.memory, k))
-    sharded = "deepspeed_zero3" if config.trainer.engine.shards else "fsdp2"
-    advice = {
-        "activations": "model.activation_checkpointing=all or a smaller trainer.rows_per_device",
-        "loss": "a smaller trainer.rows_per_device",
-    }.get(largest, f"more devices or trainer={sharded}")
-    raise UserError(
-        f"stage '{plan.stage}' takes {plan.memory.peak / GIB:.0f} GiB on each of {plan.devices} devices under "
-        f"trainer={plan.engine}, and {config.gpu} holds {capacity / GIB:.0f} GiB; most are {largest}: choose {advice}"
-    )
+    if plan.problem is not None:
+        raise UserError(plan.problem)
+
+
+def _problem(config: PlanConfig, memory_of: Callable[[PlanConfig], tuple[Memory, HostMemory]]) -> str | None:
+    """What does not fit, and what would."""
+    device, node = memory_of_device(config) * ROOM, None if config.host_memory is None else config.host_memory * GIB
+    if config.trainer.accelerator == "cpu":
+        device = float("inf")
+
+    def fits(other: PlanConfig) -> bool:
+        memory, host = memory_of(other)
+        return memory.peak <= device and (node is None or host.node <= node)
+
+    if fits(config):
+        return None
+    memory, host = memory_of(config)
+    devices = config.trainer.world_size
+    stage = f"stage '{config.stage.name}' takes"
+    if memory.peak > device:
+        largest = max(("weights", "gradients", "optimiser", "activations", "loss"), key=lambda k: getattr(memory, k))
+        said = (
+            f"{stage} {memory.peak / GIB:.0f} GiB on each of {devices} devices under trainer={config.trainer.name}, and "
+            f"{config.gpu} holds {device / GIB:.0f} GiB; most are {largest}"
+        )
+        if largest in ("activations", "loss"):
+            ways = {"activations": "model.activation_checkpointing=all or a smaller trainer.rows_per_device"}
+            return f"{said}: choose {ways.get(largest, 'a smaller trainer.rows_per_device')}"
+    else:
+        moments = {"its start": host.start, "saving": host.save, "the hand-over": host.hand_over}
+        said = (
+            f"{stage} {host.node / GIB:.0f} GiB of host memory on each node of {config.trainer.devices} devices under "
+            f"trainer={config.trainer.name}, and host_memory={config.host_memory:g}; most is {max(moments, key=lambda k: moments[k])}"
+        )
+    for times in (1, 2, 4, 8, 16, 32, 64):
+        more = replace(config.trainer, num_nodes=config.trainer.num_nodes * times)
+        larger = replace(config, trainer=more, devices=None)
+        enough = [how for how, other in engines(larger) if fits(other)]
+        if enough:
+            on = "" if times == 1 else f" with devices={more.world_size}"
+            return f"{said}: choose {' or '.join(enough[:2])}{on}"
+    return f"{said}: neither other engines nor 64 times the devices hold it; choose a smaller trainer.rows_per_device or model"

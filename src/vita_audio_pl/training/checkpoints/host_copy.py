@@ -37,7 +37,7 @@ class HostCopy:
         self.layout: Layout = {key: (value.dtype, tuple(value.shape)) for key, value in values.items()}
         self.not_finite: list[str] = []
         total = sum(value.nbytes for value in values.values())
-        self._may_hold = max(_ALWAYS_HELD, total // _SHARE_HELD)
+        self._may_hold = held_in_host_memory(total)
         self._left = deque((key, values[key]) for key in file_order(self.layout))
         self._copies: deque[tuple[str, Tensor]] = deque()
         self._held = 0
@@ -103,6 +103,11 @@ class HostCopy:
             self._given_up = True
             self._copies.clear()
             self._changed.notify_all()
+
+
+def held_in_host_memory(total: int) -> int:
+    """Bytes of copies that a rank which trains in host memory may hold while it writes `total` bytes."""
+    return max(_ALWAYS_HELD, total // _SHARE_HELD)
 
 
 def _pinned(value: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class TrainedModel:
     ) -> "TrainedModel":
         """What a stage starts from, with what it has trained in its place.
 
-        Where the starting weights are a folder's they are read one by one, as they are written. Otherwise (adapters, an
-        audio encoder, random weights) the whole model is built.
+        Weights that a folder holds are read one by one, as they are written. The whole model is built where drawn
+        weights are frozen, and where the start is a folder of adapters.
 
         Args:
             parent_folder: model folder that the stage started from; None where it started from a plain backbone.
@@ -126,7 +126,8 @@ def hand_over(
         how: dict[str, Any] = {"decode_pattern": config.decode_pattern, "first_code": parts.vocabulary.first_code}
         lora = config.model.lora
         if lora.only and parent_folder is not None:  # `check_adapters` has refused any other
-            adapters = {name: value.detach().cpu() for name, value in model.named_parameters() if ".lora_" in name}
+            every = trained.weights or {name: LateTensor.of(value) for name, value in model.named_parameters()}
+            adapters = {name: value.read().cpu() for name, value in every.items() if ".lora_" in name}
             save_adapters(adapters, aside, parent_folder, model, lora.rank, lora.alpha, lora.targets, target, **how)
         else:
             save_released(model, aside, weights=trained.weights, **how)

@@ -1,11 +1,12 @@
-"""A stage's first weights under an engine that shards them: each rank reads its own rows, and no rank has a whole model.
+"""A stage's first weights under an engine that shards them: each rank keeps its own rows, and no rank has a whole model.
 
-The model is made without memory, sharded, and then filled tensor by tensor, with the values that `starting_model` would give.
-Host memory is a rank's share and one whole tensor.
+The model is made without memory, sharded, and then filled tensor by tensor, with the values that `starting_model` would give:
+read from files, drawn in pieces, or copied. Host memory is a rank's share and one whole tensor, and at first a new speech encoder.
 """
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.models.initialise import resized
+from vita_audio_pl.models.drawn import Drawing
+from vita_audio_pl.models.initialise import add_speech_input, resized
 from vita_audio_pl.models.load import open_model
+from vita_audio_pl.models.lora import add_lora
+from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.tensor_file import LateTensor
 from vita_audio_pl.models.weight_files import WeightFolder
@@ -24,10 +28,11 @@ from vita_audio_pl.storage.model_folders import whole_model
 from vita_audio_pl.text.vocabulary import Vocabulary
 from vita_audio_pl.training.run_folder.origin import pretrained_folder
 from vita_audio_pl.training.settings import TrainConfig
-from vita_audio_pl.training.stage.starting_model import finish_start, weights_type
+from vita_audio_pl.training.stage.starting_model import backbone_config, encoder_folder, finish_start, weights_type
 
 _HEAD = re.compile(r"heads\.(\d+)\.(.+)")
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_ENCODER = "speech_input.audio_model.model."
 
 
 @dataclass
@@ -38,6 +43,8 @@ class ShardedStart:
         model: of the stage, on the meta device; it is sharded, then `fill`ed.
         places: parameter of the model in the folder -> its file and key there.
         heads: heads in the folder.
+        drawings: how parameters that no folder holds are drawn, one after another.
+        encoder: folder of the speech encoder that the model gets.
     """
 
     model: SpeechLM
@@ -45,11 +52,13 @@ class ShardedStart:
     heads: int
     generator: torch.Generator
     resized: bool
+    drawings: list[Drawing]
+    encoder: Path | None
     _drawn: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: TrainConfig, vocabulary: Vocabulary, parent: Path | None) -> "ShardedStart | None":
-        """None where the weights are not read from the files of one whole model as they are.
+        """None where the weights are adapters and those of the model that they adapt.
 
         Args:
             parent: as for `starting_model`.
@@ -60,58 +69,103 @@ class ShardedStart:
         folder = parent
         if folder is None and config.model.pretrained is not None:
             folder = pretrained_folder(config.model.pretrained)
-        if (
-            folder is None
-            or whole_model(folder) != folder
-            or config.model.lora.rank
-            or config.variant.has_audio_encoder
-        ):
+        drawings: list[Drawing] = []
+        encoder: Path | None = None
+        places: dict[str, tuple[WeightFolder, str]] = {}
+        if folder is None:
+            there = SpeechLMConfig(backbone_config(config.model, vocabulary), 0, config.model.kernel)
+            drawings.append(_draw(config.seed, there))
+        elif whole_model(folder) != folder:
             return None
-        there, parts = open_model(folder, config.model.kernel)
-        if there.speech_input is not None:
-            return None
+        else:
+            opened, parts = open_model(folder, config.model.kernel)
+            there = opened.config
+            places = {name: (weights, key) for weights, names in parts for key, name in names.items()}
         wanted = there.n_heads if config.stage.n_heads is None else config.stage.n_heads
         if wanted < there.n_heads:
             raise UserError(f"{folder} has {there.n_heads} heads and {wanted} are asked for; heads can only be added")
-        backbone = there.config.backbone
-        grows = parent is None and backbone.vocab_size != vocabulary.size
+        grows = parent is None and there.backbone.vocab_size != vocabulary.size
         if grows:
-            backbone.vocab_size = vocabulary.size
-        form = there.config.heads if there.n_heads else config.model.heads
-        settings = SpeechLMConfig(backbone, wanted, config.model.kernel, heads=form)
-        model = SpeechLM.on_meta(settings).to(weights_type(config))
-        places = {name: (weights, key) for weights, names in parts for key, name in names.items()}
+            there.backbone.vocab_size = vocabulary.size
+        form = there.heads if there.n_heads else config.model.heads
+        model = SpeechLM.on_meta(replace(there, n_heads=wanted, heads=form))
+        if config.variant.has_audio_encoder and model.speech_input is None:
+            encoder = encoder_folder(config)
+            sizes = replace(SenseVoiceConfig.read(encoder / "config.yaml"), ctc_tokens=0)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                with torch.device("meta"):
+                    made = SenseVoiceEncoder(sizes)
+                with (drawing := Drawing()):
+                    add_speech_input(model, made, vocabulary.context_of_audio)
+            assert model.speech_input is not None  # it has just been added
+            adapter = model.speech_input.audio_projection
+            drawing.named((f"speech_input.audio_projection.{name}", p) for name, p in adapter.named_parameters())
+            drawings.append(drawing)
+        if model.speech_input is not None:
+            model.config.context_of_audio = vocabulary.context_of_audio
+        lora = config.model.lora
+        if lora.rank:
+            with (drawing := Drawing()):
+                add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.only)
+            drawing.named((name, p) for name, p in model.named_parameters() if ".lora_" in name)
+            drawings.append(drawing)
         generator = torch.Generator().manual_seed(config.seed)
-        return cls(finish_start(config, model), places, there.n_heads, generator, grows)
+        model = finish_start(config, model.to(weights_type(config)))
+        return cls(model, places, there.n_heads, generator, grows, drawings, encoder)
 
     @torch.no_grad()
     def fill(self, device: torch.device) -> None:
         """Read this rank's rows of every parameter onto `device`; the model has been sharded, or is whole."""
         self.model.to_empty(device=device)
         self.model.materialised(device)
+        rows: dict[str, tuple[Tensor, int]] = {}  # of this rank, and the first one's number
         for name, parameter in self.model.named_parameters():
             local, first = parameter.detach(), 0
             if isinstance(local, DTensor):
                 _, offset = compute_local_shape_and_global_offset(local.shape, local.device_mesh, local.placements)
                 local, first = local.to_local(), offset[0] if offset else 0
-            local.copy_(self._rows(name, first, first + len(local)))
+            rows[_plain(name)] = local, first
+        drawn = {name for drawing in self.drawings for name in drawing.names}
+        for drawing in self.drawings:
+            for name, element, values in drawing.values():
+                local, first = rows[_plain(name)]
+                own, begin = local.view(-1), element - first * math.prod(local.shape[1:])
+                low, high = max(0, begin), min(len(own), begin + len(values))
+                if low < high:
+                    own[low:high] = values[low - begin : high - begin]
+        for name, (local, first) in rows.items():
+            source = self._copied_from(name)
+            if source in drawn:  # a rank has the same rows of both
+                local.copy_(rows[source][0])
+            elif name not in drawn:
+                local.copy_(self._rows(name, first, first + len(local)))
         self._drawn.clear()
 
     def late_parameters(self) -> dict[str, LateTensor]:
         """The same values whole, each read when it is needed; those that are drawn cannot be (`is_drawn`)."""
         return {
-            name: LateTensor(parameter.dtype, tuple(parameter.shape), partial(self._rows, name, 0, len(parameter)))
+            name: LateTensor(
+                parameter.dtype, tuple(parameter.shape), partial(self._rows, _plain(name), 0, len(parameter))
+            )
             for name, parameter in self.model.named_parameters()
         }
 
     def is_drawn(self, name: str) -> bool:
         """Whether values of a parameter are random: they follow from the seed only if all that are get drawn, in order."""
+        name = _plain(name)
         head = _HEAD.fullmatch(name)
         new = head is not None and not self.heads and head[2] == "proj.weight"
-        return new or (self.resized and name in _VOCABULARY)
+        drawn = {name for drawing in self.drawings for name in drawing.names}
+        return new or (self.resized and name in _VOCABULARY) or name in drawn or self._copied_from(name) in drawn
 
     def _rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows of a parameter of the stage's model."""
+        """Rows of a parameter of the stage's model that is not drawn, by its name without adapters."""
+        if self.encoder is not None and name.startswith(_ENCODER):
+            if name not in self._drawn:
+                encoder = SenseVoiceEncoder.load(self.encoder)
+                self._drawn |= {f"{_ENCODER}{key}": p.detach() for key, p in encoder.named_parameters()}
+            return self._drawn[name][first:last]
         head = _HEAD.fullmatch(name)
         if head is not None and int(head[1]) >= self.heads:
             return self._rows_of_new_head(head[2], first, last)
@@ -122,14 +176,21 @@ class ShardedStart:
             return resized(whole, self.model.config.backbone.vocab_size, self.generator)[first:last]
         return weights.rows(key, first, last)
 
-    def _rows_of_new_head(self, part: str, first: int, last: int) -> Tensor:
-        """As `models.initialise.add_heads` makes it: the last head that is there, or the backbone's last layer."""
+    def _copied_from(self, name: str) -> str | None:
+        """The parameter that a new head begins as a copy of: the last head's that is there, or the last layer's."""
+        head = _HEAD.fullmatch(name)
+        if head is None or int(head[1]) < self.heads:
+            return None
         if self.heads:
-            return self._rows(f"heads.{self.heads - 1}.{part}", first, last)
-        if part.startswith("layer."):
-            return self._rows(
-                f"model.layers.{len(self.model.model.layers) - 1}.{part.removeprefix('layer.')}", first, last
-            )
+            return f"heads.{self.heads - 1}.{head[2]}"
+        layer = f"model.layers.{len(self.model.model.layers) - 1}."
+        return layer + head[2].removeprefix("layer.") if head[2].startswith("layer.") else None
+
+    def _rows_of_new_head(self, part: str, first: int, last: int) -> Tensor:
+        """As `models.initialise.add_heads` makes it."""
+        source = self._copied_from(f"heads.{self.heads}.{part}")
+        if source is not None:
+            return self._rows(source, first, last)
         backbone = self.model.config.backbone
         if part == "residual.weight":
             return torch.zeros(last - first, backbone.hidden_size)
@@ -141,3 +202,18 @@ class ShardedStart:
                 ].clone()
             return self._drawn[part]
         return torch.ones(last - first)
+
+
+def _plain(name: str) -> str:
+    """Name of a parameter in a model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def _draw(seed: int, config: SpeechLMConfig) -> Drawing:
+    """How a model's random weights are drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with (drawing := Drawing()):
+            model = SpeechLM(config)
+    drawing.named(model.named_parameters())
+    return drawing

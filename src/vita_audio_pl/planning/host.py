@@ -1,0 +1,117 @@
+"""Host memory of a stage's start, of saving and of the hand-over, and the bytes that these write.
+
+What runs on CPUs was measured against this (`tests/training/test_stage_memory.py`); what goes by way of a GPU is counted by the
+same code's steps. Not included: what a process takes by its imports (0.5 to 1 GiB), its data workers, and the page cache,
+which a node's processes share.
+"""
+
+from dataclasses import dataclass, replace
+
+from vita_audio_pl.models.speech_lm import SpeechLM
+from vita_audio_pl.planning.memory import FLOAT, HALF, Memory
+from vita_audio_pl.training.checkpoints.host_copy import held_in_host_memory
+from vita_audio_pl.training.engines.kinds import DDP, FSDP2, DeepSpeed, EngineSettings
+from vita_audio_pl.training.settings import TrainConfig
+
+_DDP_BLOCK = 250 * 2**20  # bytes that DDP sends at once while it compares the ranks
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of host memory, and of files.
+
+    Attributes:
+        start: the most that a rank takes until its first step.
+        save: of a rank, beside training, while a checkpoint is written.
+        hand_over: of rank 0, beside what it keeps after training, while the model folder is written.
+        rank: the most that a rank takes at any moment; node: all ranks of a node.
+        written: of each checkpoint, by one rank; also what it reads to resume.
+        checkpoint: a whole one; model: the model folder's weights.
+    """
+
+    start: float
+    save: float
+    hand_over: float
+    rank: float
+    node: float
+    written: float
+    checkpoint: float
+    model: float
+
+
+def host_memory(model: SpeechLM, config: TrainConfig, step: Memory) -> HostMemory:
+    """Plan the host memory of a stage.
+
+    Args:
+        model: with parameters frozen as in the stage; only shapes are read.
+        step: memory of its training step on one device, which is host memory where that is a CPU.
+    """
+    trainer = config.trainer
+    on_cpu, ranks = trainer.accelerator == "cpu", trainer.world_size
+    parameter = HALF if trainer.precision == "bf16-true" else FLOAT
+    sizes = [p.numel() for p in model.parameters()]
+    total, largest = sum(sizes), max(sizes)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    master = FLOAT if isinstance(trainer.engine, DeepSpeed) else parameter
+    written = 3.0 * master * trained / ranks  # weights and two moments
+    save = min(written, float(held_in_host_memory(int(written)))) if on_cpu else written
+    hand_over = 0.0 if on_cpu else float(parameter * largest)
+    if trainer.engine.shards:  # a tensor from the last checkpoint's parts, and one part of it as it is read
+        hand_over = float(master * largest * (1 + 1 / ranks))
+    kept = step.weights + step.optimiser + step.gradients if on_cpu else step.host
+    start = _start(config, model, total, trained, largest, parameter, on_cpu)
+    trains = (step.peak if on_cpu else step.host) + save
+    return HostMemory(
+        start=start,
+        save=save,
+        hand_over=hand_over,
+        rank=max(start, trains, kept + hand_over),
+        node=max(trainer.devices * max(start, trains), trainer.devices * kept + hand_over),
+        written=written,
+        checkpoint=written * ranks,
+        model=float(parameter * (total - _adapters(model))),
+    )
+
+
+def _start(
+    config: TrainConfig, model: SpeechLM, total: int, trained: int, largest: int, parameter: int, on_cpu: bool
+) -> float:
+    """The most that a rank takes until its first step."""
+    engine, ranks = config.trainer.engine, config.trainer.world_size
+    whole = float(parameter * total)
+    from_nothing = not config.variant.parents.get(config.stage.name) and config.init_from is None
+    if isinstance(engine, FSDP2):  # rows of each tensor in turn; then whole tensors are gathered to be hashed
+        share = whole * engine.replicas / ranks if on_cpu else 0.0
+        new_encoder = model.speech_input is not None and from_nothing
+        encoder = sum(p.numel() for p in model.speech_input.encoder.parameters()) if new_encoder else 0  # type: ignore[union-attr]
+        return share + max(2.0 * parameter * largest, float(FLOAT * encoder))
+    if from_nothing and config.model.pretrained is None:
+        whole = float(FLOAT * total)  # drawn in float32
+    if isinstance(engine, DDP) and on_cpu:
+        return parameter * total + min(parameter * float(total), _DDP_BLOCK)
+    if isinstance(engine, DeepSpeed):
+        held = HALF if config.trainer.precision != "32-true" else FLOAT
+        flattened = held * float(
+            total + trained
+        )  # all weights and a flat copy, on the device, or here if that has no room
+        partition = FLOAT * trained / ranks if on_cpu else 0.0
+        return max(whole, flattened + partition)
+    return whole
+
+
+def _adapters(model: SpeechLM) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+
+
+def engines(config: TrainConfig) -> list[tuple[str, TrainConfig]]:
+    """The same stage under engines that share more and more, and how each is chosen."""
+    kinds: dict[str, tuple[str, EngineSettings]] = {
+        "trainer=ddp": ("ddp", DDP()),
+        "trainer=deepspeed_zero2": ("deepspeed_zero2", DeepSpeed(stage=2)),
+        "trainer=fsdp2": ("fsdp2", FSDP2()),
+        "trainer=fsdp2 trainer.engine.reduce=batch": ("fsdp2", FSDP2(reduce="batch")),
+    }
+    return [
+        (how, replace(config, trainer=replace(config.trainer, name=name, engine=engine)))
+        for how, (name, engine) in kinds.items()
+    ]
