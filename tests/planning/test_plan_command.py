@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_one_sentence():
         ),
         (
             ("model=qwen2_5_72b", "trainer=fsdp2", "devices=16"),
-            "GiB on each of 16 devices under trainer=fsdp2, .* most are gradients: choose",
+            "419 GiB on each of 16 devices under trainer=fsdp2, .* most are gradients: choose",
             "trainer=fsdp2 trainer.engine.reduce=batch with devices=64",
             "devices=32",
         ),
