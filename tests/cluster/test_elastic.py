@@ -68,7 +68,8 @@ def test_training_goes_on_with_the_nodes_that_are_there(what: str, smoke_world: 
             comes(lambda: steps("mtp1") > 25, "steps of the second stage")
         second = node("third")
         comes(lambda: world_sizes() == ["2", "1", "2"], "a start on both nodes")
-        assert re.search(r"SIGTERM: step \d+ is saved", told())
+        # in a chain the node may come between two stages, where there is no step to save
+        assert re.search(r"SIGTERM: step \d+ is saved" if what == "align" else "align of elastic is finished", told())
         assert [first.wait(PATIENCE), second.wait(PATIENCE)] == [0, 0], told()
     finally:
         for process in (first, second):

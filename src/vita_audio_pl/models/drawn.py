@@ -20,7 +20,7 @@ class Drawing(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._generator = torch.get_rng_state()
         self._calls: list[tuple[Callable[..., Any], Tensor, tuple[Any, ...], dict[str, Any]]] = []
         self._names: dict[int, str] = {}
@@ -62,7 +62,7 @@ class Drawing(TorchDispatchMode):
                     piece = torch.empty(size, dtype=tensor.dtype)  # drawn in any case: what follows depends on it
                     func(piece, *arguments, **named)
                     if name is not None:
-                        yield name, tensor.storage_offset() + first, piece
+                        yield name, int(tensor.storage_offset()) + first, piece
 
 
 def _pieces(elements: int) -> Iterator[tuple[int, int]]:

@@ -245,8 +245,8 @@ class SpeechLM(nn.Module):
                 f"the batch has {len(places)} places for states of audio and the encoder made {len(states)}; "
                 "the data was prepared for another encoder"
             )
-        places = to_device(places, embeddings.device)
-        return embeddings.flatten(0, -2).index_copy(0, places, states).view_as(embeddings)
+        into = to_device(places, embeddings.device)
+        return embeddings.flatten(0, -2).index_copy(0, into, states).view_as(embeddings)
 
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
         """Normed hidden states of the backbone and every head, `(1, rows, hidden)` each.

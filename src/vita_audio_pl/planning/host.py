@@ -6,6 +6,7 @@ which a node's processes share.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.planning.memory import FLOAT, HALF, Memory
@@ -13,6 +14,7 @@ from vita_audio_pl.training.checkpoints.host_copy import held_in_host_memory
 from vita_audio_pl.training.engines.kinds import DDP, FSDP2, DeepSpeed, EngineSettings
 from vita_audio_pl.training.settings import TrainConfig
 
+_Config = TypeVar("_Config", bound=TrainConfig)
 _DDP_BLOCK = 250 * 2**20  # bytes that DDP sends at once while it compares the ranks
 
 
@@ -82,8 +84,8 @@ def _start(
     from_nothing = not config.variant.parents.get(config.stage.name) and config.init_from is None
     if isinstance(engine, FSDP2):  # rows of each tensor in turn; then whole tensors are gathered to be hashed
         share = whole * engine.replicas / ranks if on_cpu else 0.0
-        new_encoder = model.speech_input is not None and from_nothing
-        encoder = sum(p.numel() for p in model.speech_input.encoder.parameters()) if new_encoder else 0  # type: ignore[union-attr]
+        new = None if model.speech_input is None or not from_nothing else model.speech_input.encoder
+        encoder = 0 if new is None else sum(p.numel() for p in new.parameters())
         return share + max(2.0 * parameter * largest, float(FLOAT * encoder))
     if from_nothing and config.model.pretrained is None:
         whole = float(FLOAT * total)  # drawn in float32
@@ -103,7 +105,7 @@ def _adapters(model: SpeechLM) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
 
 
-def engines(config: TrainConfig) -> list[tuple[str, TrainConfig]]:
+def engines(config: _Config) -> list[tuple[str, _Config]]:
     """The same stage under engines that share more and more, and how each is chosen."""
     kinds: dict[str, tuple[str, EngineSettings]] = {
         "trainer=ddp": ("ddp", DDP()),
