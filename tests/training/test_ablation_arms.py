@@ -13,6 +13,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.sweeps import ablation
 from vita_audio_pl.sweeps.ablation import Arm, train_arm
 from vita_audio_pl.sweeps.sweep import Sweep
+from vita_audio_pl.training.run_folder.layout import StageFolder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.settings import TrainConfig
 
@@ -59,6 +60,19 @@ def test_a_stage_on_pairs_does_not_take_the_shards_of_the_others(tmp_path, monke
         for stage in ("sft", "dpo"):
             ablation._stage(arm, stage, words, "world", lambda config: setattr(config.data, "shards", "pairs"))
     assert used == {"sft": "world", "dpo": "pairs"}
+
+
+def test_an_arm_that_is_stopped_before_its_stage_begins_leaves_a_folder_that_the_stage_can_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "content_hash", lambda config: "h")
+    monkeypatch.setattr(ablation.Cost, "run", lambda self, command: 143)
+    words = ["experiment=objective", f"paths.runs={tmp_path}"]
+    arm = Arm.of(composed(*words), words, AXES)
+    register_schema("train", TrainConfig)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)), pytest.raises(UserError):
+        ablation._stage(arm, "align", words, "world", lambda config: None)
+    folder = StageFolder(tmp_path / ablation.SHARED / "align-h")
+    with folder.held("stage 'align'"):
+        folder.open({"format": 3}, False, "one")  # refuses a folder that holds anything else
 
 
 def test_an_evaluation_is_made_again_where_bench_judge_or_weights_have_changed(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.processes import check_status, run_command
 from vita_audio_pl.storage.files import write_json
 from vita_audio_pl.storage.lease import hold
+from vita_audio_pl.storage.owned import MARK
 from vita_audio_pl.storage.secrets import without_credentials
 from vita_audio_pl.sweeps.chain import COMMAND
 from vita_audio_pl.sweeps.sweep import Sweep
@@ -221,7 +222,8 @@ def _stage(
         else:
             made_by = arm.run_name
             status = cost.run([sys.executable, *COMMAND, *overrides, f"stage={stage}"])
-            write_json(shared.root / COST, {"format": 1, **asdict(cost), "made_by": made_by})
+            if (shared.root / MARK).exists():  # a stage that ended before it took its folder has to find it empty again
+                write_json(shared.root / COST, {"format": 1, **asdict(cost), "made_by": made_by})
             check_status(status, f"stage '{stage}' of {arm.run_name}")
     return {
         "stage": stage,
