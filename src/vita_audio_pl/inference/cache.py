@@ -78,7 +78,7 @@ class Cache:
             targets = self.memory[layers.start : layers.stop, :, span.slot, :, span.start : span.stop].unbind(0)
 
             def write(number: int, key_value: Tensor) -> None:
-                targets[number].copy_(key_value.unflatten(1, (2, -1)).permute(1, 2, 0, 3))
+                targets[number].copy_(key_value.view(span.length, 2, -1, key_value.shape[2]).permute(1, 2, 0, 3))
 
             return write
         places = self.places(rows)
@@ -122,11 +122,28 @@ class Cache:
     def keep_hidden(self, level: int, rows: Rows, hidden: Tensor) -> None:
         """Store the outputs `hidden: (rows.total, hidden_size)` of predictor `level` (0: backbone, k + 1: head k)."""
         if level < self.hidden.shape[0]:
-            self.hidden[level].index_copy_(0, self._window_rows(rows, 0), hidden)
+            together = self._window_slice(rows, 0)
+            if together is not None:
+                self.hidden[level, together].copy_(hidden)
+            else:
+                self.hidden[level].index_copy_(0, self._window_rows(rows, 0), hidden)
 
     def previous_hidden(self, level: int, rows: Rows, back: int = 1) -> Tensor:
         """Outputs of predictor `level` `back` positions before each of `rows`: `(rows.total, hidden_size)`."""
+        together = self._window_slice(rows, back)
+        if together is not None:
+            return self.hidden[level, together]
         return self.hidden[level].index_select(0, self._window_rows(rows, back))
+
+    def _window_slice(self, rows: Rows, back: int) -> slice | None:
+        """The same rows as `_window_rows`, where they follow one another."""
+        if not rows.alone:
+            return None
+        [span] = rows.spans
+        first = (span.start - back) % self.window
+        if first + span.length > self.window:
+            return None
+        return slice(span.slot * self.window + first, span.slot * self.window + first + span.length)
 
     def _window_rows(self, rows: Rows, back: int) -> Tensor:
         out: Tensor = rows.slot_numbers * self.window + (rows.positions - back) % self.window

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+
+_FEW = 16
+"""Rows of one sequence, at most, whose mask is a view of a stored one."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,35 @@ class Rows:
         self.width = max(span.length for span in self.spans)
         self.dense = self.total == self.slots * self.width
         self._groups, self._device, self._dtype = groups, device, dtype
+        self._ids = ids
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """`(3, total)`: ids, slot_numbers and positions, in one transfer."""
         slot_numbers = [span.slot for span in self.spans for _ in range(span.length)]
         positions = [p for span in self.spans for p in range(span.start, span.stop)]
-        self.numbers = torch.tensor((ids, slot_numbers, positions), device=device)
-        self.ids, self.slot_numbers, self.positions = self.numbers
+        return torch.tensor((self._ids, slot_numbers, positions), device=self._device)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        return torch.tensor(self._ids) if self.alone else self.numbers[0]
+
+    @cached_property
+    def slot_numbers(self) -> Tensor:
+        return self.numbers[1]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return self.numbers[2]
+
+    @property
+    def alone(self) -> bool:
+        """Whether slices of tables replace index tensors, each of which costs as much as a small product on a CPU."""
+        return self.in_one_piece and self._device.type == "cpu"
+
+    def of_table(self, table: Tensor) -> Tensor:
+        """Rows of `table` for the positions; a view where they follow one another."""
+        return table[self.spans[0].start : self.spans[0].stop] if self.alone else table.index_select(0, self.positions)
 
     @property
     def sees_all(self) -> bool:
@@ -101,6 +129,12 @@ class Rows:
         """Additive attention mask `(slots or 1, 1, groups * width, keys)`; None if every row attends to every key."""
         if self.sees_all:
             return None
+        n_keys = self.last_key - self.first_key
+        if self.alone and self.width <= _FEW:
+            whole = _stored_mask(1 << n_keys.bit_length(), self._dtype)
+            end = whole.shape[1] - _FEW + self.width
+            part = whole[: self.width, end - n_keys : end].expand(self._groups, -1, -1)
+            return part.reshape(1, 1, self._groups * self.width, n_keys)
         last_seen = self.positions[:, None] if self.into_grid is None else self.positions[self.into_grid, None]
         keys = torch.arange(self.first_key, self.last_key, device=self._device)
         mask = torch.zeros(last_seen.shape[0], keys.shape[0], dtype=self._dtype, device=self._device)
@@ -116,3 +150,10 @@ class Rows:
             at += span.length
             ends.append(at - 1)
         return ends
+
+
+@lru_cache(maxsize=8)
+def _stored_mask(keys: int, dtype: torch.dtype) -> Tensor:
+    """`(_FEW, keys + _FEW)`: row i attends to the first `keys + 1 + i` keys, so the last rows of any context have a slice of it."""
+    with torch.inference_mode(False):
+        return torch.full((_FEW, keys + _FEW), float("-inf"), dtype=dtype).triu_(keys + 1)

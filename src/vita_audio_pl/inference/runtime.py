@@ -206,7 +206,7 @@ class Runtime:
         layers = (
             range(self.n_layers) if predictor == 0 else range(self.n_layers + predictor - 1, self.n_layers + predictor)
         )
-        turns = tuple(table.index_select(0, rows.positions)[:, None] for table in self.turns)
+        turns = tuple(rows.of_table(table)[:, None] for table in self.turns)
         at = _Places(rows, turns, cache.store(rows, layers), *cache.seen(rows, layers))
         hidden = F.embedding(rows.ids, self.embedding)
         if head is None:
@@ -272,7 +272,7 @@ class Runtime:
         query = query.reshape(slots, width, self.key_heads, self.groups, self.head_size)
         query = query.permute(0, 2, 3, 1, 4).reshape(slots, self.key_heads, self.groups * width, self.head_size)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
-        out = out.unflatten(2, (self.groups, width)).permute(0, 3, 1, 2, 4).reshape(slots * width, -1)
+        out = out.view(slots, self.key_heads, self.groups, width, self.head_size).permute(0, 3, 1, 2, 4).reshape(slots * width, -1)
         result: Tensor = out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
         return result
 
@@ -306,7 +306,7 @@ def rotate_(query_key: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 def rotate_pairs_(query_key: Tensor, turns: Tensor) -> None:
     """The same for heads whose halves are interleaved: neighbours are the real and imaginary part of a number."""
-    torch.view_as_complex(query_key.unflatten(2, (-1, 2))).mul_(turns)
+    torch.view_as_complex(query_key.view(*query_key.shape[:2], -1, 2)).mul_(turns)
 
 
 def gated(gate_up: Tensor) -> Tensor:
