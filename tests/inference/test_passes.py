@@ -46,7 +46,9 @@ def imitated_graphs(monkeypatch):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("spans", [[Span(0, 0, 9)], [Span(1, 13, 17)], [Span(0, 4, 5), Span(1, 7, 8)], [Span(1, 3, 6), Span(2, 8, 11)]])
+@pytest.mark.parametrize(
+    "spans", [[Span(0, 0, 9)], [Span(1, 13, 17)], [Span(0, 4, 5), Span(1, 7, 8)], [Span(1, 3, 6), Span(2, 8, 11)]]
+)
 def test_a_rounded_up_context_changes_nothing(runtime, prompts, spans):
     results = []
     for wrap in (lambda rows, cache: rows, lambda rows, cache: StaticRows(rows, 40).fresh()):

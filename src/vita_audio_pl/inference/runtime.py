@@ -272,7 +272,11 @@ class Runtime:
         query = query.reshape(slots, width, self.key_heads, self.groups, self.head_size)
         query = query.permute(0, 2, 3, 1, 4).reshape(slots, self.key_heads, self.groups * width, self.head_size)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
-        out = out.view(slots, self.key_heads, self.groups, width, self.head_size).permute(0, 3, 1, 2, 4).reshape(slots * width, -1)
+        out = (
+            out.view(slots, self.key_heads, self.groups, width, self.head_size)
+            .permute(0, 3, 1, 2, 4)
+            .reshape(slots * width, -1)
+        )
         result: Tensor = out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
         return result
 
