@@ -1,14 +1,16 @@
 """Ranks that shard a model read their own rows of what it starts from, and start from the same bits as one process."""
 
 import os
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
 from ranks import run_ranks
-from start_memory import own, watch
+from start_memory import watch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config
@@ -21,6 +23,11 @@ from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.training.stage.sharded_start import ShardedStart
 from vita_audio_pl.training.stage.starting_model import starting_model
+
+
+def private() -> int:
+    """Bytes that this process has written to since it was forked."""
+    return int(re.findall(r"Private_Dirty:\s*(\d+) kB", Path("/proc/self/smaps_rollup").read_text())[0]) << 10
 
 
 def backbone(tied: bool, vocabulary: int, kind=Qwen2Config, **sizes: int) -> Qwen2Config | Qwen3Config:
@@ -131,9 +138,9 @@ def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, start_of, tm
         given += ["model.num_key_value_heads=2", "model.tie_word_embeddings=true"]
 
     def start(rank: int) -> float:
-        before = own()
+        before = private()
         most = [before]
-        threading.Thread(target=watch, args=(most,), daemon=True).start()
+        threading.Thread(target=watch, args=(most, private), daemon=True).start()
         vocabulary = SimpleNamespace(size=words, pad=0, im_end=1)
         devices = (
             "trainer=fsdp2",
@@ -146,7 +153,7 @@ def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, start_of, tm
         mesh = SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (ranks,))})
         config.trainer.engine.build(config.trainer).shard(found.model, mesh)
         found.fill(torch.device("cpu"))
-        return (max(*most, own()) - before) / copy
+        return (max(*most, private()) - before) / copy
 
     shares = run_ranks(start, tmp_path / "ranks", ranks)
     print(f"{precision}, {start_of}, {ranks} ranks: {max(shares):.2f} times a bfloat16 copy of {copy / 2**30:.2f} GiB")

@@ -101,7 +101,8 @@ def test_a_start_does_not_take_the_weights_twice_and_plans_foresee_the_rest(engi
             )
             assert took["built"] <= 1.25 * size
             assert planned.start == pytest.approx(took["started"], rel=0.15)
-            assert planned.rank == pytest.approx(most, rel=0.15)
+            # how much of a save waits in memory depends on the disk
+            assert (planned.rank - planned.save) / 1.15 <= most <= 1.15 * planned.rank
         [folder] = {*tmp_path.glob(f"runs/*/{stage}")} - {tmp_path / "runs" / "tiny" / stage}
         parts = [path.stat().st_size for path in folder.glob("checkpoints/step-00000003.ckpt/part-*.safetensors")]
         assert len(parts) == ranks and max(parts) == pytest.approx(planned.written, rel=0.01)

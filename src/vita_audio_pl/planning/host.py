@@ -93,11 +93,7 @@ def _start(
         return parameter * total + min(parameter * float(total), _DDP_BLOCK)
     if isinstance(engine, DeepSpeed):
         held = HALF if config.trainer.precision != "32-true" else FLOAT
-        flattened = held * float(
-            total + trained
-        )  # all weights and a flat copy, on the device, or here if that has no room
-        partition = FLOAT * trained / ranks if on_cpu else 0.0
-        return max(whole, flattened + partition)
+        return max(whole, held * float(total + trained))  # a flat copy, on the device, or here if that has no room
     return whole
 
 
