@@ -30,7 +30,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.demo
-	$(PIP) install -c constraints.txt -e '.[eval,dev,deepspeed,sweep,lora,corpora,ray,dashboard,remote,serve]'
+	$(PIP) install -c constraints.txt -e '.[eval,dev,deepspeed,sweep,lora,quantize,corpora,ray,dashboard,remote,serve]'
 	@touch $@
 
 demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure them, write one HTML page (about 15 minutes on 2 cores)

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from vita_audio_pl.config.command import CommandConfig
+from vita_audio_pl.config.decoding import QUANTIZE, QUANTIZE_MEANING
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.config.fields import setting
 
@@ -33,6 +34,7 @@ class ExportConfig(CommandConfig):
         choices=("float32", "bfloat16", "float16"),
         common=True,
     )
+    quantize: str | None = setting(None, f"{QUANTIZE_MEANING}; for format=released", choices=QUANTIZE, common=True)
     codec_folder: str | None = setting(
         None, "folder of the audio codec; null = the one in the model folder, if any", exists=True
     )
@@ -62,9 +64,11 @@ def export(config: ExportConfig) -> None:
         dtype=dtype,
         max_shard_bytes=limit,
         codec_folder=config.codec_folder,
+        quantize=config.quantize,
     )
     (target / "README.md").write_text(model_card(source, target, config.format, config.licence), encoding="utf-8")
-    print(f"{config.target}: {config.source} in the {config.format} layout")
+    held = "" if config.quantize is None else f", its weights in {config.quantize}"
+    print(f"{config.target}: {config.source} in the {config.format} layout{held}")
     if config.format == "vllm":
         from vita_audio_pl.models.vllm_export import serve_command
 

@@ -32,6 +32,7 @@ def generate(config: GenerateConfig) -> None:
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
         kernels=config.kernels,
+        quantize=config.quantize,
     )
     if loaded.codec_dir is None and (config.task in SPOKEN_TASKS or config.voice is not None):
         raise UserError(

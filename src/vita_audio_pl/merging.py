@@ -20,6 +20,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import read_model_facts
 from vita_audio_pl.models.families import family_of
 from vita_audio_pl.models.load import open_model
+from vita_audio_pl.models.quantised import refuse_quantised
 from vita_audio_pl.models.released import backbone_dict
 from vita_audio_pl.models.weight_files import WeightFolder, folder_weights, is_finite, is_weights, weights_hash
 from vita_audio_pl.storage.checksums import CHECKSUMS, sum_of_folder, write_checksums
@@ -55,6 +56,7 @@ class _Source:
                 f"{folder} is in the layout for vLLM; merge the model that it was exported from, and export the result"
             )
         model, parts = open_model(folder)
+        refuse_quantised(model, folder, "merged")
         words = read_model_facts(folder)
         facts = {
             "family": family_of(model.config.backbone).model_type,

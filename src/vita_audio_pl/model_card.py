@@ -9,10 +9,11 @@ from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.data.card import card_of
 from vita_audio_pl.data.prepared import Manifest
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.foreign.fields import read_json_if_there
 from vita_audio_pl.models.vllm_export import serve_command
 from vita_audio_pl.reporting.results.files import read_result
 from vita_audio_pl.reporting.tables import markdown, results_table
-from vita_audio_pl.storage.model_folders import read_manifest, run_of
+from vita_audio_pl.storage.model_folders import CONFIG, read_manifest, run_of
 
 _MOST_STAGES = 20
 _TOLD = ("steps", "n_heads", "text_audio_interval_ratio", "decode_pattern")
@@ -93,8 +94,19 @@ def push_to_hub(folder: Path, repository: str, private: bool) -> str:
 
 
 def _use(folder: Path, layout: str) -> list[str]:
+    quantize = read_json_if_there(folder / CONFIG).get("quantize")
     name = folder.resolve().name
     load = f'AutoModelForCausalLM.from_pretrained("{name}")'
+    if quantize:
+        return [
+            "```python",
+            "from vita_audio_pl import load_speech_model  # pip install vita-audio-pl[quantize]",
+            "",
+            f'loaded = load_speech_model("{name}")  # linear layers in {quantize}; transformers does not read them so',
+            "```",
+            "",
+            f'`python -m vita_audio_pl.generate model={name} prompt="..."` answers with text and sound.',
+        ]
     if layout in ("backbone", "vllm"):
         lines = [
             "```python",

@@ -134,6 +134,8 @@ def test_graphs_are_captured_in_the_warm_up_alone(runtime, monkeypatch):
 
 def test_the_command_writes_its_figures(tmp_path):
     protocol = DecodingProtocol(new_tokens=24, modes=["vanilla", "boost"], repetitions=1, first_chunks=1, sessions=[1])
+    pytest.importorskip("torchao")
+    protocol.quantize = ["int8"]
     screen = io.StringIO()
     run_decoding_benchmark(
         protocol, TINY, device="cpu", dtype=torch.float32, folder=tmp_path, console=Console(file=screen, width=200)
@@ -142,6 +144,10 @@ def test_the_command_writes_its_figures(tmp_path):
     labels = [row["label"] for row in record["results"]]
     assert labels[0] == "vanilla" and labels[-1] == "transformers" and "boost verify=greedy none accepted" in labels
     assert record["results"][0]["times_vanilla"] == 1.0 and record["results"][-1]["times_transformers"] == 1.0
+    assert "boost verify=greedy none accepted int8" in labels and "vanilla int8" in labels
+    assert (
+        record["about"]["memory_quantised"]["int8"]["held_mib"] > 0 and "boost x1, int8" in record["about"]["kernels"]
+    )
     assert record["about"]["memory"]["weights_mib"] > 0 and "boost verified x1, auto" in record["about"]["kernels"]
     assert (tmp_path / "decoding.png").stat().st_size > 1000
     assert "boost verify=greedy" in (tmp_path / "decoding.md").read_text() and "tokens/s" in screen.getvalue()

@@ -17,6 +17,7 @@ from vita_audio_pl.evaluation.scores.compare import compare_modes, compare_resul
 from vita_audio_pl.evaluation.scores.normalisers import plain
 from vita_audio_pl.evaluation.scores.scoring import Scoring
 from vita_audio_pl.reporting.results.files import read_result
+from vita_audio_pl.reporting.tables import comparison_sentences
 
 VANILLA = Decoding("vanilla", (8192, 0))
 
@@ -90,6 +91,39 @@ def test_two_models_may_be_compared_and_the_difference_is_stated(tmp_path):
     one, two = made(tmp_path), made(tmp_path, Stammering, model="n", limit=10)
     found = compare_results(one, two)
     assert found["utterances"] == 10 and "model_digest" in found["differs"]
+
+
+class Rounding(SpellingToolbox):
+    """A quantised model: of 10 answers the first writes another code, and each of its drafts costs and earns less."""
+
+    cost, kept = 0.5, 3
+
+    def answer(self, model, decoding, batch_size, items):
+        answers, kernels = super().answer(model, decoding, batch_size, items)
+        told = {"compute_seconds": self.cost, "drafted": 4, "accepted": self.kept}
+        codes = [(9999, *a.codes[1:]) if a.id == "0" and decoding.quantize else a.codes for a in answers]
+        return [replace(a, codes=c, **told) for a, c in zip(answers, codes, strict=True)], kernels
+
+
+class Exact(Rounding):
+    cost, kept = 1.0, 4
+
+
+def test_quantised_weights_make_a_result_of_their_own_and_what_they_changed_is_counted(tmp_path):
+    boost = Decoding("boost", (1, 10, 4, 10), "greedy")
+    exact = made(tmp_path, Exact, decoding=boost, limit=10)
+    small = made(tmp_path, Rounding, decoding=replace(boost, quantize="int8"), limit=10)
+    made(tmp_path, decoding=VANILLA, limit=10)
+    found = compare_results(exact, small)
+    tokens = sum(row["tokens"] for row in read_result(exact / "result.json").utterances)
+    assert found["answers"] == {"changed": 0.1, "edits": found["answers"]["edits"], "seconds": [1.0, 0.5], "acceptance": [1.0, 0.75]}  # fmt: skip
+    assert 0 < found["answers"]["edits"] <= 1 / 10 and tokens > 10
+    assert found["differs"] == ["quantize"] and read_result(small / "result.json").mode == "boost+verify+int8"
+    sentences = " ".join(comparison_sentences(found))
+    assert "sft boost+verify+int8 against sft boost+verify" in sentences and "10.0 % of them changed" in sentences
+    assert "drafts that were kept: 100.0% and 75.0%" in sentences
+    # another baseline would be one of exact weights
+    assert [one["second"]["key"] for one in compare_modes(tmp_path / "bench")] == [found["first"]["key"]]
 
 
 def test_what_cannot_be_compared_is_refused_with_what_differs(tmp_path):

@@ -29,6 +29,7 @@ DECIDING = {
     "constrain": [True, False],
     "sampling": [Sampling(), Sampling(temperature=0.7), Sampling(temperature=0.7, seed=1)],
     "max_new_tokens": [10, 20],
+    "quantize": [None, "int8", "int4"],
     "limit": [None, 1],
     "codec_folder": [None, "m/codec", "other-codec/codec"],
     "encoder_folder": [None, "m/codec", "m/tokenizer"],

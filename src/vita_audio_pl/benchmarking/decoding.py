@@ -40,6 +40,7 @@ class Setting:
     constrained: bool = False
     agreement: float | None = None
     kernels: str = "auto"
+    quantize: str | None = None
 
     @property
     def label(self) -> str:
@@ -52,6 +53,7 @@ class Setting:
             )
         parts += ["constrained"] if self.constrained else []
         parts += [f"kernels={self.kernels}"] if self.kernels != "auto" else []
+        parts += [self.quantize] if self.quantize else []
         return " ".join(parts + ([f"x{self.sessions}"] if self.sessions > 1 else []))
 
 
@@ -228,10 +230,12 @@ def settings_of(protocol: DecodingProtocol, trained: bool = False) -> list[Setti
 
     trained: drafts are the model's own, so that there is no chance to choose.
     """
-    combinations = product(protocol.sessions, protocol.constrain, protocol.kernels, protocol.verify, protocol.modes)
+    held: list[tuple[str, str | None]] = [(kernels, None) for kernels in protocol.kernels]
+    held += [("auto", scheme) for scheme in protocol.quantize]
+    combinations = product(protocol.sessions, protocol.constrain, held, protocol.verify, protocol.modes)
     return [
-        Setting(mode, verify, sessions, constrained, agreement, kernels)
-        for sessions, constrained, kernels, verify, mode in combinations
+        Setting(mode, verify, sessions, constrained, agreement, kernels, quantize)
+        for sessions, constrained, (kernels, quantize), verify, mode in combinations
         if not (mode == "vanilla" and verify != "none")
         for agreement in ([None] if trained or verify == "none" else protocol.agreements)
     ]

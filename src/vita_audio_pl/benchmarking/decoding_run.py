@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.devices import processor, require_device
+from vita_audio_pl.models.quantised import quantise
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.storage.owned import Kind, Owned
 
@@ -69,10 +71,11 @@ def run_decoding_benchmark(
     write_decoding(rows, about, folder)
     console.print(decoding_table(rows, f"decoding: {name}, {about['dtype']} on {about['device']}"))
     if "memory" in more:
-        kept = more["memory"]
-        console.print(
-            f"memory: {kept['held_mib']:.0f} MiB for {kept['weights_mib']:.0f} MiB of weights, {kept['times']:.2f} times"
-        )
+        for name, kept in {"": more["memory"], **more["memory_quantised"]}.items():
+            console.print(
+                f"memory: {kept['held_mib']:.0f} MiB for {kept['weights_mib']:.0f} MiB of weights, {kept['times']:.2f} times"
+                + (f", in {name}" if name else "")
+            )
     console.print(f"figures in {folder}")
 
 
@@ -81,10 +84,11 @@ def _trained(
 ) -> tuple[str, list[Measurement]]:
     if protocol.samples is None:
         raise UserError("a trained model is measured on prompts: give decoding.samples=FILE.jsonl")
-    loaded = load_speech_model(str(protocol.model_folder), device=where, dtype=dtype)
+    load = partial(load_speech_model, str(protocol.model_folder), device=where, dtype=dtype)
+    loaded, quantised = load(), {quantize: load(quantize=quantize) for quantize in protocol.quantize}
     codec = load_codec(protocol.codec) if protocol.codec else codec_of(loaded)
     questions = read_questions(Path(protocol.samples), protocol.limit, loaded, codec)
-    measured = benchmark_trained(loaded, codec, questions, protocol, progress=progress)
+    measured = benchmark_trained(loaded, codec, questions, protocol, quantised=quantised, progress=progress)
     return f"{protocol.model_folder}, {len(questions)} questions", measured
 
 
@@ -102,8 +106,11 @@ def _random(
         return random_model(size, positions, where, dtype).eval().requires_grad_(False)
 
     progress("memory")
-    about = {"memory": _memory_of_runtime(make)} if where.type == "cpu" else {}
-    runtimes = Runtimes(make(), protocol)
+    about: dict[str, Any] = {}
+    if where.type == "cpu":
+        about["memory"] = _memory_of_runtime(make)
+        about["memory_quantised"] = {quantize: _memory_of_runtime(make, quantize) for quantize in protocol.quantize}
+    runtimes = Runtimes(make, protocol)
     beside = TransformersLoop(size, protocol, where, dtype) if protocol.transformers else None
     measured = benchmark_decoding(runtimes, protocol, size, codec=codec, beside=beside, progress=progress)
     name = f"hidden {size.hidden_size}, {size.layers} layers, vocabulary {size.vocabulary}, random weights"
@@ -113,33 +120,44 @@ def _random(
 class Runtimes:
     """A runtime for each mode, with the kernels that are quickest for it; modes with the same choices share one."""
 
-    def __init__(self, model: SpeechLM, protocol: DecodingProtocol):
-        self._model, self._protocol = model, protocol
-        self._made: dict[tuple[str, str, bool, int], Runtime] = {}
+    def __init__(self, make: Callable[[], SpeechLM], protocol: DecodingProtocol):
+        self._models: dict[str | None, SpeechLM] = {None: make()}
+        for quantize in protocol.quantize:
+            quantise(model := make(), quantize)
+            self._models[quantize] = model
+        self._protocol = protocol
+        self._made: dict[tuple[str | None, str, str, bool, int], Runtime] = {}
 
     def __call__(self, setting: Setting) -> Runtime:
-        key = (setting.kernels, setting.mode, setting.verify != "none", setting.sessions)
+        key = (setting.quantize, setting.kernels, setting.mode, setting.verify != "none", setting.sessions)
         if key not in self._made:
             serving = Serving(DecodePattern.of(setting.mode), setting.verify != "none", setting.sessions)
-            made = Runtime(self._model, kernels=Kernels(setting.kernels, [serving]), compile=self._protocol.compile)
-            same = [other for other in self._made.values() if other.kernels.plans == made.kernels.plans]
+            model, kernels = self._models[setting.quantize], Kernels(setting.kernels, [serving])
+            made = Runtime(model, kernels=kernels, compile=self._protocol.compile)
+            same = [
+                other
+                for other in self._made.values()
+                if (other.quantize, other.kernels.plans) == (made.quantize, made.kernels.plans)
+            ]
             self._made[key] = same[0] if same else made
         return self._made[key]
 
     def records(self) -> dict[str, Any]:
         """What was chosen for each."""
         return {
-            f"{mode}{' verified' if verified else ''} x{sessions}, {kernels}": runtime.kernels.record()
-            for (kernels, mode, verified, sessions), runtime in self._made.items()
+            f"{mode}{' verified' if verified else ''} x{sessions}, {quantize or kernels}": runtime.kernels.record()
+            for (quantize, kernels, mode, verified, sessions), runtime in self._made.items()
         }
 
 
-def _memory_of_runtime(make: Callable[[], SpeechLM]) -> dict[str, float]:
-    """What a process holds more for a model that is ready to decode, beside the size of its weights; MiB."""
+def _memory_of_runtime(make: Callable[[], SpeechLM], quantize: str | None = None) -> dict[str, float]:
+    """What a process holds more for a model that is ready to decode, beside the size of its exact weights; MiB."""
     Kernels().plan("backbone", 256, 256, 1)  # what measuring needs is not what decoding holds
     before = process_memory("VmRSS")
     model = make()
     weights = sum(parameter.nbytes for parameter in model.parameters())
+    if quantize is not None:
+        quantise(model, quantize)
     runtime = Runtime(model, release=True)
     held = process_memory("VmRSS") - before
     del runtime, model

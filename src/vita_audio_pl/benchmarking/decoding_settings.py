@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vita_audio_pl.benchmarking.sizes import ModelSize
-from vita_audio_pl.config.decoding import VERIFY_MODES
+from vita_audio_pl.config.decoding import QUANTIZE, VERIFY_MODES
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
@@ -35,6 +35,7 @@ class DecodingProtocol:
     kernels: list[str] = setting(
         ["auto"], "layouts of matrices in float32 on a CPU, each measured; auto = the quickest here for each mode"
     )
+    quantize: list[str] = setting([], "also measure with weights held so: int8, int8_dynamic, int4", choices=QUANTIZE)
     modes: list[str] = setting(
         ["vanilla", "balance", "boost", "turbo"], "decoding modes, each measured with all settings below"
     )

@@ -1,7 +1,7 @@
 """The decoding benchmark with a trained model: real prompts, real answers, real drafts, the model's own codec."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,21 +68,29 @@ def benchmark_trained(
     questions: list[Question],
     protocol: DecodingProtocol,
     *,
+    quantised: Mapping[str, LoadedModel] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Measurement]:
-    """Measures every setting of the protocol on the questions, as many at a time as the setting has sessions."""
+    """Measures every setting of the protocol on the questions, as many at a time as the setting has sessions.
+
+    quantised: the model in each of the schemes of `protocol.quantize`.
+    """
+    held: dict[str | None, LoadedModel] = {None: loaded, **(quantised or {})}
     vocabulary = loaded.vocabulary
+    kinds: list[tuple[str, str | None]] = [(name, None) for name in protocol.kernels]
+    kinds += [("auto", scheme) for scheme in protocol.quantize]
     runtimes = {
-        name: Runtime(loaded.model, kernels=name, compile=protocol.compile) for name in dict.fromkeys(protocol.kernels)
+        (name, scheme): Runtime(held[scheme].model, kernels=name, compile=protocol.compile)
+        for name, scheme in dict.fromkeys(kinds)
     }
-    runtime = runtimes[protocol.kernels[0]]
+    runtime = runtimes[kinds[0]]
     markers = SpanConstraint.of(vocabulary)
     measured = {setting: Measurement(setting) for setting in settings_of(protocol, trained=True)}
     capacity = max(len(question.ids) for question in questions) + protocol.new_tokens
     clock = clock_of(runtime.device)
     decoders = {
-        (name, n): Decoder(made, slots=n, capacity=capacity, graphs=protocol.graphs, clock=clock)
-        for name, made in runtimes.items()
+        (kind, n): Decoder(made, slots=n, capacity=capacity, graphs=protocol.graphs, clock=clock)
+        for kind, made in runtimes.items()
         for n in protocol.sessions
     }
     for repetition in range(-1, protocol.repetitions):
@@ -100,7 +108,7 @@ def benchmark_trained(
             for start in range(0, len(asked), setting.sessions):
                 batch = asked[start : start + setting.sessions]
                 run_sessions(
-                    decoders[setting.kernels, setting.sessions],
+                    decoders[(setting.kernels, setting.quantize), setting.sessions],
                     [question.ids for question in batch],
                     options,
                     markers,

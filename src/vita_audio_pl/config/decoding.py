@@ -1,6 +1,8 @@
 """How answers are decoded: the settings that every command which asks a model shares, declared once, here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.config.numbers import finite_number, whole_number
@@ -8,15 +10,29 @@ from vita_audio_pl.errors import UserError
 
 VERIFY_MODES = ("none", "greedy", "sample", "groups")
 VERIFY_MEANING = "none, greedy, sample, or groups, which is looser: whether the backbone verifies drafts"
+QUANTIZE = ("int8", "int8_dynamic", "int4")
+QUANTIZE_MEANING = (
+    "hold the linear layers in int8, int8_dynamic (inputs are rounded too) or int4, by torchao; null = as they are"
+)
 KERNELS = ("auto", "rows", "columns", "packed")
 SLACK = 0.3
 """How loose `groups` is by default."""
 
 
-def decoding_label(mode: str, verify: str, sampled: bool = False) -> str:
-    """Name of a mode as shown: `boost`, `boost+verify` where drafts are checked exactly, `boost+groups`, `boost+sampled`."""
+def decoding_label(mode: str, verify: str, sampled: bool = False, quantize: str | None = None) -> str:
+    """Name of a mode as shown: `boost`, `boost+verify` where drafts are checked exactly, `boost+groups`, `boost+sampled`,
+    `boost+int8` where weights are held in few bits.
+    """
     name = mode if verify == "none" else f"{mode}+{'groups' if verify == 'groups' else 'verify'}"
-    return f"{name}+sampled" if sampled else name
+    name = f"{name}+sampled" if sampled else name
+    return f"{name}+{quantize}" if quantize else name
+
+
+def label_of(result: Mapping[str, Any]) -> str:
+    """`decoding_label` of the facts of a result."""
+    return decoding_label(
+        str(result["mode"]), str(result.get("verify", "none")), "sampling" in result, result.get("quantize")
+    )
 
 
 @dataclass(unsafe_hash=True)
@@ -101,3 +117,10 @@ class DecodingConfig:
         exists=True,
         words=KERNELS,
     )
+
+
+@dataclass
+class WeightsConfig:
+    """How the weights of a model that answers are held."""
+
+    quantize: str | None = setting(None, QUANTIZE_MEANING, choices=QUANTIZE)

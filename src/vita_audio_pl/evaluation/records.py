@@ -28,6 +28,7 @@ class Answer:
         head_passes: forward passes of MCTP heads.
         stopped: the closing token came before the token limit.
         failure: why nothing was generated, e.g. an unreadable recording; such answers count as empty.
+        drafted, accepted: drafts that the backbone checked, and those of them that it kept; 0 without verification.
         compute_seconds: cost of generating it: CPU seconds, or elapsed seconds on a GPU; shared between answers decoded
             together in proportion to their tokens. None if not measured.
     """
@@ -40,6 +41,8 @@ class Answer:
     head_passes: int = 0
     stopped: bool = True
     failure: str = ""
+    drafted: int = 0
+    accepted: int = 0
     compute_seconds: float | None = field(default=None, compare=False)
 
     @classmethod

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vita_audio_pl.config.command import CommandConfig
-from vita_audio_pl.config.decoding import VERIFY_MODES, DecodingConfig
+from vita_audio_pl.config.decoding import VERIFY_MODES, DecodingConfig, WeightsConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
@@ -44,7 +44,7 @@ class SuiteConfig:
 
 
 @dataclass
-class EvaluateConfig(DecodingConfig, CommandConfig):
+class EvaluateConfig(WeightsConfig, DecodingConfig, CommandConfig):
     """Settings of `python -m vita_audio_pl.evaluate`."""
 
     bench: BenchConfig = field(default_factory=BenchConfig)

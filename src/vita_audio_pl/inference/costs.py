@@ -31,7 +31,7 @@ def pass_costs(runtime: "Runtime") -> PassCosts:
     shape = (
         f"{runtime.n_layers}+{runtime.n_heads}x{runtime.weights_of_a_layer}, {runtime.vocab_size}x{runtime.hidden_size}"
     )
-    name = f"{shape}, {runtime.dtype}, {sizes}" + ("" if runtime.chained else ", parallel heads")
+    name = f"{shape}, {runtime.quantize or runtime.dtype}, {sizes}" + ("" if runtime.chained else ", parallel heads")
     return runtime.kernels.costs(name, lambda: measure_passes(runtime))
 
 

@@ -30,6 +30,7 @@ def export_model(
     max_shard_bytes: int = 5 * 10**9,
     codec_folder: Path | str | None = None,
     runs: Path | str = "runs",
+    quantize: str | None = None,
 ) -> None:
     """Write the model `source`, in any layout, to the new folder `target`.
 
@@ -42,18 +43,24 @@ def export_model(
         dtype: dtype to convert to; None keeps the source's.
         codec_folder: folder of the audio codec; None uses the source's own, if it has one.
         runs: folder of runs, to find runs by name.
+        quantize: hold the linear layers in few bits, see `models.quantised`; only this package reads them so.
 
     Raises:
-        UserError: an unknown layout, one without the model's form of heads, an inconsistent source, or a target that exists.
+        UserError: an unknown layout, one without the model's form of heads, one for others than this package with quantised
+            weights, an inconsistent source, or a target that exists.
     """
     if layout not in LAYOUTS:
         raise UserError(f"format is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
+    if quantize is not None:
+        _only_for_us(layout)
     source, target = find_model(source, runs), Path(target)
     if os.path.lexists(target):
         raise UserError(f"{target} is there already; give a folder that is not, or move it away")
     verify_model_files(source)
     with atomic_folder(target, "exported model", marked=False) as aside:
-        loaded = load_speech_model(source, dtype=dtype, codec_folder=codec_folder)
+        loaded = load_speech_model(source, dtype=dtype, codec_folder=codec_folder, quantize=quantize)
+        if loaded.model.config.quantize is not None:
+            _only_for_us(layout)
         model, pattern, words = loaded.model, loaded.pattern.runs, loaded.vocabulary
         if layout != "backbone" and model.config.heads != "mctp":
             raise UserError(
@@ -72,6 +79,14 @@ def export_model(
         if (source / "manifest.json").is_file():
             shutil.copy(source / "manifest.json", aside / "manifest.json")
         write_checksums(aside, sum_of_folder(aside))
+
+
+def _only_for_us(layout: str) -> None:
+    if layout != "released":
+        raise UserError(
+            f"format={layout} is for transformers and vLLM, which do not read weights that this package has quantised: export "
+            "exact ones, and let these quantise as they load (transformers: TorchAoConfig, vLLM: --quantization)"
+        )
 
 
 def spell_out(path: Path, vocabulary: Vocabulary) -> None:

@@ -1,6 +1,8 @@
 """The model's layers as decoding uses them: fused matrices, laid out for this machine, moved or shared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,11 @@ from torch import Tensor, nn
 
 from vita_audio_pl.inference.kernels import Kernels
 from vita_audio_pl.inference.products import PLAIN, PlannedProduct, Product, can_lay_out
+from vita_audio_pl.inference.quantised_products import Numbers, quantised_product
 from vita_audio_pl.models.families import DecoderLayer, RMSNorm, head_norms
 from vita_audio_pl.models.heads import Head as TrainedHead
 from vita_audio_pl.models.mctp import MCTPBlock
+from vita_audio_pl.models.quantised import QuantisedLinear
 
 
 class Norm:
@@ -62,15 +66,41 @@ def _with_norm(weight: Tensor, norm: RMSNorm) -> Tensor:
     return weight * (scale * scale.shape[-1] ** 0.5) if _is_folded(scale) else weight
 
 
+def folds(layer: nn.Module) -> bool:
+    """Whether a norm's weights may be folded into the matrix of a layer: quantised ones are what they were rounded to."""
+    return not isinstance(layer, QuantisedLinear)
+
+
 class Weights:
     """Lays matrices out as `Kernels` chose, and removes them from the model if it is not needed any more."""
 
-    def __init__(self, kernels: Kernels, n_heads: int, paired: int | None, release: bool):
-        self.kernels, self.n_heads, self.paired, self._release = kernels, n_heads, paired, release
+    def __init__(self, kernels: Kernels, n_heads: int, paired: int | None, release: bool, dtype: torch.dtype):
+        self.kernels, self.n_heads, self.paired, self._release, self.dtype = kernels, n_heads, paired, release, dtype
 
     def product(self, part: str, weight: Tensor, bias: Tensor | None = None) -> PlannedProduct:
         plan = self.kernels.plan(part, weight.shape[0], weight.shape[1], self.n_heads) if can_lay_out(weight) else PLAIN
         return PlannedProduct(weight, bias, plan)
+
+    def joined(self, part: str, linears: Sequence[nn.Linear], norm: RMSNorm | None = None, turned: int = 0) -> Product:
+        """The product with the weights of several layers, one below the other.
+
+        norm: whose weights are folded in, where they can be (see `folds`); turned: number of the first layers whose
+        outputs are interleaved.
+        """
+
+        def stacked(name: str) -> Tensor:
+            tensors = [cast(Tensor, getattr(linear, name)).detach() for linear in linears]
+            tensors[:turned] = map(self.interleaved, tensors[:turned])
+            return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+        bias = None if linears[-1].bias is None else stacked("bias")
+        first: nn.Module = linears[0]
+        if isinstance(first, QuantisedLinear):
+            zeros = None if first.zeros is None else stacked("zeros")
+            held = Numbers(first.scheme, stacked("numbers"), stacked("scales"), zeros)
+            return quantised_product(held, bias, self.dtype)
+        weight = stacked("weight")
+        return self.product(part, weight if norm is None else _with_norm(weight, norm), bias)
 
     def interleaved(self, tensor: Tensor) -> Tensor:
         """A weight, bias or norm of queries or keys, with the halves of each head's outputs interleaved if required.
@@ -107,28 +137,22 @@ class Layer:
         """part: `backbone` or `heads`."""
         attention, mlp = layer.self_attn, layer.mlp
         turned = attention.q_proj, attention.k_proj
-        qkv_weight = torch.cat(
-            [*(laid.interleaved(p.weight.detach()) for p in turned), attention.v_proj.weight.detach()]
-        )
-        qkv_bias, head_norm = None, None
-        if attention.v_proj.bias is not None:
-            qkv_bias = torch.cat([*(laid.interleaved(p.bias.detach()) for p in turned), attention.v_proj.bias.detach()])
-        norms = head_norms(layer)
+        folded = folds(attention.v_proj)
+        norms, head_norm = head_norms(layer), None
         if norms is not None:
             weights = [
                 laid.interleaved(norm.weight.detach()).expand(projection.out_features // attention.head_dim, -1)
                 for norm, projection in zip(norms, turned, strict=True)
             ]
             head_norm = HeadNorm(torch.cat(weights), norms[0].variance_epsilon)
-        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
         made = cls(
-            Norm(layer.input_layernorm, folded=True),
-            laid.product(part, _with_norm(qkv_weight, layer.input_layernorm), qkv_bias),
+            Norm(layer.input_layernorm, folded),
+            laid.joined(part, [*turned, attention.v_proj], layer.input_layernorm, turned=2),
             head_norm,
-            laid.product(part, attention.o_proj.weight, attention.o_proj.bias),
-            Norm(layer.post_attention_layernorm, folded=True),
-            laid.product(part, _with_norm(gate_up, layer.post_attention_layernorm)),
-            laid.product(part, mlp.down_proj.weight),
+            laid.joined(part, [attention.o_proj]),
+            Norm(layer.post_attention_layernorm, folded),
+            laid.joined(part, [mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm),
+            laid.joined(part, [mlp.down_proj]),
         )
         laid.taken(layer)
         return made
@@ -145,12 +169,14 @@ class Head:
 
     @classmethod
     def of(cls, block: MCTPBlock, laid: Weights) -> "Head":
-        embedded, hidden = block.proj.weight.detach().chunk(2, dim=1)
-        join = torch.cat((_with_norm(embedded, block.embed_norm), _with_norm(hidden, block.hidden_norm)), dim=1)
+        folded = folds(block.proj)
+        if folded:
+            embedded, hidden = block.proj.weight.detach().chunk(2, dim=1)
+            both = torch.cat((_with_norm(embedded, block.embed_norm), _with_norm(hidden, block.hidden_norm)), dim=1)
         made = cls(
-            Norm(block.embed_norm, folded=True),
-            Norm(block.hidden_norm, folded=True),
-            laid.product("heads", join),
+            Norm(block.embed_norm, folded),
+            Norm(block.hidden_norm, folded),
+            laid.product("heads", both) if folded else laid.joined("heads", [block.proj]),
             Layer.of(block.layer, "heads", laid),
         )
         laid.taken(block)
@@ -172,6 +198,6 @@ def prepared_head(block: TrainedHead, laid: Weights) -> Head | ParallelHead:
     """A head ready for decoding."""
     if isinstance(block, MCTPBlock):
         return Head.of(block, laid)
-    made = ParallelHead(laid.product("parallel", block.residual.weight))
+    made = ParallelHead(laid.joined("parallel", [block.residual]))
     laid.taken(block)
     return made

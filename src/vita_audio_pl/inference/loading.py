@@ -151,6 +151,7 @@ def load_speech_model(
     encoder_folder: Path | str | None = None,
     runs: Path | str = "runs",
     kernels: str = "auto",
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Load a model by any name that `find_model` accepts: a run, a stage, a model folder, adapters, published weights.
 
@@ -161,13 +162,15 @@ def load_speech_model(
         encoder_folder: folder with the audio encoder's front end (`config.yaml`, `am.mvn`); None likewise.
         runs: folder of runs, to find runs by name.
         kernels: layout of the matrices for decoding; see `Runtime`.
+        quantize: hold the linear layers in few bits, see `models.quantised`; None as the folder has them.
 
     Raises:
         UserError: the folder is missing, incomplete, inconsistent or damaged.
     """
     folder = find_model(folder, runs)
     verify_model_files(folder)
-    model = load_model(folder, dtype=dtype, device=device).eval().requires_grad_(False)  # and verifies the files
+    model = load_model(folder, dtype=dtype, device=device, quantize=quantize)  # and verifies the files
+    model.eval().requires_grad_(False)
     facts = read_model_facts(folder)
     if facts.vocabulary.continuous_input and model.config.context_of_audio is None:
         model.config.context_of_audio = facts.vocabulary.context_of_audio

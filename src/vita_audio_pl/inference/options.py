@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vita_audio_pl.config.command import CommandConfig
-from vita_audio_pl.config.decoding import TASKS, DecodingConfig
+from vita_audio_pl.config.decoding import TASKS, DecodingConfig, WeightsConfig
 from vita_audio_pl.config.fields import setting
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.interleave import DecodePattern
@@ -15,7 +15,7 @@ FIRST_CHUNK = ("verified", "draft")
 
 
 @dataclass
-class InferenceConfig(DecodingConfig, CommandConfig):
+class InferenceConfig(WeightsConfig, DecodingConfig, CommandConfig):
     """Settings of the commands that load one model and answer with it: `generate` and `serve`."""
 
     model: str = setting(

@@ -109,7 +109,10 @@ class Runtime:
             (0, self.query_heads),
             (self.query_heads, 2 * self.key_heads),  # attention heads that are cached
         )
-        self.weights_of_a_layer = sum(p.numel() for p in backbone.layers[0].parameters())
+        self.quantize = model.config.quantize
+        # as if all had the type of the embeddings: what few bits save is saved in time, too
+        held = sum(p.nbytes for p in backbone.layers[0].parameters())
+        self.weights_of_a_layer = held // backbone.embed_tokens.weight.itemsize
         self.max_positions = config.max_position_embeddings
         self.embedding = backbone.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
@@ -119,7 +122,7 @@ class Runtime:
         self._gated = gated
         if compile:
             self._rotate, self._gated = torch.compile(rotate_, dynamic=True), torch.compile(gated, dynamic=True)
-        laid = Weights(self.kernels, self.n_heads, self.head_size if self._pairs else None, release)
+        laid = Weights(self.kernels, self.n_heads, self.head_size if self._pairs else None, release, self.dtype)
         with torch.inference_mode(False), torch.no_grad():
             self.final_norm = Norm(backbone.norm)
             self.layers = [Layer.of(layer, "backbone", laid) for layer in model.backbone_layers]

@@ -39,12 +39,17 @@ class _WithHeads(_Modules):
     """Adds the heads' modules to one of transformers' causal language models; used as a mix-in.
 
     Raises:
-        UserError: the configuration leaves no layer to the backbone.
+        UserError: the configuration leaves no layer to the backbone, or the weights are quantised.
     """
 
     family: ClassVar[Family]
 
     def __init__(self, config: BackboneConfig):
+        if getattr(config, "quantize", None):
+            raise UserError(
+                "transformers does not read weights that this package has quantised: use its own commands or load_speech_model, or "
+                "export without quantize and let transformers quantise (TorchAoConfig)"
+            )
         super().__init__(config)
         self.n_heads = int(getattr(config, HEADS, 0) or 0)
         if self.n_heads >= config.num_hidden_layers:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 
+from vita_audio_pl.config.decoding import QUANTIZE
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
 from vita_audio_pl.models.families import BackboneConfig, Family, family_of, released_family
@@ -116,6 +117,7 @@ def released_config(model: SpeechLM, first_code: int | None = None) -> dict[str,
         "speech_token_offset": first_code,
         "context_of_audio_id": model.config.context_of_audio,
         FORM: None if chained else form,
+        "quantize": model.config.quantize,
     }
     return config | {key: value for key, value in own.items() if value is not None}
 
@@ -263,7 +265,10 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
     backbone = config_from_fields(fields, family, all_layers - among, path)
     place = read.integer("context_of_audio_id", least=0, default=0) if read.has("context_of_audio_id") else None
-    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place, heads=form)
+    quantize = read.text("quantize") if read.has("quantize") else None
+    if quantize is not None and quantize not in QUANTIZE:
+        raise UserError(f"{path}: quantize is {quantize[:40]!r}; it must be one of {', '.join(QUANTIZE)}")
+    return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place, heads=form, quantize=quantize)
 
 
 def head_form(fields: Mapping[str, Any], where: Path | str) -> str:
@@ -289,7 +294,7 @@ def open_released(
     config, weights = read_released_config(folder, attention), WeightFolder(folder)
     config.encoder = encoder_config(Path(folder), weights.shapes(), RELEASED_PREFIX)
     counted = _COUNTED[config.heads]
-    held = sum(key.startswith(f"{counted}.") for key in weights.keys())
+    held = len({key.split(".")[1] for key in weights.keys() if key.startswith(f"{counted}.")})
     if held != config.n_heads:
         raise UserError(
             f"{folder} holds {held} heads ({counted}.*), but its config.json says num_nextn_predict_layers="

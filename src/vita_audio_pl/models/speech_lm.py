@@ -17,6 +17,7 @@ from vita_audio_pl.models.heads import FORMS, HeadStack
 from vita_audio_pl.models.layout import Documents, PackedLayout, to_device
 from vita_audio_pl.models.linear_cross_entropy import RowLosses
 from vita_audio_pl.models.objectives import HeadLosses, Objective, Scored
+from vita_audio_pl.models.quantised import shape_quantised
 from vita_audio_pl.models.rotary import ExactRotaryEmbedding
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_input import SpeechInput
@@ -28,7 +29,8 @@ class SpeechLMConfig:
     """backbone: transformers' configuration of the language model (its `vocab_size` covers text, special and audio
     tokens); n_heads: heads, 0 for none; attention: a kernel of `models.attention`; detach_heads: the heads send no
     gradient into the backbone even where it trains (the Plus variants); encoder: of continuous speech, None without it;
-    context_of_audio: id of the token that stands for one of its states; heads: their form, of `models.heads.FORMS`."""
+    context_of_audio: id of the token that stands for one of its states; heads: their form, of `models.heads.FORMS`;
+    quantize: how the linear layers are held (`models.quantised`), None for as trained."""
 
     backbone: BackboneConfig
     n_heads: int
@@ -37,6 +39,7 @@ class SpeechLMConfig:
     encoder: SenseVoiceConfig | None = None
     context_of_audio: int | None = None
     heads: str = "mctp"
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check_kernel(self.attention)
@@ -93,7 +96,10 @@ class SpeechLM(nn.Module):
     def on_meta(cls, config: SpeechLMConfig) -> "SpeechLM":
         """A model on the meta device; load its weights, then call `materialised`."""
         with torch.device("meta"):
-            return cls(config)
+            model = cls(config)
+            if config.quantize is not None:
+                shape_quantised(model, config.quantize)
+            return model
 
     def materialised(self, device: torch.device | str) -> "SpeechLM":
         """To be called once all weights of a meta model are set: restores ties and the buffers that no file holds."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json, read_json_if_there
 from vita_audio_pl.foreign.weights import open_safetensors
+from vita_audio_pl.models.quantised import is_quantised_part
 from vita_audio_pl.models.tensor_file import LateTensor, file_order, write_tensors
 from vita_audio_pl.storage.checksums import CHECKSUMS, FileSum, read_checksums, sum_of_files, verify
 from vita_audio_pl.storage.owned import lists
@@ -25,6 +26,7 @@ SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 _LARGEST_INDEX = 16 << 20  # bytes
 _TYPES = ("F64", "F32", "F16", "BF16")
+_WHOLE = {torch.int8: "I8", torch.uint8: "U8"}  # of quantised layers
 
 
 class WeightFolder:
@@ -71,19 +73,24 @@ class WeightFolder:
         """Name of the file that holds a tensor."""
         return self._files[key]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self, whole: Mapping[str, torch.dtype] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor; no tensor is read.
 
+        whole: keys of integers, and their types; None allows any key those that quantised layers have.
+
         Raises:
-            UserError: a tensor is not of floating-point numbers.
+            UserError: another tensor is not of floating-point numbers, or one of these not of its type.
         """
         shapes = {}
         for key, file in self._each(self.keys()):
             found = file.get_slice(key)
-            if found.get_dtype() not in _TYPES:
+            allowed = (
+                (*_TYPES, *_WHOLE.values()) if whole is None else (_WHOLE[whole[key]],) if key in whole else _TYPES
+            )
+            if found.get_dtype() not in allowed:
                 raise UserError(
                     f"the tensor '{key[:80]}' in {self.folder / self._files[key]} has type {found.get_dtype()}; weights have "
-                    f"{', '.join(_TYPES)}"
+                    f"{', '.join(_TYPES if whole is None else allowed)}"
                 )
             shapes[key] = tuple(found.get_shape())
         return shapes
@@ -211,7 +218,8 @@ def check_fit(module: nn.Module, folder: WeightFolder, names: dict[str, str]) ->
     Raises:
         UserError: a key is missing or not known, or a shape differs.
     """
-    shapes = folder.shapes()
+    types = {key: module.get_parameter(name).dtype for key, name in names.items()}
+    shapes = folder.shapes({key: dtype for key, dtype in types.items() if dtype in _WHOLE})
     missing, extra = sorted(names.keys() - shapes.keys()), sorted(shapes.keys() - names.keys())
     if missing or extra:
         said = [f"{what} {_some(keys)}" for what, keys in (("lacks", missing), ("has, unexpectedly,", extra)) if keys]
@@ -230,13 +238,15 @@ def load_strictly(
     names: dict[str, str],
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    done: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Replaces the parameters of `module`, which may be on the meta device, by the tensors of `folder`.
 
     Args:
         names: as for `check_fit`.
-        dtype: converted to; None keeps each tensor's own.
+        dtype: converted to; None keeps each tensor's own, and what quantised layers hold always is.
         device: where the parameters go.
+        done: called with the name of each parameter that is in place.
 
     Raises:
         UserError: as `check_fit`; or a value is not finite.
@@ -245,8 +255,10 @@ def load_strictly(
     for key, tensor in folder.tensors(names):
         owner, _, attribute = names[key].rpartition(".")
         old = module.get_parameter(names[key])
-        value = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=old.requires_grad)
+        kept = tensor.dtype if is_quantised_part(names[key]) else dtype
+        value = nn.Parameter(tensor.to(device=device, dtype=kept), requires_grad=old.requires_grad)
         setattr(module.get_submodule(owner), attribute, value)
+        done(names[key])
 
 
 def save_weights(

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from vita_audio_pl.config.decoding import decoding_label
+from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.reporting.results.files import Result
 from vita_audio_pl.reporting.run_files import RunFiles
@@ -137,8 +137,8 @@ def _share(run: RunFiles, spoken: Sequence[Result], stage: str, split: str) -> C
     """Backbone passes over Vanilla's at the same stage, over the utterances that both answered."""
     mine = vanilla = 0
     for result in spoken:
-        alike = ("model_digest", "sampling")
-        vanilla_mode = decoding_label("vanilla", "none", "sampling" in result.figures)
+        alike = ("model_digest", "sampling", "quantize")
+        vanilla_mode = label_of(result.figures | {"mode": "vanilla", "verify": "none"})
         baseline = run.result(stage, vanilla_mode, result.task, split)
         if baseline is not None and all(baseline.figures.get(name) == result.figures.get(name) for name in alike):
             theirs = {row["id"]: row["backbone_passes"] for row in baseline.utterances}
@@ -185,7 +185,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
 def comparison_sentences(comparison: dict[str, Any]) -> list[str]:
     """What a paired comparison found, in words."""
     one, two = comparison["first"], comparison["second"]
-    first, second = (f"{result['stage']} {result['mode']}" for result in (one, two))
+    first, second = (f"{result['stage']} {label_of(result)}" for result in (one, two))
     sentences = [
         f"{second} against {first}, over {comparison['utterances']} common utterances "
         f"of {one['utterances']} and {two['utterances']}:"
@@ -198,7 +198,18 @@ def comparison_sentences(comparison: dict[str, Any]) -> list[str]:
             f"{100 * difference['value']:+.2f} points (95 % interval "
             f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}, p = {difference['p_value']:.4f})"
         )
-    return [*sentences, f"  backbone passes: {100 * comparison['backbone_passes_share']:.1f} % of the first's"]
+    sentences.append(f"  backbone passes: {100 * comparison['backbone_passes_share']:.1f} % of the first's")
+    answers = comparison.get("answers")
+    if answers is not None:
+        sentences.append(
+            f"  answers: {100 * answers['changed']:.1f} % of them changed, by {100 * answers['edits']:.1f} edits for 100 words "
+            "and codes of the first's"
+        )
+        for name, shown in (("seconds", "seconds of computing an answer: {:.4g} and {:.4g}"),
+                            ("acceptance", "drafts that were kept: {:.1%} and {:.1%}")):  # fmt: skip
+            if name in answers:
+                sentences.append("  " + shown.format(*answers[name]))
+    return sentences
 
 
 def controls_table(run: RunFiles) -> Table:

@@ -48,6 +48,7 @@ def load_service(config: ServeConfig) -> Service:
         encoder_folder=config.encoder_folder,
         runs=config.paths.runs,
         kernels=config.kernels,
+        quantize=config.quantize,
     )
     for (
         parameter

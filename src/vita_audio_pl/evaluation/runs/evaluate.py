@@ -108,6 +108,7 @@ def _toolbox(config: EvaluateConfig, device: str) -> ModelToolbox:
         trust_file=config.trust_file,
         graphs=config.graphs,
         kernels=config.kernels,
+        quantize=config.quantize,
         codec_folder=config.codec_folder,
         encoder_folder=config.encoder_folder,
     )

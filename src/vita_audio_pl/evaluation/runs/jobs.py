@@ -30,6 +30,7 @@ class Decoding:
         slack: how loose verification is, where it has any looseness.
         kernels: digest of the file that states the costs of passes, where how far heads draft decides the answer; else
             empty.
+        quantize: how weights are held, where not as they are in the folder.
     """
 
     mode: str
@@ -40,22 +41,24 @@ class Decoding:
     sampling: Sampling = Greedy
     slack: float | None = None
     kernels: str = ""
+    quantize: str | None = None
 
     @property
     def label(self) -> str:
-        return decoding_label(self.mode, self.verify, self.sampling != Greedy)
+        return decoding_label(self.mode, self.verify, self.sampling != Greedy, self.quantize)
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """How tokens are drawn and loosely verified, as JSON; empty where neither is done, as in every earlier result."""
+        """How tokens are drawn, loosely verified and multiplied, as JSON; empty where it is as in every earlier result."""
         drawn: dict[str, Any] = {} if self.sampling == Greedy else {"sampling": asdict(self.sampling)}
         drawn |= {"kernels": self.kernels} if self.kernels else {}
+        drawn |= {"quantize": self.quantize} if self.quantize else {}
         return drawn if self.slack is None else drawn | {"slack": self.slack}
 
     @property
     def facts(self) -> dict[str, Any]:
         """All of it as JSON."""
-        often_none = ("sampling", "slack", "kernels")
+        often_none = ("sampling", "slack", "kernels", "quantize")
         return {name: value for name, value in vars(self).items() if name not in often_none} | self.drawn
 
 

@@ -76,6 +76,7 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                     config.sampling,
                     None if verify != "groups" else SLACK if config.slack is None else config.slack,
                     kernels,
+                    config.quantize,
                 )
                 place = split_folder(
                     bench_folder(config.output, model, config.bench.name, config.paths.runs), stage, split

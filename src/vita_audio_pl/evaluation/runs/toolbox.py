@@ -42,6 +42,8 @@ def as_answer(id: str, generation: Generation, vocabulary: Vocabulary, tokenizer
         generation.backbone_passes,
         generation.head_passes,
         generation.stopped,
+        drafted=sum(generation.drafted),
+        accepted=sum(generation.accepted),
     )
 
 
@@ -59,6 +61,7 @@ class ModelToolbox:
         graphs: decode with CUDA graphs; None for on a GPU.
         codec_folder, encoder_folder: of models that carry none; None for their own.
         kernels: how matrices are laid out for decoding; see `Runtime`.
+        quantize: how weights are held; see `models.quantised`.
     """
 
     def __init__(
@@ -74,8 +77,9 @@ class ModelToolbox:
         codec_folder: str | None = None,
         encoder_folder: str | None = None,
         kernels: str = "auto",
+        quantize: str | None = None,
     ) -> None:
-        self.kernels = kernels
+        self.kernels, self.quantize = kernels, quantize
         self._decoder: Decoder | None = None
         self.codec_folder, self.encoder_folder = codec_folder, encoder_folder
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
@@ -177,6 +181,7 @@ class ModelToolbox:
             codec_folder=self.codec_folder,
             encoder_folder=self.encoder_folder,
             kernels=self.kernels,
+            quantize=self.quantize,
         )
 
     def _generate(

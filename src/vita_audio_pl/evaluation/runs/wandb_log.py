@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from vita_audio_pl.config.decoding import decoding_label
+from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.storage.secrets import command_line_without_credentials
 
 EVALUATION_TABLE = "evaluation"
@@ -34,7 +34,7 @@ def figures_by_key(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     figures = {}
     for result in results:
-        mode = decoding_label(result["mode"], result["verify"], "sampling" in result)
+        mode = label_of(result)
         for metric, figure in result["metrics"].items():
             place = (result["bench"], result["split"], result["task"], metric, result["stage"], mode)
             profile = "" if result["profile"] == "strict" else f"/{result['profile']}"

@@ -1,14 +1,16 @@
 """Comparison of two results: the same utterances, the difference, and its significance."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import decoding_label
+from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import FORMAT, RESULT_FORMATS
+from vita_audio_pl.evaluation.records import Answer, RecordFile
+from vita_audio_pl.evaluation.scores.measures import count_errors
 from vita_audio_pl.evaluation.scores.scoring import METRICS, per_utterance
 from vita_audio_pl.evaluation.scores.significance import compare_paired
 from vita_audio_pl.evaluation.sealed import read_figures, read_utterances
@@ -28,9 +30,11 @@ _STATED = (
     "sampling",
     "slack",
     "kernels",
+    "quantize",
 )
 """What may differ, and is said to: it is what a comparison is made for."""
 _NAMES = ("stage", "mode", "verify", "split", "model", "key", "utterances")
+_SOMETIMES = ("sampling", "quantize")
 
 
 class _Loaded:
@@ -47,7 +51,7 @@ class _Loaded:
 
     @property
     def label(self) -> str:
-        return decoding_label(self.figures["mode"], self.figures["verify"], "sampling" in self.figures)
+        return label_of(self.figures)
 
     @property
     def is_vanilla(self) -> bool:
@@ -58,6 +62,12 @@ class _Loaded:
         if self._rows is None:
             self._rows = read_utterances(self.folder / "utterances.jsonl", self.figures)
         return self._rows
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The records of the answers that it scores."""
+        records = RecordFile(self.folder, "answers")
+        return {row["id"]: Answer.of(records[row["id"]]) for row in self.rows if row["id"] in records}
 
     @property
     def contents(self) -> dict[str, str]:
@@ -120,9 +130,8 @@ def _paired(baseline: _Loaded, result: _Loaded) -> bool:
     alike = (*_MUST_AGREE, "stage", "split", "model_digest", "constrained", "max_new_tokens", "precision", "unreadable")
     if any(baseline.figures[name] != result.figures[name] for name in alike):
         return False
-    if baseline.figures.get("sampling") != result.figures.get(
-        "sampling"
-    ):  # absent where the most likely token is taken
+    # absent where the most likely token is taken, and where weights are held as they are in the folder
+    if any(baseline.figures.get(name) != result.figures.get(name) for name in ("sampling", "quantize")):
         return False
     contents = baseline.contents
     return _common(baseline, result) > 0 and all(
@@ -135,12 +144,21 @@ def _common(one: _Loaded, two: _Loaded) -> int:
 
 
 def _comparison(one: _Loaded, two: _Loaded) -> dict[str, Any]:
+    """Of two results that may be compared."""
     differs = [name for name in _STATED if one.figures.get(name) != two.figures.get(name)]
-    return compare_rows(one.figures["task"], one.rows, two.rows) | {
-        "first": {name: one.figures[name] for name in _NAMES},
-        "second": {name: two.figures[name] for name in _NAMES},
-        "differs": differs,
-    }
+    return (
+        compare_rows(one.figures["task"], one.rows, two.rows)
+        | compare_answers(one.answers, two.answers)
+        | {
+            "first": _side(one.figures),
+            "second": _side(two.figures),
+            "differs": differs,
+        }
+    )
+
+
+def _side(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in _NAMES} | {name: figures[name] for name in _SOMETIMES if name in figures}
 
 
 def compare_rows(task: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -165,6 +183,38 @@ def compare_rows(task: str, first: Sequence[dict[str, Any]], second: Sequence[di
         raise UserError("the two results have no utterance in common, so there is nothing to compare")
     share = sum(passes_two[id] for id in common) / max(1, sum(passes_one[id] for id in common))
     return {"utterances": len(common), "metrics": metrics, "backbone_passes_share": round(share, 5)}
+
+
+def compare_answers(first: Mapping[str, Answer], second: Mapping[str, Answer]) -> dict[str, Any]:
+    """What became of the answers themselves, over those that both have; empty where there are none.
+
+    `changed` is the share of answers in which anything differs, `edits` the fewest edits from the first's tokens (words of
+    the text and audio codes) to the second's over the first's. `seconds` are those of an answer, where both measured them, and
+    `acceptance` the share of drafts that were kept, where there were drafts; a pair each.
+    """
+    pairs = [(first[id], second[id]) for id in first if id in second]
+    if not pairs:
+        return {}
+    edits = [_edits(_tokens(one), _tokens(two)) for one, two in pairs]
+    tokens = sum(len(_tokens(one)) for one, _ in pairs)
+    found: dict[str, Any] = {"changed": round(sum(map(bool, edits)) / len(pairs), 5)}
+    found["edits"] = round(sum(edits) / max(1, tokens), 5)
+    timed = [(one.compute_seconds, two.compute_seconds) for one, two in pairs]
+    both = [(one, two) for one, two in timed if one is not None and two is not None]
+    if both:
+        found["seconds"] = [round(sum(side) / len(both), 5) for side in zip(*both, strict=True)]
+    sides = [(sum(a.accepted for a in side), sum(a.drafted for a in side)) for side in zip(*pairs, strict=True)]
+    if all(drafted for _, drafted in sides):
+        found["acceptance"] = [round(accepted / drafted, 5) for accepted, drafted in sides]
+    return {"answers": found}
+
+
+def _tokens(answer: Answer) -> list[str]:
+    return [*answer.text.split(), *map(str, answer.codes)]
+
+
+def _edits(one: list[str], two: list[str]) -> int:
+    return count_errors(one, two).errors if one else len(two)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import decoding_label
+from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import RESULT_FORMATS
 from vita_audio_pl.evaluation.sealed import read_figures, read_rows, read_utterances
@@ -59,8 +59,7 @@ class Result:
     @property
     def mode(self) -> str:
         """Decoding mode as shown: `boost`, `boost+verify` where drafts were checked, `boost+sampled` where it drew tokens."""
-        verify = str(self.figures.get("verify", "none"))
-        return decoding_label(str(self.figures["mode"]), verify, "sampling" in self.figures)
+        return label_of(self.figures)
 
     @cached_property
     def utterances(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from vita_audio_pl.models.drawn import Drawing
 from vita_audio_pl.models.initialise import add_speech_input, resized
 from vita_audio_pl.models.load import open_model
 from vita_audio_pl.models.lora import add_lora
+from vita_audio_pl.models.quantised import refuse_quantised
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.models.tensor_file import LateTensor
@@ -79,6 +80,7 @@ class ShardedStart:
             return None
         else:
             opened, parts = open_model(folder, config.model.kernel)
+            refuse_quantised(opened, folder, "trained")
             there = opened.config
             places = {name: (weights, key) for weights, names in parts for key, name in names.items()}
         wanted = there.n_heads if config.stage.n_heads is None else config.stage.n_heads

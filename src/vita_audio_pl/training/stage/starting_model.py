@@ -11,6 +11,7 @@ from vita_audio_pl.models.families import FAMILIES, BackboneConfig
 from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora
+from vita_audio_pl.models.quantised import refuse_quantised
 from vita_audio_pl.models.released import ENCODER_FOLDER, config_from_fields
 from vita_audio_pl.models.sensevoice import SenseVoiceEncoder
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -35,8 +36,10 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     dtype = weights_type(config)
     if parent is not None:
         model = load_model(parent, attention=config.model.kernel, dtype=dtype)
+        refuse_quantised(model, parent, "trained")
     elif config.model.pretrained is not None:
         model = load_model(pretrained_folder(config.model.pretrained), attention=config.model.kernel, dtype=dtype)
+        refuse_quantised(model, config.model.pretrained, "trained")
         resize_vocabulary(model, vocabulary.size, generator)
     else:
         with torch.random.fork_rng(devices=[]):
