@@ -101,7 +101,7 @@ class Rounding(SpellingToolbox):
     def answer(self, model, decoding, batch_size, items):
         answers, kernels = super().answer(model, decoding, batch_size, items)
         told = {"compute_seconds": self.cost, "drafted": 4, "accepted": self.kept}
-        codes = [(9999, *a.codes[1:]) if a.id == "0" and decoding.quantize else a.codes for a in answers]
+        codes = [(122, *a.codes[1:]) if a.id == "0" and decoding.quantize else a.codes for a in answers]
         return [replace(a, codes=c, **told) for a, c in zip(answers, codes, strict=True)], kernels
 
 
