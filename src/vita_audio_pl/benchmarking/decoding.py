@@ -313,12 +313,8 @@ def _run_scripted(
         )
     decoder = decoders[kind]
     decoder.follow(scripts)
-    options = Options(
-        pattern,
-        new_tokens,
-        constraint=constraint if setting.constrained else None,
-        verify=setting.verify,
-    )
+    markers = constraint if setting.constrained else None
+    options = Options(pattern, new_tokens, constraint=markers, verify=setting.verify)
     run_sessions(decoder, prompts, options, constraint, into, sounds=sounds and sounds(), first_chunk_only=first)
 
 
