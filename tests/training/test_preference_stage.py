@@ -19,6 +19,7 @@ from rich.console import Console
 
 from vita_audio_pl.answer_pairs import are_made, make_pairs
 from vita_audio_pl.assets import asset_dir
+from vita_audio_pl.codecs import write_wav
 from vita_audio_pl.config.decoding import Sampling
 from vita_audio_pl.config.entry import register_schema, to_dataclass
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
@@ -27,6 +28,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.records import Answer, Transcript
 from vita_audio_pl.evaluation.settings import SuiteConfig
 from vita_audio_pl.interleave import IntervalRatio
+from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.preference import Preference
 from vita_audio_pl.notebook import open_stage, prepare_data, train_config, train_stage
 from vita_audio_pl.own_data import ANSWERED_BY, prepare_own_data
@@ -317,9 +319,56 @@ def test_without_shards_the_parent_makes_its_pairs_once(model, tmp_path, monkeyp
     assert len(commands) == 2
 
 
+@pytest.mark.parametrize("only", [False, True])
+def test_adapters_learn_what_is_preferred(only, settings, model):
+    rate = "stage.learning_rate=5e-2" if only else "stage.learning_rate=1e-2"
+    words = ("stage.steps=16", "model.lora.rank=4", f"model.lora.only={str(only).lower()}", rate)
+    folder = train_stage(train_config(*settings("run", *words)))
+    assert (folder / "adapters.json").is_file() == only
+    last = curve(folder)[-1]
+    assert float(last["train/reward_margin"]) > 0.1 and float(last["train/reward_accuracy"]) > 0.9
+    before, after = (dict(load_model(place).named_parameters()) for place in (model, folder))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("q_proj.weight" in name for name in moved) and not any("layernorm" in name for name in moved if only)
+    assert ("model.embed_tokens.weight" in moved) == (not only)
+
+
+@pytest.fixture(scope="module")
+def hearing(tmp_path_factory):
+    """The same in the layout of Plus-Boost, and pairs of transcripts of what it heard, among pairs of spoken answers."""
+    folder = tmp_path_factory.mktemp("hearing")
+    wave = torch.randn(64_000, generator=torch.Generator().manual_seed(0)).numpy() * 0.1
+    model = toy.published_folder(folder / "model", TOKENIZER, [wave], N_CODES, hears=True)
+    lines = []
+    for number in range(N_PAIRS):
+        write_wav(folder / f"{number}.wav", wave[1000 * number : 1000 * number + 4000], 16_000)
+        heard = {
+            "messages": [{"role": "user", "content": "Convert the speech to text.\n<|audio|>"}],
+            "chosen": "the big red cow",
+            "rejected": f"the small blue cat {number}",
+            "audios": [str(folder / f"{number}.wav")],
+        }
+        lines.append(json.dumps(heard) if number % 2 else line(number))
+    return model, prepared(lines, model, folder / "pairs")
+
+
+def test_a_model_that_hears_through_an_encoder_learns_what_is_preferred(hearing, settings):
+    model, pairs = hearing
+    given = ("variant=vita_audio_plus_boost", f"init_from={model}", f"data.shards={pairs}/shards", "stage.steps=12")
+    words = [word for word in settings("heard") if not word.startswith(("init_from=", "data.shards=", "stage.steps="))]
+    folder = train_stage(train_config(*words, *given))
+    rows = curve(folder)
+    assert float(rows[0]["train/reward_margin"]) == pytest.approx(0, abs=1e-3)  # the reference has heard the same
+    assert float(rows[-1]["train/reward_margin"]) > 0.1 and float(rows[-1]["train/reward_accuracy"]) > 0.9
+    before, after = (dict(load_model(place).named_parameters()) for place in (model, folder))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("speech_input.audio_projection.") for name in moved)
+    assert not any(name.startswith("speech_input.encoder.") for name in moved)  # frozen after align, as published
+
+
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.parametrize("trainer", ["cpu_ddp", "fsdp2"])
+@pytest.mark.parametrize("trainer", ["cpu_ddp", "fsdp2", "deepspeed_zero2"])
 def test_two_ranks_give_the_same_losses(trainer, settings, tmp_path):
     one = train_stage(train_config(*settings("one")))
     words = [

@@ -13,6 +13,7 @@ from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.codecs.protocol import register_codec
 from vita_audio_pl.config.entry import register_schema, to_dataclass
+from vita_audio_pl.models.initialise import add_speech_input
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
 from vita_audio_pl.models.sensevoice_frontend import SenseVoiceFrontEnd
@@ -189,11 +190,19 @@ def toy_config(runs: Path, *overrides: str) -> TrainConfig:
         return to_dataclass(compose("train", overrides=[*small, *overrides]), apply_stage_settings)
 
 
-def published_folder(folder: Path, tokenizer: TextTokenizer, waves: list[np.ndarray], n_codes: int = 16) -> Path:
-    """A published-looking model with a codec that is fitted to `waves`: the layout of Boost, random weights, two heads."""
-    words = tokenizer.vocabulary(n_codes)
+def published_folder(
+    folder: Path, tokenizer: TextTokenizer, waves: list[np.ndarray], n_codes: int = 16, hears: bool = False
+) -> Path:
+    """A published-looking model with a codec that is fitted to `waves`: the layout of Boost, random weights, two heads.
+
+    hears: the layout of Plus-Boost, with an encoder.
+    """
+    words = tokenizer.vocabulary(n_codes, hears)
     torch.manual_seed(0)
     model = SpeechLM(SpeechLMConfig(backbone_config(toy_config(folder).model, words), 2))
+    if hears:
+        encoder = toy_encoder(folder / "speech_input")
+        add_speech_input(model, SenseVoiceEncoder.load(encoder), words.context_of_audio)
     save_released(model, folder, decode_pattern=[1, 10, 4, 10], first_code=words.first_code)
     tokenizer.save(folder / "tokenizer")
     MelVQ.fit(waves, MelVQConfig(codebook_size=n_codes), 0).save(folder / "codec")

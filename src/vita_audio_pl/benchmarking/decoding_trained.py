@@ -75,7 +75,8 @@ def benchmark_trained(
 
     quantised: the model in each of the schemes of `protocol.quantize`.
     """
-    held: dict[str | None, LoadedModel] = {None: loaded, **(quantised or {})}
+    held: dict[str | None, LoadedModel] = {None: loaded}
+    held.update(quantised or {})
     vocabulary = loaded.vocabulary
     kinds: list[tuple[str, str | None]] = [(name, None) for name in protocol.kernels]
     kinds += [("auto", scheme) for scheme in protocol.quantize]

@@ -120,7 +120,7 @@ def _four_bits(weight: Numbers) -> _Product:
 
     def run(x: Tensor) -> Tensor:
         narrow = x.to(torch.bfloat16).contiguous()
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(narrow, packed, group, factors).to(x.dtype)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(narrow, packed, group, factors).to(x.dtype)
         return out[:, :outputs].contiguous() if more else out
 
     return run, (packed, factors)

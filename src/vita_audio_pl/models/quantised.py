@@ -57,7 +57,7 @@ class QuantisedLinear(nn.Module):
         """The layer with its weight rounded, on its device."""
         ao, weight = torchao(), linear.weight.detach()
         with torch.device("meta"):
-            made = cls(scheme, *weight.shape, bias=linear.bias is not None)
+            made = cls(scheme, weight.shape[0], weight.shape[1], linear.bias is not None)
         if scheme == "int4":
             four_bits = {"target_dtype": torch.uint8, "quant_min": 0, "quant_max": 15}
             scales, zeros = ao.choose_qparams_affine(
