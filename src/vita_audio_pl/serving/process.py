@@ -31,7 +31,7 @@ def run(config: ServeConfig) -> None:
     server = DrainingServer(server_config(service), service)
     try:
         server.run()
-    except SystemExit:  # raised by uvicorn, after it has printed why
+    except SystemExit:  # raised by uvicorn: another server took the address while the model was loaded
         raise UserError(f"{config.host}:{config.port} cannot be used; give another port=... or host=...") from None
     if server.force_exit:
         raise SystemExit(128 + signal.SIGINT)
@@ -117,6 +117,10 @@ def listening(config: ServeConfig, name: str, port: int) -> str:
     return f"{name} listens on {scheme}://{host}:{port} (page) and /v1 (protocols)"
 
 
+def _is_no_os_error(record: logging.LogRecord) -> bool:
+    return not isinstance(record.msg, OSError)
+
+
 class DrainingServer(uvicorn.Server):
     """A server that, when it is asked to stop, accepts no new answers and lets those in progress finish."""
 
@@ -142,7 +146,12 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(_is_no_os_error)  # an address that cannot be used is told by `run`, in one sentence
+        try:
+            await super().startup(sockets)
+        finally:
+            log.removeFilter(_is_no_os_error)
         if self.started:
             print(listening(self._service.config, self._service.name, self.port), flush=True)
             if self._service.config.host not in LOOPBACK and not self._service.keys:
