@@ -4,7 +4,8 @@ It starts `python -m vita_audio_pl.serve` as a process of its own and talks to i
 encoder's time is in the figures:
 
 - one client against a direct call: seconds to the first sound;
-- eight clients at once: first sound at p50 and p90, gaps in playback, speech made a second against one client;
+- eight clients at once: first sound at p50 and p90, gaps in playback, speech made a second against one client, which also
+  opens a session for each answer;
 - CPU time that server and clients take for a second of speech, one client and eight: they share the machine;
 - the third turn of a conversation against its first, of questions that are answered aloud in all three turns;
 - clients that come, interrupt and vanish at random: memory before and after, slots that are free, and every answer that ran to
