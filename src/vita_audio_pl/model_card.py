@@ -127,7 +127,7 @@ def _use(folder: Path, layout: str) -> list[str]:
         "speech = model.speech_lm()  # the same weights with their heads, for vita_audio_pl's decoder",
         "```",
         "",
-        f'`python -m vita_audio_pl.generate model={name} prompt="..."` answers with text and sound.',
+        f"""`python -m vita_audio_pl.generate model={name} task=tts 'text="..."'` answers with text and sound.""",
     ]
 
 

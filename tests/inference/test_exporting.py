@@ -1,5 +1,8 @@
 """A model folder goes from one layout to the other and back, and loses nothing."""
 
+import json
+import re
+import shlex
 import subprocess
 
 import pytest
@@ -11,8 +14,11 @@ from tests.warm_python import warm_python
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.exporting import export_model
 from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.inference.prompts import Prompter
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.storage.checksums import read_checksums
+from vita_audio_pl.text.conversation import Conversation
+from vita_audio_pl.text.messages import Message
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
 
@@ -70,6 +76,46 @@ def test_transformers_reads_the_tokens_and_writes_the_answer_of_an_exported_back
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert plain.config.num_hidden_layers == original.model.config.backbone.num_hidden_layers
     assert plain.generate(torch.tensor([audio]), max_new_tokens=4, do_sample=False).shape[1] > 4
+
+
+@pytest.mark.parametrize("layout", ["released", "backbone", "vllm"])
+@pytest.mark.parametrize("own_end", [None, 5, [5, 7]])
+def test_transformers_ends_an_answer_where_our_decoder_does(layout, own_end, folder, tmp_path):
+    settings = json.loads((folder / "config.json").read_text()) | {"eos_token_id": own_end}
+    (folder / "config.json").write_text(json.dumps(settings))
+    export_model(folder, tmp_path / "out", layout, dtype=torch.float32)
+    model, end = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load_speech_model(folder).vocabulary.im_end
+    for token in (end, *([own_end] if isinstance(own_end, int) else own_end or [])):
+        answer = model.generate(
+            torch.tensor([[1, 2]]), max_new_tokens=4, do_sample=False, sequence_bias={(token,): 1e4}
+        )
+        assert answer.tolist() == [[1, 2, token]]
+
+
+def test_the_chat_template_of_an_exported_folder_writes_what_training_wrote(folder, tmp_path):
+    export_model(folder, tmp_path / "out")
+    loaded, theirs = load_speech_model(folder), AutoTokenizer.from_pretrained(tmp_path / "out")
+    said = [("system", "the cat"), ("user", "\n the big\ncow?"), ("assistant", "red"), ("user", "blue <|audio_3|> ")]
+    for turns in (said, said[1:], said[3:]):
+        messages = [{"role": role, "content": content} for role, content in turns]
+        mine = Conversation("c", tuple(Message(role, content) for role, content in turns))
+        text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        written = Prompter(loaded.vocabulary, loaded.tokenizer).ids(mine)
+        assert text == loaded.tokenizer.written_out(written, loaded.vocabulary)
+    plain = [{"role": "user", "content": "the big\ncow"}]
+    ids = theirs.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+    assert ids == Prompter(loaded.vocabulary, loaded.tokenizer).ids(
+        Conversation("c", (Message("user", "the big\ncow"),))
+    )
+
+
+def test_the_commands_on_a_model_card_are_taken(folder, tmp_path):
+    export = [warm_python(), "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
+    subprocess.run(export, capture_output=True, check=True)
+    commands = re.findall(r"`python (-m vita_audio_pl\.[^`]*)`", (tmp_path / "out/README.md").read_text())
+    assert commands
+    for command in commands:
+        subprocess.run([warm_python(), *shlex.split(command), "--cfg", "job"], check=True, capture_output=True)
 
 
 def test_what_is_there_is_not_overwritten_and_other_mistakes_are_one_sentence(folder, tmp_path):

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.models.backbone import save_backbone
+from vita_audio_pl.models.initialise import end_answers_with
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.vllm_export import save_vllm
 from vita_audio_pl.models.weight_files import verify_model_files
@@ -62,6 +63,7 @@ def export_model(
         if loaded.model.config.quantize is not None:
             _only_for_us(layout)
         model, pattern, words = loaded.model, loaded.pattern.runs, loaded.vocabulary
+        end_answers_with(model, words.im_end)
         if layout != "backbone" and model.config.heads != "mctp":
             raise UserError(
                 f"{source} has {model.config.heads} heads, which neither the published layout nor vLLM knows; format=backbone "

@@ -17,6 +17,7 @@ from vita_audio_pl.models.released import (
     backbone_dict,
     config_from_fields,
     encoder_config,
+    generation_defaults,
     head_form,
     released_keys,
     save_encoder_config,
@@ -107,8 +108,7 @@ def save_backbone(
     own = {"architectures": [f"{family.classes}ForCausalLM"], "model_type": family.model_type}
     own |= {"torch_dtype": type_name(model)}
     write_json(folder / "config.json", fields | own)
-    ends = {key: fields[key] for key in ("eos_token_id", "pad_token_id") if fields[key] is not None}
-    write_json(folder / "generation_config.json", {"do_sample": False} | ends)
+    write_json(folder / "generation_config.json", generation_defaults(model))
     runs = None if decode_pattern is None else list(decode_pattern)
     notes = {"decode_pattern": runs, "first_code": first_code, "context_of_audio": model.config.context_of_audio}
     write_json(folder / NOTES, notes | {FORM: model.config.heads})

@@ -12,6 +12,15 @@ from vita_audio_pl.models.speech_lm import SpeechLM
 _RESIZE_SPREAD = 1e-9
 
 
+def end_answers_with(model: SpeechLM, token: int) -> None:
+    """Let `generate()` of transformers and engines end an answer at `token`, beside the ends that the weights came with."""
+    backbone = model.config.backbone
+    ends = backbone.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if token not in known:
+        backbone.eos_token_id = [*known, token] if known else token
+
+
 def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None = None, form: str | None = None) -> None:
     """Add heads until `model` has `n_heads`, in place (VITA-Audio, section 3.3).
 

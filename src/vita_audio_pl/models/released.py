@@ -96,10 +96,17 @@ def save_released(
     save_weights(tensors, folder, max_shard_bytes)
     save_encoder_config(model, Path(folder))
     write_json(Path(folder) / "config.json", released_config(model, first_code))
-    generation: dict[str, Any] = {"do_sample": False}
+    generation = generation_defaults(model)
     if decode_pattern is not None:
         generation["mtp_inference_mode"] = list(decode_pattern)
     write_json(Path(folder) / "generation_config.json", generation)
+
+
+def generation_defaults(model: SpeechLM) -> dict[str, Any]:
+    """What `generation_config.json` holds of any model: with that file, transformers asks `config.json` for no end."""
+    fields = backbone_dict(model.config.backbone)
+    ends = {key: fields[key] for key in ("eos_token_id", "pad_token_id") if fields[key] is not None}
+    return {"do_sample": False} | ends
 
 
 def released_config(model: SpeechLM, first_code: int | None = None) -> dict[str, Any]:

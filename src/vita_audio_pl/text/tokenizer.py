@@ -17,6 +17,11 @@ from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _CONTROL = (END_OF_TEXT, IM_START, IM_END)
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""What `Renderer.prompt` writes of messages that are text, for transformers and engines."""
 _BYTES = 256
 _LARGEST_FILE = 64 << 20  # bytes; Qwen2's has 7 million
 
@@ -118,6 +123,7 @@ class TextTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": IM_END, "pad_token": END_OF_TEXT}
+        config["chat_template"] = _CHAT_TEMPLATE
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:

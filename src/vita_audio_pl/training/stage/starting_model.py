@@ -8,7 +8,7 @@ from vita_audio_pl.data.staging import beside
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.blocks import checkpoint_activations, compile_blocks
 from vita_audio_pl.models.families import FAMILIES, BackboneConfig
-from vita_audio_pl.models.initialise import add_heads, add_speech_input, resize_vocabulary
+from vita_audio_pl.models.initialise import add_heads, add_speech_input, end_answers_with, resize_vocabulary
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora
 from vita_audio_pl.models.quantised import refuse_quantised
@@ -46,6 +46,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
             torch.manual_seed(config.seed)
             backbone = backbone_config(config.model, vocabulary)
             model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.kernel)).to(dtype)
+    end_answers_with(model, vocabulary.im_end)
     if config.variant.has_audio_encoder and model.speech_input is None:
         encoder = SenseVoiceEncoder.load(encoder_folder(config))
         with torch.random.fork_rng(devices=[]):
