@@ -31,6 +31,7 @@ from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.text import AUDIO_PLACEHOLDER, TextTokenizer
 from vita_audio_pl.text.conversation import PAIR
 from vita_audio_pl.text.lines import open_text, read_lines
+from vita_audio_pl.text.messages import is_blank
 
 SOURCE, DEV = "own", "dev"
 SHARDS, MIXTURE = "shards", "mixture.yaml"
@@ -141,8 +142,8 @@ def _recipe(path: Place, held_out: float) -> SourceRecipe:
     with open_text(path) as file:
         if file.read(4096).lstrip().startswith(b"["):  # without its end, which may be gigabytes away
             raise UserError(
-                f"{path} is one list, where each sample has to stand on a line of its own: jq -c '.[]' {path.name} > "
-                f"{path.stem}-lines.jsonl writes it so"
+                f"{path} is one list, where each sample has to stand on a line of its own: jq -c '.[]' {path} > "
+                f"{path.with_name(path.stem)}-lines.jsonl writes it so"
             )
     for line in read_lines(path):
         if line.text.strip():
@@ -201,6 +202,9 @@ def _pairs(folder: Path, task: str, problems: list[str]) -> Iterator[str]:
             said = " ".join(text.read_text(encoding="utf-8-sig").split())
         except UnicodeDecodeError:
             problems.append(f"{text.relative_to(folder)} is not UTF-8")
+            continue
+        if is_blank(said):
+            problems.append(f"{text.relative_to(folder)} is empty")
             continue
         ask = (TTS_PROMPT + said, AUDIO_PLACEHOLDER) if task == "tts" else (ASR_PROMPT, said)
         messages = [

@@ -20,7 +20,7 @@ from vita_audio_pl.config.screen import messages
 from vita_audio_pl.data.executors import Executor, worker_number
 from vita_audio_pl.data.left_out import NothingUsable, summary
 from vita_audio_pl.data.prepare_source import finished_manifest, prepare_source, withdraw
-from vita_audio_pl.data.prepared import Manifest
+from vita_audio_pl.data.prepared import SKIPPED, Manifest
 from vita_audio_pl.data.progress import PrepareProgress
 from vita_audio_pl.data.read_ahead import BROKEN_AUDIO
 from vita_audio_pl.data.readers import AudioBytes, AudioRef, LeftOut, ToSpeak, Transcriber
@@ -233,6 +233,7 @@ def describe_manifest(manifest: Manifest, shards: Place) -> str:
     return (
         f"'{manifest.source}' is ready: {manifest.samples} samples, {manifest.seconds / 3600:.2f} h of audio, "
         f"{summary(manifest.report)}; in {shards / manifest.source}"
+        + (f", where {SKIPPED} names what is left out" if manifest.report["skipped"] else "")
     )
 
 

@@ -33,7 +33,7 @@ def prepare(config: PrepareConfig) -> None:
         from vita_audio_pl.own_data import prepare_own_data
 
         out = prepare_own_data(config, console)
-        print(f"ready for python -m vita_audio_pl.train finetune={config.model} shards={out}")
+        print(f"ready for python -m vita_audio_pl.train {training_on(config, out)}")
         return
     if config.source == "spoken_world":
         folder = Path(config.root or f"{config.paths.data}/spoken_world{'_smoke' if config.size == 'smoke' else ''}")
@@ -86,6 +86,22 @@ def prepare(config: PrepareConfig) -> None:
             print(describe_manifest(manifest, target))
             if judge is not None and "transcripts" not in job.about:
                 print(judged_told(job, judge_speech(job, manifest, judge, config.judged, config.parts, config.device)))
+
+
+def training_on(config: PrepareConfig, out: Path) -> str:
+    """What `train` is told to train on the samples prepared in `out`."""
+    from vita_audio_pl.data.prepared import Manifest
+    from vita_audio_pl.data.readers.jsonl import PREFERENCE
+    from vita_audio_pl.model_names import named_model
+    from vita_audio_pl.own_data import MIXTURE, SHARDS, SOURCE
+    from vita_audio_pl.training.run_folder.origin import is_plain_backbone
+
+    start = f"init_from={config.model} data.shards={out / SHARDS}"
+    if Manifest.load(out / SHARDS / SOURCE).task == PREFERENCE:
+        return f"stage=dpo {start} run_name=NAME"
+    if is_plain_backbone(named_model(str(config.model), config.paths.runs)):
+        return f"stage=align {start} stage.mixture={out / MIXTURE} run_name=NAME"
+    return f"finetune={config.model} shards={out}"
 
 
 def _jobs(

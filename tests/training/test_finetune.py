@@ -16,19 +16,22 @@ from rich.console import Console
 from vita_audio_pl import own_data
 from vita_audio_pl.codecs import MelVQ, MelVQConfig, write_wav
 from vita_audio_pl.data.options import ExecutorOptions, PrepareConfig
-from vita_audio_pl.data.prepared import PreparedSource
+from vita_audio_pl.data.prepared import Manifest, PreparedSource
 from vita_audio_pl.data.readers.base import content_of, stamp_of
 from vita_audio_pl.data.readers.jsonl import share_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.runs.jobs import bench_folder, stage_of
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.model_names import named_model
+from vita_audio_pl.models.families import family_of
 from vita_audio_pl.notebook import train_config, train_stage
 from vita_audio_pl.own_data import prepare_own_data
+from vita_audio_pl.prepare import training_on
 from vita_audio_pl.storage.model_folders import find_run, last_stage
 from vita_audio_pl.text import TextTokenizer
 from vita_audio_pl.training.finetune import choose, with_finetune
 from vita_audio_pl.training.stage import checkpoint_model, hand_over
+from vita_audio_pl.training.stage.starting_model import backbone_config
 from vita_audio_pl.training.stage.train import find_parent
 
 TOKENIZER = TextTokenizer.train(["the big red cow sees the small blue cat"], 300)
@@ -108,16 +111,19 @@ def test_recordings_with_texts_beside_them_are_samples_too(samples, model, tmp_p
 def test_what_a_folder_of_recordings_holds_beside_pairs_is_named(model, tmp_path, capsys):
     folder = tmp_path / "voice"
     folder.mkdir()
-    for name in ("a.wav", "B.WAV", "alone.wav", "latin.wav"):
+    for name in ("a.wav", "B.WAV", "alone.wav", "blank.wav", "latin.wav"):
         write_wav(folder / name, tone(len(name)), RATE)
     for name in ("._a.wav", "._a.txt"):  # of a Mac
         (folder / name).write_bytes(b"\0\5\x16\7")
     (folder / "a.txt").write_text("the cow")
     (folder / "B.TXT").write_text("the big cow")
+    (folder / "blank.txt").write_text(" \n\ufeff\n")
     (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     out = prepared(folder, model, tmp_path / "out", held_out=0.0)
     told = capsys.readouterr().out
-    assert "2 recordings are left out: alone.wav has no text beside it; latin.txt is not UTF-8" in told
+    assert (
+        "3 recordings are left out: alone.wav has no text beside it; blank.txt is empty; latin.txt is not UTF-8" in told
+    )
     assert size(out / "shards/own") == 2
 
 
@@ -149,7 +155,7 @@ def test_recordings_are_known_by_every_byte_and_no_path_ends_the_command(tmp_pat
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        ("list.jsonl", b'[{"messages": []},\n{"messages": []}]', "is one list, .* jq -c '.\\[\\]' list.jsonl > list-lines.jsonl"),
+        ("list.jsonl", b'[{"messages": []},\n{"messages": []}]', "is one list, .* jq -c '.\\[\\]' /.*/list.jsonl > /.*/list-lines.jsonl"),
         ("table.csv", b"audio,text\na.wav,hello\n", "is a table: describe its columns in a recipe"),
         ("lines.jsonl", b"\x1f\x8b\x08", "is compressed with gzip; unpack it first"),
     ],
@@ -189,6 +195,52 @@ def test_a_bad_sample_that_is_drawn_for_validation_is_no_error(model, tmp_path):
         with_finetune([f"finetune={model}", f"shards={out}"])
 
 
+def test_each_kind_of_data_and_model_is_told_a_command_that_trains_it(samples, mine, model, tmp_path):
+    codes = [f"codes:{','.join(str((k * step) % N_CODES) for k in range(24))}" for step in (3, 5)]
+    pair = {
+        "messages": [{"role": "user", "content": "where is the cow"}],
+        "chosen": "<|audio|>",
+        "rejected": "<|audio|>",
+    }
+    pair["audios"] = codes
+    lines = [json.dumps(pair | {"id": number}) for number in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    opinions = prepared(tmp_path / "pairs.jsonl", model, tmp_path / "opinions")
+    plain = tmp_path / "plain"
+    family_of(qwen := backbone_config(toy.toy_config(plain).model, TOKENIZER.vocabulary(32))).causal_lm(
+        qwen
+    ).save_pretrained(plain)
+    TOKENIZER.save(plain)
+    on_plain = prepared(samples / "my.jsonl", plain, tmp_path / "on_plain", codec_folder=str(model / "codec"))
+    few = ["logger=csv", "stage.steps=1", "data.workers=0", "callbacks.progress_bar=false", "stage.rows_per_step=1"]
+    few += [f"paths.runs={tmp_path}/runs", "codec.name=mel_vq", f"codec.codebook_size={N_CODES}", "n_heads=2"]
+    ends = []
+    for start, out in ((model, mine), (model, opinions), (plain, on_plain)):
+        config = PrepareConfig(samples="", model=str(start), out=str(out), shards="")
+        words = [word for word in training_on(config, out).split() if word != "run_name=NAME"]
+        made = train_stage(train_config(*with_finetune([*words, f"run_name={out.name}", *few])))
+        ends.append((made.parent.name, load_speech_model(made).vocabulary.im_end in ends_of(made)))
+    assert ends == [("sft", True), ("dpo", True), ("align", True)]
+
+
+def ends_of(folder):
+    """Tokens at which transformers ends an answer of a model."""
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    return [ends] if isinstance(ends, int) else ends
+
+
+def test_a_source_that_is_missing_names_those_that_are_there(mine, model, tmp_path):
+    with pytest.raises(
+        UserError, match=rf"source=world_asr, or give stage.mixture={mine}/mixture.yaml for .* \(own\)$"
+    ):
+        Manifest.load(mine / "shards/world_asr")
+    with pytest.raises(UserError, match=r"prepare source=world_asr$"):
+        Manifest.load(tmp_path / "world_asr")
+    with pytest.raises(UserError, match=r"samples=.*/my.jsonl model=.* out=DIR, and give shards=DIR$"):
+        (tmp_path / "my.jsonl").write_text("{}")
+        with_finetune([f"finetune={model}", f"shards={tmp_path / 'my.jsonl'}"])
+
+
 def test_shard_mb_and_parts_do_what_they_do_for_a_source(samples, model, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -214,6 +266,8 @@ def test_one_command_fine_tunes_and_says_what_it_chose(lora, mine, model, tmp_pa
     words = [f"finetune={model}", f"shards={mine}", f"lora={str(lora).lower()}"]
     extra = ["logger=csv", "stage.steps=2", "data.workers=0", "callbacks.progress_bar=false", f"paths.runs={tmp_path}"]
     arguments = with_finetune([*words, *extra])
+    for inner in ("shards", "shards/own"):  # as `prepare` names them
+        assert with_finetune([words[0], f"shards={mine}/{inner}", *words[2:], *extra]) == arguments
     told = capsys.readouterr().out
     assert "10 passes are stage.steps=20 of stage.rows_per_step=" in told and ("adapters train alone" in told) == lora
     assert arguments.count("stage.steps=2") == 1 and not any(a.startswith(("finetune", "lora=")) for a in arguments)

@@ -137,13 +137,25 @@ class Manifest:
             return cls(**values, shards=shards, audio_shards=audio)
         except FileNotFoundError:
             raise NotPrepared(
-                f"the source '{folder.name}' is not prepared: {path} is missing; run "
-                f"python -m vita_audio_pl.prepare source={folder.name}"
+                f"the source '{folder.name}' is not prepared: {path} is missing; {_way_out(folder)}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if is_machine_fault(error):
                 raise
             raise UserError(f"{path} is damaged ({error}); prepare the source again") from error
+
+
+def _way_out(folder: Place) -> str:
+    """What to do about a source that is not prepared: to prepare it, or to train on those that are."""
+    shards = folder.parent
+    manifests = sorted(shards.glob(f"*/{MANIFEST}")) if isinstance(shards, Path) else []
+    there = [path.parent.name for path in manifests if not path.parent.name.endswith(".dev")]
+    prepare = f"run python -m vita_audio_pl.prepare source={folder.name}"
+    if not there:
+        return prepare
+    mixture = shards.parent / "mixture.yaml"
+    named = mixture if mixture.is_file() else "FILE.yaml"
+    return f"{prepare}, or give stage.mixture={named} for what is in {shards} ({', '.join(there[:5])}{', ...' if there[5:] else ''})"
 
 
 def no_checksums(folder: Place) -> str:

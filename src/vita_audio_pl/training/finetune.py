@@ -95,13 +95,15 @@ def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tup
     from vita_audio_pl.inference.loading import read_model_facts  # imports torch
 
     facts, manifest = read_model_facts(model), read_manifest(model)
+    shards = next((up for up in (shards, *shards.parents[:2]) if (up / MIXTURE).is_file()), shards)
     folder = shards / "shards" if (shards / "shards").is_dir() else shards
     sources = [Manifest.load(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     sources = [source for source in sources if not source.source.endswith(".dev")]
     if not sources:
+        samples, out = (shards, "DIR, and give shards=DIR") if shards.is_file() else ("FILE.jsonl", shards)
         raise UserError(
-            f"{folder} holds no prepared data; make it with python -m vita_audio_pl.prepare samples=FILE.jsonl model={model} "
-            f"out={shards}"
+            f"{folder} holds no prepared data; make it with python -m vita_audio_pl.prepare samples={samples} model={model} "
+            f"out={out}"
         )
     if (
         other := next((source for source in sources if source.tokenizer != facts.tokenizer.fingerprint), None)
