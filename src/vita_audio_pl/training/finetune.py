@@ -100,11 +100,10 @@ def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tup
     sources = [Manifest.load(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     sources = [source for source in sources if not source.source.endswith(".dev")]
     if not sources:
-        samples, out = (shards, "DIR, and give shards=DIR") if shards.is_file() else ("FILE.jsonl", shards)
-        raise UserError(
-            f"{folder} holds no prepared data; make it with python -m vita_audio_pl.prepare samples={samples} model={model} "
-            f"out={out}"
-        )
+        how = f"samples={shards} model={model} out=DIR, and give shards=DIR"
+        if not shards.is_file():
+            how = f"samples=FILE.jsonl model={model} out={shards}"
+        raise UserError(f"{folder} holds no prepared data; make it with python -m vita_audio_pl.prepare {how}")
     if (
         other := next((source for source in sources if source.tokenizer != facts.tokenizer.fingerprint), None)
     ) is not None:
