@@ -1,5 +1,6 @@
 """Ranks that shard a model read their own rows of what it starts from, and start from the same bits as one process."""
 
+import gc
 import os
 import re
 import threading
@@ -127,6 +128,7 @@ def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, start_of, tm
     with torch.device("meta"):
         shape = Qwen2ForCausalLM(backbone(True, words, **sizes))
     copy = 2 * sum(parameter.numel() for parameter in shape.parameters())
+    kept: list[ShardedStart] = []
     given = [f"model.pretrained={tmp_path / 'start'}"]
     if start_of == "files":
         torch.manual_seed(0)
@@ -137,11 +139,7 @@ def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, start_of, tm
         given = [f"model.{name}={value}" for name, value in sizes.items()]
         given += ["model.num_key_value_heads=2", "model.tie_word_embeddings=true"]
 
-    def start(rank: int) -> float:
-        before = private()
-        most = [before]
-        threading.Thread(target=watch, args=(most, private), daemon=True).start()
-        vocabulary = SimpleNamespace(size=words, pad=0, im_end=1)
+    def started(vocabulary, *given: str) -> None:
         devices = (
             "trainer=fsdp2",
             f"trainer.devices={ranks}",
@@ -153,6 +151,15 @@ def test_a_rank_takes_its_share_of_memory_and_one_tensor(precision, start_of, tm
         mesh = SimpleNamespace(device_mesh={"data_parallel": init_device_mesh("cpu", (ranks,))})
         config.trainer.engine.build(config.trainer).shard(found.model, mesh)
         found.fill(torch.device("cpu"))
+        kept.append(found)
+
+    def start(rank: int) -> float:
+        started(toy.VOCABULARY)  # imports, some of them late
+        gc.collect()  # which writes to all objects that came with the fork
+        before = private()
+        most = [before]
+        threading.Thread(target=watch, args=(most, private), daemon=True).start()
+        started(SimpleNamespace(size=words, pad=0, im_end=1), *given)
         return (max(*most, private()) - before) / copy
 
     shares = run_ranks(start, tmp_path / "ranks", ranks)

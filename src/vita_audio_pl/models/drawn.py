@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_PIECE = 1 << 24  # elements that are drawn at once, a multiple of 16
+_PIECE = 1 << 22  # elements that are drawn at once, a multiple of 16
 
 
 class Drawing(TorchDispatchMode):
