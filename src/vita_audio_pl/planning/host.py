@@ -93,7 +93,10 @@ def _start(
         return parameter * total + min(parameter * float(total), _DDP_BLOCK)
     if isinstance(engine, DeepSpeed):
         held = HALF if config.trainer.precision != "32-true" else FLOAT
-        return max(whole, held * float(total + trained))  # a flat copy, on the device, or here if that has no room
+        beside = (
+            trained if engine.stage < 3 else total / ranks
+        )  # a flat copy, on the device, or here if that has no room
+        return max(whole, held * (total + beside))
     return whole
 
 
