@@ -241,7 +241,7 @@ def prepare_spoken_world(
     folder: str | Path,
     size: str = "full",
     seed: int = 0,
-    codebook_size: int = 768,
+    codebook_size: int = 512,
     workers: int = 2,
     console: Console | None = None,
     keep_audio: bool = False,

@@ -147,7 +147,7 @@ def test_what_was_made_for_other_settings_is_left_for_the_runs_that_need_it(tmp_
     build_world(tmp_path, "tiny")
     (tmp_path / "prepared.json").write_text('{"codebook_size": 16}')
     (tmp_path / "codec").mkdir()
-    with pytest.raises(UserError, match=r"codebook_size is 16 there and 768 here.*data.world_folder=DIR"):
+    with pytest.raises(UserError, match=r"codebook_size is 16 there and 512 here.*data.world_folder=DIR"):
         prepare_spoken_world(tmp_path, "tiny")
     assert (tmp_path / "codec").is_dir()
 

@@ -31,7 +31,7 @@ WEIGHTS_FILE = "codec.safetensors"
 _DECODER = "decoder."
 _ENVELOPE = 16  # cosines of a log-mel frame
 _NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
-_SPOKEN_SHARE = 3  # one code in so many is fitted to the voice that is spoken in
+_SPOKEN_CODES = 256  # so many codes at most, and half of them, are fitted to the voice that is spoken in
 _SPOKEN_TIMES = 3  # the decoder reads the voice that will be spoken in so many times as often as others
 
 
@@ -78,7 +78,7 @@ class MelVQ:
 
         Args:
             waves: `(samples,) float32` each, at `config.sample_rate`; some minutes are enough.
-            spoken: more, of the voice that will be spoken in: a third of the codes are fitted to it alone, and the decoder
+            spoken: more, of the voice that will be spoken in: half of the codes, or 256, are fitted to it alone, and the decoder
                 learns it more often.
 
         Raises:
@@ -89,7 +89,7 @@ class MelVQ:
             padded = [*_padded(spoken, config), *_padded(waves, config)]
             counts = [len(wave) // config.samples_per_code for wave in padded]
             own = sum(counts[: len(spoken)])
-            parts = [(own, config.codebook_size // _SPOKEN_SHARE)] if len(spoken) else []
+            parts = [(own, min(config.codebook_size // 2, _SPOKEN_CODES))] if len(spoken) else []
             parts.append((sum(counts) - own, config.codebook_size - sum(size for _, size in parts)))
             for there, size in parts:
                 if there < 2 * size:
