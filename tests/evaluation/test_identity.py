@@ -118,7 +118,7 @@ def planned(world: Path, deciding: dict, other: dict):
         spelling_file=deciding["spelling_file"] and str(place / deciding["spelling_file"]),
         max_new_tokens={"tts": deciding["max_new_tokens"]}, incomparable=other["incomparable"],
     )  # fmt: skip
-    names = ("mode", "verify", "constrain", "sampling", "limit", "missing_audio")
+    names = ("mode", "verify", "constrain", "sampling", "limit", "missing_audio", "quantize")
     files = {
         name: deciding[name] and str(place / deciding[name])
         for name in ("judge_model", "speaker_model", "mos_model", "codec_folder", "encoder_folder")
