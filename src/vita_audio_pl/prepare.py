@@ -1,5 +1,6 @@
 """`python -m vita_audio_pl.prepare`: prepare a corpus, or the spoken world, as shards for training."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,14 +95,16 @@ def training_on(config: PrepareConfig, out: Path) -> str:
     from vita_audio_pl.data.readers.jsonl import PREFERENCE
     from vita_audio_pl.model_names import named_model
     from vita_audio_pl.own_data import MIXTURE, SHARDS, SOURCE
+    from vita_audio_pl.training.finetune import codec_settings, continuing
     from vita_audio_pl.training.run_folder.origin import is_plain_backbone
 
-    start = f"init_from={config.model} data.shards={out / SHARDS}"
-    if Manifest.load(out / SHARDS / SOURCE).task == PREFERENCE:
-        return f"stage=dpo {start} run_name=NAME"
-    if is_plain_backbone(named_model(str(config.model), config.paths.runs)):
-        return f"stage=align {start} stage.mixture={out / MIXTURE} run_name=NAME"
-    return f"finetune={config.model} shards={out}"
+    manifest, model = Manifest.load(out / SHARDS / SOURCE), named_model(str(config.model), config.paths.runs)
+    data = [f"data.shards={out / SHARDS}", *codec_settings([manifest]), "run_name=NAME"]
+    if manifest.task == PREFERENCE:
+        return shlex.join([*continuing(model, "dpo"), *data])
+    if is_plain_backbone(model):
+        return shlex.join(["stage=align", f"init_from={config.model}", f"stage.mixture={out / MIXTURE}", *data])
+    return shlex.join([f"finetune={config.model}", f"shards={out}"])
 
 
 def _jobs(

@@ -21,11 +21,18 @@ VANILLA = DecodePattern.of("vanilla")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["model", "agreeing"])
-def test_greedy_verification_writes_exactly_what_vanilla_writes(request, prompts, kind, mode):
-    model = request.getfixturevalue(kind)
-    runtime = request.getfixturevalue("runtime" if kind == "model" else "agreeing_runtime")
-    batch = prompts(1, 5, 32, 17, 2)
+def test_greedy_verification_writes_exactly_what_vanilla_writes(model, runtime, prompts, mode):
+    assert_verified_is_vanilla(model, runtime, prompts(1, 5, 32, 17, 2), mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_greedy_verification_writes_what_vanilla_writes_where_many_drafts_hold(
+    agreeing, agreeing_runtime, prompts, mode
+):
+    assert_verified_is_vanilla(agreeing, agreeing_runtime, prompts(1, 5, 32, 17, 2), mode)
+
+
+def assert_verified_is_vanilla(model, runtime, batch, mode):
     limits = {"max_new_tokens": 60, "stop_ids": [11], "batch_size": 3}
     vanilla = generate(runtime, batch, VANILLA, **limits)
     verified = generate(runtime, batch, DecodePattern.of(mode), verify="greedy", **limits)

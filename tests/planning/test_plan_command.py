@@ -147,6 +147,18 @@ def test_what_does_not_fit_is_one_sentence():
             "trainer=fsdp2 trainer.engine.reduce=batch with devices=64",
             "devices=32",
         ),
+        (  # of which twelve would fill no nodes of eight
+            ("model=qwen2_5_72b", "trainer=fsdp2", "devices=6"),
+            ".* GiB on each of 6 devices under trainer=fsdp2, .* most are .*: choose",
+            "trainer=fsdp2 trainer.engine.reduce=batch with devices=96",
+            None,
+        ),
+        (  # of which eight would be on one node
+            ("model=qwen2_5_7b", "trainer=fsdp2", "gpu=h200", "devices=4", "host_memory=90"),
+            ".* of host memory on each node of 4 devices .* and host_memory=90; .*: choose trainer=fsdp2 or",
+            "trainer=fsdp2 trainer.engine.reduce=batch with devices=16",
+            None,
+        ),
     ],
 )
 def test_what_does_not_fit_says_which_engine_and_how_many_devices_would(given, says, way, fewer):

@@ -123,7 +123,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     Raises:
         UserError: devices that do not share the rows evenly, or a GPU that is not in the table.
     """
-    config = spread(config)
+    given, config = config, spread(config)
     vocabulary = plan_vocabulary(config)
     model = plan_model(config, vocabulary, n_heads)
     objective = configured_objective(config, vocabulary)
@@ -170,7 +170,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
         frozen=frozen,
         memory=memory,
         host=host,
-        problem=_problem(config, memory_of),
+        problem=_problem(config, given, memory_of),
         flops=flops,
         tokens=tokens_in_all,
         audio_hours=tokens_in_all * codes / config.codes_per_second / 3600,
@@ -229,8 +229,10 @@ def check_memory(plan: StagePlan, config: PlanConfig) -> None:
         raise UserError(plan.problem)
 
 
-def _problem(config: PlanConfig, memory_of: Callable[[PlanConfig], tuple[Memory, HostMemory]]) -> str | None:
-    """What does not fit, and what would."""
+def _problem(
+    config: PlanConfig, given: PlanConfig, memory_of: Callable[[PlanConfig], tuple[Memory, HostMemory]]
+) -> str | None:
+    """What does not fit of `config`, which is `given` with its devices spread over nodes, and what would."""
     device, node = memory_of_device(config) * ROOM, None if config.host_memory is None else config.host_memory * GIB
     if config.trainer.accelerator == "cpu":
         device = float("inf")
@@ -260,10 +262,12 @@ def _problem(config: PlanConfig, memory_of: Callable[[PlanConfig], tuple[Memory,
             f"trainer={config.trainer.name}, and host_memory={config.host_memory:g}; most is {max(moments, key=lambda k: moments[k])}"
         )
     for times in (1, 2, 4, 8, 16, 32, 64):
-        more = replace(config.trainer, num_nodes=config.trainer.num_nodes * times)
-        larger = replace(config, trainer=more, devices=None)
-        enough = [how for how, other in engines(larger) if fits(other)]
+        try:  # with the devices of a node that were given: the advice has to hold for who follows it
+            larger = config if times == 1 else spread(replace(given, devices=devices * times))
+        except UserError:
+            continue
+        enough = [how for how, other in engines(replace(larger, devices=None)) if fits(other)]
         if enough:
-            on = "" if times == 1 else f" with devices={more.world_size}"
+            on = "" if times == 1 else f" with devices={larger.trainer.world_size}"
             return f"{said}: choose {' or '.join(enough[:2])}{on}"
     return f"{said}: neither other engines nor 64 times the devices hold it; choose a smaller trainer.rows_per_device or model"

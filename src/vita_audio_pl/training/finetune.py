@@ -110,7 +110,6 @@ def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tup
         raise UserError(
             f"'{other.source}' in {folder} was prepared with another tokenizer than that of {model}; prepare it with model={model}"
         )
-    codec = next((source.codec for source in sources if source.codec), {})
     config = manifest.get("config") or {}
     stage, rendering = config.get("stage") or {}, config.get("rendering") or {}
     own = stage if manifest.get("stage") == "sft" else {}
@@ -122,21 +121,9 @@ def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tup
     tokens = sum(source.text_tokens + round(1.3 * source.codes) + 16 * source.samples for source in sources)
     samples, hours = sum(source.samples for source in sources), sum(source.seconds for source in sources) / 3600
     choice = choose(samples, tokens, hours, usual, lora)
-    hears, n_heads = facts.vocabulary.continuous_input, facts.n_heads
-    variant = manifest.get("variant") or (
-        f"vita_audio_plus_{'boost' if n_heads else 'vanilla'}"
-        if hears
-        else f"vita_audio_{'balance' if facts.pattern.runs[1:2] == (4,) else 'boost'}"
-    )
     settings = [
-        "stage=sft",
-        f"variant={variant}",
         f"run_name=finetune-{shards.resolve().name}{'-lora' if lora else ''}",
-        f"init_from={model}",
-        f"variant.parents.sft=[{manifest.get('stage') or 'sft'}]",
-        f"n_heads={n_heads}",
-        f"text_audio_interval_ratio={list(facts.ratio.runs)}".replace(" ", ""),
-        f"decode_pattern={list(facts.pattern.runs)}".replace(" ", ""),
+        *continuing(model, "sft"),
         f"data.shards={folder}",
         f"stage.learning_rate={choice.learning_rate:g}",
         f"stage.head_rate_factor={usual['head_rate_factor']:g}",
@@ -152,13 +139,40 @@ def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tup
         )
     if (shards / MIXTURE).is_file():
         settings.append(f"stage.mixture={shards / MIXTURE}")
-    if codec:
-        settings += [f"codec.name={codec['name']}", f"codec.codebook_size={codec['codebook_size']}"]
+    settings += codec_settings(sources)
     if lora:
         settings += [f"model.lora.rank={LORA_RANK}", "model.lora.only=true"]
     if shutil.which("nvidia-smi"):
         settings.append("trainer=gpu")
     return settings, f"fine-tuning {model} on {folder}: {choice.why}"
+
+
+def continuing(model: Path, stage: str) -> list[str]:
+    """The settings with which `stage` goes on from `model`, whatever it was trained as."""
+    from vita_audio_pl.inference.loading import read_model_facts  # imports torch
+
+    facts, manifest = read_model_facts(model), read_manifest(model)
+    hears, n_heads = facts.vocabulary.continuous_input, facts.n_heads
+    variant = manifest.get("variant") or (
+        f"vita_audio_plus_{'boost' if n_heads else 'vanilla'}"
+        if hears
+        else f"vita_audio_{'balance' if facts.pattern.runs[1:2] == (4,) else 'boost'}"
+    )
+    return [
+        f"stage={stage}",
+        f"variant={variant}",
+        f"init_from={model}",
+        f"variant.parents.{stage}=[{manifest.get('stage') or 'sft'}]",
+        f"n_heads={n_heads}",
+        f"text_audio_interval_ratio={list(facts.ratio.runs)}".replace(" ", ""),
+        f"decode_pattern={list(facts.pattern.runs)}".replace(" ", ""),
+    ]
+
+
+def codec_settings(sources: Sequence[Manifest]) -> list[str]:
+    """The settings for the codec that made the codes of prepared sources; none where they have no audio."""
+    codec = next((source.codec for source in sources if source.codec), {})
+    return [f"codec.name={codec['name']}", f"codec.codebook_size={codec['codebook_size']}"] if codec else []
 
 
 def _rendering(held: dict[str, Any]) -> dict[str, Any]:
