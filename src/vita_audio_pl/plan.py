@@ -14,9 +14,9 @@ def plan(config: PlanConfig) -> None:
     """Plan each stage and print tables; a plan that does not fit is refused after they are printed."""
     from vita_audio_pl.config.screen import screen
     from vita_audio_pl.planning.show import host_table, memory_table, parameters_table, time_table, write_plans
-    from vita_audio_pl.planning.stage_plan import check_memory, peak_tflops, plan_stage
+    from vita_audio_pl.planning.stage_plan import check_memory, peak_tflops, plan_stage, spread
 
-    check_train_config(config)
+    check_train_config(spread(config))
     if config.stage.epochs is not None or any(each.epochs is not None for each in config.per_stage.values()):
         raise UserError("plan reads no data, so it cannot count the rows of an epoch: give stage.steps")
     stages = config.variant.stages if config.stage.name == CHAIN else [config.stage.name]
@@ -29,8 +29,7 @@ def plan(config: PlanConfig) -> None:
         console.print(table)
     if config.output is not None:
         write_plans(plans, config.output)
-    for each in plans:
-        check_memory(each, settings[each.stage])
+    check_memory(plans)
 
 
 def settings_of(stage: str) -> PlanConfig:

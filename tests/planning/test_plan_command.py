@@ -21,6 +21,7 @@ from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.models.flops import Work, rows_and_pairs
 from vita_audio_pl.models.heads import HeadStack
 from vita_audio_pl.models.objectives import build_objective
+from vita_audio_pl.plan import plan
 from vita_audio_pl.planning.memory import Memory, step_memory
 from vita_audio_pl.planning.settings import PlanConfig
 from vita_audio_pl.planning.stage_plan import check_memory, plan_stage, plan_vocabulary
@@ -127,9 +128,12 @@ def test_larger_chunks_of_logits_are_counted(objective, tables):
 def test_what_does_not_fit_is_one_sentence():
     config = settings("stage=sft", "model=qwen2_5_7b", "trainer=ddp", "devices=8")
     with pytest.raises(UserError, match="takes .* GiB on each of 8 devices under trainer=ddp, and h100 holds 74 GiB"):
-        check_memory(plan_stage(config, 10), config)
+        check_memory([plan_stage(config, 10)])
     fits = settings("stage=sft", "model=qwen2_5_7b", "trainer=deepspeed_zero3", "devices=64")
-    check_memory(plan_stage(fits, 10), fits)
+    check_memory([plan_stage(fits, 10)])
+    two = settings("stage=mtp10", *GIVEN, "trainer=ddp")
+    with pytest.raises(UserError, match="^stage 'sft' takes .*\nstage 'mtp10' takes "):  # a chain says so of each stage
+        check_memory([plan_stage(config, 10), plan_stage(fits, 10), plan_stage(two, 10)])
 
 
 @pytest.mark.parametrize(
@@ -159,6 +163,30 @@ def test_what_does_not_fit_is_one_sentence():
             "trainer=fsdp2 trainer.engine.reduce=batch with devices=16",
             None,
         ),
+        (  # one device is no node: eight of them share a node's memory again
+            ("model=qwen2_5_72b", "trainer=fsdp2", "devices=1", "host_memory=100"),
+            "929 GiB of host memory on each node of 1 device .*; and 1290 GiB on each of 1 device .*: choose",
+            "trainer=fsdp2 trainer.engine.reduce=batch with devices=128",
+            "devices=64",
+        ),
+        (  # what chose this engine is still on the command line
+            ("model=qwen2_5_7b", "trainer=fsdp2", "devices=8", "trainer.engine.replicas=8"),
+            ".* on each of 8 devices .* choose trainer=deepspeed_zero2 or",
+            "trainer=fsdp2 trainer.engine.replicas=1 trainer.engine.reduce=batch",
+            None,
+        ),
+        (
+            ("model=qwen2_5_7b", "trainer=gpu", "devices=1"),
+            ".* on each of 1 device under trainer=gpu, .*: choose trainer=deepspeed_zero2 or",
+            "trainer=fsdp2 trainer.engine.reduce=batch with devices=4",
+            "devices=2",
+        ),
+        (  # neither three nor six devices are enough, and twelve do not fill nodes of eight
+            ("model=qwen2_5_14b", "trainer=fsdp2", "devices=3"),
+            ".* on each of 3 devices under trainer=fsdp2, .*: choose trainer=deepspeed_zero2 or",
+            "trainer=fsdp2 trainer.engine.reduce=batch with devices=24",
+            "devices=6",
+        ),
     ],
 )
 def test_what_does_not_fit_says_which_engine_and_how_many_devices_would(given, says, way, fewer):
@@ -170,6 +198,15 @@ def test_what_does_not_fit_says_which_engine_and_how_many_devices_would(given, s
         assert plan_stage(settings("stage=sft", *advised, fewer), 10).problem is not None
 
 
+def test_what_memory_no_number_of_devices_adds_is_named():
+    problem = plan_stage(
+        settings("stage=sft", "model=qwen2_5_7b", "trainer=fsdp2", "devices=2", "host_memory=1"), 10
+    ).problem
+    assert re.search(
+        "host memory .* and host_memory=1; most is .* and 120 GiB on each .* or nodes with more memory$", problem
+    ), problem
+
+
 def test_host_memory_and_files_are_those_of_the_engine():
     """Seven billion with ten heads: every rank of ZeRO-2 builds all of it in host memory, of FSDP2 no rank does."""
     whole, shared = (
@@ -179,8 +216,8 @@ def test_host_memory_and_files_are_those_of_the_engine():
     total = sum(whole.trained.values())
     assert whole.host.start == 4 * total and whole.host.node >= 8 * whole.host.start
     assert shared.host.start < 0.2 * whole.host.start
-    for plan in (whole, shared):
-        assert (plan.host.checkpoint, plan.host.written, plan.host.model) == (12 * total, 12 * total / 16, 4 * total)
+    for each in (whole, shared):
+        assert (each.host.checkpoint, each.host.written, each.host.model) == (12 * total, 12 * total / 16, 4 * total)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +235,17 @@ def test_devices_that_cannot_be_are_one_sentence(wrong, says):
             config.trainer.devices = 8
             config.trainer.engine.check_devices(config.trainer)
         plan_stage(config, 0)
+
+
+@pytest.mark.parametrize(
+    "trainer", [("trainer=gpu", "devices=1"), ("trainer=fsdp2", "trainer.engine.replicas=3", "devices=24")]
+)
+def test_engines_are_checked_on_the_devices_that_are_asked_for(trainer, capsys):
+    """The scale's own are 16."""
+    plan(settings("stage=align", "model=qwen2_5_0_5b", *trainer))
+    assert f"{trainer[0]}, {trainer[-1].partition('=')[2]} device" in capsys.readouterr().out
+    with pytest.raises(UserError, match="these are 8 x 1: choose trainer=ddp for more|does not divide the 8 devices"):
+        plan(settings("stage=align", "model=qwen2_5_0_5b", *trainer[:-1], "devices=8"))
 
 
 def test_encoders_and_adapters_are_in_the_plan():

@@ -59,6 +59,32 @@ def test_early_stopping_ends_the_stage_and_hands_it_over_also_when_killed_in_bet
     assert StageManifest.read(folder.model).steps == 6
 
 
+def test_what_a_callback_watches_is_there_in_time_or_told_before_the_first_step(trained, tmp_path):
+    """Lightning itself finds it out at the first validation, by default the stage's end."""
+    stop = STOP.replace("patience:2", "patience:1")
+    for wrong, says in (
+        (
+            [stop.replace("val/loss", "val/los"), "callbacks.validate_every=2"],
+            r"stop\.monitor=val/los is not .* val/loss",
+        ),
+        (
+            [stop.replace("val/loss", "val_loss"), "callbacks.validate_every=2"],
+            r"stop\.monitor=val_loss is not .* val/loss",
+        ),
+        ([stop], r"callbacks\.extra\.stop could not stop before .*: give callbacks\.validate_every"),
+        # a callback of Lightning's logs no figure, so that of the best checkpoint is checked beside it
+        (
+            [stop, "callbacks.validate_every=2", "callbacks.keep_best_by=val/los"],
+            "keep_best_by=val/los is not .* val/loss",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            trained("align", "run_name=watched", *wrong)
+    with pytest.raises(UserError, match="monitor=val/loss is not .*; this stage has no held-out data"):
+        trained("align", "run_name=watched", stop, "callbacks.validate_every=2", held_out=())
+    assert not (tmp_path / "runs" / "watched").exists()
+
+
 def test_averaged_weights_are_handed_over_and_survive_a_kill(trained, monkeypatch, tmp_path):
     plain = trained("align", "run_name=plain")
     whole = trained("align", "run_name=whole", AVERAGE)

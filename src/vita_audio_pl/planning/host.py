@@ -105,14 +105,27 @@ def _adapters(model: SpeechLM) -> int:
 
 
 def engines(config: _Config) -> list[tuple[str, _Config]]:
-    """The same stage under engines that share more and more, and how each is chosen."""
-    kinds: dict[str, tuple[str, EngineSettings]] = {
-        "trainer=ddp": ("ddp", DDP()),
-        "trainer=deepspeed_zero2": ("deepspeed_zero2", DeepSpeed(stage=2)),
-        "trainer=fsdp2": ("fsdp2", FSDP2()),
-        "trainer=fsdp2 trainer.engine.reduce=batch": ("fsdp2", FSDP2(reduce="batch")),
-    }
-    return [
-        (how, replace(config, trainer=replace(config.trainer, name=name, engine=engine)))
-        for how, (name, engine) in kinds.items()
+    """The same stage under engines that share more and more, and how each is chosen after the words that chose this one."""
+    kinds: list[tuple[str, EngineSettings]] = [
+        ("ddp", DDP()),
+        ("deepspeed_zero2", DeepSpeed(stage=2)),
+        ("fsdp2", FSDP2()),
+        ("fsdp2", FSDP2(reduce="batch")),
     ]
+
+    def chosen(name: str, engine: EngineSettings) -> str:
+        own = name == config.trainer.name and type(engine) is type(config.trainer.engine)  # else its file's settings
+        before = vars(config.trainer.engine if own else type(engine)())
+        changed = [
+            f"trainer.engine.{key}={_word(value)}" for key, value in vars(engine).items() if value != before[key]
+        ]
+        return " ".join([f"trainer={name}", *changed])
+
+    return [
+        (chosen(name, engine), replace(config, trainer=replace(config.trainer, name=name, engine=engine)))
+        for name, engine in kinds
+    ]
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

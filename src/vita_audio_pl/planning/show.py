@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vita_audio_pl.planning.stage_plan import GIB, StagePlan
+from vita_audio_pl.planning.stage_plan import GIB, StagePlan, count_of
 from vita_audio_pl.storage.files import write_output_json
 
 KINDS = ("weights", "gradients", "optimiser", "activations", "loss", "working")
@@ -30,7 +30,7 @@ def parameters_table(plans: Sequence[StagePlan]) -> Table:
 
 def memory_table(plans: Sequence[StagePlan]) -> Table:
     """Memory of one device by kind."""
-    engines = ", ".join(dict.fromkeys(f"trainer={plan.engine}, {plan.devices} devices" for plan in plans))
+    engines = ", ".join(dict.fromkeys(f"trainer={plan.engine}, {count_of(plan.devices)}" for plan in plans))
     table = _table(f"Memory of one device (GiB), {engines}", "stage")
     for name in (*KINDS, "peak"):
         table.add_column(name, justify="right")

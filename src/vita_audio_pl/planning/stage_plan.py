@@ -31,6 +31,7 @@ from vita_audio_pl.training.step.freezing import freeze
 from vita_audio_pl.training.step.objective import configured_objective
 
 GIB = 2.0**30
+_MOST_DEVICES = 1024  # that are proposed; or 64 times those that were asked for
 ROOM = 0.92
 """Share of a GPU's memory for tensors: the rest is the CUDA context, workspaces and fragmentation."""
 
@@ -73,6 +74,12 @@ def spread(config: PlanConfig) -> PlanConfig:
     Raises:
         UserError: the devices do not fill whole nodes.
     """
+    spread_out = _in_nodes(config)
+    spread_out.trainer.engine.check_devices(spread_out.trainer)
+    return spread_out
+
+
+def _in_nodes(config: PlanConfig) -> PlanConfig:
     trainer = config.trainer
     if config.devices is None:
         return config
@@ -83,7 +90,6 @@ def spread(config: PlanConfig) -> PlanConfig:
             "or other trainer.devices"
         )
     settings = dataclasses.replace(trainer, devices=on_node, num_nodes=config.devices // on_node)
-    settings.engine.check_devices(settings)
     return dataclasses.replace(config, trainer=settings)
 
 
@@ -123,7 +129,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
     Raises:
         UserError: devices that do not share the rows evenly, or a GPU that is not in the table.
     """
-    given, config = config, spread(config)
+    asked, config = config, spread(config)
     vocabulary = plan_vocabulary(config)
     model = plan_model(config, vocabulary, n_heads)
     objective = configured_objective(config, vocabulary)
@@ -170,7 +176,7 @@ def plan_stage(config: PlanConfig, n_heads: int) -> StagePlan:
         frozen=frozen,
         memory=memory,
         host=host,
-        problem=_problem(config, given, memory_of),
+        problem=_problem(config, asked, memory_of),
         flops=flops,
         tokens=tokens_in_all,
         audio_hours=tokens_in_all * codes / config.codes_per_second / 3600,
@@ -219,20 +225,25 @@ def _gpu(config: PlanConfig) -> Gpu:
     return GPUS[config.gpu]
 
 
-def check_memory(plan: StagePlan, config: PlanConfig) -> None:
-    """Refuse a plan that does not fit.
+def check_memory(plans: Iterable[StagePlan]) -> None:
+    """Refuse plans that do not fit.
 
     Raises:
-        UserError: with what is missing, and what to change.
+        UserError: with what is missing, and what to change, for each stage.
     """
-    if plan.problem is not None:
-        raise UserError(plan.problem)
+    problems = [plan.problem for plan in plans if plan.problem is not None]
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _problem(
-    config: PlanConfig, given: PlanConfig, memory_of: Callable[[PlanConfig], tuple[Memory, HostMemory]]
+    config: PlanConfig, asked: PlanConfig, memory_of: Callable[[PlanConfig], tuple[Memory, HostMemory]]
 ) -> str | None:
-    """What does not fit of `config`, which is `given` with its devices spread over nodes, and what would."""
+    """What does not fit, and what would.
+
+    Args:
+        asked: the configuration before its devices were divided into nodes, whose size it says.
+    """
     device, node = memory_of_device(config) * ROOM, None if config.host_memory is None else config.host_memory * GIB
     if config.trainer.accelerator == "cpu":
         device = float("inf")
@@ -244,30 +255,40 @@ def _problem(
     if fits(config):
         return None
     memory, host = memory_of(config)
-    devices = config.trainer.world_size
-    stage = f"stage '{config.stage.name}' takes"
+    devices, under = config.trainer.world_size, f"under trainer={config.trainer.name}"
+    said, too_little = f"stage '{config.stage.name}' takes ", "trainer.rows_per_device or model"
+    if node is not None and host.node > node:
+        moments = {"its start": host.start, "saving": host.save, "the hand-over": host.hand_over}
+        said += (
+            f"{host.node / GIB:.0f} GiB of host memory on each node of {count_of(config.trainer.devices)} {under}, and "
+            f"host_memory={config.host_memory:g}; most is {max(moments, key=lambda k: moments[k])}"
+        )
+        said += "; and " if memory.peak > device else ""
+        too_little += ", or nodes with more memory"
     if memory.peak > device:
         largest = max(("weights", "gradients", "optimiser", "activations", "loss"), key=lambda k: getattr(memory, k))
-        said = (
-            f"{stage} {memory.peak / GIB:.0f} GiB on each of {devices} devices under trainer={config.trainer.name}, and "
-            f"{config.gpu} holds {device / GIB:.0f} GiB; most are {largest}"
+        said += (
+            f"{memory.peak / GIB:.0f} GiB on each of {count_of(devices)} {under}, and {config.gpu} holds {device / GIB:.0f} GiB; "
+            f"most are {largest}"
         )
         if largest in ("activations", "loss"):
             ways = {"activations": "model.activation_checkpointing=all or a smaller trainer.rows_per_device"}
             return f"{said}: choose {ways.get(largest, 'a smaller trainer.rows_per_device')}"
-    else:
-        moments = {"its start": host.start, "saving": host.save, "the hand-over": host.hand_over}
-        said = (
-            f"{stage} {host.node / GIB:.0f} GiB of host memory on each node of {config.trainer.devices} devices under "
-            f"trainer={config.trainer.name}, and host_memory={config.host_memory:g}; most is {max(moments, key=lambda k: moments[k])}"
-        )
-    for times in (1, 2, 4, 8, 16, 32, 64):
-        try:  # with the devices of a node that were given: the advice has to hold for who follows it
-            larger = config if times == 1 else spread(replace(given, devices=devices * times))
-        except UserError:
+    most = max(64 * devices, _MOST_DEVICES)
+    for times in (2**n for n in range(most.bit_length())):
+        if devices * times > most:
+            break
+        try:
+            larger = _in_nodes(replace(asked, devices=devices * times))
+        except UserError:  # they do not fill whole nodes
             continue
-        enough = [how for how, other in engines(replace(larger, devices=None)) if fits(other)]
+        enough = [how for how, other in engines(larger) if fits(other)]
         if enough:
-            on = "" if times == 1 else f" with devices={larger.trainer.world_size}"
+            on = "" if times == 1 else f" with devices={devices * times}"
             return f"{said}: choose {' or '.join(enough[:2])}{on}"
-    return f"{said}: neither other engines nor 64 times the devices hold it; choose a smaller trainer.rows_per_device or model"
+    return f"{said}: neither other engines nor {most} devices hold it; choose a smaller {too_little}"
+
+
+def count_of(devices: int) -> str:
+    """Such as "8 devices"."""
+    return f"{devices} device{'s' * (devices != 1)}"

@@ -1,17 +1,51 @@
-"""State of user-defined callbacks (and Lightning's own) in checkpoints."""
+"""User-defined callbacks (and Lightning's own): what they watch, and their state in checkpoints."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
 from torch import Tensor, nn
 
+from vita_audio_pl.config.component import Custom, find_class
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.training.engines.base import AVERAGE, Engine
 
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
 _TENSOR, _COUNT = "tensor", "n_averaged"
+
+
+def log_figures(extra: Mapping[str, Any]) -> bool:
+    """Whether any of the configured callbacks may log figures: Lightning's own do not."""
+    return not all(isinstance(each, Custom) and each.path.startswith(_LIGHTNING) for each in extra.values())
+
+
+def check_watched(extra: Mapping[str, Any], figures: Sequence[str], validate_every: int | None) -> None:
+    """Refuse callbacks that watch (`monitor`) what validation will not give, or not before the stage is over.
+
+    Args:
+        extra: configured callbacks by name.
+        figures: names of all that validation gives.
+
+    Raises:
+        UserError: with the closest names, or the setting that is missing.
+    """
+    for name, callback in extra.items():
+        watched = callback.settings.get("monitor") if isinstance(callback, Custom) else None
+        if not isinstance(watched, str) or not watched.startswith("val"):
+            continue
+        if watched not in figures and not log_figures(extra):
+            near = difflib.get_close_matches(watched, figures, 3, 0.0)
+            way = f"did you mean {' or '.join(near)}?" if near else "this stage has no held-out data to validate on"
+            raise UserError(f"callbacks.extra.{name}.monitor={watched} is not a validation metric; {way}")
+        kind = find_class(callback.path, callback.path)
+        if validate_every is None and isinstance(kind, type) and issubclass(kind, EarlyStopping):
+            raise UserError(
+                f"callbacks.extra.{name} could not stop before the stage's end, where its only validation is: give "
+                "callbacks.validate_every"
+            )
 
 
 class ExtraCallbacks:

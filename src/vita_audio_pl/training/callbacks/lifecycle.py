@@ -36,7 +36,6 @@ from vita_audio_pl.training.checkpoints.restore import restore_newest, resume
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.step.module import SpeechLMModule
-from vita_audio_pl.training.step.tally import validation_figures
 from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
 _HAND_OVER = timedelta(hours=24)  # how long ranks wait for the first to write the model folder
@@ -126,26 +125,22 @@ class Resume(Callback):
         return None
 
 
-def check_best_by(
-    name: str | None, n_heads: int, held_out: Sequence[str], any_name: bool = False, preference: bool = False
-) -> None:
+def check_best_by(name: str | None, figures: Sequence[str], any_name: bool = False) -> None:
     """Refuse `keep_best_by` if validation will not log that metric.
 
     Args:
-        held_out: sources with held-out data.
+        figures: names of all that validation gives; none without held-out data.
         any_name: user-defined callbacks may log other metrics.
-        preference: the stage trains on pairs of answers.
 
     Raises:
         UserError: with the closest names.
     """
     if name is None:
         return
-    if not held_out:
+    if not figures:
         raise UserError(
             f"callbacks.keep_best_by={name}: this stage has no held-out data to validate on; leave it out, or prepare some"
         )
-    figures = validation_figures(n_heads, held_out, preference)
     if name not in figures and not any_name:
         near = difflib.get_close_matches(name, figures, 3, 0.0)
         raise UserError(f"callbacks.keep_best_by={name} is not a validation metric; did you mean {' or '.join(near)}?")

@@ -40,7 +40,10 @@ class Single(EngineSettings):
 
     def check_devices(self, trainer: "TrainerConfig") -> None:
         if trainer.world_size > 1:
-            raise UserError(f"trainer={trainer.name} runs on one device: choose trainer=ddp for more")
+            raise UserError(
+                f"trainer={trainer.name} runs on one device, and these are {trainer.devices} x {trainer.num_nodes}: choose trainer=ddp "
+                "for more, or trainer.devices=1 trainer.num_nodes=1"
+            )
 
     def build(self, trainer: "TrainerConfig") -> "Engine":
         from vita_audio_pl.training.engines.base import Engine

@@ -20,7 +20,7 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.models.lora import NO_ADAPTER
 from vita_audio_pl.storage.model_folders import find_model
-from vita_audio_pl.training.callbacks.extra import ExtraCallbacks
+from vita_audio_pl.training.callbacks.extra import ExtraCallbacks, check_watched, log_figures
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, Stateful, check_best_by
 from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
@@ -62,6 +62,7 @@ from vita_audio_pl.training.stage.trainer import build_trainer, check_devices, m
 from vita_audio_pl.training.step.freezing import Frozen, freeze
 from vita_audio_pl.training.step.module import SpeechLMModule
 from vita_audio_pl.training.step.objective import configured_objective
+from vita_audio_pl.training.step.tally import validation_figures
 from vita_audio_pl.training.tracking.lineage import log_lineage
 from vita_audio_pl.training.tracking.loggers import build_loggers, wandb_run_ends
 
@@ -170,8 +171,9 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
             },
         )
     check_adapters(config, parent, heads_of_stage(config))
-    own = bool(config.callbacks.extra)
-    check_best_by(config.callbacks.keep_best_by, heads_of_stage(config), data.held_out, own, config.stage.on_pairs)
+    figures = validation_figures(heads_of_stage(config), data.held_out, config.stage.on_pairs) if data.held_out else []
+    check_best_by(config.callbacks.keep_best_by, figures, log_figures(config.callbacks.extra))
+    check_watched(config.callbacks.extra, figures, config.callbacks.validate_every)
     identity = run_identity(config, data, parent)
     if rates := describe_rates(config):
         _print(rates)
