@@ -13,6 +13,7 @@ from vita_audio_pl.training.stage import launch
 from vita_audio_pl.training.stage.launch import rank_of_launch
 
 ONE, TWO = TrainerConfig(name="cpu"), TrainerConfig(name="cpu_ddp", devices=2)
+FOUR = TrainerConfig(name="ddp", devices=2, num_nodes=2)
 STARTED = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
 TORCHRUN = STARTED | {"RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
 SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
@@ -30,7 +31,8 @@ SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
         (TWO, STARTED | {"NODE_RANK": "0"}, 1),
         (TWO, SRUN, 1),
         (TWO, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, 0),
-        (TrainerConfig(devices=2, num_nodes=2), STARTED | {"NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
+        (FOUR, STARTED | {"NODE_RANK": "1", "WORLD_SIZE": "4"}, 3),
+        (FOUR, TORCHRUN | {"GROUP_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 3),
     ],
 )
 def test_launches_are_understood(trainer, environment, rank):
@@ -53,6 +55,22 @@ def test_launches_are_understood(trainer, environment, rank):
         (TWO, {"TORCHELASTIC_RUN_ID": "none"}, "torchrun started this process, but RANK, .* is not set"),
         (TWO, TORCHRUN | {"WORLD_SIZE": "3"}, "torchrun started 3 processes, and trainer=cpu_ddp is for 2"),
         (TWO, SRUN | {"RANK": "0"}, "^RANK=0 makes .* says otherwise"),
+        (ONE, {"NODE_RANK": "1"}, "^NODE_RANK=1 is not .* trainer=cpu, which has 1 x 1: unset NODE_RANK"),
+        (ONE, {"GROUP_RANK": "2"}, "^GROUP_RANK=2 is not"),
+        (TWO, {"NODE_RANK": "1"}, "^NODE_RANK=1 is not .* which has 1 x 2"),
+        (TWO, STARTED | {"LOCAL_RANK": "0", "NODE_RANK": "3"}, "^NODE_RANK=3 is not"),
+        (TWO, TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "1"}, "^NODE_RANK=1 is not"),
+        (
+            TWO,
+            STARTED | {"LOCAL_RANK": "5"},
+            "^LOCAL_RANK=5 says .* more .* than the 2 of trainer=cpu_ddp: .* trainer.devices and",
+        ),
+        (
+            FOUR,
+            TORCHRUN | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"},
+            "^LOCAL_WORLD_SIZE=4 says that torchrun .* trainer.num_nodes",
+        ),
+        (FOUR, SRUN | {"SLURM_NTASKS": "4", "SLURM_LOCALID": "2"}, "^SLURM_LOCALID=2 says that SLURM started more"),
     ],
 )
 def test_what_is_left_over_or_incomplete_is_named(trainer, environment, says):

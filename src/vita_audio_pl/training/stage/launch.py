@@ -133,4 +133,18 @@ def rank_of_launch(settings: TrainerConfig, environment: Mapping[str, str] = os.
             )
             + f": unset {name} if it is left over from another launch, or start all ranks with the launcher"
         )
+    here = ("SLURM_LOCALID",) if launcher == "SLURM" else ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    for name, last in zip(here, (settings.devices - 1, settings.devices), strict=False):
+        if size > 1 and number(name, 0) > last:
+            raise UserError(
+                f"{name}={environment[name]} says that {launcher} started more processes on this node than the {settings.devices} of "
+                f"{trainer}: give the processes of a node as trainer.devices and the nodes as trainer.num_nodes, or unset {name} "
+                "if it is left over from another launch"
+            )
+    if rank >= size or (rank == 0 and not is_first_process(environment)):  # nobody would be the first
+        name = next(name for name in (*_NODES, *_RANKS) if number(name, 0))
+        raise UserError(
+            f"{name}={environment[name]} is not the number of a node or rank of {trainer}, which has {settings.num_nodes} x "
+            f"{settings.devices}: unset {name} if it is left over from another launch, or start that many nodes"
+        )
     return rank
