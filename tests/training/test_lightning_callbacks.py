@@ -125,3 +125,13 @@ def test_a_run_goes_back_to_the_step_that_is_asked_for_once(trained, monkeypatch
     told = killed_at(5, "callbacks.resume_from_step=2")
     assert "rolled back to step 2 before" in told and re.search(r"resuming from step-0000000[34]\.ckpt", told)
     assert weights(trained("align", "run_name=back", *OFTEN)) == weights(whole)
+    # a finished stage says how, rather than nothing
+    again = ("run_name=back", *OFTEN, "callbacks.resume_from_step=1")
+    capsys.readouterr()
+    trained("align", *again)
+    assert "is finished" in (told := capsys.readouterr().out) and "to go back to step 1, move this folder away" in told
+    folder.model.rename(tmp_path / "away")
+    assert weights(trained("align", *again)) == weights(whole)
+    assert "resuming from step-00000001.ckpt" in capsys.readouterr().out
+    trained("align", *again)
+    assert "go back" not in capsys.readouterr().out  # a job that is started again

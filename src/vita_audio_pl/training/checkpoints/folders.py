@@ -136,6 +136,11 @@ def noted_step(note: Path) -> int | None:
     return None
 
 
+def may_go_back(folder: Path, step: int) -> bool:
+    """Whether a run that is asked to go back to `step` would: it has that checkpoint, and has not gone back to it just now."""
+    return noted_step(folder / ROLLED_BACK) != step and step in map(step_of, checkpoints(folder, GOOD, DOUBT))
+
+
 def move_aside(checkpoint: Path, reason: str) -> Path:
     """Rename a checkpoint so that it is never used again, and note why inside; the new place."""
     bad = checkpoint.with_suffix(BAD)

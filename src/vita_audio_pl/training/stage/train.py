@@ -31,7 +31,7 @@ from vita_audio_pl.training.callbacks.sample_prompts import SamplePrompt
 from vita_audio_pl.training.callbacks.samples import Samples
 from vita_audio_pl.training.callbacks.training_check import TrainingCheck
 from vita_audio_pl.training.callbacks.watchdog import Watchdog, record_collectives
-from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, last_checkpoint, step_of
+from vita_audio_pl.training.checkpoints.folders import DOUBT, GOOD, checkpoints, last_checkpoint, may_go_back, step_of
 from vita_audio_pl.training.checkpoints.local import LocalCheckpoints
 from vita_audio_pl.training.checkpoints.parts import weights_of_checkpoint
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
@@ -184,10 +184,10 @@ def train_stage(config: TrainConfig, data: StageData) -> Path:
         if not folder.starts_over(identity, config.force, invocation.id) and folder.finished:
             if rank == 0:
                 folder.check(identity)
-            _print(
-                f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} "
-                f"({again(config.force, invocation.id)})"
-            )
+            way, back = again(config.force, invocation.id), config.callbacks.resume_from_step
+            if back is not None and may_go_back(folder.checkpoints, back):
+                way = f"to go back to step {back}, move this folder away and rerun; {way}"
+            _print(f"stage '{config.stage.name}' of {config.run_name} is finished: {folder.model} ({way})")
             return folder.model
         if rank > 0:
             return _train(config, data, folder, parent_folder, parent)
