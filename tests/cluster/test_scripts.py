@@ -111,6 +111,9 @@ def test_the_kubernetes_job_starts_one_pod_a_node():
     assert spec["completions"] == spec["parallelism"] == int(values["NODES"])
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(values["GPUS"])
     assert "VITA_AUDIO_PL_INVOCATION" in values
+    [rule] = spec["podFailurePolicy"]["rules"]  # which Kubernetes takes beside this policy of restarts alone
+    assert pod["restartPolicy"] == "Never" and rule["action"] == "Ignore"
+    assert rule["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert values["MASTER"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert (CLUSTER / Path(container["command"][-1].split("experiments/cluster/")[1].split()[0])).is_file()
