@@ -29,8 +29,8 @@ from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
 from vita_audio_pl.training.run_folder.origin import is_plain_backbone
 
-_FREE = ("attention_dropout", "initializer_range", "max_position_embeddings")
-"""Configuration fields that may differ between models that compute the same function."""
+_FREE = ("attention_dropout", "eos_token_id", "initializer_range", "max_position_embeddings")
+"""Configuration fields that may differ between models that compute the same function; the ends are told to transformers alone."""
 
 
 _FACTS_OF_MANIFEST = {"codec_fingerprint": "codec", "text_audio_interval_ratio": "text-audio interval ratio"}

@@ -68,7 +68,7 @@ def model_card(source: Path, target: Path, layout: str, licence: str | None, lan
             f"{markdown_text(c.licence or 'not given')} |"
             for c in cards
         ]
-    results = _results(source, stages)
+    results = _results(source, stages, target)
     lines += ["", "## Results", ""]
     lines += [markdown(results_table(results)) if results else "None of its evaluations was found beside the run."]
     return "\n".join(lines) + "\n"
@@ -161,17 +161,20 @@ def _data(manifest: dict[str, Any]) -> list[Any]:
     return [card for card in cards if not card.source.endswith(".dev")]
 
 
-def _results(source: Path, stages: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Results of evaluations of exactly these weights."""
+def _results(source: Path, stages: list[tuple[Path, dict[str, Any]]], target: Path) -> list[dict[str, Any]]:
+    """Results of evaluations of exactly these weights, held in as many bits as in the exported folder."""
     run = run_of(source)
     if run is None or not stages:
         return []
+    held, before = (read_json_if_there(folder / CONFIG).get("quantize") for folder in (target, source))
+    quantize = None if before else held  # results say it only where the evaluated folder does not
     found = []
     for path in sorted(run.glob("eval/*/*/*/*/result.json")):
         try:
             result = read_result(path)
         except UserError:
             continue
-        if result.weights and result.weights == stages[0][1].get("weights"):
+        same = result.weights == stages[0][1].get("weights") and result.figures.get("quantize") == quantize
+        if result.weights and same:
             found.append(result.figures)
     return found

@@ -7,10 +7,10 @@ import torch
 from transformers import Qwen2Config
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference import Runtime, generate, kernels
+from vita_audio_pl.inference import Runtime, costs, generate, kernels
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.kernels import MEASURED_ROWS, Kernels, Serving, Timings, quickest
-from vita_audio_pl.inference.products import KERNELS, LAYOUTS
+from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Plan
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
@@ -86,10 +86,27 @@ def test_recorded_choices_are_made_again_whatever_is_measured_here(made_up, tmp_
     assert again.costs("model", lambda: None) == PassCosts(1, 2, 3, 4)
     with pytest.raises(UserError, match="has no choice for heads:7x7: it was recorded with another model"):
         again.plan("heads", 7, 7, 10)
+    with pytest.raises(
+        UserError, match="has no costs of passes for model, int8: .* record it again with the same quantize"
+    ):
+        again.costs("model, int8", lambda: PassCosts(1, 2, 3, 4))
+    assert again.record()["passes"].keys() == {"model"}
     file.write_text(file.read_text().replace("transposed", "unheard-of"))
     for wrong in (str(file), str(tmp_path / "missing.json"), "fastest"):
         with pytest.raises(UserError, match="must be auto, one of rows, columns"):
             Kernels(wrong)
+
+
+def test_recorded_costs_are_found_whatever_is_answered_first(made_up, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "measure_passes", lambda runtime: PassCosts(1, 2, 3, 4))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64}
+    model = SpeechLM(SpeechLMConfig(Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2), 1)).eval()
+    first = Runtime(model)
+    assert first.costs == PassCosts(1, 2, 3, 4)
+    (tmp_path / "kernels.json").write_text(json.dumps(first.kernels.record()))
+    again = Runtime(model, kernels=str(tmp_path / "kernels.json"))
+    again.kernels.plans["vocabulary:9x32"] = Plan.of("rows")  # of a constrained answer
+    assert again.costs == first.costs
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

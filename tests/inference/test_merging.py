@@ -90,6 +90,16 @@ def test_the_result_is_a_model_that_says_what_it_was_merged_from(made, tmp_path,
     )
 
 
+def test_models_that_only_transformers_ends_otherwise_are_merged(made, tmp_path):
+    """A stage's folder and an export of its sibling, which ends at `<|im_end|>` as well."""
+    one, two = made("one", 1), made("two", 2)
+    export_model(two, tmp_path / "exported")
+    ends = [json.loads((folder / "config.json").read_text())["eos_token_id"] for folder in (one, tmp_path / "exported")]
+    assert ends[0] != ends[1]
+    merge_models([one, tmp_path / "exported"], tmp_path / "mean")
+    assert load_speech_model(tmp_path / "mean").model.config.backbone.eos_token_id == ends[0]
+
+
 def test_what_does_not_belong_together_is_refused_by_name_and_leaves_nothing(made, tmp_path):
     one = made("one", 1)
     other_words = TextTokenizer.train(["another text altogether, with words of its own"], 300)

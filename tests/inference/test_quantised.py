@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tests.margins import assert_most_likely, assert_same_answers, scores_of
 from vita_audio_pl.config.decoding import QUANTIZE
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluation.identity import model_facts
 from vita_audio_pl.inference import Runtime, generate
 from vita_audio_pl.inference.exporting import export_model
 from vita_audio_pl.inference.loading import load_speech_model
@@ -22,12 +24,18 @@ from vita_audio_pl.inference.rows import Span
 from vita_audio_pl.inference.screening import has_integer_products
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.merging import merge_models
+from vita_audio_pl.model_card import model_card
 from vita_audio_pl.models.adapters import save_adapters
+from vita_audio_pl.models.heads import FORMS
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.lora import add_lora, merge_lora
 from vita_audio_pl.models.quantised import QuantisedLinear, linear_layers, quantise, unpacked
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
+from vita_audio_pl.models.weight_files import weights_hash
+from vita_audio_pl.storage.checksums import sum_of_folder
+from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.model_folders import read_manifest
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
 ao = pytest.importorskip("torchao.quantization")
@@ -209,15 +217,23 @@ def test_no_quantised_weight_is_held_twice(scheme, model):
     inside = sum(exact[f"{name}.weight"] for name in linear_layers(model))
     beside = sum(exact.values()) - inside
     quantise(model, scheme)
+    numbers = [StorageWeakRef(p.untyped_storage()) for p in model.parameters() if p.dtype == torch.int8]
     assert sum(p.nbytes for p in model.parameters()) < beside + inside * (0.33 if scheme != "int4" else 0.2)
     runtime = Runtime(model, release=True)
     left = {p.untyped_storage().data_ptr(): p.nbytes for p in model.parameters() if p.device.type != "meta"}
     for each in (*runtime.layers, *(head.layer for head in runtime.heads)):
         for product in (each.qkv, each.output, each.gate_up, each.down):
-            left |= {t.untyped_storage().data_ptr(): t.nbytes for t in product.held}
+            left |= {place(t): t.nbytes for t in product.held}
     for head in runtime.heads:
-        left |= {t.untyped_storage().data_ptr(): t.nbytes for t in head.join.held}
+        left |= {place(t): t.nbytes for t in head.join.held}
     assert sum(left.values()) < 1.05 * beside + inside * (0.33 if scheme != "int4" else 0.2)
+    if scheme == "int8_dynamic" and has_integer_products():  # multiplied from oneDNN's copies alone
+        assert numbers and all(each.expired() for each in numbers)
+
+
+def place(tensor):
+    """Of its memory; oneDNN shows none."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -238,7 +254,31 @@ def test_an_exported_model_is_the_one_that_was_quantised_while_it_loaded(scheme,
     assert kinds >= {"torch.uint8" if scheme == "int4" else "torch.int8", "torch.float32"}
 
 
-def test_adapters_are_merged_before_they_are_rounded(folder, tmp_path):
+def test_a_quantised_export_has_weights_of_its_own_and_on_its_card_only_results_of_such(folder, tmp_path):
+    write_json(folder / "manifest.json", {"stage": "sft", "weights": "exact"})
+    metrics = {"wer": {"value": 0.1, "low": 0.0, "high": 0.2, "utterances": 320}}
+    for mode, more in (("vanilla", {}), ("boost", {"quantize": "int8"}), ("turbo", {"quantize": "int4"})):
+        result = {"bench": "b", "stage": "sft", "split": "test", "task": "asr", "mode": mode, "profile": "strict",
+                  "utterances": 320, "metrics": metrics, "weights": "exact", "backbone_passes": 1.0, "silent": 0, "unfinished": 0}  # fmt: skip
+        place = folder.parents[1] / f"eval/b/sft/test/{mode}"
+        place.mkdir(parents=True)
+        write_json(place / "result.json", result | more)
+    cards = {}
+    for scheme in (None, "int8"):
+        made = tmp_path / f"made-{scheme}"
+        export_model(folder, made, quantize=scheme)
+        weights = read_manifest(made)["weights"]
+        assert model_facts(made)[1] == weights  # as a result of it tells
+        assert weights == ("exact" if scheme is None else weights_hash(sum_of_folder(made)))
+        load_speech_model(made)  # by its checksums
+        export_model(made, tmp_path / f"again-{scheme}")
+        assert read_manifest(tmp_path / f"again-{scheme}")["weights"] == weights
+        card = model_card(folder, made, "released", None)
+        cards[scheme] = [mode for mode in ("vanilla", "boost", "turbo") if f"sft {mode}" in card]
+    assert cards == {None: ["vanilla"], "int8": ["boost"]}
+
+
+def test_adapters_are_merged_before_they_are_rounded(folder, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     model = load_model(folder)
     add_lora(model, 4, heads=True)
@@ -254,6 +294,17 @@ def test_adapters_are_merged_before_they_are_rounded(folder, tmp_path):
     quantise(model, "int8")
     found = load_model(place, quantize="int8").state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    # what cannot be is said before any weights are read
+    monkeypatch.setattr("vita_audio_pl.models.load.load_strictly", None)
+    with pytest.raises(UserError, match="quantize is 'int3'; it must be one of"):
+        load_model(place, quantize="int3")
+    monkeypatch.setattr("vita_audio_pl.models.quantised.GROUPS", (5,))
+    with pytest.raises(UserError, match="int4 rounds 5 inputs together, and a layer has 64"):
+        load_model(place, quantize="int4")
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    for model_folder in (place, folder):
+        with pytest.raises(UserError, match="needs the package torchao"):
+            load_model(model_folder, quantize="int8")
 
 
 def test_quantised_weights_are_refused_where_exact_ones_are_needed(folder, tmp_path, monkeypatch):
@@ -290,6 +341,21 @@ def test_what_cannot_be_held_in_4_bits_is_a_sentence_and_so_is_a_missing_package
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(UserError, match=r"needs the package torchao; install vita-audio-pl\[quantize\]"):
         quantise(tiny_model(), "int8")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scheme", [None, "int8"])
+def test_on_a_gpu_a_head_costs_what_is_read_for_it(scheme, form, model):
+    model = SpeechLM(SpeechLMConfig(model.config.backbone, 3, heads=form)).eval().requires_grad_(False)
+    if scheme is not None:
+        quantise(model, scheme)
+    read = {part: sum(p.nbytes for p in owner.parameters()) / 4 for part, owner in
+            (("head", model.heads[0]), ("layers", model.model.layers), ("vocabulary", model.lm_head))}  # fmt: skip
+    runtime = Runtime(model, release=True)
+    runtime.device = torch.device("cuda")
+    costs = runtime.costs
+    assert costs.head == pytest.approx(read["head"] + read["vocabulary"], abs=1)
+    assert costs.backbone == pytest.approx(read["layers"] + read["vocabulary"], abs=2)
 
 
 @pytest.mark.gpu

@@ -60,6 +60,19 @@ def test_new_heads_are_the_identity_then_copies_and_the_forms_do_not_mix(tiny, p
 
 
 @pytest.mark.parametrize("save", [save_released, save_backbone])
+def test_a_model_without_heads_has_no_form(tiny, tmp_path, save):
+    model = tiny(0)
+    add_heads(model, 0, form="parallel")
+    assert model.config.heads == "mctp"
+    model.config.heads = "parallel"  # as folders of earlier versions say
+    save(model, tmp_path, decode_pattern=[1])
+    back = load_model(tmp_path)
+    assert back.config.heads == "mctp" and "heads" not in dimensions(tmp_path)
+    add_heads(back, 1, form="parallel")
+    assert back.config.heads == "parallel"
+
+
+@pytest.mark.parametrize("save", [save_released, save_backbone])
 def test_their_folders_come_back_bit_by_bit_and_say_what_they_are(tiny, tmp_path, save):
     model = tiny(3, form="parallel")
     save(model, tmp_path, decode_pattern=[1, 3])

@@ -270,6 +270,11 @@ def test_one_command_fine_tunes_and_says_what_it_chose(lora, mine, model, tmp_pa
     for inner in ("shards", "shards/own"):  # as `prepare` names them
         assert with_finetune([words[0], f"shards={mine}/{inner}", *words[2:], *extra]) == arguments
     told = capsys.readouterr().out
+    assert "), but stage.steps=2 as given\n" in told and "give others" not in told
+    with_finetune([*words, "stage.learning_rate=0.003", "stage.epochs=1"])
+    assert "), but stage.learning_rate=0.003, stage.epochs=1 as given\n" in capsys.readouterr().out
+    with_finetune(words)
+    assert "); give others to change them\n" in capsys.readouterr().out
     assert "10 passes are stage.steps=20 of stage.rows_per_step=" in told and ("adapters train alone" in told) == lora
     assert arguments.count("stage.steps=2") == 1 and not any(a.startswith(("finetune", "lora=")) for a in arguments)
     config = train_config(*arguments)

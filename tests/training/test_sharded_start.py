@@ -109,6 +109,15 @@ def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, ov
     assert run_ranks(start, tmp_path / "ranks", ranks) == [[]] * ranks
 
 
+def test_a_stage_without_heads_starts_without_a_form_of_heads():
+    config = toy.toy_config("runs", "stage=align", "model.heads=parallel")
+    sharded = ShardedStart.of(config, toy.VOCABULARY, None)
+    assert sharded is not None
+    assert [start.config.heads for start in (sharded.model, starting_model(config, toy.VOCABULARY, None))] == [
+        "mctp"
+    ] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start_of", ["files", "random"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])

@@ -13,9 +13,9 @@ from vita_audio_pl.models.backbone import save_backbone
 from vita_audio_pl.models.initialise import end_answers_with
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.vllm_export import save_vllm
-from vita_audio_pl.models.weight_files import verify_model_files
+from vita_audio_pl.models.weight_files import verify_model_files, weights_hash, write_json
 from vita_audio_pl.storage.checksums import sum_of_folder, write_checksums
-from vita_audio_pl.storage.model_folders import find_model, part_of
+from vita_audio_pl.storage.model_folders import MANIFEST, find_model, part_of, read_manifest
 from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.text.vocabulary import Vocabulary, code_token, special_tokens
 
@@ -78,8 +78,10 @@ def export_model(
         for name, folder in beside.items():
             if folder is not None and folder.is_dir():
                 shutil.copytree(folder, aside / name, dirs_exist_ok=True)
-        if (source / "manifest.json").is_file():
-            shutil.copy(source / "manifest.json", aside / "manifest.json")
+        if manifest := read_manifest(source):
+            if quantize is not None:  # other weights, whose results are not those of the exact ones
+                manifest["weights"] = weights_hash(sum_of_folder(aside))
+            write_json(aside / MANIFEST, manifest)
         write_checksums(aside, sum_of_folder(aside))
 
 

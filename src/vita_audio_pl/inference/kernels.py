@@ -102,7 +102,16 @@ class Kernels:
         return self.does[name]
 
     def costs(self, name: str, measure_passes: Callable[[], PassCosts]) -> PassCosts:
-        """Costs of passes: as recorded, as measured earlier on this machine, or measured now."""
+        """Costs of passes: as recorded, as measured earlier on this machine, or measured now.
+
+        Raises:
+            UserError: costs are recorded, and none of that name.
+        """
+        if self._recorded_passes and name not in self._recorded_passes:
+            raise UserError(
+                f"kernels={self.choice} has no costs of passes for {name}: it was recorded with another model or quantize; record "
+                "it again with the same quantize"
+            )
         if name not in self.passes:
             recorded = self._recorded_passes.get(name)
             self.passes[name] = recorded or timings().passes(name, measure_passes)

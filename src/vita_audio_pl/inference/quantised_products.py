@@ -108,7 +108,7 @@ def _integers(weight: Numbers) -> _Product:
         numbers = wide.mul(scale.reciprocal()).round_().clamp_(-128, 127)
         return multiply(numbers).mul_(scale).to(x.dtype)
 
-    return run, (weight.numbers,)
+    return run, multiply.held
 
 
 def _four_bits(weight: Numbers) -> _Product:

@@ -111,8 +111,10 @@ class Runtime:
         )
         self.quantize = model.config.quantize
         # as if all had the type of the embeddings: what few bits save is saved in time, too
-        held = sum(p.nbytes for p in backbone.layers[0].parameters())
-        self.weights_of_a_layer = held // backbone.embed_tokens.weight.itemsize
+        self.weights_of_a_layer, self.weights_of_a_head = (
+            sum(p.nbytes for part in parts for p in part.parameters()) // backbone.embed_tokens.weight.itemsize
+            for parts in ([backbone.layers[0]], list(model.heads)[:1])
+        )
         self.max_positions = config.max_position_embeddings
         self.embedding = backbone.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype

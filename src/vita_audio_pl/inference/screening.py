@@ -172,6 +172,7 @@ class IntegerProduct:
     def __init__(self, integers: Tensor, scales: Tensor):
         self._packed = torch.ops.onednn.qlinear_prepack(integers, None)
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
+        self.held = (self._packed, scales)  # the integers have been copied into oneDNN's layout
         self._run = torch.ops.onednn.qlinear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:

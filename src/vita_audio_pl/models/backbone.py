@@ -64,7 +64,7 @@ def open_backbone(
     notes = Fields(_notes(folder), str(folder / NOTES))
     place = notes.integer("context_of_audio", least=0) if notes.has("context_of_audio") else None
     encoder = encoder_config(folder, shapes, "speech_input.")
-    form = head_form(_notes(folder), folder / NOTES)
+    form = head_form(_notes(folder), len(heads), folder / NOTES)
     settings = SpeechLMConfig(config, len(heads), attention, encoder=encoder, context_of_audio=place, heads=form)
     model = SpeechLM.on_meta(settings)
     names = released_keys(model)

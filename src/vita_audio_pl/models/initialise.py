@@ -37,7 +37,8 @@ def add_heads(model: SpeechLM, n_heads: int, generator: torch.Generator | None =
     if form is not None and form != model.config.heads:
         if model.n_heads:
             raise UserError(f"the model's heads are {model.config.heads}, so they cannot go on as model.heads={form}")
-        model.config.heads = form
+        if n_heads:  # a model without heads has no form
+            model.config.heads = form
     if n_heads < model.n_heads:
         raise UserError(f"the model has {model.n_heads} heads and {n_heads} are asked for; heads can only be added")
     backbone = model.config.backbone

@@ -41,6 +41,10 @@ def load_model(
     folder = Path(folder)
     base = base_of(folder) if whole_model(folder) != folder else None  # a circle of adapters is refused
     if base is not None:
+        if quantize is not None:  # before the weights are read
+            whole, _ = open_model(whole_model(folder))
+            refuse_quantised(whole, base, "adapted")
+            check_scheme(whole, quantize)
         whole = load_model(base, attention=attention, dtype=dtype, device=device)
         refuse_quantised(whole, base, "adapted")
         model = merge_adapters(folder, whole, base)

@@ -137,7 +137,7 @@ def shape_quantised(model: "SpeechLM", scheme: str) -> None:
 
 
 def check_scheme(model: "SpeechLM", scheme: str) -> None:
-    """Refuse what `quantise` cannot do.
+    """Refuse what `quantise` cannot do; the model may be on the meta device.
 
     Raises:
         UserError: see `quantise`.
@@ -152,6 +152,7 @@ def check_scheme(model: "SpeechLM", scheme: str) -> None:
     for name in linear_layers(model):
         if scheme == "int4":
             _group(cast(nn.Linear, model.get_submodule(name)).in_features)
+    torchao()
 
 
 def refuse_quantised(model: "SpeechLM", folder: Any, what: str) -> None:

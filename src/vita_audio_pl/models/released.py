@@ -266,7 +266,7 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     read = Fields(fields, str(path))
     all_layers = read.integer("num_hidden_layers", most=MOST_LAYERS)
     n_heads = read.integer("num_nextn_predict_layers", least=0, most=MOST_HEADS, default=0)
-    form = head_form(fields, path)
+    form = head_form(fields, n_heads, path)
     among = n_heads if FORMS[form].chained else 0
     if among >= all_layers:
         raise UserError(f"{path} counts {n_heads} heads among {all_layers} layers, which leaves no backbone")
@@ -278,8 +278,8 @@ def read_released_config(folder: Path | str, attention: str = "per_document") ->
     return SpeechLMConfig(backbone, n_heads, attention, context_of_audio=place, heads=form, quantize=quantize)
 
 
-def head_form(fields: Mapping[str, Any], where: Path | str) -> str:
-    """The form of a folder's heads, of `models.heads.FORMS`, by the fields of its `config.json` or notes.
+def head_form(fields: Mapping[str, Any], n_heads: int, where: Path | str) -> str:
+    """The form of a folder's heads, of `models.heads.FORMS`, by the fields of its `config.json` or notes; `mctp` without heads.
 
     Raises:
         UserError: it is not known.
@@ -287,7 +287,7 @@ def head_form(fields: Mapping[str, Any], where: Path | str) -> str:
     form = Fields(fields, str(where)).text(FORM, default="mctp")
     if form not in FORMS:
         raise UserError(f"{where}: {FORM} is {form[:40]!r}; it must be one of {', '.join(FORMS)}")
-    return form
+    return form if n_heads else "mctp"
 
 
 def open_released(

@@ -19,6 +19,8 @@ _EPOCHS = ((500, 10), (5_000, 5), (50_000, 3), (math.inf, 2))
 _FULL_RATE_HOURS = 10.0
 _LORA_FACTOR = 5.0
 _MOST_STEPS, _FEWEST_STEPS = 4000, 20
+_CHOSEN = ("stage.steps", "stage.epochs", "stage.rows_per_step", "stage.learning_rate")
+"""Settings that are chosen by the size of the data, where none of them is given."""
 _PUBLISHED = {"learning_rate": 5e-5, "head_rate_factor": 10.0, "sequence_length": 2048, "rows_per_step": 32}
 
 
@@ -56,7 +58,7 @@ def choose(samples: int, tokens: int, hours: float, usual: dict[str, Any], lora:
     why = (
         f"{samples} samples, {hours:.2f} h of audio, about {tokens} tokens: {epochs} passes are stage.steps={steps} of "
         f"stage.rows_per_step={rows_per_step}, at stage.learning_rate={rate:g} ({factor:g} times that of the model's own last "
-        f"stage{', since adapters train alone' if lora else ''}); give others to change them"
+        f"stage{', since adapters train alone' if lora else ''})"
     )
     return Choice(rate, rows_per_step, steps, epochs, why)
 
@@ -84,7 +86,8 @@ def with_finetune(arguments: Sequence[str]) -> list[str]:
     lora = said.get("lora", "false").lower() == "true"
     given = {argument.partition("=")[0].lstrip("+") for argument in rest}
     meant, why = _settings(find_model(said["finetune"], runs), Path(said["shards"]), lora, "stage.mixture" in given)
-    print(why, flush=True)
+    instead = [argument for argument in rest if argument.partition("=")[0].lstrip("+") in _CHOSEN]
+    print(why + (f", but {', '.join(instead)} as given" if instead else "; give others to change them"), flush=True)
     if "stage.epochs" in given:  # the command line sets the length in another way, so the chosen one is dropped
         given |= {"stage.steps", "callbacks.validate_every"}
     return [*(setting for setting in meant if setting.partition("=")[0] not in given), *rest]

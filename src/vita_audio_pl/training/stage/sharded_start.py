@@ -89,7 +89,7 @@ class ShardedStart:
         grows = parent is None and there.backbone.vocab_size != vocabulary.size
         if grows:
             there.backbone.vocab_size = vocabulary.size
-        form = there.heads if there.n_heads else config.model.heads
+        form = config.model.heads if wanted and not there.n_heads else there.heads
         model = SpeechLM.on_meta(replace(there, n_heads=wanted, heads=form))
         if config.variant.has_audio_encoder and model.speech_input is None:
             encoder = encoder_folder(config)
