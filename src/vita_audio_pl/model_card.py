@@ -96,6 +96,7 @@ def push_to_hub(folder: Path, repository: str, private: bool) -> str:
 def _use(folder: Path, layout: str) -> list[str]:
     quantize = read_json_if_there(folder / CONFIG).get("quantize")
     name = folder.resolve().name
+    command = f"""`python -m vita_audio_pl.generate model={name} task=tts 'text="..."'` answers with text and sound."""
     load = f'AutoModelForCausalLM.from_pretrained("{name}")'
     if quantize:
         return [
@@ -105,7 +106,7 @@ def _use(folder: Path, layout: str) -> list[str]:
             f'loaded = load_speech_model("{name}")  # linear layers in {quantize}; transformers does not read them so',
             "```",
             "",
-            f'`python -m vita_audio_pl.generate model={name} prompt="..."` answers with text and sound.',
+            command,
         ]
     if layout in ("backbone", "vllm"):
         lines = [
@@ -127,7 +128,7 @@ def _use(folder: Path, layout: str) -> list[str]:
         "speech = model.speech_lm()  # the same weights with their heads, for vita_audio_pl's decoder",
         "```",
         "",
-        f"""`python -m vita_audio_pl.generate model={name} task=tts 'text="..."'` answers with text and sound.""",
+        command,
     ]
 
 

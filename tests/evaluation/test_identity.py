@@ -131,6 +131,20 @@ def planned(world: Path, deciding: dict, other: dict):
     return made
 
 
+def test_a_folder_in_few_bits_is_named_as_one_that_is_loaded_so(world):
+    base, other = ({setting: values[0] for setting, values in of.items()} for of in (DECIDING, OTHER))
+    (folder := world / "in-int4").mkdir()
+    (folder / "config.json").write_text('{"quantize": "int4"}')
+    (folder / "model.safetensors").write_text("weights")
+    found, loaded = (
+        planned(world, base | {"model": "in-int4"}, other),
+        planned(world, base | {"quantize": "int4"}, other),
+    )
+    assert found.decoding == loaded.decoding and found.folder.name.startswith("tts.vanilla+int4.")
+    (folder / "config.json").write_text('{"quantize": "../int4"}')
+    assert planned(world, base | {"model": "in-int4"}, other).decoding.label == "vanilla"
+
+
 @pytest.mark.parametrize(("verify", "decides"), [("greedy", False), ("groups", True)])
 def test_slack_decides_where_verification_is_loose(world, verify, decides):
     base = {setting: values[0] for setting, values in DECIDING.items()} | {"verify": verify}

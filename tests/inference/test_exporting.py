@@ -109,9 +109,12 @@ def test_the_chat_template_of_an_exported_folder_writes_what_training_wrote(fold
     )
 
 
-def test_the_commands_on_a_model_card_are_taken(folder, tmp_path):
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_the_commands_on_a_model_card_are_taken(quantize, folder, tmp_path):
+    if quantize is not None:
+        pytest.importorskip("torchao")
     export = [warm_python(), "-m", "vita_audio_pl.export", f"source={folder}", f"target={tmp_path / 'out'}"]
-    subprocess.run(export, capture_output=True, check=True)
+    subprocess.run([*export, f"quantize={quantize or 'null'}"], capture_output=True, check=True)
     commands = re.findall(r"`python (-m vita_audio_pl\.[^`]*)`", (tmp_path / "out/README.md").read_text())
     assert commands
     for command in commands:

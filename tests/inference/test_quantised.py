@@ -335,6 +335,14 @@ def test_quantised_weights_are_refused_where_exact_ones_are_needed(folder, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_parallel_heads_are_told_the_export_that_keeps_them(folder, model, tmp_path):
+    parallel = SpeechLM(SpeechLMConfig(model.config.backbone, 3, heads="parallel"))
+    (folder / "model.safetensors").unlink()
+    save_released(parallel, folder, decode_pattern=[1, 3, 2, 3])
+    with pytest.raises(UserError, match="leave quantize out and use format=backbone, which keeps them"):
+        export_model(folder, tmp_path / "new", quantize="int8")
+
+
 def test_what_cannot_be_held_in_4_bits_is_a_sentence_and_so_is_a_missing_package(tiny_model, monkeypatch):
     with pytest.raises(UserError, match="int4 rounds 32 inputs together, and a layer has 48; use int8"):
         quantise(tiny_model(), "int4")

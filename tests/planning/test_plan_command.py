@@ -220,6 +220,35 @@ def test_host_memory_and_files_are_those_of_the_engine():
         assert (each.host.checkpoint, each.host.written, each.host.model) == (12 * total, 12 * total / 16, 4 * total)
 
 
+def test_what_shards_cannot_be_begun_or_handed_over_without_is_counted(tmp_path):
+    """A whole model, under unmerged adapters and drawn weights that are frozen; and an encoder that the parent lacks."""
+
+    def host(*given: str, **start):
+        config = settings(*TINY[:1], *TINY[2:], "trainer=fsdp2", "trainer.precision=bf16-true", *given)
+        for name, value in start.items():  # folders whose weights nobody reads
+            setattr(config if name == "init_from" else config.model, name, value and str(value))
+        plan = plan_stage(config, 3)
+        return plan.host, sum(plan.trained.values()) + sum(plan.frozen.values())
+
+    for name in ("whole", "hearing/speech_input", "adapters"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("whole", "hearing", "adapters"):
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "adapters" / "adapters.json").write_text('{"base": ["../whole"]}')
+    parent, adapted = (host("stage=sft", init_from=tmp_path / name) for name in ("whole", "adapters"))
+    assert adapted[0].start == adapted[0].hand_over == 2 * adapted[1]
+    assert parent[0].start < adapted[0].start and parent[0].hand_over < adapted[0].hand_over
+    for pretrained, width in ((None, 4), (tmp_path, 2)):  # drawn in float32
+        (trains, total), (frozen, _) = (
+            host("stage=align", f"stage.freeze={names}", pretrained=pretrained) for names in ("[]", "[embed_tokens]")
+        )
+        assert trains.hand_over < frozen.hand_over == width * total and trains.start == frozen.start
+    plus = ("stage=sft", "variant=vita_audio_plus_boost")
+    there, lacks = (host(*plus, init_from=tmp_path / name)[0] for name in ("hearing", "whole"))
+    assert there.start < 20e6 and lacks.start > 800e6
+    assert there.hand_over < 20e6 and lacks.hand_over > 800e6
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

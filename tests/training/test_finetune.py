@@ -356,6 +356,14 @@ def test_rows_that_do_not_divide_give_the_same_losses(mine, model, tmp_path):
         assert np.allclose(other, curves[0], rtol=1e-5)
 
 
+def test_a_mixture_beside_the_data_is_not_the_datas(model, mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mixture.yaml").write_text("")
+    shutil.copytree(mine / "shards", "mydata")
+    with pytest.raises(UserError, match="^mydata has no mixture.yaml"):
+        with_finetune([f"finetune={model}", "shards=mydata"])
+
+
 def test_half_a_command_is_one_sentence(model, mine, tmp_path):
     for arguments, says in (
         ([f"finetune={model}"], "takes finetune=MODEL and shards=DIR"),

@@ -98,6 +98,8 @@ def test_every_bit_is_what_one_process_starts_with(layout, heads, tied, kind, ov
     def start(rank: int) -> list[str]:
         found, wanted = filled(rank, ranks, tmp_path / "start", layout, *overrides)
         wrong = []
+        if wanted is not None and found.config.backbone.eos_token_id != wanted.config.backbone.eos_token_id:
+            wrong.append(f"ends at {found.config.backbone.eos_token_id}")
         expected = {} if wanted is None else dict(wanted.named_parameters())
         for name, parameter in found.named_parameters():
             assert isinstance(parameter, DTensor)
@@ -116,6 +118,19 @@ def test_a_stage_without_heads_starts_without_a_form_of_heads():
     assert [start.config.heads for start in (sharded.model, starting_model(config, toy.VOCABULARY, None))] == [
         "mctp"
     ] * 2
+
+
+def test_a_weight_whose_values_were_not_noted_is_refused():
+    with (drawing := drawn.Drawing()):
+        layer = torch.nn.Linear(3, 2)
+        layer.scale = torch.nn.Parameter(torch.ones(2))
+        layer.table = torch.nn.Parameter(torch.empty(4, 2))
+        torch.nn.init.zeros_(layer.table[0])
+    for name in ("scale", "table"):  # which is filled in part
+        with pytest.raises(RuntimeError, match=f"^{name} begins with values that were not noted"):
+            drawing.named([("bias", layer.bias), (name, getattr(layer, name))])
+    drawing.named([("bias", layer.bias)])
+    assert drawing.names == {"bias"}
 
 
 @pytest.mark.slow

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 KERNEL = 3
 DILATIONS = (1, 1, 2, 2)
-REACH = (KERNEL - 1) * sum(DILATIONS)
-"""Codes before one that its spectra depend on."""
 _GAP = (KERNEL - 1) * max(DILATIONS)  # places between two utterances of one row, so that neither reaches into the other
 _ROW, _ROWS = 128, 8  # codes to a row and rows to a step of training
 _EPOCHS, _RATE, _WARM_UP = 20, 2e-3, 0.05

@@ -66,8 +66,8 @@ def export_model(
         end_answers_with(model, words.im_end)
         if layout != "backbone" and model.config.heads != "mctp":
             raise UserError(
-                f"{source} has {model.config.heads} heads, which neither the published layout nor vLLM knows; format=backbone "
-                "keeps them beside the backbone"
+                f"{source} has {model.config.heads} heads, which neither the published layout nor vLLM knows; "
+                f"{'leave quantize out and use ' if quantize else ''}format=backbone, which keeps them beside the backbone"
             )
         loaded.tokenizer.save(aside)
         spell_out(aside / "tokenizer.json", words)

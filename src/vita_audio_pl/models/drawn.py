@@ -39,8 +39,17 @@ class Drawing(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def named(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Says which of the noted tensors are wanted, while they are those that were filled (before they change their type)."""
-        self._names |= {_place(parameter): name for name, parameter in parameters}
+        """Says which of the noted tensors are wanted, while they are those that were filled (before they change their type).
+
+        Raises:
+            RuntimeError: one was never filled as a whole, as by `torch.ones`, whose values nothing notes.
+        """
+        begins, names = self._begins(), {_place(parameter): name for name, parameter in parameters}
+        if unknown := [name for place, name in names.items() if place not in begins]:
+            raise RuntimeError(
+                f"{unknown[0]} begins with values that were not noted: fill it in place, as torch.nn.init does"
+            )
+        self._names |= names
 
     @property
     def names(self) -> set[str]:
@@ -49,20 +58,25 @@ class Drawing(TorchDispatchMode):
     @torch.no_grad()
     def values(self) -> Iterator[tuple[str, int, Tensor]]:
         """What the wanted tensors are filled with, in order, in pieces: name, first element, and values, flat; later ones win."""
-        begins = {}
-        for number, (_, tensor, _, _) in enumerate(self._calls):
-            if tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
-                begins[_place(tensor)] = number  # what was there before does not matter
+        begins = self._begins()
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._generator)
             for number, (func, tensor, arguments, named) in enumerate(self._calls):
                 assert tensor.is_contiguous()  # so are whole parameters and their rows
-                name = self._names.get(_place(tensor)) if number >= begins[_place(tensor)] else None
+                name = self._names.get(_place(tensor)) if number >= begins.get(_place(tensor), 0) else None
                 for first, size in _pieces(tensor.numel()):
                     piece = torch.empty(size, dtype=tensor.dtype)  # drawn in any case: what follows depends on it
                     func(piece, *arguments, **named)
                     if name is not None:
                         yield name, int(tensor.storage_offset()) + first, piece
+
+    def _begins(self) -> dict[int, int]:
+        """Number of the last call that filled a whole tensor, by its place: what was there before does not matter."""
+        return {
+            _place(tensor): number
+            for number, (_, tensor, _, _) in enumerate(self._calls)
+            if tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        }
 
 
 def _pieces(elements: int) -> Iterator[tuple[int, int]]:

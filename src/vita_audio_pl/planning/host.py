@@ -1,18 +1,22 @@
 """Host memory of a stage's start, of saving and of the hand-over, and the bytes that these write.
 
 What runs on CPUs was measured against this (`tests/training/test_stage_memory.py`); what goes by way of a GPU is counted by the
-same code's steps. Not included: what a process takes by its imports (0.5 to 1 GiB), its data workers, and the page cache,
+same code's steps. A parent stage is taken for a whole model with the encoder that the stage has, and so is an `init_from` that
+is not found. Not included: what a process takes by its imports (0.5 to 1 GiB), its data workers, and the page cache,
 which a node's processes share.
 """
 
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from vita_audio_pl.models.released import ENCODER_FOLDER
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.planning.memory import FLOAT, HALF, Memory
+from vita_audio_pl.storage.model_folders import find_model_if_there, part_of, whole_model
 from vita_audio_pl.training.checkpoints.host_copy import held_in_host_memory
 from vita_audio_pl.training.engines.kinds import DDP, FSDP2, DeepSpeed, EngineSettings
 from vita_audio_pl.training.settings import TrainConfig
+from vita_audio_pl.training.stage.sharded_start import VOCABULARY
 
 _Config = TypeVar("_Config", bound=TrainConfig)
 _DDP_BLOCK = 250 * 2**20  # bytes that DDP sends at once while it compares the ranks
@@ -58,10 +62,13 @@ def host_memory(model: SpeechLM, config: TrainConfig, step: Memory) -> HostMemor
     written = 3.0 * master * trained / ranks  # weights and two moments
     save = min(written, float(held_in_host_memory(int(written)))) if on_cpu else written
     hand_over = 0.0 if on_cpu else float(parameter * largest)
+    origin = _Origin.of(config, model, parameter)
     if trainer.engine.shards:  # a tensor from the last checkpoint's parts, and one part of it as it is read
-        hand_over = float(master * largest * (1 + 1 / ranks))
+        hand_over = float(master * largest * (1 + 1 / ranks)) + FLOAT * origin.frozen_encoder
+    if trainer.engine.shards and origin.rebuilt:
+        hand_over = origin.whole
     kept = step.weights + step.optimiser + step.gradients if on_cpu else step.host
-    start = _start(config, model, total, trained, largest, parameter, on_cpu)
+    start = _start(config, origin, total, trained, largest, parameter, on_cpu)
     trains = (step.peak if on_cpu else step.host) + save
     return HostMemory(
         start=start,
@@ -76,19 +83,14 @@ def host_memory(model: SpeechLM, config: TrainConfig, step: Memory) -> HostMemor
 
 
 def _start(
-    config: TrainConfig, model: SpeechLM, total: int, trained: int, largest: int, parameter: int, on_cpu: bool
+    config: TrainConfig, origin: "_Origin", total: int, trained: int, largest: int, parameter: int, on_cpu: bool
 ) -> float:
     """The most that a rank takes until its first step."""
     engine, ranks = config.trainer.engine, config.trainer.world_size
-    whole = float(parameter * total)
-    from_nothing = not config.variant.parents.get(config.stage.name) and config.init_from is None
-    if isinstance(engine, FSDP2):  # rows of each tensor in turn; then whole tensors are gathered to be hashed
-        share = whole * engine.replicas / ranks if on_cpu else 0.0
-        new = None if model.speech_input is None or not from_nothing else model.speech_input.encoder
-        encoder = 0 if new is None else sum(p.numel() for p in new.parameters())
-        return share + max(2.0 * parameter * largest, float(FLOAT * encoder))
-    if from_nothing and config.model.pretrained is None:
-        whole = float(FLOAT * total)  # drawn in float32
+    if isinstance(engine, FSDP2) and not origin.adapters:  # rows of each tensor in turn; then whole ones are hashed
+        share = float(parameter * total) * engine.replicas / ranks if on_cpu else 0.0
+        return share + max(2.0 * parameter * largest, float(FLOAT * origin.encoder))
+    whole = origin.whole
     if isinstance(engine, DDP) and on_cpu:
         return parameter * total + min(parameter * float(total), _DDP_BLOCK)
     if isinstance(engine, DeepSpeed):
@@ -98,6 +100,42 @@ def _start(
         )  # a flat copy, on the device, or here if that has no room
         return max(whole, held * (total + beside))
     return whole
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a stage starts from.
+
+    Attributes:
+        whole: bytes of the whole model as it is built, in float32 where it is drawn.
+        adapters: whether it starts from unmerged ones, under which every rank builds the whole model.
+        rebuilt: whether rank 0 builds it to hand shards over, too: for those, and for drawn weights that are frozen.
+        encoder: parameters of a speech encoder that the stage adds; frozen_encoder: the same, 0 if it trains.
+    """
+
+    whole: float
+    adapters: bool
+    rebuilt: bool
+    encoder: int
+    frozen_encoder: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: SpeechLM, parameter: int) -> "_Origin":
+        plain = not config.variant.parents.get(config.stage.name) and config.init_from is None
+        random = plain and config.model.pretrained is None
+        folder = None if config.init_from is None else find_model_if_there(config.init_from, config.paths.runs)
+        adapters = folder is not None and whole_model(folder) != folder
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        drawn = [name for name in frozen if name in VOCABULARY or (random and not name.startswith("speech_input."))]
+        adds = plain or (folder is not None and part_of(folder, ENCODER_FOLDER) is None)
+        added = [] if model.speech_input is None or not adds else list(model.speech_input.encoder.parameters())
+        return cls(
+            whole=float((FLOAT if random else parameter) * sum(p.numel() for p in model.parameters())),
+            adapters=adapters,
+            rebuilt=adapters or (plain and bool(drawn)),
+            encoder=sum(p.numel() for p in added),
+            frozen_encoder=sum(p.numel() for p in added if not p.requires_grad),
+        )
 
 
 def _adapters(model: SpeechLM) -> int:

@@ -98,7 +98,9 @@ def _settings(model: Path, shards: Path, lora: bool, mixture_given: bool) -> tup
     from vita_audio_pl.inference.loading import read_model_facts  # imports torch
 
     facts, manifest = read_model_facts(model), read_manifest(model)
-    shards = next((up for up in (shards, *shards.parents[:2]) if (up / MIXTURE).is_file()), shards)
+    # only a folder that `prepare` makes inside of the one with the mixture leads there
+    inside = 1 if shards.name == "shards" else 2 if (shards / MANIFEST).is_file() else 0
+    shards = next((up for up in (shards, *shards.parents[:inside]) if (up / MIXTURE).is_file()), shards)
     folder = shards / "shards" if (shards / "shards").is_dir() else shards
     sources = [Manifest.load(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     sources = [source for source in sources if not source.source.endswith(".dev")]

@@ -30,7 +30,7 @@ class Decoding:
         slack: how loose verification is, where it has any looseness.
         kernels: digest of the file that states the costs of passes, where how far heads draft decides the answer; else
             empty.
-        quantize: how weights are held, where not as they are in the folder.
+        quantize: how weights are held, by the settings or in the folder; None for exact ones.
     """
 
     mode: str

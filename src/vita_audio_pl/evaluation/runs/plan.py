@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import KERNELS, SLACK
+from vita_audio_pl.config.decoding import KERNELS, QUANTIZE, SLACK
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import (
     Content,
@@ -76,7 +76,7 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                     config.sampling,
                     None if verify != "groups" else SLACK if config.slack is None else config.slack,
                     kernels,
-                    config.quantize,
+                    config.quantize or facts.quantize,
                 )
                 place = split_folder(
                     bench_folder(config.output, model, config.bench.name, config.paths.runs), stage, split
@@ -116,12 +116,14 @@ class _Facts:
 
     Attributes:
         precisions: that answers may have: the device's, and others that answers were generated in elsewhere.
+        quantize: how the folder holds the weights; None for exact ones.
     """
 
     model: str
     weights: str
     codec: str
     precisions: Sequence[str]
+    quantize: str | None
     unreadable: str
     listening: dict[str, Any]
     scoring: dict[str, Any]
@@ -155,6 +157,7 @@ class _Facts:
             weights,
             path_digest(codec_folder(model, config.codec_folder)),
             list(dict.fromkeys([precision, *others])),
+            held if (held := read_json(model / "config.json").get("quantize")) in QUANTIZE else None,
             config.missing_audio,
             listening | voices if judge else {},
             scoring,

@@ -130,7 +130,7 @@ def _paired(baseline: _Loaded, result: _Loaded) -> bool:
     alike = (*_MUST_AGREE, "stage", "split", "model_digest", "constrained", "max_new_tokens", "precision", "unreadable")
     if any(baseline.figures[name] != result.figures[name] for name in alike):
         return False
-    # absent where the most likely token is taken, and where weights are held as they are in the folder
+    # absent where the most likely token is taken, and where weights are exact
     if any(baseline.figures.get(name) != result.figures.get(name) for name in ("sampling", "quantize")):
         return False
     contents = baseline.contents

@@ -32,7 +32,7 @@ from vita_audio_pl.training.settings import TrainConfig
 from vita_audio_pl.training.stage.starting_model import backbone_config, encoder_folder, finish_start, weights_type
 
 _HEAD = re.compile(r"heads\.(\d+)\.(.+)")
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _ENCODER = "speech_input.audio_model.model."
 
 
@@ -113,7 +113,7 @@ class ShardedStart:
             drawing.named((name, p) for name, p in model.named_parameters() if ".lora_" in name)
             drawings.append(drawing)
         generator = torch.Generator().manual_seed(config.seed)
-        model = finish_start(config, model.to(weights_type(config)))
+        model = finish_start(config, vocabulary, model.to(weights_type(config)))
         return cls(model, places, there.n_heads, generator, grows, drawings, encoder)
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class ShardedStart:
         head = _HEAD.fullmatch(name)
         new = head is not None and not self.heads and head[2] == "proj.weight"
         drawn = {name for drawing in self.drawings for name in drawing.names}
-        return new or (self.resized and name in _VOCABULARY) or name in drawn or self._copied_from(name) in drawn
+        return new or (self.resized and name in VOCABULARY) or name in drawn or self._copied_from(name) in drawn
 
     def _rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of a parameter of the stage's model that is not drawn, by its name without adapters."""
@@ -172,7 +172,7 @@ class ShardedStart:
         if head is not None and int(head[1]) >= self.heads:
             return self._rows_of_new_head(head[2], first, last)
         weights, key = self.places[name]
-        if self.resized and name in _VOCABULARY:
+        if self.resized and name in VOCABULARY:
             old = weights.shapes()[key][0]
             whole = weights.rows(key, 0, old).to(self.model.lm_head.weight.dtype)
             return resized(whole, self.model.config.backbone.vocab_size, self.generator)[first:last]

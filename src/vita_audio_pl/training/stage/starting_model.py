@@ -46,7 +46,6 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
             torch.manual_seed(config.seed)
             backbone = backbone_config(config.model, vocabulary)
             model = SpeechLM(SpeechLMConfig(backbone, n_heads=0, attention=config.model.kernel)).to(dtype)
-    end_answers_with(model, vocabulary.im_end)
     if config.variant.has_audio_encoder and model.speech_input is None:
         encoder = SenseVoiceEncoder.load(encoder_folder(config))
         with torch.random.fork_rng(devices=[]):
@@ -59,7 +58,7 @@ def starting_model(config: TrainConfig, vocabulary: Vocabulary, parent: Path | N
     lora = config.model.lora
     if lora.rank:
         add_lora(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.only)
-    return finish_start(config, model)
+    return finish_start(config, vocabulary, model)
 
 
 def weights_type(config: TrainConfig) -> torch.dtype:
@@ -67,8 +66,9 @@ def weights_type(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
 
 
-def finish_start(config: TrainConfig, model: SpeechLM) -> SpeechLM:
-    """Set up checkpointing, compilation and adapters of a complete model, in place."""
+def finish_start(config: TrainConfig, vocabulary: Vocabulary, model: SpeechLM) -> SpeechLM:
+    """Set up the end of an answer, checkpointing and compilation of a complete model, in place."""
+    end_answers_with(model, vocabulary.im_end)
     model.config.detach_heads = config.objective.detach_heads
     checkpoint_activations(model, config.model.activation_checkpointing, config.model.checkpoint_every)
     compile_blocks(model, config.model.compile)
