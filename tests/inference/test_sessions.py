@@ -12,7 +12,7 @@ from vita_audio_pl.inference import Runtime, generate
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.session import Session
-from vita_audio_pl.inference.streaming import AudioChunk, End, NewCodes, TextPiece, stream
+from vita_audio_pl.inference.streaming import AudioChunk, End, EventMaker, NewCodes, TextPiece, stream
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.text.tokenizer import TextTokenizer
 
@@ -253,6 +253,21 @@ def test_a_draft_that_opens_no_span_is_verified_even_draft_first(tiny_model, pro
     vanilla = DecodePattern.of("vanilla")
     expected = generate(model, [prompt], vanilla, max_new_tokens=30)[0].ids
     assert_same_answers(model, vanilla, [prompt], [sum(session, [])], [expected])
+
+
+def test_tokens_pushed_together_hold_back_no_sound_that_one_by_one_they_give(spoken):
+    tokenizer, vocabulary = spoken
+    script = answer(spoken, "the big red cow", CODES, ratio=(1, 3, 2, 9))
+
+    def samples(*batches):
+        maker = EventMaker(tokenizer, vocabulary, ToyCodec(), codes_per_chunk=4)
+        events = [event for batch in batches for event in maker.push(batch, [0] * len(batch))]
+        return sum(event.wave.size for event in events if isinstance(event, AudioChunk))
+
+    for cut in range(len(script)):
+        for start in range(cut):
+            apart = samples(script[:start], *([token] for token in script[start:cut]))
+            assert samples(script[:start], script[start:cut]) >= apart, (start, cut)
 
 
 def test_a_silent_answer_streams_text_alone(spoken, speaking_runtime, monkeypatch):

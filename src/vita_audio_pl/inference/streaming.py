@@ -100,10 +100,13 @@ class EventMaker:
     def push(self, tokens: Sequence[int], writers: Sequence[int]) -> Iterator[Event]:
         """Add tokens and their writers; yields what can be shown and played, text first as audio takes time."""
         self.taken += len(tokens)
-        vocabulary, codes, wrote, pieces = self._vocabulary, [], [], []
+        vocabulary, wrote, pieces = self._vocabulary, [], []
+        codes: list[int] = []
+        ended = False  # whether a span ended whose codes wait, even if another has begun since
         for token, writer in zip(tokens, writers, strict=True):
             if token in (vocabulary.begin_of_audio, vocabulary.end_of_audio):
                 self._inside = token == vocabulary.begin_of_audio
+                ended = ended or (not self._inside and bool(self._waiting or codes))
             elif self._inside and vocabulary.first_code <= token < vocabulary.used:
                 codes.append(token - vocabulary.first_code)
                 wrote.append(writer)
@@ -114,7 +117,7 @@ class EventMaker:
         if codes:
             yield NewCodes(np.asarray(codes, np.int32), tuple(wrote))
             self._waiting += codes
-        if self._waiting and (not self._inside or len(self._waiting) >= self._codes_per_chunk):
+        if self._waiting and (ended or len(self._waiting) >= self._codes_per_chunk):
             yield from self._make_sound()
 
     def finish(self) -> Iterator[Event]:

@@ -5,6 +5,8 @@ quieter: its correlation with it is close to 1, and drops as soon as somebody sp
 lowers it, too; then echo cancellation in the client (browsers have it) must remove the echo.
 """
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,27 +21,37 @@ _HANGOVER = 0.5  # seconds
 _ALIKE = 0.85  # correlation from which the answer explains the input: with noise 4 dB below it
 
 
+@dataclass
+class _Answer:
+    """The audio of one answer: an answer that begins replaces it whole, as another thread may be comparing with it."""
+
+    resampler: Resampler
+    began: int  # when, by the clock of incoming samples
+    pieces: list[NDArray[np.float32]] = field(default_factory=list)  # (samples,) at twice `_RATE`
+    unheard: list[NDArray[np.float32]] = field(default_factory=list)  # sent since: most answers are heard to the end
+    unexplained: int = 0  # windows since the last explained one
+
+
 class OwnSound:
-    """Compares the input, at 16,000 Hz, with the audio of the last answer."""
+    """Compares the input, at 16,000 Hz, with the audio of the last answer.
+
+    One thread may `hear` and ask what `explains`, another one `begin` and `send`.
+    """
 
     def __init__(self) -> None:
         self._recent = np.zeros(round(_WINDOW * _RATE), np.float32)
-        self._clock = self._began = 0  # number of incoming samples: now, and when the answer's audio began
-        self._sent: Resampler | None = None
-        self._pieces: list[NDArray[np.float32]] = []  # (samples,) at twice `_RATE`
-        self._unheard: list[NDArray[np.float32]] = []  # sent since, as it was: most answers are heard to the end
+        self._clock = 0  # number of incoming samples
+        self._answer: _Answer | None = None
         self._explained = 0, 0.0  # clock and energy of the last explained window
-        self._unexplained = 0  # windows since then
 
     def begin(self, rate: int) -> None:
         """Another answer starts playing, at `rate` Hz."""
-        self._pieces, self._sent, self._began = [], Resampler(rate, 2 * _RATE), self._clock
-        self._unheard, self._unexplained = [], 0
+        self._answer = _Answer(Resampler(rate, 2 * _RATE), self._clock)
 
     def send(self, wave: NDArray[np.float32]) -> None:
         """Add outgoing `(samples,)` of the answer."""
-        if self._sent is not None:
-            self._unheard.append(wave)
+        if self._answer is not None:
+            self._answer.unheard.append(wave)
 
     def hear(self, wave: NDArray[np.float32]) -> None:
         """Add incoming `(samples,)`, an even number; they are the clock."""
@@ -49,24 +61,27 @@ class OwnSound:
 
     def explains(self) -> bool:
         """Whether the latest input is the answer's own audio."""
-        while self._sent is not None and self._unheard:
-            self._pieces.append(self._sent.push(self._unheard.pop(0)))
-        place, length = self._clock - self._began, self._recent.size
+        answer = self._answer  # read once: another may begin meanwhile
+        if answer is None:
+            return False
+        while answer.unheard:
+            answer.pieces.append(answer.resampler.push(answer.unheard.pop(0)))
+        place, length = self._clock - answer.began, self._recent.size
         first = place - length - round(_LATE * _RATE)
-        sent = _halved(np.concatenate([np.empty(0, np.float32), *self._pieces]))
+        sent = _halved(np.concatenate([np.empty(0, np.float32), *answer.pieces]))
         reference = np.pad(sent, (max(-first, 0), 0))[max(first, 0) : max(-first, 0) + place + round(_EARLY * _RATE)]
         if sent.size == 0 or reference.size < length or not reference.any() or not self._recent.any():
             return False
         energy = float(np.dot(self._recent, self._recent))
         if _correlation(self._recent.astype(np.float64), reference.astype(np.float64)) >= _ALIKE:
-            self._explained, self._unexplained = (self._clock, energy), 0
+            self._explained, answer.unexplained = (self._clock, energy), 0
             return True
         # a detector stays active for a moment after a word, when the rest may be noise
         when, level = self._explained
         if self._clock - when <= _HANGOVER * _RATE and energy <= level:
             return True
-        self._unexplained += 1
-        return self._unexplained < _IN_A_ROW and place < sent.size + round(_LATE * _RATE)
+        answer.unexplained += 1
+        return answer.unexplained < _IN_A_ROW and place < sent.size + round(_LATE * _RATE)
 
 
 def _halved(wave: NDArray[np.float32]) -> NDArray[np.float32]:

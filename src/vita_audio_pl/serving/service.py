@@ -283,15 +283,11 @@ class Answer:
         self.ended = ended
         self._speaker.finish()
 
-    def _deliver(self, events: list[Event | None | Exception]) -> None:
+    def _deliver(self, event: Event | None | Exception) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._put, events)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:
             self._speaker.silence()  # the loop is closed, so there are no listeners
-
-    def _put(self, events: list[Event | None | Exception]) -> None:
-        for event in events:
-            self._events.put_nowait(event)
 
     def _count(self) -> None:
         ended = self.ended

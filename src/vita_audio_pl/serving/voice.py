@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker, NewCodes
+from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.workers import Workers
 
 Batch: TypeAlias = tuple[list[int], list[int]]
@@ -38,7 +38,7 @@ class Speaker:
         maker: makes the events.
         rate: sample rate of the requested audio, Hz.
         codes_per_second: of the codec; 0 without one.
-        tell: receives events, in a worker's thread; None after the last. An exception ends the answer's audio.
+        tell: receives each event, in a worker's thread; None after the last. An exception ends the answer's audio.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Speaker:
         maker: EventMaker,
         rate: int,
         codes_per_second: float,
-        tell: Callable[[list[Event | None | Exception]], None],
+        tell: Callable[[Event | None | Exception], None],
     ):
         self._pool, self._maker, self._rate, self._deliver = pool, maker, rate, tell
         self._codes_per_second = codes_per_second
@@ -85,19 +85,15 @@ class Speaker:
         try:
             if not self._silenced:
                 events = self._maker.finish() if batch is None else self._maker.push(*batch)
-                ready: list[Event | None | Exception] = []
-                for event in events:
-                    ready.append(self._at_rate(event, batch is None))
-                    if isinstance(event, NewCodes | AudioChunk) and not self._silenced:  # before their sound is made
+                for event in events:  # the next one may be sound, which takes time and can fail
+                    ready = self._at_rate(event, batch is None)
+                    if not self._silenced:
                         self._deliver(ready)
-                        ready = []
-                if ready and not self._silenced:
-                    self._deliver(ready)
         except Exception as error:
             self._silenced = True
-            self._deliver([error])
+            self._deliver(error)
         if batch is None:
-            self._deliver([None])
+            self._deliver(None)
             self._deliver = _ignore  # the listener holds this object, and can be garbage-collected at once
         with self._lock:
             self._working = bool(self._pending)
@@ -130,5 +126,5 @@ class Speaker:
         return AudioChunk(self._resampler.push(event.wave, last), self._rate)
 
 
-def _ignore(events: list[Event | None | Exception]) -> None:
+def _ignore(event: Event | None | Exception) -> None:
     """The default listener, which ignores everything."""
