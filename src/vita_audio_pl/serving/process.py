@@ -117,10 +117,6 @@ def listening(config: ServeConfig, name: str, port: int) -> str:
     return f"{name} listens on {scheme}://{host}:{port} (page) and /v1 (protocols)"
 
 
-def _is_no_os_error(record: logging.LogRecord) -> bool:
-    return not isinstance(record.msg, OSError)
-
-
 class DrainingServer(uvicorn.Server):
     """A server that, when it is asked to stop, accepts no new answers and lets those in progress finish."""
 
@@ -146,12 +142,17 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
-        log = logging.getLogger("uvicorn.error")
-        log.addFilter(_is_no_os_error)  # an address that cannot be used is told by `run`, in one sentence
+        def tell(record: logging.LogRecord) -> bool:  # of its own, since servers in threads may start at once
+            return not isinstance(
+                record.msg, OSError
+            )  # an address that cannot be used is told by `run`, in one sentence
+
+        log = uvicorn.server.logger
+        log.addFilter(tell)
         try:
             await super().startup(sockets)
         finally:
-            log.removeFilter(_is_no_os_error)
+            log.removeFilter(tell)
         if self.started:
             print(listening(self._service.config, self._service.name, self.port), flush=True)
             if self._service.config.host not in LOOPBACK and not self._service.keys:
