@@ -1,6 +1,8 @@
 """The server process: load the model, listen, and shut down without cutting answers."""
 
+import errno
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -19,6 +21,8 @@ from vita_audio_pl.serving.gate import LOOPBACK
 from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.settings import ServeConfig
 
+_WAITING = 2048  # connections that wait to be taken, uvicorn's own number
+
 
 def run(config: ServeConfig) -> None:
     """Serve until a signal.
@@ -26,13 +30,16 @@ def run(config: ServeConfig) -> None:
     Raises:
         UserError: the model cannot be loaded or served, or the address is not available.
     """
-    check_address(config)
+    check_tls(config)
+    sockets = bound(config)
     service = load_service(config)
-    server = DrainingServer(server_config(service), service)
     try:
-        server.run()
-    except SystemExit:  # raised by uvicorn: another server took the address while the model was loaded
-        raise UserError(f"{config.host}:{config.port} cannot be used; give another port=... or host=...") from None
+        for address in sockets:
+            address.listen(_WAITING)
+    except OSError as error:  # another server that bound the address, too, listened while the model was loaded
+        raise _not_usable(config, error) from None
+    server = DrainingServer(server_config(service), service)
+    server.run(sockets)
     if server.force_exit:
         raise SystemExit(128 + signal.SIGINT)
 
@@ -57,11 +64,11 @@ def load_service(config: ServeConfig) -> Service:
     return Service(loaded, codec_of(loaded, config.device), config)
 
 
-def check_address(config: ServeConfig) -> None:
-    """Try the address and the TLS files before a large model is loaded.
+def check_tls(config: ServeConfig) -> None:
+    """Try the TLS files before a large model is loaded.
 
     Raises:
-        UserError: the address is taken or not of this machine, or the TLS files cannot be read or do not match.
+        UserError: they cannot be read or do not match.
     """
     if config.tls_certificate and config.tls_key:
         try:
@@ -72,15 +79,48 @@ def check_address(config: ServeConfig) -> None:
                 f"tls_certificate={config.tls_certificate} and tls_key={config.tls_key} cannot be used: {error}; give a PEM "
                 "certificate and its own key, without a password"
             ) from None
+
+
+def bound(config: ServeConfig) -> list[socket.socket]:
+    """Sockets with the address, before a large model is loaded; nobody is let in until they listen.
+
+    Raises:
+        UserError: the address is taken or not of this machine.
+    """
+    sockets: list[socket.socket] = []
     try:
-        family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        places = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+        for number, (family, kind, _, _, address) in enumerate(places):
+            try:
+                sockets.append(_bound(family, kind, address))
+            except OSError as error:
+                # a name that has an address of IPv6 on a machine without it; the last one has to be there
+                without = family == socket.AF_INET6 and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                if not without or (number == len(places) - 1 and not sockets):
+                    raise
     except OSError as error:
-        raise UserError(
-            f"{config.host}:{config.port} cannot be used ({error.strerror}); give another port=... or host=..."
-        ) from None
+        for taken in sockets:
+            taken.close()
+        raise _not_usable(config, error) from None
+    return sockets
+
+
+def _bound(family: int, kind: int, address: Any) -> socket.socket:
+    made = socket.socket(family, kind)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # so that the same port of IPv4 is another address
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _not_usable(config: ServeConfig, error: OSError) -> UserError:
+    why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return UserError(f"{config.host}:{config.port} cannot be used ({why}); give another port=... or host=...")
 
 
 class _WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -142,17 +182,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
-        def tell(record: logging.LogRecord) -> bool:  # of its own, since servers in threads may start at once
-            return not isinstance(
-                record.msg, OSError
-            )  # an address that cannot be used is told by `run`, in one sentence
-
-        log = uvicorn.server.logger
-        log.addFilter(tell)
-        try:
-            await super().startup(sockets)
-        finally:
-            log.removeFilter(tell)
+        await super().startup(sockets)
         if self.started:
             print(listening(self._service.config, self._service.name, self.port), flush=True)
             if self._service.config.host not in LOOPBACK and not self._service.keys:
