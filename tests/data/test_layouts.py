@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from vita_audio_pl.data.readers import AudioFile, RawSample, Reader, Unreadable, make_reader
+from tests.data.reading import everything
+from vita_audio_pl.data.readers import AudioFile, RawSample, make_reader
 from vita_audio_pl.data.readers.recordings import Interval, overlaps, read_textgrid
 from vita_audio_pl.errors import UserError
 
@@ -17,10 +18,6 @@ LINES: dict[str, Any] = {
 }
 SHORT_GRID = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n3\n<exists>\n1\n"IntervalTier"\n"鸟"\n0\n3\n2\n'
 SHORT_GRID += '0\n1.25\n"says ""hi"" 5 times"\n1.25\n3\n""\n'
-
-
-def everything(reader: Reader) -> list[RawSample | Unreadable]:
-    return [sample for part in reader.parts() for sample in reader.read(part)]
 
 
 def test_a_changed_line_or_pattern_makes_its_parts_anew(tmp_path: Path) -> None:

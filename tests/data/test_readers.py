@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from tests.data.reading import bad, contents, good
 from vita_audio_pl.data.readers import (
     AudioBytes,
     AudioFile,
     LeftOut,
     RawSample,
-    Reader,
     Unreadable,
     archives,
     make_reader,
@@ -30,26 +30,10 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.preparation import load_audio
 
 
-def everything(reader: Reader) -> list[RawSample | Unreadable]:
-    return [sample for part in reader.parts() for sample in reader.read(part)]
-
-
-def good(reader: Reader) -> list[RawSample]:
-    return [sample for sample in everything(reader) if isinstance(sample, RawSample)]
-
-
-def bad(reader: Reader) -> list[Unreadable]:
-    return [sample for sample in everything(reader) if isinstance(sample, Unreadable)]
-
-
 def wav_bytes(seconds: float = 0.5, rate: int = 16_000) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.sin(np.arange(int(seconds * rate)) / 20) / 2, rate, format="WAV")
     return file.getvalue()
-
-
-def contents(sample: RawSample) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in sample.conversation.messages]
 
 
 def test_our_jsonl_names_every_line_that_is_none(tmp_path: Path) -> None:

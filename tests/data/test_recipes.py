@@ -5,30 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.reading import bad, contents, good
 from vita_audio_pl.assets import asset_dir
 from vita_audio_pl.data.mixture import load_mixture
-from vita_audio_pl.data.readers import RawSample, Reader, Unreadable
 from vita_audio_pl.data.readers.sides import planned_once
 from vita_audio_pl.data.readers.tables import TableReader
 from vita_audio_pl.data.recipe import TASKS, load_recipe, parse_recipe
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.places import Place
-
-
-def everything(reader: Reader) -> list[RawSample | Unreadable]:
-    return [sample for part in reader.parts() for sample in reader.read(part)]
-
-
-def good(reader: Reader) -> list[RawSample]:
-    return [sample for sample in everything(reader) if isinstance(sample, RawSample)]
-
-
-def bad(reader: Reader) -> list[Unreadable]:
-    return [sample for sample in everything(reader) if isinstance(sample, Unreadable)]
-
-
-def contents(sample: RawSample) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in sample.conversation.messages]
 
 
 def test_every_recipe_names_a_reader_that_opens(tmp_path: Path) -> None:
