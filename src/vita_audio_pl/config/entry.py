@@ -180,12 +180,6 @@ def _refuse_addresses(arguments: Sequence[str], rules: Mapping[str, Rules]) -> N
 def register_schema(config_name: str, schema: type) -> None:
     """Make `<config_name>_schema`, the group `experiment` and the resolvers known to Hydra."""
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    # `steps: ${in_ablation:150,500}` is 150 in an arm of an ablation and 500 elsewhere
-    OmegaConf.register_new_resolver(
-        "in_ablation",
-        lambda there, elsewhere, _root_: there if OmegaConf.select(_root_, "experiment.name") else elsewhere,
-        replace=True,
-    )
     OmegaConf.register_new_resolver("home", home_written_out, replace=True)  # for folders that Hydra itself makes
     plugins = Plugins.instance()
     if ExperimentsSearchPath not in plugins.discover(ExperimentsSearchPath):
