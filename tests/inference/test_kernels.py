@@ -54,8 +54,8 @@ def test_shapes_are_measured_once_for_all_processes(made_up, tmp_path):
     Kernels().plan("backbone", 512, 256, 10)
     [file] = (tmp_path / "vita_audio_pl" / "kernels").iterdir()
     record = json.loads(file.read_text())
-    assert made_up == [(512, 256)] and record["format"] == 2 and record["torch"] == torch.__version__
-    for damage in ("{", "[]", json.dumps(record | {"format": 3}), json.dumps(record | {"times": {"512x256": {}}})):
+    assert made_up == [(512, 256)] and record["format"] == 3 and record["torch"] == torch.__version__
+    for damage in ("{", "[]", json.dumps(record | {"format": 2}), json.dumps(record | {"times": {"512x256": {}}})):
         file.write_text(damage)
         kernels._timings.clear()
         Kernels().plan("backbone", 512, 256, 10)
@@ -92,19 +92,23 @@ def test_recorded_choices_are_made_again_whatever_is_measured_here(made_up, tmp_
         again.costs("model, int8", lambda: PassCosts(1, 2, 3, 4))
     assert again.record()["passes"].keys() == {"model"}
     file.write_text(file.read_text().replace("transposed", "unheard-of"))
+    older = tmp_path / "older.json"
+    older.write_text(json.dumps(first.record() | {"format": 2}))
+    with pytest.raises(UserError, match="of another version, so record it again"):
+        Kernels(str(older))
     for wrong in (str(file), str(tmp_path / "missing.json"), "fastest"):
         with pytest.raises(UserError, match="must be auto, one of rows, columns"):
             Kernels(wrong)
 
 
 def test_recorded_costs_are_found_whatever_is_answered_first(made_up, tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "measure_passes", lambda runtime: PassCosts(1, 2, 3, 4))
+    monkeypatch.setattr(costs, "measure_rounds", lambda runtime: PassCosts(1, 2, 3, 4))
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64}
     model = SpeechLM(SpeechLMConfig(Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2), 1)).eval()
     first = Runtime(model)
     assert first.costs == PassCosts(1, 2, 3, 4)
     (tmp_path / "kernels.json").write_text(json.dumps(first.kernels.record()))
-    monkeypatch.setattr(costs, "measure_passes", lambda runtime: None)
+    monkeypatch.setattr(costs, "measure_rounds", lambda runtime: None)
     again = Runtime(model, kernels=str(tmp_path / "kernels.json"))
     again.kernels.plans["vocabulary:9x32"] = Plan.of("rows")  # of a constrained answer
     assert again.costs == first.costs

@@ -1,27 +1,36 @@
-"""Cost of a backbone pass and of a head pass on this machine, to decide how far to draft."""
+"""Cost of drafting on this machine, to decide how far to draft: rounds of the decoder are timed, not its passes alone.
 
-from collections.abc import Callable
+A pass in a loop of its own misses what surrounds it: choosing tokens, bookkeeping, the decision itself, and the weights
+that the other passes have driven out of the caches. On a small model that is most of what a head costs.
+"""
+
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
-from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.inference.decoder import Decoder
+from vita_audio_pl.inference.drafting import Drafting, PassCosts
 from vita_audio_pl.inference.kernels import clock
-from vita_audio_pl.inference.rows import Span
+from vita_audio_pl.inference.sequence import DecodedSequence, Options
+from vita_audio_pl.interleave import DecodePattern
 
 if TYPE_CHECKING:
     from vita_audio_pl.inference.runtime import Runtime
 
-REPETITIONS = 5
+WARM_UP, ROUNDS = 2, 7
+"""Rounds that are not counted (the prompt's, and the first that verifies), and all of a measurement."""
 CONTEXT = 64
-"""Context length of the timed passes, tokens."""
+"""Tokens of the timed sequences' prompts, or as many as the model has positions for."""
 ROW_ON_A_GPU = 0.005
 """Cost of an additional row on a GPU, in passes: reading the weights dominates there."""
 
 
 def pass_costs(runtime: "Runtime") -> PassCosts:
-    """On a CPU measured once and stored with the kernel timings; on a GPU the weights that each pass reads."""
-    if runtime.device.type != "cpu":
+    """On a CPU measured once and stored with the kernel timings; on a GPU the weights that each pass reads.
+
+    So also for a model that has too few positions to be timed.
+    """
+    if runtime.device.type != "cpu" or runtime.max_positions <= written_in_all_rounds(runtime):
         vocabulary = runtime.vocab_size * runtime.hidden_size
         backbone = runtime.n_layers * runtime.weights_of_a_layer + vocabulary
         head = runtime.weights_of_a_head + vocabulary
@@ -35,30 +44,77 @@ def pass_costs(runtime: "Runtime") -> PassCosts:
         if name.partition(":")[0] != "vocabulary" or name.endswith(f":{vocabulary_size}")
     }
     name = f"{shape}, {runtime.quantize or runtime.dtype}, {sizes}" + ("" if runtime.chained else ", parallel heads")
-    return runtime.kernels.costs(name, lambda: measure_passes(runtime))
+    return runtime.kernels.costs(name, lambda: measure_rounds(runtime))
 
 
-@torch.inference_mode()
-def measure_passes(runtime: "Runtime") -> PassCosts:
-    """Time passes over one row and over a full draft, interleaved; the minimum of several repetitions."""
-    many = runtime.n_heads + 1
-    cache = runtime.new_cache(slots=1, capacity=CONTEXT + many, n_heads=runtime.n_heads, window=CONTEXT + many)
+def written_in_all_rounds(runtime: "Runtime") -> int:
+    """Tokens, if all drafts are kept."""
+    return ROUNDS * (runtime.n_heads + 1)
 
-    def work(predictor: int, count: int) -> Callable[[], object]:
-        def run() -> object:
-            rows = runtime.rows(predictor, [Span(0, CONTEXT, CONTEXT + count)], [0] * count)
-            hidden = runtime.run(predictor, rows, cache)
-            return runtime.largest(hidden if predictor == 0 else hidden[-1:])
 
-        return run
+def measure_rounds(runtime: "Runtime") -> PassCosts:
+    """Time rounds without drafts and with full drafts of which none or all are kept, by turns; the least of each."""
+    n = runtime.n_heads
+    plain, refused, kept = rehearsals = [Rehearsal(runtime, *kind) for kind in ((0, False), (n, False), (n, True))]
+    for repetition in range(ROUNDS):
+        for rehearsal in rehearsals:
+            rehearsal.play(counts=repetition >= WARM_UP)
+    # head k reads k + 1 rows after a round that kept nothing, n + 1 after one that kept everything
+    head_row = max(0.0, (kept.drafting - refused.drafting) / (n * (n + 1) / 2))
+    head = (refused.drafting - plain.drafting) / n - head_row * (n - 1) / 2
+    backbone_row = (refused.backbone - plain.backbone) / n
+    return PassCosts(plain.backbone + plain.drafting, max(0.0, backbone_row), max(0.0, head), head_row)
 
-    passes = {(p, count): work(p, count) for p in (0, 1) for count in (1, many)}
-    seconds = dict.fromkeys(passes, float("inf"))
-    now = clock()
-    for _ in range(REPETITIONS):
-        for key, run in passes.items():
-            begun = now()
-            run()
-            seconds[key] = min(seconds[key], now() - begun)
-    backbone, head = ((seconds[p, many] - seconds[p, 1]) / runtime.n_heads for p in (0, 1))
-    return PassCosts(seconds[0, 1], max(0.0, backbone), seconds[1, 1], max(0.0, head))
+
+class Rehearsal(Decoder):
+    """Decodes one sequence with all the work of verification, but every round drafts as much, and keeps all or nothing.
+
+    Attributes:
+        backbone: least seconds of a round up to the tokens that the backbone lets stand.
+        drafting: least seconds of the rest, heads and the decisions to draft.
+    """
+
+    def __init__(self, runtime: "Runtime", drafts: int, keeps: bool):
+        written = written_in_all_rounds(runtime)
+        context = min(CONTEXT, runtime.max_positions - written)
+        super().__init__(runtime, capacity=context + written, graphs=False, clock=clock())
+        self._drafts, self._keeps = drafts, keeps
+        self.backbone = self.drafting = float("inf")
+        pattern = DecodePattern.of([1, runtime.n_heads])
+        self.open([0] * context, Options(pattern, written, verify="greedy"))
+
+    def play(self, counts: bool) -> None:
+        """One round; counts: and keep what it took."""
+        begun, before = self._clock(), self.seconds["backbone"]
+        self.step()
+        backbone = self.seconds["backbone"] - before
+        if counts:
+            self.backbone = min(self.backbone, backbone)
+            self.drafting = min(self.drafting, self._clock() - begun - backbone)
+
+    def _new_drafting(self) -> Drafting:
+        return _FixedDrafting(self.n_heads, self._drafts)
+
+    def _most_likely(
+        self,
+        sequences: list[DecodedSequence],
+        hidden: Tensor,
+        greedy_rows: list[int],
+        counts: list[int] | None = None,
+        entropies: list[float | None] | None = None,
+    ) -> list[int]:
+        found = super()._most_likely(sequences, hidden, greedy_rows, counts, entropies)
+        drafted = counts is None
+        return [0 if self._keeps or not drafted else 1] * len(found)
+
+
+class _FixedDrafting(Drafting):
+    """Weighs every draft as `Drafting` does, and then drafts as many as it was told."""
+
+    def __init__(self, n_heads: int, drafts: int):
+        super().__init__(PassCosts(1.0, 0.0, 0.0, 0.0), n_heads)
+        self._drafts = drafts
+
+    def pays(self, unread: int) -> bool:
+        super().pays(unread)
+        return len(self._entropies) < self._drafts

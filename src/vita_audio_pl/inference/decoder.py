@@ -17,6 +17,7 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache
 from vita_audio_pl.inference.checks import token_ids
+from vita_audio_pl.inference.drafting import Drafting
 from vita_audio_pl.inference.graphs import GraphedPasses
 from vita_audio_pl.inference.prefix_reuse import prompt_audio, reuse_prefix
 from vita_audio_pl.inference.rows import Rows, Span
@@ -136,13 +137,16 @@ class Decoder:
         resting = after is not None and self._resting.get(after.slot) is after
         audio = prompt_audio(self.runtime, prompt, clips, after if resting else None)
         slot = after.slot if after is not None and resting else self._take_slot()
-        costs = self.runtime.costs if options.verify != "none" and self.n_heads else None
-        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio, costs, self.runtime.chained)
+        drafting = self._new_drafting() if options.verify != "none" and self.n_heads else None
+        sequence = DecodedSequence(slot, prompt, options, self.n_heads, audio, drafting, self.runtime.chained)
         if after is not None and resting:
             del self._resting[slot]
             reuse_prefix(sequence, after, self.cache.window)
         self._sequences[slot] = sequence
         return sequence
+
+    def _new_drafting(self) -> Drafting:
+        return Drafting(self.runtime.costs, self.n_heads)
 
     def _take_slot(self) -> int:
         """An empty slot, or the slot of the sequence that has rested longest."""

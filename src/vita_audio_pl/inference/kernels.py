@@ -22,7 +22,7 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.devices import processor
 from vita_audio_pl.storage.files import write_json
 
-FORMAT = 2
+FORMAT = 3
 MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
 """Numbers of rows that are timed; another number goes by the next larger one of them."""
 COLD_BYTES = 40 << 20
@@ -295,8 +295,8 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     try:
         record = json.loads(path.read_text())
         record = record.get("kernels", record)
-        if record.get("format") != FORMAT and record.get("version") != 1:  # which said so by another name
-            raise UserError(f"{wrong}; it is of another format")
+        if record.get("format") != FORMAT:  # before 3, costs were of lone passes
+            raise UserError(f"{wrong}; this one is of another version, so record it again")
         plans = {
             name: Plan(plan["layout"], tuple((int(rows), kernel) for rows, kernel in plan["kernels"].items()))
             for name, plan in record["plans"].items()

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache, Store
-from vita_audio_pl.inference.costs import pass_costs
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.kernels import Kernels
 from vita_audio_pl.inference.layers import Layer, Norm, ParallelHead, Weights, prepared_head
@@ -141,7 +140,9 @@ class Runtime:
 
     @cached_property
     def costs(self) -> PassCosts:
-        """Of its passes on this machine."""
+        """Of its passes in the decoder's rounds on this machine."""
+        from vita_audio_pl.inference.costs import pass_costs  # which decodes with this runtime
+
         return pass_costs(self)
 
     def new_cache(self, *, slots: int, capacity: int, n_heads: int, window: int | None = None) -> Cache:

@@ -12,7 +12,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.code_groups import CodeGroups
 from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.drafting import Drafting, PassCosts
+from vita_audio_pl.inference.drafting import Drafting
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sampling import Sampler
 from vita_audio_pl.interleave import DecodePattern
@@ -98,6 +98,7 @@ class DecodedSequence:
         run: number of heads that have written since the last backbone pass.
         states: encoder states that the backbone reads at these positions of the prompt, and the `clips` they encode.
         chained: whether heads read all rows, one another's results; otherwise the last row of the backbone alone.
+        drafting: decides under verification whether one more draft pays; None drafts as far as the pattern goes.
         proposals: under sampled verification, the distribution each draft was drawn from.
     """
 
@@ -108,7 +109,7 @@ class DecodedSequence:
         options: Options,
         n_heads: int,
         audio: PromptAudio | None = None,
-        costs: PassCosts | None = None,
+        drafting: Drafting | None = None,
         chained: bool = True,
     ):
         self.slot, self.options, self.chained = slot, options, chained
@@ -118,7 +119,7 @@ class DecodedSequence:
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(options.sampling)
         self.verifies = options.verify != "none"
-        self.drafting = Drafting(costs, n_heads) if costs is not None and self.verifies else None
+        self.drafting = drafting
         self._pattern_writers: list[int] = options.pattern.writers(options.max_new_tokens, n_heads).tolist()
         self.n_heads = max(self._pattern_writers)
         self.read = list(range(n_heads + 1))
