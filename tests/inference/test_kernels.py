@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import Qwen2Config
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference import Runtime, costs, generate, kernels
+from vita_audio_pl.inference import Runtime, costs, generate, kernels, trials
 from vita_audio_pl.inference.drafting import PassCosts
-from vita_audio_pl.inference.kernels import MEASURED_ROWS, Kernels, Serving, Timings, quickest
+from vita_audio_pl.inference.kernels import Candidate, Kernels, Matrix, Serving, Timings, quickest
 from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Plan
+from vita_audio_pl.inference.trials import MEASURED_ROWS, Shape
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
@@ -28,7 +31,8 @@ def times(**seconds):
 def made_up(monkeypatch, tmp_path):
     """`measure` is quick and counted; timings go into a folder of the test's own."""
     measured = []
-    monkeypatch.setattr(kernels, "measure", lambda *shape: measured.append(shape) or times(linear=3.0, transposed=2.0))
+    made = times(linear=3.0, transposed=2.0)
+    monkeypatch.setattr(kernels, "measure", lambda counts: measured.append(counts) or dict.fromkeys(counts, made))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "_timings", {})
     return measured
@@ -39,53 +43,136 @@ def test_the_layout_is_the_quickest_for_the_rows_of_the_mode():
         transposed=lambda rows: rows, linear=lambda rows: 2 + rows / 2, left=lambda rows: 99 if rows > 4 else 1.5
     )
     one, eleven = {1: 5}, {11: 1}
-    assert quickest(costs, [one], ["rows", "columns"]).layout == "columns"
-    plan = quickest(costs, [eleven], ["rows", "columns"])
+
+    def chosen(*uses):
+        [plan] = quickest([Candidate(costs, uses, ["rows", "columns"])])
+        return plan
+
+    assert chosen(one).layout == "columns"
+    plan = chosen(eleven)
     assert plan.layout == "rows" and dict(plan.kernels)[1] == "left" and dict(plan.kernels)[11] == "linear"
     # both at once: columns would be 11 / 7.5 behind for eleven rows, rows 1.5 for one
-    assert quickest(costs, [one, eleven], ["rows", "columns"]).layout == "columns"
-    assert quickest(costs, [{}, eleven], ["rows", "columns"]).layout == "rows"
+    assert chosen(one, eleven).layout == "columns"
+    assert chosen({}, eleven).layout == "rows"
+
+
+def test_a_matrix_that_matters_little_to_one_mode_is_laid_out_for_the_other():
+    """Alone, each would be a compromise; in the second mode the small one is a twentieth of the work."""
+
+    def matrix(often_one, often_eleven):
+        costs = times(transposed=lambda rows: 1 if rows < 11 else 2, packed=lambda rows: 2 if rows < 11 else 1)
+        return Candidate(costs, [{1: often_one}, {11: often_eleven}], ["columns", "packed"])
+
+    assert [plan.layout for plan in quickest([matrix(10, 1), matrix(1, 10)])] == ["columns", "packed"]
+
+
+seconds = st.dictionaries(st.sampled_from(["linear", "transposed", "packed"]), st.floats(1, 9), min_size=3, max_size=3)
+
+
+@given(st.lists(st.tuples(seconds, seconds, st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4))
+def test_no_layout_everywhere_serves_the_slowest_mode_better(drawn):
+    candidates = [
+        Candidate(
+            {name: dict.fromkeys(MEASURED_ROWS, few[name]) | {11: many[name]} for name in few},
+            [{1: n}, {11: m}],
+            LAYOUTS,
+        )
+        for few, many, n, m in drawn
+    ]
+
+    def spent(mode, layouts):
+        return sum(
+            each.times[kernel][rows] * count
+            for each, layout in zip(candidates, layouts, strict=True)
+            for rows, count in each.uses[mode].items()
+            for kernel in KERNELS[layout]
+            if kernel in each.times
+        )
+
+    everywhere = [[layout] * len(candidates) for layout in LAYOUTS]
+    free = [
+        sum(min(each.times[kernel][rows] for kernel in each.times) * count for each in candidates for rows, count in
+            each.uses[mode].items())
+        for mode in (0, 1)
+    ]  # fmt: skip
+
+    def worst(layouts):
+        return max((spent(mode, layouts) / free[mode] for mode in (0, 1) if free[mode]), default=1.0)
+
+    chosen = [plan.layout for plan in quickest(candidates)]
+    assert worst(chosen) <= min(map(worst, everywhere)) * (1 + 1e-9)
 
 
 def test_shapes_are_measured_once_for_all_processes(made_up, tmp_path):
-    assert Kernels(serves=[VANILLA]).plan("backbone", 512, 256, 10).layout == "columns"
-    assert Kernels(serves=[TURBO]).plan("heads", 512, 256, 10).layout == "columns" and made_up == [(512, 256)]
+    backbone = Matrix("backbone", 512, 256)
+    assert Kernels(serves=[VANILLA]).plan(backbone, 10).layout == "columns"
+    assert Kernels(serves=[TURBO]).plan(Matrix("heads", 512, 256), 10).layout == "columns"
+    assert made_up == [{Shape(512, 256): 1}]
     kernels._timings.clear()  # as a new process
-    Kernels().plan("backbone", 512, 256, 10)
+    Kernels().plan(backbone, 10)
     [file] = (tmp_path / "vita_audio_pl" / "kernels").iterdir()
     record = json.loads(file.read_text())
-    assert made_up == [(512, 256)] and record["format"] == 3 and record["torch"] == torch.__version__
-    for damage in ("{", "[]", json.dumps(record | {"format": 2}), json.dumps(record | {"times": {"512x256": {}}})):
+    assert len(made_up) == 1 and record["format"] == 3 and record["torch"] == torch.__version__
+    for damage in (
+        "{",
+        "[]",
+        json.dumps(record | {"format": 2}),
+        json.dumps(record | {"times": {"1 512x256": {"512x256": {}}}}),
+    ):
         file.write_text(damage)
         kernels._timings.clear()
-        Kernels().plan("backbone", 512, 256, 10)
+        Kernels().plan(backbone, 10)
     assert len(made_up) == 5
+    Kernels().choose([backbone] * 28 + [Matrix("heads", 512, 256)], 10)  # in the pass of another model
+    assert made_up[5:] == [{Shape(512, 256): 29}]
 
 
 def test_what_others_measured_meanwhile_is_kept_and_a_folder_that_cannot_be_is_no_error(made_up, tmp_path):
     one, other, nowhere = Timings(tmp_path / "a"), Timings(tmp_path / "a"), Timings(tmp_path / "file" / "below")
     (tmp_path / "file").write_text("")
-    one.of(512, 256), other.of(256, 256), nowhere.of(256, 256)
+    wide, square = {Shape(512, 256): 1}, {Shape(256, 256): 2}
+    one.of(wide), other.of(square), nowhere.of(square)
     other.passes("model", lambda: PassCosts(1, 2, 3, 4))
     later = Timings(tmp_path / "a")
-    later.of(512, 256), later.of(256, 256)
+    later.of(wide), later.of(square)
     assert later.passes("model", lambda: None) == PassCosts(1, 2, 3, 4) and len(made_up) == 3
+
+
+def test_a_trial_gives_the_time_of_every_kernel_in_a_pass_over_all_matrices(monkeypatch):
+    """Each product takes a second for each of its rows; what stands between them takes none of it."""
+    now, order = [0.0], []
+
+    def product(planned, x):
+        order.append((planned.outputs, planned.inputs))
+        now[0] += len(x)
+        return x
+
+    monkeypatch.setattr(trials.PlannedProduct, "__call__", product)
+    monkeypatch.setattr(trials.PlannedProduct, "add_to", lambda planned, total, x: product(planned, x))
+    monkeypatch.setattr(trials._Between, "__call__", lambda between, x: now.__setitem__(0, now[0] + 0.5) or x)
+    monkeypatch.setattr(trials, "clock", lambda: lambda: now[0])
+    found = trials.measure({Shape(64, 32): 4, Shape(32, 32): 2})
+    assert order[:6] == [(64, 32), (32, 32), (64, 32), (64, 32), (32, 32), (64, 32)]
+    for layout in LAYOUTS:
+        for name, kernel in KERNELS[layout].items():
+            served = [kernel.only_rows] if kernel.only_rows else MEASURED_ROWS
+            assert found[Shape(32, 32)][name] == found[Shape(64, 32)][name] == {rows: rows for rows in served}
 
 
 def test_recorded_choices_are_made_again_whatever_is_measured_here(made_up, tmp_path, monkeypatch):
     first = Kernels()
-    plan = first.plan("vocabulary", 20000, 256, 10)
+    plan = first.plan(Matrix("vocabulary", 20000, 256), 10)
     first.pays("screen:20000x256", lambda: None, lambda: torch.ones(500, 500).exp())
     first.costs("model", lambda: PassCosts(1, 2, 3, 4))
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"kernels": first.record(), "wer": 0.1}))
     monkeypatch.setattr(kernels, "measure", None)
     again = Kernels(str(file))
-    assert again.plan("vocabulary", 20000, 256, 10) == plan
+    assert again.plan(Matrix("vocabulary", 20000, 256), 10) == plan
     assert again.pays("screen:20000x256", lambda: None, lambda: None) == first.does["screen:20000x256"]
     assert again.costs("model", lambda: None) == PassCosts(1, 2, 3, 4)
     with pytest.raises(UserError, match="has no choice for heads:7x7: it was recorded with another model"):
-        again.plan("heads", 7, 7, 10)
+        again.plan(Matrix("heads", 7, 7), 10)
     with pytest.raises(
         UserError, match="has no costs of passes for model, int8: .* record it again with the same quantize"
     ):

@@ -152,7 +152,9 @@ class Runtimes:
 
 def _memory_of_runtime(make: Callable[[], SpeechLM], quantize: str | None = None) -> dict[str, float]:
     """What a process holds more for a model that is ready to decode, beside the size of its exact weights; MiB."""
-    Kernels().plan("backbone", 256, 256, 1)  # what measuring needs is not what decoding holds
+    model = make()
+    Runtime(model)  # what choosing kernels needs is not what decoding holds
+    del model
     before = process_memory("VmRSS")
     model = make()
     weights = sum(parameter.nbytes for parameter in model.parameters())

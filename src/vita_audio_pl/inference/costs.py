@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.drafting import Drafting, PassCosts
-from vita_audio_pl.inference.kernels import clock
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
+from vita_audio_pl.inference.trials import clock
 from vita_audio_pl.interleave import DecodePattern
 
 if TYPE_CHECKING:

@@ -87,9 +87,12 @@ class Drafting:
             return False
         # cost per token so far; the first one was the backbone's alone
         worth = min(costs.backbone, self._cost / self._tokens) if self._tokens else costs.backbone
-        reached = math.prod(self._chances()[:drafted])
+        if costs.head + costs.backbone_row >= worth:  # even if it were certain to be accepted
+            return False
+        chances = self._chances()
+        reached = math.prod(chances[:drafted])
         gain, best = 0.0, 0.0
-        for chance in self._chances()[drafted:]:
+        for chance in chances[drafted:]:
             reached *= chance
             gain += reached * worth - step
             best = max(best, gain)

@@ -1,35 +1,31 @@
 """Chooses the layout and kernel that multiply a matrix fastest with few rows; measured once per processor, then reused.
 
 No kernel is best everywhere: for one row, `x @ W.T` from a contiguous transpose takes half of `F.linear`'s time on one
-processor but is slower for four rows; oneDNN's packed layout wins only for eleven rows of wide matrices.
+processor but is slower for four rows; oneDNN's packed layout wins only for eleven rows of wide matrices. A mode is as
+slow as all its products together, so the matrices of a model are laid out together.
 """
 
 import json
 import os
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.drafting import PassCosts
-from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Layout, Plan, lay_out
+from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Layout, Plan
 from vita_audio_pl.inference.shapes import row_counts
+from vita_audio_pl.inference.trials import MEASURED_ROWS, Shape, Times, measure, quicker
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.devices import processor
 from vita_audio_pl.storage.files import write_json
 
 FORMAT = 3
-MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
-"""Numbers of rows that are timed; another number goes by the next larger one of them."""
-COLD_BYTES = 40 << 20
-"""Copies of a matrix that are timed in turn, as a model's layers are: what stays in a cache would be timed wrongly."""
-REPETITIONS = 6
-PATIENCE = 0.1
-"""Seconds after which a kernel is not timed again for one number of rows."""
 
 RowCounts = Mapping[int, int]
 """Number of rows -> how often it comes."""
@@ -57,6 +53,23 @@ EVERYTHING = (*PUBLISHED, Serving(DecodePattern.of("turbo"), verifies=True))
 """The published modes and verification, one session at a time."""
 
 
+class Matrix(NamedTuple):
+    """A matrix of a part of the model (see `row_counts`), and the layouts that it may have."""
+
+    part: str
+    outputs: int
+    inputs: int
+    layouts: tuple[Layout, ...] = LAYOUTS
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}:{self.shape}"
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.outputs, self.inputs)
+
+
 @dataclass
 class Kernels:
     """Chooses the plan of each matrix and remembers the choices, so that they can be written beside results.
@@ -82,18 +95,37 @@ class Kernels:
         if self.choice != "auto" and self.choice not in LAYOUTS:
             self._recorded, self._recorded_does, self._recorded_passes = read_choices(Path(self.choice))
 
-    def plan(self, part: str, outputs: int, inputs: int, n_heads: int, layouts: Sequence[Layout] = LAYOUTS) -> Plan:
-        """The plan of a matrix `(outputs, inputs)` of a part of the model.
-
-        layouts: that it may have.
+    def plan(self, matrix: Matrix, n_heads: int) -> Plan:
+        """The plan of a matrix: as chosen with others, or chosen now.
 
         Raises:
             UserError: the recorded choices lack it.
         """
-        name = f"{part}:{outputs}x{inputs}"
-        if name not in self.plans:
-            self.plans[name] = self._choose(name, part, (outputs, inputs), n_heads, layouts)
-        return self.plans[name]
+        if matrix.name not in self.plans:
+            self.choose([matrix], n_heads)
+        return self.plans[matrix.name]
+
+    def choose(self, matrices: Sequence[Matrix], n_heads: int) -> None:
+        """Choose the plans of a pass's matrices together; those that have one keep it.
+
+        Raises:
+            UserError: the recorded choices lack one.
+        """
+        matrices = [matrix for matrix in matrices if matrix.name not in self.plans]
+        if not matrices:
+            return
+        if self._recorded:
+            missing = [matrix.name for matrix in matrices if matrix.name not in self._recorded]
+            if missing:
+                raise UserError(
+                    f"kernels={self.choice} has no choice for {missing[0]}: it was recorded with another model"
+                )
+            plans = [self._recorded[matrix.name] for matrix in matrices]
+        elif self.choice in LAYOUTS:
+            plans = [Plan.of(self.choice if self.choice in m.layouts else m.layouts[0]) for m in matrices]
+        else:
+            plans = self._quickest(matrices, n_heads)
+        self.plans |= {matrix.name: plan for matrix, plan in zip(matrices, plans, strict=True)}
 
     def pays(self, name: str, one: Callable[[], object], other: Callable[[], object]) -> bool:
         """Whether `one` is to be done in place of `other`: what was recorded, or what is quicker now; a layout says no."""
@@ -124,39 +156,51 @@ class Kernels:
         chosen = {"plans": plans, "does": dict(self.does), "passes": passes}
         return {"format": FORMAT, "choice": self.choice} | _place() | chosen
 
-    def _choose(self, name: str, part: str, shape: tuple[int, int], n_heads: int, layouts: Sequence[Layout]) -> Plan:
-        if self.choice in LAYOUTS:
-            layout = self.choice if self.choice in layouts else layouts[0]
-            return Plan.of(layout)
-        if self._recorded:
-            if name not in self._recorded:
-                raise UserError(f"kernels={self.choice} has no choice for {name}: it was recorded with another model")
-            return self._recorded[name]
-        times = timings().of(*shape)
-        return quickest(times, [use for serving in self.serves for use in serving.uses(part, n_heads)], layouts)
+    def _quickest(self, matrices: Sequence[Matrix], n_heads: int) -> list[Plan]:
+        times = timings().of(Counter(matrix.shape for matrix in matrices))
+        candidates = {}
+        for matrix, count in Counter(matrices).items():
+            uses = [use for serving in self.serves for use in serving.uses(matrix.part, n_heads)]
+            in_a_pass = [{rows: count * often for rows, often in use.items()} for use in uses]
+            candidates[matrix] = Candidate(times[matrix.shape], in_a_pass, matrix.layouts)
+        plans = dict(zip(candidates, quickest(list(candidates.values())), strict=True))
+        return [plans[matrix] for matrix in matrices]
 
 
-Times = Mapping[str, Mapping[int, float]]
-"""Kernel -> number of rows -> seconds."""
+class Candidate(NamedTuple):
+    """A matrix to be laid out.
 
-
-def quickest(times: Times, uses: Sequence[RowCounts], layouts: Sequence[Layout]) -> Plan:
-    """The layout whose slowest use is least behind what is best for that use, and the best kernel for each number of rows.
-
-    uses: the rows that each mode multiplies; empty ones are left out.
+    Attributes:
+        uses: how often each mode multiplies it by each number of rows.
+        layouts: to choose from.
     """
-    best = {layout: _best_kernels(times, layout) for layout in layouts}
-    costs = {
-        layout: [sum(count * kernels[_measured(rows)][0] for rows, count in use.items()) for use in uses if use]
-        for layout, kernels in best.items()
-    }
-    ideal = [min(column) for column in zip(*costs.values(), strict=True)]
 
-    def behind(layout: Layout) -> float:
-        return max((cost / least for cost, least in zip(costs[layout], ideal, strict=True)), default=1.0)
+    times: Times
+    uses: Sequence[RowCounts]
+    layouts: Sequence[Layout]
 
-    layout = min(layouts, key=behind)
-    return Plan(layout, tuple((rows, kernel) for rows, (_, kernel) in best[layout].items()))
+
+def quickest(candidates: Sequence[Candidate]) -> list[Plan]:
+    """Layouts with which the slowest mode is least behind what is best for it, and their best kernels by number of rows.
+
+    All combinations are compared: a matrix may serve one mode badly where the others make up for it.
+    """
+    best = [{layout: _best_kernels(each.times, layout) for layout in each.layouts} for each in candidates]
+    total = np.zeros(len(candidates[0].uses))  # (modes, layouts of the first matrix, of the second, ...)
+    for each, kernels in zip(candidates, best, strict=True):
+        seconds = [
+            [sum(count * kernels[layout][_measured(rows)][0] for rows, count in use.items()) for layout in each.layouts]
+            for use in each.uses
+        ]
+        total = total[..., None] + np.array(seconds).reshape(-1, *[1] * (total.ndim - 1), len(each.layouts))
+    ideal = total.min(axis=tuple(range(1, total.ndim)), keepdims=True)
+    behind = (total / np.maximum(ideal, 1e-12)).max(axis=0)  # a mode that uses none of them has 0 everywhere
+    chosen = np.unravel_index(int(behind.argmin()), behind.shape)
+    layouts = [each.layouts[int(place)] for each, place in zip(candidates, chosen, strict=True)]
+    return [
+        Plan(layout, tuple((rows, kernel) for rows, (_, kernel) in kernels[layout].items()))
+        for layout, kernels in zip(layouts, best, strict=True)
+    ]
 
 
 def _best_kernels(times: Times, layout: Layout) -> dict[int, tuple[float, str]]:
@@ -171,7 +215,7 @@ def _measured(rows: int) -> int:
 
 
 class Timings:
-    """Seconds of every kernel by shape of matrix, kept in a file of this processor, torch and number of threads.
+    """Seconds of every kernel by shape of matrix, in the pass of a model, kept in a file of this processor, torch and number of threads.
 
     Where the folder cannot be written they last as long as the process. Timings are a matter of speed alone, so a
     damaged file is measured again.
@@ -185,13 +229,13 @@ class Timings:
         self._head: dict[str, str | int] = {"format": FORMAT, **place}
         self._times, self._passes = self._read()
 
-    def of(self, outputs: int, inputs: int) -> Times:
-        """Seconds of a product with a matrix of that shape, from the file or measured now."""
-        name = f"{outputs}x{inputs}"
+    def of(self, counts: Mapping[Shape, int]) -> Mapping[Shape, Times]:
+        """Seconds of products in a pass over so many matrices of each shape, from the file or measured now."""
+        name = ", ".join(f"{count} {shape}" for shape, count in sorted(counts.items()))
         if name not in self._times:
-            self._times[name] = measure(outputs, inputs)
+            self._times[name] = {str(shape): times for shape, times in measure(counts).items()}
             self._write()
-        return self._times[name]
+        return {shape: self._times[name][str(shape)] for shape in counts}
 
     def passes(self, name: str, measure_passes: Callable[[], PassCosts]) -> PassCosts:
         """Costs of the passes of a model of that name, from the file or measured now."""
@@ -200,17 +244,18 @@ class Timings:
             self._write()
         return self._passes[name]
 
-    def _read(self) -> tuple[dict[str, dict[str, dict[int, float]]], dict[str, PassCosts]]:
+    def _read(self) -> tuple[dict[str, dict[str, Times]], dict[str, PassCosts]]:
         try:
             record = json.loads(self._file.read_text()) if self._file else {}
             if {key: record.get(key) for key in self._head} != self._head:
                 return {}, {}
-            times = {
-                shape: {
-                    kernel: {int(rows): float(s) for rows, s in by_rows.items()} for kernel, by_rows in kinds.items()
+            times: dict[str, dict[str, Times]] = {
+                name: {
+                    shape: {kernel: {int(rows): float(s) for rows, s in by.items()} for kernel, by in kinds.items()}
+                    for shape, kinds in shapes.items()
                 }
-                for shape, kinds in record["times"].items()
-                if all(rows in map(int, kinds["linear"]) for rows in MEASURED_ROWS)
+                for name, shapes in record["times"].items()
+                if all(rows in map(int, kinds["linear"]) for kinds in shapes.values() for rows in MEASURED_ROWS)
             }
             return times, {name: PassCosts(**costs) for name, costs in record["passes"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -242,49 +287,6 @@ def timings() -> Timings:
     return _timings[key]
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def measure(outputs: int, inputs: int) -> dict[str, dict[int, float]]:
-    """Seconds of every kernel for every number of rows, the least of some repetitions in turn."""
-    now = clock()
-    copies = max(1, min(64, COLD_BYTES // (4 * outputs * inputs)))
-    matrices = [torch.full((outputs, inputs), 0.01) for _ in range(copies)]
-    laid_out = {layout: [lay_out(matrix, layout) for matrix in matrices] for layout in LAYOUTS}
-    del matrices
-    at_a_time = max(1, copies // 4)
-    times: dict[str, dict[int, float]] = {}
-    at = 0
-    for rows in MEASURED_ROWS:
-        x = torch.full((rows, inputs), 0.01)
-        spent: dict[str, float] = {}
-        for _ in range(REPETITIONS):
-            for layout, kernels in KERNELS.items():
-                for name, kernel in kernels.items():
-                    if spent.get(name, 0.0) > PATIENCE or (kernel.only_rows or rows) != rows:
-                        continue
-                    at += at_a_time
-                    turn = [laid_out[layout][(at + i) % copies] for i in range(at_a_time)]
-                    begun = now()
-                    for memory in turn:
-                        kernel(memory, None, x)
-                    seconds = now() - begun
-                    spent[name] = spent.get(name, 0.0) + seconds
-                    by_rows = times.setdefault(name, {})
-                    by_rows[rows] = min(by_rows.get(rows, seconds), seconds / at_a_time)
-    return times
-
-
-def quicker(one: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Whether `one` takes less time than `other`, by the least of some repetitions in turn."""
-    now, least = clock(), [float("inf")] * 2
-    for _ in range(2 * REPETITIONS):
-        for place, work in enumerate((one, other)):
-            begun = now()
-            work()
-            least[place] = min(least[place], now() - begun)
-    return least[0] < least[1]
-
-
 def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str, PassCosts]]:
     """Choices that `Kernels.record` wrote, alone or under the key `kernels` of a result.
 
@@ -308,11 +310,6 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{wrong} ({error})") from None
     return plans, does, passes
-
-
-def clock() -> Callable[[], float]:
-    """Seconds of this thread where it works alone, which other processes disturb less."""
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _place() -> dict[str, str | int]:

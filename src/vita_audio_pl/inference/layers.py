@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vita_audio_pl.inference.kernels import Kernels
+from vita_audio_pl.inference.kernels import Kernels, Matrix
 from vita_audio_pl.inference.products import PLAIN, PlannedProduct, Product, can_lay_out
 from vita_audio_pl.inference.quantised_products import Numbers, quantised_product
 from vita_audio_pl.models.families import DecoderLayer, RMSNorm, head_norms
@@ -71,6 +71,33 @@ def folds(layer: nn.Module) -> bool:
     return not isinstance(layer, QuantisedLinear)
 
 
+def layer_matrices(part: str, layer: DecoderLayer) -> list[Matrix]:
+    """The matrices of a layer that `Layer.of` lays out."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        *_matrix(part, attention.q_proj, attention.k_proj, attention.v_proj),
+        *_matrix(part, attention.o_proj),
+        *_matrix(part, mlp.gate_proj, mlp.up_proj),
+        *_matrix(part, mlp.down_proj),
+    ]
+
+
+def head_matrices(block: TrainedHead) -> list[Matrix]:
+    """Those of a head."""
+    if isinstance(block, MCTPBlock):
+        return [*_matrix("heads", block.proj), *layer_matrices("heads", block.layer)]
+    return _matrix("parallel", block.residual)
+
+
+def _matrix(part: str, *linears: nn.Linear) -> list[Matrix]:
+    """Of the weights one below the other; none where they are not laid out."""
+    weights = [linear.weight for linear in linears if not isinstance(linear, QuantisedLinear)]
+    outputs = sum(len(weight) for weight in weights)
+    if not weights or not can_lay_out(weights[0], outputs):
+        return []
+    return [Matrix(part, outputs, weights[0].shape[1])]
+
+
 class Weights:
     """Lays matrices out as `Kernels` chose, and removes them from the model if it is not needed any more."""
 
@@ -78,7 +105,7 @@ class Weights:
         self.kernels, self.n_heads, self.paired, self._release, self.dtype = kernels, n_heads, paired, release, dtype
 
     def product(self, part: str, weight: Tensor, bias: Tensor | None = None) -> PlannedProduct:
-        plan = self.kernels.plan(part, weight.shape[0], weight.shape[1], self.n_heads) if can_lay_out(weight) else PLAIN
+        plan = self.kernels.plan(Matrix(part, *weight.shape), self.n_heads) if can_lay_out(weight) else PLAIN
         return PlannedProduct(weight, bias, plan)
 
     def joined(self, part: str, linears: Sequence[nn.Linear], norm: RMSNorm | None = None, turned: int = 0) -> Product:

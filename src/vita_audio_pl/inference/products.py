@@ -110,9 +110,10 @@ class Plan:
 PLAIN = Plan.of("rows")
 
 
-def can_lay_out(weight: Tensor) -> bool:
-    """Whether layouts other than torch's own are worth measuring."""
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
+def can_lay_out(weight: Tensor, outputs: int | None = None) -> bool:
+    """Whether layouts other than torch's own are worth measuring; outputs: of the weight with others below it."""
+    size = weight.shape[1] * (len(weight) if outputs is None else outputs)
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and size >= SMALLEST
 
 
 class PlannedProduct:

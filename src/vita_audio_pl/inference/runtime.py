@@ -18,8 +18,16 @@ from torch import Tensor
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.cache import Cache, Store
 from vita_audio_pl.inference.drafting import PassCosts
-from vita_audio_pl.inference.kernels import Kernels
-from vita_audio_pl.inference.layers import Layer, Norm, ParallelHead, Weights, prepared_head
+from vita_audio_pl.inference.kernels import Kernels, Matrix
+from vita_audio_pl.inference.layers import (
+    Layer,
+    Norm,
+    ParallelHead,
+    Weights,
+    head_matrices,
+    layer_matrices,
+    prepared_head,
+)
 from vita_audio_pl.inference.products import (
     LAYOUTS,
     Layout,
@@ -123,6 +131,10 @@ class Runtime:
         self._gated = gated
         if compile:
             self._rotate, self._gated = torch.compile(rotate_, dynamic=True), torch.compile(gated, dynamic=True)
+        vocabulary = self._vocabulary_matrix(model.lm_head.weight)
+        of_layers = [matrix for layer in model.backbone_layers for matrix in layer_matrices("backbone", layer)]
+        of_a_head = [matrix for block in islice(model.heads, min(1, self.n_heads)) for matrix in head_matrices(block)]
+        self.kernels.choose([*of_layers, *of_a_head, *vocabulary], self.n_heads)
         laid = Weights(self.kernels, self.n_heads, self.head_size if self._pairs else None, release, self.dtype)
         with torch.inference_mode(False), torch.no_grad():
             self.final_norm = Norm(backbone.norm)
@@ -242,14 +254,15 @@ class Runtime:
         return self._parts_of_vocabulary[ids]
 
     def _vocabulary_product(self, weight: Tensor) -> VocabularyProduct:
-        if not can_lay_out(weight):
-            return vocabulary_product(weight)
+        planned = [self.kernels.plan(matrix, self.n_heads) for matrix in self._vocabulary_matrix(weight)]
+        return vocabulary_product(weight, *planned)
+
+    def _vocabulary_matrix(self, weight: Tensor) -> list[Matrix]:
+        """Of the vocabulary or a part of it; none if it stays as it is."""
         # in another layout the embeddings, which are read by rows, would be held twice
         shared = weight.untyped_storage().data_ptr() == self.embedding.untyped_storage().data_ptr()
-        layouts: Sequence[Layout] = ("rows",) if shared else LAYOUTS
-        return vocabulary_product(
-            weight, self.kernels.plan("vocabulary", weight.shape[0], weight.shape[1], self.n_heads, layouts)
-        )
+        layouts: tuple[Layout, ...] = ("rows",) if shared else LAYOUTS
+        return [Matrix("vocabulary", weight.shape[0], weight.shape[1], layouts)] if can_lay_out(weight) else []
 
     def _layer(self, layer: Layer, number: int, hidden: Tensor, at: _Places) -> Tensor:
         """number: index of the layer among those whose keys and values `at` holds."""

@@ -1,0 +1,115 @@
+"""Times kernels as a pass uses them: one matrix after the other, with a pass's small operations in between.
+
+In a loop of its own a kernel finds its code and its matrix in the caches. oneDNN's then takes 38 microseconds for one row
+of 256 x 256 where it takes 68 in a pass; a plain product takes 36 in both (AMD EPYC, Zen 4).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vita_audio_pl.inference.products import KERNELS, Plan, PlannedProduct
+
+MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
+"""Numbers of rows that are timed; another number goes by the next larger one of them."""
+MOST_BYTES = 128 << 20
+"""Matrices of a trial, at most (but one of each shape): more than most caches hold, as in the pass of a large model."""
+REPETITIONS = 3
+PATIENCE = 0.3
+"""Seconds of a pass after which it is not repeated."""
+
+
+class Shape(NamedTuple):
+    """Of a matrix."""
+
+    outputs: int
+    inputs: int
+
+    def __str__(self) -> str:
+        return f"{self.outputs}x{self.inputs}"
+
+
+Times = Mapping[str, Mapping[int, float]]
+"""Kernel -> number of rows -> seconds."""
+
+
+def measure(counts: Mapping[Shape, int]) -> dict[Shape, dict[str, dict[int, float]]]:
+    """Seconds of a product with a matrix of each shape by every kernel, for every number of rows, in a pass over them all.
+
+    counts: matrices of each shape in a pass.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        sequence = _sequence(counts)
+        times: dict[Shape, dict[str, dict[int, float]]] = {shape: {} for shape in counts}
+        for layout, kernels in KERNELS.items():
+            for name, kernel in kernels.items():
+                plan = Plan(layout, ((1, name),))
+                products = [(shape, PlannedProduct(torch.full(shape, 0.01), None, plan)) for shape in sequence]
+                for rows in [kernel.only_rows] if kernel.only_rows else MEASURED_ROWS:
+                    for shape, seconds in _least(products, rows).items():
+                        times[shape].setdefault(name, {})[rows] = seconds
+    return times
+
+
+def _sequence(counts: Mapping[Shape, int]) -> list[Shape]:
+    """The matrices of a pass in turn, or as large a share of each shape's as is allowed."""
+    size = sum(4 * shape.outputs * shape.inputs * count for shape, count in counts.items())
+    held = {shape: max(1, min(count, count * MOST_BYTES // size)) for shape, count in counts.items()}
+    places = [((n + 0.5) / count, shape) for shape, count in held.items() for n in range(count)]
+    return [shape for _, shape in sorted(places)]
+
+
+def _least(products: list[tuple[Shape, PlannedProduct]], rows: int) -> dict[Shape, float]:
+    """Mean seconds of a shape's products in a pass, the least of some passes."""
+    now, between = clock(), _Between(rows)
+    inputs = {width: torch.full((rows, width), 0.01) for shape, _ in products for width in shape}
+    least: dict[Shape, float] = {}
+    for _ in range(REPETITIONS):
+        spent: dict[Shape, list[float]] = {}
+        for shape, product in products:
+            x, total = between(inputs[shape.inputs]), inputs[shape.outputs]
+            # those that narrow are what a layer adds to its residual stream
+            adds = shape.outputs <= shape.inputs
+            begun = now()
+            product.add_to(total, x) if adds else product(x)
+            spent.setdefault(shape, []).append(now() - begun)
+        for shape, seconds in spent.items():
+            mean = sum(seconds) / len(seconds)
+            least[shape] = min(mean, least.get(shape, mean))
+        if sum(map(sum, spent.values())) > PATIENCE:
+            break
+    return least
+
+
+class _Between:
+    """What stands between the products of a layer, in small: a norm, attention to 64 keys, an activation."""
+
+    def __init__(self, rows: int):
+        self._query, self._keys = torch.ones(1, 2, rows, 64), torch.ones(1, 2, 64, 64)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        F.scaled_dot_product_attention(self._query, self._keys, self._keys)
+        self._keys[0, :, :1].copy_(self._query[0, :, :1])
+        F.silu(x).mul_(x)
+        normed: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(1e-6)
+        return normed
+
+
+def quicker(one: Callable[[], object], other: Callable[[], object]) -> bool:
+    """Whether `one` takes less time than `other`, by the least of some repetitions in turn."""
+    now, least = clock(), [float("inf")] * 2
+    for _ in range(4 * REPETITIONS):
+        for place, work in enumerate((one, other)):
+            begun = now()
+            work()
+            least[place] = min(least[place], now() - begun)
+    return least[0] < least[1]
+
+
+def clock() -> Callable[[], float]:
+    """Seconds of this thread where it works alone, which other processes disturb less."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
