@@ -38,6 +38,8 @@ from vita_audio_pl.training.engines.base import Engine
 from vita_audio_pl.training.step.module import SpeechLMModule
 from vita_audio_pl.training.tracking.metrics_csv import MetricsCsv
 
+SUMS = "sums"
+"""What ranks keep for themselves in a checkpoint: sums of training figures since the last log entry."""
 _HAND_OVER = timedelta(hours=24)  # how long ranks wait for the first to write the model folder
 
 
@@ -91,10 +93,12 @@ class Resume(Callback):
             return
         if trainer.is_global_zero:
             print(f"resuming from {checkpoint.path.name}", flush=True)
-        resume(checkpoint, trainer)
+        kept = resume(checkpoint, trainer)
+        module.train_tally.take_over([each.get(SUMS) for each in kept], module.device)
         trainer.datamodule.load_state_dict(checkpoint.state["data"])  # type: ignore[attr-defined]  # set by `fit`
         for name, part in self.stateful.items():
-            part.resume_from(checkpoint.state[name])
+            if name in checkpoint.state:  # earlier versions stored less
+                part.resume_from(checkpoint.state[name])
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
                 logger.cut_after(trainer.global_step)
@@ -225,7 +229,8 @@ class Checkpointing(Callback):
         """Save a checkpoint of the step just done; called on all ranks."""
         state = {"data": trainer.datamodule.state_dict()}  # type: ignore[attr-defined]  # set by `fit`
         state |= {name: part.state() for name, part in self.stateful.items()}
-        self.writer.save(trainer, module.speech_lm, state, doubt=self.guard.doubt)
+        own = {SUMS: module.train_tally.sums()}
+        self.writer.save(trainer, module.speech_lm, state, doubt=self.guard.doubt, own=own)
 
 
 class HandOver(Callback):

@@ -27,6 +27,10 @@ class Monitor(Callback):
         settings: name the devices' peak, if it is not in the table.
         guard: counts the skipped steps.
         writer: measures how long training waited for checkpoints.
+
+    Attributes:
+        latest: the last value of each metric; `step`: of the last log entry.
+        validation: metrics of the last validation; `validated`: the step after which it ran.
     """
 
     def __init__(
@@ -35,16 +39,25 @@ class Monitor(Callback):
         self.log_every, self.flops, self.settings, self.guard, self.writer = log_every, flops, settings, guard, writer
         self._stalled = 0.0
         self.latest: dict[str, float] = {}
-        self.validation: dict[str, float] = {}  # metrics of the last one
-        self.step = 0
+        self.validation: dict[str, float] = {}
+        self.step = self.validated = 0
+        self._validating_since = 0.0
         self._peak: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         self._peak = peak_flops(self.settings, module.device)
         self._stalled = self.writer.stalled
-        module.train_tally.restart()
+        module.train_tally.start_clock()
         self._waited(trainer)
+
+    def state(self) -> dict[str, int]:
+        """State for a checkpoint."""
+        return {"validated": self.validated}
+
+    def resume_from(self, state: dict[str, int]) -> None:
+        """Restore the `state()` of a checkpoint."""
+        self.validated = state["validated"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
@@ -70,6 +83,7 @@ class Monitor(Callback):
         assert isinstance(module, SpeechLMModule)
         for tally in (module.val_tally, *module.val_tallies.values()):
             tally.restart()
+        self._validating_since = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
@@ -78,9 +92,9 @@ class Monitor(Callback):
         for name, tally in module.val_tallies.items():  # in the same order on every rank: reading is collective
             figures |= tally.read(f"val/{name}", shared, module.device)
         self.validation = figures
+        self.validated = trainer.global_step
         self._log(trainer, figures, trainer.global_step)
-        module.train_tally.restart()  # validation does not count as training time
-        self._waited(trainer)
+        module.train_tally.leave_out(time.perf_counter() - self._validating_since)
 
     def _speed(self, trainer: L.Trainer, module: SpeechLMModule) -> dict[str, float]:
         """Device utilisation between the last two readings."""
@@ -109,6 +123,32 @@ class Monitor(Callback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)
+
+
+class DueValidation(Callback):
+    """Runs the validation of the step that a run resumes from, where the run was stopped before its end.
+
+    It must come after the callbacks that hear of it, and before `HandOver`.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step >= trainer.max_steps:  # no step is left, so training does not start
+            self._validate(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._validate(trainer)
+
+    def _validate(self, trainer: L.Trainer) -> None:
+        step = trainer.global_step
+        if not step or not trainer.enable_validation or self.monitor.validated == step:
+            return
+        if step * trainer.accumulate_grad_batches % int(trainer.val_check_interval) == 0:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
 
 class ProgressReport(Callback):

@@ -23,7 +23,7 @@ class Preemption(Callback):
     """Stops at the next step boundary after SIGTERM, SIGUSR1 or Ctrl-C on any rank: saves, stops; requeues a SLURM job.
 
     The handler only prints and sets a flag; ranks agree on it between two steps, or two batches of a validation, where
-    no collective is running. A validation in progress is cut and its metrics are dropped. After the last step
+    no collective is running. A validation in progress is cut, and run again on resuming. After the last step
     the stage is handed over despite the signal. Before the first step, `processes.announce_stop` exits at once. The
     same exchange reports a checkpoint that could not be written on one rank, so that all stop together, and one that is
     not finite, so that all roll back together. After Ctrl-C nothing is requeued; a second one exits at once.
@@ -62,28 +62,35 @@ class Preemption(Callback):
             why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 prints it
             guard.roll_back(trainer, module, why)
         if signalled and trainer.global_step < trainer.max_steps:
-            self.checkpointing.save(trainer, module)
-            writer.finish()
-            self.left_at = trainer.global_step
-            trainer.should_stop = self.checkpointing.preempted = True
+            self._stop(trainer, module, signalled)
             trainer.limit_val_batches = 0  # Lightning validates before it stops, but there is little time
-            by_hand = signalled == signal.SIGINT
-            self.status = INTERRUPTED if by_hand else TRY_AGAIN
-            if trainer.is_global_zero:
-                print(
-                    f"{name_of(signalled)}: step {self.left_at} is saved; rerun the same command to resume",
-                    flush=True,
-                )
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         assert isinstance(module, SpeechLMModule)
-        if trainer.global_step < trainer.max_steps and self._agreed(trainer, self._signal)[0]:
-            self.checkpointing.preempted = True
+        if trainer.global_step >= trainer.max_steps or self.left_at is not None:
+            return
+        writer = self.checkpointing.writer
+        signalled, failed = self._agreed(trainer, self._signal, writer.failed)
+        if signalled:
+            if failed:
+                writer.finish(failed_elsewhere=True)
+            self._stop(trainer, module, signalled)
             for tally in (module.val_tally, *module.val_tallies.values()):
                 tally.restart()
-            raise StopIteration  # ends Lightning's loop over the held-out batches; the next step saves and stops
+            trainer.sanity_checking = True  # Lightning's own callbacks leave such a validation out
+            raise StopIteration  # ends Lightning's loop over the held-out batches
+
+    def _stop(self, trainer: L.Trainer, module: SpeechLMModule, signalled: int) -> None:
+        """Save the step just done, unless it is saved, and let the run end."""
+        self.checkpointing.save(trainer, module)
+        self.checkpointing.writer.finish()
+        self.left_at = trainer.global_step
+        trainer.should_stop = self.checkpointing.preempted = True
+        self.status = INTERRUPTED if signalled == signal.SIGINT else TRY_AGAIN
+        if trainer.is_global_zero:
+            print(f"{name_of(signalled)}: step {self.left_at} is saved; rerun the same command to resume", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.left_at is not None and self.status == TRY_AGAIN:

@@ -114,7 +114,7 @@ def part_name(rank: int) -> str:
 
 
 def rng_name(rank: int) -> str:
-    """Name of the file with the state of a rank's random generators."""
+    """Name of the file with the state of a rank's random generators, and what else it keeps for itself."""
     return f"rng-{rank:05d}.json"
 
 
@@ -151,18 +151,19 @@ def write_part(
     layout: Layout,
     pieces: Iterable[Tensor],
     starts: Mapping[str, int],
-    rng: dict[str, Any],
+    own: dict[str, Any],
 ) -> list[Path]:
     """Write one rank's files, onto the disk.
 
     Args:
         layout: of flat ranges of tensors, by `<kind>/<name>`; pieces: their values, as `write_tensors` takes them.
         starts: the first element of each.
+        own: the rank's random generators, and what else it keeps for itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     part, random = folder / part_name(rank), folder / rng_name(rank)
     offsets = write_tensors(part, layout, pieces, {"format": str(FORMAT)})
-    random.write_text(json.dumps(rng), encoding="utf-8")
+    random.write_text(json.dumps(own), encoding="utf-8")
     flush(part)
     flush(random)
     names = {dtype: name for name, dtype in TYPES.items()}

@@ -90,12 +90,21 @@ def restore_newest(
     return found
 
 
-def resume(checkpoint: Checkpoint, trainer: L.Trainer) -> None:
-    """Put progress and, under as many ranks, random generators where they were."""
+def resume(checkpoint: Checkpoint, trainer: L.Trainer) -> list[dict[str, Any]]:
+    """Put progress and, under as many ranks, random generators where they were.
+
+    Returns:
+        What ranks kept for themselves: this one, under as many ranks; else on rank 0 all, and on the others none.
+    """
     set_progress(trainer, checkpoint.step, trainer.accumulate_grad_batches)
-    if checkpoint.state["ranks"] == trainer.world_size:
-        rng = checkpoint.path / rng_name(trainer.global_rank)
-        restore_rng_state(json.loads(rng.read_text(encoding="utf-8")))
+    wrote: int = checkpoint.state["ranks"]
+    ranks = range(wrote) if trainer.is_global_zero else range(0)
+    if wrote == trainer.world_size:
+        ranks = range(trainer.global_rank, trainer.global_rank + 1)
+    kept = [json.loads((checkpoint.path / rng_name(rank)).read_text(encoding="utf-8")) for rank in ranks]
+    if wrote == trainer.world_size:
+        restore_rng_state(kept[0])
+    return kept
 
 
 def _look(folder: Path, kinds: tuple[str, ...]) -> Checkpoint | UserError | None:

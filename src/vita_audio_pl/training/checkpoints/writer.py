@@ -64,7 +64,7 @@ class _Save:
 
     step: int
     copy: HostCopy
-    rng: dict[str, Any]
+    own: dict[str, Any]
     facts: dict[str, Any]
     place: _Place
     before: threading.Thread | None
@@ -126,13 +126,19 @@ class CheckpointWriter:
             self.local.copy_to_shared(trainer)
 
     def save(
-        self, trainer: L.Trainer, model: torch.nn.Module, state: Mapping[str, Any], doubt: str | None = None
+        self,
+        trainer: L.Trainer,
+        model: torch.nn.Module,
+        state: Mapping[str, Any],
+        doubt: str | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         """Copy this rank's weights and moments, as `HostCopy` does, and write them while training continues. All ranks call it.
 
         Args:
             state: JSON values that go into `state.json`.
             doubt: why the guard has doubts about this state; None where it has none.
+            own: JSON values of this rank, stored beside its random generators.
         """
         started = time.perf_counter()
         self._join(leave=0 if self.local is None else 1)  # one may still be copied while the next is written
@@ -152,7 +158,7 @@ class CheckpointWriter:
             }
             place = _Place(trainer.global_rank, trainer.world_size, trainer.local_rank == 0, trainer.num_devices)
             before = self._threads[-1] if self._threads else None
-            save = _Save(step, copy, rng_state(), facts, place, before)
+            save = _Save(step, copy, {**rng_state(), **(own or {})}, facts, place, before)
             thread = threading.Thread(target=self._write, args=(save,), name="checkpoint writer", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -279,7 +285,7 @@ class CheckpointWriter:
 
 def _write_part(folder: Path, save: _Save) -> list[Path]:
     copy = save.copy
-    return write_part(folder, save.place.rank, copy.layout, copy.pieces(), copy.starts, save.rng)
+    return write_part(folder, save.place.rank, copy.layout, copy.pieces(), copy.starts, save.own)
 
 
 def _give_up(aside: Path) -> None:

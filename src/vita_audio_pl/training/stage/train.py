@@ -23,7 +23,7 @@ from vita_audio_pl.storage.model_folders import find_model
 from vita_audio_pl.training.callbacks.extra import ExtraCallbacks, check_watched, log_figures
 from vita_audio_pl.training.callbacks.guard import StepGuard
 from vita_audio_pl.training.callbacks.lifecycle import Checkpointing, HandOver, Resume, Stateful, check_best_by
-from vita_audio_pl.training.callbacks.monitor import Monitor, ProgressReport
+from vita_audio_pl.training.callbacks.monitor import DueValidation, Monitor, ProgressReport
 from vita_audio_pl.training.callbacks.preemption import Preemption
 from vita_audio_pl.training.callbacks.profile import Profile
 from vita_audio_pl.training.callbacks.reference import Reference
@@ -257,6 +257,7 @@ def _train(
     monitor = Monitor(config.callbacks.log_every, StepFlops(model, module.objective), config.trainer, guard, writer)
     own = {name: callback.build() for name, callback in config.callbacks.extra.items()}
     stateful: dict[str, Stateful] = {"proof": check, "guard": guard, "callbacks": ExtraCallbacks(own, engine)}
+    stateful |= {"tally": module.train_tally, "monitor": monitor}
     checkpointing = Checkpointing(
         writer, guard, stateful, save_every, config.callbacks.keep_best_by, config.callbacks.keep_best_when
     )
@@ -277,13 +278,12 @@ def _train(
         callbacks.append(ProgressReport(monitor, config.stage.name))
     if config.callbacks.profile.at_step is not None:
         callbacks.append(Profile(config.callbacks.profile, folder.root / "profile"))
-    callbacks.append(HandOver(check, write, folder.checkpoints))
+    callbacks += [DueValidation(monitor), HandOver(check, write, folder.checkpoints)]
     trainer = build_trainer(
         config,
         engine,
         callbacks,
         build_loggers(config, folder.root, settings),
-        max_steps=config.stage.steps,
         validate=bool(data.held_out),
         folder=folder.root,
     )

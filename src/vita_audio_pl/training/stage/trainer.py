@@ -81,16 +81,16 @@ def build_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     *,
-    max_steps: int,
     validate: bool,
     folder: Path,
 ) -> L.Trainer:
-    """Trainer that runs `max_steps` optimiser steps in one endless epoch and validates every `callbacks.validate_every`.
+    """Trainer that runs the stage's optimiser steps in one endless epoch and validates every `callbacks.validate_every`.
 
     Args:
         folder: folder of the stage, so that Lightning finds no files of other runs.
     """
     _, accumulate = micro_batches(config)
+    max_steps = config.stage.steps
     every = min(config.callbacks.validate_every or max_steps, max_steps)
     settings = config.trainer
     ours: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Tally:
         self.codes, self.codes_per_second = codes, codes_per_second
         self._sums: Tensor | None = None
         self._steps = 0
-        self._since = time.perf_counter()
+        self._since, self._before = time.perf_counter(), 0.0  # start of the clock, and seconds of a run before this one
         self.work: Work | None = None
         """Amount of training between the last two readings, over all ranks."""
         self.seconds = 0.0
@@ -88,7 +89,7 @@ class Tally:
         sums = self._sums
         if reduce:
             if sums is None:
-                sums = torch.zeros(8 + 7 * predictors + 7 + len(self.source_names), dtype=torch.float64, device=device)
+                sums = torch.zeros(self._size, dtype=torch.float64, device=device)
             torch.distributed.all_reduce(sums)
         if sums is None or not sums.any():
             return {}
@@ -102,7 +103,7 @@ class Tally:
         compared, *preferred = (next(values) for _ in range(1 + len(PREFERENCE)))
         rows, pairs = each(), each()
         weight, tokens, codes, slots, samples, frames, frame_pairs = (next(values) for _ in range(7))
-        self.seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.seconds = max(self._elapsed, 1e-9)
         self.work = Work(rows, pairs, counts, frames, frame_pairs)
         loss_of_all = total / max(1, self._steps) if prefix == TRAIN else numerator / max(compared or weight, 1e-12)
         figures = {f"{prefix}/loss": loss_of_all}
@@ -134,7 +135,40 @@ class Tally:
 
     def restart(self) -> None:
         """Reset all counts and the clock."""
-        self._sums, self._steps, self._since = None, 0, time.perf_counter()
+        self._sums, self._steps, self._before = None, 0, 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds from now on, beside those of the run that this one resumes."""
+        self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """JSON values for a checkpoint that all ranks have in common."""
+        return {"figures": self._size, "steps": self._steps, "seconds": self._elapsed}
+
+    def resume_from(self, state: dict[str, Any]) -> None:
+        """Restore the `state()` of a checkpoint; sums of other figures, as of other sources, are not continued."""
+        if state["figures"] == self._size:
+            self._steps, self._before = state["steps"], state["seconds"]
+
+    def sums(self) -> list[float] | None:
+        """This rank's sums since the last reading, for a checkpoint."""
+        return None if self._sums is None else self._sums.tolist()
+
+    def take_over(self, sums: Sequence[list[float] | None], device: torch.device | str) -> None:
+        """Continue with the `sums()` of some ranks, together."""
+        found = [
+            torch.tensor(each, dtype=torch.float64) for each in sums if each is not None and len(each) == self._size
+        ]
+        self._sums = torch.stack(found).sum(0).to(device) if found else None
+
+    @property
+    def _size(self) -> int:
+        return 8 + 7 * (1 + self.n_heads) + 7 + len(self.source_names)
+
+    @property
+    def _elapsed(self) -> float:
+        return self._before + time.perf_counter() - self._since
 
     def leave_out(self, seconds: float) -> None:
         """Exclude time that was not spent on training."""
