@@ -73,7 +73,7 @@ def test_nothing_of_a_killed_chain_lives_and_one_that_is_told_to_leave_saves(sta
     process.terminate()  # it alone again
     told, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, error[-3000:]
-    assert re.search(r"SIGTERM after step \d+: the step under way is finished and saved", error)
+    assert re.search(r"SIGTERM after step \d+: the current step is finished and saved", error)
     assert re.search(r"SIGTERM: step \d+ is saved", told) and "stage 'align' was stopped" in error
     assert "Traceback" not in error and ended(everything)
     assert list((run / "align" / "checkpoints").glob("step-*.ckpt"))
