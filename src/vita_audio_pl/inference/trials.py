@@ -5,7 +5,7 @@ of 256 x 256 where it takes 68 in a pass; a plain product takes 36 in both (AMD 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -47,10 +47,9 @@ def measure(counts: Mapping[Shape, int]) -> dict[Shape, dict[str, dict[int, floa
         times: dict[Shape, dict[str, dict[int, float]]] = {shape: {} for shape in counts}
         for layout, kernels in KERNELS.items():
             for name, kernel in kernels.items():
-                plan = Plan(layout, ((1, name),))
-                products = [(shape, PlannedProduct(torch.full(shape, 0.01), None, plan)) for shape in sequence]
-                for rows in [kernel.only_rows] if kernel.only_rows else MEASURED_ROWS:
-                    for shape, seconds in _least(products, rows).items():
+                served = [kernel.only_rows] if kernel.only_rows else MEASURED_ROWS
+                for rows, found in _passes(Plan(layout, ((1, name),)), sequence, served).items():
+                    for shape, seconds in found.items():
                         times[shape].setdefault(name, {})[rows] = seconds
     return times
 
@@ -61,6 +60,12 @@ def _sequence(counts: Mapping[Shape, int]) -> list[Shape]:
     held = {shape: max(1, min(count, count * MOST_BYTES // size)) for shape, count in counts.items()}
     places = [((n + 0.5) / count, shape) for shape, count in held.items() for n in range(count)]
     return [shape for _, shape in sorted(places)]
+
+
+def _passes(plan: Plan, sequence: list[Shape], served: Iterable[int]) -> dict[int, dict[Shape, float]]:
+    """Seconds by number of rows; the matrices are held once, and no longer than this."""
+    products = [(shape, PlannedProduct(torch.full(shape, 0.01), None, plan)) for shape in sequence]
+    return {rows: _least(products, rows) for rows in served}
 
 
 def _least(products: list[tuple[Shape, PlannedProduct]], rows: int) -> dict[Shape, float]:
