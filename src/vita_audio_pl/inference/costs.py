@@ -4,6 +4,7 @@ A pass in a loop of its own misses what surrounds it: choosing tokens, bookkeepi
 that the other passes have driven out of the caches. On a small model that is most of what a head costs.
 """
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from vita_audio_pl.inference.runtime import Runtime
 
 WARM_UP, ROUNDS = 2, 7
-"""Rounds that are not counted (the prompt's, and the first that verifies), and all of a measurement."""
+"""Rounds of a sequence that are not counted (the prompt's, and the first that verifies), and all of them."""
+LEAST_SECONDS = 1.0
+"""After which no further sequences are timed."""
 CONTEXT = 64
 """Tokens of the timed sequences' prompts, or as many as the model has positions for."""
 ROW_ON_A_GPU = 0.005
@@ -53,35 +56,52 @@ def written_in_all_rounds(runtime: "Runtime") -> int:
 
 
 def measure_rounds(runtime: "Runtime") -> PassCosts:
-    """Time rounds without drafts and with full drafts of which none or all are kept, by turns; the least of each."""
-    n = runtime.n_heads
-    plain, refused, kept = rehearsals = [Rehearsal(runtime, *kind) for kind in ((0, False), (n, False), (n, True))]
-    for repetition in range(ROUNDS):
+    """Time rounds without drafts and with full drafts of which none or all are kept, by turns; the median of each.
+
+    Not the least: a long round is rarely undisturbed, a short one often, and what counts is how they compare.
+    """
+    n, now = runtime.n_heads, clock()
+    rehearsals = [Rehearsal(runtime, *kind) for kind in ((0, False), (n, False), (n, True))]
+    begun = now()
+    while not rehearsals[0].backbone or now() - begun < LEAST_SECONDS:
         for rehearsal in rehearsals:
-            rehearsal.play(counts=repetition >= WARM_UP)
+            rehearsal.begin()
+        for repetition in range(ROUNDS):
+            for rehearsal in rehearsals:
+                rehearsal.play(counts=repetition >= WARM_UP)
+    backbone, refused_backbone, _ = (median(rehearsal.backbone) for rehearsal in rehearsals)
+    plain, refused, kept = (median(rehearsal.drafting) for rehearsal in rehearsals)
     # head k reads k + 1 rows after a round that kept nothing, n + 1 after one that kept everything
-    head_row = max(0.0, (kept.drafting - refused.drafting) / (n * (n + 1) / 2))
-    head = (refused.drafting - plain.drafting) / n - head_row * (n - 1) / 2
-    backbone_row = (refused.backbone - plain.backbone) / n
-    return PassCosts(plain.backbone + plain.drafting, max(0.0, backbone_row), max(0.0, head), head_row)
+    head_row = max(0.0, (kept - refused) / (n * (n + 1) / 2))
+    head = (refused - plain) / n - head_row * (n - 1) / 2
+    return PassCosts(backbone + plain, max(0.0, (refused_backbone - backbone) / n), max(0.0, head), head_row)
 
 
 class Rehearsal(Decoder):
     """Decodes one sequence with all the work of verification, but every round drafts as much, and keeps all or nothing.
 
     Attributes:
-        backbone: least seconds of a round up to the tokens that the backbone lets stand.
-        drafting: least seconds of the rest, heads and the decisions to draft.
+        backbone: seconds of each round up to the tokens that the backbone lets stand.
+        drafting: seconds of the rest of it, heads and the decisions to draft.
     """
 
     def __init__(self, runtime: "Runtime", drafts: int, keeps: bool):
         written = written_in_all_rounds(runtime)
         context = min(CONTEXT, runtime.max_positions - written)
         super().__init__(runtime, capacity=context + written, graphs=False, clock=clock())
+        self._prompt, self._options = (
+            [0] * context,
+            Options(DecodePattern.of([1, runtime.n_heads]), written, verify="greedy"),
+        )
         self._drafts, self._keeps = drafts, keeps
-        self.backbone = self.drafting = float("inf")
-        pattern = DecodePattern.of([1, runtime.n_heads])
-        self.open([0] * context, Options(pattern, written, verify="greedy"))
+        self.backbone: list[float] = []
+        self.drafting: list[float] = []
+
+    def begin(self) -> None:
+        """Start a sequence in place of the last one."""
+        for sequence in filter(None, self._sequences):
+            self.close(sequence)
+        self.open(self._prompt, self._options)
 
     def play(self, counts: bool) -> None:
         """One round; counts: and keep what it took."""
@@ -89,8 +109,8 @@ class Rehearsal(Decoder):
         self.step()
         backbone = self.seconds["backbone"] - before
         if counts:
-            self.backbone = min(self.backbone, backbone)
-            self.drafting = min(self.drafting, self._clock() - begun - backbone)
+            self.backbone.append(backbone)
+            self.drafting.append(self._clock() - begun - backbone)
 
     def _new_drafting(self) -> Drafting:
         return _FixedDrafting(self.n_heads, self._drafts)
