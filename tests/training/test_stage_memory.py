@@ -62,6 +62,18 @@ def test_saving_and_hand_over_fit_beside_what_trains(tmp_path):
     assert model.stat().st_size > weights // 2
 
 
+def left_in_files(engine: str, rank: int) -> set[str]:
+    """Moments until which frozen weights lie in their file's pages, to which nothing has written.
+
+    DeepSpeed sends rank 0's to the others, and at stage 3 cuts them after that.
+    """
+    if engine == "cpu" or (engine == "deepspeed_zero2" and rank == 0):
+        return {"built", "started", "trained", "handed_over"}
+    if engine == "deepspeed_zero3" and rank == 0:
+        return {"built", "started"}
+    return {"built"} if engine.startswith("deepspeed") else set()
+
+
 @pytest.mark.parametrize("engine", ["cpu", "cpu_ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
 def test_a_start_does_not_take_the_weights_twice_and_plans_foresee_the_rest(engine, tmp_path):
     """Of random weights, and of a parent's in whose stage the backbone is frozen; saving and hand-over, and bytes that are written."""
@@ -87,11 +99,13 @@ def test_a_start_does_not_take_the_weights_twice_and_plans_foresee_the_rest(engi
             config = to_dataclass(compose("plan", [f"stage={stage}", *words, *SIZES, *small]), apply_stage_settings)
         plan = plan_stage(config, heads)
         planned = plan.host
-        # these leave frozen weights in their file's pages, to which nothing writes
-        mapped = 4 * sum(plan.frozen.values()) if engine in ("cpu", "deepspeed_zero2") else 0
+        mapped = 4 * sum(plan.frozen.values())
         for number, (found, tiny) in enumerate(zip(ranks_found, imports, strict=True)):
             size = found.pop("model")
-            took = {moment: value - tiny[moment] + mapped for moment, value in found.items()}
+            took = {
+                moment: value - tiny[moment] + (mapped if moment in left_in_files(engine, number) else 0)
+                for moment, value in found.items()
+            }
             most = max(took.values())
             told = ", ".join(f"{moment} {value / size:.2f}" for moment, value in took.items())
             print(

@@ -19,6 +19,7 @@ from vita_audio_pl.training.settings import TrainConfig
 FLOAT, HALF, INDEX = 4, 2, 8
 _ZERO_BUCKET = 200_000_000  # elements of DeepSpeed's buckets, as Lightning sets them
 _ZERO_LIVE = 1_000_000_000  # most parameters that stage 3 keeps gathered
+_ZERO_AHEAD = 50_000_000  # of them, those that it gathers ahead: received as one buffer, and then copied
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,9 @@ def _states(
             weights, working = model_bytes * float(total), 2 * bucket
         else:
             weights = model_bytes * total / ranks
-            working = model_bytes * float(min(_ZERO_LIVE, total, shared + 2 * block)) + bucket
+            ahead = min(_ZERO_AHEAD, total)
+            gathered = min(_ZERO_LIVE, total, shared + 2 * block + ahead)
+            working = model_bytes * float(gathered) + max(bucket, model_bytes * float(ahead))
         if zero.offload:
             host, optimiser = optimiser + gradients, 0.0
             gradients = 0.0
