@@ -307,6 +307,44 @@ def test_mel_bands_cover_the_spectrum_and_can_be_inverted():
         mel_filters(RATE, 128, 80)
 
 
+def test_tones_between_the_bins_run_on_without_a_round_of_griffin_lim():
+    times = torch.arange(60 * 128) / RATE
+    tones = sum(
+        torch.sin(2 * math.pi * hz * times + start) for hz, start in ((333.3, 0.5), (1234.5, 1.0), (4040.4, 2.0))
+    )
+    heard = spectral.analyse(tones[None], 128)[0]  # type: ignore[index]
+    magnitudes = heard.abs()
+
+    def error(phases: torch.Tensor) -> float:
+        again = spectral.analyse(spectral.overlap_add((magnitudes * phases)[None], 128), 128)[0].abs()
+        return float((again - magnitudes)[4:-4].norm() / magnitudes[4:-4].norm())
+
+    assert error(spectral.first_phases(*magnitudes.shape)) > 0.2
+    assert error(spectral.running_phases(magnitudes)) < 0.05
+    known = spectral.running_phases(magnitudes, spectral.unit(heard[0]))[:10]
+    loud = magnitudes[:10] > 0.1 * magnitudes.max()
+    assert float((known * spectral.unit(heard[:10]).conj()).real[loud].min()) > 0.8, "they go on as they began"
+
+
+def test_silence_and_flat_spectra_have_phases_too():
+    for magnitudes in (torch.zeros(3, 257), torch.ones(3, 257)):
+        assert torch.allclose(spectral.running_phases(magnitudes).abs(), torch.ones(3, 257))
+
+
+@pytest.mark.parametrize("chunk", [3, 8])
+def test_a_stream_comes_as_near_to_the_spectra_as_whole_decoding(speech, chunk):
+    errors = np.zeros(2)
+    for wave in list(speech.held_out.values()):
+        (codes,) = speech.codec.encode([wave])
+        stream = speech.codec.decode_stream()
+        parts = [stream.push(codes[i : i + chunk]) for i in range(0, len(codes), chunk)]
+        wanted = speech.codec._spectra(torch.from_numpy(codes).long())[0]
+        for n, made in enumerate((np.concatenate([*parts, stream.finish()]), speech.codec.decode(codes))):
+            got = spectral.amplitudes(torch.from_numpy(made), 128) * spectral.hann(128).sum()
+            errors[n] += float((got - wanted).norm() / wanted.norm())
+    assert errors[0] < 1.1 * errors[1]
+
+
 def test_codes_of_a_wave_that_arrives_bit_by_bit_are_those_of_the_whole(speech):
     codec, wave = speech.codec, speech.waves[0][: 3 * RATE + 77]
     random = np.random.default_rng(0)

@@ -275,7 +275,8 @@ class MelVQEncodeStream:
 class MelVQStream:
     """Griffin-Lim in steps: samples once returned are fixed, and what follows is fitted to them, so no seam is heard.
 
-    The last 1.5 hops are held back until the next codes tell how they go on.
+    From running phases, half of the rounds come as near to the spectra as `decode` does. The last 1.5 hops are held back until the
+    next codes tell how they go on.
     """
 
     def __init__(self, codec: MelVQ) -> None:
@@ -293,15 +294,14 @@ class MelVQStream:
         new = self._codec._checked(codes)
         if len(new) == 0:
             return np.zeros(0, np.float32)
-        hop, iterations = self._codec.config.hop, self._codec.config.griffin_lim_iterations
+        hop, iterations = self._codec.config.hop, math.ceil(self._codec.config.griffin_lim_iterations / 2)
         edge = (spectral.OVERLAP - 1) * hop // 2
         beginning = len(self._settled) == 0
         with _one_thread():
             spectra, self._context = self._codec._spectra(new, self._context)
             magnitudes = torch.cat([self._magnitudes, spectra])
-            phases = spectral.first_phases(*magnitudes.shape)
-            if not beginning:
-                phases = phases * spectral.unit(spectral.analyse(self._settled[None], hop)[0])
+            start = None if beginning else spectral.unit(spectral.analyse(self._settled[None], hop)[0, 0])
+            phases = spectral.running_phases(magnitudes, start)
             known = None if beginning else self._settled[None]
             wave = spectral.griffin_lim(magnitudes[None], hop, iterations, phases[None], known)[0]
         end = len(magnitudes) * hop  # where the next frame will begin

@@ -142,18 +142,17 @@ def griffin_lim(magnitudes: Tensor, hop: int, iterations: int, phases: Tensor, k
         `(batch, (frames + 3) * hop)`; 1.5 hops at either end lie outside the framed span.
     """
     momentum = 0.99
-    spectra = magnitudes * phases
-    previous = torch.zeros_like(spectra)
+    wave = ahead = _with_start(overlap_add(magnitudes * phases, hop), known)
     for _ in range(iterations):
-        rebuilt = analyse(_with_start(overlap_add(spectra, hop), known), hop)
-        # Real and imaginary parts apart, because arithmetic on complex tensors takes several times as long
-        real = torch.lerp(previous.real, rebuilt.real, 1 + momentum)
-        imaginary = torch.lerp(previous.imag, rebuilt.imag, 1 + momentum)
-        lengths = torch.addcmul(real.square(), imaginary, imaginary)
-        scale = lengths.clamp_(min=1e-24).rsqrt_().mul_(magnitudes)
-        spectra = torch.complex(real.mul_(scale), imaginary.mul_(scale))
-        previous = rebuilt
-    return _with_start(overlap_add(spectra, hop), known)
+        spectra = analyse(ahead, hop)
+        # Lengths from real and imaginary parts, because abs() of complex tensors takes several times as long
+        real, imaginary = spectra.real, spectra.imag
+        scale = torch.addcmul(real.square(), imaginary, imaginary).clamp_(min=1e-24).rsqrt_().mul_(magnitudes)
+        following = _with_start(overlap_add(spectra.mul_(scale), hop), known)
+        # Of the waves: analysis is linear, and their spectra are four times as large
+        ahead = torch.lerp(wave, following, 1 + momentum)
+        wave = following
+    return wave
 
 
 def _with_start(waves: Tensor, known: Tensor | None) -> Tensor:
@@ -171,6 +170,49 @@ def unit(spectra: Tensor) -> Tensor:
 def first_phases(frames: int, bins: int) -> Tensor:
     """Unit phases that let every bin's sinusoid run on from frame to frame: `(frames, bins) complex64`."""
     return _turns(bins).repeat(-(-frames // OVERLAP), 1)[:frames]
+
+
+def running_phases(magnitudes: Tensor, start: Tensor | None = None) -> Tensor:
+    """Unit phases that let the sinusoid at every peak of the magnitudes run on (Beauregard et al. 2015, single pass).
+
+    A peak's frequency is read between the bins, and the bins around it go with it. From these phases a few rounds of Griffin-Lim
+    come as near to the magnitudes as many do from `first_phases`.
+
+    Args:
+        magnitudes: `(frames, bins)`.
+        start: `(bins,)` unit complex numbers, the phases of the first frame where they are known.
+
+    Returns:
+        `(frames, bins) complex64`.
+    """
+    rows = magnitudes.numpy()
+    n_frames, n_bins = rows.shape
+    peaks = np.zeros(rows.shape, bool)
+    np.logical_and(rows[:, 1:-1] >= rows[:, :-2], rows[:, 1:-1] > rows[:, 2:], out=peaks[:, 1:-1])
+    peaks[0, 0] = True  # so that there is one
+    at = np.flatnonzero(peaks)
+    frame, bins = np.divmod(at, n_bins)
+    below, top, above = np.log(rows.ravel()[np.stack((at - 1, at, at + 1))].clip(1e-9, 1e30))
+    off = (0.5 * (below - above) / np.minimum(below - 2 * top + above, np.float32(-1e-6))).clip(-0.5, 0.5)
+    # A bin belongs to the nearest peak of its frame
+    first = np.where(frame[1:] > frame[:-1], frame[1:] * n_bins, (at[1:] + at[:-1]) // 2 + 1)
+    sizes = np.diff(first, prepend=0, append=rows.size)
+    half_hop = np.repeat(((bins + off) / (2 * OVERLAP)).astype(np.float32), sizes).reshape(rows.shape)  # in turns
+    phases = np.zeros(rows.shape, np.float32)
+    np.cumsum(half_hop[1:] + half_hop[:-1], axis=0, out=phases[1:])
+    if start is not None:
+        phases += (start.angle() / (2 * math.pi)).numpy()
+    # Frames begin at their window's edge, not at its middle: neighbouring bins of a sinusoid are half a turn apart
+    turns = phases.ravel()[at] + np.float32(0.5) * (bins % 2)
+    angles = ((turns - np.floor(turns)) * (2 * math.pi)).astype(np.float32)
+    units = np.empty(len(at), np.complex64)
+    units.real, units.imag = np.cos(angles), np.sin(angles)
+    running = np.repeat(units, sizes).reshape(rows.shape)
+    running[:, 1::2] *= -1
+    out = torch.from_numpy(running)
+    if start is not None:
+        out[0] = start
+    return out
 
 
 @cache
