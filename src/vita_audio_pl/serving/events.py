@@ -2,8 +2,8 @@
 
 import copy
 import json
+import secrets
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -20,6 +20,8 @@ _EVENTS: dict[str, type[BaseModel]] = {
     get_args(event.model_fields["type"].annotation)[0]: event
     for event in get_args(get_args(types.RealtimeClientEvent)[0])
 }
+for _event in _EVENTS.values():
+    _event.model_rebuild()  # openai leaves it to the first use, where a client would wait for it
 
 
 @dataclass
@@ -143,4 +145,4 @@ def session_of(
 
 def new_id(kind: str) -> str:
     """A unique id."""
-    return f"{kind}_{uuid.uuid4().hex[:20]}"
+    return f"{kind}_{secrets.token_hex(10)}"
