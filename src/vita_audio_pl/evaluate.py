@@ -1,6 +1,7 @@
 """`python -m vita_audio_pl.evaluate`: evaluates models on held-out benches."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from vita_audio_pl.config.entry import run_entry_point
@@ -30,7 +31,8 @@ def evaluate(config: EvaluateConfig) -> None:
         return
     models = {Path(result["model"]) for result in results}
     folders = {bench_folder(config.output, model, config.bench.name, config.paths.runs) for model in models}
-    pages = [page for folder in sorted(folders) for page in write_result_pages(folder)]
+    tell = partial(console.print, soft_wrap=True)
+    pages = [page for folder in sorted(folders) for page in write_result_pages(folder, tell)]
     if config.suite is not None:
         print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")
         print(f"{len(pages)} pages there (result.html) show every utterance, the worst first")

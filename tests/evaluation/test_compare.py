@@ -10,7 +10,7 @@ from tests.bit_flips import flipped, some_bits
 from vita_audio_pl.config.decoding import Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import tts_item
-from vita_audio_pl.evaluation.records import Transcript
+from vita_audio_pl.evaluation.records import Measured, Transcript
 from vita_audio_pl.evaluation.runs.jobs import Decoding
 from vita_audio_pl.evaluation.runs.results import write_results
 from vita_audio_pl.evaluation.scores.compare import compare_modes, compare_results
@@ -96,11 +96,11 @@ def test_two_models_may_be_compared_and_the_difference_is_stated(tmp_path):
 class Rounding(SpellingToolbox):
     """A quantised model: of 10 answers the first writes another code, and each of its drafts costs and earns less."""
 
-    cost, kept = 0.5, 3
+    cost, kept, measured = 0.5, 3, Measured(5, "EPYC")
 
     def answer(self, model, decoding, batch_size, items):
         answers, kernels = super().answer(model, decoding, batch_size, items)
-        told = {"compute_seconds": self.cost, "drafted": 4, "accepted": self.kept}
+        told = {"compute_seconds": self.cost, "drafted": 4, "accepted": self.kept} | self.measured._asdict()
         codes = [(122, *a.codes[1:]) if a.id == "0" and decoding.quantize else a.codes for a in answers]
         return [replace(a, codes=c, **told) for a, c in zip(answers, codes, strict=True)], kernels
 
@@ -116,14 +116,46 @@ def test_quantised_weights_make_a_result_of_their_own_and_what_they_changed_is_c
     made(tmp_path, decoding=VANILLA, limit=10)
     found = compare_results(exact, small)
     tokens = sum(row["tokens"] for row in read_result(exact / "result.json").utterances)
-    assert found["answers"] == {"changed": 0.1, "edits": found["answers"]["edits"], "seconds": [1.0, 0.5], "acceptance": [1.0, 0.75]}  # fmt: skip
+    assert found["answers"] == {
+        "changed": 0.1, "edits": found["answers"]["edits"], "seconds": [1.0, 0.5], "acceptance": [1.0, 0.75],
+        "measured": [[[5, "EPYC"]]] * 2, "measured_alike": True,
+    }  # fmt: skip
     assert 0 < found["answers"]["edits"] <= 1 / 10 and tokens > 10
     assert found["differs"] == ["quantize"] and read_result(small / "result.json").mode == "boost+verify+int8"
     sentences = " ".join(comparison_sentences(found))
     assert "sft boost+verify+int8 against sft boost+verify" in sentences and "10.0 % of them changed" in sentences
     assert "drafts that were kept: 100.0% and 75.0%" in sentences
+    assert "of computing an answer: 1 and 0.5, taken 5 at a time on EPYC" in sentences and "are rough" in sentences
     # another baseline would be one of exact weights
     assert [one["second"]["key"] for one in compare_modes(tmp_path / "bench")] == [found["first"]["key"]]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (Measured(1, "EPYC"), "1 at a time on EPYC"),
+        (Measured(5, "Xeon"), "5 at a time on Xeon"),
+        (Measured(), "by an earlier version, at an unknown number at a time"),
+    ],
+)
+def test_seconds_that_were_taken_otherwise_are_not_set_side_by_side_without_a_word(tmp_path, monkeypatch, other, told):
+    one = made(tmp_path, Exact, limit=6)
+    monkeypatch.setattr(Rounding, "measured", other)
+    two = made(tmp_path, Rounding, decoding=VANILLA, limit=6)
+    (said,) = (line for line in comparison_sentences(compare_results(one, two)) if "of computing an answer" in line)
+    assert f"not to be compared: the first's were taken 5 at a time on EPYC, the second's {told}" in said
+    three = made(tmp_path, Rounding, decoding=VANILLA, limit=5)  # unknown beside unknown is not known to be alike
+    assert compare_results(two, three)["answers"]["measured_alike"] is bool(other.together)
+
+
+@pytest.mark.parametrize("name", ["result.json", "utterances.jsonl"])
+def test_a_damaged_neighbour_is_left_out_of_the_comparison_of_modes(tmp_path, name):
+    damaged = made(tmp_path, decoding=VANILLA) / name
+    made(tmp_path, decoding=VANILLA, limit=12)
+    made(tmp_path)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    (found,) = compare_modes(tmp_path / "bench")
+    assert found["first"]["utterances"] == found["utterances"] == 12
 
 
 def test_what_cannot_be_compared_is_refused_with_what_differs(tmp_path):

@@ -167,6 +167,17 @@ def test_the_reference_profile_skips_utterances_that_could_not_be_asked():
     assert published["metrics"] == {} and published["failed"] == published["left_out"] == 1
 
 
+def test_what_an_answer_costs_is_counted_over_those_that_were_asked():
+    items = [Item(Conversation(str(n), (Message("user", "?"),), ()), ("the cow",)) for n in range(8)]
+    deaf = {str(n): Answer(str(n), failure="no such file") for n in range(5)}
+    asked = {str(n): Answer(str(n), "the cow", tokens=9, backbone_passes=6, head_passes=3) for n in range(5, 8)}
+    rows = score_utterances("asr", items, deaf | asked, None, Scoring(get_normaliser("plain")))
+    found = summarise("asr", rows)
+    assert (found["utterances"], found["failed"]) == (8, 5) and found["metrics"]["wer"]["utterances"] == 8
+    assert (found["backbone_passes"], found["head_passes"], found["tokens"]) == (6, 3, 9)
+    assert summarise("asr", rows[:5])["backbone_passes"] == 0
+
+
 def test_the_reference_profile_accepts_an_answer_inside_another_word():
     strict, published = (scored("sqa", ["nine"], "nineteen", p, heard="ninety") for p in (STRICT, REFERENCE))
     for metric in ("text_accuracy", "speech_accuracy"):

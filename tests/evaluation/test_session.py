@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +17,17 @@ from tests.margins import assert_same_answers
 from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.codecs import MelVQ, MelVQConfig
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.evaluate import evaluate
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.evaluation.runs import evaluate as session
 from vita_audio_pl.evaluation.runs import toolbox
 from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys, run_session
 from vita_audio_pl.evaluation.settings import EvaluateConfig, SuiteConfig, SuiteEntry
-from vita_audio_pl.inference import generate
+from vita_audio_pl.inference import generate, loading
 from vita_audio_pl.inference.kernels import read_choices
 from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.devices import processor
 from vita_audio_pl.models.load import load_model
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -178,12 +181,58 @@ def test_verified_drafts_give_vanillas_answers(config, tmp_path, monkeypatch):
     vanilla = run_session(replace(config, task="tts"))[0]
     checked = run_session(replace(config, task="tts", mode="boost", verify="greedy"))[0]
     model = load_model(config.model)
-    for (prompts, expected, constraint), (same, found, _) in zip(answered[:2], answered[2:], strict=True):
+    half = len(answered) // 2
+    for (prompts, expected, constraint), (same, found, _) in zip(answered[:half], answered[half:], strict=True):
         assert same == prompts
         assert_same_answers(model, DecodePattern.of("vanilla"), prompts, found, expected, constraint=constraint)
-    if [ids for _, ids, _ in answered[:2]] == [ids for _, ids, _ in answered[2:]]:
+    if [ids for _, ids, _ in answered[:half]] == [ids for _, ids, _ in answered[half:]]:
         assert checked["metrics"] == vanilla["metrics"]
     assert list((tmp_path / "w/runs/r/eval/tones/sft/test").glob("tts.boost+verify.6-*/result.json"))
+
+
+def test_seconds_of_answers_leave_out_what_is_done_once_and_say_how_they_were_taken(config, tmp_path, monkeypatch):
+    now, begun = [0.0], set()
+
+    def once(seconds, make):
+        def made(*given, **settings):
+            now[0] += seconds
+            return make(*given, **settings)
+
+        return made
+
+    def timed(runtime, prompts, pattern, **options):
+        first = (pattern, id(options["decoder"])) not in begun
+        begun.add((pattern, id(options["decoder"])))
+        now[0] += len(prompts) + 100 * first
+        return generate(runtime, prompts, pattern, **options)
+
+    monkeypatch.setattr(toolbox, "time", SimpleNamespace(process_time=lambda: now[0], perf_counter=lambda: now[0]))
+    monkeypatch.setattr(toolbox, "Decoder", once(1000, toolbox.Decoder))
+    monkeypatch.setattr(loading, "Runtime", once(1000, loading.Runtime))
+    monkeypatch.setattr(toolbox, "generate", timed)
+    for mode in ("vanilla", "boost"):
+        run_session(replace(config, task="tts", mode=mode))
+        (path,) = (tmp_path / "w/runs/r/eval/tones/sft/test").glob(f"tts.{mode}.6-*/answers.0.jsonl")
+        answers = [json.loads(line) for line in path.read_text().splitlines()]
+        assert sum(answer["compute_seconds"] for answer in answers) == pytest.approx(6, abs=1e-3)
+        assert [answer["together"] for answer in answers] == [4] * 4 + [2] * 2
+        assert {answer["machine"] for answer in answers} == {processor()}
+
+
+@pytest.mark.parametrize("name", ["result.json", "utterances.jsonl"])
+def test_a_damaged_neighbour_is_named_and_what_was_asked_for_is_printed_and_kept(config, tmp_path, capsys, name):
+    evaluate(replace(config, task="tts"))
+    place = tmp_path / "w/runs/r/eval/tones"
+    (damaged,) = place.glob(f"sft/test/tts.vanilla.6-*/{name}")
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    capsys.readouterr()
+    evaluate(replace(config, task="tts", mode="boost", verify="greedy"))
+    (kept,) = place.glob("sft/test/tts.boost+verify.6-*/result.json")
+    said = "".join(capsys.readouterr())
+    assert json.loads(kept.read_text())["utterances"] == 6 and "sft boost+verify" in said
+    (line,) = (line for line in said.splitlines() if "left out" in line)
+    assert str(damaged) in line and "rerun its evaluation" in line
+    assert kept.with_suffix(".md").read_text().startswith("# tones test: tts, sft, boost+verify\n")
 
 
 def test_controls_measure_the_judge_and_keep_the_codecs_sound(config, tmp_path):

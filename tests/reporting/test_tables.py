@@ -6,15 +6,17 @@ import pytest
 from made_up_run import write_json
 
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.reporting.run.write import write_report
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.tables import (
-    STOPWATCH,
+    COMPUTING,
     comparison_table,
+    computing,
     controls_table,
     headline,
     main_table,
     markdown,
-    stopwatch,
+    results_table,
 )
 
 
@@ -36,18 +38,67 @@ def test_main_table_has_a_row_for_each_stage_and_mode_in_training_order(run):
     assert boost["Utterances per task"].text == "320" and cells(table, 0)["Utterances per task"].text == "100"
 
 
-def test_the_stopwatch_counts_answers_that_were_timed_and_have_sound(run):
+def test_seconds_of_computing_count_answers_that_were_timed_and_have_sound_and_say_how_they_were_taken(run, tmp_path):
+    assert main_table(run, "test").caption == ""  # nothing was timed
     result = run.result("sft", "boost", "tts")
     rows = [json.loads(line) for line in (result.folder / "utterances.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
         row["seconds"] = 2.0 if number else 0.0  # the first one is silent
     (result.folder / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    timed = [{"id": row["id"], "compute_seconds": 1.5} for row in rows[:2]] + [{"id": rows[2]["id"]}]
+    how = {"compute_seconds": 1.5, "together": 64, "machine": "EPYC"}
+    timed = [{"id": row["id"]} | how for row in rows[:2]] + [{"id": rows[2]["id"]}]
     (result.folder / "answers.0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timed) + '{"id": "torn')
     found = RunFiles.read(run.folder, run.bench)
-    assert stopwatch([found.result("sft", "boost", "tts")]).value == 0.75
-    assert cells(main_table(found, "test"), 4)[STOPWATCH].text == "0.75"
-    assert cells(main_table(found, "test"), 0)[STOPWATCH].value is None
+    assert computing([found.result("sft", "boost", "tts")]).value == 0.75
+    table = main_table(found, "test")
+    cell = cells(table, 4)[COMPUTING]
+    assert (cell.text, cell.detail) == ("0.75", "64 at a time") and cells(table, 0)[COMPUTING].value is None
+    assert "taken 64 at a time on EPYC" in table.caption and "are rough" in table.caption
+    assert "not to be compared" not in table.caption
+    write_report(found, tmp_path / "report", "demo")
+    assert all(
+        "taken 64 at a time on EPYC" in (tmp_path / "report" / name).read_text() for name in ("index.html", "tables.md")
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "detail", "told"),
+    [
+        ({"together": 1, "machine": "EPYC"}, "1 at a time", "1 at a time on EPYC"),
+        ({"together": 64, "machine": "Xeon"}, "64 at a time", "64 at a time on Xeon"),
+        ({}, "unknown number at a time", "by an earlier version"),
+    ],
+)
+def test_seconds_that_were_taken_otherwise_are_told_apart_below_the_table(run, how, detail, told):
+    for mode, taken in (("vanilla", how), ("boost", {"together": 64, "machine": "EPYC"})):
+        folder = run.result("sft", mode, "tts").folder
+        rows = [json.loads(line) | {"seconds": 2.0} for line in (folder / "utterances.jsonl").read_text().splitlines()]
+        timed = [{"id": row["id"], "compute_seconds": 1.0} | taken for row in rows]
+        for name, lines in (("utterances", rows), ("answers.0", timed)):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    table = main_table(RunFiles.read(run.folder, run.bench), "test")
+    assert [cells(table, row)[COMPUTING].detail for row in (3, 4)] == [detail, "64 at a time"]
+    assert told in table.caption and "64 at a time on EPYC" in table.caption
+    assert "Figures of different numbers at a time or machines are not to be compared." in table.caption
+
+
+def test_the_table_of_results_names_modes_in_full_and_counts_what_could_not_be_asked(run):
+    figures = run.result("sft", "boost", "asr").figures | {
+        "verify": "greedy",
+        "quantize": "int8",
+        "sampling": {"seed": 1},
+    }
+    table = results_table([figures | {"silent": 0, "unfinished": 2, "failed": 5}])
+    row = cells(table, 0)
+    assert row["Model"].text == "sft boost+verify+sampled+int8"
+    assert (row["Silent"].text, row["Cut off"].text, row["Could not be asked"].text) == ("0", "2", "5")
+
+
+def test_passes_of_utterances_that_could_not_be_asked_are_no_part_of_a_mean(run):
+    for path in (run.folder / "eval" / run.bench).glob("sft/test/tts.boost/result.json"):
+        write_json(path, json.loads(path.read_text()) | {"failed": 160, "backbone_passes": 20})
+    boost = cells(main_table(RunFiles.read(run.folder, run.bench), "test"), 4)
+    assert boost["Backbone passes per answer"].value == pytest.approx((160 * 20 + 320 * 11) / 480)
 
 
 def test_no_speed_is_claimed_for_speech_that_is_not_understood(run):

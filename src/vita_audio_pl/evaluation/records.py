@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import Identity
@@ -14,6 +14,23 @@ from vita_audio_pl.storage.files import explain_full_disk, write_json
 
 KEY_FILE = "key.json"
 _EARLIER_STEMS = {"transcripts": "heard"}  # older records are still readable
+
+
+class Measured(NamedTuple):
+    """How the seconds of an answer were taken; records that do not say so have those of first use among them, too.
+
+    Attributes:
+        together: how many answers were decoded at a time; 0 where it was not recorded.
+        machine: name of the processor or GPU; empty where it was not recorded.
+    """
+
+    together: int = 0
+    machine: str = ""
+
+    def __str__(self) -> str:
+        if not self.together:
+            return "by an earlier version, at an unknown number at a time and with what is done once"
+        return f"{self.together} at a time on {self.machine}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,7 @@ class Answer:
         drafted, accepted: drafts that the backbone checked, and those of them that it kept; 0 without verification.
         compute_seconds: cost of generating it: CPU seconds, or elapsed seconds on a GPU; shared between answers decoded
             together in proportion to their tokens. None if not measured.
+        together, machine: see `Measured`.
     """
 
     id: str
@@ -44,6 +62,13 @@ class Answer:
     drafted: int = 0
     accepted: int = 0
     compute_seconds: float | None = field(default=None, compare=False)
+    together: int = field(default=0, compare=False)
+    machine: str = field(default="", compare=False)
+
+    @property
+    def measured(self) -> Measured:
+        """How `compute_seconds` was taken."""
+        return Measured(self.together, self.machine)
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Answer":

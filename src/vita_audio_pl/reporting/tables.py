@@ -1,6 +1,6 @@
 """Tables as data, and as Markdown or on the terminal; the HTML page draws the same ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from rich.text import Text
 
 from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.config.screen import markdown_text
+from vita_audio_pl.evaluation.records import Measured
+from vita_audio_pl.evaluation.scores.scoring import passes_by_id
 from vita_audio_pl.reporting.results.files import Result
 from vita_audio_pl.reporting.run_files import RunFiles
 from vita_audio_pl.reporting.seeds import Estimate
@@ -37,7 +39,11 @@ class Table:
 
 
 _SHARE = "Share of Vanilla's"
-STOPWATCH = "Seconds of work for a second of audio, by the stop-watch"
+COMPUTING = "CPU seconds (GPU: seconds) of computing for a second of audio"
+ROUGH = (
+    "Those of a shared machine, taken at different moments, are rough: python -m vita_audio_pl.benchmark and "
+    "benchmarks/verification.py measure modes by turns."
+)
 USELESS = 0.9
 """Error rate from which on no speed is claimed: whatever is fast is then not speech."""
 NOT_MEASURED = Cell("–")
@@ -59,30 +65,51 @@ def main_table(run: RunFiles, split: str) -> Table:
         for _, task, metric in FIGURES:
             cells.append(metric_cell(run.result(stage, mode, task, split), metric))
         spoken = [r for task in SPEAKING_TASKS if (r := run.result(stage, mode, task, split)) is not None]
-        cells += [_passes(spoken), _share(run, spoken, stage, split), stopwatch(spoken)]
+        cells += [_passes(spoken), _share(run, spoken, stage, split), computing(spoken)]
         measured = {r.figures["utterances"] for r in run.results if (r.stage, r.mode, r.split) == (stage, mode, split)}
         cells.append(Cell(" to ".join(str(n) for n in sorted({min(measured), max(measured)})), min(measured)))
         rows.append(tuple(cells))
     headers = (
-        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", _SHARE, STOPWATCH,
+        "Stage", "Mode", *(name for name, _, _ in FIGURES), "Backbone passes per answer", _SHARE, COMPUTING,
         "Utterances per task",
     )  # fmt: skip
-    return Table(headers, tuple(rows), labels=2)
+    spoken = [r for r in run.results if r.split == split and r.task in SPEAKING_TASKS]
+    return Table(headers, tuple(rows), labels=2, caption=computing_note(spoken))
 
 
-def stopwatch(results: Sequence[Result]) -> Cell:
-    """Measured seconds of generating a second of audio, over the answers that were timed and have sound."""
-    timed = [
-        (result.compute_seconds[row["id"]], row["seconds"])
+def _timed(results: Sequence[Result]) -> list[tuple[float, float, Measured]]:
+    """Seconds of computing, seconds of audio, and how they were taken, of each answer that was timed and has sound."""
+    return [
+        (seconds, row["seconds"], measured)
         for result in results
         for row in result.utterances
         if row.get("seconds") and row["id"] in result.compute_seconds
+        for seconds, measured in [result.compute_seconds[row["id"]]]
     ]
-    audio = sum(seconds for _, seconds in timed)
+
+
+def computing(results: Sequence[Result]) -> Cell:
+    """Measured seconds of generating a second of audio, and how many answers were decoded at a time."""
+    timed = _timed(results)
+    audio = sum(seconds for _, seconds, _ in timed)
     if not audio:
         return NOT_MEASURED
-    value = sum(compute for compute, _ in timed) / audio
-    return Cell(f"{value:.2g}", value)
+    value = sum(seconds for seconds, _, _ in timed) / audio
+    return Cell(f"{value:.2g}", value, f"{_at_a_time(measured for _, _, measured in timed)} at a time")
+
+
+def _at_a_time(found: Iterable[Measured]) -> str:
+    counts = sorted({measured.together for measured in found})
+    return " and ".join(str(count or "unknown number") for count in counts)
+
+
+def computing_note(results: Sequence[Result]) -> str:
+    """What a reader of `computing` has to know: how the figures were taken, and whether all were taken alike."""
+    ways = sorted({measured for _, _, measured in _timed(results)})
+    if not ways:
+        return ""
+    mixed = " Figures of different numbers at a time or machines are not to be compared." if len(ways) > 1 else ""
+    return f"Seconds of computing were taken {'; '.join(map(str, ways))}.{mixed} {ROUGH}"
 
 
 def small_world(results: Sequence[Result]) -> list[str]:
@@ -126,10 +153,10 @@ def signed(value: float, shown: str) -> str:
 
 
 def _passes(spoken: Sequence[Result]) -> Cell:
-    answers = sum(result.figures["utterances"] for result in spoken)
-    if not answers:
+    asked = [result.figures["utterances"] - result.figures.get("failed", 0) for result in spoken]
+    if not sum(asked):
         return NOT_MEASURED
-    passes = sum(result.figures["backbone_passes"] * result.figures["utterances"] for result in spoken) / answers
+    passes = sum(r.figures["backbone_passes"] * n for r, n in zip(spoken, asked, strict=True)) / sum(asked)
     return Cell(f"{passes:.1f}", passes)
 
 
@@ -141,10 +168,10 @@ def _share(run: RunFiles, spoken: Sequence[Result], stage: str, split: str) -> C
         vanilla_mode = label_of(result.figures | {"mode": "vanilla", "verify": "none"})
         baseline = run.result(stage, vanilla_mode, result.task, split)
         if baseline is not None and all(baseline.figures.get(name) == result.figures.get(name) for name in alike):
-            theirs = {row["id"]: row["backbone_passes"] for row in baseline.utterances}
-            common = [row for row in result.utterances if row["id"] in theirs]
-            mine += sum(row["backbone_passes"] for row in common)
-            vanilla += sum(theirs[row["id"]] for row in common)
+            own, theirs = passes_by_id(result.utterances), passes_by_id(baseline.utterances)
+            common = [id for id in own if id in theirs]
+            mine += sum(own[id] for id in common)
+            vanilla += sum(theirs[id] for id in common)
     return Cell(f"{100 * mine / vanilla:.0f} %", mine / vanilla) if vanilla else NOT_MEASURED
 
 
@@ -166,19 +193,22 @@ METRIC_NAMES = {
 }
 
 
+_COUNTS = {"silent": "Silent", "unfinished": "Cut off", "failed": "Could not be asked"}
+
+
 def results_table(results: Sequence[dict[str, Any]]) -> Table:
     """Every figure of some results, one a row."""
     rows = []
     for result in results:
         for name, figure in result["metrics"].items():
             rows.append(
-                (Cell(f"{result['stage']} {result['mode']}"), Cell(f"{result['task']} {result['split']}"),
+                (Cell(f"{result['stage']} {label_of(result)}"), Cell(f"{result['task']} {result['split']}"),
                  Cell(metric_name(name, result)), rate_cell(figure["value"], figure["low"], figure["high"]),
                  Cell(f"{result['backbone_passes']:.1f}", result["backbone_passes"]),
                  Cell(str(figure["utterances"]), figure["utterances"]),
-                 Cell(str(result["silent"]), result["silent"]), Cell(str(result["unfinished"]), result["unfinished"]))
+                 *(Cell(str(count), count) for count in (result.get(name, 0) for name in _COUNTS)))
             )  # fmt: skip
-    headers = ("Model", "Task", "Figure", "Value", "Backbone passes", "Utterances", "Silent", "Cut off")
+    headers = ("Model", "Task", "Figure", "Value", "Backbone passes", "Utterances", *_COUNTS.values())
     return Table(headers, tuple(rows), labels=3)
 
 
@@ -205,11 +235,20 @@ def comparison_sentences(comparison: dict[str, Any]) -> list[str]:
             f"  answers: {100 * answers['changed']:.1f} % of them changed, by {100 * answers['edits']:.1f} edits for 100 words "
             "and codes of the first's"
         )
-        for name, shown in (("seconds", "seconds of computing an answer: {:.4g} and {:.4g}"),
-                            ("acceptance", "drafts that were kept: {:.1%} and {:.1%}")):  # fmt: skip
-            if name in answers:
-                sentences.append("  " + shown.format(*answers[name]))
+        if "seconds" in answers:
+            sentences += _computing_sentences(answers)
+        if "acceptance" in answers:
+            sentences.append("  drafts that were kept: {:.1%} and {:.1%}".format(*answers["acceptance"]))
     return sentences
+
+
+def _computing_sentences(answers: Mapping[str, Any]) -> list[str]:
+    """Seconds of computing, and whether both sides' were taken alike."""
+    one, two = ("; ".join(str(Measured(*way)) for way in side) for side in answers["measured"])
+    sentence = "  CPU seconds (GPU: seconds) of computing an answer: {:.4g} and {:.4g}".format(*answers["seconds"])
+    if answers["measured_alike"]:
+        return [f"{sentence}, taken {one}", f"    {ROUGH}"]
+    return [f"{sentence}, not to be compared: the first's were taken {one}, the second's {two}"]
 
 
 def controls_table(run: RunFiles) -> Table:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.config.screen import markdown_text
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import RESULT_FORMAT
@@ -132,7 +133,7 @@ def metric_label(name: str, result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """One result as a small Markdown page."""
     lines = [
-        "# " + markdown_text("{bench} {split}: {task}, {stage}, {mode}".format_map(result)),
+        "# " + markdown_text("{bench} {split}: {task}, {stage}, ".format_map(result) + label_of(result)),
         "",
         f"{result['utterances']} utterances, profile `{result['profile']}`, 95 % intervals by bootstrap over utterances.",
         "",

@@ -14,7 +14,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.items import Item
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge
 from vita_audio_pl.evaluation.judges.voice_quality import Naturalness, SpeakerSimilarity
-from vita_audio_pl.evaluation.records import Answer, Transcript
+from vita_audio_pl.evaluation.records import Answer, Measured, Transcript
 from vita_audio_pl.evaluation.runs.jobs import GPU_PRECISION, Decoding, codec_folder
 from vita_audio_pl.evaluation.runs.runner import Answered
 from vita_audio_pl.foreign.weights import require_trust
@@ -26,8 +26,11 @@ from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.loading import LoadedModel, load_speech_model
 from vita_audio_pl.inference.prompts import answer_text
 from vita_audio_pl.interleave import DecodePattern
+from vita_audio_pl.models.devices import processor
 from vita_audio_pl.text import TextTokenizer, Vocabulary
 
+WARM_UP = 2
+"""Answers decoded before the clock starts: several at a time take other paths than one alone."""
 CAPACITY_STEP = 128
 """Cache lengths are rounded up to a multiple of this many tokens, so that slightly longer prompts need no new cache."""
 
@@ -81,6 +84,7 @@ class ModelToolbox:
     ) -> None:
         self.kernels, self.quantize = kernels, quantize
         self._decoder: Decoder | None = None
+        self._warm: set[Decoding] = set()  # decoded with this decoder before
         self.codec_folder, self.encoder_folder = codec_folder, encoder_folder
         self.device, self.count_unreadable, self.threads, self.graphs = device, count_unreadable, threads, graphs
         self.model: Callable[[Path], LoadedModel] = lru_cache(maxsize=1)(self._load_model)
@@ -106,13 +110,14 @@ class ModelToolbox:
                 if not self.count_unreadable:
                     raise UserError(f"utterance '{item.id}': {error}") from None
                 answers[item.id] = Answer(item.id, failure=str(error))
-        clock = time.perf_counter if self.device.startswith("cuda") else time.process_time
-        begun = clock()
-        generations = self._generate(loaded, list(prompts.values()), list(clips.values()), decoding, batch_size)
-        a_token = (clock() - begun) / max(1, sum(len(generation.ids) for generation in generations))
+        generations, seconds = self._timed(loaded, list(prompts.values()), list(clips.values()), decoding, batch_size)
+        a_token = seconds / max(1, sum(len(generation.ids) for generation in generations))
+        on_gpu = self.device.startswith("cuda")
+        machine = torch.cuda.get_device_name(self.device) if on_gpu else processor()
+        measured = Measured(min(batch_size, len(prompts)), machine)
         for id, generation in zip(prompts, generations, strict=True):
             answer = as_answer(id, generation, loaded.vocabulary, loaded.tokenizer)
-            answers[id] = replace(answer, compute_seconds=round(a_token * len(generation.ids), 4))
+            answers[id] = replace(answer, compute_seconds=round(a_token * len(generation.ids), 6), **measured._asdict())
         return [answers[item.id] for item in items], loaded.runtime.kernels.record()
 
     def transcribe(
@@ -184,28 +189,51 @@ class ModelToolbox:
             quantize=self.quantize,
         )
 
-    def _generate(
+    def _timed(
         self,
         loaded: LoadedModel,
         prompts: list[list[int]],
         clips: list[list[torch.Tensor]],
         decoding: Decoding,
         batch_size: int,
+    ) -> tuple[list[Generation], float]:
+        """Answers, and what they cost: CPU seconds, elapsed ones on a GPU.
+
+        What is done once for a model, a decoder and a mode (choosing kernels, measuring costs of passes, allocating caches,
+        capturing graphs) is done before the clock starts.
+        """
+        if not prompts:
+            return [], 0.0
+        decoder = self._decoder_for(loaded, prompts, DecodePattern.of(decoding.pattern), decoding, batch_size)
+        if decoding not in self._warm:
+            first = min(WARM_UP, batch_size)
+            self._generate(loaded, prompts[:first], clips[:first], decoding, decoder)
+            self._warm.add(decoding)
+        clock = time.perf_counter if self.device.startswith("cuda") else time.process_time
+        begun = clock()
+        generations = self._generate(loaded, prompts, clips, decoding, decoder)
+        return generations, clock() - begun
+
+    def _generate(
+        self,
+        loaded: LoadedModel,
+        prompts: list[list[int]],
+        clips: list[list[torch.Tensor]],
+        decoding: Decoding,
+        decoder: Decoder,
     ) -> list[Generation]:
         vocabulary = loaded.vocabulary
-        pattern = DecodePattern.of(decoding.pattern)
         return generate(
             loaded.runtime,
             prompts,
-            pattern,
+            DecodePattern.of(decoding.pattern),
             max_new_tokens=decoding.max_new_tokens,
             stop_ids=[vocabulary.im_end],
             constraint=SpanConstraint.of(vocabulary) if decoding.constrained else None,
             **loaded.verification(decoding.verify, decoding.slack),
             sampling=decoding.sampling,
-            batch_size=batch_size,
             clips=clips,
-            decoder=self._decoder_for(loaded, prompts, pattern, decoding, batch_size),
+            decoder=decoder,
         )
 
     def _decoder_for(
@@ -215,16 +243,15 @@ class ModelToolbox:
         pattern: DecodePattern,
         decoding: Decoding,
         batch_size: int,
-    ) -> Decoder | None:
+    ) -> Decoder:
         """The decoder of earlier calls as long as it fits: its caches, and on a GPU its graphs, are made once."""
-        if not prompts:
-            return None
         n_heads = max(0, *pattern.writers(decoding.max_new_tokens, loaded.runtime.n_heads).tolist())
         needed = max(map(len, prompts)) + decoding.max_new_tokens
         kept = self._decoder
         fits = kept is not None and kept.runtime is loaded.runtime and kept.free_slots == batch_size
         if kept is None or not fits or kept.n_heads != n_heads or kept.cache.capacity < needed:
             self._decoder = None  # its memory first
+            self._warm = set()
             rounded = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
             capacity = max(needed, min(rounded, loaded.runtime.max_positions))
             kept = Decoder(loaded.runtime, slots=batch_size, capacity=capacity, n_heads=n_heads, graphs=self.graphs)

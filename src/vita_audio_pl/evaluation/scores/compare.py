@@ -9,9 +9,9 @@ from typing import Any
 from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import FORMAT, RESULT_FORMATS
-from vita_audio_pl.evaluation.records import Answer, RecordFile
+from vita_audio_pl.evaluation.records import Answer, Measured, RecordFile
 from vita_audio_pl.evaluation.scores.measures import count_errors
-from vita_audio_pl.evaluation.scores.scoring import METRICS, per_utterance
+from vita_audio_pl.evaluation.scores.scoring import METRICS, passes_by_id, per_utterance
 from vita_audio_pl.evaluation.scores.significance import compare_paired
 from vita_audio_pl.evaluation.sealed import read_figures, read_utterances
 from vita_audio_pl.storage.files import write_json
@@ -109,10 +109,11 @@ def compare_results(first: Path, second: Path) -> dict[str, Any]:
 def compare_modes(bench: Path) -> list[dict[str, Any]]:
     """Every mode against Vanilla with the same model, for each stage, split and task below a bench's folder.
 
-    Of several results of Vanilla the one with the most common utterances is the baseline. Writes `comparisons.json`.
+    Of several results of Vanilla the one with the most common utterances is the baseline. Damaged results are left out.
+    Writes `comparisons.json`.
     """
-    loaded = [_Loaded(path.parent) for path in sorted(bench.glob("*/*/*/result.json"))]
-    loaded = [result for result in loaded if result.current]
+    folders = [path.parent for path in sorted(bench.glob("*/*/*/result.json"))]
+    loaded = [result for folder in folders if (result := _undamaged(folder)) is not None and result.current]
     comparisons = []
     for result in loaded:
         baselines = [other for other in loaded if other.is_vanilla and _paired(other, result)]
@@ -123,6 +124,15 @@ def compare_modes(bench: Path) -> list[dict[str, Any]]:
                            | {"mode": result.label} | _comparison(baseline, result))  # fmt: skip
     write_json(bench / COMPARISONS, {"format": FORMAT, "comparisons": comparisons})
     return comparisons
+
+
+def _undamaged(folder: Path) -> _Loaded | None:
+    try:
+        loaded = _Loaded(folder)
+        _ = loaded.rows  # read now, so that damage shows
+    except UserError:
+        return None
+    return loaded
 
 
 def _paired(baseline: _Loaded, result: _Loaded) -> bool:
@@ -177,20 +187,23 @@ def compare_rows(task: str, first: Sequence[dict[str, Any]], second: Sequence[di
         rates = {"first": sum(top_one) / sum(below_one), "second": sum(top_two) / sum(below_two)}
         metrics[metric.name] = {name: round(value, 5) for name, value in (difference | rates).items()}
         metrics[metric.name]["utterances"] = len(common)
-    passes_one, passes_two = ({row["id"]: row["backbone_passes"] for row in rows} for rows in (first, second))
-    common = [id for id in passes_one if id in passes_two]
-    if not common:
+    ids = {row["id"] for row in second}
+    n_common = sum(row["id"] in ids for row in first)
+    if not n_common:
         raise UserError("the two results have no utterance in common, so there is nothing to compare")
+    passes_one, passes_two = passes_by_id(first), passes_by_id(second)
+    common = [id for id in passes_one if id in passes_two]
     share = sum(passes_two[id] for id in common) / max(1, sum(passes_one[id] for id in common))
-    return {"utterances": len(common), "metrics": metrics, "backbone_passes_share": round(share, 5)}
+    return {"utterances": n_common, "metrics": metrics, "backbone_passes_share": round(share, 5)}
 
 
 def compare_answers(first: Mapping[str, Answer], second: Mapping[str, Answer]) -> dict[str, Any]:
     """What became of the answers themselves, over those that both have; empty where there are none.
 
     `changed` is the share of answers in which anything differs, `edits` the fewest edits from the first's tokens (words of
-    the text and audio codes) to the second's over the first's. `seconds` are those of an answer, where both measured them, and
-    `acceptance` the share of drafts that were kept, where there were drafts; a pair each.
+    the text and audio codes) to the second's over the first's. `seconds` are those of an answer, where both measured them,
+    `measured` how they were (`records.Measured`, each way once), and `acceptance` the share of drafts that were kept, where there
+    were drafts; a pair each. `measured_alike` says whether the seconds may be compared.
     """
     pairs = [(first[id], second[id]) for id in first if id in second]
     if not pairs:
@@ -199,10 +212,12 @@ def compare_answers(first: Mapping[str, Answer], second: Mapping[str, Answer]) -
     tokens = sum(len(_tokens(one)) for one, _ in pairs)
     found: dict[str, Any] = {"changed": round(sum(map(bool, edits)) / len(pairs), 5)}
     found["edits"] = round(sum(edits) / max(1, tokens), 5)
-    timed = [(one.compute_seconds, two.compute_seconds) for one, two in pairs]
-    both = [(one, two) for one, two in timed if one is not None and two is not None]
-    if both:
-        found["seconds"] = [round(sum(side) / len(both), 5) for side in zip(*both, strict=True)]
+    timed = [(one, two) for one, two in pairs if None not in (one.compute_seconds, two.compute_seconds)]
+    if timed:
+        sides = list(zip(*timed, strict=True))
+        found["seconds"] = [round(sum(a.compute_seconds or 0.0 for a in side) / len(timed), 5) for side in sides]
+        found["measured"] = [[list(way) for way in sorted({a.measured for a in side})] for side in sides]
+        found["measured_alike"] = all(one.measured == two.measured != Measured() for one, two in timed)
     sides = [(sum(a.accepted for a in side), sum(a.drafted for a in side)) for side in zip(*pairs, strict=True)]
     if all(drafted for _, drafted in sides):
         found["acceptance"] = [round(accepted / drafted, 5) for accepted, drafted in sides]

@@ -195,8 +195,13 @@ def per_utterance(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, tupl
     return found
 
 
+def passes_by_id(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Id -> backbone passes, of the utterances that could be asked."""
+    return {row["id"]: row["backbone_passes"] for row in rows if "failure" not in row}
+
+
 def summarise(task: str, rows: Sequence[dict[str, Any]], average: str = "pooled") -> dict[str, Any]:
-    """Metrics of a set, each with its 95 % confidence interval, counts of failures, cost per answer.
+    """Metrics of a set, each with its 95 % confidence interval, counts of failures, cost per answer of those that were asked.
 
     average: see `Scoring`.
     """
@@ -217,10 +222,10 @@ def summarise(task: str, rows: Sequence[dict[str, Any]], average: str = "pooled"
             "units": int(sum(bottoms)),
             "lower_is_better": metric.lower_is_better,
         }
-    n = len(rows)
+    asked = max(1, len(passes_by_id(rows)))
     voice = {name: [row[name] for row in rows if name in row] for name in VOICE}
     return {
-        "utterances": n,
+        "utterances": len(rows),
         "metrics": metrics,
         "voice": {
             name: {"mean": round(sum(values) / len(values), 4), "utterances": len(values)}
@@ -232,9 +237,10 @@ def summarise(task: str, rows: Sequence[dict[str, Any]], average: str = "pooled"
         "failed": sum("failure" in row for row in rows),
         "empty": sum(not row["text"].strip() for row in rows),
         "left_out": sum("left_out" in row for row in rows),
-        "backbone_passes": round(sum(row["backbone_passes"] for row in rows) / n, 3),
-        "head_passes": round(sum(row["head_passes"] for row in rows) / n, 3),
-        "tokens": round(sum(row["tokens"] for row in rows) / n, 3),
+        **{
+            cost: round(sum(row[cost] for row in rows) / asked, 3)
+            for cost in ("backbone_passes", "head_passes", "tokens")
+        },
     }
 
 

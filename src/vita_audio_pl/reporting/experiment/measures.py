@@ -59,8 +59,8 @@ def passes(mode: str, split: str) -> Measure:
     """Backbone passes per spoken answer."""
 
     def read(arm: ArmRun) -> float | None:
-        rows = _spoken_rows(arm, mode, split)
-        return sum(row["backbone_passes"] for row in rows) / len(rows) if rows else None
+        asked = [row["backbone_passes"] for row in _spoken_rows(arm, mode, split) if "failure" not in row]
+        return sum(asked) / len(asked) if asked else None
 
     return Measure(read)
 

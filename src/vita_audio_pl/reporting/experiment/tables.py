@@ -19,11 +19,20 @@ from vita_audio_pl.reporting.experiment.measures import (
     speed_up,
     values,
 )
+from vita_audio_pl.reporting.results.files import Result
 from vita_audio_pl.reporting.seeds import Estimate, over_seeds
-from vita_audio_pl.reporting.tables import NOT_MEASURED, STOPWATCH, Cell, Table, estimate_cell, stopwatch
+from vita_audio_pl.reporting.tables import (
+    COMPUTING,
+    NOT_MEASURED,
+    Cell,
+    Table,
+    computing,
+    computing_note,
+    estimate_cell,
+)
 
 SPEED_UP = "Speed-up, projected"
-"""From counted passes, with the published cost of a head; the stop-watch stands beside it."""
+"""From counted passes, with the published cost of a head; the measured cost stands beside it."""
 
 
 def results_over_seeds(files: ExperimentFiles, split: str) -> Table:
@@ -35,6 +44,7 @@ def results_over_seeds(files: ExperimentFiles, split: str) -> Table:
         if any(values(files, metric(mode, task, of, split)) for mode in modes)
     ]
     rows = []
+    measured: list[Result] = []
     for choice in files.choices:
         for mode in modes:
             seeds = [arm.seed for arm in files.of(choice) if any(arm.rows(mode, task, split) for task in SPOKEN)]
@@ -46,17 +56,18 @@ def results_over_seeds(files: ExperimentFiles, split: str) -> Table:
             cells.append(estimate_cell(estimate(files, choice, passes(mode, split)), "{:.1f}"))
             cells.append(estimate_cell(estimate(files, choice, speed_up(mode, split)), "{:.2f} x"))
             timed = [arm.run.result(arm.last.name, mode, task, split) for arm in files.of(choice) for task in SPOKEN]
-            cells.append(stopwatch([result for result in timed if result is not None]))
+            cells.append(computing([result for result in timed if result is not None]))
+            measured += [result for result in timed if result is not None]
             cells.append(_first_sound(files, choice, mode, split))
             n, of = len(seeds), len(files.seeds)
             rows.append((*cells, Cell(str(n) if n == of else f"{n} of {of}", n)))
-    headers = ("Arm", "Mode", *(name for name, _, _ in rates), "Backbone passes per answer", SPEED_UP, STOPWATCH,
+    headers = ("Arm", "Mode", *(name for name, _, _ in rates), "Backbone passes per answer", SPEED_UP, COMPUTING,
                "First codes after, passes", "Seeds")  # fmt: skip
     repeats = [
         f"{mode} is not shown: in every arm it gave {same}'s answers in the same passes."
         for mode, same in repeated_modes(files, split).items()
     ]
-    return Table(headers, tuple(rows), labels=2, caption=" ".join(repeats))
+    return Table(headers, tuple(rows), labels=2, caption=" ".join(filter(None, [*repeats, computing_note(measured)])))
 
 
 def _first_sound(files: ExperimentFiles, choice: str, mode: str, split: str) -> Cell:

@@ -9,6 +9,7 @@ from typing import Any
 from vita_audio_pl.config.decoding import label_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import RESULT_FORMATS
+from vita_audio_pl.evaluation.records import Measured
 from vita_audio_pl.evaluation.sealed import read_figures, read_rows, read_utterances
 
 _FIELDS = ("bench", "stage", "split", "task", "mode", "profile", "utterances", "metrics")
@@ -67,10 +68,14 @@ class Result:
         return read_utterances(self.folder / self.utterance_file, self.figures)
 
     @cached_property
-    def compute_seconds(self) -> dict[str, float]:
-        """Measured seconds of generating each answer, by id; of answers where they were taken."""
+    def compute_seconds(self) -> dict[str, tuple[float, Measured]]:
+        """Measured seconds of generating each answer, and how they were taken, by id; of answers where they were."""
         rows = [row for path in sorted(self.folder.glob("answers.*.jsonl")) for row in read_rows(path, torn=True)]
-        return {row["id"]: row["compute_seconds"] for row in rows if row.get("compute_seconds") is not None}
+        return {
+            row["id"]: (row["compute_seconds"], Measured(row.get("together", 0), row.get("machine", "")))
+            for row in rows
+            if row.get("compute_seconds") is not None
+        }
 
     @property
     def bench_folder(self) -> Path:

@@ -1,7 +1,7 @@
 """A page for each evaluation: its figures, and its utterances to be read and heard, the worst first."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,21 +43,27 @@ class Shown:
     right: bool
 
 
-def write_result_pages(bench: Path) -> list[Path]:
+def write_result_pages(bench: Path, tell: Callable[[str], object] = print) -> list[Path]:
     """Writes `result.html` beside every `result.json` of a bench's results; doing it again changes nothing.
 
-    Folders that an older version wrote are left as they are.
+    Folders that an older version wrote are left as they are, and so are damaged ones.
 
     Recordings below the bench's folder are linked, not copied, so the page belongs into its folder.
 
     Args:
         bench: `runs/<run>/eval/<bench>`, or any folder with results three levels below it.
+        tell: gets a sentence on each damaged result.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(asset("result.html.j2"))
     pages = []
     for path in sorted(bench.glob("*/*/*/result*.json")):
-        result = read_result(path)
+        try:
+            result = read_result(path)
+            utterances = result.utterances if result.key else []
+        except UserError as error:
+            tell(f"left out: {error}")
+            continue
         if not result.key:
             continue
         page = path.with_suffix(".html")
@@ -66,7 +72,7 @@ def write_result_pages(bench: Path) -> list[Path]:
             figures=result.figures,
             table=figures_table(result),
             utterances=list(_shown(result)),
-            total=len(result.utterances),
+            total=len(utterances),
             style=Markup(asset("page.css")),
         )
         atomic_write(page, text.encode(), flush=False)

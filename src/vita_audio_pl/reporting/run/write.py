@@ -57,7 +57,11 @@ def write_report(run: RunFiles, output: Path, title: str, split: str = "test") -
         write_file(path, picture.light)
     sections = {"Held-out results": main_table(run, split), f"Against Vanilla, {stage}": comparison_table(run, split, stage),
                 "The judge": controls_table(run), "Two judges": judges_table(run)}  # fmt: skip
-    tables = "\n".join(f"## {heading}\n\n{markdown(table)}" for heading, table in sections.items() if table.rows)
+    tables = "\n".join(
+        f"## {heading}\n\n{markdown(table)}" + (f"\n{markdown_text(table.caption)}\n" if table.caption else "")
+        for heading, table in sections.items()
+        if table.rows
+    )
     sentences = "".join(f"{markdown_text(sentence)}\n" for sentence in [*headline(run, stage, split), *run.notes])
     write_file(output / "tables.md", f"# {markdown_text(title)}\n\n{sentences}\n{tables}".encode())
     sounds = [
