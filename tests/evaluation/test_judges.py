@@ -1,10 +1,13 @@
 """The judge hears what is said, whatever it heard before; what it cannot use is a sentence."""
 
+import json
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.choice import judge_maker
@@ -80,8 +83,10 @@ def test_missing_package_is_a_sentence_not_an_import_error(monkeypatch, grammar)
         PocketsphinxJudge(grammar)
 
 
-def test_whisper_judge_loads_a_checkpoint_and_takes_long_and_short_recordings(tmp_path):
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
     """A tiny random Whisper: the loading, windowing and batching are real, the words are not."""
+    folder = tmp_path_factory.mktemp("whisper")
     from tokenizers import Tokenizer, models
     from transformers import (
         WhisperConfig,
@@ -93,8 +98,8 @@ def test_whisper_judge_loads_a_checkpoint_and_takes_long_and_short_recordings(tm
 
     specials = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
     vocab = {token: i for i, token in enumerate([*specials, *"abcdefgh"])}
-    Tokenizer(models.BPE(vocab, [])).save(str(tmp_path / "tokenizer.json"))
-    tokenizer = WhisperTokenizer(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.BPE(vocab, [])).save(str(folder / "tokenizer.json"))
+    tokenizer = WhisperTokenizer(tokenizer_file=str(folder / "tokenizer.json"))
     config = WhisperConfig(
         vocab_size=len(vocab), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=16, pad_token_id=0,
@@ -103,9 +108,47 @@ def test_whisper_judge_loads_a_checkpoint_and_takes_long_and_short_recordings(tm
     model = WhisperForConditionalGeneration(config)
     model.generation_config.max_length = 12
     model.generation_config.forced_decoder_ids = None
-    model.save_pretrained(tmp_path)
-    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(tmp_path)
-    judge = judge_maker(model=str(tmp_path))("whisper")
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_whisper_judge_loads_a_checkpoint_and_takes_long_and_short_recordings(whisper):
+    judge = judge_maker(model=str(whisper))("whisper")
     short, long = np.zeros(4000, np.float32), np.random.default_rng(0).normal(0, 0.1, 35 * 8000).astype(np.float32)
     texts = judge.transcribe([short, long], 8000)
     assert len(texts) == 2 and texts[0] == judge.transcribe([short], 8000)[0]
+
+
+def spoil(folder, name):
+    if name == "a tensor":
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.encoder.layer_norm.weight"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    elif name == "config.json":  # of another size than the weights
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"decoder_ffn_dim": 24}))
+    elif name == "no tokenizer.json":
+        (folder / name.removeprefix("no ")).unlink()
+    else:
+        (folder / name).write_bytes(b"junk")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("model.safetensors", "model.safetensors is damaged"),
+        ("processor_config.json", "processor_config.json is not valid JSON"),
+        ("tokenizer.json", "tokenizer.json is not valid JSON"),
+        ("no tokenizer.json", r"is not a Whisper checkpoint \(it has no tokenizer.json\); give judge_model=FOLDER"),
+        ("a tensor", "lacks 1 tensors .* such as 'model.encoder.layer_norm.weight'"),
+        ("config.json", "cannot be loaded as a Whisper checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_a_sentence_that_names_folder_and_file(whisper, tmp_path, damage, says):
+    folder = tmp_path / "copy"
+    shutil.copytree(whisper, folder)
+    spoil(folder, damage)
+    with pytest.raises(UserError, match=says) as refused:
+        judge_maker(model=str(folder))("whisper")
+    assert str(folder) in str(refused.value) and "http" not in str(refused.value)

@@ -21,6 +21,7 @@ from transformers import DacConfig, DacModel, MimiConfig, MimiModel, PreTrainedC
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json
+from vita_audio_pl.foreign.pretrained import from_pretrained, loading
 from vita_audio_pl.foreign.weights import open_safetensors
 
 _PIECE_SECONDS = 60  # longer waves are encoded and decoded in pieces
@@ -268,26 +269,11 @@ def _loaded(folder: Path) -> MimiModel | DacModel:
     _check_sizes(values, f"{folder / 'config.json'}")
     with open_safetensors(folder / "model.safetensors") as file:
         held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    try:
+    with loading(folder, "codec"):
         with torch.device("meta"):
             wanted = model_class(config_class(**values)).state_dict()
         _check_shapes(held, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, folder)
-        # with its report it returns a pair, which its types do not say
-        loaded: Any = model_class.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        model, found = loaded
-        if missing := sorted(found["missing_keys"]):
-            raise UserError(
-                f"{folder} lacks {len(missing)} tensors that config.json calls for, such as '{missing[0]}'; without them the "
-                "codec is another one: download the whole folder"
-            )
-        return cast(MimiModel | DacModel, model.eval())
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises nearly any type on a configuration that cannot be
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be loaded as a transformers codec: {reason}") from None
+        return cast(MimiModel | DacModel, from_pretrained(model_class, folder, "codec", use_safetensors=True).eval())
 
 
 def _check_sizes(values: Any, where: str, depth: int = 0) -> None:

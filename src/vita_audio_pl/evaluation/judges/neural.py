@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.pocketsphinx import RATE, at_rate
+from vita_audio_pl.foreign.pretrained import PROCESSOR, TOKENIZER, from_pretrained, loading, require_checkpoint
 
 _LONGEST = 30 * RATE  # samples per Whisper window
 
@@ -23,18 +23,17 @@ class WhisperJudge:
         language: language of the recordings, such as `en`; None detects it. Monolingual checkpoints take none.
 
     Raises:
-        UserError: the folder holds no Whisper checkpoint.
+        UserError: the folder holds no Whisper checkpoint, or a damaged one.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 16, language: str | None = None) -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a Whisper checkpoint (it has no config.json); give judge_model=FOLDER")
+        require_checkpoint(folder, "Whisper", "judge_model", PROCESSOR, TOKENIZER)
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
-        self.processor: Any = WhisperProcessor.from_pretrained(folder, local_files_only=True)
-        model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self.processor = from_pretrained(WhisperProcessor, folder, "Whisper")
+        model = from_pretrained(WhisperForConditionalGeneration, folder, "Whisper", dtype=dtype)
         self.model = model.to(device).eval()
         told = language is not None and getattr(model.generation_config, "is_multilingual", True)
         self.forced = {"language": language, "task": "transcribe"} if told else {}
@@ -79,7 +78,8 @@ class ParaformerJudge:
             raise UserError("the judge 'paraformer' needs the package funasr: `pip install funasr`") from None
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; give the Paraformer checkpoint as judge_model=FOLDER")
-        self.model = AutoModel(model=str(folder), device=device, disable_update=True, disable_pbar=True)
+        with loading(folder, "Paraformer"):
+            self.model = AutoModel(model=str(folder), device=device, disable_update=True, disable_pbar=True)
 
     def transcribe(self, waves: Sequence[np.ndarray], sample_rate: int) -> list[str]:
         """Text of each wave `(samples,) float32` at `sample_rate` Hz."""

@@ -8,6 +8,7 @@ import torch
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.judges.pocketsphinx import RATE, at_rate
+from vita_audio_pl.foreign.pretrained import PROCESSOR, from_pretrained, require_checkpoint
 from vita_audio_pl.foreign.weights import require_trust
 
 
@@ -19,18 +20,16 @@ class SpeakerSimilarity:
         device: where it runs.
 
     Raises:
-        UserError: the folder holds no such checkpoint.
+        UserError: the folder holds no such checkpoint, or a damaged one.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a WavLM checkpoint (it has no config.json); give speaker_model=FOLDER")
+        require_checkpoint(folder, "WavLM", "speaker_model", PROCESSOR)
         self.device = device
-        self.features = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
-        model: torch.nn.Module = WavLMForXVector.from_pretrained(folder, local_files_only=True)
-        self.model = model.to(device).eval()
+        self.features = from_pretrained(Wav2Vec2FeatureExtractor, folder, "WavLM")
+        self.model = from_pretrained(WavLMForXVector, folder, "WavLM").to(device).eval()
 
     def compare(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray], sample_rate: int) -> list[float]:
         """Similarity in [-1, 1] of each pair of waves `(samples,) float32` at `sample_rate` Hz."""
