@@ -96,12 +96,17 @@ def test_all_that_is_ours_goes_and_the_mark_stays(tmp_path):
     assert Owned.open(tmp_path / "run", KIND) == mine == Owned.claim(tmp_path / "run", KIND)
 
 
-@pytest.mark.parametrize("what", ["file", "foreign folder", "other kind", "damaged mark", "newer mark"])
+@pytest.mark.parametrize(
+    "what", ["file", "file on the way", "foreign folder", "other kind", "damaged mark", "newer mark"]
+)
 def test_a_folder_that_is_not_ours_is_refused_and_left(what, tmp_path):
     root = tmp_path / "audio"
     match what:
         case "file":
             write(root)
+        case "file on the way":
+            write(root)
+            root = root / "sound"
         case "foreign folder":
             write(root / "song.wav")
         case "other kind":

@@ -155,6 +155,22 @@ def output_file(path: str | Path, setting: str = "output") -> Path:
     return target
 
 
+def output_folder(path: str | Path, setting: str = "output") -> Path:
+    """The folder that the user named to write into: one that is there, or one that can be made.
+
+    Raises:
+        UserError: something else than a folder is there or on the way to it, or it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    there = next(place for place in (target, *target.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        which = "which" if there == target else f"and {there}"
+        raise UserError(f"{setting} is {path}, {which} is not a folder: give the name of a folder, or a new one")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{setting} is {path}, and {there} cannot be written: choose another folder")
+    return target
+
+
 def write_output(path: str | Path, data: bytes, setting: str = "output") -> None:
     """Write a file that the user named, atomically.
 

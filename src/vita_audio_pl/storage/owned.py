@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.storage.checksums import CHECKSUMS
-from vita_audio_pl.storage.files import ABANDONED_AFTER, create_new, partial_name, write_json
+from vita_audio_pl.storage.files import ABANDONED_AFTER, create_new, output_folder, partial_name, write_json
 from vita_audio_pl.storage.lease import is_lease
 from vita_audio_pl.storage.places import Place, PlaceT, names_in, relative
 from vita_audio_pl.storage.remote import RemotePath
@@ -71,8 +71,8 @@ class Owned:
             UserError: something else is there; nothing was touched.
         """
         if _read(root) is None:
-            if root.exists() and not root.is_dir():
-                raise UserError(f"{root} is a file, but a folder ({kind.name}) must go there; give another name")
+            if isinstance(root, Path):
+                output_folder(root, f"the {kind.name}")
             taken_over = any(any(root.glob(pattern)) for pattern in kind.sign)
             other = next(_strangers(root), None)
             if other and not taken_over and _read(root) is None:  # another process may have claimed it meanwhile
@@ -168,6 +168,7 @@ class Owned:
 
 def begin_folder(target: Path, kind: str) -> Path:
     """A new folder beside `target`, to be filled and then renamed by `finish_folder`; what a killed one left is removed."""
+    output_folder(target.parent, f"the {kind}")
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in target.parent.glob(f".{target.name}.*.partial"):
         if _is_abandoned(path) and _read(path) is not None:
