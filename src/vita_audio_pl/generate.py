@@ -3,6 +3,7 @@
 import sys
 import time
 
+from vita_audio_pl.config.decoding import DRAFTED_NOTHING
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.options import GenerateConfig
@@ -14,6 +15,7 @@ def generate(config: GenerateConfig) -> None:
 
     from vita_audio_pl.codecs.audio import write_wav
     from vita_audio_pl.inference.answering import SPOKEN_TASKS, codec_of, open_session
+    from vita_audio_pl.inference.kernels import check_kernels
     from vita_audio_pl.inference.loading import load_speech_model
     from vita_audio_pl.inference.prompts import Prompter
     from vita_audio_pl.inference.sinks import PIPE, show_stream
@@ -23,6 +25,7 @@ def generate(config: GenerateConfig) -> None:
     speaks = config.output != PIPE and (config.task in SPOKEN_TASKS or config.output != GenerateConfig.output)
     if speaks:
         output_file(config.output)  # an unwritable output is reported before the answer is generated
+    check_kernels(config.kernels, config.verify, config.sampling, config.device)
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     loaded = load_speech_model(
@@ -63,6 +66,9 @@ def generate(config: GenerateConfig) -> None:
         + ("" if answer.stopped else f"; cut at max_new_tokens={config.token_limit}"),
         file=sys.stderr,
     )
+    pattern = loaded.decode_pattern(config.mode, config.task in SPOKEN_TASKS)
+    if config.verify != "none" and pattern.uses_heads and not answer.head_passes:
+        print(DRAFTED_NOTHING, file=sys.stderr)
 
 
 def main() -> None:

@@ -205,6 +205,11 @@ class DecodePattern:
         """From a mode (`turbo`, `boost`, `balance`, `vanilla`), a list, or a list as text (`1,10,4,10`)."""
         return cls(_runs_of(value, NAMED_PATTERNS, "decode_pattern"))
 
+    @property
+    def uses_heads(self) -> bool:
+        """Whether heads write any token, where there are heads."""
+        return any(self.runs[1::2])
+
     def writers(self, length: int, n_heads: int) -> NDArray[np.int8]:
         """Writer of each of the first `length` tokens: 0 the backbone, k + 1 head k. `(length,)` int8, read-only.
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,6 @@ from vita_audio_pl.benchmarking.decoding import (
     Measurement,
     Playback,
     ScriptedDecoder,
-    Setting,
     Vocoder,
     benchmark_decoding,
     constraint_of,
@@ -22,7 +22,7 @@ from vita_audio_pl.benchmarking.decoding import (
     script,
 )
 from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
-from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize, Setting
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.errors import UserError
@@ -108,6 +108,19 @@ def test_every_combination_is_measured_and_vanilla_is_not_verified(runtime):
     assert turbo.tokens_per_pass == 8 and set(turbo.parts) >= {"prefill", "backbone", "heads"}
 
 
+def test_a_model_without_heads_is_measured_in_vanilla_alone(tmp_path):
+    protocol = DecodingProtocol(new_tokens=24, repetitions=1, first_chunks=1, sessions=[1], constrain=[False])
+    protocol.transformers, bare, screen = False, replace(TINY, heads=0), io.StringIO()
+    where = {"device": "cpu", "dtype": torch.float32, "folder": tmp_path, "console": Console(file=screen, width=200)}
+    run_decoding_benchmark(protocol, bare, **where)
+    assert [row["label"] for row in json.loads((tmp_path / "decoding.json").read_text())["results"]] == ["vanilla"]
+    assert "not measured in balance, boost, turbo: the model has no heads" in screen.getvalue()
+    with pytest.raises(UserError, match="other modes need heads, of which the model has none"):
+        run_decoding_benchmark(replace(protocol, modes=["boost"]), bare, **where)
+    with pytest.raises(UserError, match="Vanilla is without verification"):
+        run_decoding_benchmark(replace(protocol, modes=["vanilla"], verify=["greedy"]), TINY, **where)
+
+
 def test_graphs_are_captured_in_the_warm_up_alone(runtime, monkeypatch):
     captured, seen = [], {}
 
@@ -161,11 +174,23 @@ def test_the_command_writes_its_figures(tmp_path):
         ({"agreements": [2.0]}, "decoding.agreements is 2.0: it must be at most 1"),
         ({"sessions": [0]}, "decoding.sessions is 0: it must be at least 1"),
         ({"samples": "a.jsonl"}, "needs decoding.model_folder"),
+        *(
+            ({axis: []}, f"decoding.{axis} is empty, so nothing would be done")
+            for axis in ("modes", "sessions", "verify", "constrain", "kernels", "agreements")
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, says):
     with pytest.raises(UserError, match=says):
         check_settings(DecodingProtocol(**wrong), "decoding.")
+
+
+def test_codes_that_leave_no_row_for_text_are_refused_by_their_name():
+    with pytest.raises(UserError, match="decoding_size.codes is 89: of decoding_size.vocabulary=100 rows, at most 88"):
+        check_settings(DecodingSize(vocabulary=100, codes=89))
+    size = DecodingSize(vocabulary=100, codes=88)
+    check_settings(size)
+    assert set(script("boost", 50, constraint_of(size), 0)) >= {3, size.first_code}
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def wrong_values(setting: Described) -> list:
         items += ["s3://bucket/place"]
     if kind.startswith("list"):
         items = [[item] for item in items] + ([[1] * (rules.length + 1)] if rules.length else [])
+        items += [[]] if rules.filled else []
     if "None" not in kind and kind != "Any":
         items += [None]
     return items

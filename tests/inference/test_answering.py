@@ -218,6 +218,23 @@ def test_streamed_and_whole_answers_are_the_same(folder, tmp_path, recording, ca
     assert ("s of speech in" if whole is not None else "the answer has no speech, so") in said.err
 
 
+def test_a_mode_asked_for_by_name_needs_heads_and_one_that_was_not_is_vanilla_without(folder, tiny_model):
+    with_heads = load_speech_model(folder)
+    bare = replace(with_heads, model=tiny_model(0))
+    assert with_heads.decode_pattern(None, spoken=True) == DecodePattern.of("boost")
+    assert with_heads.decode_pattern("turbo", spoken=True, verify="greedy") == DecodePattern.of("turbo")
+    for loaded, spoken in ((bare, True), (bare, False), (with_heads, False)):
+        assert loaded.decode_pattern(None, spoken, "none") == DecodePattern.of("vanilla")
+    assert not bare.decode_pattern([5, 0], spoken=True).uses_heads
+    for mode, verify, named in (
+        ("boost", "none", "mode=boost"),
+        ([1, 2], None, r"mode=\[1, 2\]"),
+        (None, "groups", "verify=groups"),
+    ):
+        with pytest.raises(UserError, match=f"{named}: heads draft there, and this model has none"):
+            bare.decode_pattern(mode, True, verify)
+
+
 def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -5,15 +5,18 @@ import errno
 import json
 import socket
 import ssl
+from dataclasses import replace
 
 import httpx
 import pytest
 import torch
 
 from vita_audio_pl.errors import UserError, errno_of, is_machine_fault
+from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.serving import process
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.realtime import Session
+from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig
 from vita_audio_pl.serving.sound_files import _wav_header
 
@@ -160,3 +163,15 @@ def test_weights_are_served_though_their_file_is_written_anew(random_model, code
     with file.open("r+b") as other:
         other.write(bytes(kept.numel() * kept.element_size()))
     assert torch.equal(weight, kept)
+
+
+def test_what_needs_heads_is_refused_by_a_server_of_a_model_without(loaded, monkeypatch):
+    backbone = SpeechLM(SpeechLMConfig(loaded.model.config.backbone, 0))
+    bare = replace(loaded, model=backbone)
+    for decoding in (Decoding(mode="boost"), Decoding(verify="greedy")):
+        with pytest.raises(UserError, match="heads draft there, and this model has none"):
+            decoding.options(bare, None, ServeConfig(model="m"), 8, True)
+    assert not Decoding().options(bare, None, ServeConfig(model="m"), 8, True).pattern.uses_heads
+    monkeypatch.setattr(process, "load_speech_model", lambda *of, **settings: bare)
+    with pytest.raises(UserError, match="verify=greedy: heads draft there"):
+        process.load_service(ServeConfig(model="m", verify="greedy"))

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.decoding_settings import (
+    FIRST_TEXT,
+    DecodingProtocol,
+    DecodingSize,
+    Setting,
+    settings_of,
+)
 from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
@@ -24,37 +29,7 @@ from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 
 CODES_PER_SECOND = 12.5
-TURN_END, BEGIN, END, FIRST_CODE_FROM_END = 0, 1, 2, 8
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One combination that is measured; `name` of a mode, or `transformers` for its own loop.
-
-    agreement: chance that a made-up draft is kept; None for a trained model, whose drafts are what they are.
-    """
-
-    mode: str
-    verify: str = "none"
-    sessions: int = 1
-    constrained: bool = False
-    agreement: float | None = None
-    kernels: str = "auto"
-    quantize: str | None = None
-
-    @property
-    def label(self) -> str:
-        """Short name for tables."""
-        parts = [self.mode]
-        parts += [f"verify={self.verify}"] if self.verify != "none" else []
-        if self.verify != "none" and self.agreement is not None:
-            parts.append(
-                {1.0: "all accepted", 0.0: "none accepted"}.get(self.agreement, f"{self.agreement:.0%} accepted")
-            )
-        parts += ["constrained"] if self.constrained else []
-        parts += [f"kernels={self.kernels}"] if self.kernels != "auto" else []
-        parts += [self.quantize] if self.quantize else []
-        return " ".join(parts + ([f"x{self.sessions}"] if self.sessions > 1 else []))
+TURN_END, BEGIN, END = 0, 1, 2
 
 
 @dataclass
@@ -130,15 +105,14 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 def constraint_of(size: DecodingSize) -> SpanConstraint:
     """Markers and codes of the made-up vocabulary: the codes are its last rows."""
-    first = size.vocabulary - FIRST_CODE_FROM_END - size.codes
-    return SpanConstraint(BEGIN, END, TURN_END, first, size.codes)
+    return SpanConstraint(BEGIN, END, TURN_END, size.first_code, size.codes)
 
 
 def script(mode: str, length: int, constraint: SpanConstraint, seed: int) -> list[int]:
     """A made-up answer of `length` tokens, interleaved in the mode's ratio (Vanilla's in Boost's)."""
     ratio = IntervalRatio.of("boost" if mode == "vanilla" else mode)
     random = np.random.default_rng(seed)
-    text = random.integers(3, constraint.first_code, length)
+    text = random.integers(FIRST_TEXT, constraint.first_code, length)
     codes = random.integers(constraint.first_code, constraint.first_code + constraint.n_codes, 3 * length)
     ids: list[int] = ratio.interleave(text, codes, constraint.begin, constraint.end)[:length].tolist()
     return ids
@@ -208,7 +182,7 @@ def benchmark_decoding(
     What is done once (graphs captured, kernels chosen and compiled) is done in the warm-up, which is a repetition as long
     as the others: settings with as many sessions and heads keep one decoder.
     """
-    measured = {setting: Measurement(setting) for setting in settings_of(protocol)}
+    measured = {setting: Measurement(setting) for setting in settings_of(protocol, size.heads)}
     constraint = constraint_of(size)
     sounds = random_vocoder(codec)
     decoders: dict[tuple[int, int, int, float], ScriptedDecoder] = {}
@@ -223,22 +197,6 @@ def benchmark_decoding(
         for _ in range(protocol.first_chunks):
             _run_scripted(runtime_for(setting), protocol, constraint, setting, decoders, kept, sounds, first=True)
     return [*measured.values(), *([beside.measured] if beside is not None else [])]
-
-
-def settings_of(protocol: DecodingProtocol, trained: bool = False) -> list[Setting]:
-    """All combinations, Vanilla's verification (which drafts nothing) left out.
-
-    trained: drafts are the model's own, so that there is no chance to choose.
-    """
-    held: list[tuple[str, str | None]] = [(kernels, None) for kernels in protocol.kernels]
-    held += [("auto", scheme) for scheme in protocol.quantize]
-    combinations = product(protocol.sessions, protocol.constrain, held, protocol.verify, protocol.modes)
-    return [
-        Setting(mode, verify, sessions, constrained, agreement, kernels, quantize)
-        for sessions, constrained, (kernels, quantize), verify, mode in combinations
-        if not (mode == "vanilla" and verify != "none")
-        for agreement in ([None] if trained or verify == "none" else protocol.agreements)
-    ]
 
 
 AUDIBLE = 0.01
@@ -295,7 +253,7 @@ def _run_scripted(
 ) -> None:
     pattern, new_tokens, sessions = DecodePattern.of(setting.mode), protocol.new_tokens, setting.sessions
     random = np.random.default_rng(1)
-    prompts = random.integers(3, constraint.first_code, (sessions, protocol.prompt_tokens)).tolist()
+    prompts = random.integers(FIRST_TEXT, constraint.first_code, (sessions, protocol.prompt_tokens)).tolist()
     scripts = {slot: script(setting.mode, new_tokens, constraint, slot) for slot in range(sessions)}
     n_heads = int(pattern.writers(new_tokens, runtime.n_heads).max())
     agreement = 1.0 if setting.agreement is None else setting.agreement

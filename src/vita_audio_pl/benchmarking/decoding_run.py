@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import torch
 from rich.console import Console
 
 from vita_audio_pl.benchmarking.cost import process_memory
-from vita_audio_pl.benchmarking.decoding import Measurement, Setting, benchmark_decoding
-from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.decoding import Measurement, benchmark_decoding
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize, Setting
 from vita_audio_pl.benchmarking.decoding_show import all_figures, decoding_table, write_decoding
 from vita_audio_pl.benchmarking.decoding_trained import benchmark_trained, read_questions
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.benchmarking.transformers_loop import TransformersLoop
 from vita_audio_pl.codecs.protocol import load_codec
+from vita_audio_pl.config.decoding import Greedy
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
-from vita_audio_pl.inference.kernels import Kernels, Serving
+from vita_audio_pl.inference.kernels import Kernels, Serving, check_kernels
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern
@@ -47,6 +49,8 @@ def run_decoding_benchmark(
     """
     Owned.claim(folder, Kind("decoding benchmark", sign=("decoding.json",)))
     require_device(device)
+    for kernels, verify in product(protocol.kernels, protocol.verify):
+        check_kernels(kernels, verify, Greedy, device)
     where = torch.device(device)
     more: dict[str, Any] = {}
     with console.status("decoding") as status:
@@ -69,6 +73,11 @@ def run_decoding_benchmark(
         "command": " ".join(["python -m vita_audio_pl.benchmark", *sys.argv[1:]]),
     } | more
     write_decoding(rows, about, folder)
+    modes = {each.setting.mode for each in measured}
+    if left_out := [mode for mode in protocol.modes if mode not in modes and DecodePattern.of(mode).uses_heads]:
+        console.print(
+            f"not measured in {', '.join(left_out)}: the model has no heads, so it would answer as in Vanilla"
+        )
     console.print(decoding_table(rows, f"decoding: {name}, {about['dtype']} on {about['device']}"))
     if "memory" in more:
         for name, kept in {"": more["memory"], **more["memory_quantised"]}.items():

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, run_sessions, settings_of
-from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol
+from vita_audio_pl.benchmarking.decoding import Measurement, Vocoder, clock_of, run_sessions
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, settings_of
 from vita_audio_pl.codecs.protocol import Codec, DecodeStream
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import clips_of, encode_recordings, prompt_ids, read_recordings
@@ -86,7 +86,7 @@ def benchmark_trained(
     }
     runtime = runtimes[kinds[0]]
     markers = SpanConstraint.of(vocabulary)
-    measured = {setting: Measurement(setting) for setting in settings_of(protocol, trained=True)}
+    measured = {setting: Measurement(setting) for setting in settings_of(protocol, runtime.n_heads, trained=True)}
     capacity = max(len(question.ids) for question in questions) + protocol.new_tokens
     clock = clock_of(runtime.device)
     decoders = {

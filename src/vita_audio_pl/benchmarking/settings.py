@@ -26,7 +26,10 @@ class BenchmarkConfig(CommandConfig):
         common=True,
     )
     stages: list[str] = setting(
-        ["mtp10", "sft"], "mtp1, mtp10: frozen backbone; sft: all trains", choices=("mtp1", "mtp10", "sft")
+        ["mtp10", "sft"],
+        "mtp1, mtp10: frozen backbone; sft: all trains",
+        choices=("mtp1", "mtp10", "sft"),
+        filled=True,
     )
     objectives: list[str] = setting(["served_slots"], "objectives to measure beside every_head")
     naive: bool = setting(True, "also measure the naive step, which stores all logits")

@@ -10,7 +10,9 @@ from vita_audio_pl.errors import UserError
 class TrainersBenchmark:
     """Runs of the train command that are compared, at the same global batch and the same threads in all."""
 
-    processes: list[int] = setting([1, 2], "numbers of processes to run with; the first is the baseline", at_least=1)
+    processes: list[int] = setting(
+        [1, 2], "numbers of processes to run with; the first is the baseline", at_least=1, filled=True
+    )
     trainer: str = setting("cpu_ddp", "trainer=... for runs of several processes; a run of one process uses cpu")
     threads: int = setting(2, "CPU threads of a run, divided among its processes", at_least=1)
     steps: int = setting(300, "optimiser steps of a run", at_least=30)
@@ -24,5 +26,5 @@ class TrainersBenchmark:
         Raises:
             UserError: the value and what is allowed.
         """
-        if not self.processes or any(n < 1 or self.threads % n for n in self.processes):
+        if any(self.threads % n for n in self.processes):
             raise UserError(f"trainers.processes={self.processes} must each divide trainers.threads={self.threads}")

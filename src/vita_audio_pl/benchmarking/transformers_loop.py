@@ -5,8 +5,8 @@ from typing import cast
 import torch
 from transformers import DynamicCache
 
-from vita_audio_pl.benchmarking.decoding import Measurement, Setting, clock_of
-from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize
+from vita_audio_pl.benchmarking.decoding import Measurement, clock_of
+from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize, Setting
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.models.families import family_of
 

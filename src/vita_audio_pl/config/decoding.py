@@ -35,6 +35,13 @@ def label_of(result: Mapping[str, Any]) -> str:
     )
 
 
+DRAFTED_NOTHING = (
+    "heads drafted nothing, since by the costs of passes here a draft does not pay, so this is Vanilla's speed; kernels=FILE "
+    "fixes costs"
+)
+"""Said of answers under verification whose mode has heads that never ran."""
+
+
 @dataclass(unsafe_hash=True)
 class Sampling:
     """Settings of one session; the default is greedy.
@@ -88,6 +95,11 @@ TASKS = ("sts", "asr", "tts", "text")
 
 WHEN_FULL = ("slide", "refuse")
 """When a conversation fills the context: drop its oldest exchanges, or refuse the next turn."""
+
+
+def drafting_decides(verify: str, sampling: Sampling) -> bool:
+    """Whether the answer depends on how far heads draft, and so on the costs of passes."""
+    return verify == "groups" or (verify == "sample" and not sampling.greedy)
 
 
 @dataclass

@@ -29,6 +29,7 @@ class Rules:
         at_least, above, at_most, below: bounds of a number, or of each number of a list.
         choices: the words that are allowed; of a list, for each of its items.
         length: items of a list.
+        filled: a list that holds at least one item, since it is what is gone through.
         common: among the settings that people change first; `--help` shows these.
         base: of a component, the path of the class that it must derive from; empty where any class will do.
         address: may be a URL; anything else that is named is on this machine.
@@ -48,12 +49,15 @@ class Rules:
     address: bool = False
     exists: bool = False
     words: tuple[str, ...] = ()
+    filled: bool = False
 
     def refuse(self, name: str, value: Any) -> None:
         """Raise `UserError` where `value` of the setting `name` is out of range, not among the choices, or an address."""
         if isinstance(value, list):
             if self.length is not None and len(value) != self.length:
                 raise UserError(f"{name} takes {self.length} values, not {len(value)}: {value}")
+            if self.filled and not value:
+                raise UserError(f"{name} is empty, so nothing would be done: give at least one, such as {name}=[A]")
             for item in value:
                 self.refuse(name, item)
         elif isinstance(value, str) and self.choices and value not in self.choices:
@@ -92,11 +96,11 @@ def setting(
     address: bool = False,
     exists: bool = False,
     words: Sequence[str] = (),
+    filled: bool = False,
 ) -> Any:
     """A dataclass field with `Rules`; a default that is a list or a dictionary is copied for each instance."""
-    rules = Rules(
-        meaning, at_least, above, at_most, below, tuple(choices), length, common, base, address, exists, tuple(words)
-    )
+    bounds = (at_least, above, at_most, below)
+    rules = Rules(meaning, *bounds, tuple(choices), length, common, base, address, exists, tuple(words), filled)
     metadata = {_KEY: rules}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)

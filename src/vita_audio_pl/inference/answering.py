@@ -13,11 +13,10 @@ from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.loading import VANILLA, LoadedModel
+from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.inference.prompts import Prompter, task_conversation
 from vita_audio_pl.inference.session import Session
-from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
 from vita_audio_pl.text.conversation import Conversation
 from vita_audio_pl.text.turns import AudioFrames
@@ -83,13 +82,6 @@ def clips_of(audios: Sequence[Any]) -> list[Tensor]:
     return [torch.from_numpy(audio.features) for audio in audios if isinstance(audio, AudioFrames)]
 
 
-def pattern_of(mode: str | Sequence[int] | None, task: str, loaded: LoadedModel) -> DecodePattern:
-    """The pattern of a mode; if none is given, the model's own for spoken answers and Vanilla for written ones."""
-    if mode is not None:
-        return DecodePattern.of(mode)
-    return loaded.pattern if task in SPOKEN_TASKS else VANILLA
-
-
 def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | None) -> Session:
     """Open a session that generates the requested answer.
 
@@ -97,10 +89,10 @@ def open_session(config: GenerateConfig, loaded: LoadedModel, codec: Codec | Non
         UserError: inputs that the task does not take, unreadable files, contradictory settings.
     """
     vocabulary = loaded.vocabulary
+    pattern = loaded.decode_pattern(config.mode, config.task in SPOKEN_TASKS, config.verify)
     conversation = task_conversation(config.task, text=config.text, audio=config.audio, voice=config.voice)
     audios = encode_recordings(conversation, read_recordings(conversation, loaded, codec), loaded, codec)
     prompt = prompt_ids(conversation, audios, loaded, codec)
-    pattern = pattern_of(config.mode, config.task, loaded)
     options: dict[str, Any] = {
         "max_new_tokens": config.token_limit,
         "stop_ids": (vocabulary.im_end,),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from vita_audio_pl.config.decoding import Sampling, drafting_decides
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Layout, Plan
@@ -310,6 +311,25 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{wrong} ({error})") from None
     return plans, does, passes
+
+
+def check_kernels(choice: str, verify: str, sampling: Sampling, device: str) -> None:
+    """Read a file of recorded choices before anything else is done; on a CPU it must fix costs where they decide the answer.
+
+    Args:
+        choice: `kernels`, which may be no file.
+
+    Raises:
+        UserError: as `read_choices`, or the file has no costs.
+    """
+    if choice in ("auto", *LAYOUTS):
+        return
+    _, _, passes = read_choices(Path(choice))
+    if not passes and drafting_decides(verify, sampling) and not device.startswith("cuda"):
+        raise UserError(
+            f"kernels={choice} has no costs of passes, by which heads draft under verify={verify}: it was recorded without "
+            "verification; give one that was recorded with it, or kernels=auto"
+        )
 
 
 def _place() -> dict[str, str | int]:

@@ -1,5 +1,6 @@
 """Loading a model folder for decoding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import Fields, read_json_if_there
+from vita_audio_pl.inference.checks import refuse_without_heads
 from vita_audio_pl.inference.code_groups import verification
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
@@ -63,6 +65,22 @@ class LoadedModel:
     def runtime(self) -> Runtime:
         """The model prepared for decoding, created once; it removes the weights from `model`."""
         return Runtime(self.model, kernels=self.kernels, release=True)
+
+    def decode_pattern(
+        self, mode: str | Sequence[int] | None, spoken: bool, verify: str | None = None
+    ) -> DecodePattern:
+        """The pattern of a mode; if none is given, the model's own for spoken answers, and Vanilla for written ones or without heads.
+
+        Args:
+            mode: that was asked for by name; None if none was. Likewise `verify`.
+
+        Raises:
+            UserError: they need heads, and the model has none.
+        """
+        refuse_without_heads(self.model.n_heads, mode, verify)
+        if mode is not None:
+            return DecodePattern.of(mode)
+        return self.pattern if spoken and self.model.n_heads else VANILLA
 
     def rendering(self, codec: Codec) -> RenderOptions:
         """The format of spoken answers in the training data.
@@ -136,10 +154,14 @@ def read_model_facts(folder: Path) -> ModelFacts:
         trained_ratio = IntervalRatio.of(ratio) if ratio else IntervalRatio.behind(pattern)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    n_heads = heads_beside(folder) if is_plain(config) else int(config.get(HEADS) or 0)
-    return ModelFacts(
-        tokenizer, vocabulary, manifest, pattern, trained_ratio, _lead_in_codes(manifest, folder), n_heads
-    )
+    lead_in = _lead_in_codes(manifest, folder)
+    return ModelFacts(tokenizer, vocabulary, manifest, pattern, trained_ratio, lead_in, heads_in(folder))
+
+
+def heads_in(folder: Path) -> int:
+    """MCTP heads of a model folder of any layout."""
+    config = read_json_if_there(folder / "config.json")
+    return heads_beside(folder) if is_plain(config) else int(config.get(HEADS) or 0)
 
 
 def load_speech_model(

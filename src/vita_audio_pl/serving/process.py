@@ -15,6 +15,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
+from vita_audio_pl.inference.checks import refuse_without_heads
+from vita_audio_pl.inference.kernels import check_kernels
 from vita_audio_pl.inference.loading import load_speech_model
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.gate import LOOPBACK
@@ -46,6 +48,7 @@ def run(config: ServeConfig) -> None:
 
 def load_service(config: ServeConfig) -> Service:
     """The model and its workers."""
+    check_kernels(config.kernels, config.verify, config.sampling, config.device)
     torch.set_num_threads(config.threads)
     loaded = load_speech_model(
         config.model,
@@ -57,6 +60,7 @@ def load_service(config: ServeConfig) -> Service:
         kernels=config.kernels,
         quantize=config.quantize,
     )
+    refuse_without_heads(loaded.model.n_heads, None, config.verify)
     for (
         parameter
     ) in loaded.model.parameters():  # a file in place of mapped weights may be written while they are served

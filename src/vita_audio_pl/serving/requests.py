@@ -11,9 +11,8 @@ from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.config.decoding import DecodingConfig, Sampling
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.loading import VANILLA, LoadedModel
+from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.inference.sequence import Options
-from vita_audio_pl.interleave import DecodePattern
 
 T = TypeVar("T")
 NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
@@ -59,7 +58,7 @@ class Decoding(BaseModel):
             of_request: sampling settings that the request itself has; those of `decoding` take precedence.
 
         Raises:
-            UserError: contradictory settings.
+            UserError: contradictory settings, or such as need heads, of a model without any.
         """
         vocabulary = loaded.vocabulary
         usual = server.sampling
@@ -67,7 +66,7 @@ class Decoding(BaseModel):
         said = {name: _either(getattr(self, name), of_request.get(name)) for name in names}
         sampling = Sampling(**(asdict(usual) | {name: value for name, value in said.items() if value is not None}))
         return Options(
-            DecodePattern.of(self.mode) if self.mode is not None else loaded.pattern if spoken else VANILLA,
+            loaded.decode_pattern(self.mode, spoken, self.verify),
             min(self.max_new_tokens or most, most),
             frozenset([vocabulary.im_end]),
             sampling,
