@@ -3,9 +3,12 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from vita_audio_pl.config.decoding import DRAFTED_NOTHING, label_of
 from vita_audio_pl.config.entry import run_entry_point
 from vita_audio_pl.evaluation.settings import EvaluateConfig
+from vita_audio_pl.interleave import DecodePattern
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -34,6 +37,8 @@ def evaluate(config: EvaluateConfig) -> None:
     tell = partial(console.print, soft_wrap=True)
     pages = [page for folder in sorted(folders) for page in write_result_pages(folder, tell)]
     if config.suite is not None:
+        for sentence in _idle_heads(results):
+            print(sentence)
         print(f"{len(results)} evaluations are in {config.paths.runs}/{config.run_name}/eval/{config.bench.name}")
         print(f"{len(pages)} pages there (result.html) show every utterance, the worst first")
         print(f"python -m vita_audio_pl.report run_name={config.run_name} shows them")
@@ -43,11 +48,24 @@ def evaluate(config: EvaluateConfig) -> None:
         console.print(terminal(results_table(shown), f"{config.bench.title}, profile {profile}"))
         for sentence in shown[0]["profile_differences"]:
             console.print(f"  {profile}: {sentence}")
+    for sentence in _idle_heads(results):
+        console.print(sentence, soft_wrap=True)
     keys = {result["key"][:10] for result in results}
     console.print("every utterance, the worst first:")
     for page in pages:
         if page.parent.name.rpartition("-")[2] in keys:
             console.print(f"  {page}", soft_wrap=True)
+
+
+def _idle_heads(results: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each result under verification whose mode has heads that never ran."""
+    idle = [
+        result
+        for result in results
+        if result["verify"] != "none" and DecodePattern(result["pattern"]).uses_heads and not result["head_passes"]
+    ]
+    named = dict.fromkeys(f"{result['stage']} {result['task']} {label_of(result)}" for result in idle)
+    return [f"{name}: {DRAFTED_NOTHING}" for name in named]
 
 
 def main() -> None:

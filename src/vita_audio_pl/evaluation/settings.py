@@ -21,8 +21,8 @@ class SuiteEntry:
     """Some tasks, in some modes, with the model of one stage."""
 
     stage: str = setting("", "stage to evaluate; empty = the run's last")
-    modes: list[str] = setting([], "decoding modes", choices=MODES)
-    tasks: list[str] = setting([], "tasks of the bench", choices=tuple(METRICS))
+    modes: list[str] = setting([], "decoding modes", choices=MODES, filled=True)
+    tasks: list[str] = setting([], "tasks of the bench", choices=tuple(METRICS), filled=True)
     split: str = setting("", "split of the bench; empty = the setting `split`")
     limit: int | None = setting(None, "utterances per task; null = all", at_least=1)
     verify: str = setting(

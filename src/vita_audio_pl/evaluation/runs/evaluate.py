@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from vita_audio_pl.evaluation.records import TranscriptFile
 from vita_audio_pl.evaluation.runs.controls import Recordings, measure_controls
 from vita_audio_pl.evaluation.runs.jobs import Evaluation, audio_file, codec_folder
 from vita_audio_pl.evaluation.runs.plan import plan_evaluations
-from vita_audio_pl.evaluation.runs.ranks import Meeting, Share
+from vita_audio_pl.evaluation.runs.ranks import Meeting, Share, sole_writer
 from vita_audio_pl.evaluation.runs.results import keep_recordings, score_record, write_results
 from vita_audio_pl.evaluation.runs.runner import Records, Run, run_evaluations, worker_pool
 from vita_audio_pl.evaluation.runs.second_judge import listen_twice
@@ -24,6 +25,7 @@ from vita_audio_pl.evaluation.runs.wandb_log import log_to_wandb
 from vita_audio_pl.evaluation.scores.compare import compare_modes
 from vita_audio_pl.evaluation.settings import EvaluateConfig
 from vita_audio_pl.models.devices import require_device
+from vita_audio_pl.storage.files import output_folder
 
 
 def run_session(config: EvaluateConfig, console: Console | None = None) -> list[dict[str, Any]]:
@@ -41,7 +43,9 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
             f"rank {share.rank} of {share.ranks}: each answers its share, and rank 0 waits for all", soft_wrap=True
         )
     device = _device(config.device, share)
-    evaluations = plan_evaluations(config, device)
+    evaluations = plan_evaluations(config, device, partial(console.print, soft_wrap=True))
+    for folder in {evaluation.bench_folder for evaluation in evaluations}:
+        output_folder(folder)
     for profile in _profiles(config):
         config.bench.scoring(profile)  # a normaliser that is missing is reported before the first answer
     toolbox = _toolbox(config, device)
@@ -51,7 +55,11 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         judges = {evaluation.judge for evaluation in evaluations if evaluation.is_transcribed}
         for judge in judges | (set() if share.rank else _second_judge(config, evaluations)):
             toolbox.judge(judge)  # a missing one is reported before the first answer
-    with Meeting(evaluations[0].bench_folder, share) as meeting, worker_pool(toolbox, workers) as run:
+    with (
+        Meeting(evaluations[0].bench_folder, share) as meeting,
+        sole_writer([evaluation.folder for evaluation in evaluations], share),
+        worker_pool(toolbox, workers) as run,
+    ):
         with _ShownProgress(console) as progress:
             transcripts = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
             records = run_evaluations(evaluations, run, share, progress, steps, transcripts)

@@ -1,12 +1,12 @@
 """From settings to a list of evaluations."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import KERNELS, QUANTIZE, SLACK
+from vita_audio_pl.config.decoding import KERNELS, QUANTIZE, SLACK, decoding_label, drafting_decides
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import (
     Content,
@@ -32,21 +32,27 @@ from vita_audio_pl.evaluation.runs.jobs import (
 )
 from vita_audio_pl.evaluation.settings import OWN, EvaluateConfig, SuiteEntry
 from vita_audio_pl.foreign.fields import read_json
+from vita_audio_pl.inference.checks import refuse_without_heads
+from vita_audio_pl.inference.kernels import check_kernels
+from vita_audio_pl.inference.loading import heads_in
 from vita_audio_pl.interleave import NAMED_PATTERNS, DecodePattern
 from vita_audio_pl.storage.model_folders import find_model, last_stage
 from vita_audio_pl.storage.owned import refuse_inside
 
 
-def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evaluation]:
+def plan_evaluations(
+    config: EvaluateConfig, device: str = "cpu", tell: Callable[[str], None] = lambda sentence: None
+) -> list[Evaluation]:
     """The configured evaluations, model by model.
 
     Reads models, bench and the judge's files once, since their contents are part of an evaluation's identity.
 
     Args:
         device: device of models and judge, which determines their precision.
+        tell: gets a sentence about what is left out.
 
     Raises:
-        UserError: a model folder is missing, or the bench cannot be used.
+        UserError: a model folder is missing, the bench cannot be used, or a mode was asked for that the model has no heads for.
     """
     if config.output is not None:
         refuse_inside(Path(config.output), "output")
@@ -55,6 +61,13 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
     for model, entry in _entries(config):
         facts = _Facts.of(config, model, device)
         stage, split = entry.stage or stage_of(model), entry.split or config.split
+        verify = entry.verify or config.verify
+        check_kernels(config.kernels, verify, config.sampling, device)
+        patterns = _patterns(config, model, entry.modes, verify)
+        left_out = [mode for mode in entry.modes if mode not in patterns and not (mode == OWN and patterns)]
+        if left_out:
+            named = ", ".join(decoding_label(mode, verify) for mode in left_out)
+            tell(f"{stage} is not evaluated in {named}: it has no heads, so it would answer as in Vanilla")
         for task in entry.tasks:
             if (task, split) not in benches:
                 benches[task, split] = config.bench.items(task, split)
@@ -62,14 +75,13 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
             if config.missing_audio == "refuse":
                 check_audio(items)
             contents = content_of(items, file_digests(Path(path) for item in items for path in item.prompt.audios))
-            verify = entry.verify or config.verify
-            # how far heads draft decides these answers, and the costs that decide it may be recorded in a file
-            by_costs = verify == "groups" or verify == "sample" and not config.sampling.greedy
-            kernels = path_digest(config.kernels) if by_costs and config.kernels not in KERNELS else ""
-            for mode in entry.modes:
+            # the costs by which heads draft may be recorded in a file
+            by_costs = config.kernels not in KERNELS and drafting_decides(verify, config.sampling)
+            kernels = path_digest(config.kernels) if by_costs else ""
+            for mode, pattern in patterns.items():
                 decoding = Decoding(
                     mode,
-                    own_pattern(model) if mode == OWN else NAMED_PATTERNS[mode],
+                    pattern,
                     verify,
                     config.constrain,
                     config.max_new_tokens or config.bench.token_limit(task),
@@ -97,7 +109,25 @@ def plan_evaluations(config: EvaluateConfig, device: str = "cpu") -> list[Evalua
                         limited=len(items) < len(benches[task, split]),
                     )
                 )
+    if not evaluations:
+        raise UserError("nothing is left to evaluate: what was asked for needs heads, and no model here has any")
     return evaluations
+
+
+def _patterns(config: EvaluateConfig, model: Path, modes: Sequence[str], verify: str) -> dict[str, tuple[int, ...]]:
+    """The pattern of each mode; of a model without heads, Vanilla alone, which is its own mode, too.
+
+    Raises:
+        UserError: another mode, or verification, was asked for by name.
+    """
+    if heads_in(model):
+        return {mode: own_pattern(model) if mode == OWN else NAMED_PATTERNS[mode] for mode in modes}
+    by_name = config.suite is None and config.mode not in ("all", OWN)
+    if config.suite is None:
+        refuse_without_heads(0, config.mode if by_name else None, verify)
+    named = dict.fromkeys("vanilla" if mode == OWN else mode for mode in modes)
+    plain = {mode: NAMED_PATTERNS[mode] for mode in named if not DecodePattern(NAMED_PATTERNS[mode]).uses_heads}
+    return plain if verify == "none" else {}
 
 
 def _entries(config: EvaluateConfig) -> list[tuple[Path, SuiteEntry]]:

@@ -5,7 +5,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.leaving import print_now
 from vita_audio_pl.processes import check_agent
 from vita_audio_pl.storage.files import write_json
+from vita_audio_pl.storage.lease import hold, this_job
 from vita_audio_pl.storage.names import safe_name
 
 T = TypeVar("T")
@@ -95,6 +97,23 @@ def _names() -> str:
 
 def _launch(*names: str) -> str:
     return safe_name("-".join(os.environ.get(name, "") for name in names))
+
+
+@contextmanager
+def sole_writer(folders: Iterable[Path], share: Share) -> Iterator[None]:
+    """Makes this process the only one that writes the records of its rank in the folders of evaluations.
+
+    A process alone waits for another one that works there. Ranks of several do not: each would wait for one of the other
+    launch, which waits for its own.
+
+    Raises:
+        UserError: another process works there, and this one is one of several; or a folder cannot be written.
+    """
+    with ExitStack() as held:
+        for folder in sorted(set(folders)):  # in one order, so that no two processes wait for each other
+            alone = share.ranks == 1
+            held.enter_context(hold(folder, f"rank{share.rank}", "an evaluation", wait=alone, launch=this_job()))
+        yield
 
 
 class Meeting:
