@@ -18,7 +18,9 @@ from vita_audio_pl.generate import generate as answer
 from vita_audio_pl.generate import main
 from vita_audio_pl.inference import Prompter, load_speech_model, task_conversation
 from vita_audio_pl.inference.answering import prompt_ids
+from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.options import GenerateConfig
+from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import save_released
 from vita_audio_pl.text import RenderOptions
@@ -233,6 +235,13 @@ def test_a_mode_asked_for_by_name_needs_heads_and_one_that_was_not_is_vanilla_wi
     ):
         with pytest.raises(UserError, match=f"{named}: heads draft there, and this model has none"):
             bare.decode_pattern(mode, True, verify)
+
+
+@pytest.mark.parametrize(("mode", "head"), [("turbo", 0.0), ("turbo", 1e6), ("vanilla", 1e6)])
+def test_an_answer_says_where_heads_drafted_nothing(folder, tmp_path, monkeypatch, capsys, mode, head):
+    monkeypatch.setattr(Runtime, "costs", PassCosts(1.0, 0.0, head, 0.0))
+    answer(settings_of(folder, tmp_path, task="text", text="the cow", mode=mode, verify="greedy", max_new_tokens=8))
+    assert ("heads drafted nothing" in capsys.readouterr().err) == (mode == "turbo" and head > 0)
 
 
 def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeypatch, capsys, tmp_path):
