@@ -61,6 +61,23 @@ def test_fsdp2_trains_weighted_labels_in_bfloat16(trained, tmp_path):
     assert losses(StageFolder(tmp_path / "two" / "runs" / "toy" / "align")) == pytest.approx(exact, rel=0.02)
 
 
+def test_fsdp2_hands_over_float32_after_a_validation_that_gathered_frozen_weights_in_bfloat16(trained, tmp_path):
+    """Embeddings and final norm, frozen in this stage, are those of the parent to the bit, and what trains is float32."""
+    parent = trained("align", *COMMON).model
+    start = ("stage=mtp1", f"init_from={parent}", "callbacks.validate_every=1")
+    assert train_in_a_process(tmp_path / "two", *COMMON, *start, *TWO, "trainer=fsdp2") == 0
+    folder = StageFolder(tmp_path / "two" / "runs" / "toy" / "mtp1")
+    weights, before = (load_file(each / "model.safetensors") for each in (folder.model, parent))
+    assert StageManifest.read(folder.model).frozen == len(before)
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    trains = {name: value for name, value in weights.items() if name not in before}
+    assert trains and {value.dtype for value in weights.values()} == {torch.float32}
+    saved = [load_file(path) for path in sorted(folder.checkpoints.glob("step-00000002.ckpt/part-*.safetensors"))]
+    held = torch.cat([value.flatten() for part in saved for name, value in part.items() if name.startswith("weight/")])
+    whole = torch.cat([value.flatten() for value in trains.values()])
+    assert torch.equal(held.sort().values, whole.sort().values) and not torch.equal(whole, whole.bfloat16().float())
+
+
 def test_zero2_trains_weighted_labels_in_bfloat16_and_leaves_out_a_step_that_is_not_finite(trained, tmp_path):
     exact = losses(trained("align", *COMMON, "stage.steps=3"))
     more = ("stage.steps=3", "poison=1", "callbacks.save_every=1", "callbacks.keep_last=9", "trainer=deepspeed_zero2")

@@ -82,6 +82,9 @@ class SpeechLMModule(L.LightningModule):
         if source >= 0:
             list(self.val_tallies.values())[source].add(losses, batch)
 
+    def on_validation_end(self) -> None:
+        self.engine.reshard(self.speech_lm)  # what is still gathered has the precision of compute, not of the weights
+
     def configure_model(self) -> None:
         if not self._sharded:  # Lightning calls this again for every fit or validation
             self.engine.shard(self.speech_lm, self)
