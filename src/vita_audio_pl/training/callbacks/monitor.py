@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vita_audio_pl.models.flops import StepFlops
 from vita_audio_pl.packed import PackedBatch
 from vita_audio_pl.training.callbacks.guard import StepGuard
-from vita_audio_pl.training.callbacks.speed import memory_in_use, peak_flops, step_times_of
+from vita_audio_pl.training.callbacks.speed import DATA, StepTimes, memory_in_use, peak_flops, step_times_of
 from vita_audio_pl.training.checkpoints.writer import CheckpointWriter
 from vita_audio_pl.training.settings import TrainerConfig
 from vita_audio_pl.training.step.module import SpeechLMModule
@@ -30,34 +30,43 @@ class Monitor(Callback):
 
     Attributes:
         latest: the last value of each metric; `step`: of the last log entry.
-        validation: metrics of the last validation; `validated`: the step after which it ran.
+        validation: metrics of the last validation; `validated`: the step after which it ran, None before training.
     """
 
     def __init__(
         self, log_every: int, flops: StepFlops, settings: TrainerConfig, guard: StepGuard, writer: CheckpointWriter
     ) -> None:
         self.log_every, self.flops, self.settings, self.guard, self.writer = log_every, flops, settings, guard, writer
-        self._stalled = 0.0
         self.latest: dict[str, float] = {}
         self.validation: dict[str, float] = {}
-        self.step = self.validated = 0
+        self.step = 0
+        self.validated: int | None = None
         self._validating_since = 0.0
         self._peak: float | None = None
+        self._times: StepTimes | None = None
+        self._read = dict.fromkeys(self._waits(), 0.0)  # `_waits` at the last log entry
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.validated is None:  # a start, or a checkpoint of an earlier version, which does not say it
+            self.validated = trainer.global_step
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
         self._peak = peak_flops(self.settings, module.device)
-        self._stalled = self.writer.stalled
+        self._times = step_times_of(trainer)
+        self._read = {name: seconds + self._read[name] for name, seconds in self._waits().items()}
         module.train_tally.start_clock()
-        self._waited(trainer)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """State for a checkpoint."""
-        return {"validated": self.validated}
+        waits = {name: seconds - self._read[name] for name, seconds in self._waits().items()}
+        return {"validated": self.validated, "waits": waits}
 
-    def resume_from(self, state: dict[str, int]) -> None:
+    def resume_from(self, state: dict[str, Any]) -> None:
         """Restore the `state()` of a checkpoint."""
         self.validated = state["validated"]
+        waits = state.get("waits", {})  # earlier versions did not store them
+        self._read = {name: -waits.get(name, 0.0) for name in self._read}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
@@ -87,22 +96,23 @@ class Monitor(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SpeechLMModule)
-        shared = trainer.world_size > 1
-        figures = module.val_tally.read("val", shared, module.device)
-        for name, tally in module.val_tallies.items():  # in the same order on every rank: reading is collective
-            figures |= tally.read(f"val/{name}", shared, module.device)
-        self.validation = figures
-        self.validated = trainer.global_step
-        self._log(trainer, figures, trainer.global_step)
+        if not trainer.sanity_checking:  # set where a signal has cut it
+            shared = trainer.world_size > 1
+            figures = module.val_tally.read("val", shared, module.device)
+            for name, tally in module.val_tallies.items():  # in the same order on every rank: reading is collective
+                figures |= tally.read(f"val/{name}", shared, module.device)
+            self.validation = figures
+            self.validated = trainer.global_step
+            self._log(trainer, figures, trainer.global_step)
         module.train_tally.leave_out(time.perf_counter() - self._validating_since)
 
     def _speed(self, trainer: L.Trainer, module: SpeechLMModule) -> dict[str, float]:
         """Device utilisation between the last two readings."""
         tally = module.train_tally
-        waited = self._waited(trainer) / tally.seconds
-        figures = {"data_wait_share": min(1.0, waited), "memory_gib": memory_in_use(module.device)}
-        figures["checkpoint_wait_share"] = min(1.0, (self.writer.stalled - self._stalled) / tally.seconds)
-        self._stalled = self.writer.stalled
+        waits = self._waits()
+        figures = {f"{name}_wait_share": min(1.0, (waits[name] - self._read[name]) / tally.seconds) for name in waits}
+        self._read = waits
+        figures["memory_gib"] = memory_in_use(module.device)
         if tally.work is not None:
             rate = self.flops.of(tally.work) / tally.seconds / trainer.world_size
             figures["tflops_per_device"] = rate / 1e12
@@ -110,10 +120,9 @@ class Monitor(Callback):
                 figures["mfu"] = rate / self._peak
         return figures
 
-    @staticmethod
-    def _waited(trainer: L.Trainer) -> float:
-        wait = step_times_of(trainer)
-        return 0.0 if wait is None else wait.waited_for_data()
+    def _waits(self) -> dict[str, float]:
+        """Seconds that this run has waited for data and for checkpoints."""
+        return {"data": 0.0 if self._times is None else self._times.seconds[DATA], "checkpoint": self.writer.stalled}
 
     def _log(self, trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
         self.latest |= figures

@@ -37,7 +37,6 @@ class StepTimes(Profiler):
         self.seconds: dict[str, float] = defaultdict(float)
         self.device: torch.device | None = None
         self._open: list[tuple[str, float]] = []
-        self._data = 0.0
 
     def start(self, action_name: str) -> None:
         if (phase := _phase(action_name)) is not None:
@@ -50,11 +49,6 @@ class StepTimes(Profiler):
             self.seconds[phase] += elapsed
             if self._open:
                 self.seconds[self._open[-1][0]] -= elapsed
-
-    def waited_for_data(self) -> float:
-        """Seconds since the last call."""
-        before, self._data = self._data, self.seconds[DATA]
-        return self._data - before
 
     def summary(self) -> str:
         return ""
