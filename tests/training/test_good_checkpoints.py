@@ -107,6 +107,22 @@ def test_a_checkpoint_that_is_not_finite_takes_the_run_back_to_the_good_one(trai
     assert "step-00000004.bad" in names(folder) and all_finite(weights(folder))
 
 
+def test_a_cut_validation_says_that_a_step_is_saved_only_if_it_is(trained, monkeypatch, capsys, folder):
+    """What was saved just before the validation was not finite: the run goes back before it leaves."""
+    stage = ("callbacks.save_every=2", "callbacks.validate_every=4", UNTIED)
+    with monkeypatch.context() as patch:
+        plant(3, patch.setattr)
+        patch.setattr(SpeechLMModule, "on_validation_batch_end", lambda self, *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            trained("align", *stage)
+    told = capsys.readouterr().out
+    assert "restored weights and moments of step-00000002.ckpt" in told and "step 4 is saved" in told
+    assert names(folder) == ["step-00000002.ckpt", "step-00000004.bad", "step-00000004.doubt"]
+    assert all_finite(load_file(folder.checkpoints / "step-00000004.doubt" / "part-00000.safetensors"))
+    assert all_finite(weights(trained("align", *stage)))
+    assert "resuming from step-00000004.doubt" in capsys.readouterr().out
+
+
 def test_a_run_preempted_in_doubt_goes_on_as_if_it_had_not_been(trained, monkeypatch, tmp_path):
     stage = ("callbacks.save_every=3", "callbacks.guard.bad_steps=3")
     bad = {3, 4, 5}

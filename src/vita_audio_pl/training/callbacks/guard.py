@@ -99,7 +99,7 @@ class StepGuard(Callback):
             UserError: there is none, or rollbacks have not helped.
         """
         self.writer.finish()
-        self.writer.spoilt = None
+        self.writer.went_back()
         self.doubt = reason
         allowed = self.rollbacks < self.settings.rollbacks
         if trainer.is_global_zero:

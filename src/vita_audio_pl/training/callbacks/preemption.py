@@ -54,13 +54,7 @@ class Preemption(Callback):
         assert isinstance(module, SpeechLMModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        writer, guard = self.checkpointing.writer, self.checkpointing.guard
-        signalled, failed, spoilt = self._agreed(trainer, self._signal, writer.failed, writer.spoilt is not None)
-        if failed:
-            writer.finish(failed_elsewhere=True)
-        if spoilt and trainer.global_step < trainer.max_steps:  # after the last step the stage is handed over instead
-            why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 prints it
-            guard.roll_back(trainer, module, why)
+        signalled = self._settle(trainer, module)
         if signalled and trainer.global_step < trainer.max_steps:
             self._stop(trainer, module, signalled)
             trainer.limit_val_batches = 0  # Lightning validates before it stops, but there is little time
@@ -68,29 +62,44 @@ class Preemption(Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        assert isinstance(module, SpeechLMModule)
         if trainer.global_step >= trainer.max_steps or self.left_at is not None:
             return
-        writer = self.checkpointing.writer
-        signalled, failed = self._agreed(trainer, self._signal, writer.failed)
-        if signalled:
-            if failed:
-                writer.finish(failed_elsewhere=True)
-            self._stop(trainer, module, signalled)
-            for tally in (module.val_tally, *module.val_tallies.values()):
-                tally.restart()
-            trainer.sanity_checking = True  # Lightning's own callbacks leave such a validation out
+        [signalled] = self._agreed(trainer, self._signal)
+        if signalled:  # nothing is saved before `on_validation_end`: averaged weights may be in the place of the others
+            self.checkpointing.preempted = True
+            trainer.sanity_checking = True  # Lightning's own callbacks leave such a validation out, and so does Monitor
             raise StopIteration  # ends Lightning's loop over the held-out batches
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, SpeechLMModule)
+        if trainer.sanity_checking:  # it was cut
+            self._stop(trainer, module, self._settle(trainer, module))
+
+    def _settle(self, trainer: L.Trainer, module: SpeechLMModule) -> int:
+        """Raise on all ranks if one could not write a checkpoint, roll back if one is not finite; the agreed signal."""
+        writer, guard = self.checkpointing.writer, self.checkpointing.guard
+        signalled, failed, spoilt = self._agreed(trainer, self._signal, writer.failed, writer.spoilt is not None)
+        if failed:
+            writer.finish(failed_elsewhere=True)
+        if spoilt and trainer.global_step < trainer.max_steps:  # after the last step the stage is handed over instead
+            why = cast(str, trainer.strategy.broadcast(writer.spoilt))  # rank 0 prints it
+            guard.roll_back(trainer, module, why)
+        return signalled
 
     def _stop(self, trainer: L.Trainer, module: SpeechLMModule, signalled: int) -> None:
         """Save the step just done, unless it is saved, and let the run end."""
-        self.checkpointing.save(trainer, module)
-        self.checkpointing.writer.finish()
+        self._save(trainer, module)
+        self._settle(trainer, module)  # only now is it known whether this checkpoint is finite
+        self._save(trainer, module)  # what it went back to
         self.left_at = trainer.global_step
         trainer.should_stop = self.checkpointing.preempted = True
         self.status = INTERRUPTED if signalled == signal.SIGINT else TRY_AGAIN
         if trainer.is_global_zero:
             print(f"{name_of(signalled)}: step {self.left_at} is saved; rerun the same command to resume", flush=True)
+
+    def _save(self, trainer: L.Trainer, module: SpeechLMModule) -> None:
+        self.checkpointing.save(trainer, module)
+        self.checkpointing.writer.finish()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.left_at is not None and self.status == TRY_AGAIN:

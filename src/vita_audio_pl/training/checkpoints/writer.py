@@ -96,7 +96,7 @@ class CheckpointWriter:
 
     Attributes:
         stalled: seconds that training has waited for checkpoints.
-        spoilt: what the last checkpoint that was not finite says of itself, on rank 0; who goes back clears it.
+        spoilt: what the last checkpoint that was not finite says of itself, on rank 0.
     """
 
     def __init__(self, folder: Path, engine: Engine, keep: int, local: LocalCheckpoints | None = None) -> None:
@@ -191,6 +191,10 @@ class CheckpointWriter:
         why = next(filter(None, failures))
         where = f"{self.folder}" if self.local is None else f"{self.local.folder} and then {self.folder}"
         raise UserError(f"a checkpoint could not be written to {where}: {why}; {good}; free some space and rerun")
+
+    def went_back(self) -> None:
+        """Told of a rollback: nothing is spoilt any more, and the step may be saved again, with what it went back to."""
+        self.spoilt, self._latest = None, -1
 
     def end(self, trainer: L.Trainer) -> None:
         """Wait for the last checkpoint; when the stage is over, the nodes' own disks are cleared.
