@@ -14,7 +14,7 @@ class Clock:
     """Goes on only where some work is done that takes a known time."""
 
     def __init__(self, monkeypatch):
-        self.now, self._patch = 0.0, monkeypatch.setattr
+        self.now, self.load, self._patch = 0.0, 1.0, monkeypatch.setattr
         self._patch(costs, "clock", lambda: lambda: self.now)
 
     def takes(self, owner, name, seconds):
@@ -22,7 +22,7 @@ class Clock:
         work = getattr(owner, name)
 
         def timed(*given, **named):
-            self.now += seconds(*given)
+            self.now += self.load * seconds(*given)
             return work(*given, **named)
 
         self._patch(owner, name, timed)
@@ -45,3 +45,38 @@ def test_the_costs_are_those_of_the_loop_and_not_of_the_passes_alone(tiny_model,
     # of three drafts; a round without any asks once whether one pays
     assert found.head == pytest.approx(10 + 1 + 20 + 2 + 7 + 5 * (3 - 1) / 3)
     assert found.head_row == pytest.approx(1.0 if runtime.chained else 0.0)
+
+
+def measured(tiny_model, monkeypatch, load=lambda number: 1, backbone=0.01, head=0.001):
+    """Costs where passes take these seconds, times the load in a round of that number; and the backbone's passes."""
+    runtime, clock, passes, rounds = Runtime(tiny_model(n_heads=3)), Clock(monkeypatch), [], []
+
+    def seconds(_, predictor, *rest):
+        passes.append(predictor)
+        return head if predictor else backbone
+
+    def play(rehearsal, counts, played=costs.Rehearsal.play):
+        clock.load = load(len(rounds))
+        rounds.append(counts)
+        played(rehearsal, counts)
+
+    clock.takes(Runtime, "run", seconds)
+    monkeypatch.setattr(costs.Rehearsal, "play", play)
+    return costs.measure_rounds(runtime), passes.count(0)
+
+
+@pytest.mark.parametrize("backbone", [0.3, 1.0, 60.0])
+def test_a_model_of_slow_rounds_is_measured_by_few_of_them(tiny_model, monkeypatch, backbone):
+    found, passes = measured(tiny_model, monkeypatch, backbone=backbone, head=backbone / 10)
+    assert (found.backbone, found.head) == (pytest.approx(backbone), pytest.approx(backbone / 10))
+    assert passes <= 3 * (costs.WARM_UP + 2)
+
+
+def test_load_in_most_of_the_rounds_changes_no_cost(tiny_model, monkeypatch):
+    found, _ = measured(tiny_model, monkeypatch, load=lambda number: 3 if number % 5 < 3 else 1)
+    assert (found.backbone, found.head) == (pytest.approx(0.01), pytest.approx(0.001))
+
+
+def test_load_in_all_rounds_but_one_makes_no_draft_dear(tiny_model, monkeypatch):
+    found, _ = measured(tiny_model, monkeypatch, load=lambda number: 1 if number == costs.WARM_UP else 3)
+    assert 0.1 <= found.head / found.backbone <= 0.1 * costs.CAUTION * (1 + 1e-9)

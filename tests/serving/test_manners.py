@@ -16,6 +16,8 @@ from openai import OpenAI, RateLimitError
 
 from tests.patience import wait_until
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference import Runtime, costs
+from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.serving import service as service_module
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.gate import KEY_PROTOCOL, Gate
@@ -351,3 +353,35 @@ def test_a_fault_of_ours_shows_no_traceback(service, monkeypatch):
 
     answer = asyncio.run(ask())
     assert answer.status_code == 500 and "secret" not in answer.text and "log" in answer.json()["error"]["message"]
+
+
+def test_nothing_is_measured_during_the_first_verified_or_constrained_answer(
+    make_service, random_model, codec, smoke_world, monkeypatch
+):
+    measured = []
+
+    def noted(name, found):
+        return lambda *given: measured.append(name) or found(*given)
+
+    monkeypatch.setattr(costs, "pass_costs", noted("costs", lambda runtime: PassCosts(1, 0, 0, 0)))
+    monkeypatch.setattr(Runtime, "vocabulary_slice", noted("slice", Runtime.vocabulary_slice))
+    service = make_service(of=(random_model(codec, smoke_world / "codec"), codec))
+    assert measured == ["costs", "slice"]
+    decoding = {"verify": "greedy", "constrain": True}
+    request = {"messages": [{"role": "user", "content": "the cow"}], "decoding": decoding}
+    assert asked(service, "POST", "/v1/chat/completions", json=request).status_code == 200
+    service.close()
+    assert len(measured) == 2
+
+
+def test_a_server_starts_with_recorded_kernels_that_lack_costs_and_parts_of_the_vocabulary(
+    make_service, random_model, codec, smoke_world, monkeypatch
+):
+    def lack(*given):
+        raise UserError("it was recorded with another model")
+
+    monkeypatch.setattr(costs, "pass_costs", lack)
+    monkeypatch.setattr(Runtime, "vocabulary_slice", lack)
+    service = make_service(of=(random_model(codec, smoke_world / "codec"), codec))
+    assert asked(service, path="/health").status_code == 200
+    service.close()

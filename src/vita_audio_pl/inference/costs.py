@@ -4,9 +4,9 @@ A pass in a loop of its own misses what surrounds it: choosing tokens, bookkeepi
 that the other passes have driven out of the caches. On a small model that is most of what a head costs.
 """
 
-from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from vita_audio_pl.inference.decoder import Decoder
@@ -23,6 +23,10 @@ WARM_UP, ROUNDS = 2, 7
 SHORT_ROUNDS = 21
 LEAST_SECONDS = 1.0
 """After which no further sequences are timed."""
+PATIENCE = 0.5
+"""Seconds of a sequence's counted rounds after which it is not continued."""
+CAUTION = 1.2
+"""By how much a round without drafts may be undercut by the quickest of them."""
 CONTEXT = 64
 """Tokens of the timed sequences' prompts, or as many as the model has positions for."""
 ROW_ON_A_GPU = 0.005
@@ -59,7 +63,8 @@ def written_in_all_rounds(runtime: "Runtime") -> int:
 def measure_rounds(runtime: "Runtime") -> PassCosts:
     """Time rounds without drafts and with full drafts of which none or all are kept, some of each by turns.
 
-    Drafts have to beat the best that Vanilla does, as they usually are: the least of rounds without, the median of others.
+    Drafts have to beat the best that Vanilla does, as they usually are: the least of rounds without, a low quartile of others.
+    Other load lengthens both, so what is stored does not go far apart because of it.
     """
     n, now = runtime.n_heads, clock()
     rehearsals = [Rehearsal(runtime, *kind) for kind in ((0, False), (n, False), (n, True))]
@@ -68,15 +73,24 @@ def measure_rounds(runtime: "Runtime") -> PassCosts:
         for rehearsal in rehearsals:
             rehearsal.begin()
             for repetition in range(rehearsal.rounds):
+                if repetition == WARM_UP:
+                    counted = now()
+                if repetition > WARM_UP and now() - counted > PATIENCE:
+                    break
                 rehearsal.play(counts=repetition >= WARM_UP)
     vanilla, *drafting = rehearsals
-    backbone, plain = min(vanilla.backbone), min(vanilla.drafting)
-    refused_backbone, _ = (median(rehearsal.backbone) for rehearsal in drafting)
-    refused, kept = (median(rehearsal.drafting) for rehearsal in drafting)
+    backbone, plain = (max(min(spent), _usual(spent) / CAUTION) for spent in (vanilla.backbone, vanilla.drafting))
+    refused_backbone, _ = (_usual(rehearsal.backbone) for rehearsal in drafting)
+    refused, kept = (_usual(rehearsal.drafting) for rehearsal in drafting)
     # head k reads k + 1 rows after a round that kept nothing, n + 1 after one that kept everything
     head_row = max(0.0, (kept - refused) / (n * (n + 1) / 2))
     head = (refused - plain) / n - head_row * (n - 1) / 2
     return PassCosts(backbone + plain, max(0.0, (refused_backbone - backbone) / n), max(0.0, head), head_row)
+
+
+def _usual(seconds: list[float]) -> float:
+    """A low quartile: other load that comes and goes is not what a round takes."""
+    return float(np.quantile(seconds, 0.25))
 
 
 class Rehearsal(Decoder):

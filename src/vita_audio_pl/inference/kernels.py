@@ -26,7 +26,9 @@ from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.devices import processor
 from vita_audio_pl.storage.files import write_json
 
-FORMAT = 3
+FORMAT = 4
+ROUNDING = 1e-12
+"""Of sums of seconds, relatively: combinations that differ by less are equally quick."""
 
 RowCounts = Mapping[int, int]
 """Number of rows -> how often it comes."""
@@ -184,7 +186,8 @@ class Candidate(NamedTuple):
 def quickest(candidates: Sequence[Candidate]) -> list[Plan]:
     """Layouts with which the slowest mode is least behind what is best for it, and their best kernels by number of rows.
 
-    All combinations are compared: a matrix may serve one mode badly where the others make up for it.
+    All combinations are compared: a matrix may serve one mode badly where the others make up for it. Where the slowest
+    mode uses a matrix little or not at all, combinations tie, and of those the one that is best for all modes together is taken.
     """
     best = [{layout: _best_kernels(each.times, layout) for layout in each.layouts} for each in candidates]
     total = np.zeros(len(candidates[0].uses))  # (modes, layouts of the first matrix, of the second, ...)
@@ -195,8 +198,10 @@ def quickest(candidates: Sequence[Candidate]) -> list[Plan]:
         ]
         total = total[..., None] + np.array(seconds).reshape(-1, *[1] * (total.ndim - 1), len(each.layouts))
     ideal = total.min(axis=tuple(range(1, total.ndim)), keepdims=True)
-    behind = (total / np.maximum(ideal, 1e-12)).max(axis=0)  # a mode that uses none of them has 0 everywhere
-    chosen = np.unravel_index(int(behind.argmin()), behind.shape)
+    ratios = total / np.maximum(ideal, 1e-12)  # a mode that uses none of them has 0 everywhere
+    behind = ratios.max(axis=0)
+    together = np.where(behind <= behind.min() * (1 + ROUNDING), ratios.sum(axis=0), np.inf)
+    chosen = np.unravel_index(int(together.argmin()), together.shape)
     layouts = [each.layouts[int(place)] for each, place in zip(candidates, chosen, strict=True)]
     return [
         Plan(layout, tuple((rows, kernel) for rows, (_, kernel) in kernels[layout].items()))
@@ -298,7 +303,9 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     try:
         record = json.loads(path.read_text())
         record = record.get("kernels", record)
-        if record.get("format") != FORMAT:  # before 3, costs were of lone passes
+        if (
+            record.get("format") != FORMAT
+        ):  # before 3, costs were of lone passes; before 4, lone matrices were timed in the cache
             raise UserError(f"{wrong}; this one is of another version, so record it again")
         plans = {
             name: Plan(plan["layout"], tuple((int(rows), kernel) for rows, kernel in plan["kernels"].items()))

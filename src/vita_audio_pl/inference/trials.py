@@ -6,6 +6,7 @@ of 256 x 256 where it takes 68 in a pass; a plain product takes 36 in both (AMD 
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
 """Numbers of rows that are timed; another number goes by the next larger one of them."""
 MOST_BYTES = 128 << 20
 """Matrices of a trial, at most (but one of each shape): more than most caches hold, as in the pass of a large model."""
+LONE_BYTES = 40 << 20
+"""Copies of a matrix that is timed without its pass: in the pass, others drive it out of the caches."""
 REPETITIONS = 3
 PATIENCE = 0.3
 """Seconds of a pass after which it is not repeated."""
@@ -55,9 +58,11 @@ def measure(counts: Mapping[Shape, int]) -> dict[Shape, dict[str, dict[int, floa
 
 
 def _sequence(counts: Mapping[Shape, int]) -> list[Shape]:
-    """The matrices of a pass in turn, or as large a share of each shape's as is allowed."""
+    """The matrices of a pass in turn, or as large a share of each shape's as is allowed; copies of one that comes alone."""
     size = sum(4 * shape.outputs * shape.inputs * count for shape, count in counts.items())
     held = {shape: max(1, min(count, count * MOST_BYTES // size)) for shape, count in counts.items()}
+    if sum(counts.values()) == 1:
+        held = {shape: ceil(LONE_BYTES / size) for shape in counts}
     places = [((n + 0.5) / count, shape) for shape, count in held.items() for n in range(count)]
     return [shape for _, shape in sorted(places)]
 

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, Item, TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
@@ -195,7 +197,7 @@ class Service:
         return self.audio_input.encode(read_audio(path, self.audio_input.rate))
 
     def _warm_up(self) -> None:
-        """Warm up what the first answer would wait for: tables of the codec, packed weights."""
+        """Warm up what the first answer would wait for: tables of the codec, packed weights, what is measured once."""
         if self.codec is not None:
             stream = self.codec.decode_stream()
             stream.push(self.codec.silence(2))
@@ -207,6 +209,17 @@ class Service:
         options = Options(self.loaded.pattern, min(16, self.most_new_tokens))
         self.engine.do(lambda: [None for _ in conversation.answer(options)]).result()
         self.engine.close(conversation).result()
+        for measure in (self._measure_drafts, self._measure_codes):  # a request may ask for either
+            with suppress(UserError):  # of recorded kernels that lack it: for those who ask
+                self.engine.do(measure).result()
+
+    def _measure_drafts(self) -> object:
+        runtime = self.loaded.runtime
+        return runtime.costs if runtime.n_heads else None
+
+    def _measure_codes(self) -> object:
+        state = self.loaded.runtime.embedding[:1]  # any
+        return self.engine.decoder.scorer.most_likely(state, [SpanConstraint.of(self.loaded.vocabulary)])
 
 
 class Answer:
