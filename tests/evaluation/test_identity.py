@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from vita_audio_pl.evaluation.runs.runner import run_evaluations, worker_pool
 from vita_audio_pl.evaluation.scores.normalisers import plain
 from vita_audio_pl.evaluation.scores.scoring import Scoring
 from vita_audio_pl.evaluation.settings import EvaluateConfig
+from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.inference.kernels import FORMAT
 
 DECIDING = {
     "model": ["m", "other-weights", "other-tokenizer", "other-codec", "other-manifest"],
@@ -72,11 +74,15 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world") / "a"
     manifest = {"stage": "sft", "weights": "w"}
     files = {
-        "config.json": "{}",
+        "config.json": '{"num_nextn_predict_layers": 1}',
         "model.safetensors": "weights",
         "tokenizer/tokenizer.json": "{}",
         "codec/codec.json": "c",
     }
+    for name, head in (("fast-heads.json", 0.1), ("slow-heads.json", 0.9)):
+        passes = {"model": asdict(PassCosts(1.0, 0.0, head, 0.0))}
+        record = {"format": FORMAT, "plans": {}, "does": {}, "passes": passes}
+        files[name] = json.dumps(record)
     for name, changes in {
         "m": {},
         "other-weights": {"model.safetensors": "weighty"},
@@ -169,7 +175,7 @@ def test_recorded_costs_decide_where_answers_hang_on_the_length_of_drafts(world,
     base |= {"verify": verify, "sampling": Sampling(temperature=temperature)}
     other = {setting: values[0] for setting, values in OTHER.items()}
     copy = world.with_name("b")
-    files = [str(folder / "m" / name) for folder in (world, copy) for name in ("config.json", "codec/codec.json")]
+    files = [str(folder / "m" / name) for folder in (world, copy) for name in ("fast-heads.json", "slow-heads.json")]
     named, one, two, *copies = (planned(world, base, other | {"kernels": kernels}) for kernels in ("auto", *files))
     assert [made.identity.key for made in copies] == [one.identity.key, two.identity.key]
     assert len({made.identity.key for made in (named, one, two)}) == (3 if decides else 1)
