@@ -106,10 +106,8 @@ class Rehearsal(Decoder):
         written = written_in_all_rounds(runtime)
         context = min(CONTEXT, runtime.max_positions - written)
         super().__init__(runtime, capacity=context + written, graphs=False, clock=clock())
-        self._prompt, self._options = (
-            [0] * context,
-            Options(DecodePattern.of([1, runtime.n_heads]), written, verify="greedy"),
-        )
+        self._prompt = [0] * context
+        self._options = Options(DecodePattern.of([1, runtime.n_heads]), written, verify="greedy")
         self._drafts, self._keeps = drafts, keeps
         self.rounds = ROUNDS if drafts else min(SHORT_ROUNDS, written)
         self.backbone: list[float] = []
