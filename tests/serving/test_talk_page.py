@@ -94,3 +94,40 @@ def test_the_page_says_what_is_wrong_with_a_key_and_that_the_server_has_gone(run
         send()
         page.wait_for_selector("#state:text('the server cannot be reached')", timeout=0)
         browser.close()
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_shown_and_kept_and_nothing_answers_it(run_server, make_service):
+    playwright = pytest.importorskip("playwright.sync_api")
+    server = run_server(make_service(limits={"audio_seconds": 1}))
+    arguments = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_page()
+        page.goto(server.url.removesuffix("/v1").replace("127.0.0.1", "localhost"))
+
+        def send(text):
+            page.locator("#text").fill(text)
+            page.keyboard.press("Enter")
+
+        send("where is the cow")
+        page.wait_for_selector(".turn.assistant", timeout=0)
+        page.wait_for_selector("#state:text-is('ready')", timeout=0)
+        assert page.input_value("#text") == ""
+        send("<|audio|>")
+        page.wait_for_selector("#state:text('<|audio|>')", timeout=0)
+        assert page.input_value("#text") == "<|audio|>"
+        page.locator("#turns").focus()
+        page.keyboard.down("Space")
+        page.wait_for_selector("#state:text('is longer than the 1 s allowed')", timeout=0)
+        assert page.get_attribute("#talk", "aria-pressed") == "false"
+        page.keyboard.up("Space")
+        page.wait_for_function("document.querySelector('#level').style.transform === 'scaleY(0)'", timeout=0)
+        assert "is longer than" in page.inner_text("#state")
+        send("who sees the cow")  # the server takes messages in turn: whatever was asked before is answered before
+        page.wait_for_selector(".turn:nth-of-type(4)", timeout=0)
+        page.wait_for_selector("#state:text-is('ready')", timeout=0)
+        assert page.locator(".turn .who").all_inner_texts() == ["You", "Model"] * 2
+        assert page.locator(".turn.user .text").all_inner_texts() == ["where is the cow", "who sees the cow"]
+        browser.close()
+    server.stop()

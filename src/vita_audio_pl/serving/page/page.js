@@ -12,9 +12,30 @@ const turns = new Map(); // item id -> element
 
 let held = false;        // whether the button is, or Space
 let heard = 0;           // samples of the turn under way
-const rest = () => state(talking ? "listening" : "ready");
+let trouble = "";        // what went wrong, shown until somebody speaks or writes again
+const waiting = new Map();  // event_id -> what was sent and is neither taken nor refused
+let asked = 0;
 const state = (text) => { $("state").textContent = text; };
+const rest = () => state(trouble || (talking ? "listening" : "ready"));
+const fail = (text) => { trouble = text; rest(); };
 const send = (event) => { if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(event)); };
+
+// Send an event; resolves with the first event of the server that `taken` finds to be its answer.
+function ask(event, taken) {
+  return new Promise((resolve, reject) => {
+    const event_id = `ask_${asked++}`;
+    waiting.set(event_id, { taken, resolve, reject });
+    send({ ...event, event_id });
+  });
+}
+
+// An error that names no event refuses all that waits.
+function refuse(message, event_id = null) {
+  for (const [id, { reject }] of [...waiting].filter(([id]) => id === (event_id ?? id))) {
+    waiting.delete(id);
+    reject(new Error(message));
+  }
+}
 
 // -- connection ------------------------------------------------------------------------------------------------------
 
@@ -40,7 +61,8 @@ function connect() {
       $("stop").disabled = !playing;
       release();
       const why = opened ? `closed: ${reason || "the connection was lost"}` : await whyRefused();
-      state(why);
+      fail(why);
+      refuse(why);
       failed(new Error(why));
     };
   });
@@ -80,7 +102,7 @@ async function openSpeaker() {
     if (data.gap) $("gap").textContent = `${Math.round(1000 * data.gap)} ms`;
     if (data.finished) { playing = null; rest(); $("stop").disabled = !answer; }
     if (data.cleared && playing) {  // the server gets what was really played
-      send({ type: "conversation.item.truncate", item_id: playing.id, content_index: 0,
+      send({ type: "conversation.item.truncate", event_id: "interrupt", item_id: playing.id, content_index: 0,
              audio_end_ms: Math.floor(1000 * data.played / RATE) });
       playing.element.append(note("— interrupted"));
       playing = null;
@@ -102,7 +124,7 @@ async function openMicrophone() {
     $("level").style.transform = `scaleY(${talking ? Math.min(1, 6 * Math.hypot(...data) / Math.sqrt(data.length)) : 0})`;
     if (!talking) return;
     heard += data.length;
-    send({ type: "input_audio_buffer.append", audio: base64(data) });
+    send({ type: "input_audio_buffer.append", event_id: "append", audio: base64(data) });
   };
   configure();
 }
@@ -173,7 +195,7 @@ function addCodes(element, writers) {
 
 const handlers = {
   "session.created": ({ session }) => { $("model").textContent = session.model; },
-  "input_audio_buffer.speech_started": () => { clearSound(); state("listening"); },
+  "input_audio_buffer.speech_started": () => { trouble = ""; clearSound(); state("listening"); },
   "input_audio_buffer.committed": ({ item_id }) => { turn(item_id, "user"); },
   "conversation.item.added": ({ item }) => {
     if (item.role !== "user") return;
@@ -205,19 +227,31 @@ const handlers = {
     $("kept").textContent = sum(drafted) ? `${Math.round(100 * sum(accepted) / sum(drafted))} %` : "–";
     speaker?.port.postMessage({ ended: true });
     if (!playing) rest();
-    if (response.status === "failed") state(response.status_details.error.message);
+    if (response.status === "failed") fail(response.status_details.error.message);
     answer = null;
     $("stop").disabled = !playing;
   },
-  error: ({ error }) => state(error.message),
+  error: ({ error }) => {
+    if (error.event_id === "interrupt") return;  // the answer had ended by itself
+    if (error.event_id === "append" && hold()) release();  // the turn is lost, and what would follow is none
+    fail(error.message);
+    refuse(error.message, error.event_id);
+  },
 };
 
-function handle(event) { handlers[event.type]?.(event); }
+function handle(event) {
+  handlers[event.type]?.(event);
+  for (const [id, { taken, resolve }] of waiting) if (taken(event)) {
+    waiting.delete(id);
+    resolve(event);
+    return;
+  }
+}
 
 function clearSound() { if (playing) speaker.port.postMessage({ clear: true }); }
 
 function interrupt() {
-  if (answer) send({ type: "response.cancel" });
+  if (answer) send({ type: "response.cancel", event_id: "interrupt" });
   clearSound();
   $("stop").disabled = true;
 }
@@ -227,15 +261,16 @@ function interrupt() {
 async function begin() {
   if (talking || beginning) return;
   beginning = true;
+  trouble = "";
   try {
     await Promise.all([openSpeaker(), openMicrophone(), connect()]);
   } catch (error) {
-    state(error.message);
+    fail(error.message);
     return;
   } finally {
     beginning = false;
   }
-  if (hold() && !held) { state(TOO_SHORT); return; }  // let go while the browser asked for the microphone
+  if (hold() && !held) { fail(TOO_SHORT); return; }  // let go while the browser asked for the microphone
   if (hold()) { interrupt(); send({ type: "input_audio_buffer.clear" }); }
   talking = true;
   heard = 0;
@@ -248,7 +283,7 @@ function release() {
   $("talk").setAttribute("aria-pressed", "false");
 }
 
-function end() {
+async function end() {
   const spoke = talking;
   release();
   if (!spoke) return;
@@ -256,10 +291,14 @@ function end() {
   if (!hold()) return;
   if (heard < LEAST * microphone.context.sampleRate) {
     send({ type: "input_audio_buffer.clear" });
-    state(TOO_SHORT);
+    fail(TOO_SHORT);
     return;
   }
-  send({ type: "input_audio_buffer.commit" });
+  try {
+    await ask({ type: "input_audio_buffer.commit" }, ({ type }) => type === "input_audio_buffer.committed");
+  } catch {
+    return;  // it is shown why
+  }
   send({ type: "response.create" });
 }
 
@@ -282,18 +321,23 @@ document.addEventListener("keyup", (event) => { if (talks(event) && hold()) { ev
 $("stop").addEventListener("click", interrupt);
 $("write").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const text = $("text").value.trim();
-  if (!text) return;
+  const field = $("text"), text = field.value.trim();
+  if (!text || field.readOnly) return;
+  field.readOnly = true;  // until the server has taken it
+  trouble = "";
   try {
     await Promise.all([openSpeaker(), connect()]);
+    interrupt();
+    const item = { type: "message", role: "user", content: [{ type: "input_text", text }] };
+    await ask({ type: "conversation.item.create", item },
+              ({ type, item }) => type === "conversation.item.added" && item.content[0]?.type === "input_text");
   } catch (error) {
-    state(error.message);
+    fail(error.message);
     return;
+  } finally {
+    field.readOnly = false;
   }
-  interrupt();
-  $("text").value = "";
-  send({ type: "conversation.item.create",
-         item: { type: "message", role: "user", content: [{ type: "input_text", text }] } });
+  field.value = "";
   send({ type: "response.create" });
 });
 $("unlock").addEventListener("submit", (event) => event.preventDefault());
