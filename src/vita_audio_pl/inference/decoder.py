@@ -86,6 +86,7 @@ class Decoder:
         self.errors: dict[DecodedSequence, UserError] = {}
         self._sequences: list[DecodedSequence | None] = [None] * slots
         self._resting: dict[int, DecodedSequence] = {}  # by slot, the one that has rested longest first
+        self._rows: Rows | None = None  # of the last pass
         self._lock = threading.RLock()
         self._clock = clock
 
@@ -271,7 +272,11 @@ class Decoder:
             self._make_room(sequence, predictor, stop)
         spans = [Span(s.slot, s.unread_from(predictor), stop) for s, stop in zip(sequences, stops, strict=True)]
         ids = [i for s, span in zip(sequences, spans, strict=True) for i in s.ids[span.start : span.stop]]
-        rows = self.runtime.rows(predictor, spans, ids)
+        if self._rows is not None and self._rows.is_followed_by(predictor, spans):
+            rows = self._rows.following(spans, ids)
+        else:
+            rows = self.runtime.rows(predictor, spans, ids)
+        self._rows = rows
         hidden = self._passes.run(
             predictor, rows, self.cache, _audio_states(sequences, spans) if predictor == 0 else None
         )

@@ -57,6 +57,10 @@ class StaticRows(Rows):
     def in_one_piece(self) -> bool:
         return False  # cache indices change between replays
 
+    @property
+    def apart(self) -> bool:
+        return False
+
     def fresh(self) -> "StaticRows":
         """The same tensors without cached derived ones, so that a capture records their computation too."""
         other = copy.copy(self)

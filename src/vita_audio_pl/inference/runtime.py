@@ -277,27 +277,38 @@ class Runtime:
         return layer.down.add_to(hidden, self._gated(layer.gate_up(layer.mlp_norm(hidden))))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
-        """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`.
+        """`query: (rows.total, query_heads, head_size)` -> `(rows.total, query_heads * head_size)`."""
+        if rows.apart:
+            parts = query.split([span.length for span in rows.spans])
+            places = [(span.slot - rows.first_slot, span.stop - rows.first_key) for span in rows.spans]
+            attended = [
+                self._attend_grid(part, keys[at : at + 1, :, :end], values[at : at + 1, :, :end], mask)
+                for part, (at, end), mask in zip(parts, places, rows.masks, strict=True)
+            ]
+            return torch.cat(attended) if len(attended) > 1 else attended[0]
+        grid = query if rows.into_grid is None else query.index_select(0, rows.into_grid)
+        out = self._attend_grid(grid, keys, values, rows.mask)
+        return out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
+
+    def _attend_grid(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """`query: (slots * width, query_heads, head_size)` -> `(slots * width, query_heads * head_size)`.
 
         Query heads that share a key head are stacked as further rows of it, so keys are neither copied nor repeated.
         """
-        if rows.width == 1 and rows.dense:
-            query = query.view(rows.slots, self.key_heads, self.groups, self.head_size)
-            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
-            return out.reshape(rows.slots, -1)
-        if rows.into_grid is not None:
-            query = query.index_select(0, rows.into_grid)
-        slots, width = rows.slots, rows.width
+        slots = keys.shape[0]
+        width = query.shape[0] // slots
+        if width == 1:
+            query = query.view(slots, self.key_heads, self.groups, self.head_size)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+            return out.reshape(slots, -1)
         query = query.reshape(slots, width, self.key_heads, self.groups, self.head_size)
         query = query.permute(0, 2, 3, 1, 4).reshape(slots, self.key_heads, self.groups * width, self.head_size)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=rows.mask, scale=self.scale)
-        out = (
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+        return (
             out.view(slots, self.key_heads, self.groups, width, self.head_size)
             .permute(0, 3, 1, 2, 4)
             .reshape(slots * width, -1)
         )
-        result: Tensor = out if rows.out_of_grid is None else out.index_select(0, rows.out_of_grid)
-        return result
 
     @property
     def turns(self) -> tuple[Tensor, ...]:
