@@ -33,6 +33,7 @@ _ENVELOPE = 16  # cosines of a log-mel frame
 _NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
 _SPOKEN_CODES = 256  # so many codes at most, and half of them, are fitted to the voice that is spoken in
 _SPOKEN_TIMES = 3  # the decoder reads the voice that will be spoken in so many times as often as others
+_STREAM_ROUNDS = 0.3  # of Griffin-Lim, as a share of those of whole decoding
 
 
 class MelVQ:
@@ -275,8 +276,7 @@ class MelVQEncodeStream:
 class MelVQStream:
     """Griffin-Lim in steps: samples once returned are fixed, and what follows is fitted to them, so no seam is heard.
 
-    From running phases, half of the rounds come as near to the spectra as `decode` does. The last 1.5 hops are held back until the
-    next codes tell how they go on.
+    From running phases, few rounds come as near to the spectra as `decode`. 1.5 hops are held back until the next codes come.
     """
 
     def __init__(self, codec: MelVQ) -> None:
@@ -294,7 +294,7 @@ class MelVQStream:
         new = self._codec._checked(codes)
         if len(new) == 0:
             return np.zeros(0, np.float32)
-        hop, iterations = self._codec.config.hop, math.ceil(self._codec.config.griffin_lim_iterations / 2)
+        hop, iterations = self._codec.config.hop, math.ceil(_STREAM_ROUNDS * self._codec.config.griffin_lim_iterations)
         edge = (spectral.OVERLAP - 1) * hop // 2
         beginning = len(self._settled) == 0
         with _one_thread():
