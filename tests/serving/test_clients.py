@@ -78,9 +78,6 @@ def test_speech_is_streamed_in_every_format(client, loaded, codec, answered, kin
     if kind == "pcm":
         wave = np.frombuffer(data, "<i2") / 32767
     else:
-        if kind == "flac":  # a stream does not say how long it is, and libsndfile wants to know
-            samples = round(seconds * OUTPUT_RATE)
-            data = data[:22] + samples.to_bytes(4, "big") + data[26:]
         wave, rate = soundfile.read(io.BytesIO(data), dtype="float32")
         assert rate == OUTPUT_RATE
     assert abs(len(wave) / OUTPUT_RATE - seconds) < 0.15  # encoders fill frames up
@@ -88,6 +85,8 @@ def test_speech_is_streamed_in_every_format(client, loaded, codec, answered, kin
     expected = np.concatenate([stream.push(codes), stream.finish()])
     assert np.std(wave) == pytest.approx(np.std(expected), rel=0.2)
     assert_served_as_generated(loaded, answered, 1)
+    if kind != "pcm":  # the server reads what it writes
+        client.audio.transcriptions.create(model="tiny", file=(f"answer.{kind}", data))
 
 
 def test_transcriptions_in_every_form(client, loaded, answered, recording):

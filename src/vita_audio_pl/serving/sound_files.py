@@ -27,11 +27,12 @@ class SoundWriter:
     Args:
         kind: one of `MEDIA_TYPES`.
         rate: sample rate, Hz.
-        whole: collect everything before sending, so that headers can contain the length.
+        whole: collect everything before sending, so that headers can contain the length; of FLAC, this is always done.
     """
 
     def __init__(self, kind: str, rate: int, whole: bool = False):
-        self._kind, self._rate, self._whole = kind, rate, whole
+        # a FLAC header without the length is read by players, but not by libsndfile
+        self._kind, self._rate, self._whole = kind, rate, whole or kind == "flac"
         self._out = _Forward()
         self._begun = False
         self._file: Any = None
