@@ -3,11 +3,12 @@
 It starts `python -m vita_audio_pl.serve` as a process of its own and talks to it over WebSocket on loopback, in writing, so that no
 encoder's time is in the figures:
 
-- one client against a direct call: seconds to the first sound;
-- eight clients at once: first sound at p50 and p90, gaps in playback, speech made a second against one client, which also
+- one client against a direct call: seconds to the first chunk of sound, and to the first sample that can be heard, since
+  answers may begin with silence;
+- eight clients at once: first audible sound at p50 and p90, gaps in playback, speech made a second against one client, which also
   opens a session for each answer;
 - CPU time that server and clients take for a second of speech, one client and eight: they share the machine;
-- the third turn of a conversation against its first, of questions that are answered aloud in all three turns;
+- first audible sound of a conversation's third turn against its first, of questions that are answered aloud in all three turns;
 - clients that come, interrupt and vanish at random: memory before and after, slots that are free, and every answer that ran to
   its end against the one that a lone client got.
 
@@ -51,6 +52,7 @@ class Heard:
     def __init__(self) -> None:
         self.asked = time.perf_counter()
         self.arrivals: list[tuple[float, float]] = []  # seconds since it was asked, seconds of sound
+        self.audible = float("nan")  # seconds until a chunk with an audible sample came
         self.text = ""
         self.seconds = 0.0
         self.status = ""
@@ -71,6 +73,11 @@ class Heard:
             gap = max(gap, at - end)
             end = max(end, at) + seconds
         return gap
+
+
+def audible(wave: np.ndarray) -> bool:
+    """Whether a chunk `(samples,)` in [-1, 1] reaches -40 dB, as `benchmark what=decoding` counts it."""
+    return wave.size > 0 and float(np.abs(wave).max()) >= 0.01
 
 
 class Client:
@@ -96,8 +103,10 @@ class Client:
             event = json.loads(await self.socket.recv())
             events = None if events is None else events - 1
             if event["type"] == "response.output_audio.delta":
-                samples = len(base64.b64decode(event["delta"])) // 2
-                heard.arrivals.append((time.perf_counter() - heard.asked, samples / RATE))
+                wave, now = np.frombuffer(base64.b64decode(event["delta"]), "<i2"), time.perf_counter() - heard.asked
+                heard.arrivals.append((now, wave.size / RATE))
+                if np.isnan(heard.audible) and audible(wave / 2**15):
+                    heard.audible = now
             elif event["type"] == "response.output_audio_transcript.delta":
                 heard.text += event["delta"]
             elif event["type"] == "error":
@@ -159,8 +168,8 @@ def deepened(model: Path, layers: int, folder: Path) -> Path:
     return folder
 
 
-def direct_call(model: str) -> Callable[[str], float]:
-    """A function that answers a sentence in this process and gives the seconds to its first sound."""
+def direct_call(model: str) -> Callable[[str], tuple[float, float]]:
+    """A function that answers a sentence in this process and gives the seconds to its first chunk and first audible one."""
     import torch
 
     from vita_audio_pl.inference.answering import codec_of, open_session
@@ -172,24 +181,29 @@ def direct_call(model: str) -> Callable[[str], float]:
     loaded = load_speech_model(model)
     codec = codec_of(loaded)
 
-    def first_sound(text: str) -> float:
-        begun = time.perf_counter()
+    def first_sound(text: str) -> tuple[float, float]:
+        begun, first = time.perf_counter(), float("nan")
         with open_session(GenerateConfig(model=model, task="tts", text=text), loaded, codec) as session:
             for event in stream(session, loaded.tokenizer, loaded.vocabulary, codec):
                 if isinstance(event, AudioChunk):
-                    return time.perf_counter() - begun
-        return float("nan")
+                    now = time.perf_counter() - begun
+                    first = now if np.isnan(first) else first
+                    if audible(event.wave):
+                        return first, now
+        return first, float("nan")
 
     return first_sound
 
 
-async def first_sounds(port: int, repeats: int, direct: Callable[[str], float]) -> np.ndarray:
-    """Seconds to the first sound by turns: `(repeats, 2)`, of a direct call and of one client."""
+async def first_sounds(port: int, repeats: int, direct: Callable[[str], tuple[float, float]]) -> np.ndarray:
+    """Seconds by turns, `(repeats, 2, 2)`: of a direct call and of one client, to the first chunk and the first audible one."""
     seconds = []
     for number in range(repeats + 1):
         question = SENTENCES[number % len(SENTENCES)]
         client = await opened(port)
-        seconds.append((direct(question), (await client.ask(question)).first))
+        called = direct(question)
+        heard = await client.ask(question)
+        seconds.append((called, (heard.first, heard.audible)))
         await client.socket.close()
     return np.array(seconds[1:])
 
@@ -209,13 +223,13 @@ async def many_clients(port: int, clients: int, repeats: int) -> tuple[list[Hear
 
 
 async def turns(port: int, repeats: int) -> tuple[float, float] | None:
-    """Median first sound of the first and of the third turn; None if the model is silent in one of every order's turns."""
+    """Median first audible sound of the first and of the third turn; None if the model is silent in one of every order's turns."""
 
     async def asked(questions: tuple[str, ...]) -> list[float]:
         client = await opened(port)
         heard = [await client.ask(question) for question in questions]
         await client.socket.close()
-        return [h.first for h in heard]
+        return [h.audible for h in heard]
 
     for questions in itertools.permutations(SENTENCES, 3):
         if not np.isnan(await asked(questions)).any():
@@ -295,18 +309,25 @@ def load(model: str, options: argparse.Namespace) -> None:
         run: Callable[[Awaitable[Any]], Any] = asyncio.run  # type: ignore[assignment]
         process = psutil.Process(server.pid)
         both = run(first_sounds(port, options.repeats, direct))
-        alone, first = np.nanmedian(both, axis=0)
-        print(f"first sound, by turns: direct call {alone:.3f} s, one client {first:.3f} s, {first / alone:.2f} times")
+        (called_first, called_audible), (client_first, first) = np.nanmedian(both, axis=0)
+        for what, called, heard_by_client in (
+            ("chunk", called_first, client_first),
+            ("audible sound", called_audible, first),
+        ):
+            print(
+                f"first {what}, by turns: direct call {called:.3f} s, one client {heard_by_client:.3f} s, "
+                f"{heard_by_client / called:.2f} times"
+            )
         print(f"  in the server itself: p50 {metric(port, 'first_sound_seconds.quantile=.0.5..'):.3f} s", flush=True)
         lone = 0.0
         for clients, repeats in ((1, options.repeats), (8, max(options.repeats // 2, 1))):
             used = CpuTime(process)
             heard, seconds = run(many_clients(port, clients, repeats))
-            firsts, gaps, speech = [h.first for h in heard], [h.gap for h in heard], sum(h.speech for h in heard)
+            firsts, gaps, speech = [h.audible for h in heard], [h.gap for h in heard], sum(h.speech for h in heard)
             lone = lone or speech / seconds
             p50, p90 = np.nanquantile(firsts, (0.5, 0.9))
             print(
-                f"clients {clients}: first sound p50 {p50:.3f} s, p90 {p90:.3f} s ({p90 / first:.2f} times one's); longest gap "
+                f"clients {clients}: first audible sound p50 {p50:.3f} s, p90 {p90:.3f} s ({p90 / first:.2f} times one's); longest gap "
                 f"{np.nanmax(gaps):.3f} s; {speech / seconds:.1f} s of speech a second ({speech / seconds / lone:.2f} times "
                 f"one's); {used.told(speech)}",
                 flush=True,
@@ -317,7 +338,7 @@ def load(model: str, options: argparse.Namespace) -> None:
         else:
             opening, third = compared
             print(
-                f"turns: first sound of the first {opening:.3f} s, of the third {third:.3f} s ({third / opening:.2f} times)"
+                f"turns: first audible sound of the first {opening:.3f} s, of the third {third:.3f} s ({third / opening:.2f} times)"
             )
         if not options.vanishing:
             return
