@@ -20,6 +20,8 @@ from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 
 VANILLA, TURBO = (Serving(DecodePattern.of(mode)) for mode in ("vanilla", "turbo"))
 
+EVENLY = [1.0, 1.0]
+
 
 def times(**seconds):
     """The same for all numbers of rows, or a function of them; kernels that are not named are slow."""
@@ -46,7 +48,7 @@ def test_the_layout_is_the_quickest_for_the_rows_of_the_mode():
     one, eleven = {1: 5}, {11: 1}
 
     def chosen(*uses):
-        [plan] = quickest([Candidate(costs, uses, ["rows", "columns"])])
+        [plan] = quickest([Candidate(costs, uses, ["rows", "columns"])], [1.0] * len(uses))
         return plan
 
     assert chosen(one).layout == "columns"
@@ -64,7 +66,16 @@ def test_a_matrix_that_matters_little_to_one_mode_is_laid_out_for_the_other():
         costs = times(transposed=lambda rows: 1 if rows < 11 else 2, packed=lambda rows: 2 if rows < 11 else 1)
         return Candidate(costs, [{1: often_one}, {11: often_eleven}], ["columns", "packed"])
 
-    assert [plan.layout for plan in quickest([matrix(10, 1), matrix(1, 10)])] == ["columns", "packed"]
+    assert [plan.layout for plan in quickest([matrix(10, 1), matrix(1, 10)], EVENLY)] == ["columns", "packed"]
+
+
+@pytest.mark.parametrize(("lost", "layout"), [(0.2, "columns"), (0.02, "packed")])
+def test_refused_drafts_may_lose_next_to_nothing_by_layouts_that_are_for_kept_ones(made_up, monkeypatch, lost, layout):
+    """Packed is half as slow for the rows of kept drafts, and a little slower for one row."""
+    made = times(transposed=lambda rows: 1 if rows < 8 else 1.5, packed=lambda rows: 1 + lost if rows < 8 else 1)
+    monkeypatch.setattr(kernels, "measure", lambda counts: dict.fromkeys(counts, made))
+    verified = Kernels(serves=[TURBO._replace(verifies=True)])
+    assert verified.plan(Matrix("backbone", 512, 256), 10).layout == layout
 
 
 seconds = st.dictionaries(st.sampled_from(["linear", "transposed", "packed"]), st.floats(1, 9), min_size=3, max_size=3)
@@ -97,7 +108,7 @@ def test_a_matrix_that_the_slowest_mode_does_not_use_is_laid_out_for_the_others(
     compromise = times(linear=lambda rows: 1 if rows < 11 else 9, transposed=lambda rows: 3 if rows < 11 else 1)
     backbone = Candidate(compromise, [{1: 1}, {11: 1}], ["rows", "columns"])
     heads = Candidate(times(linear=0.2, transposed=0.1), [{}, {11: 1}], ["rows", "columns"])
-    assert [plan.layout for plan in quickest([backbone, heads])][1] == "columns"
+    assert [plan.layout for plan in quickest([backbone, heads], EVENLY)][1] == "columns"
 
 
 @given(in_two_modes)
@@ -105,7 +116,7 @@ def test_no_other_layouts_are_as_quick_in_all_modes_and_quicker_in_one(candidate
     def spent(layouts):
         return [spent_on(candidates, mode, layouts) for mode in (0, 1)]
 
-    chosen = spent([plan.layout for plan in quickest(candidates)])
+    chosen = spent([plan.layout for plan in quickest(candidates, EVENLY)])
     for other in map(spent, product(LAYOUTS, repeat=len(candidates))):
         as_quick = all(theirs <= own for theirs, own in zip(other, chosen, strict=True))
         assert not (as_quick and any(theirs < own * (1 - 1e-6) for theirs, own in zip(other, chosen, strict=True)))
@@ -126,7 +137,7 @@ def test_no_layout_everywhere_serves_the_slowest_mode_better(candidates):
     def worst(layouts):
         return max((spent(mode, layouts) / free[mode] for mode in (0, 1) if free[mode]), default=1.0)
 
-    chosen = [plan.layout for plan in quickest(candidates)]
+    chosen = [plan.layout for plan in quickest(candidates, EVENLY)]
     assert worst(chosen) <= min(map(worst, everywhere)) * (1 + 1e-9)
 
 

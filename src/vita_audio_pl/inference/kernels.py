@@ -21,7 +21,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Layout, Plan
 from vita_audio_pl.inference.shapes import row_counts
-from vita_audio_pl.inference.trials import MEASURED_ROWS, Shape, Times, measure, quicker
+from vita_audio_pl.inference.trials import MEASURED_ROWS, Shape, Times, measure, quicker, timed_rows
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.devices import processor
 from vita_audio_pl.storage.files import write_json
@@ -29,6 +29,9 @@ from vita_audio_pl.storage.files import write_json
 FORMAT = 4
 ROUNDING = 1e-12
 """Of sums of seconds, relatively: combinations that differ by less are equally quick."""
+
+REFUSED = 6.0
+"""How often a share that is lost where all drafts are refused counts: verification promises to lose next to nothing there."""
 
 RowCounts = Mapping[int, int]
 """Number of rows -> how often it comes."""
@@ -49,6 +52,11 @@ class Serving(NamedTuple):
         patterns = [(self.pattern, True), (VANILLA, False)] if self.verifies else [(self.pattern, False)]
         counts = [row_counts(pattern, n_heads, verifies)[part] for pattern, verifies in patterns]
         return [{rows * self.sessions: count for rows, count in use.items()} for use in counts]
+
+    @property
+    def weights(self) -> list[float]:
+        """Of these uses."""
+        return [1.0, REFUSED] if self.verifies else [1.0]
 
 
 PUBLISHED = tuple(Serving(DecodePattern.of(mode)) for mode in ("vanilla", "balance", "boost", "turbo"))
@@ -166,7 +174,8 @@ class Kernels:
             uses = [use for serving in self.serves for use in serving.uses(matrix.part, n_heads)]
             in_a_pass = [{rows: count * often for rows, often in use.items()} for use in uses]
             candidates[matrix] = Candidate(times[matrix.shape], in_a_pass, matrix.layouts)
-        plans = dict(zip(candidates, quickest(list(candidates.values())), strict=True))
+        weights = [weight for serving in self.serves for weight in serving.weights]
+        plans = dict(zip(candidates, quickest(list(candidates.values()), weights), strict=True))
         return [plans[matrix] for matrix in matrices]
 
 
@@ -183,8 +192,10 @@ class Candidate(NamedTuple):
     layouts: Sequence[Layout]
 
 
-def quickest(candidates: Sequence[Candidate]) -> list[Plan]:
+def quickest(candidates: Sequence[Candidate], weights: Sequence[float]) -> list[Plan]:
     """Layouts with which the slowest mode is least behind what is best for it, and their best kernels by number of rows.
+
+    weights: of each mode; the share that it is behind is multiplied by it.
 
     All combinations are compared: a matrix may serve one mode badly where the others make up for it. Where the slowest
     mode uses a matrix little or not at all, combinations tie, and of those the one that is best for all modes together is taken.
@@ -199,8 +210,9 @@ def quickest(candidates: Sequence[Candidate]) -> list[Plan]:
         total = total[..., None] + np.array(seconds).reshape(-1, *[1] * (total.ndim - 1), len(each.layouts))
     ideal = total.min(axis=tuple(range(1, total.ndim)), keepdims=True)
     ratios = total / np.maximum(ideal, 1e-12)  # a mode that uses none of them has 0 everywhere
-    behind = ratios.max(axis=0)
-    together = np.where(behind <= behind.min() * (1 + ROUNDING), ratios.sum(axis=0), np.inf)
+    shares = 1 + (ratios - 1) * np.reshape(weights, (-1, *[1] * len(candidates)))
+    behind = shares.max(axis=0)
+    together = np.where(behind <= behind.min() * (1 + ROUNDING), shares.sum(axis=0), np.inf)
     chosen = np.unravel_index(int(together.argmin()), together.shape)
     layouts = [each.layouts[int(place)] for each, place in zip(candidates, chosen, strict=True)]
     return [
@@ -261,8 +273,8 @@ class Timings:
                     for shape, kinds in shapes.items()
                 }
                 for name, shapes in record["times"].items()
-                if all(rows in map(int, kinds["linear"]) for kinds in shapes.values() for rows in MEASURED_ROWS)
             }
+            times = {name: shapes for name, shapes in times.items() if all(map(_complete, shapes.values()))}
             return times, {name: PassCosts(**costs) for name, costs in record["passes"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}, {}
@@ -278,6 +290,16 @@ class Timings:
             write_json(self._file, self._head | {"times": self._times, "passes": stored})
         except OSError:
             self._file = None
+
+
+def _complete(kinds: Times) -> bool:
+    """Whether all kernels that there are now were timed, and for all numbers of rows."""
+    return all(
+        rows in kinds.get(name, {})
+        for kernels in KERNELS.values()
+        for name, kernel in kernels.items()
+        for rows in timed_rows(kernel)
+    )
 
 
 _timings: dict[tuple[str, ...], Timings] = {}

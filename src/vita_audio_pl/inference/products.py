@@ -64,6 +64,11 @@ def _transposed(columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return torch.mm(x, columns) if bias is None else torch.addmm(bias, x, columns)
 
 
+def _direct(columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """oneDNN's product from a weight that is not in its layout: of several rows with a wide matrix, quicker than MKL's."""
+    return _packed(columns.t(), bias, x)
+
+
 def _packed(blocks: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
     return out
@@ -74,6 +79,7 @@ KERNELS: dict[Layout, dict[str, Kernel]] = {
     "columns": {"transposed": Kernel(_transposed)},
 }
 if torch.backends.mkldnn.is_available():
+    KERNELS["columns"]["direct"] = Kernel(_direct)
     KERNELS["packed"] = {"packed": Kernel(_packed)}
 LAYOUTS: tuple[Layout, ...] = tuple(KERNELS)
 

@@ -5,7 +5,7 @@ of 256 x 256 where it takes 68 in a pass; a plain product takes 36 in both (AMD 
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vita_audio_pl.inference.products import KERNELS, Plan, PlannedProduct
+from vita_audio_pl.inference.products import KERNELS, Kernel, Plan, PlannedProduct
 
 MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
 """Numbers of rows that are timed; another number goes by the next larger one of them."""
@@ -50,11 +50,15 @@ def measure(counts: Mapping[Shape, int]) -> dict[Shape, dict[str, dict[int, floa
         times: dict[Shape, dict[str, dict[int, float]]] = {shape: {} for shape in counts}
         for layout, kernels in KERNELS.items():
             for name, kernel in kernels.items():
-                served = [kernel.only_rows] if kernel.only_rows else MEASURED_ROWS
-                for rows, found in _passes(Plan(layout, ((1, name),)), sequence, served).items():
+                for rows, found in _passes(Plan(layout, ((1, name),)), sequence, timed_rows(kernel)).items():
                     for shape, seconds in found.items():
                         times[shape].setdefault(name, {})[rows] = seconds
     return times
+
+
+def timed_rows(kernel: Kernel) -> Sequence[int]:
+    """Numbers of rows that a kernel is timed with."""
+    return [kernel.only_rows] if kernel.only_rows else MEASURED_ROWS
 
 
 def _sequence(counts: Mapping[Shape, int]) -> list[Shape]:
