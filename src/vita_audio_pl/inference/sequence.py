@@ -268,6 +268,8 @@ class DecodedSequence:
 
     def _cut(self, length: int) -> None:
         """Drop all tokens from position `length` on, for every predictor."""
+        if length == len(self.ids):
+            return
         del self.ids[length:]
         del self._inside[length:]
         # row p of a predictor depends on the tokens up to p only, so rows before the cut stay valid
