@@ -139,8 +139,8 @@ def test_an_address_or_files_that_cannot_be_used_are_told_before_the_model_is_lo
     assert errno_of(mismatch) is None and not is_machine_fault(mismatch)
 
 
-def test_the_second_of_two_servers_that_start_at_once_says_in_one_sentence_that_it_is_too_late(monkeypatch, capfd):
-    """Both found the port free, and one took it while the other's model was loaded."""
+def test_an_address_that_is_empty_or_taken_meanwhile_is_refused_in_one_sentence(monkeypatch, capfd):
+    """Two servers that start at once find a port free, and one takes it while the other's model is loaded."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", 0))
@@ -148,6 +148,8 @@ def test_the_second_of_two_servers_that_start_at_once_says_in_one_sentence_that_
         monkeypatch.setattr(process, "load_service", lambda config: taken.listen())
         with pytest.raises(UserError, match=rf":{port} cannot be used \(.* in use\); give another port"):
             process.run(ServeConfig(model="m", port=port))
+    with pytest.raises(UserError, match="host is empty"):
+        process.run(ServeConfig(model="m", host=""))
     assert not capfd.readouterr().err
 
 

@@ -89,8 +89,10 @@ def bound(config: ServeConfig) -> list[socket.socket]:
     """Sockets with the address, before a large model is loaded; nobody is let in until they listen.
 
     Raises:
-        UserError: the address is taken or not of this machine.
+        UserError: the address is none, taken, or not of this machine.
     """
+    if not config.host:
+        raise UserError("host is empty: give the address to listen on, 0.0.0.0 for all, or leave it out for localhost")
     sockets: list[socket.socket] = []
     try:
         places = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
