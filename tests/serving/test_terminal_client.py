@@ -49,6 +49,24 @@ def test_recordings_and_text_are_turns_of_one_conversation(
     assert np.any(wave) and b"answer.wav" in ended.stderr
 
 
+def test_what_was_answered_before_a_turn_is_refused_is_kept(
+    run_server, make_service, talk, loaded, codec, answered, smoke_world, tmp_path
+):
+    voices = [read_audio(path, 22_050) for path in sorted((smoke_world / "audio").glob("*/*.flac"))[:2]]
+    for name, wave in {"0": voices[0], "1": voices[1], "long": np.resize(voices[0], 21 * 22_050)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", wave, 22_050)
+    (tmp_path / "answer.wav").write_bytes(b"of an earlier talk")
+    server = run_server(make_service(limits={"audio_seconds": 20}))
+    ended = talk(server.url, "audio=[0.wav,1.wav,long.wav,1.wav]", "mode=boost")
+    server.stop()
+    assert ended.returncode == 2
+    where, why = ended.stderr.decode().splitlines()
+    assert "s of speech in answer.wav" in where and "longer than the 20 s allowed" in why
+    wave, rate = soundfile.read(tmp_path / "answer.wav")
+    n_codes = sum(end.generation.codes(loaded.vocabulary).size for _, end in answered[:2])
+    assert n_codes and len(wave) / rate == pytest.approx(n_codes / codec.codes_per_second, abs=0.2)
+
+
 def test_the_client_starts_without_what_only_the_server_needs():
     program = (
         "import sys, vita_audio_pl.talk, vita_audio_pl.serving.terminal\n"
@@ -61,6 +79,7 @@ def test_the_client_starts_without_what_only_the_server_needs():
 def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(
     talk, run_server, make_service, tmp_path, caplog, monkeypatch
 ):
+    nowhere = talk("http://:::99999/v1", "text=hello")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         refused = talk(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", "text=hello")
@@ -72,9 +91,10 @@ def test_a_server_that_is_not_there_or_wants_another_key_is_a_sentence(
     wrong = talk(server.url, "text=hello", "key=wrong")
     assert not caplog.records  # a refused handshake is complete
     right = talk(server.url, "text=hello", "key=right")
-    for ended in (refused, wrong):
+    for ended in (nowhere, refused, wrong):
         assert ended.returncode != 0 and not ended.stdout and b"Traceback" not in ended.stderr
         assert len(ended.stderr.decode().strip().splitlines()) == 1
+    assert b"is no address" in nowhere.stderr
     assert b"cannot be reached" in refused.stderr and b"is the server running?" in refused.stderr
     assert b"a key is needed" in wrong.stderr and right.returncode == 0
     server.stop()

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import connect
+from websockets.uri import parse_uri
 
 from vita_audio_pl.codecs.audio import read_audio, write_wav
 from vita_audio_pl.errors import UserError
@@ -27,8 +28,16 @@ def run(config: TalkConfig) -> None:
     """Send the configured turns; without any, use the microphone.
 
     Raises:
-        UserError: the server is unreachable or refuses, a recording is unreadable, or there is no microphone.
+        UserError: the server is unreachable or refuses, a recording is unreadable, or there is no microphone. What was
+            answered until then is in the output.
     """
+    try:
+        parse_uri(config.url)
+    except (InvalidURI, ValueError) as error:  # ValueError: its port is none
+        why = error.msg if isinstance(error, InvalidURI) else error
+        raise UserError(
+            f"url={config.url} is no address ({why}); give one such as ws://localhost:8000/v1/realtime"
+        ) from None
     waves = [read_audio(path, OUTPUT_RATE) for path in config.audio]
     by_microphone = not waves and config.text is None
     devices = _sound_devices() if by_microphone else None
@@ -72,33 +81,36 @@ def _refusal(error: InvalidStatus) -> str:
 
 def _say_all(socket: Any, waves: list[NDArray[np.float32]], config: TalkConfig) -> None:
     sound: list[NDArray[np.float32]] = []
-    for wave in waves:
-        data = to_pcm16(wave)
-        for start in range(0, len(data), 2 * _PIECE):
-            piece = base64.b64encode(data[start : start + 2 * _PIECE]).decode()
-            _send(socket, type="input_audio_buffer.append", audio=piece)
-        _send(socket, type="input_audio_buffer.commit")
-        sound += _answer(socket)
-    if config.text is not None:
-        content = [{"type": "input_text", "text": config.text}]
-        _send(socket, type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
-        sound += _answer(socket)
-    if sound:
-        write_wav(config.output, np.concatenate(sound), OUTPUT_RATE)
-        print(f"{sum(map(len, sound)) / OUTPUT_RATE:.2f} s of speech in {config.output}", file=sys.stderr)
+    try:
+        for wave in waves:
+            data = to_pcm16(wave)
+            for start in range(0, len(data), 2 * _PIECE):
+                piece = base64.b64encode(data[start : start + 2 * _PIECE]).decode()
+                _send(socket, type="input_audio_buffer.append", audio=piece)
+            _send(socket, type="input_audio_buffer.commit")
+            _answer(socket, sound, config.output)
+        if config.text is not None:
+            content = [{"type": "input_text", "text": config.text}]
+            _send(socket, type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
+            _answer(socket, sound, config.output)
+    finally:
+        if sound:
+            print(f"{sum(map(len, sound)) / OUTPUT_RATE:.2f} s of speech in {config.output}", file=sys.stderr)
 
 
-def _answer(socket: Any) -> list[NDArray[np.float32]]:
-    """Request an answer and show its text; returns its audio."""
+def _answer(socket: Any, sound: list[NDArray[np.float32]], output: str) -> None:
+    """Request an answer, show its text, add its audio to `sound`, and write all of that, also where it is cut off."""
     _send(socket, type="response.create")
-    sound = []
-    for message in socket:
-        event = json.loads(message)
-        if event["type"] == "response.output_audio.delta":
-            sound.append(from_pcm16(base64.b64decode(event["delta"])))
-        elif _show(event):
-            return sound
-    return sound
+    try:
+        while True:
+            event = json.loads(socket.recv())
+            if event["type"] == "response.output_audio.delta":
+                sound.append(from_pcm16(base64.b64decode(event["delta"])))
+            elif _show(event):
+                return
+    finally:
+        if sound:
+            write_wav(output, np.concatenate(sound), OUTPUT_RATE)
 
 
 def _show(event: dict[str, Any]) -> bool:
@@ -143,8 +155,8 @@ class _Microphone:
             self._devices.RawOutputStream(callback=self._play, **sizes),
         ):
             threading.Thread(target=self._send_all, daemon=True).start()
-            for message in self._socket:
-                self._take(json.loads(message))
+            while True:
+                self._take(json.loads(self._socket.recv()))
 
     def _take(self, event: dict[str, Any]) -> None:
         if event["type"] == "response.output_audio.delta":
