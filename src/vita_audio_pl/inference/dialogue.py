@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -166,7 +167,8 @@ class Conversation:
 
     def prompt(self) -> list[int]:
         """Token ids of the prompt of the next answer."""
-        return self._ids(self.items)
+        ids: list[int] = self.chat_format.renderer.prompt([item.turn for item in self.items]).tolist()
+        return ids
 
     def begin(self, options: Options) -> DecodedSequence:
         """Start an answer; it is decoded with the decoder's other sequences until `end`.
@@ -258,10 +260,6 @@ class Conversation:
                 self.decoder.close(sequence)
         self.answering = self._kept = None
 
-    def _ids(self, items: Sequence[Item]) -> list[int]:
-        ids: list[int] = self.chat_format.renderer.prompt([item.turn for item in items]).tolist()
-        return ids
-
     def _fitting(self, max_new_tokens: int) -> list[int]:
         """The prompt, after dropping what does not fit."""
         capacity = self.decoder.cache.capacity
@@ -272,15 +270,15 @@ class Conversation:
             roles = [item.turn.role for item in self.items]
             first = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
             starts = [n for n in range(first + 1, len(roles)) if roles[n] == "user" and roles[n - 1] != "user"]
+            before = [0, *accumulate(self.chat_format.renderer.length([item.turn]) for item in self.items)]
             for start in starts:
-                items = self.items[:first] + self.items[start:]
-                prompt = self._ids(items)
-                enough = len(prompt) + max_new_tokens <= capacity - capacity // FREE_AFTER_SLIDING
-                if enough or (start == starts[-1] and len(prompt) + max_new_tokens <= capacity):
+                needed = len(prompt) - (before[start] - before[first]) + max_new_tokens
+                enough = needed <= capacity - capacity // FREE_AFTER_SLIDING
+                if enough or (start == starts[-1] and needed <= capacity):
                     self.left_out += start - first
-                    self.items = items
-                    return prompt
+                    self.items = self.items[:first] + self.items[start:]
+                    return self.prompt()
         raise UserError(
-            f"the conversation has {len(self.prompt())} tokens, and with an answer of up to {max_new_tokens} it does not fit "
+            f"the conversation has {len(prompt)} tokens, and with an answer of up to {max_new_tokens} it does not fit "
             f"into the {capacity} of its cache; begin a new one, shorten the question or lower max_new_tokens"
         )
