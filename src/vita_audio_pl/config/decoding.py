@@ -15,6 +15,7 @@ QUANTIZE_MEANING = (
     "hold the linear layers in int8, int8_dynamic (inputs are rounded too) or int4, by torchao; null = as they are"
 )
 KERNELS = ("auto", "rows", "columns", "packed")
+_LEAST = 1e-6  # what logits are divided by; float32 holds what comes out
 SLACK = 0.3
 """How loose `groups` is by default."""
 
@@ -69,12 +70,12 @@ class Sampling:
             setattr(self, name, finite_number(getattr(self, name), name))
         for name in ("top_k", "seed"):
             setattr(self, name, whole_number(getattr(self, name), name, least=0))
-        if not self.temperature >= 0:
-            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or more")
+        if not (self.temperature == 0 or self.temperature >= _LEAST):
+            raise UserError(f"temperature={self.temperature} must be 0 (greedy), or {_LEAST} or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 means none")
+        if not self.repetition_penalty >= _LEAST:
+            raise UserError(f"repetition_penalty={self.repetition_penalty} must be {_LEAST} or more; 1 means none")
 
     @property
     def greedy(self) -> bool:
