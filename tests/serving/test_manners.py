@@ -50,6 +50,8 @@ def test_keys_are_asked_for_everywhere_but_on_the_page_and_health(keyed):
     assert asked(keyed).status_code == 401
     assert asked(keyed, headers={"authorization": "Bearer three"}).status_code == 401
     assert asked(keyed, headers={"authorization": "Bearer two"}).status_code == 200
+    assert asked(keyed, headers={"authorization": "bearer  two"}).status_code == 200
+    assert asked(keyed, "OPTIONS").status_code == 401 and asked(keyed, path="/openapi.json").status_code == 401
     assert asked(keyed, path="/health").json() == {"status": "ok"}
     page = asked(keyed, path="/")
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
@@ -61,7 +63,7 @@ def test_keys_come_from_a_file_of_ones_own_or_the_environment(tmp_path, monkeypa
     config = ServeConfig(model="m", api_keys=str(file))
     with pytest.raises(UserError, match="cannot be read"):
         api_keys(config)
-    file.write_bytes("\ufeffabc\r\n# mine\r\n\r\n".encode())  # as Windows writes it
+    file.write_bytes("\ufeffabc\r\n# mine\r\n  # mine, too\r\n\r\n".encode())  # as Windows writes it
     os.chmod(file, 0o644)
     with pytest.raises(UserError, match="chmod 600"):
         api_keys(config)
@@ -73,8 +75,41 @@ def test_keys_come_from_a_file_of_ones_own_or_the_environment(tmp_path, monkeypa
 
 def test_a_key_of_any_signs_is_shown_by_a_page_in_the_name_of_a_protocol(service):
     keyed = Gate(None, ["a+b/(c)="], [], loopback=False, most_bytes=1)
-    assert keyed._shows_key({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}a%2Bb%2F%28c%29%3D"})
-    assert not keyed._shows_key({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}a%2Bb"})
+    assert keyed._shown({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}a%2Bb%2F%28c%29%3D"}) == "a+b/(c)="
+    assert keyed._shown({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}a%2Bb"}) is None
+
+
+def test_a_page_of_a_listed_origin_can_read_why_it_was_refused(keyed, monkeypatch):
+    monkeypatch.setattr(keyed.config, "origins", ["https://friend.org"])
+    friend = {"origin": "https://friend.org"}
+    large = asked(keyed, "POST", headers={**friend, "authorization": "Bearer one", "content-length": "99999999999"})
+    for refused, status in ((asked(keyed, headers=friend), 401), (large, 413)):
+        assert refused.status_code == status and refused.headers["access-control-allow-origin"] == "https://friend.org"
+    asks = {**friend, "access-control-request-method": "POST"}
+    assert asked(keyed, "OPTIONS", headers=asks).status_code == 200
+    stranger = asked(keyed, headers={"origin": "https://elsewhere.org"})
+    assert stranger.status_code == 403 and "access-control-allow-origin" not in stranger.headers
+
+
+def test_sessions_are_counted_by_the_key_however_it_is_written(run_server, make_service, monkeypatch):
+    monkeypatch.setenv("VITA_AUDIO_PL_API_KEYS", "one,two")
+    server = run_server(make_service(limits={"sessions_a_client": 1}))
+    url = server.url.replace("http", "ws") + "/realtime"
+
+    async def first(**how):
+        socket = await websockets.connect(url, **how)
+        return json.loads(await socket.recv())["type"]
+
+    async def check():
+        assert await first(additional_headers={"authorization": "Bearer one"}) == "session.created"
+        for written in ("Bearer  one", "one", "bearer one", "Bearer one "):
+            assert await first(additional_headers={"authorization": written}) == "error"
+        for names in (["realtime", f"{KEY_PROTOCOL}one"], [f"{KEY_PROTOCOL}%6Fne", "realtime", "x"]):
+            assert await first(subprotocols=names) == "error"
+        assert await first(additional_headers={"authorization": "Bearer two"}) == "session.created"
+
+    asyncio.run(check())
+    server.stop()
 
 
 def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(service, monkeypatch):

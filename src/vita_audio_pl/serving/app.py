@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.endpoints import Endpoints
 from vita_audio_pl.serving.engine import Busy
-from vita_audio_pl.serving.gate import Gate, error_body
+from vita_audio_pl.serving.gate import Gate, error_body, key_of
 from vita_audio_pl.serving.realtime import Session
 from vita_audio_pl.serving.requests import sentence_of
 from vita_audio_pl.serving.service import Service
@@ -35,6 +35,7 @@ _HEADERS = {
     "cache-control": "no-cache",
 }
 _LOG = logging.getLogger("vita_audio_pl.serving")
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # who sent a broken form is told; the log is not
 
 
 def create_app(service: Service) -> FastAPI:
@@ -45,13 +46,9 @@ def create_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="Vita-Audio-PL", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="Vita-Audio-PL", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.include_router(Endpoints(service).router)
     config = service.config
-    if config.origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=config.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
-        )
     loopback = not service.keys
     app.add_middleware(
         Gate,
@@ -60,6 +57,10 @@ def create_app(service: Service) -> FastAPI:
         loopback=loopback,
         most_bytes=config.limits.message_bytes,
     )
+    if config.origins:  # around the gate, so that a page of these origins can read why it was refused
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -199,8 +200,7 @@ class Connection:
                 self._unread -= len(text)
 
     def _client(self) -> str:
-        key = self._socket.headers.get("authorization") or self._socket.headers.get("sec-websocket-protocol")
-        if self._service.keys and key:
+        if (key := key_of(self._socket.scope)) is not None:
             return key
         return self._socket.client.host if self._socket.client is not None else "unknown"
 

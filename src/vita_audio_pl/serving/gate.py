@@ -14,6 +14,7 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the WebSocket subprotocol in which pages, which cannot set headers, send a key (as with OpenAI)."""
 _OPEN = ("/", "/health")
+_KEY = "vita_audio_pl.key"
 
 
 def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
@@ -21,8 +22,14 @@ def error_body(message: str, kind: str = "invalid_request_error", code: str | No
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+def key_of(scope: Scope) -> str | None:
+    """The accepted key that a request showed; None if none was asked for."""
+    found: str | None = scope.get(_KEY)
+    return found
+
+
 class Gate:
-    """ASGI middleware.
+    """ASGI middleware; says in the scope which key was shown (`key_of`).
 
     Args:
         app: the protected application.
@@ -42,14 +49,15 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
+        key = self._shown(headers)
+        refusal = self._refusal(scope, headers, key)
         if refusal is not None:
             await _refuse(scope, send, *refusal)
             return
         limited = receive if scope["type"] == "websocket" else _Limited(receive, self._most)
-        await self._app(scope, limited, send)
+        await self._app({**scope, _KEY: key}, limited, send)
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: Mapping[str, str], key: str | None) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if self._loopback and _host(f"//{host}") not in LOOPBACK:
             return (
@@ -59,8 +67,8 @@ class Gate:
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins and urlsplit_safe(origin) != host:
             return 403, "pages of this origin may not call; the setting origins lists those that may"
-        public = scope["path"] in _OPEN or scope["path"].startswith("/page/") or scope.get("method") == "OPTIONS"
-        if self._keys and not public and not self._shows_key(headers):
+        public = scope["path"] in _OPEN or scope["path"].startswith("/page/")
+        if self._keys and not public and key is None:
             return 401, "a key is needed: Authorization: Bearer KEY"
         if not re.fullmatch(r"\d{1,15}", headers.get("content-length", "0")):
             return 400, "content-length is not a number"
@@ -68,8 +76,9 @@ class Gate:
             return 413, f"the request is larger than the {self._most} bytes that are taken"
         return None
 
-    def _shows_key(self, headers: Mapping[str, str]) -> bool:
-        shown = [headers.get("authorization", "").removeprefix("Bearer ").strip()]
+    def _shown(self, headers: Mapping[str, str]) -> str | None:
+        """The accepted key that the headers show."""
+        shown = [re.sub(r"(?i)^bearer\s", "", headers.get("authorization", "").strip()).strip()]
         for protocol in headers.get("sec-websocket-protocol", "").split(","):
             if protocol.strip().startswith(KEY_PROTOCOL):
                 # the page encodes what a protocol's name may not hold, such as the signs of base64; other clients do not
@@ -77,7 +86,8 @@ class Gate:
                 shown += [sent, unquote(sent)]
         # all keys are compared, so that the time taken reveals nothing
         tried = [one.encode("utf-8", "replace") for one in shown]
-        return any([hmac.compare_digest(one, key) for one in tried for key in self._keys])
+        found = [key for key in self._keys if any([hmac.compare_digest(one, key) for one in tried])]
+        return found[0].decode() if found else None
 
 
 class TooLarge(HTTPException):

@@ -25,7 +25,7 @@ class LimitsConfig:
     sessions_a_client: int = setting(8, "open sessions per API key, or per address without keys", at_least=1)
     queue: int = setting(32, "answers that may wait for a slot; more are refused with Retry-After", at_least=0)
     audio_seconds: float = setting(60.0, "longest recording or spoken turn, s", above=0)
-    text_characters: int = setting(8000, "longest text of a message", at_least=1)
+    text_characters: int = setting(8000, "longest text of a message, all of its parts, or of instructions", at_least=1)
     message_bytes: int = setting(16 * 2**20, "largest WebSocket message or HTTP body, bytes", at_least=1024)
     idle_seconds: float = setting(600.0, "seconds after which an idle session is closed", above=0)
     unread_bytes: int = setting(32 * 2**20, "unread bytes at which a session is closed", at_least=2**20)
@@ -126,7 +126,7 @@ def api_keys(config: ServeConfig) -> frozenset[str]:
         raise UserError(f"api_keys={path} cannot be read: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(f"api_keys={path} can be read by others than its owner; chmod 600 {path}")
-    keys = frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    keys = frozenset(line for line in map(str.strip, lines) if line and not line.startswith("#"))
     if not keys:
         raise UserError(f"api_keys={path} holds no key; write one a line")
     return keys
