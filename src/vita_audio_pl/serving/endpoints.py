@@ -19,12 +19,13 @@ from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
 from vita_audio_pl.serving.asr import transcribe
 from vita_audio_pl.serving.metrics import by_replica, text_of
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
-from vita_audio_pl.serving.requests import NO_FUNCTIONS, ChatAudio, ChatRequest, Decoding, SpeechRequest, checked
+from vita_audio_pl.serving.requests import NO_FUNCTIONS, ChatAudio, ChatRequest, SpeechRequest, decoding_of_form
 from vita_audio_pl.serving.service import Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
 from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 from vita_audio_pl.text.messages import ROLES
 
+_TRANSCRIPTION = ("file", "model", "response_format", "stream", "language", "prompt", "temperature")
 _WATCH_EVERY = 0.1  # seconds
 _SPOKEN_FOR = 3600  # seconds
 
@@ -72,7 +73,7 @@ class Endpoints:
             raise UserError("speed is fixed at 1: the model speaks as it was trained to")
         if service.codec is None:
             raise UserError("the model has no audio codec and cannot speak; start it with codec_folder=DIR")
-        self._check_text(body.input)
+        service.check_text(len(body.input), "input")
         options = service.options(body.decoding, spoken=True)
         conversation = service.engine.conversation()
         self._speak_as(conversation, body.voice)
@@ -101,11 +102,9 @@ class Endpoints:
         language: str = Form(""),
         prompt: str = Form(""),
         temperature: float = Form(0.0, ge=0, le=10),
-        decoding: str = Form(""),
     ) -> Response:
-        """Speech to text."""
-        service = self.service
-        how = _decoding(decoding)
+        """Speech to text; `language` and `prompt` are hints that it does not need."""
+        service, how = self.service, decoding_of_form((await request.form()).multi_items(), _TRANSCRIPTION)
         data = await file.read()
         said, seconds = await service.encode_audio(data, "the recording")
         answer = transcribe(service, said, how, temperature)
@@ -159,21 +158,16 @@ class Endpoints:
         service = self.service
         return {"id": service.name, "object": "model", "created": service.started, "owned_by": "vita_audio_pl"}
 
-    def _check_text(self, text: str) -> None:
-        most = self.service.config.limits.text_characters
-        if len(text) > most:
-            raise UserError(
-                f"the text has {len(text)} characters, more than the {most} that are taken; send it in parts"
-            )
-
     def _speak_as(self, conversation: Conversation, voice: Any) -> None:
         if turn := self.service.voice_turn(voice):
             conversation.add("system", *turn)
 
     async def _add_messages(self, conversation: Conversation, messages: list[dict[str, Any]]) -> bool:
         """Add a chat's messages; returns whether the user's last one is speech."""
+        self.service.check_texts([_characters(message.get("content")) for message in messages])
         spoken = False
         for number, message in enumerate(messages, 1):
+            await asyncio.sleep(0)  # tokenising a message takes milliseconds; others have their turn between two
             role = message.get("role")
             role = "system" if role == "developer" else role
             if not isinstance(role, str) or role not in ROLES:
@@ -196,7 +190,6 @@ class Endpoints:
 
     async def _pieces(self, content: Any, where: str) -> tuple[list[TurnContent], bool]:
         if isinstance(content, str):
-            self._check_text(content)
             return [content], False
         if not isinstance(content, list):
             raise UserError(f"{where} has no content; give text, or a list of text and input_audio parts")
@@ -205,7 +198,6 @@ class Endpoints:
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text" and isinstance(part.get("text"), str):
-                self._check_text(part["text"])
                 pieces.append(part["text"])
             elif kind == "input_audio" and isinstance(part.get("input_audio"), dict):
                 data = base64_of(part["input_audio"].get("data"), where)
@@ -324,15 +316,12 @@ def base64_of(data: Any, where: str) -> bytes:
         raise UserError(f"{where}: the audio is not base64") from None
 
 
-def _decoding(text: str) -> Decoding:
-    if not text:
-        return Decoding()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError("decoding is not JSON") from None
-    found: Decoding = checked(Decoding, value)
-    return found
+def _characters(content: Any) -> int:
+    """Length of the text of a message's content."""
+    if isinstance(content, str):
+        return len(content)
+    texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _finish_reason(answer: Answer) -> str:

@@ -20,6 +20,7 @@ _EVENTS: dict[str, type[BaseModel]] = {
     get_args(event.model_fields["type"].annotation)[0]: event
     for event in get_args(get_args(types.RealtimeClientEvent)[0])
 }
+_MOST_VALUES = 1000
 for _event in _EVENTS.values():
     _event.model_rebuild()  # openai leaves it to the first use, where a client would wait for it
 
@@ -49,6 +50,7 @@ class Reply:
     first_sound: float = 0.0
     n_codes: int = 0
     reason: str | None = None  # why it was cancelled
+    error: dict[str, Any] | None = None  # why it failed
 
     @property
     def address(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Reply:
         return int(min(seconds, self.sound_sent) * codes_per_second)
 
 
-def response_of(reply: Reply, status: str, error: str | None = None) -> dict[str, Any]:
+def response_of(reply: Reply, status: str) -> dict[str, Any]:
     """The response object, during an answer or at its end."""
     details: dict[str, Any] | None = None
     if status == "cancelled":
@@ -71,7 +73,7 @@ def response_of(reply: Reply, status: str, error: str | None = None) -> dict[str
     elif status == "incomplete":
         details = {"type": "incomplete", "reason": "max_output_tokens"}
     elif status == "failed":
-        details = {"type": "failed", "error": {"type": "server_error", "code": "failed", "message": error}}
+        details = {"type": "failed", "error": reply.error}
     response: dict[str, Any] = {
         "id": reply.id,
         "object": "realtime.response",
@@ -93,14 +95,19 @@ def response_of(reply: Reply, status: str, error: str | None = None) -> dict[str
     return response
 
 
-def parsed(text: str | bytes) -> dict[str, Any]:
-    """Parse a message as a client event.
+def parsed(text: str | bytes, most_text: int) -> dict[str, Any]:
+    """Parse a message as a client event, whose values have the types of OpenAI's.
+
+    most_text: characters that a text may have; what else an event is of takes few commas and brackets.
 
     Raises:
         UserError: it is not a valid event.
     """
+    signs = ",[{" if isinstance(text, str) else (b",", b"[", b"{")
+    if sum(map(text.count, signs)) > most_text + _MOST_VALUES:  # type: ignore[arg-type]
+        raise UserError("the message has more values than any event")
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise UserError("the message is not JSON") from None
     if not isinstance(value, dict):
@@ -108,39 +115,25 @@ def parsed(text: str | bytes) -> dict[str, Any]:
     kind = _EVENTS.get(value["type"]) if isinstance(value.get("type"), str) else None
     if kind is None:
         raise UserError(f"there is no event of type {str(value.get('type'))[:60]!r}")
-    # other sample rates than OpenAI's are accepted; its types allow only one
-    known = copy.deepcopy(value)
-    form = ((known.get("session") or {}).get("audio") or {}) if isinstance(known.get("session"), dict) else {}
-    for side in form.values() if isinstance(form, dict) else ():
-        if isinstance(side, dict) and isinstance(side.get("format"), dict):
-            side["format"].pop("rate", None)
-    checked(kind, known)
+    known = value
+    if value["type"] == "session.update":
+        # other sample rates than OpenAI's are accepted; its types allow only one
+        known = copy.deepcopy(value)
+        form = ((known.get("session") or {}).get("audio") or {}) if isinstance(known.get("session"), dict) else {}
+        for side in form.values() if isinstance(form, dict) else ():
+            if isinstance(side, dict) and isinstance(side.get("format"), dict):
+                side["format"].pop("rate", None)
+    checked(kind, known, strict=True)
     return value
+
+
+def _no_number(name: str) -> None:
+    raise UserError(f"{name} is not a number of JSON")
 
 
 def described(id: str, role: str, content: list[dict[str, Any]], status: str = "completed") -> dict[str, Any]:
     """An item in OpenAI's form."""
     return {"id": id, "object": "realtime.item", "type": "message", "role": role, "status": status, "content": content}
-
-
-def session_of(
-    id: str,
-    model: str,
-    incoming: SampleFormat,
-    outgoing: SampleFormat,
-    detection: dict[str, Any] | None,
-    voice: Any,
-    decoding: dict[str, Any],
-    written: bool,
-) -> dict[str, Any]:
-    """A session in OpenAI's form; written: whether the model writes down what it hears."""
-    heard = {"model": model} if written else None
-    audio = {
-        "input": {"format": incoming.described, "turn_detection": detection, "transcription": heard},
-        "output": {"format": outgoing.described, "voice": voice},
-    }
-    known = {"type": "realtime", "object": "realtime.session", "id": id, "model": model}
-    return known | {"audio": audio, "tools": [], "decoding": decoding}
 
 
 def new_id(kind: str) -> str:

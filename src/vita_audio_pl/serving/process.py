@@ -191,6 +191,13 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(listening(self._service.config, self._service.name, self.port), flush=True)
+            if self._service.capacity < self._service.config.context_tokens:
+                print(
+                    f"conversations have {self._service.capacity} tokens at most, all positions of the model, though "
+                    f"context_tokens={self._service.config.context_tokens}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             if self._service.config.host not in LOOPBACK and not self._service.keys:
                 print(
                     "without keys, the server answers to the name localhost alone, which others can claim, too; "

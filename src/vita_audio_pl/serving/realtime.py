@@ -21,13 +21,14 @@ from vita_audio_pl.serving.asr import send_transcript
 from vita_audio_pl.serving.audio_input import LEAST_AUDIO
 from vita_audio_pl.serving.endpoints import base64_of
 from vita_audio_pl.serving.engine import Busy
-from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, response_of, session_of
-from vita_audio_pl.serving.pcm import SampleFormat, format_of
-from vita_audio_pl.serving.requests import NO_FUNCTIONS, Decoding, checked
+from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, response_of
+from vita_audio_pl.serving.requests import NO_FUNCTIONS
 from vita_audio_pl.serving.service import Service
+from vita_audio_pl.serving.session_settings import SessionSettings
 from vita_audio_pl.serving.turn_taking import TurnTaker
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
+_LEFT_OUT = 64  # items that a full conversation left out and clients may still ask for
 
 
 class Session:
@@ -44,18 +45,12 @@ class Session:
         self.conversation = service.engine.conversation()
         self._send_text, self._forget = send, forget
         self._records: dict[str, Record] = {}
-        self._decoding = Decoding()
+        self._settings = SessionSettings(("audio" if service.codec is not None else "text",))
         self._instructions: Item | None = None
-        self._told: str | None = None  # the instructions' text
         self._turns = TurnTaker(service)
-        self._incoming = self._outgoing = SampleFormat()
         self._turn_id = new_id("item")
         self._reply: Reply | None = None
         self._task: asyncio.Task[None] | None = None
-        self._modalities = ["audio" if service.codec is not None else "text"]
-        self._most_tokens: int | None = None
-        self._voice: Any = None
-        self._transcribes = False
         self._writing_down: set[asyncio.Task[None]] = set()
 
     @property
@@ -65,13 +60,13 @@ class Session:
 
     def begin(self) -> None:
         """Send `session.created`."""
-        self._send("session.created", session=self._described())
+        self._send("session.created", session=self._settings.described(self.id, self.service.name))
 
     async def take(self, text: str | bytes) -> None:
         """Handle one message; an invalid one is answered with an error event and changes nothing."""
         event_id = None
         try:
-            event = parsed(text)
+            event = parsed(text, self.service.config.limits.text_characters)
             event_id = event.get("event_id") if isinstance(event.get("event_id"), str) else None
             await self._handle(event)
         except Busy as busy:
@@ -112,7 +107,7 @@ class Session:
             case "conversation.item.retrieve":
                 self._send("conversation.item.retrieved", item=self._record(event["item_id"]).described)
             case "conversation.item.truncate":
-                await self._truncate(event["item_id"], event["audio_end_ms"])
+                await self._truncate(event["item_id"], event["content_index"], event["audio_end_ms"])
             case "response.create":
                 await self._respond(event.get("response") or {})
             case "response.cancel":
@@ -121,41 +116,17 @@ class Session:
                 await self._interrupt("client_cancelled")
 
     async def _update(self, session: dict[str, Any]) -> None:
-        if session.get("type") == "transcription":
-            raise UserError("transcription sessions are not served; send recordings to /v1/audio/transcriptions")
-        if session.get("tools"):
-            raise UserError(NO_FUNCTIONS)
-        audio = session.get("audio") or {}
-        incoming, outgoing = audio.get("input") or {}, audio.get("output") or {}
-        format_in = format_of(incoming.get("format"), self._incoming)
-        format_out = format_of(outgoing.get("format"), self._outgoing, outgoing=True)
-        if outgoing.get("speed") not in (None, 1):
-            raise UserError("speed is fixed at 1: the model speaks as it was trained to")
-        modalities = session.get("output_modalities")
-        if modalities and "audio" in modalities and self.service.codec is None:
-            raise UserError("the model has no audio codec and cannot speak")
-        decoding = checked(Decoding, session["decoding"]) if session.get("decoding") is not None else self._decoding
-        self.service.options(decoding, spoken=True)
-        detection = incoming["turn_detection"] if "turn_detection" in incoming else self._turns.detection
-        if detection is not None and detection.get("type") not in ("server_vad", "semantic_vad"):
-            raise UserError("turn_detection is server_vad, or null for push to talk")
-        most = session.get("max_output_tokens", self._most_tokens)
-        # everything has been validated; from here on nothing is refused
-        self._decoding, self._most_tokens = decoding, most if isinstance(most, int) else None
-        self._modalities = list(modalities) if modalities else self._modalities
-        self._voice = outgoing.get("voice", self._voice)
-        self._transcribes = bool(incoming.get("transcription", self._transcribes))
-        if "instructions" in session or "voice" in outgoing:
-            self._told = session.get("instructions", self._told)
-            await self._instruct()
-        self._incoming, self._outgoing = format_in, format_out
-        self._turns.set(format_in.rate, detection)
-        self._send("session.updated", session=self._described())
+        new, old = self._settings.updated(session, self.service), self._settings
+        if (new.instructions, new.voice) != (old.instructions, old.voice):
+            await self._instruct(new)  # the last that may refuse, before it changes anything
+        self._settings = new
+        self._turns.set(new.incoming.rate, new.detection)
+        self._send("session.updated", session=new.described(self.id, self.service.name))
 
-    async def _instruct(self) -> None:
+    async def _instruct(self, settings: SessionSettings) -> None:
         """The system turn at the beginning: instructions and a voice."""
-        pieces: list[TurnContent] = [self._told] if self._told else []
-        pieces += self.service.voice_turn(self._voice)
+        pieces: list[TurnContent] = [settings.instructions] if settings.instructions else []
+        pieces += self.service.voice_turn(settings.voice)
         item = self.conversation.chat_format.input_turn("system", *pieces) if pieces else None
 
         def change() -> None:
@@ -166,17 +137,17 @@ class Session:
         self._instructions = item
 
     async def _append(self, audio: str) -> None:
-        wave = self._incoming.samples(base64_of(audio, "audio"))
+        wave = self._settings.incoming.samples(base64_of(audio, "audio"))
+        detection = self._settings.detection
         async for began, at_ms in self._turns.push(wave):
-            detection: dict[str, Any] = self._turns.detection or {}
             if began:
                 self._send("input_audio_buffer.speech_started", item_id=self._turn_id, audio_start_ms=at_ms)
-                if detection.get("interrupt_response") is not False:
+                if detection is None or detection.interrupt_response:
                     await self._interrupt("turn_detected")
             else:
                 self._send("input_audio_buffer.speech_stopped", item_id=self._turn_id, audio_end_ms=at_ms)
                 await self._commit(least=0)
-                if detection.get("create_response") is not False:
+                if detection is None or detection.create_response:
                     await self._respond({})
 
     async def _commit(self, least: float) -> None:
@@ -184,10 +155,10 @@ class Session:
         item = self.conversation.chat_format.input_turn("user", said)
         id, self._turn_id = self._turn_id, new_id("item")
         record = Record(id, described(id, "user", [{"type": "input_audio", "transcript": None}]), item)
-        previous = next(reversed(self._records), None)
-        self._send("input_audio_buffer.committed", item_id=id, previous_item_id=previous)
-        await self._add(record)
-        if self._transcribes:
+        before = await self._insert(record)
+        self._send("input_audio_buffer.committed", item_id=id, previous_item_id=before)
+        self._announce(record, before)
+        if self._settings.transcribes:
             task = asyncio.create_task(send_transcript(self.service, record.id, said, self._send))
             self._writing_down.add(task)
             task.add_done_callback(self._writing_down.discard)
@@ -199,14 +170,15 @@ class Session:
                 NO_FUNCTIONS if str(kind).startswith("function") else f"items of type {kind} are not supported"
             )
         role, pieces, shown = item["role"], [], []
-        for part in item.get("content") or []:
+        parts = item.get("content") or []
+        written = [part[name] for part in parts for name in ("text", "transcript") if isinstance(part.get(name), str)]
+        self.service.check_text(sum(map(len, written)), "the item")
+        for part in parts:
             if isinstance(part.get("text"), str):
-                if len(part["text"]) > self.service.config.limits.text_characters:
-                    raise UserError("the text is too long")
                 pieces.append(part["text"])
                 shown.append({"type": "output_text" if role == "assistant" else "input_text", "text": part["text"]})
             elif role == "user" and isinstance(part.get("audio"), str):
-                wave = self._incoming.samples(base64_of(part["audio"], "the item"))
+                wave = self._settings.incoming.samples(base64_of(part["audio"], "the item"))
                 pieces.append(await self._turns.encode(wave))
                 shown.append({"type": "input_audio", "transcript": part.get("transcript")})
             elif role == "assistant" and isinstance(part.get("transcript"), str):
@@ -218,25 +190,37 @@ class Session:
         id = item.get("id") or new_id("item")
         if id in self._records:
             raise UserError("an item with that id exists already")
-        await self._add(Record(id, described(id, role, shown), given), previous)
+        record = Record(id, described(id, role, shown), given)
+        self._announce(record, await self._insert(record, previous))
 
-    async def _add(self, record: Record, previous: Any = None) -> None:
+    async def _insert(self, record: Record, previous: Any = None) -> str | None:
+        """Add an item to the history, after the item with the id `previous`; returns the id of the one before it."""
         after = self._records.get(previous) if isinstance(previous, str) and previous != "root" else None
         if isinstance(previous, str) and previous != "root" and after is None:
             raise UserError("previous_item_id is not an item of this conversation")
 
-        def insert() -> None:
+        def insert() -> set[Item]:
             items = self.conversation.items
+            self.service.check_room([*items, record.item])  # type: ignore[list-item]
             if previous == "root":
                 items.insert(1 if self._instructions in items else 0, record.item)  # type: ignore[arg-type]
             elif after is not None and after.item in items:
                 items.insert(items.index(after.item) + 1, record.item)  # type: ignore[arg-type]
             else:
                 items.append(record.item)  # type: ignore[arg-type]
+            return set(items)
 
-        await self._in_engine(insert)
+        held = await self._in_engine(insert)
         before = previous if previous is not None else next(reversed(self._records), None)
         self._records[record.id] = record
+        # a full conversation leaves out its oldest items for good; what clients may ask of them ends, too, in time
+        writing = None if self._reply is None else self._reply.record
+        gone = [id for id, known in self._records.items() if known.item not in held and known is not writing]
+        for id in gone[:-_LEFT_OUT]:
+            del self._records[id]
+        return before
+
+    def _announce(self, record: Record, before: str | None) -> None:
         for kind in ("conversation.item.added", "conversation.item.done"):
             self._send(kind, item=record.described, previous_item_id=before)
 
@@ -253,10 +237,10 @@ class Session:
         del self._records[id]
         self._send("conversation.item.deleted", item_id=id)
 
-    async def _truncate(self, id: str, end_ms: int) -> None:
+    async def _truncate(self, id: str, content_index: int, end_ms: int) -> None:
         record = self._record(id)
-        if end_ms < 0:
-            raise UserError("audio_end_ms is below 0")
+        if end_ms < 0 or content_index != 0:
+            raise UserError("audio_end_ms is below 0, or content_index not 0, the one part of a spoken answer")
         if self._reply is not None and self._reply.record is record:
             await self._interrupt("client_cancelled")
         if record.whole is None or self.service.codec is None:
@@ -278,22 +262,15 @@ class Session:
     async def _respond(self, params: dict[str, Any]) -> None:
         if self._reply is not None:
             raise UserError("a response is in progress; cancel it or wait for its end")
-        if params.get("tools"):
-            raise UserError(NO_FUNCTIONS)
-        if params.get("conversation") == "none" or params.get("input"):
-            raise UserError("responses outside of the conversation are not served; open another session for them")
         if not any(record.item for record in self._records.values()):
             raise UserError("the conversation is empty; say something first")
-        decoding = checked(Decoding, params["decoding"]) if params.get("decoding") is not None else self._decoding
-        spoken = "audio" in (params.get("output_modalities") or self._modalities)
-        most = params.get("max_output_tokens") or self._most_tokens
-        limit = self.service.most_new_tokens
-        limit = min(most, limit) if isinstance(most, int) else limit
-        options = self.service.options(decoding, spoken, max(limit, 1))
-        answer = self.service.ask(self.conversation, options, sound=spoken, rate=self._outgoing.rate)
+        settings = self._settings.of_response(params, self.service)
+        spoken, most = "audio" in settings.modalities, self.service.most_new_tokens
+        options = self.service.options(settings.decoding, spoken, min(settings.most_tokens or most, most))
+        answer = self.service.ask(self.conversation, options, sound=spoken, rate=settings.outgoing.rate)
         id, item_id = new_id("resp"), new_id("item")
         record = Record(item_id, described(item_id, "assistant", [], "in_progress"))
-        reply = self._reply = Reply(id, item_id, answer, spoken, record, self._outgoing)
+        reply = self._reply = Reply(id, item_id, answer, spoken, record, settings.outgoing)
         previous = next(reversed(self._records), None)
         self._records[item_id] = record
         self._send("response.created", response=response_of(reply, "in_progress"))
@@ -306,22 +283,24 @@ class Session:
         self._task = asyncio.create_task(self._send_answer(reply))
 
     async def _send_answer(self, reply: Reply) -> None:
-        error: str | None = None
         try:
             async for event in reply.answer:
                 self._send_piece(reply, event)
         except UserError as failure:
-            error = str(failure)
+            # refused before anything was read, such as a conversation that does not fit: the client's to mend
+            kind = "invalid_request_error" if reply.answer.sequence is None else "server_error"
+            reply.error = {"type": kind, "code": "failed", "message": str(failure)}
         except Exception:  # a bug: this answer ends, the session continues
             _LOG.exception("an answer failed")
-            error = "the server failed while answering; see its log"
+            message = "the server failed while answering; see its log"
+            reply.error = {"type": "server_error", "code": "failed", "message": message}
         ended = await reply.answer.finished()
         reply.record.item = reply.record.whole = ended.item
         if reply.reason is not None and ended.item is not None and self.service.codec is not None:
             n_codes = reply.played(self.service.codec.codes_per_second)
             if n_codes is not None:
                 await self._in_engine(lambda: self._cut(reply.record, n_codes))
-        self._end_reply(reply, error)
+        self._end_reply(reply)
 
     def _send_piece(self, reply: Reply, event: Any) -> None:
         if isinstance(event, TextPiece):
@@ -340,10 +319,10 @@ class Session:
             delta = base64.b64encode(reply.format.encode(event.wave)).decode()
             self._send("response.output_audio.delta", reply.id, **reply.address, delta=delta)
 
-    def _end_reply(self, reply: Reply, error: str | None) -> None:
+    def _end_reply(self, reply: Reply) -> None:
         generation = reply.answer.ended.generation if reply.answer.ended is not None else None
         cut = generation is not None and not generation.stopped
-        status = "failed" if error else "cancelled" if reply.reason else "incomplete" if cut else "completed"
+        status = "failed" if reply.error else "cancelled" if reply.reason else "incomplete" if cut else "completed"
         of = reply.address
         if reply.spoken:
             self._send("response.output_audio.done", **of)
@@ -359,7 +338,7 @@ class Session:
         self._send("response.output_item.done", **of, item=reply.record.described, without=("item_id", "content_index"))
         self._send("conversation.item.done", item=reply.record.described)
         self._reply = None
-        self._send("response.done", response=response_of(reply, status, error))
+        self._send("response.done", response=response_of(reply, status))
 
     async def _interrupt(self, reason: str) -> None:
         """End the current answer: nothing more of it is sent."""
@@ -383,12 +362,6 @@ class Session:
         self._send(
             "error", error={"type": kind, "code": code, "message": message, "param": None, "event_id": event_id} | more
         )
-
-    def _described(self) -> dict[str, Any]:
-        known = (self._turns.detection, self._voice, self._decoding.model_dump(), self._transcribes)
-        settings = {"output_modalities": self._modalities, "max_output_tokens": self._most_tokens or "inf"}
-        settings |= {"instructions": self._told or ""}
-        return session_of(self.id, self.service.name, self._incoming, self._outgoing, *known) | settings
 
     def _record(self, id: Any) -> Record:
         if id not in self._records:

@@ -1,11 +1,12 @@
 """Request bodies, validated before anything is done; errors become a sentence."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
 
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.config.decoding import DecodingConfig, Sampling
@@ -16,7 +17,15 @@ from vita_audio_pl.inference.sequence import Options
 
 T = TypeVar("T")
 NO_FUNCTIONS = "this model answers in text and speech and calls no functions; leave tools out"
+_LONGEST_LIST = 1000
 AudioFormat = Literal["wav", "mp3", "flac", "opus", "pcm"]
+
+
+def _short(value: Any) -> Any:
+    """Refuse a list that is not meant as what is asked for: of millions of entries, pydantic finds millions of errors."""
+    if isinstance(value, list) and len(value) > _LONGEST_LIST:
+        raise ValueError(f"should have at most {_LONGEST_LIST} entries")
+    return value
 
 
 class Decoding(BaseModel):
@@ -38,6 +47,8 @@ class Decoding(BaseModel):
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     max_new_tokens: int | None = Field(default=None, ge=1)
+
+    _short = field_validator("mode", mode="before")(_short)
 
     def options(
         self,
@@ -99,7 +110,7 @@ class ChatRequest(BaseModel):
     """`/v1/chat/completions`."""
 
     model: str = ""
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1)
     modalities: list[Literal["text", "audio"]] | None = None
     audio: ChatAudio | None = None
     stream: bool = False
@@ -120,6 +131,8 @@ class ChatRequest(BaseModel):
     functions: list[Any] | None = None
     decoding: Decoding = Decoding()
 
+    _short = field_validator("modalities", mode="before")(_short)
+
     def check(self) -> None:
         """Refuse what is not done here rather than answer as if it had not been asked for.
 
@@ -138,21 +151,49 @@ class ChatRequest(BaseModel):
             raise UserError(f"{' and '.join(asked)} cannot be followed by this server; leave it out")
 
 
+def decoding_of_form(fields: Iterable[tuple[str, Any]], others: Collection[str]) -> Decoding:
+    """The decoding options of a form: `decoding` as JSON, or `decoding[NAME]` as OpenAI's client sends it.
+
+    others: the fields that the form may have beside it.
+
+    Raises:
+        UserError: an option is not valid, or there is another field.
+    """
+    said: dict[str, Any] = {}
+    for name, value in fields:
+        inner = re.fullmatch(r"decoding\[(\w+)\](\[\])?", name)
+        if inner is not None and inner[2]:
+            said.setdefault(inner[1], []).append(value)
+        elif inner is not None:
+            said[inner[1]] = value
+        elif name == "decoding":
+            try:
+                said |= json.loads(value) if value else {}
+            except (ValueError, TypeError, RecursionError):
+                raise UserError("decoding is not a JSON object") from None
+        elif name not in others:
+            raise UserError(f"there is no field {name[:100]}")
+    found: Decoding = checked(Decoding, said, of="decoding")
+    return found
+
+
 def _either(said: T | None, usual: T) -> T:
     return usual if said is None else said
 
 
-def sentence_of(errors: Sequence[Any]) -> str:
-    """The first of pydantic's errors in a request, as a sentence."""
+def sentence_of(errors: Sequence[Any], of: str = "") -> str:
+    """The first of pydantic's errors in a request, as a sentence; of: the field that was validated."""
     first: dict[str, Any] = errors[0] if errors else {"loc": (), "type": "", "msg": "it cannot be read"}
     # names of types stand between the fields of a union
-    named = (str(part) for part in first["loc"] if part != "body")
+    named = (str(part) for part in (of, *first["loc"]) if part not in ("body", ""))
     place = ".".join(part for part in named if not re.match(r"[A-Z]|(str|int|float|bool)$|\w+\[", part))
     match first["type"]:
         case "missing":
             return f"{place or 'the body'} is missing"[:400]
         case "extra_forbidden":
             return f"there is no field {place}"[:400]
+        case "too_short" | "string_too_short":
+            return f"{place} is empty"[:400]
         case "json_invalid":
             return "the body is not JSON"
     if not place and first["type"] in ("model_attributes_type", "model_type", "dict_type"):
@@ -161,15 +202,19 @@ def sentence_of(errors: Sequence[Any]) -> str:
     return f"{place or 'the request'}: it {message}"[:400] if message[:6] == "should" else f"{place}: {message}"[:400]
 
 
-def checked(kind: type[Any], value: Any) -> Any:
+def checked(kind: type[Any], value: Any, *, strict: bool | None = None, of: str = "") -> Any:
     """`value` as an instance of the pydantic model `kind`.
+
+    Args:
+        strict: whether a value of another type, such as a number in a string, is refused; None: as the model says.
+        of: the field that has the value, for the sentence.
 
     Raises:
         UserError: it is not valid.
     """
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(value, strict=strict)
     except ValidationError as error:
-        raise UserError(sentence_of(error.errors(include_url=False, include_input=False))) from None
+        raise UserError(sentence_of(error.errors(include_url=False, include_input=False), of)) from None
     except RecursionError:
         raise UserError("the request is nested too deeply") from None

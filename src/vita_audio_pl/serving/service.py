@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,8 @@ from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
 _MOST_REMEMBERED = 256
+_CHARACTERS_A_TOKEN = 16  # more than the texts of any language have
+_HELD = 4  # contexts that the history of a session may fill; what does not fit into one is left out of its next answer
 
 
 class OpenConnection(Protocol):
@@ -72,7 +74,7 @@ class Service:
         self.pool = Workers(config.sound_workers)
         self.metrics = Metrics()
         self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
-        capacity = min(config.context_tokens, loaded.runtime.max_positions)
+        self.capacity = capacity = min(config.context_tokens, loaded.runtime.max_positions)
         decoder = Decoder(loaded.runtime, slots=config.slots, capacity=capacity, graphs=config.graphs)
         chat_format = ChatFormat.of(loaded, codec)
         self.engine = Engine(
@@ -145,9 +147,55 @@ class Service:
 
         voice: a name, or `{"id": name}`; names that are not in the settings' voices mean the model's own.
         """
+        name = self.voice_name(voice)
+        return () if name is None else ("Your Voice: ", self.voices[name], "\n")
+
+    def voice_name(self, voice: Any) -> str | None:
+        """The name in the settings' voices that `voice` means; None for the model's own."""
         name = voice.get("id") if isinstance(voice, dict) else voice
-        codes = self.voices.get(name) if isinstance(name, str) else None
-        return () if codes is None else ("Your Voice: ", codes, "\n")
+        return name if isinstance(name, str) and name in self.voices else None
+
+    def check_text(self, characters: int, of: str) -> None:
+        """Refuse too long a text before it is tokenised, which holds up everybody.
+
+        of: what has the text, for the sentence.
+
+        Raises:
+            UserError: it has more than `limits.text_characters`.
+        """
+        most = self.config.limits.text_characters
+        if characters > most:
+            raise UserError(
+                f"the text of {of} has {characters} characters, more than the {most} that are taken "
+                "(limits.text_characters); shorten it or send it in parts"
+            )
+
+    def check_texts(self, characters: Sequence[int]) -> None:
+        """The same of a whole conversation. characters: of each message, all of its parts.
+
+        Raises:
+            UserError: a message is too long, or all together are more than ever fits into the context.
+        """
+        for number, count in enumerate(characters, 1):
+            self.check_text(count, f"message {number}")
+        most = max(_CHARACTERS_A_TOKEN * self.capacity, self.config.limits.text_characters)
+        if sum(characters) > most or len(characters) > self.capacity:
+            raise UserError(
+                f"{len(characters)} messages with {sum(characters)} characters are more than could ever fit into the "
+                f"{self.capacity} tokens of a conversation; leave out the oldest"
+            )
+
+    def check_room(self, items: Sequence[Item]) -> None:
+        """Refuse a history that grows and is never answered.
+
+        Raises:
+            UserError: it fills the context several times.
+        """
+        if self.engine.chat_format.renderer.length([item.turn for item in items]) > _HELD * self.capacity:
+            raise UserError(
+                f"the conversation holds more than {_HELD} times the {self.capacity} tokens that an answer can take into "
+                "account; delete items or begin a new one"
+            )
 
     def remember(self, audio_id: str, item: Item) -> None:
         """Store an answer for requests that name it."""

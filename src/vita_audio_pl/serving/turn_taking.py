@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,9 @@ from vita_audio_pl.serving.audio_input import TurnEncoder, VoiceActivity
 from vita_audio_pl.serving.own_sound import OwnSound
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.service import Service
+from vita_audio_pl.serving.session_settings import TurnDetection
 
-_PADDING = 0.3  # seconds before the detection of speech that belong to the turn
 _LATE = 0.1  # seconds of speech before it is detected
-_SILENCE = 0.5  # seconds of silence that end a turn
-_THRESHOLD = 0.5
 
 
 class TurnTaker:
@@ -25,22 +22,21 @@ class TurnTaker:
 
     Attributes:
         rate: sample rate of the input, Hz.
-        detection: OpenAI's `turn_detection`; None for push to talk.
+        detection: how turns are found; None for push to talk.
         own: the answer's own audio, so that an answer does not interrupt itself.
     """
 
     def __init__(self, service: Service):
         self.rate = OUTPUT_RATE
-        self.detection: dict[str, Any] | None = None
+        self.detection: TurnDetection | None = TurnDetection()
         self.own = OwnSound()
         self._service = service
         self._encoder: TurnEncoder | None = None
         self._activity: VoiceActivity | None = None
         self._recent: list[NDArray[np.float32]] = []  # audio before speech was detected
         self._heard = 0.0  # seconds received
-        self.set(OUTPUT_RATE, {"type": "server_vad"})
 
-    def set(self, rate: int, detection: dict[str, Any] | None) -> None:
+    def set(self, rate: int, detection: TurnDetection | None) -> None:
         """Change the turn detection; an incomplete turn is dropped unless nothing changes."""
         if (rate, detection) == (self.rate, self.detection):
             return
@@ -51,14 +47,9 @@ class TurnTaker:
         """Drop the current turn."""
         self._encoder, self._recent, self._activity = None, [], None
 
-    def _detector(self, detection: dict[str, Any]) -> VoiceActivity:
+    def _detector(self, detection: TurnDetection) -> VoiceActivity:
         """Created with the first audio, since it loads a network."""
-        threshold, silence = detection.get("threshold"), detection.get("silence_duration_ms")
-        threshold, silence = (
-            _THRESHOLD if threshold is None else threshold,
-            _SILENCE if silence is None else silence / 1000,
-        )
-        return VoiceActivity(self.rate, threshold, silence, self.own)
+        return VoiceActivity(self.rate, detection.threshold, detection.silence_duration_ms / 1000, self.own)
 
     async def push(self, wave: NDArray[np.float32]) -> AsyncIterator[tuple[bool, int]]:
         """Add `(samples,)`; returns, for each turn that begins (True) or ends (False), the time in ms of received audio.
@@ -73,7 +64,7 @@ class TurnTaker:
             return
         activity = self._activity = self._activity or self._detector(self.detection)
         if self._encoder is None:
-            self._keep_recent(wave)
+            self._keep_recent(wave, self.detection.prefix_padding_ms / 1000 + _LATE)
         turns = await self._service.in_worker(partial(activity.push, wave))
         for began in turns:
             if began:
@@ -123,9 +114,7 @@ class TurnTaker:
         if seconds > limit:
             raise UserError(f"a turn of {seconds:.1f} s is longer than the {limit:g} s allowed; it was cleared")
 
-    def _keep_recent(self, wave: NDArray[np.float32]) -> None:
+    def _keep_recent(self, wave: NDArray[np.float32], seconds: float) -> None:
         self._recent.append(wave)
-        padding = (self.detection or {}).get("prefix_padding_ms")
-        wanted = (_PADDING if padding is None else padding / 1000) + _LATE
-        while len(self._recent) > 1 and sum(map(len, self._recent[1:])) > wanted * self.rate:
+        while len(self._recent) > 1 and sum(map(len, self._recent[1:])) > seconds * self.rate:
             del self._recent[0]
