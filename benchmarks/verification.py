@@ -1,10 +1,11 @@
 """Word errors and passes of every way of verifying, on texts of the small spoken world: each text in all ways in turn.
 
-    python benchmarks/verification.py MODEL WORLD [--utterances 100] [--sampled] [--measured]
+    python benchmarks/verification.py MODEL WORLD [--utterances 100] [--sampled] [--measured | --every-head]
 
 MODEL: a model folder with heads, such as runs/demo-full-seed1/sft/model; WORLD: data/spoken_world. One thread. A pass of a head is
 taken to cost 0.11 of the backbone's (as published), so that drafts pay; --measured takes this machine's costs, by which
-the demo's heads may not draft at all. --sampled draws at temperature 1, three seeds.
+the demo's heads may not draft at all; with --every-head drafts cost nothing, so that every head drafts in every round and tokens a
+pass say what the heads are worth. --sampled draws at temperature 1, three seeds.
 """
 
 import argparse
@@ -36,7 +37,9 @@ def main() -> None:
     asked.add_argument("world", type=Path)
     asked.add_argument("--utterances", type=int, default=100)
     asked.add_argument("--sampled", action="store_true")
-    asked.add_argument("--measured", action="store_true")
+    costs = asked.add_mutually_exclusive_group()
+    costs.add_argument("--measured", action="store_true")
+    costs.add_argument("--every-head", action="store_true")
     options = asked.parse_args()
     torch.set_num_threads(1)
     tasks = {"tts": {"test": "samples/tts.test.jsonl"}}
@@ -46,7 +49,9 @@ def main() -> None:
     loaded = load_speech_model(options.model, codec_folder=options.world / "codec")
     runtime, words = loaded.runtime, loaded.vocabulary
     print("measured:", runtime.costs)
-    if not options.measured:
+    if options.every_head:
+        runtime.costs = PassCosts(backbone=1.0, backbone_row=0.0, head=0.0, head_row=0.0)
+    elif not options.measured:
         runtime.costs = PassCosts(backbone=1.0, backbone_row=0.02, head=HEAD, head_row=0.01)
     prompts = [prompt_ids(item.prompt, [], loaded, codec) for item in items]
     decoder = Decoder(runtime, slots=1, capacity=max(map(len, prompts)) + LIMIT)
@@ -79,11 +84,13 @@ def main() -> None:
             found = jiwer.process_words(item.references[0], text or "-")
             wrong, spoken = wrong + found.substitutions + found.deletions + found.insertions, spoken + length
         n_words = sum(len(item.references[0].split()) for item in items)
-        passes = sum(answer.backbone_passes + HEAD * answer.head_passes for answer, _ in given) / len(items)
+        backbone, heads = (sum(getattr(a, f"{of}_passes") for a, _ in given) for of in ("backbone", "head"))
+        tokens = sum(len(answer.ids) for answer, _ in given)
         drafted, kept = (sum(sum(getattr(answer, name)) for answer, _ in given) for name in ("drafted", "accepted"))
         print(
             f"{way[0]:8} {way[1]:8} {'' if way[2] is None else way[2]!s:4} seed {way[3].seed}: WER {wrong / n_words:6.1%}, "
-            f"{passes:5.1f} passes, {1000 * seconds / spoken:5.1f} CPU ms a second of audio, {kept / max(1, drafted):.0%} kept",
+            f"{(backbone + HEAD * heads) / len(items):5.1f} passes, {tokens / backbone:5.2f} tokens a pass of the backbone, "
+            f"{1000 * seconds / spoken:5.1f} CPU ms a second of audio, {kept / max(1, drafted):.0%} kept",
             flush=True,
         )
 
