@@ -15,12 +15,13 @@ def commands_of(page: Path) -> list[str]:
     return [re.split(r"\s{2,}|\s#", line)[0] for line in lines if line.startswith(PREFIX)]
 
 
-def write_yaml_of(page: str, folder: Path, *names: str) -> None:
-    """Write the YAML blocks of a page, in order, to the files that the page says they are."""
+def write_yaml_of(page: str, folder: Path, *names: str | None) -> None:
+    """Write the YAML blocks of a page, in order, to the files that the page says they are; None: a block is a piece of one."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for name, block in zip(names, re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL), strict=True):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(block, encoding="utf-8")
+        if name is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(block, encoding="utf-8")
 
 
 def documented() -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ def small(command: str) -> list[str]:
 
 def make_birds(folder: Path) -> None:
     """The recordings and files that the page on corpora speaks of, its YAML as it stands there."""
-    write_yaml_of("add-a-corpus", folder, "birds.yaml", "birds_mixture.yaml")
+    write_yaml_of("add-a-corpus", folder, "birds.yaml", None, None, "birds_mixture.yaml")
     clips = folder / "birds" / "clips"
     clips.mkdir(parents=True)
     lines = []
