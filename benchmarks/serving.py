@@ -128,20 +128,25 @@ async def opened(port: int) -> Client:
 
 
 class CpuTime:
-    """CPU time of the server and of this process, which is the clients'."""
+    """CPU time of the server with its processes, and of this one, which is the clients'."""
 
     def __init__(self, server: psutil.Process):
         self._server, self._begun = server, self._now(server)
 
     @staticmethod
     def _now(server: psutil.Process) -> np.ndarray:
-        used = server.cpu_times()
-        return np.array([used.user + used.system, time.process_time()])
+        used = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+        return np.array([sum(each.user + each.system for each in used), time.process_time()])
 
     def told(self, speech: float) -> str:
         """Since it was made, for so many seconds of speech."""
         server, clients = 1000 * (self._now(self._server) - self._begun) / speech
         return f"CPU for a second of speech: server {server:.1f} ms, clients {clients:.1f} ms"
+
+
+def memory_of(server: psutil.Process) -> int:
+    """Bytes that the server and its processes hold."""
+    return sum(int(process.memory_info().rss) for process in (server, *server.children(recursive=True)))
 
 
 def deepened(model: Path, layers: int, folder: Path) -> Path:
@@ -351,14 +356,14 @@ def load(model: str, options: argparse.Namespace) -> None:
             return
         expected = {q: run(many_answers(port, q)) for q in SENTENCES}
         run(vanishing(port, options.clients, min(60.0, options.vanishing / 3), expected))  # memory settles
-        before = process.memory_info().rss
+        before = memory_of(process)
         counts = run(vanishing(port, options.clients, options.vanishing, expected))
         until = time.perf_counter() + 120
         while (
             metric(port, "running") or metric(port, "queue") or metric(port, "sessions")
         ) and time.perf_counter() < until:
             time.sleep(0.2)
-        after = process.memory_info().rss
+        after = memory_of(process)
         print(
             f"{options.clients} vanishing clients for {options.vanishing:.0f} s: {counts}; memory {before / 2**20:.0f} to "
             f"{after / 2**20:.0f} MiB ({100 * (after / before - 1):+.1f} %); left running {metric(port, 'running'):.0f}, "

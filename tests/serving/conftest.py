@@ -70,7 +70,8 @@ def make_service(loaded, codec):
     """A service with these settings and limits; whoever makes one closes it."""
 
     def make(limits=None, of=(loaded, codec), **settings):
-        settings = {"model": "runs/tiny/model", "slots": 2, "max_new_tokens": LONGEST, "port": 0} | settings
+        usual = {"model": "runs/tiny/model", "slots": 2, "max_new_tokens": LONGEST, "port": 0, "sound_processes": 0}
+        settings = usual | settings
         config = ServeConfig(**settings, limits=LimitsConfig(**(limits or {})))
         config.check()
         return Service(*of, config)
@@ -118,7 +119,7 @@ def run_server():
 
 @pytest.fixture(scope="session")
 def server(run_server, make_service):
-    return run_server(make_service(limits={"sessions_a_client": 64}))
+    return run_server(make_service(limits={"sessions_a_client": 64}, sound_processes=1))
 
 
 @pytest.fixture

@@ -33,6 +33,20 @@ class DecodeStream(Protocol):
         ...
 
 
+class SoundSource(Protocol):
+    """What makes sound of codes as they come: a codec, or another process that has it.
+
+    Attributes:
+        sample_rate: of the sound, Hz.
+    """
+
+    sample_rate: int
+
+    def decode_stream(self) -> DecodeStream:
+        """A fresh stream."""
+        ...
+
+
 @runtime_checkable
 class Codec(Protocol):
     """A speech codec: mono waves in [-1, 1] at `sample_rate` Hz to integers in `[0, codebook_size)` and back.

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio_pl.codecs.protocol import Codec
+from vita_audio_pl.codecs.protocol import Codec, SoundSource
 from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.session import Session
 from vita_audio_pl.text.tokenizer import TextTokenizer
@@ -86,7 +86,7 @@ class EventMaker:
         self,
         tokenizer: TextTokenizer,
         vocabulary: Vocabulary,
-        codec: Codec | None = None,
+        codec: SoundSource | None = None,
         *,
         codes_per_chunk: int = CODES_PER_CHUNK,
     ):
