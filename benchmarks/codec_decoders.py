@@ -1,0 +1,171 @@
+"""Whether another decoder could read more from the small world's codes: words wrong after it, against the recordings'.
+
+    python benchmarks/codec_decoders.py WORLD [--split dev] [--more] [--ways codec oracle ...]
+
+WORLD: data/spoken_world. The assistant's texts of the split, judged by pocketsphinx's large vocabulary (half a second to three a text and
+way); --more adds the statements that are in no split, spoken now. The codes are always those of the codec. Intervals are those of a paired
+bootstrap over utterances. `off` is the mean squared error of the log spectra. All by whole decoding, one thread:
+
+- spectra: those of the recordings; components: the same, put together from the codec's components;
+- codec: its own decoder; refitted: fitted again to the same training audio;
+- ahead, wide, long: fitted to it with one code of look-ahead; twice as wide; for twice as many steps; shifted: the assistant's
+  voice from three places within a code, instead of three times;
+- oracle, oracle_ahead, oracle_wide: fitted to the very utterances that are judged: as it is; with look-ahead; four times as wide.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from codec_streams import recordings, word_errors
+from torch import Tensor, nn
+
+from vita_audio_pl.codecs import MelVQ, context_decoder, mel_vq, spectral
+from vita_audio_pl.codecs.context_decoder import ContextDecoder
+from vita_audio_pl.codecs.mel_vq import _log_spectra, _padded
+from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxWordsJudge
+from vita_audio_pl.evaluation.scores.normalisers import plain
+from vita_audio_pl.spoken_world import plan, synthesis
+from vita_audio_pl.spoken_world.build import World
+from vita_audio_pl.spoken_world.sentences import LEXICONS, split_sentences
+from vita_audio_pl.spoken_world.training_material import training_waves
+
+DRAWS = 10_000
+EPOCHS, MANY = context_decoder._EPOCHS, 300  # the latter of the few utterances that are judged
+TRAINED = {"refitted": (128, EPOCHS, 0), "ahead": (128, EPOCHS, 1), "wide": (256, EPOCHS, 0)}
+TRAINED |= {"long": (128, 2 * EPOCHS, 0), "shifted": (128, EPOCHS, 0)}
+ORACLES = {"oracle": (128, MANY, 0), "oracle_ahead": (128, MANY, 1), "oracle_wide": (512, MANY // 3, 0)}
+"""Width, times that the audio is read, and codes of look-ahead."""
+
+
+class AheadDecoder(ContextDecoder):
+    """Reads one code of look-ahead, in whole sequences alone."""
+
+    def forward(self, codes: Tensor, heard: Tensor) -> Tensor:
+        following, there = (nn.functional.pad(row[:, 1:], (0, 1)) for row in (codes, heard))
+        return super().forward(following, there) - self.table[following] + self.table[codes]
+
+    def log_spectra(self, codes: Tensor, before: object = ()) -> tuple[Tensor, list[Tensor]]:
+        mixed = self(codes[None], torch.ones(1, len(codes)))[0]
+        return torch.addmm(self.mean, mixed, self.basis.T), []
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("world", type=Path)
+    asked.add_argument("--split", default="dev")
+    asked.add_argument("--utterances", type=int, help="at most, of the split")
+    asked.add_argument("--more", action="store_true")
+    asked.add_argument("--unheard", action="store_true", help="errors of the spectra alone, without the judge")
+    asked.add_argument("--ways", nargs="+", default=["spectra", "components", "codec", *ORACLES])
+    options = asked.parse_args()
+    torch.set_num_threads(1)
+    codec, judge = MelVQ.load(options.world / "codec"), PocketsphinxWordsJudge()
+    texts, waves = recordings(options.world, "tts", options.split, codec.sample_rate)
+    texts, waves = texts[: options.utterances], waves[: options.utterances]
+    if options.more:
+        unused = unused_statements(World.load(options.world))
+        texts += unused
+        waves += [wave.astype(np.float32) / 32768 for wave in synthesis.speak(unused, plan.ASSISTANT)]
+    codes = [torch.from_numpy(row).long() for row in codec.encode(waves)]
+    true = [_log_spectra(wave, codec.config) for wave in _padded(waves, codec.config)]
+    n_words = sum(len(plain(text)) for text in texts)
+    if not options.unheard:
+        recorded = word_errors(judge, texts, waves)
+        told = f"{recorded.sum()} of {n_words} words wrong, {recorded.sum() / n_words:.1%}"
+        print(f"recordings: {len(texts)}, {told}", flush=True)
+    for way in options.ways:
+        begun = time.process_time()
+        made = decoder_of(way, codec, options.world, waves)
+        seconds = time.process_time() - begun
+        with torch.no_grad():
+            found = [made(*pair) for pair in zip(codes, true, strict=True)]
+        off = sum(float((one - other).square().sum()) for one, other in zip(found, true, strict=True))
+        told = f"{way:12} off {off / sum(one.numel() for one in true):.3f}, fitted in {seconds:.0f} CPU s"
+        if not options.unheard:
+            wrong = word_errors(judge, texts, [sound(codec, one) for one in found])
+            low, high = ratio_interval(wrong, recorded)
+            times = f"{wrong.sum() / recorded.sum():.2f} times ({low:.2f} to {high:.2f})"
+            told += f"; {wrong.sum()} of {n_words} words wrong, {wrong.sum() / n_words:.1%}, {times}"
+        print(told, flush=True)
+
+
+def unused_statements(world: World) -> list[str]:
+    """Statements of the world that are in no split."""
+    lexicon = LEXICONS[world.info["size"]]
+    used = {text for some in split_sentences(lexicon, world.info["seed"]).values() for text in some.statements}
+    every = itertools.product(lexicon.people, lexicon.views, lexicon.sizes, lexicon.animals)
+    texts = (f"the {person} {view} the {size} {animal.name}" for person, view, size, animal in every)
+    return [text for text in texts if text not in used]
+
+
+def ratio_interval(wrong: np.ndarray, recorded: np.ndarray) -> tuple[float, float]:
+    """95 % of `wrong / recorded`, of the same utterances drawn with replacement."""
+    drawn = np.random.default_rng(0).integers(0, len(wrong), (DRAWS, len(wrong)))
+    low, high = np.quantile(wrong[drawn].sum(axis=1) / recorded[drawn].sum(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def decoder_of(way: str, codec: MelVQ, world: Path, judged: list[np.ndarray]) -> Callable[[Tensor, Tensor], Tensor]:
+    """What makes the log spectra of an utterance out of its codes and, for upper bounds, its true ones."""
+    own = codec._decoder
+    assert own is not None
+    if way == "spectra":
+        return lambda codes, true: true
+    if way == "components":
+        return lambda codes, true: (true - own.mean) @ own.basis @ own.basis.T + own.mean
+    if way != "codec":
+        own = fitted(
+            codec, *(TRAINED | ORACLES)[way], *(([], judged) if way in ORACLES else training(world, codec, way))
+        )
+    return lambda codes, true: own.log_spectra(codes)[0]
+
+
+def training(folder: Path, codec: MelVQ, way: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Audio to fit to: the assistant's as often as the codec's own fit reads it, and the others'."""
+    from vita_audio_pl.preparation import _FIT_HEARD, _FIT_SPOKEN, WORLD_SOURCES
+
+    world = World.load(folder)
+    spoken, others = (
+        training_waves(world, WORLD_SOURCES, codec.sample_rate, world.info["seed"], seconds, assistant)
+        for seconds, assistant in ((_FIT_SPOKEN, True), (_FIT_HEARD, False))
+    )
+    places = (0, 3, 7) if way == "shifted" else (0, 0, 0)  # of ten frames
+    return [np.pad(wave, (place * codec.config.hop, 0)) for place in places for wave in spoken], others
+
+
+def fitted(
+    codec: MelVQ, width: int, epochs: int, ahead: int, spoken: list[np.ndarray], others: list[np.ndarray]
+) -> ContextDecoder:
+    """A decoder for the codec's codes."""
+    config = replace(codec.config, decoder_width=width)
+    kind = AheadDecoder if ahead else ContextDecoder
+    decoder = kind(config.codebook_size, width, config.decoder_components, config.frames_per_code * config.bins)
+    waves = _padded([*spoken, *others], config)
+    codes = [torch.from_numpy(row).long() for row in codec.encode([*spoken, *others])]
+    usual, context_decoder._EPOCHS = context_decoder._EPOCHS, epochs
+    try:
+        points, generator = torch.from_numpy(codec.codebook()), torch.Generator().manual_seed(0)
+        decoder.fit(codes, lambda number: _log_spectra(waves[number], config), points, generator)
+    finally:
+        context_decoder._EPOCHS = usual
+    return decoder.requires_grad_(False)
+
+
+def sound(codec: MelVQ, log_spectra: Tensor) -> np.ndarray:
+    """What whole decoding makes of log spectra `(codes, frames_per_code * bins)`."""
+    config = codec.config
+    least, edge = config.quietest * mel_vq._NEAR_SILENCE, (spectral.OVERLAP - 1) * config.hop // 2
+    amplitudes = nn.functional.threshold(log_spectra.exp(), least, 0.0).view(1, -1, config.bins)
+    magnitudes, phases = amplitudes * spectral.hann(config.hop).sum(), spectral.first_phases(*amplitudes.shape[1:])
+    wave = spectral.griffin_lim(magnitudes, config.hop, config.griffin_lim_iterations, phases)[0]
+    return wave[edge : edge + len(log_spectra) * config.samples_per_code].clamp(-1, 1).numpy()
+
+
+if __name__ == "__main__":
+    main()
