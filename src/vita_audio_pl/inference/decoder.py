@@ -20,6 +20,7 @@ from vita_audio_pl.inference.checks import token_ids
 from vita_audio_pl.inference.drafting import Drafting
 from vita_audio_pl.inference.graphs import GraphedPasses
 from vita_audio_pl.inference.prefix_reuse import prompt_audio, reuse_prefix
+from vita_audio_pl.inference.rounds import together
 from vita_audio_pl.inference.rows import Rows, Span
 from vita_audio_pl.inference.runtime import AudioStates, Runtime
 from vita_audio_pl.inference.scoring import Scorer
@@ -201,9 +202,10 @@ class Decoder:
             self.errors.pop(sequence, None)
 
     def step(self) -> None:
-        """One round: every open, unfinished sequence gets at least one token, or reads a chunk of its prompt.
+        """One round: an open, unfinished sequence gets at least one token, or reads a chunk of its prompt.
 
-        A sequence that fails is finished and its error stored in `errors`; the others continue.
+        Where heads are to write for some sequences and not for others, they wait for up to `PATIENCE` rounds for one another, so
+        that their passes serve many. A sequence that fails is finished and its error stored in `errors`; the others continue.
         """
         with self._lock:
             self._step()
@@ -221,6 +223,7 @@ class Decoder:
         active = [s for s in self._sequences if s is not None and not s.finished]
         if not active:
             return
+        active = together(active)
         self._backbone_pass(active)
         for k in range(self.n_heads):
             drafting = [s for s in active if s.next_head() == k]

@@ -100,6 +100,7 @@ class DecodedSequence:
         chained: whether heads read all rows, one another's results; otherwise the last row of the backbone alone.
         drafting: decides under verification whether one more draft pays; None drafts as far as the pattern goes.
         proposals: under sampled verification, the distribution each draft was drawn from.
+        waited: rounds that it has waited for others.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class DecodedSequence:
         self.read = list(range(n_heads + 1))
         self.oldest = list(range(n_heads + 1))
         self.sound = True
-        self.drafts = self.run = self._unread = 0
+        self.drafts = self.run = self.waited = self._unread = 0
         self.proposals: list[Tensor] = []
         self.writers: list[int] = []
         self.backbone_passes = self.head_passes = 0
@@ -161,6 +162,12 @@ class DecodedSequence:
         if self.drafts and self.ids[-1] in self.options.stop_ids:
             return None
         return self.run if self._played_unverified or self._pays() else None
+
+    @property
+    def heads_follow(self) -> bool:
+        """Whether heads write after its next backbone pass, whatever that gives; under verification, that is not known."""
+        written = self.n_written + 1
+        return not self.verifies and written < len(self._pattern_writers) and self._pattern_writers[written] > 0
 
     def unread_from(self, predictor: int) -> int:
         """The first position that a predictor has to read in its next pass."""
