@@ -15,7 +15,7 @@ from vita_audio_pl.codecs.glm4voice import GLM4VoiceCodec
 from vita_audio_pl.codecs.glm4voice.crossfade_stream import CrossfadeStream
 from vita_audio_pl.codecs.glm4voice.encode_stream import EncodeStream
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
-from vita_audio_pl.serving.voice import Resampler
+from vita_audio_pl.serving.resampling import Resampler
 
 CASES = Path(__file__).parents[1] / "parity" / "codecs" / "glm4voice"
 

@@ -35,7 +35,7 @@ def test_text_does_not_wait_for_sound_and_is_not_lost_if_that_fails(loaded, at):
     delivered = []
     codec = Failing(delivered)
     pool = Workers(1)
-    speaker = Speaker(pool, EventMaker(loaded.tokenizer, vocabulary, codec), 16_000, 12.5, delivered.append)
+    speaker = Speaker(pool, EventMaker(loaded.tokenizer, vocabulary, codec), 12.5, delivered.append)
     for batch in batches:
         speaker.push(batch, [0] * len(batch))
     speaker.finish()

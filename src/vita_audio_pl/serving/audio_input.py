@@ -12,7 +12,7 @@ from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
 from vita_audio_pl.serving.own_sound import OwnSound
-from vita_audio_pl.serving.voice import Resampler
+from vita_audio_pl.serving.resampling import Resampler
 from vita_audio_pl.text.turns import AudioFrames
 
 VAD_RATE = 16_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vita_audio_pl.serving.voice import Resampler
+from vita_audio_pl.serving.resampling import Resampler
 
 _RATE = 8_000
 # windows that the answer must not explain before a person counts as speaking: the detector reacts early to first sounds

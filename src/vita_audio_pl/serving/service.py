@@ -28,8 +28,9 @@ from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
 from vita_audio_pl.serving.metrics import Family, Metrics
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import Decoding
+from vita_audio_pl.serving.resampling import Resampled
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
-from vita_audio_pl.serving.sound_processes import SoundProcesses
+from vita_audio_pl.serving.sound_processes import RemoteSound, SoundProcesses
 from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
@@ -71,7 +72,7 @@ class Service:
         self.keys = api_keys(config)
         self.name = config.name or _name(config.model)
         self.started = int(time.time())
-        self.sound = self._sound_source()
+        self.sound_processes = self._begin_processes()
         self.audio_input = AudioInput(loaded, codec)
         self.pool = Workers(config.sound_workers)
         self.metrics = Metrics()
@@ -238,8 +239,8 @@ class Service:
         """End all answers, threads and processes."""
         self.engine.stop()
         self.pool.close()
-        if isinstance(self.sound, SoundProcesses):
-            self.sound.close()
+        if self.sound_processes is not None:
+            self.sound_processes.close()
 
     def _read(self, data: bytes, name: str) -> NDArray[np.float32]:
         seconds = self.config.limits.audio_seconds
@@ -248,20 +249,24 @@ class Service:
     def _voice(self, path: Path) -> TurnContent:
         return self.audio_input.encode(read_audio(path, self.audio_input.rate))
 
-    def _sound_source(self) -> SoundSource | None:
-        """The codec itself, or processes that have it; on a GPU, it would be held there once more by each of them."""
+    def sound(self, sample_rate: int) -> SoundSource | None:
+        """What makes audio at that rate; None without a codec."""
+        if self.sound_processes is not None:
+            return RemoteSound(self.sound_processes, sample_rate)
+        return None if self.codec is None else Resampled(self.codec, sample_rate)
+
+    def _begin_processes(self) -> SoundProcesses | None:
+        """Those that have the codec; none on a GPU, where each would hold it once more."""
         config, folder = self.config, self.loaded.codec_dir
         count = config.sound_processes
         if count is None:
             count = 1 if config.device == "cpu" else 0
-        if self.codec is None or folder is None or not count:
-            return self.codec
-        return SoundProcesses(self.codec, folder, count, config.threads)
+        return SoundProcesses(folder, count, config.threads) if count and self.codec is not None and folder else None
 
     def _warm_up(self) -> None:
         """Warm up what the first answer would wait for: tables of the codec, packed weights, what is measured once."""
-        if self.codec is not None and self.sound is not None:
-            stream = self.sound.decode_stream()
+        if self.codec is not None and (sound := self.sound(OUTPUT_RATE)) is not None:
+            stream = sound.decode_stream()
             stream.push(self.codec.silence(2))
             stream.finish()
         if self.config.verify == "groups" or hasattr(self.codec, "codebook"):  # a request may ask for it
@@ -304,9 +309,9 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None | Exception] = asyncio.Queue()
         loaded = service.loaded
-        maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.sound if sound else None)
+        maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.sound(rate) if sound else None)
         codes_per_second = 0.0 if service.codec is None else service.codec.codes_per_second
-        self._speaker = Speaker(service.pool, maker, rate, codes_per_second, self._deliver)
+        self._speaker = Speaker(service.pool, maker, codes_per_second, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
         mark = object()
         service._open_answers.add(mark)  # not if it was refused

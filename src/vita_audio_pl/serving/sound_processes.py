@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from vita_audio_pl.child_processes import attach_worker, worker_context
 from vita_audio_pl.codecs.protocol import Codec, DecodeStream, load_codec
+from vita_audio_pl.serving.resampling import Resampled
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
 _GONE_SECONDS = 5.0  # that a process may take to end
+_WAVE, _ERROR = b"\0", b"\1"  # the last byte of an answer: samples or a traceback stand before it
 
 
 class SoundProcesses:
@@ -32,14 +34,12 @@ class SoundProcesses:
     A process that ends takes its streams with it: their next call raises RuntimeError, and another process takes its place.
 
     Args:
-        codec: that is in the folder.
         folder: what `load_codec` reads.
         count: processes; each holds the codec once.
         threads: of torch in each.
     """
 
-    def __init__(self, codec: Codec, folder: Path, count: int, threads: int):
-        self.sample_rate = codec.sample_rate
+    def __init__(self, folder: Path, count: int, threads: int):
         self._folder, self._threads = folder, threads
         self._lock = threading.Lock()
         self._processes = [_SoundProcess(folder, threads) for _ in range(count)]
@@ -49,15 +49,15 @@ class SoundProcesses:
         """Ids of the processes."""
         return [process.pid for process in self._processes]
 
-    def decode_stream(self) -> "RemoteStream":
-        """A stream in the process that has the fewest."""
+    def stream(self, sample_rate: int) -> "RemoteStream":
+        """A stream at that rate, in the process that has the fewest."""
         with self._lock:
             for place, process in enumerate(self._processes):
                 if process.ended:
                     _LOG.error("a process that made sound has ended; another takes its place")
                     process.close()
                     self._processes[place] = _SoundProcess(self._folder, self._threads)
-            return RemoteStream(min(self._processes, key=lambda process: len(process.streams)))
+            return RemoteStream(min(self._processes, key=lambda process: len(process.streams)), sample_rate)
 
     def close(self) -> None:
         """End the processes."""
@@ -65,21 +65,32 @@ class SoundProcesses:
             process.close()
 
 
+class RemoteSound:
+    """A `SoundSource` in these processes, at that rate."""
+
+    def __init__(self, processes: SoundProcesses, sample_rate: int):
+        self._processes, self.sample_rate = processes, sample_rate
+
+    def decode_stream(self) -> DecodeStream:
+        """A fresh stream."""
+        return self._processes.stream(self.sample_rate)
+
+
 class RemoteStream:
     """A `DecodeStream` in a `_SoundProcess`."""
 
-    def __init__(self, process: "_SoundProcess"):
-        self._process, self._number = process, next(process.numbers)
+    def __init__(self, process: "_SoundProcess", sample_rate: int):
+        self._process, self._number, self._rate = process, next(process.numbers), sample_rate
         process.streams.add(self._number)
         weakref.finalize(self, process.streams.discard, self._number).atexit = False
 
     def push(self, codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """As `DecodeStream.push`."""
-        return self._process.ask(self._number, codes)
+        return self._process.ask(self._number, self._rate, codes)
 
     def finish(self) -> NDArray[np.float32]:
         """As `DecodeStream.finish`."""
-        return self._process.ask(self._number, None)
+        return self._process.ask(self._number, self._rate, None)
 
 
 class _SoundProcess:
@@ -108,20 +119,21 @@ class _SoundProcess:
     def ended(self) -> bool:
         return self._broken or not self._process.is_alive()
 
-    def ask(self, number: int, codes: NDArray[np.int32] | None) -> NDArray[np.float32]:
-        """The sound of the next codes of a stream, or of its end."""
+    def ask(self, number: int, sample_rate: int, codes: NDArray[np.int32] | None) -> NDArray[np.float32]:
+        """The sound of the next codes of a stream at that rate, or of its end."""
         with self._lock:
             forgotten = self._told - self.streams
             self._told = (self._told - forgotten) | {number}
             try:
-                self._connection.send((number, codes, forgotten))
-                answer = self._connection.recv()
+                self._connection.send((number, sample_rate, codes, forgotten))
+                answer = self._connection.recv_bytes()
             except (EOFError, OSError) as error:
                 self._broken = True
                 raise RuntimeError("the process that made this sound has ended") from error
-        if isinstance(answer, str):
-            raise RuntimeError(f"the codec failed in its process:\n{answer}")
-        return np.asarray(answer, np.float32)
+        wave, kind = answer[:-1], answer[-1:]
+        if kind == _ERROR:
+            raise RuntimeError(f"the codec failed in its process:\n{wave.decode()}")
+        return np.frombuffer(wave, np.float32)
 
     def close(self) -> None:
         self._connection.close()
@@ -139,16 +151,17 @@ def _decode_for(parent: int, connection: Connection, folder: Path, threads: int)
     streams: dict[int, DecodeStream] = {}
     while True:
         try:
-            number, codes, forgotten = connection.recv()
+            number, sample_rate, codes, forgotten = connection.recv()
         except (EOFError, OSError):
             return
         for gone in forgotten:
             streams.pop(gone, None)
         try:
             if number not in streams:
-                streams[number] = load().decode_stream()
+                streams[number] = Resampled(load(), sample_rate).decode_stream()
             stream = streams[number]
-            answer: NDArray[np.float32] | str = stream.finish() if codes is None else stream.push(codes)
+            wave = stream.finish() if codes is None else stream.push(codes)
+            answer = np.asarray(wave, np.float32).tobytes() + _WAVE
         except Exception:
-            answer = traceback.format_exc()
-        connection.send(answer)
+            answer = traceback.format_exc().encode() + _ERROR
+        connection.send_bytes(answer)

@@ -6,28 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
-import soxr
-from numpy.typing import NDArray
-
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.workers import Workers
 
 Batch: TypeAlias = tuple[list[int], list[int]]
-
-
-class Resampler:
-    """Resamples a wave that arrives gradually."""
-
-    def __init__(self, rate: int, wanted: int):
-        self._stream = None if rate == wanted else soxr.ResampleStream(rate, wanted, 1, dtype="float32")
-
-    def push(self, wave: NDArray[np.float32], last: bool = False) -> NDArray[np.float32]:
-        """Add `(samples,)` and return those that are ready."""
-        if self._stream is None:
-            return wave
-        out: NDArray[np.float32] = self._stream.resample_chunk(wave, last=last)
-        return out
 
 
 class Speaker:
@@ -36,7 +18,6 @@ class Speaker:
     Args:
         pool: worker threads.
         maker: makes the events.
-        rate: sample rate of the requested audio, Hz.
         codes_per_second: of the codec; 0 without one.
         tell: receives each event, in a worker's thread; None after the last. An exception ends the answer's audio.
     """
@@ -45,16 +26,14 @@ class Speaker:
         self,
         pool: Workers,
         maker: EventMaker,
-        rate: int,
         codes_per_second: float,
         tell: Callable[[Event | None | Exception], None],
     ):
-        self._pool, self._maker, self._rate, self._deliver = pool, maker, rate, tell
+        self._pool, self._maker, self._deliver = pool, maker, tell
         self._codes_per_second = codes_per_second
-        self._resampler: Resampler | None = None
         self._pending: deque[Batch | None] = deque()
         self._lock = threading.Lock()
-        self._working = self._silenced = False
+        self._working = self._silenced = self._heard = False
         # when a player that started with the first audio has played everything made so far
         self._due = time.monotonic()
 
@@ -86,9 +65,9 @@ class Speaker:
             if not self._silenced:
                 events = self._maker.finish() if batch is None else self._maker.push(*batch)
                 for event in events:  # the next one may be sound, which takes time and can fail
-                    ready = self._at_rate(event, batch is None)
+                    self._count(event)
                     if not self._silenced:
-                        self._deliver(ready)
+                        self._deliver(event)
         except Exception as error:
             self._silenced = True
             self._deliver(error)
@@ -116,14 +95,11 @@ class Speaker:
             tokens, writers = tokens + after[0], writers + after[1]
         return tokens, writers
 
-    def _at_rate(self, event: Event, last: bool) -> Event:
-        if not isinstance(event, AudioChunk):
-            return event
-        if self._resampler is None:
-            self._due = time.monotonic()
-            self._resampler = Resampler(event.sample_rate, self._rate)
-        self._due += event.wave.size / event.sample_rate
-        return AudioChunk(self._resampler.push(event.wave, last), self._rate)
+    def _count(self, event: Event) -> None:
+        """Note how long a player plays."""
+        if isinstance(event, AudioChunk):
+            self._due = (self._due if self._heard else time.monotonic()) + event.wave.size / event.sample_rate
+            self._heard = True
 
 
 def _ignore(event: Event | None | Exception) -> None:
