@@ -2,17 +2,23 @@
 
 import os
 import signal
+import threading
 
+import httpx
 import numpy as np
-import psutil
 import pytest
+from openai import OpenAI
 
 from tests.patience import wait_until
 from vita_audio_pl.codecs.protocol import load_codec
 from vita_audio_pl.serving.resampling import Resampled
-from vita_audio_pl.serving.sound_processes import SoundProcesses
+from vita_audio_pl.serving.sound_processes import RemoteSound, SoundLost, SoundProcesses
 
 RATE = 24_000
+
+
+def stream_of(processes):
+    return RemoteSound(processes, RATE).decode_stream()
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,7 @@ def test_streams_in_processes_give_the_samples_of_streams_here_whatever_their_or
     source = Resampled(codec, RATE)
     codes = [random.integers(0, codec.codebook_size, 40) for _ in range(5)]
     cuts = [sorted(random.choice(np.arange(1, 40), size=n, replace=False)) for n in (0, 1, 4, 9, 39)]
-    here, there = [source.decode_stream() for _ in codes], [processes.stream(RATE) for _ in codes]
+    here, there = [source.decode_stream() for _ in codes], [stream_of(processes) for _ in codes]
     left = {n: [*np.split(codes[n], cuts[n]), None] for n in range(5)}
     while left:
         n = int(random.choice(list(left)))
@@ -39,42 +45,57 @@ def test_streams_in_processes_give_the_samples_of_streams_here_whatever_their_or
 
 
 def test_an_error_of_the_codec_is_told_and_the_process_goes_on(codec, processes):
-    stream = processes.stream(RATE)
+    stream = stream_of(processes)
     with pytest.raises(RuntimeError, match="codes must lie in"):
         stream.push(np.array([codec.codebook_size]))
     assert stream.push(codec.silence(8)).size
 
 
-def test_a_process_that_is_killed_takes_its_streams_with_it_and_is_replaced(codec, processes):
-    streams = [processes.stream(RATE) for _ in range(2)]
-    for stream in streams:
-        stream.push(codec.silence(8))
-    before = list(processes.pids)
-    os.kill(before[0], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="has ended"):
-        streams[0].push(codec.silence(8))
-    assert streams[1].push(codec.silence(8)).size
-    assert processes.stream(RATE).push(codec.silence(8)).size
-    assert processes.pids[0] != before[0] and processes.pids[1] == before[1]
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_stream_goes_on_in_another_process_as_if_nothing_had_happened(loaded, processes, sent):
+    codec, patience = load_codec(loaded.codec_dir), processes.patience
+    here, there = Resampled(codec, RATE).decode_stream(), stream_of(processes)
+    chunks = np.random.default_rng(1).integers(0, codec.codebook_size, (6, 8))
+    before = set(processes.pids)
+    processes.patience = 1.0
+    for number, chunk in enumerate(chunks):
+        if number == 3:
+            for pid in processes.pids:  # of all, wherever the stream is
+                os.kill(pid, sent)
+        if number == 4:
+            processes.patience = patience
+        assert np.array_equal(there.push(chunk), here.push(chunk)), number
+    assert np.array_equal(there.finish(), here.finish())
+    wait_until(lambda: len(processes.pids) == 2 and not before & set(processes.pids), "the others")
 
 
 def test_streams_that_nobody_holds_are_forgotten_there(codec, processes):
-    kept = processes.stream(RATE)
+    kept = stream_of(processes)
     for _ in range(50):
-        processes.stream(RATE).push(codec.silence(2))
-    assert sum(len(process.streams) for process in processes._processes) == 1
+        stream_of(processes).push(codec.silence(2))
     assert kept.push(codec.silence(8)).size
-    assert sum(len(process._told - process.streams) for process in processes._processes) <= 1
+    assert sum(len(process.streams) for process in processes._processes) == 1
+    assert sum(len(process._told - process.streams) for process in processes._processes) <= 2
 
 
-def test_after_a_process_was_killed_answers_are_whole_again(server):
-    from openai import OpenAI
+def test_who_waits_for_a_process_hears_of_the_end(loaded):
+    made = SoundProcesses(loaded.codec_dir, 1, threads=1)
+    told = []
+    waiting = threading.Thread(
+        target=lambda: told.append(pytest.raises(SoundLost, stream_of(made).push, np.zeros(4, int)))
+    )
+    waiting.start()
+    made.close()
+    waiting.join(timeout=30)
+    assert told
 
-    sound, client = server.service.sound_processes, OpenAI(base_url=server.url, api_key="none", max_retries=0)
+
+def test_answers_are_whole_though_their_process_is_killed_and_health_says_so(server):
+    client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
     ask = {"model": "tiny", "voice": "alloy", "input": "a b c", "response_format": "pcm"}
     whole = client.audio.speech.create(**ask).content
-    [killed] = sound.pids
-    os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: not psutil.pid_exists(killed) or psutil.Process(killed).status() == "zombie", "its end")
+    health = server.url.replace("/v1", "/health")
+    os.kill(server.service.sound_processes.pids[0], signal.SIGKILL)
+    wait_until(lambda: httpx.get(health).status_code == 503, "an honest answer")
     assert client.audio.speech.create(**ask).content == whole
-    assert sound.pids != [killed]
+    assert httpx.get(health).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -24,6 +25,8 @@ from vita_audio_pl.serving.service import Answer, Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
 from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 from vita_audio_pl.text.messages import ROLES
+
+_LOG = logging.getLogger("vita_audio_pl.serving")
 
 _TRANSCRIPTION = ("file", "model", "response_format", "stream", "language", "prompt", "temperature")
 _WATCH_EVERY = 0.1  # seconds
@@ -57,7 +60,7 @@ class Endpoints:
 
     async def health(self) -> Response:
         """200 while the server accepts requests, else 503."""
-        state = "draining" if self.service.draining else "ok" if self.service.engine.alive else "failed"
+        state = "draining" if self.service.draining else "ok" if self.service.healthy else "failed"
         return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 
     async def metrics(self) -> PlainTextResponse:
@@ -230,8 +233,8 @@ class Endpoints:
             async for data in self._sound(events, first, writer, answer):
                 yield _sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
             yield _sse({"type": "speech.audio.done", "usage": _usage(answer)})
-        except UserError as error:
-            yield _sse({"type": "error", "error": {"message": str(error)}})
+        except Exception as error:
+            yield _sse({"type": "error", "error": {"message": _sentence(error)}})
 
     async def _transcript_events(self, events: Any, first: Any, answer: Answer) -> AsyncIterator[str]:
         text = ""
@@ -243,8 +246,8 @@ class Endpoints:
             yield _sse(
                 {"type": "transcript.text.done", "text": text.strip(), "usage": {"type": "tokens", **_usage(answer)}}
             )
-        except UserError as error:
-            yield _sse({"type": "error", "error": {"message": str(error)}})
+        except Exception as error:
+            yield _sse({"type": "error", "error": {"message": _sentence(error)}})
         finally:
             await events.aclose()
             self._release(answer)
@@ -266,8 +269,8 @@ class Endpoints:
             if usage:
                 yield _sse(reply.usage_chunk(answer))
             yield "data: [DONE]\n\n"
-        except UserError as error:
-            yield _sse({"error": {"message": str(error), "type": "server_error"}})
+        except Exception as error:
+            yield _sse({"error": {"message": _sentence(error), "type": "server_error"}})
         finally:
             await events.aclose()
             self._release(answer)
@@ -338,6 +341,14 @@ def _usage(answer: Answer) -> dict[str, int]:
 def _chat_usage(answer: Answer) -> dict[str, int]:
     usage = _usage(answer)
     return {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"], "total_tokens": usage["total_tokens"]}  # fmt: skip
+
+
+def _sentence(error: Exception) -> str:
+    """What a client is told in mid-stream, where no status can be given any more."""
+    if isinstance(error, UserError):
+        return str(error)
+    _LOG.error("an answer failed", exc_info=error)
+    return "the server failed while answering; see its log"
 
 
 def _sse(value: dict[str, Any]) -> str:

@@ -41,7 +41,10 @@ def run(config: ServeConfig) -> None:
     except OSError as error:  # another server that bound the address, too, listened while the model was loaded
         raise _not_usable(config, error) from None
     server = DrainingServer(server_config(service), service)
-    server.run(sockets)
+    try:
+        server.run(sockets)
+    finally:
+        service.close()  # a server that is ended at once has not
     if server.force_exit:
         raise SystemExit(128 + signal.SIGINT)
 

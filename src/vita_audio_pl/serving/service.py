@@ -30,7 +30,7 @@ from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.resampling import Resampled
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
-from vita_audio_pl.serving.sound_processes import RemoteSound, SoundProcesses
+from vita_audio_pl.serving.sound_processes import LOADING_SECONDS, RemoteSound, SoundProcesses
 from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
@@ -74,7 +74,7 @@ class Service:
         self.started = int(time.time())
         self.sound_processes = self._begin_processes()
         self.audio_input = AudioInput(loaded, codec)
-        self.pool = Workers(config.sound_workers)
+        self.pool, self.listening = Workers(config.sound_workers), Workers(config.sound_workers)
         self.metrics = Metrics()
         self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
         self.capacity = capacity = min(config.context_tokens, loaded.runtime.max_positions)
@@ -85,7 +85,7 @@ class Service:
             chat_format,
             when_full=config.when_full,
             queue_limit=config.limits.queue,
-            yields=lambda: self.pool.behind,
+            yields=lambda: self.sound_processes is None and self.pool.behind,
         )
         self.most_new_tokens = min(config.token_limit, capacity - 1)
         self.sessions: dict[str, int] = {}  # open sessions per client
@@ -142,8 +142,8 @@ class Service:
         return await self.in_worker(lambda: self.audio_input.encode(wave)), seconds
 
     async def in_worker(self, work: Any) -> Any:
-        """Run `work()` in a worker's thread and return its result."""
-        return await asyncio.wrap_future(self.pool.submit(work))
+        """Run `work()` in a thread for what comes in, and return its result."""
+        return await asyncio.wrap_future(self.listening.submit(work))
 
     def voice_turn(self, voice: Any) -> tuple[TurnContent, ...]:
         """The system turn's content that requests a voice; empty for the model's own.
@@ -229,6 +229,11 @@ class Service:
             await asyncio.sleep(0.02)
 
     @property
+    def healthy(self) -> bool:
+        """Whether answers can be given, in sound as well."""
+        return self.engine.alive and (self.sound_processes is None or self.sound_processes.ready)
+
+    @property
     def busy(self) -> bool:
         """Whether an answer is being generated, spoken or waited for."""
         return (
@@ -238,9 +243,10 @@ class Service:
     def close(self) -> None:
         """End all answers, threads and processes."""
         self.engine.stop()
-        self.pool.close()
-        if self.sound_processes is not None:
+        if self.sound_processes is not None:  # the threads may wait for them
             self.sound_processes.close()
+        self.pool.close()
+        self.listening.close()
 
     def _read(self, data: bytes, name: str) -> NDArray[np.float32]:
         seconds = self.config.limits.audio_seconds
@@ -258,13 +264,13 @@ class Service:
     def _begin_processes(self) -> SoundProcesses | None:
         """Those that have the codec; none on a GPU, where each would hold it once more."""
         config, folder = self.config, self.loaded.codec_dir
-        count = config.sound_processes
-        if count is None:
-            count = 1 if config.device == "cpu" else 0
+        count = (config.device == "cpu") if config.sound_processes is None else config.sound_processes
         return SoundProcesses(folder, count, config.threads) if count and self.codec is not None and folder else None
 
     def _warm_up(self) -> None:
         """Warm up what the first answer would wait for: tables of the codec, packed weights, what is measured once."""
+        if self.sound_processes is not None:
+            self.sound_processes.take(LOADING_SECONDS)
         if self.codec is not None and (sound := self.sound(OUTPUT_RATE)) is not None:
             stream = sound.decode_stream()
             stream.push(self.codec.silence(2))
@@ -302,7 +308,7 @@ class Answer:
     def __init__(self, service: Service, conversation: Conversation, options: Options, sound: bool, rate: int):
         self.conversation = conversation
         self.ended: Ended | None = None
-        self.cancelled = False
+        self.cancelled = self._failed = False
         self.speech = 0.0
         self.asked = time.monotonic()
         self._service = service
@@ -311,7 +317,7 @@ class Answer:
         loaded = service.loaded
         maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.sound(rate) if sound else None)
         codes_per_second = 0.0 if service.codec is None else service.codec.codes_per_second
-        self._speaker = Speaker(service.pool, maker, codes_per_second, self._deliver)
+        self._speaker = Speaker(service.pool if sound else service.listening, maker, codes_per_second, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
         mark = object()
         service._open_answers.add(mark)  # not if it was refused
@@ -327,6 +333,7 @@ class Answer:
         try:
             while (event := await self._events.get()) is not None:
                 if isinstance(event, Exception):
+                    self._failed = True
                     raise event
                 if isinstance(event, AudioChunk):
                     if not self.speech and event.wave.size:
@@ -372,8 +379,8 @@ class Answer:
     def _count(self) -> None:
         ended = self.ended
         generation = None if ended is None else ended.generation
-        if generation is None or ended is None:
-            failed = ended is not None and ended.error is not None
+        if generation is None or ended is None or self._failed:
+            failed = self._failed or (ended is not None and ended.error is not None)
             self._service.metrics.answered("failed" if failed else "cancelled")
             return
         self._service.metrics.answered(

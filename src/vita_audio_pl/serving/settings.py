@@ -52,7 +52,10 @@ class ServeConfig(InferenceConfig):
     )
     sound_workers: int = setting(2, "threads that encode audio, and decode it or wait for who does", at_least=1)
     sound_processes: int | None = setting(
-        None, "processes that decode audio, each with the codec; 0 = the threads do; null = 1, 0 on a GPU", at_least=0
+        None,
+        "processes that decode audio, each with the codec; 0 = the threads do; null = 1, 0 on a GPU",
+        at_least=0,
+        at_most=256,
     )
     voices: dict[str, str] = setting(
         {}, "voice names that requests may use, and a recording of each: +voices.NAME=FILE", exists=True

@@ -9,9 +9,7 @@ import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,49 +18,95 @@ import torch
 from numpy.typing import NDArray
 
 from vita_audio_pl.child_processes import attach_worker, worker_context
-from vita_audio_pl.codecs.protocol import Codec, DecodeStream, load_codec
+from vita_audio_pl.codecs.protocol import DecodeStream, load_codec
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.resampling import Resampled
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
-_GONE_SECONDS = 5.0  # that a process may take to end
+LOADING_SECONDS = 600.0
+"""Time in which a codec is loaded."""
+_LONGEST_REST = 60.0  # seconds until a codec that could not be loaded is tried again
+_TRIES = 3
 _WAVE, _ERROR = b"\0", b"\1"  # the last byte of an answer: samples or a traceback stand before it
+
+
+class SoundLost(UserError):
+    """Processes ended or did not answer, more than once for one answer."""
 
 
 class SoundProcesses:
     """Streams of a codec that is loaded in other processes, each of which decodes for one caller at a time.
 
-    A process that ends takes its streams with it: their next call raises RuntimeError, and another process takes its place.
+    A process that ends, or does not answer for `patience` seconds, is replaced at once, and its streams go on in another.
 
     Args:
         folder: what `load_codec` reads.
         count: processes; each holds the codec once.
         threads: of torch in each.
+        patience: seconds that a piece of sound may take.
     """
 
-    def __init__(self, folder: Path, count: int, threads: int):
-        self._folder, self._threads = folder, threads
-        self._lock = threading.Lock()
-        self._processes = [_SoundProcess(folder, threads) for _ in range(count)]
+    def __init__(self, folder: Path, count: int, threads: int, patience: float = 30.0):
+        self._folder, self._threads, self.patience = folder, threads, patience
+        self._changed = threading.Condition()
+        self._closed = False
+        self._failures = 0  # to load the codec, since it was loaded last
+        self._processes: list[_SoundProcess] = []
+        for _ in range(count):
+            self._begin()
 
     @property
     def pids(self) -> list[int]:
         """Ids of the processes."""
         return [process.pid for process in self._processes]
 
-    def stream(self, sample_rate: int) -> "RemoteStream":
-        """A stream at that rate, in the process that has the fewest."""
-        with self._lock:
-            for place, process in enumerate(self._processes):
-                if process.ended:
-                    _LOG.error("a process that made sound has ended; another takes its place")
-                    process.close()
-                    self._processes[place] = _SoundProcess(self._folder, self._threads)
-            return RemoteStream(min(self._processes, key=lambda process: len(process.streams)), sample_rate)
+    @property
+    def ready(self) -> bool:
+        """Whether a process has loaded the codec and answers."""
+        return any(process.ready for process in self._processes)
+
+    def take(self, patience: float = 60.0) -> "_SoundProcess":
+        """The process with the fewest streams of those that are ready; waits so many seconds while none is.
+
+        Raises:
+            SoundLost: none was ready in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.ready or self._closed, patience) or self._closed:
+                raise SoundLost(
+                    "no process that makes sound is running; try again in a minute, or see the server's log"
+                )
+            return min((p for p in self._processes if p.ready), key=lambda process: len(process.streams))
 
     def close(self) -> None:
-        """End the processes."""
-        for process in self._processes:
-            process.close()
+        """End the processes, and whatever waits for them."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            processes = list(self._processes)
+        for process in processes:
+            process.end()
+
+    def _begin(self) -> None:
+        process = _SoundProcess(self._folder, self._threads)
+        self._processes.append(process)
+        threading.Thread(target=self._watch, args=(process,), name="watch sound", daemon=True).start()
+
+    def _watch(self, process: "_SoundProcess") -> None:
+        """Wait for a process to be ready, then for its end, and put another in its place."""
+        loaded = process.load()
+        with self._changed:
+            self._failures = 0 if loaded else self._failures + 1
+            self._changed.notify_all()
+        process.wait()
+        with self._changed:
+            if not self._closed:
+                rest = min(2.0**self._failures, _LONGEST_REST) if self._failures else 0.0
+                _LOG.error("a process that makes sound has ended; another takes its place in %g s", rest)
+                self._changed.wait_for(lambda: self._closed, rest)
+            self._processes.remove(process)
+            if not self._closed:
+                self._begin()
 
 
 class RemoteSound:
@@ -73,32 +117,55 @@ class RemoteSound:
 
     def decode_stream(self) -> DecodeStream:
         """A fresh stream."""
-        return self._processes.stream(self.sample_rate)
+        return RemoteStream(self._processes, self.sample_rate)
 
 
 class RemoteStream:
-    """A `DecodeStream` in a `_SoundProcess`."""
+    """A `DecodeStream` in one of the processes; if that ends, another repeats what it had done and goes on."""
 
-    def __init__(self, process: "_SoundProcess", sample_rate: int):
-        self._process, self._number, self._rate = process, next(process.numbers), sample_rate
-        process.streams.add(self._number)
-        weakref.finalize(self, process.streams.discard, self._number).atexit = False
+    def __init__(self, processes: SoundProcesses, sample_rate: int):
+        self._processes, self._rate = processes, sample_rate
+        self._place: tuple[_SoundProcess, int] | None = None
+        self._pushed: list[NDArray[np.int32]] = []
 
     def push(self, codes: NDArray[np.int32]) -> NDArray[np.float32]:
-        """As `DecodeStream.push`."""
-        return self._process.ask(self._number, self._rate, codes)
+        """As `DecodeStream.push`.
+
+        Raises:
+            SoundLost: it was tried in several processes.
+            RuntimeError: the codec failed; its traceback.
+        """
+        wave = self._made(codes)
+        self._pushed.append(codes)
+        return wave
 
     def finish(self) -> NDArray[np.float32]:
         """As `DecodeStream.finish`."""
-        return self._process.ask(self._number, self._rate, None)
+        return self._made(None)
+
+    def _made(self, codes: NDArray[np.int32] | None) -> NDArray[np.float32]:
+        for _ in range(_TRIES):
+            try:
+                if self._place is None:
+                    process = self._processes.take()
+                    self._place = process, process.open(self)
+                    for earlier in self._pushed:
+                        process.ask(self._place[1], self._rate, earlier, self._processes.patience)
+                process, number = self._place
+                return process.ask(number, self._rate, codes, self._processes.patience)
+            except EOFError:
+                if self._place is not None:
+                    self._place[0].end()  # it may not have been noticed yet
+                self._place = None
+        raise SoundLost("the processes that make sound ended again and again; the server's log may say why")
 
 
 class _SoundProcess:
     """One process.
 
     Attributes:
+        ready: whether it has loaded the codec and not ended.
         streams: numbers of those that somebody holds.
-        numbers: for new ones.
     """
 
     def __init__(self, folder: Path, threads: int):
@@ -109,45 +176,83 @@ class _SoundProcess:
         self._process.start()
         theirs.close()
         self.pid: int = self._process.pid
+        self.ready = False
         self.streams: set[int] = set()
-        self.numbers = itertools.count()
+        self._numbers = itertools.count()
         self._told: set[int] = set()  # streams that the process has
         self._lock = threading.Lock()
-        self._broken = False
 
-    @property
-    def ended(self) -> bool:
-        return self._broken or not self._process.is_alive()
+    def load(self) -> bool:
+        """Wait until it has loaded the codec; if it has not, end it."""
+        error = "it ended"
+        with suppress(EOFError):
+            error = self._answer(LOADING_SECONDS).decode()
+        self.ready = not error
+        if error:
+            _LOG.error("a process that makes sound could not load the codec: %s", error)
+            self.end()
+        return self.ready
 
-    def ask(self, number: int, sample_rate: int, codes: NDArray[np.int32] | None) -> NDArray[np.float32]:
-        """The sound of the next codes of a stream at that rate, or of its end."""
+    def open(self, holder: object) -> int:
+        """The number of a new stream, which lasts as long as its holder."""
+        number = next(self._numbers)
+        self.streams.add(number)
+        weakref.finalize(holder, self.streams.discard, number).atexit = False
+        return number
+
+    def ask(
+        self, number: int, sample_rate: int, codes: NDArray[np.int32] | None, patience: float
+    ) -> NDArray[np.float32]:
+        """The sound of the next codes of a stream at that rate, or of its end.
+
+        Raises:
+            EOFError: the process has ended, or did not answer and was ended.
+            RuntimeError: the codec failed.
+        """
         with self._lock:
             forgotten = self._told - self.streams
             self._told = (self._told - forgotten) | {number}
             try:
                 self._connection.send((number, sample_rate, codes, forgotten))
-                answer = self._connection.recv_bytes()
-            except (EOFError, OSError) as error:
-                self._broken = True
-                raise RuntimeError("the process that made this sound has ended") from error
+            except OSError as error:
+                raise EOFError from error
+            answer = self._answer(patience)
         wave, kind = answer[:-1], answer[-1:]
         if kind == _ERROR:
             raise RuntimeError(f"the codec failed in its process:\n{wave.decode()}")
         return np.frombuffer(wave, np.float32)
 
-    def close(self) -> None:
-        self._connection.close()
-        self._process.join(_GONE_SECONDS)
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+        self.ready = False
+
+    def end(self) -> None:
+        """End it; whoever waits for an answer gets EOFError. It holds nothing that has to be kept."""
+        self.ready = False
         self._process.kill()
+
+    def _answer(self, patience: float) -> bytes:
+        try:
+            if self._connection.poll(patience):
+                return self._connection.recv_bytes()
+        except OSError as error:
+            raise EOFError from error
+        _LOG.error("a process that makes sound did not answer for %g s and is ended", patience)
+        self.end()
+        raise EOFError
 
 
 def _decode_for(parent: int, connection: Connection, folder: Path, threads: int) -> None:
     """Answer until the parent closes the connection."""
     attach_worker(parent)
     torch.set_num_threads(threads)
-    load: Callable[[], Codec] = cache(lambda: load_codec(folder))
-    with suppress(Exception):  # the first request is told
-        load()
+    try:
+        codec = load_codec(folder)
+    except Exception:
+        connection.send_bytes(traceback.format_exc().encode())
+        return
+    connection.send_bytes(b"")
     streams: dict[int, DecodeStream] = {}
     while True:
         try:
@@ -158,7 +263,7 @@ def _decode_for(parent: int, connection: Connection, folder: Path, threads: int)
             streams.pop(gone, None)
         try:
             if number not in streams:
-                streams[number] = Resampled(load(), sample_rate).decode_stream()
+                streams[number] = Resampled(codec, sample_rate).decode_stream()
             stream = streams[number]
             wave = stream.finish() if codes is None else stream.push(codes)
             answer = np.asarray(wave, np.float32).tobytes() + _WAVE
