@@ -11,6 +11,7 @@ from openai import OpenAI
 
 from tests.patience import wait_until
 from vita_audio_pl.codecs.protocol import load_codec
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.resampling import Resampled
 from vita_audio_pl.serving.sound_processes import RemoteSound, SoundLost, SoundProcesses
 
@@ -99,3 +100,10 @@ def test_answers_are_whole_though_their_process_is_killed_and_health_says_so(ser
     wait_until(lambda: httpx.get(health).status_code == 503, "an honest answer")
     assert client.audio.speech.create(**ask).content == whole
     assert httpx.get(health).status_code == 200
+
+
+def test_a_codec_that_the_process_cannot_load_is_refused_at_the_start(tmp_path):
+    made = SoundProcesses(tmp_path, 1, threads=1)
+    with pytest.raises(UserError, match="sound_processes=0"):
+        made.started()
+    wait_until(lambda: not made.pids, "its end")

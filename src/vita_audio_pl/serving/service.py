@@ -30,7 +30,7 @@ from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.resampling import Resampled
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
-from vita_audio_pl.serving.sound_processes import LOADING_SECONDS, RemoteSound, SoundProcesses
+from vita_audio_pl.serving.sound_processes import RemoteSound, SoundProcesses
 from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
@@ -270,7 +270,7 @@ class Service:
     def _warm_up(self) -> None:
         """Warm up what the first answer would wait for: tables of the codec, packed weights, what is measured once."""
         if self.sound_processes is not None:
-            self.sound_processes.take(LOADING_SECONDS)
+            self.sound_processes.started()
         if self.codec is not None and (sound := self.sound(OUTPUT_RATE)) is not None:
             stream = sound.decode_stream()
             stream.push(self.codec.silence(2))

@@ -65,6 +65,21 @@ class SoundProcesses:
         """Whether a process has loaded the codec and answers."""
         return any(process.ready for process in self._processes)
 
+    def started(self) -> None:
+        """Wait until one is ready.
+
+        Raises:
+            UserError: the codec cannot be loaded there.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.ready or self._failures, LOADING_SECONDS)
+        if not self.ready:
+            self.close()
+            raise UserError(
+                f"the codec in {self._folder} cannot be loaded by a process of its own, whose error stands above; one that is "
+                "registered in a program alone needs sound_processes=0"
+            )
+
     def take(self, patience: float = 60.0) -> "_SoundProcess":
         """The process with the fewest streams of those that are ready; waits so many seconds while none is.
 
