@@ -87,11 +87,11 @@ class SoundProcesses:
             SoundLost: none was ready in time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self.ready or self._closed, patience) or self._closed:
-                raise SoundLost(
-                    "no process that makes sound is running; try again in a minute, or see the server's log"
-                )
-            return min((p for p in self._processes if p.ready), key=lambda process: len(process.streams))
+            self._changed.wait_for(lambda: self.ready or self._closed, patience)
+            ready = [process for process in self._processes if process.ready]  # one may have ended since
+        if self._closed or not ready:
+            raise SoundLost("no process that makes sound is running; try again in a minute, or see the server's log")
+        return min(ready, key=lambda process: len(process.streams))
 
     def close(self) -> None:
         """End the processes, and whatever waits for them."""
