@@ -5,8 +5,8 @@ encoder's time is in the figures:
 
 - one client against a direct call: seconds to the first chunk of sound, and to the first sample that can be heard, since
   answers may begin with silence;
-- eight clients at once: both at p50 and p90, gaps in playback, speech made a second against one client, which also
-  opens a session for each answer;
+- eight clients at once against one, by turns, since a shared machine's speed changes by the minute: both at p50 and p90, gaps
+  in playback, and speech a second while all of them are at it; each opens a session for every answer;
 - CPU time that server and clients take for a second of speech, one client and eight: they share the machine;
 - first audible sound of a conversation's third turn against its first, of questions that are answered aloud in all three turns;
 - clients that come, interrupt and vanish at random: memory before and after, slots that are free, and every answer that ran to
@@ -46,6 +46,8 @@ SENTENCES = (
     "the big cow sees the girl",
 )
 RATE = 24_000
+STARTING = 0.5
+"""Seconds of a turn whose speech is not counted, while the first answers begin."""
 
 
 class Heard:
@@ -127,21 +129,10 @@ async def opened(port: int) -> Client:
     return client
 
 
-class CpuTime:
-    """CPU time of the server with its processes, and of this one, which is the clients'."""
-
-    def __init__(self, server: psutil.Process):
-        self._server, self._begun = server, self._now(server)
-
-    @staticmethod
-    def _now(server: psutil.Process) -> np.ndarray:
-        own, *others = [process.cpu_times() for process in (server, *server.children(recursive=True))]
-        return np.array([own.user + own.system, sum(each.user + each.system for each in others), time.process_time()])
-
-    def told(self, speech: float) -> str:
-        """Since it was made, for so many seconds of speech."""
-        server, others, clients = 1000 * (self._now(self._server) - self._begun) / speech
-        return f"CPU for a second of speech: server {server:.1f} ms, its processes for sound {others:.1f} ms, clients {clients:.1f} ms"
+def cpu_times(server: psutil.Process) -> np.ndarray:
+    """CPU seconds so far: of the server, of its processes together, and of this one, which is the clients'."""
+    own, *others = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return np.array([own.user + own.system, sum(each.user + each.system for each in others), time.process_time()])
 
 
 def memory_of(server: psutil.Process) -> int:
@@ -215,18 +206,57 @@ async def first_sounds(port: int, repeats: int, direct: Callable[[str], tuple[fl
     return np.array(seconds[1:])
 
 
-async def many_clients(port: int, clients: int, repeats: int) -> tuple[list[Heard], float]:
-    async def one(first: int) -> list[Heard]:
+async def many_clients(port: int, clients: int, seconds: float) -> tuple[list[Heard], float]:
+    """What so many clients heard that ask again and again for so long, and the speech a second that they got in that time."""
+    begun = time.perf_counter()
+    end = begun + STARTING + seconds
+
+    async def one(number: int) -> list[Heard]:
         heard = []
-        for number in range(repeats):
+        while time.perf_counter() < end:
             client = await opened(port)
-            heard.append(await client.ask(SENTENCES[(first + number) % len(SENTENCES)]))
+            heard.append(await client.ask(SENTENCES[(number + len(heard)) % len(SENTENCES)]))
             await client.socket.close()
         return heard
 
-    begun = time.perf_counter()
     heard = sum(await asyncio.gather(*map(one, range(clients))), [])
-    return heard, time.perf_counter() - begun
+    arrived = [(h.asked + at, speech) for h in heard for at, speech in h.arrivals]
+    return heard, sum(speech for at, speech in arrived if begun + STARTING <= at < end) / seconds
+
+
+class Crowd:
+    """Turns of so many clients."""
+
+    def __init__(self, clients: int):
+        self.clients = clients
+        self.heard: list[Heard] = []
+        self.speech: list[float] = []  # seconds a second, of each turn
+        self.cpu = np.zeros(3)
+
+    def turn(self, port: int, seconds: float, server: psutil.Process) -> None:
+        """They ask for so many seconds."""
+        before = cpu_times(server)
+        heard, speech = asyncio.run(many_clients(port, self.clients, seconds))
+        self.cpu += cpu_times(server) - before
+        self.heard += heard
+        self.speech.append(speech)
+
+    def told(self, one: "Crowd") -> str:
+        """What they heard, against one client by turns."""
+        waits = []
+        for what in ("first", "audible"):
+            of_one = np.nanmedian([getattr(h, what) for h in one.heard])
+            p50, p90 = np.nanquantile([getattr(h, what) for h in self.heard], (0.5, 0.9))
+            name = "first chunk" if what == "first" else "first audible sound"
+            waits.append(f"{name} p50 {p50:.3f} s, p90 {p90:.3f} s ({p90 / of_one:.2f} times one's p50)")
+        times = np.array(self.speech) / one.speech
+        server, others, clients = 1000 * self.cpu / sum(h.speech for h in self.heard)
+        return (
+            f"clients {self.clients}: {'; '.join(waits)}; longest gap {max(h.gap for h in self.heard if h.arrivals):.3f} s; "
+            f"{np.median(self.speech):.1f} s of speech a second, {np.median(times):.2f} times one's "
+            f"({', '.join(f'{ratio:.2f}' for ratio in times)} by turns); CPU for a second of speech: server {server:.1f} ms, "
+            f"its processes for sound {others:.1f} ms, clients {clients:.1f} ms"
+        )
 
 
 async def turns(port: int, repeats: int) -> tuple[float, float] | None:
@@ -291,6 +321,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=7, help="of one client and of eight")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--vanishing", type=float, default=600.0, help="seconds; 0 leaves it out")
     parser.add_argument("--clients", type=int, default=200, help="that vanish")
     parser.add_argument("--layers", type=int, help="of the model that is served; its own by default")
@@ -326,24 +358,12 @@ def load(model: str, options: argparse.Namespace) -> None:
                 f"{heard_by_client / called:.2f} times"
             )
         print(f"  in the server itself: p50 {metric(port, 'first_sound_seconds.quantile=.0.5..'):.3f} s", flush=True)
-        lone = 0.0
-        for clients, repeats in ((1, options.repeats), (8, max(options.repeats // 2, 1))):
-            used = CpuTime(process)
-            heard, seconds = run(many_clients(port, clients, repeats))
-            gap, speech = np.nanmax([h.gap for h in heard]), sum(h.speech for h in heard)
-            lone = lone or speech / seconds
-            waits = []
-            for what, times, of_one in (
-                ("chunk", [h.first for h in heard], client_first),
-                ("audible sound", [h.audible for h in heard], first),
-            ):
-                p50, p90 = np.nanquantile(times, (0.5, 0.9))
-                waits.append(f"first {what} p50 {p50:.3f} s, p90 {p90:.3f} s ({p90 / of_one:.2f} times one's)")
-            print(
-                f"clients {clients}: {'; '.join(waits)}; longest gap {gap:.3f} s; {speech / seconds:.1f} s of speech a second "
-                f"({speech / seconds / lone:.2f} times one's); {used.told(speech)}",
-                flush=True,
-            )
+        one, eight = Crowd(1), Crowd(8)
+        for _ in range(options.turns):
+            for crowd in (one, eight):
+                crowd.turn(port, options.seconds, process)
+        for crowd in (one, eight):
+            print(crowd.told(one), flush=True)
         compared = run(turns(port, options.repeats))
         if compared is None:
             print("turns: in no order of these sentences are all three answered aloud, so they cannot be compared")

@@ -23,6 +23,7 @@ from vita_audio_pl.benchmarking.decoding import (
 )
 from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize, Setting
+from vita_audio_pl.benchmarking.decoding_show import times_as_fast
 from vita_audio_pl.benchmarking.random_model import random_model
 from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.errors import UserError
@@ -224,3 +225,13 @@ def test_heads_and_batches_pay_in_the_published_proportions(monkeypatch):
     assert speed["vanilla x8"] > 2.5 * speed["vanilla"]
     assert speed["boost verify=greedy all accepted"] > 0.9 * speed["boost"]
     assert 2 * min(by_label["boost"].first_chunk) < min(by_label["vanilla"].first_chunk)
+
+
+def test_settings_are_compared_within_a_round():
+    def measured(seconds):
+        return Measurement(Setting("vanilla", "none", 1, False, None), tokens=[128] * len(seconds), seconds=seconds)
+
+    slowing = [1.0, 1.6, 1.5]  # the machine's own speed, of which one got the quickest moment alone
+    other = measured([1.4, 1.6, 1.5])
+    assert times_as_fast(measured(slowing), other) == 1.0 and times_as_fast(measured([]), measured([])) == 0.0
+    assert times_as_fast(measured([s / 2 for s in slowing]), measured(slowing)) == 2.0

@@ -42,10 +42,8 @@ def figures(
         "setting": asdict(measured.setting),
         "label": measured.setting.label,
         "tokens_per_second": measured.tokens_per_second,
-        "times_vanilla": None if vanilla is None else measured.tokens_per_second / vanilla.tokens_per_second,
-        "times_transformers": (
-            None if transformers is None else measured.tokens_per_second / transformers.tokens_per_second
-        ),
+        "times_vanilla": None if vanilla is None else times_as_fast(measured, vanilla),
+        "times_transformers": None if transformers is None else times_as_fast(measured, transformers),
         "audible_from": AUDIBLE,
         "first_audible_ms": percentiles(measured.first_audible),
         "passes_to_audible": (
@@ -70,6 +68,15 @@ def figures(
         "tokens": measured.tokens,
         "cache_bytes": measured.cache_bytes,
     }
+
+
+def times_as_fast(one: Measurement, other: Measurement) -> float:
+    """Of the tokens a second of two settings that took turns: the median over repetitions.
+
+    A shared machine's own speed changes from one repetition to the next, and the quickest of each may be of different ones.
+    """
+    speeds = [np.divide(measured.tokens, measured.seconds) for measured in (one, other)]
+    return float(np.median(speeds[0] / speeds[1])) if one.tokens else 0.0
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
