@@ -244,11 +244,12 @@ class Crowd:
     def told(self, one: "Crowd") -> str:
         """What they heard, against one client by turns."""
         waits = []
-        for what in ("first", "audible"):
-            of_one = np.nanmedian([getattr(h, what) for h in one.heard])
-            p50, p90 = np.nanquantile([getattr(h, what) for h in self.heard], (0.5, 0.9))
-            name = "first chunk" if what == "first" else "first audible sound"
-            waits.append(f"{name} p50 {p50:.3f} s, p90 {p90:.3f} s ({p90 / of_one:.2f} times one's p50)")
+        for what, name in (("first", "first chunk"), ("audible", "first audible sound")):
+            ones, ours = (np.nanquantile([getattr(h, what) for h in crowd.heard], (0.5, 0.9)) for crowd in (one, self))
+            waits.append(
+                f"{name} p50 {ours[0]:.3f} s, p90 {ours[1]:.3f} s ({ours[1] / ones[1]:.2f} times one's p90, "
+                f"{ours[1] / ones[0]:.2f} times one's p50)"
+            )
         times = np.array(self.speech) / one.speech
         server, others, clients = 1000 * self.cpu / sum(h.speech for h in self.heard)
         return (
