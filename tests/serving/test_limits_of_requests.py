@@ -115,6 +115,8 @@ def test_a_number_is_refused_in_a_sentence_or_followed(service, path):
         {"audio": {"input": {"turn_detection": {**VAD, "prefix_padding_ms": 9000}}}},
         {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 7}}}},
         {"audio": {"output": {"speed": 2}}},
+        {"modalities": ["text"]},
+        {"audio": {"input": {"turn_detecton": VAD}}},
     ],
 )
 def test_a_refused_update_leaves_the_session_as_it_was(service, monkeypatch, wrong):

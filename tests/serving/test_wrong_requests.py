@@ -58,6 +58,13 @@ def asked(service, path, method="POST", **request):
             {"json": {"messages": ASK, "response_format": {"type": "json_object"}}},
             "response_format",
         ),
+        (
+            "chat/completions",
+            {"json": {"messages": ASK, "temprature": 0.5, "user": "me", "store": False}},
+            "temprature cannot be followed by this server; leave it out; did you mean 'temperature'?",
+        ),
+        ("chat/completions", {"json": {"messages": ASK, "prediction": {"type": "content"}}}, "prediction cannot be"),
+        ("audio/speech", {"json": {"input": "a", "instructions": "whisper"}}, "instructions cannot be followed"),
         ("audio/speech", {"json": {"input": "a", "decoding": {"max_new_tokens": 1}}}, "the model spoke no word"),
         (
             "audio/transcriptions",
@@ -107,6 +114,11 @@ def test_a_session_keeps_what_an_update_does_not_name_and_says_what_it_has(servi
         assert (await update(instructions=""))["instructions"] == "" and not session.conversation.items
         await session.take('{"type": "session.update", "session": {"instructions": "a"}}')
         assert told[-1]["error"]["message"] == "session.type is missing"
+        await session.take('{"type": "session.update", "session": {"type": "realtime", "output_modalites": ["text"]}}')
+        assert told[-1]["error"]["message"].endswith("; did you mean 'session.output_modalities'?")
+        described = first | {"audio": {**first["audio"], "output": {"voice": "alloy"}}}
+        assert (await update(**described))["instructions"] == "be kind"  # what was told can be sent back
+        assert not (await update(instructions=""))["instructions"]
         spoken = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "the cow"}]}
         await session.take(json.dumps({"type": "conversation.item.create", "item": spoken}))
         await session.take('{"type": "response.create", "response": {"output_modalities": ["audio", "text"]}}')

@@ -72,6 +72,7 @@ class Endpoints:
     async def speech(self, body: SpeechRequest, request: Request) -> Response:
         """Text to speech; audio is streamed as it is made."""
         service = self.service
+        body.check()
         if body.speed != 1:
             raise UserError("speed is fixed at 1: the model speaks as it was trained to")
         if service.codec is None:

@@ -4,6 +4,7 @@ import copy
 import json
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Item
 from vita_audio_pl.serving.pcm import SampleFormat
-from vita_audio_pl.serving.requests import checked
+from vita_audio_pl.serving.requests import checked, refuse
 from vita_audio_pl.serving.service import Answer
 
 _EVENTS: dict[str, type[BaseModel]] = {
@@ -21,6 +22,8 @@ _EVENTS: dict[str, type[BaseModel]] = {
     for event in get_args(get_args(types.RealtimeClientEvent)[0])
 }
 _MOST_VALUES = 1000
+_ADDED = ("session.decoding", "session.id", "session.object")
+"""Fields that OpenAI's events do not have: our own, and what a client may send back of a session as it was described."""
 for _event in _EVENTS.values():
     _event.model_rebuild()  # openai leaves it to the first use, where a client would wait for it
 
@@ -123,8 +126,30 @@ def parsed(text: str | bytes, most_text: int) -> dict[str, Any]:
         for side in form.values() if isinstance(form, dict) else ():
             if isinstance(side, dict) and isinstance(side.get("format"), dict):
                 side["format"].pop("rate", None)
-    checked(kind, known, strict=True)
+    event: BaseModel = checked(kind, known, strict=True)
+    beyond = [name for name, given in _beyond(event) if given and name not in _ADDED]
+    # what a response names is told apart where it is followed
+    refuse([name for name in beyond if not name.startswith("response.")], _fields_of(event))
     return value
+
+
+def _beyond(model: BaseModel, of: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields that OpenAI's events do not have, with their values, at any depth."""
+    for name, given in (model.model_extra or {}).items():
+        yield of + name, given
+    for name in model.model_fields_set & model.__class__.model_fields.keys():
+        given = getattr(model, name)
+        for part in given if isinstance(given, list) else [given]:
+            if isinstance(part, BaseModel):
+                yield from _beyond(part, f"{of}{name}.")
+
+
+def _fields_of(model: BaseModel, of: str = "") -> Iterator[str]:
+    """Fields of an event and of the models in it."""
+    for name in model.__class__.model_fields:
+        yield of + name
+        if isinstance(part := getattr(model, name), BaseModel):
+            yield from _fields_of(part, f"{of}{name}.")
 
 
 def _no_number(name: str) -> None:

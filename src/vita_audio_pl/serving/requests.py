@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
 
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.config.decoding import DecodingConfig, Sampling
+from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.loading import LoadedModel
@@ -87,7 +88,37 @@ class Decoding(BaseModel):
         )
 
 
-class SpeechRequest(BaseModel):
+class _Body(BaseModel):
+    """A request's body. Fields beside those of the class are refused if they ask for something: a misspelt one would change nothing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    harmless: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self) -> None:
+        """Refuse what is not done here rather than answer as if it had not been asked for.
+
+        Raises:
+            UserError: a field asks for it.
+        """
+        refuse(
+            [name for name, value in (self.model_extra or {}).items() if value and name not in self.harmless],
+            type(self).model_fields,
+        )
+
+
+def refuse(asked: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse fields that cannot be followed.
+
+    Raises:
+        UserError: there are some.
+    """
+    if asked:
+        near = did_you_mean(asked[0], known) if len(asked) == 1 else ""
+        raise UserError(f"{' and '.join(asked)[:200]} cannot be followed by this server; leave it out{near}")
+
+
+class SpeechRequest(_Body):
     """`/v1/audio/speech`."""
 
     model: str = ""
@@ -106,8 +137,21 @@ class ChatAudio(BaseModel):
     format: Literal["wav", "mp3", "flac", "opus", "pcm16", "pcm"] = "wav"
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(_Body):
     """`/v1/chat/completions`."""
+
+    # who asks, why, and how it is to be billed, cached or thought about
+    harmless = frozenset(
+        ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+        + (
+            "prompt_cache_options",
+            "reasoning_effort",
+            "verbosity",
+            "parallel_tool_calls",
+            "tool_choice",
+            "function_call",
+        )
+    )
 
     model: str = ""
     messages: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1)
@@ -134,11 +178,7 @@ class ChatRequest(BaseModel):
     _short = field_validator("modalities", mode="before")(_short)
 
     def check(self) -> None:
-        """Refuse what is not done here rather than answer as if it had not been asked for.
-
-        Raises:
-            UserError: a field asks for it.
-        """
+        super().check()
         if self.tools or self.functions:
             raise UserError(NO_FUNCTIONS)
         if self.n not in (None, 1):
@@ -147,8 +187,7 @@ class ChatRequest(BaseModel):
         asked = [name for name in names if getattr(self, name)]
         if (self.response_format or {}).get("type", "text") != "text":
             asked.append("response_format")
-        if asked:
-            raise UserError(f"{' and '.join(asked)} cannot be followed by this server; leave it out")
+        refuse(asked, ())
 
 
 def decoding_of_form(fields: Iterable[tuple[str, Any]], others: Collection[str]) -> Decoding:
