@@ -97,6 +97,10 @@ class EventMaker:
         self._waiting: list[int] = []
         self._inside = False
 
+    def completes(self, tokens: Sequence[int]) -> bool:
+        """Whether these tokens end a span of codes, or are for somebody who only reads."""
+        return self._sound is None or self._vocabulary.end_of_audio in tokens
+
     def push(self, tokens: Sequence[int], writers: Sequence[int]) -> Iterator[Event]:
         """Add tokens and their writers; yields what can be shown and played, text first as audio takes time."""
         self.taken += len(tokens)

@@ -9,7 +9,10 @@ from typing import TypeAlias
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.workers import Workers
 
-Batch: TypeAlias = tuple[list[int], list[int]]
+Batch: TypeAlias = tuple[list[int], list[int], bool]
+"""Tokens, their writers, and whether they are not to wait for others."""
+_PAUSE = 0.1
+"""Seconds. Text is read no faster, and every handing on of a token holds up the engine, with which it shares the interpreter."""
 
 
 class Speaker:
@@ -34,12 +37,17 @@ class Speaker:
         self._pending: deque[Batch | None] = deque()
         self._lock = threading.Lock()
         self._working = self._silenced = self._heard = False
+        self._next = 0.0  # from when on tokens are worked on without being complete
         # when a player that started with the first audio has played everything made so far
         self._due = time.monotonic()
 
     def push(self, tokens: list[int], writers: list[int]) -> None:
-        """Add new tokens; returns at once."""
-        self._put((tokens, writers))
+        """Add new tokens; returns at once. What needs no sound waits for what does, but no longer than `_PAUSE` after the last."""
+        now = time.monotonic()
+        begin = self._maker.completes(tokens) or now >= self._next
+        if begin:
+            self._next = now + _PAUSE
+        self._put((tokens, writers, begin))
 
     def finish(self) -> None:
         """End of the tokens; what was held back is delivered, then None."""
@@ -52,7 +60,7 @@ class Speaker:
     def _put(self, batch: Batch | None) -> None:
         with self._lock:
             self._pending.append(batch)
-            if self._working:
+            if self._working or not _due(batch):
                 return
             self._working = True
         self._pool.submit(self._work, self._due)
@@ -75,24 +83,26 @@ class Speaker:
             self._deliver(None)
             self._deliver = _ignore  # the listener holds this object, and can be garbage-collected at once
         with self._lock:
-            self._working = bool(self._pending)
+            self._working = any(map(_due, self._pending))
             if not self._working:
                 return
         self._pool.submit(self._work, self._due)
 
-    def _next_batch(self) -> Batch | None:
-        """The oldest batch, with those after it that have piled up: their sound costs less if it is made at once.
+    def _next_batch(self) -> tuple[list[int], list[int]] | None:
+        """The oldest tokens up to those that were not to wait, with what has piled up after them: their sound costs less if it is made at once.
 
         Together they are no longer than what a player still has to play, so that it does not run dry meanwhile.
         """
         batch = self._pending.popleft()
         if batch is None:
             return None
-        tokens, writers = batch
+        tokens, writers, due = batch
         most = (self._due - time.monotonic()) * self._codes_per_second
-        while self._pending and (after := self._pending[0]) is not None and len(tokens) + len(after[0]) <= most:
+        while self._pending and (after := self._pending[0]) is not None:
+            if due and len(tokens) + len(after[0]) > most:
+                break
             self._pending.popleft()
-            tokens, writers = tokens + after[0], writers + after[1]
+            tokens, writers, due = tokens + after[0], writers + after[1], due or after[2]
         return tokens, writers
 
     def _count(self, event: Event) -> None:
@@ -100,6 +110,10 @@ class Speaker:
         if isinstance(event, AudioChunk):
             self._due = (self._due if self._heard else time.monotonic()) + event.wave.size / event.sample_rate
             self._heard = True
+
+
+def _due(batch: Batch | None) -> bool:
+    return batch is None or batch[2]
 
 
 def _ignore(event: Event | None | Exception) -> None:
