@@ -37,7 +37,7 @@ demo: $(VENV)/.demo ## Train all four stages on the small spoken world, measure 
 	@scripts/system-packages.sh espeak-ng flite
 	$(BIN)/python -m vita_audio_pl.demo size=$(SIZE) seed=$(SEED)
 
-test: $(VENV)/.dev ## Run the test suite (no network; 7 to 9 minutes on 2 cores)
+test: $(VENV)/.dev ## Run the test suite (no network; 7 to 14 minutes on 2 cores)
 	@scripts/system-packages.sh espeak-ng flite chromium
 	$(PYTEST) -m "not slow and not gpu"
 

@@ -32,7 +32,7 @@ LOOSE = [("groups", 0.1), ("groups", 0.2), ("groups", 0.3), ("groups", 0.4)]
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser()
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("model", type=Path)
     asked.add_argument("world", type=Path)
     asked.add_argument("--utterances", type=int, default=100)

@@ -18,6 +18,7 @@ from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.evaluation.runs import evaluate as session
 from vita_audio_pl.evaluation.runs import toolbox
 from vita_audio_pl.evaluation.runs.evaluate import evaluation_keys, run_session
+from vita_audio_pl.evaluation.runs.plan import plan_evaluations
 from vita_audio_pl.evaluation.settings import SuiteConfig, SuiteEntry
 from vita_audio_pl.inference import generate, loading
 from vita_audio_pl.inference.kernels import read_choices
@@ -265,6 +266,11 @@ def test_a_suite_takes_its_models_from_the_stages_of_a_run(config, tmp_path):
     assert [(r["task"], r["mode"], r["limited_to"]) for r in run_session(suite)] == [
         ("text", "vanilla", 3), ("text", "boost", 3), ("asr", "vanilla", 3), ("asr", "boost", 3),
     ]  # fmt: skip
+    tried = plan_evaluations(replace(suite, limit=2))
+    assert [len(evaluation.items) for evaluation in tried] == [2, 2, 2, 2]  # the smaller of what both say
+    for ignored in ({"task": "tts"}, {"mode": "boost"}):
+        with pytest.raises(UserError, match="suite=s says itself which tasks and modes"):
+            replace(suite, **ignored).check()
     missing = replace(suite, suite=SuiteConfig("s", [SuiteEntry("mtp1", ["vanilla"], ["asr"])]))
     with pytest.raises(UserError, match="there is no model folder .*mtp1"):
         run_session(missing)

@@ -122,7 +122,16 @@ def test_a_file_of_kernels_is_read_before_anything_else_and_must_fix_what_it_is_
         with pytest.raises(UserError, match="has no costs of passes, by which heads draft under verify="):
             run_session(asked)
     for exact in (replace(groups, verify="greedy"), replace(groups, verify="sample")):
-        evaluation_keys(exact)
+        keys = [evaluation_keys(exact)]
+        for costs in ({"x": [1.0, 0.1, 0.1, 0.1]}, {"x": [1.0, 0.1, 9.0, 0.1]}):  # passes and seconds depend on them
+            file.write_text(
+                json.dumps(Kernels(passes={name: PassCosts(*given) for name, given in costs.items()}).record())
+            )
+            keys.append(evaluation_keys(exact))
+        assert len(set(map(str, keys))) == 3
+        file.write_text(json.dumps(Kernels().record()))
+    seeded = replace(config, sampling=Sampling(seed=4))  # nothing is drawn
+    assert evaluation_keys(seeded) == evaluation_keys(config)
 
 
 @pytest.mark.parametrize("head", [0.0, 1e6])

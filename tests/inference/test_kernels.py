@@ -258,6 +258,23 @@ def test_recorded_costs_are_found_whatever_is_answered_first(made_up, tmp_path, 
     assert again.costs == first.costs
 
 
+@pytest.mark.parametrize("cost", ["0.001", -1.0, float("nan"), float("inf"), None, [1.0]])
+def test_costs_that_are_none_are_refused_in_a_file_and_measured_anew_from_the_cache(tmp_path, cost):
+    record = Kernels(passes={"x": PassCosts(1.0, 0.1, 0.1, 0.1)}).record()
+    record["passes"]["x"]["backbone"] = cost
+    file = tmp_path / "kernels.json"
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="must be auto"):
+        Kernels(str(file))
+    kept = Timings(tmp_path / "kept")
+    kept.passes("x", lambda: PassCosts(1.0, 0.1, 0.1, 0.1))
+    (stored,) = (tmp_path / "kept").iterdir()
+    told = json.loads(stored.read_text())
+    told["passes"]["x"]["backbone"] = cost
+    stored.write_text(json.dumps(told))
+    assert Timings(tmp_path / "kept").passes("x", lambda: PassCosts(2.0, 0.1, 0.1, 0.1)).backbone == 2.0
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_weight_is_held_twice(layout):
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1024}

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,11 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
 
 
 def all_figures(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Figures of every setting; each is compared with one unconstrained Vanilla session and with transformers' loop."""
-    by_label = {measured.setting.label: measured for measured in measurements}
-    beside = by_label.get("vanilla"), by_label.get("transformers")
-    return [figures(measured, *beside) for measured in measurements]
+    """Figures of every setting; each is compared with Vanilla in exact weights and else alike, and with transformers' loop."""
+    by_setting = {measured.setting: measured for measured in measurements}
+    loop = next((measured for measured in measurements if measured.setting.mode == "transformers"), None)
+    alike = partial(replace, mode="vanilla", verify="none", agreement=None, quantize=None)
+    return [figures(measured, by_setting.get(alike(measured.setting)), loop) for measured in measurements]
 
 
 def decoding_table(rows: Sequence[dict[str, Any]], title: str) -> Table:

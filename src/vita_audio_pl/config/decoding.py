@@ -37,8 +37,8 @@ def label_of(result: Mapping[str, Any]) -> str:
 
 
 DRAFTED_NOTHING = (
-    "heads drafted nothing, since by the costs of passes here a draft does not pay, so this is Vanilla's speed; kernels=FILE "
-    "fixes costs"
+    "heads drafted nothing, since by the costs of passes, those measured on this machine or those in kernels=FILE, a draft does not "
+    "pay, so this is Vanilla's speed"
 )
 """Said of answers under verification whose mode has heads that never ran."""
 

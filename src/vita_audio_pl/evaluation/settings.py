@@ -137,5 +137,10 @@ class EvaluateConfig(WeightsConfig, DecodingConfig, CommandConfig):
     def _check_source(self) -> None:
         if self.suite is None and self.model is None:
             raise UserError("which model? give model=FOLDER, for example model=runs/demo/sft/model")
+        if self.suite is not None and (self.task, self.mode) != ("asr", "vanilla"):
+            raise UserError(
+                f"suite={self.suite.name} says itself which tasks and modes it evaluates; leave task and mode out, or give model=... "
+                "and no suite"
+            )
         if self.suite is not None and self.run_name is None:
             raise UserError(f"suite={self.suite.name} evaluates the stages of a run: give run_name=...")

@@ -39,6 +39,10 @@ class PassCosts:
     head: float
     head_row: float
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(cost, int | float) and 0 <= cost < math.inf for cost in vars(self).values()):
+            raise ValueError("costs of passes are numbers from 0 on")
+
 
 class _Share:
     """A running success rate, shrunk towards a prior."""

@@ -28,8 +28,7 @@ class Decoding:
         max_new_tokens: token limit of an answer.
         sampling: how tokens are drawn.
         slack: how loose verification is, where it has any looseness.
-        kernels: digest of the file that states the costs of passes, where how far heads draft decides the answer; else
-            empty.
+        kernels: digest of the file that states the costs of passes, where heads draft by them; else empty.
         quantize: how weights are held, by the settings or in the folder; None for exact ones.
     """
 
@@ -45,12 +44,17 @@ class Decoding:
 
     @property
     def label(self) -> str:
-        return decoding_label(self.mode, self.verify, self.sampling != Greedy, self.quantize)
+        return decoding_label(self.mode, self.verify, self._draws, self.quantize)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether anything but the largest logit is taken."""
+        return not self.sampling.plain_argmax
 
     @property
     def drawn(self) -> dict[str, Any]:
         """How tokens are drawn, loosely verified and multiplied, as JSON; empty where it is as in every earlier result."""
-        drawn: dict[str, Any] = {} if self.sampling == Greedy else {"sampling": asdict(self.sampling)}
+        drawn: dict[str, Any] = {"sampling": asdict(self.sampling)} if self._draws else {}
         drawn |= {"kernels": self.kernels} if self.kernels else {}
         drawn |= {"quantize": self.quantize} if self.quantize else {}
         return drawn if self.slack is None else drawn | {"slack": self.slack}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vita_audio_pl.config.decoding import KERNELS, QUANTIZE, SLACK, decoding_label, drafting_decides
+from vita_audio_pl.config.decoding import KERNELS, QUANTIZE, SLACK, decoding_label
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.evaluation.identity import (
     Content,
@@ -71,12 +71,12 @@ def plan_evaluations(
         for task in entry.tasks:
             if (task, split) not in benches:
                 benches[task, split] = config.bench.items(task, split)
-            items = benches[task, split][: entry.limit or config.limit]
+            items = benches[task, split][: _smaller(entry.limit, config.limit)]
             if config.missing_audio == "refuse":
                 check_audio(items)
             contents = content_of(items, file_digests(Path(path) for item in items for path in item.prompt.audios))
-            # the costs by which heads draft may be recorded in a file
-            by_costs = config.kernels not in KERNELS and drafting_decides(verify, config.sampling)
+            # the costs by which heads draft may be recorded in a file; passes and seconds depend on them even where tokens do not
+            by_costs = config.kernels not in KERNELS and verify != "none"
             kernels = path_digest(config.kernels) if by_costs else ""
             for mode, pattern in patterns.items():
                 decoding = Decoding(
@@ -128,6 +128,10 @@ def _patterns(config: EvaluateConfig, model: Path, modes: Sequence[str], verify:
     named = dict.fromkeys("vanilla" if mode == OWN else mode for mode in modes)
     plain = {mode: NAMED_PATTERNS[mode] for mode in named if not DecodePattern(NAMED_PATTERNS[mode]).uses_heads}
     return plain if verify == "none" else {}
+
+
+def _smaller(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _entries(config: EvaluateConfig) -> list[tuple[Path, SuiteEntry]]:
