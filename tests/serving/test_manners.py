@@ -14,10 +14,11 @@ import pytest
 import websockets
 from openai import OpenAI, RateLimitError
 
-from tests.patience import wait_until
+from tests.patience import PATIENCE, wait_until
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, costs
 from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.serving import app
 from vita_audio_pl.serving import service as service_module
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.gate import KEY_PROTOCOL, Gate
@@ -210,6 +211,33 @@ def test_clients_that_vanish_and_clients_that_do_not_read_hold_up_nobody(run_ser
     ).result()
     assert slots == (2, 0)
     server.stop()
+
+
+def test_a_client_that_never_reads_again_is_cut_off(run_server, make_service, monkeypatch):
+    monkeypatch.setattr(app, "_FAREWELL", 0.2)
+    service = make_service(limits={"unread_bytes": 2**20})
+    server = run_server(service)
+
+    async def check():
+        socket = await _realtime(server.url)
+        long = {**ASK["item"], "id": "z" * 200_000}
+        await _say(socket, type="conversation.item.create", item=long)
+        socket.transport.pause_reading()
+        while service.sessions:
+            try:
+                await asyncio.wait_for(_say(socket, type="conversation.item.retrieve", item_id=long["id"]), 0.2)
+            except (TimeoutError, websockets.ConnectionClosed):
+                await asyncio.sleep(0.05)
+        socket.transport.abort()
+
+    asyncio.run(asyncio.wait_for(check(), PATIENCE))
+    wait_until(lambda: not server.server.server_state.connections, "the connection to be gone")
+    server.stop()
+
+
+def test_counters_keep_their_digits():
+    [line] = [line for line in text_of([("n", "counter", "N.", [("", 1234567.0)])]).splitlines() if line[0] != "#"]
+    assert line.endswith(" 1234567")
 
 
 def test_a_server_that_is_told_to_end_lets_answers_end_first(run_server, make_service):

@@ -57,6 +57,8 @@ def test_a_stream_goes_on_in_another_process_as_if_nothing_had_happened(loaded, 
     codec, patience = load_codec(loaded.codec_dir), processes.patience
     here, there = Resampled(codec, RATE).decode_stream(), stream_of(processes)
     chunks = np.random.default_rng(1).integers(0, codec.codebook_size, (6, 8))
+    # one that is stopped while it loads is waited for as long as loading may take
+    wait_until(lambda: all(process.ready for process in processes._processes), "both")
     before = set(processes.pids)
     processes.patience = 1.0
     for number, chunk in enumerate(chunks):

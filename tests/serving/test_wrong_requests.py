@@ -64,7 +64,17 @@ def asked(service, path, method="POST", **request):
             "temprature cannot be followed by this server; leave it out; did you mean 'temperature'?",
         ),
         ("chat/completions", {"json": {"messages": ASK, "prediction": {"type": "content"}}}, "prediction cannot be"),
+        ("chat/completions", {"json": {"messages": ASK, "tool_choice": "required"}}, "tool_choice cannot be followed"),
         ("audio/speech", {"json": {"input": "a", "instructions": "whisper"}}, "instructions cannot be followed"),
+        ("audio/speech", {"json": {"input": " \n\0"}}, "input is empty"),
+        (
+            "audio/transcriptions",
+            {
+                "files": {"file": ("a.wav", _wav_header(16_000, 32_000) + bytes(32_000))},
+                "data": {"decoding": '[["mode", "boost"]]'},
+            },
+            "decoding is not a JSON object",
+        ),
         ("audio/speech", {"json": {"input": "a", "decoding": {"max_new_tokens": 1}}}, "the model spoke no word"),
         (
             "audio/transcriptions",
@@ -76,6 +86,10 @@ def asked(service, path, method="POST", **request):
 def test_a_wrong_request_is_refused_in_a_sentence(service, path, request_, sentence):
     answer = asked(service, f"/v1/{path}", **request_)
     assert answer.status_code == 400 and sentence in answer.json()["error"]["message"]
+
+
+def test_a_balancer_may_ask_for_the_head_of_health(service):
+    assert asked(service, "/health", "HEAD").status_code == 200
 
 
 def test_another_method_is_told_the_right_one(service):
@@ -116,12 +130,23 @@ def test_a_session_keeps_what_an_update_does_not_name_and_says_what_it_has(servi
         assert told[-1]["error"]["message"] == "session.type is missing"
         await session.take('{"type": "session.update", "session": {"type": "realtime", "output_modalites": ["text"]}}')
         assert told[-1]["error"]["message"].endswith("; did you mean 'session.output_modalities'?")
+        for settings in (
+            {"turn_detection": None},
+            {"truncation": "disabled"},
+            {"tool_choice": "required"},
+            {"prompt": {"id": "p"}},
+            {"audio": {"input": {"noise_reduction": {"type": "near_field"}}}},
+        ):
+            await session.take(json.dumps({"type": "session.update", "session": {"type": "realtime", **settings}}))
+            assert "cannot be followed" in told[-1]["error"]["message"], settings
         described = first | {"audio": {**first["audio"], "output": {"voice": "alloy"}}}
         assert (await update(**described))["instructions"] == "be kind"  # what was told can be sent back
         assert not (await update(instructions=""))["instructions"]
         spoken = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "the cow"}]}
         await session.take(json.dumps({"type": "conversation.item.create", "item": spoken}))
         await session.take('{"type": "response.create", "response": {"output_modalities": ["audio", "text"]}}')
+        await session.take('{"type": "response.cancel", "response_id": "resp_other"}')
+        assert told[-1]["error"]["message"] == "that response is not in progress, but another one is"
         while told[-1]["type"] != "response.done":
             await asyncio.sleep(0.01)
         [item] = [event["item"]["id"] for event in told if event["type"] == "response.output_item.done"]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
 from fastapi import FastAPI, Request, WebSocket
@@ -34,6 +34,7 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
+_FAREWELL = 5.0  # seconds
 _LOG = logging.getLogger("vita_audio_pl.serving")
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # who sent a broken form is told; the log is not
 
@@ -175,10 +176,9 @@ class Connection:
                 self._send(json.dumps({"type": "error", "event_id": "event_0", **body}), None)
 
     async def _leave(self, code: int, reason: str) -> None:
-        try:
-            await self._socket.close(code, reason)
-        except (RuntimeError, WebSocketDisconnect):
-            pass
+        with suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+            async with asyncio.timeout(_FAREWELL):  # one that does not read takes no farewell either
+                await self._socket.close(code, reason)
 
     def _send(self, text: str, answer: str | None) -> None:
         self._unread += len(text)

@@ -44,7 +44,7 @@ class Endpoints:
         router.add_api_route("/v1/audio/speech", self.speech, methods=["POST"])
         router.add_api_route("/v1/audio/transcriptions", self.transcriptions, methods=["POST"], response_model=None)
         router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
-        router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
+        router.add_api_route("/health", self.health, methods=["GET", "HEAD"], response_model=None)
         router.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
 
     async def models(self) -> dict[str, Any]:
@@ -78,6 +78,8 @@ class Endpoints:
         if service.codec is None:
             raise UserError("the model has no audio codec and cannot speak; start it with codec_folder=DIR")
         service.check_text(len(body.input), "input")
+        if not body.input.strip().strip("\0"):
+            raise UserError("input is empty")
         options = service.options(body.decoding, spoken=True)
         conversation = service.engine.conversation()
         self._speak_as(conversation, body.voice)

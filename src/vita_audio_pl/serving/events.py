@@ -127,16 +127,16 @@ def parsed(text: str | bytes, most_text: int) -> dict[str, Any]:
             if isinstance(side, dict) and isinstance(side.get("format"), dict):
                 side["format"].pop("rate", None)
     event: BaseModel = checked(kind, known, strict=True)
-    beyond = [name for name, given in _beyond(event) if given and name not in _ADDED]
+    beyond = [name for name in _beyond(event) if name not in _ADDED]
     # what a response names is told apart where it is followed
     refuse([name for name in beyond if not name.startswith("response.")], _fields_of(event))
     return value
 
 
-def _beyond(model: BaseModel, of: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields that OpenAI's events do not have, with their values, at any depth."""
-    for name, given in (model.model_extra or {}).items():
-        yield of + name, given
+def _beyond(model: BaseModel, of: str = "") -> Iterator[str]:
+    """Fields that OpenAI's events do not have, at any depth."""
+    for name in model.model_extra or ():
+        yield of + name
     for name in model.model_fields_set & model.__class__.model_fields.keys():
         given = getattr(model, name)
         for part in given if isinstance(given, list) else [given]:

@@ -102,7 +102,7 @@ def text_of(families: Sequence[Family]) -> str:
     lines: list[str] = []
     for name, kind, meaning, samples in families:
         lines += [f"# HELP {_PREFIX}_{name} {meaning}", f"# TYPE {_PREFIX}_{name} {kind}"]
-        lines += [f"{_PREFIX}_{name}{suffix} {value:g}" for suffix, value in samples]
+        lines += [f"{_PREFIX}_{name}{suffix} {value:.15g}" for suffix, value in samples]
     return "\n".join(lines) + "\n"
 
 

@@ -133,7 +133,16 @@ def _not_usable(config: ServeConfig, error: OSError) -> UserError:
 
 
 class _WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's own, which calls a handshake that was answered with an HTTP status incomplete, and logs an error."""
+    """uvicorn's own, but for two things.
+
+    It calls a handshake that was answered with an HTTP status incomplete, and logs an error. And it closes a connection once all is
+    read, so it keeps one whose client never reads.
+    """
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.writable.is_set():
+            self.transport.abort()
 
     async def send(self, message: Any) -> None:
         await super().send(message)

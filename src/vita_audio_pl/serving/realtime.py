@@ -113,6 +113,8 @@ class Session:
             case "response.cancel":
                 if self._reply is None:
                     raise UserError("no response is in progress; there is nothing to cancel")
+                if event.get("response_id") not in (None, self._reply.id):
+                    raise UserError("that response is not in progress, but another one is")
                 await self._interrupt("client_cancelled")
 
     async def _update(self, session: dict[str, Any]) -> None:

@@ -187,6 +187,8 @@ class ChatRequest(_Body):
         asked = [name for name in names if getattr(self, name)]
         if (self.response_format or {}).get("type", "text") != "text":
             asked.append("response_format")
+        if (self.model_extra or {}).get("tool_choice") not in (None, "none", "auto"):
+            asked.append("tool_choice")
         refuse(asked, ())
 
 
@@ -207,9 +209,12 @@ def decoding_of_form(fields: Iterable[tuple[str, Any]], others: Collection[str])
             said[inner[1]] = value
         elif name == "decoding":
             try:
-                said |= json.loads(value) if value else {}
+                given = json.loads(value) if value else {}
             except (ValueError, TypeError, RecursionError):
-                raise UserError("decoding is not a JSON object") from None
+                given = None
+            if not isinstance(given, dict):
+                raise UserError("decoding is not a JSON object")
+            said |= given
         elif name not in others:
             raise UserError(f"there is no field {name[:100]}")
     found: Decoding = checked(Decoding, said, of="decoding")

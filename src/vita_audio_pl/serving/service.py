@@ -72,7 +72,7 @@ class Service:
         self.keys = api_keys(config)
         self.name = config.name or _name(config.model)
         self.started = int(time.time())
-        self.sound_processes = self._begin_processes()
+        self.sound_processes: SoundProcesses | None = None
         self.audio_input = AudioInput(loaded, codec)
         self.pool, self.listening = Workers(config.sound_workers), Workers(config.sound_workers)
         self.metrics = Metrics()
@@ -94,6 +94,7 @@ class Service:
         self.replicas: Replicas | None = None  # None: this server is alone
         self.spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
         self._open_answers: set[object] = set()  # answers whose last event has not been read
+        self.sound_processes = self._begin_processes()  # after all that may refuse to start
         self._warm_up()
         gauge = self.metrics.gauge
         gauge("sessions", "Open WebSocket sessions.", lambda: sum(self.sessions.values()))

@@ -7,11 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.pcm import SampleFormat, format_of
-from vita_audio_pl.serving.requests import NO_FUNCTIONS, Decoding, checked
+from vita_audio_pl.serving.requests import NO_FUNCTIONS, Decoding, checked, refuse
 from vita_audio_pl.serving.service import Service
 
 _RESPONSE = ("audio", "conversation", "decoding", "input", "max_output_tokens", "output_modalities", "tools")
 """What `response.create` may name; anything else is refused."""
+
+
+_OTHERS = ("include", "prompt")
+"""What a session of OpenAI's may name beside, and is not done here."""
 
 
 class TurnDetection(BaseModel):
@@ -56,6 +60,11 @@ class SessionSettings:
             raise UserError("transcription sessions are not served; send recordings to /v1/audio/transcriptions")
         audio = session.get("audio") or {}
         incoming, outgoing = audio.get("input") or {}, audio.get("output") or {}
+        asked = [f"session.{name}" for name in _OTHERS if session.get(name)]
+        asked += ["session.truncation"] if session.get("truncation") not in (None, "auto") else []
+        asked += ["session.tool_choice"] if session.get("tool_choice") not in (None, "auto", "none") else []
+        asked += ["session.audio.input.noise_reduction"] if incoming.get("noise_reduction") else []
+        refuse(asked, ())
         new = replace(self._of_answers(session, outgoing, service), voice=outgoing.get("voice", self.voice))
         if "instructions" in session:
             new = replace(new, instructions=session["instructions"] or "")

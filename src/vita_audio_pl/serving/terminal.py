@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import os
 import queue
 import ssl
@@ -43,6 +44,7 @@ def run(config: TalkConfig) -> None:
     devices = _sound_devices() if by_microphone else None
     if not by_microphone:
         output_file(config.output)
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # what goes wrong is said below, in a sentence
     key = config.key or os.environ.get(KEYS_VARIABLE, "").split(",")[0].strip()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
@@ -110,7 +112,11 @@ def _answer(socket: Any, sound: list[NDArray[np.float32]], output: str) -> None:
                 return
     finally:
         if sound:
-            write_wav(output, np.concatenate(sound), OUTPUT_RATE)
+            try:
+                write_wav(output, np.concatenate(sound), OUTPUT_RATE)
+            except OSError as error:
+                sound.clear()
+                raise UserError(f"output={output} cannot be written: {error.strerror or error}") from None
 
 
 def _show(event: dict[str, Any]) -> bool:
