@@ -13,18 +13,19 @@ def generate(config: GenerateConfig) -> None:
     """Generate the configured answer."""
     import torch
 
-    from vita_audio_pl.codecs.audio import write_wav
+    from vita_audio_pl.codecs.audio import wav_file, write_wav
     from vita_audio_pl.inference.answering import SPOKEN_TASKS, codec_of, open_session
     from vita_audio_pl.inference.kernels import check_kernels
     from vita_audio_pl.inference.loading import load_speech_model
     from vita_audio_pl.inference.prompts import Prompter
     from vita_audio_pl.inference.sinks import PIPE, show_stream
     from vita_audio_pl.model_names import named_model
-    from vita_audio_pl.storage.files import output_file
 
     speaks = config.output != PIPE and (config.task in SPOKEN_TASKS or config.output != GenerateConfig.output)
     if speaks:
-        output_file(config.output)  # an unwritable output is reported before the answer is generated
+        wav_file(
+            config.output, filter(None, (config.audio, config.voice))
+        )  # an unwritable output is reported before the answer is generated
     check_kernels(config.kernels, config.verify, config.sampling, config.device)
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)

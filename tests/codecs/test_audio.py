@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from vita_audio_pl.codecs import AudioTooLong, read_audio, write_wav
+from vita_audio_pl.codecs.audio import wav_file
 from vita_audio_pl.errors import UserError
 
 
@@ -270,3 +271,15 @@ def test_wavs_are_written_whole_or_not_at_all(tmp_path):
         with pytest.raises(ValueError, match="one channel of finite numbers"):
             write_wav(path, bad, 16_000)
     assert path.read_bytes() == before and os.listdir(path.parent) == ["a.wav"]
+
+
+@pytest.mark.parametrize("name", ["question.wav", "link.wav", "./folder/../question.wav", "answer.mp3", "answer.FLAC"])
+def test_an_answer_is_not_written_over_a_recording_nor_under_another_formats_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "question.wav").write_bytes(b"of the user")
+    (tmp_path / "link.wav").symlink_to("question.wav")
+    with pytest.raises(UserError, match="would be lost|ends in .wav"):
+        wav_file(name, ["other.wav", "question.wav"])
+    assert wav_file("answer.wav", ["question.wav"]) == tmp_path.resolve() / "answer.wav"
+    assert (tmp_path / "question.wav").read_bytes() == b"of the user"

@@ -4,7 +4,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +17,11 @@ import soxr
 
 from vita_audio_pl.codecs.truncation import ReadAt, bytes_reader, file_reader, find_truncation, truncation_in_log
 from vita_audio_pl.errors import UserError, is_machine_fault
-from vita_audio_pl.storage.files import write_output
+from vita_audio_pl.storage.files import output_file, write_output
 from vita_audio_pl.storage.remote import RemotePath
 from vita_audio_pl.storage.remote_file import explain_faults
+
+_COMPRESSED = (".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac")
 
 LOWEST_RATE, HIGHEST_RATE = 2_000, 768_000  # Hz; below the first there is no speech to hear
 MOST_CHANNELS = 64
@@ -251,6 +253,22 @@ class _Piece:
                 )
         elif got < expected - (_MP3_SLACK if self.file.format in ("MP3", "MPEG") else 0):
             raise UserError(f"{self.name} is cut short: {got} of {expected} samples could be decoded")
+
+
+def wav_file(path: str | Path, recordings: Iterable[str | Path]) -> Path:
+    """The path to `write_wav` what the user named, before there is something to write.
+
+    recordings: that are read for it.
+
+    Raises:
+        UserError: it is one of the recordings, has another format's name, or as `output_file`.
+    """
+    target = output_file(path)
+    if any(os.path.realpath(recording) == str(target) for recording in recordings):
+        raise UserError(f"output={path} is one of the recordings that are read, and would be lost: give another name")
+    if target.suffix.lower() in _COMPRESSED:
+        raise UserError(f"output={path}: a wav is written; give a name that ends in .wav, and convert it afterwards")
+    return target
 
 
 def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:

@@ -16,11 +16,10 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, W
 from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
-from vita_audio_pl.codecs.audio import read_audio, write_wav
+from vita_audio_pl.codecs.audio import read_audio, wav_file, write_wav
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.pcm import OUTPUT_RATE, from_pcm16, to_pcm16
 from vita_audio_pl.serving.settings import KEYS_VARIABLE, TalkConfig
-from vita_audio_pl.storage.files import output_file
 
 _PIECE = OUTPUT_RATE // 10
 
@@ -43,7 +42,7 @@ def run(config: TalkConfig) -> None:
     by_microphone = not waves and config.text is None
     devices = _sound_devices() if by_microphone else None
     if not by_microphone:
-        output_file(config.output)
+        wav_file(config.output, config.audio)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # what goes wrong is said below, in a sentence
     key = config.key or os.environ.get(KEYS_VARIABLE, "").split(",")[0].strip()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
