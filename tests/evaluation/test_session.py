@@ -268,6 +268,8 @@ def test_a_suite_takes_its_models_from_the_stages_of_a_run(config, tmp_path):
     ]  # fmt: skip
     tried = plan_evaluations(replace(suite, limit=2))
     assert [len(evaluation.items) for evaluation in tried] == [2, 2, 2, 2]  # the smaller of what both say
+    with pytest.raises(UserError, match="slack means something only with verify=groups"):
+        replace(config, slack=0.3).check()
     for ignored in ({"task": "tts"}, {"mode": "boost"}):
         with pytest.raises(UserError, match="suite=s says itself which tasks and modes"):
             replace(suite, **ignored).check()

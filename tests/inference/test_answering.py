@@ -253,6 +253,7 @@ def test_the_command_says_what_is_wrong_and_leaves_with_status_2(folder, monkeyp
         (["task=text", "text=a", "verify=maybe"], "verify is 'maybe': choose one of"),
         (["task=text", "text=a", "beam=4"], "no setting 'beam'"),
         (["task=text", "text=a", "first_chunk=draft"], "first_chunk=draft means something only with verify"),
+        (["task=text", "text=a", "slack=0.3"], "slack means something only with verify=groups"),
         (["task=text", "text=a", "device=cuda"], "there is no GPU here"),
     ]:
         monkeypatch.setattr(sys, "argv", ["generate", f"model={folder}", *arguments])

@@ -137,6 +137,8 @@ class EvaluateConfig(WeightsConfig, DecodingConfig, CommandConfig):
     def _check_source(self) -> None:
         if self.suite is None and self.model is None:
             raise UserError("which model? give model=FOLDER, for example model=runs/demo/sft/model")
+        if self.suite is None and self.slack is not None and self.verify != "groups":
+            raise UserError("slack means something only with verify=groups")
         if self.suite is not None and (self.task, self.mode) != ("asr", "vanilla"):
             raise UserError(
                 f"suite={self.suite.name} says itself which tasks and modes it evaluates; leave task and mode out, or give model=... "

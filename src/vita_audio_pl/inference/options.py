@@ -80,6 +80,8 @@ class GenerateConfig(InferenceConfig):
     def check(self) -> None:
         if self.first_chunk == "draft" and self.verify == "none":
             raise UserError("first_chunk=draft means something only with verify=greedy or another check")
+        if self.slack is not None and self.verify != "groups":
+            raise UserError("slack means something only with verify=groups")
         if self.output == "-" and not self.stream:
             raise UserError("output=- writes samples as they are made, so it needs stream=true")
         if self.mode is not None:
