@@ -163,14 +163,14 @@ def test_slack_decides_where_verification_is_loose(world, verify, decides):
 @pytest.mark.parametrize(
     ("verify", "temperature", "decides"),
     [
-        ("greedy", 0.0, False),
-        ("sample", 0.0, False),
+        ("greedy", 0.0, True),  # its tokens do not, but its passes and seconds do
+        ("sample", 0.0, True),
         ("sample", 0.7, True),
         ("groups", 0.0, True),
         ("none", 0.7, False),
     ],
 )
-def test_recorded_costs_decide_where_answers_hang_on_the_length_of_drafts(world, verify, temperature, decides):
+def test_recorded_costs_decide_where_heads_draft_by_them(world, verify, temperature, decides):
     base = {setting: values[0] for setting, values in DECIDING.items()}
     base |= {"verify": verify, "sampling": Sampling(temperature=temperature)}
     other = {setting: values[0] for setting, values in OTHER.items()}
