@@ -23,9 +23,8 @@ def generate(config: GenerateConfig) -> None:
 
     speaks = config.output != PIPE and (config.task in SPOKEN_TASKS or config.output != GenerateConfig.output)
     if speaks:
-        wav_file(
-            config.output, filter(None, (config.audio, config.voice))
-        )  # an unwritable output is reported before the answer is generated
+        # an unwritable output is reported before the answer is generated
+        wav_file(config.output, filter(None, (config.audio, config.voice)))
     check_kernels(config.kernels, config.verify, config.sampling, config.device)
     torch.set_num_threads(config.threads)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)

@@ -65,6 +65,7 @@ def asked(service, path, method="POST", **request):
         ),
         ("chat/completions", {"json": {"messages": ASK, "prediction": {"type": "content"}}}, "prediction cannot be"),
         ("chat/completions", {"json": {"messages": ASK, "tool_choice": "required"}}, "tool_choice cannot be followed"),
+        ("chat/completions", {"json": {"messages": ASK, "function_call": {"name": "f"}}}, "function_call cannot be"),
         ("audio/speech", {"json": {"input": "a", "instructions": "whisper"}}, "instructions cannot be followed"),
         ("audio/speech", {"json": {"input": " \n\0"}}, "input is empty"),
         (

@@ -142,15 +142,8 @@ class ChatRequest(_Body):
 
     # who asks, why, and how it is to be billed, cached or thought about
     harmless = frozenset(
-        ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-        + (
-            "prompt_cache_options",
-            "reasoning_effort",
-            "verbosity",
-            "parallel_tool_calls",
-            "tool_choice",
-            "function_call",
-        )
+        "user store metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options "
+        "reasoning_effort verbosity parallel_tool_calls tool_choice function_call".split()
     )
 
     model: str = ""
@@ -187,8 +180,8 @@ class ChatRequest(_Body):
         asked = [name for name in names if getattr(self, name)]
         if (self.response_format or {}).get("type", "text") != "text":
             asked.append("response_format")
-        if (self.model_extra or {}).get("tool_choice") not in (None, "none", "auto"):
-            asked.append("tool_choice")
+        more = self.model_extra or {}
+        asked += [name for name in ("tool_choice", "function_call") if more.get(name) not in (None, "none", "auto")]
         refuse(asked, ())
 
 

@@ -44,10 +44,10 @@ class Speaker:
     def push(self, tokens: list[int], writers: list[int]) -> None:
         """Add new tokens; returns at once. What needs no sound waits for what does, but no longer than `_PAUSE` after the last."""
         now = time.monotonic()
-        begin = self._maker.completes(tokens) or now >= self._next
-        if begin:
+        begins = self._maker.completes(tokens) or now >= self._next
+        if begins:
             self._next = now + _PAUSE
-        self._put((tokens, writers, begin))
+        self._put((tokens, writers, begins))
 
     def finish(self) -> None:
         """End of the tokens; what was held back is delivered, then None."""
@@ -60,7 +60,7 @@ class Speaker:
     def _put(self, batch: Batch | None) -> None:
         with self._lock:
             self._pending.append(batch)
-            if self._working or not _due(batch):
+            if self._working or not _begins(batch):
                 return
             self._working = True
         self._pool.submit(self._work, self._due)
@@ -83,7 +83,7 @@ class Speaker:
             self._deliver(None)
             self._deliver = _ignore  # the listener holds this object, and can be garbage-collected at once
         with self._lock:
-            self._working = any(map(_due, self._pending))
+            self._working = any(map(_begins, self._pending))
             if not self._working:
                 return
         self._pool.submit(self._work, self._due)
@@ -96,13 +96,13 @@ class Speaker:
         batch = self._pending.popleft()
         if batch is None:
             return None
-        tokens, writers, due = batch
+        tokens, writers, begins = batch
         most = (self._due - time.monotonic()) * self._codes_per_second
         while self._pending and (after := self._pending[0]) is not None:
-            if due and len(tokens) + len(after[0]) > most:
+            if begins and len(tokens) + len(after[0]) > most:
                 break
             self._pending.popleft()
-            tokens, writers, due = tokens + after[0], writers + after[1], due or after[2]
+            tokens, writers, begins = tokens + after[0], writers + after[1], begins or after[2]
         return tokens, writers
 
     def _count(self, event: Event) -> None:
@@ -112,7 +112,7 @@ class Speaker:
             self._heard = True
 
 
-def _due(batch: Batch | None) -> bool:
+def _begins(batch: Batch | None) -> bool:
     return batch is None or batch[2]
 
 
