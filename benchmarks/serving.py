@@ -130,9 +130,10 @@ async def opened(port: int) -> Client:
 
 
 def cpu_times(server: psutil.Process) -> np.ndarray:
-    """CPU seconds so far: of the server, of its processes together, and of this one, which is the clients'."""
-    own, *others = [process.cpu_times() for process in (server, *server.children(recursive=True))]
-    return np.array([own.user + own.system, sum(each.user + each.system for each in others), time.process_time()])
+    """CPU seconds so far: of the server, of its processes in the order of their start, and of this one, which is the clients'."""
+    children = sorted(server.children(recursive=True), key=lambda child: (child.create_time(), child.pid))
+    times = [process.cpu_times() for process in (server, *children)]
+    return np.array([*(each.user + each.system for each in times), time.process_time()])
 
 
 def memory_of(server: psutil.Process) -> int:
@@ -231,13 +232,13 @@ class Crowd:
         self.clients = clients
         self.heard: list[Heard] = []
         self.speech: list[float] = []  # seconds a second, of each turn
-        self.cpu = np.zeros(3)
+        self.cpu: np.ndarray | float = 0.0
 
     def turn(self, port: int, seconds: float, server: psutil.Process) -> None:
         """They ask for so many seconds."""
         before = cpu_times(server)
         heard, speech = asyncio.run(many_clients(port, self.clients, seconds))
-        self.cpu += cpu_times(server) - before
+        self.cpu = self.cpu + cpu_times(server) - before
         self.heard += heard
         self.speech.append(speech)
 
@@ -251,12 +252,13 @@ class Crowd:
                 f"{ours[1] / ones[0]:.2f} times one's p50)"
             )
         times = np.array(self.speech) / one.speech
-        server, others, clients = 1000 * self.cpu / sum(h.speech for h in self.heard)
+        server, *others, clients = 1000 * self.cpu / sum(h.speech for h in self.heard)
+        processes = ", ".join(f"{other:.1f}" for other in others if other >= 0.05)
         return (
             f"clients {self.clients}: {'; '.join(waits)}; longest gap {max(h.gap for h in self.heard if h.arrivals):.3f} s; "
             f"{np.median(self.speech):.1f} s of speech a second, {np.median(times):.2f} times one's "
             f"({', '.join(f'{ratio:.2f}' for ratio in times)} by turns); CPU for a second of speech: server {server:.1f} ms, "
-            f"its processes for sound {others:.1f} ms, clients {clients:.1f} ms"
+            f"its processes {processes or 0} ms, clients {clients:.1f} ms"
         )
 
 

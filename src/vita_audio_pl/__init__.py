@@ -6,7 +6,7 @@ The names below are loaded when first used, so that importing the package costs 
 `transformers.AutoModelForCausalLM` loads published and exported folders once this package is imported (`models.auto`).
 """
 
-import logging
+import os
 import signal
 import sys
 from importlib import import_module
@@ -48,14 +48,12 @@ def __getattr__(name: str) -> Any:
 # only where this is a command (`python -m vita_audio_pl.train`), never where the package is imported
 if leaving.command():
     leaving.check_surroundings()
-    for _name in (
-        "torchao",
-        "torch.utils._pytree",
-    ):  # transformers imports torchao where it is, which tells what lacks a GPU
-        logging.getLogger(_name).setLevel(logging.ERROR)
+    leaving.quieten_libraries()
     sys.excepthook = leaving.tell_of_memory
     for _number in leaving.STATUS:
         signal.signal(_number, leaving.leave_at_start)
+elif os.environ.get(leaving.QUIET):
+    leaving.quieten_libraries()
 
 
 class _WithOurs(Loader):

@@ -3,6 +3,7 @@
 Hardly anything is imported here, since the package does so before a command imports the rest.
 """
 
+import logging
 import os
 import re
 import resource
@@ -137,3 +138,13 @@ def print_now(sentence: str) -> None:
     """Write a line to stderr from a signal handler, which may have interrupted another write to it."""
     with suppress(OSError):  # the reader has gone
         os.write(2, f"\n{sentence}\n".encode())
+
+
+QUIET = "VITA_AUDIO_PL_QUIET"
+
+
+def quieten_libraries() -> None:
+    """Here and in the processes that this one starts: transformers imports torchao, which tells what lacks a GPU."""
+    os.environ[QUIET] = "1"
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

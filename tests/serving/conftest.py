@@ -1,5 +1,7 @@
 """A server on loopback with the small world's codec and tokenizer, and a model of random weights that speaks a lot."""
 
+import json
+import shutil
 import threading
 
 import pytest
@@ -10,9 +12,11 @@ from tests.patience import wait_until
 from vita_audio_pl.codecs import MelVQ
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
+from vita_audio_pl.models.released import save_released
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
 from vita_audio_pl.serving.engine import Engine
-from vita_audio_pl.serving.process import DrainingServer, server_config
+from vita_audio_pl.serving.links import ThreadLink
+from vita_audio_pl.serving.process import DrainingServer, load_service, server_config
 from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.settings import LimitsConfig, ServeConfig
 from vita_audio_pl.text.tokenizer import TextTokenizer
@@ -66,17 +70,43 @@ def _random_model(tokenizer, codec, codec_folder):
 
 
 @pytest.fixture(scope="session")
+def model_folder(loaded, smoke_world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    save_released(
+        loaded.model, folder, decode_pattern=list(loaded.pattern.runs), first_code=loaded.vocabulary.first_code
+    )
+    loaded.tokenizer.save(folder / "tokenizer")
+    shutil.copytree(smoke_world / "codec", folder / "codec")
+    manifest = {"stage": "sft", "vocabulary": loaded.vocabulary.fingerprint}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def make_config(limits=None, **settings):
+    """Settings of a small server, and its limits."""
+    usual = {"model": "runs/tiny/model", "slots": 2, "max_new_tokens": LONGEST, "port": 0, "sound_processes": 0}
+    config = ServeConfig(**usual | settings, limits=LimitsConfig(**(limits or {})))
+    config.check()
+    return config
+
+
+@pytest.fixture(scope="session")
 def make_service(loaded, codec):
-    """A service with these settings and limits; whoever makes one closes it."""
+    """A service that decodes in a thread; whoever makes one closes it."""
 
     def make(limits=None, of=(loaded, codec), **settings):
-        usual = {"model": "runs/tiny/model", "slots": 2, "max_new_tokens": LONGEST, "port": 0, "sound_processes": 0}
-        settings = usual | settings
-        config = ServeConfig(**settings, limits=LimitsConfig(**(limits or {})))
-        config.check()
-        return Service(*of, config)
+        config = make_config(limits, **settings)
+        return Service(*of, config, ThreadLink(of[0], config))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load(model_folder):
+    """A service as the command makes it, with processes of its own."""
+    return lambda limits=None, **settings: load_service(
+        make_config(limits, model=str(model_folder), threads=torch.get_num_threads(), **settings)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +148,8 @@ def run_server():
 
 
 @pytest.fixture(scope="session")
-def server(run_server, make_service):
-    return run_server(make_service(limits={"sessions_a_client": 64}, sound_processes=1))
+def server(run_server, load):
+    return run_server(load({"sessions_a_client": 64}, name="runs-tiny", sound_processes=1))
 
 
 @pytest.fixture

@@ -37,8 +37,7 @@ def assert_served_as_generated(loaded, answered, count):
     whole = [(ticket, ended.generation) for ticket, ended in answered if ended.generation is not None]
     assert len(whole) == count
     for ticket, found in whole:
-        sequence, options = ticket.sequence, ticket.options
-        prompt = sequence.ids[: sequence.n_prompt]
+        prompt, options = ticket.prompt, ticket.options
         expected = generate(
             loaded.runtime,
             [prompt],
@@ -111,9 +110,8 @@ def test_chat_with_audio_in_and_out_goes_on_by_the_audios_id(client, loaded, ans
     audios = [delta.audio for delta in deltas if getattr(delta, "audio", None)]
     assert any(audio.transcript or audio.data for audio in audios)
     assert chunks[-1].usage.completion_tokens == len(answered[-1][1].generation.ids)
-    second = answered[-1][0].sequence
     codes = answered[-2][1].generation.codes(loaded.vocabulary)
-    assert loaded.vocabulary.codes_of(second.ids[: second.n_prompt]).tolist()[-len(codes) :] == codes.tolist()
+    assert loaded.vocabulary.codes_of(answered[-1][0].prompt).tolist()[-len(codes) :] == codes.tolist()
     written = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "where is the cow"}])
     assert written.choices[0].message.audio is None
     assert_served_as_generated(loaded, answered, 3)
@@ -190,8 +188,7 @@ def test_a_realtime_conversation_by_push_to_talk_is_cut_to_what_was_heard_and_go
             return codes
 
     codes = asyncio.run(talk())
-    sequence = answered[-1][0].sequence
-    prompt = sequence.ids[: sequence.n_prompt]
+    prompt = answered[-1][0].prompt
     last_turn = prompt[len(prompt) - prompt[::-1].index(loaded.vocabulary.begin_of_audio) :]
     heard = loaded.vocabulary.codes_of(prompt).tolist()
     assert heard[-4:] == codes[:4].tolist() and len(heard) == 13 + 4 and last_turn  # 1.0 s asked, 330 ms heard

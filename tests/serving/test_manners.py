@@ -15,6 +15,7 @@ import websockets
 from openai import OpenAI, RateLimitError
 
 from tests.patience import PATIENCE, wait_until
+from tests.serving.loop_calls import in_loop, slots_of
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, costs
 from vita_audio_pl.inference.drafting import PassCosts
@@ -152,12 +153,12 @@ def test_a_full_queue_says_when_to_come_again(run_server, make_service):
     server = run_server(service)
     client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
     goes_on = threading.Event()
-    service.engine.do(goes_on.wait)  # the one slot stays taken for as long as the test wants
+    service.engine.link.send(lambda loop: goes_on.wait())  # the one slot stays taken for as long as the test wants
     conversation = service.engine.conversation()
     conversation.add("user", "the cow")
     ended = []
     options = service.options(Decoding(), spoken=False, most=20)
-    service.engine.answer(conversation, options, lambda *_: None, ended.append)
+    service.engine.answer(conversation, options, lambda *_: None, lambda *end: ended.append(end))
     with pytest.raises(RateLimitError, match=r"try again in \d+ s") as refused:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
     assert int(refused.value.response.headers["retry-after"]) >= 1
@@ -206,10 +207,7 @@ def test_clients_that_vanish_and_clients_that_do_not_read_hold_up_nobody(run_ser
 
     asyncio.run(check())
     wait_until(lambda: not service.sessions and service.engine.asked == 0, "all slots", 120)
-    slots = service.engine.do(
-        lambda: (service.engine.decoder.free_slots, len(service.engine.decoder._resting))
-    ).result()
-    assert slots == (2, 0)
+    assert slots_of(service) == (2, 0)
     server.stop()
 
 
@@ -322,7 +320,7 @@ def test_answers_leave_nothing_behind(service, monkeypatch):
         for leaves in (False, True, False):
             asyncio.run(talk(leaves))
         wait_until(lambda: service.engine.asked == 0 and not service.pool.waiting, "the last sound")
-        service.engine.do(lambda: None).result()
+        in_loop(service)
         wait_until(lambda: not any(answer() for answer in answers), "the end of what was made for answers", 10)
     finally:
         gc.enable()
@@ -350,7 +348,7 @@ def test_an_answer_is_open_for_as_long_as_somebody_may_take_its_events(service):
     assert asyncio.run(only_its_end()) is False
     asyncio.run(dropped())
     for conversation in conversations:
-        service.engine.close(conversation).result()
+        service.engine.close(conversation)
 
 
 def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeypatch):
@@ -361,7 +359,7 @@ def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeyp
         await session.take(json.dumps(ASK))
         for fault in (True, False):
             if fault:
-                monkeypatch.setattr(service.engine.decoder, "step", lambda: 1 / 0)
+                monkeypatch.setattr(service.engine.link.loop.decoder, "step", lambda: 1 / 0)
             else:
                 monkeypatch.undo()
             await session.take('{"type": "response.create"}')
@@ -378,7 +376,7 @@ def test_a_round_that_fails_ends_its_answers_and_not_the_server(service, monkeyp
 
 def test_a_client_that_leaves_while_it_waits_for_the_whole_ends_its_answer(service, answered):
     goes_on = threading.Event()
-    service.engine.do(goes_on.wait)  # no token is written before the client has left
+    service.engine.link.send(lambda loop: goes_on.wait())  # no token is written before the client has left
     body = json.dumps({"messages": [{"role": "user", "content": "the cow"}]}).encode()
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b"", "http_version": "1.1"}  # fmt: skip

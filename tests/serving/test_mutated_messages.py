@@ -9,6 +9,7 @@ import random
 import httpx
 import pytest
 
+from tests.serving.loop_calls import slots_of
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.realtime import Session
 
@@ -112,10 +113,7 @@ def test_malformed_messages_never_break_a_session(service, count):
         await session.close()
 
     asyncio.run(check())
-    slots = service.engine.do(
-        lambda: (service.engine.decoder.free_slots, len(service.engine.decoder._resting))
-    ).result()
-    assert slots == (2, 0) and service.engine.asked == 0
+    assert slots_of(service) == (2, 0) and service.engine.asked == 0
 
 
 @pytest.mark.parametrize("count", [250, pytest.param(40_000, marks=pytest.mark.slow)])

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,21 +16,7 @@ from openai import BadRequestError, OpenAI
 
 from tests.patience import PATIENCE, wait_until
 from tests.serving.test_manners import ASK, _realtime, _say
-from vita_audio_pl.models.released import save_released
 from vita_audio_pl.serving.metrics import by_replica, text_of
-
-
-@pytest.fixture(scope="module")
-def model_folder(loaded, smoke_world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas") / "model"
-    save_released(
-        loaded.model, folder, decode_pattern=list(loaded.pattern.runs), first_code=loaded.vocabulary.first_code
-    )
-    loaded.tokenizer.save(folder / "tokenizer")
-    shutil.copytree(smoke_world / "codec", folder / "codec")
-    manifest = {"stage": "sft", "vocabulary": loaded.vocabulary.fingerprint}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_recordings_and_text_are_turns_of_one_conversation(
     ended = talk(server.url, "audio=[0.wav,1.wav]", 'text="where is the cow"', "mode=boost")
     assert ended.returncode == 0, ended.stderr.decode()
     generations = [end.generation for _, end in answered]
-    assert len(generations) == 3 and answered[-1][0].sequence.n_prompt > answered[0][0].sequence.n_prompt
+    assert len(generations) == 3 and len(answered[-1][0].prompt) > len(answered[0][0].prompt)
     assert ended.stdout.decode() == "".join(f"{shown(loaded, generation)}\n" for generation in generations)
     wave, rate = soundfile.read(tmp_path / "answer.wav")
     seconds = sum(generation.codes(loaded.vocabulary).size for generation in generations) / codec.codes_per_second

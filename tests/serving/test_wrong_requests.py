@@ -13,7 +13,7 @@ import torch
 
 from vita_audio_pl.errors import UserError, errno_of, is_machine_fault
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
-from vita_audio_pl.serving import process
+from vita_audio_pl.serving import links, process
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.realtime import Session
 from vita_audio_pl.serving.requests import Decoding
@@ -197,9 +197,8 @@ def test_weights_are_served_though_their_file_is_written_anew(random_model, code
     kept = weight.detach().clone()
     file.write_bytes(kept.numpy().tobytes())
     weight.data = torch.from_file(str(file), shared=True, size=weight.numel()).view_as(weight)
-    monkeypatch.setattr(process, "load_speech_model", lambda *_, **__: loaded)
-    monkeypatch.setattr(process, "Service", lambda *_: None)
-    process.load_service(ServeConfig(model="m", threads=torch.get_num_threads()))
+    monkeypatch.setattr(links, "load_speech_model", lambda *_, **__: loaded)
+    links.load_served(ServeConfig(model="m", threads=torch.get_num_threads()))
     with file.open("r+b") as other:
         other.write(bytes(kept.numel() * kept.element_size()))
     assert torch.equal(weight, kept)
@@ -212,6 +211,6 @@ def test_what_needs_heads_is_refused_by_a_server_of_a_model_without(loaded, monk
         with pytest.raises(UserError, match="heads draft there, and this model has none"):
             decoding.options(bare, None, ServeConfig(model="m"), 8, True)
     assert not Decoding().options(bare, None, ServeConfig(model="m"), 8, True).pattern.uses_heads
-    monkeypatch.setattr(process, "load_speech_model", lambda *of, **settings: bare)
+    monkeypatch.setattr(links, "load_speech_model", lambda *of, **settings: bare)
     with pytest.raises(UserError, match="verify=greedy: heads draft there"):
-        process.load_service(ServeConfig(model="m", verify="greedy"))
+        links.load_served(ServeConfig(model="m", verify="greedy"))

@@ -13,7 +13,7 @@ from vita_audio_pl.codecs.protocol import Codec, load_codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.loading import LoadedModel, ModelDescription
 from vita_audio_pl.inference.options import GenerateConfig
 from vita_audio_pl.inference.prompts import Prompter, task_conversation
 from vita_audio_pl.inference.session import Session
@@ -24,7 +24,7 @@ from vita_audio_pl.text.turns import AudioFrames
 SPOKEN_TASKS = ("sts", "tts")
 
 
-def codec_of(loaded: LoadedModel, device: str = "cpu") -> Codec | None:
+def codec_of(loaded: ModelDescription, device: str = "cpu") -> Codec | None:
     """Load the codec of a model folder onto a device; None if it has none."""
     return None if loaded.codec_dir is None else load_codec(loaded.codec_dir, device)
 

@@ -1,7 +1,7 @@
 """A conversation with a model: its history, its answers, and caches that are reused from one answer to the next."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from vita_audio_pl.config.decoding import WHEN_FULL
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.generation import Generation
-from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.loading import ModelDescription
 from vita_audio_pl.inference.sequence import DecodedSequence, Options
 from vita_audio_pl.interleave import IntervalRatio
 from vita_audio_pl.text.messages import ROLES, plain_text_of
@@ -68,7 +68,7 @@ class ChatFormat:
     lead_in: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, loaded: LoadedModel, codec: Codec | None) -> "ChatFormat":
+    def of(cls, loaded: ModelDescription, codec: Codec | None) -> "ChatFormat":
         """The format of a loaded model; codec: its codec, None for a model without speech."""
         rendering = loaded.rendering(codec) if codec is not None else RenderOptions(loaded.ratio)
         return cls(loaded.vocabulary, loaded.tokenizer, rendering.ratio, rendering.lead_in)
@@ -127,37 +127,30 @@ class ChatFormat:
         return len(ids)
 
 
-@dataclass
-class Conversation:
-    """A history of turns and the model's answers; caches are kept between answers, so that only new tokens are read.
-
-    The history has the same format as training data (interval ratio, lead-in, markers), whatever layout the model
-    itself wrote. `items` may be edited freely between answers: the next answer is the one to a fresh prompt with the
-    same history, token for token except for near ties. An unchanged beginning is not read again, unless another
-    conversation took the slot meanwhile.
+class History:
+    """A history of turns, in the format of training data (interval ratio, lead-in, markers), whatever layout the model itself wrote.
 
     If an answer would not fit: `slide` drops the oldest exchanges (a user's turns and what follows them) until a
-    quarter of the cache is free or one exchange is left, and keeps system turns at the beginning. `refuse` raises
+    quarter of the capacity is free or one exchange is left, and keeps system turns at the beginning. `refuse` raises
     an error, as does `slide` if a single exchange does not fit.
 
+    Args:
+        capacity: tokens that it and its answer may have.
+
     Attributes:
-        items: the history.
+        items: the turns; may be edited freely between answers.
         left_out: number of turns dropped so far.
-        answering: the answer in progress.
+
+    Raises:
+        UserError: an unknown way to treat a full history.
     """
 
-    decoder: Decoder
-    chat_format: ChatFormat
-    when_full: str = "slide"
-    items: list[Item] = field(default_factory=list)
-    left_out: int = 0
-    answering: DecodedSequence | None = None
-    _kept: DecodedSequence | None = None
-    _place: int = 0  # of the answer in progress
-
-    def __post_init__(self) -> None:
-        if self.when_full not in WHEN_FULL:
-            raise UserError(f"when_full={self.when_full!r} is unknown; use one of {', '.join(WHEN_FULL)}")
+    def __init__(self, chat_format: ChatFormat, capacity: int, when_full: str = "slide", items: Sequence[Item] = ()):
+        if when_full not in WHEN_FULL:
+            raise UserError(f"when_full={when_full!r} is unknown; use one of {', '.join(WHEN_FULL)}")
+        self.chat_format, self.capacity, self.when_full = chat_format, capacity, when_full
+        self.items = list(items)
+        self.left_out = 0
 
     def add(self, role: str, *pieces: TurnContent) -> Item:
         """Add a turn that is given; see `ChatFormat.input_turn`."""
@@ -170,6 +163,87 @@ class Conversation:
         ids: list[int] = self.chat_format.renderer.prompt([item.turn for item in self.items]).tolist()
         return ids
 
+    @property
+    def clips(self) -> list[Tensor]:
+        """Encoder features in it."""
+        return [clip for item in self.items for clip in item.clips]
+
+    def fitting_prompt(self, max_new_tokens: int) -> list[int]:
+        """The prompt, after dropping what does not fit.
+
+        Raises:
+            UserError: there is nothing to answer, or it does not fit.
+        """
+        if not self.items:
+            raise UserError("the conversation is empty; add a turn before it is answered")
+        prompt = self.prompt()
+        if len(prompt) + max_new_tokens <= self.capacity:
+            return prompt
+        if self.when_full == "slide":
+            roles = [item.turn.role for item in self.items]
+            first = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
+            starts = [n for n in range(first + 1, len(roles)) if roles[n] == "user" and roles[n - 1] != "user"]
+            before = [0, *accumulate(self.chat_format.renderer.length([item.turn]) for item in self.items)]
+            for start in starts:
+                needed = len(prompt) - (before[start] - before[first]) + max_new_tokens
+                enough = needed <= self.capacity - self.capacity // FREE_AFTER_SLIDING
+                if enough or (start == starts[-1] and needed <= self.capacity):
+                    self.left_out += start - first
+                    self.items = self.items[:first] + self.items[start:]
+                    return self.prompt()
+        raise UserError(
+            f"the conversation has {len(prompt)} tokens, and with an answer of up to {max_new_tokens} it does not fit "
+            f"into the {self.capacity} of its cache; begin a new one, shorten the question or lower max_new_tokens"
+        )
+
+    def insert(self, place: int, answer: Generation, n_codes: int | None = None) -> Item | None:
+        """Add an answer that the model wrote at this place; None if nothing is left of it.
+
+        n_codes: codes that were played; text and codes after them were not heard and are dropped. None keeps all.
+        """
+        item = self.chat_format.answer_turn(answer.ids, answer.writers)
+        if item is not None:
+            self.items.insert(place, item)
+        return item if item is None or n_codes is None else self.cut(item, n_codes)
+
+    def cut(self, item: Item, n_codes: int) -> Item | None:
+        """Truncate an answer to what was heard: its first `n_codes` codes, and the text before the last of them.
+
+        Returns the shortened answer; an empty one is removed.
+
+        Raises:
+            UserError: it is no answer of this conversation that the model wrote.
+        """
+        if item not in self.items or item.written is None:
+            raise UserError("only an answer that the model wrote in this conversation can be cut")
+        length = self.chat_format.cut(item.written, max(n_codes, 0))
+        place = self.items.index(item)
+        left = self.chat_format.answer_turn(item.written[:length], item.writers[:length])
+        self.items[place : place + 1] = [] if left is None else [left]
+        return left
+
+
+class Conversation(History):
+    """A history and the model's answers; caches are kept between answers, so that only new tokens are read.
+
+    The next answer is the one to a fresh prompt with the same history, token for token except for near ties. An
+    unchanged beginning is not read again, unless another conversation took the slot meanwhile.
+
+    Args:
+        decoder: where it is answered; its capacity is the history's.
+        when_full, items: see `History`.
+
+    Attributes:
+        answering: the answer in progress.
+    """
+
+    def __init__(self, decoder: Decoder, chat_format: ChatFormat, when_full: str = "slide", items: Sequence[Item] = ()):
+        super().__init__(chat_format, decoder.cache.capacity, when_full, items)
+        self.decoder = decoder
+        self.answering: DecodedSequence | None = None
+        self._kept: DecodedSequence | None = None
+        self._place = 0  # of the answer in progress
+
     def begin(self, options: Options) -> DecodedSequence:
         """Start an answer; it is decoded with the decoder's other sequences until `end`.
 
@@ -178,18 +252,15 @@ class Conversation:
         """
         if self.answering is not None:
             raise UserError("an answer is being written; end it before the next one begins")
-        if not self.items:
-            raise UserError("the conversation is empty; add a turn before it is answered")
-        prompt = self._fitting(options.max_new_tokens)
-        clips = [clip for item in self.items for clip in item.clips]
-        self.answering = self.decoder.open(prompt, options, clips, self._kept)
+        prompt = self.fitting_prompt(options.max_new_tokens)
+        self.answering = self.decoder.open(prompt, options, self.clips, self._kept)
         self._kept, self._place = None, len(self.items)
         return self.answering
 
     def end(self, n_codes: int | None = None) -> Generation:
-        """End the answer where it is and add it to the history.
+        """End the answer where it is and add it to the history; turns that were added meanwhile follow it.
 
-        n_codes: codes that were played; text and codes after them were not heard and are dropped. None keeps all.
+        n_codes: see `insert`.
 
         Raises:
             UserError: the answer failed; the history is unchanged.
@@ -197,17 +268,9 @@ class Conversation:
         sequence, self.answering = self.answering, None
         if sequence is None:
             raise UserError("no answer is being written")
-        error = self.decoder.errors.get(sequence)
-        self.decoder.pause(sequence)
-        if error is not None:
-            raise error
+        result = ended(self.decoder, sequence)
         self._kept = sequence
-        result = sequence.result()
-        item = self.chat_format.answer_turn(result.ids, result.writers)
-        if item is not None:
-            self.items.insert(self._place, item)  # turns that were added meanwhile follow it
-            if n_codes is not None:
-                self.cut(item, n_codes)
+        self.insert(self._place, result, n_codes)
         return result
 
     def answer(self, options: Options) -> Iterator[list[int]]:
@@ -226,22 +289,6 @@ class Conversation:
             if self.answering is sequence:
                 self.end()
 
-    def cut(self, item: Item, n_codes: int) -> Item | None:
-        """Truncate an answer to what was heard: its first `n_codes` codes, and the text before the last of them.
-
-        Returns the shortened answer; an empty one is removed.
-
-        Raises:
-            UserError: it is no answer of this conversation that the model wrote.
-        """
-        if item not in self.items or item.written is None:
-            raise UserError("only an answer that the model wrote in this conversation can be cut")
-        length = self.chat_format.cut(item.written, max(n_codes, 0))
-        place = self.items.index(item)
-        left = self.chat_format.answer_turn(item.written[:length], item.writers[:length])
-        self.items[place : place + 1] = [] if left is None else [left]
-        return left
-
     def fork(self) -> "Conversation":
         """A second conversation with the same history, and with a copy of the caches if a slot is empty.
 
@@ -250,8 +297,10 @@ class Conversation:
         """
         if self.answering is not None:
             raise UserError("an answer is being written; end it before the conversation is forked")
-        kept = None if self._kept is None else self.decoder.copy(self._kept)
-        return replace(self, items=list(self.items), _kept=kept)
+        other = Conversation(self.decoder, self.chat_format, self.when_full, self.items)
+        other.left_out = self.left_out
+        other._kept = None if self._kept is None else self.decoder.copy(self._kept)
+        return other
 
     def close(self) -> None:
         """Abort the answer in progress and free the caches."""
@@ -260,25 +309,15 @@ class Conversation:
                 self.decoder.close(sequence)
         self.answering = self._kept = None
 
-    def _fitting(self, max_new_tokens: int) -> list[int]:
-        """The prompt, after dropping what does not fit."""
-        capacity = self.decoder.cache.capacity
-        prompt = self.prompt()
-        if len(prompt) + max_new_tokens <= capacity:
-            return prompt
-        if self.when_full == "slide":
-            roles = [item.turn.role for item in self.items]
-            first = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
-            starts = [n for n in range(first + 1, len(roles)) if roles[n] == "user" and roles[n - 1] != "user"]
-            before = [0, *accumulate(self.chat_format.renderer.length([item.turn]) for item in self.items)]
-            for start in starts:
-                needed = len(prompt) - (before[start] - before[first]) + max_new_tokens
-                enough = needed <= capacity - capacity // FREE_AFTER_SLIDING
-                if enough or (start == starts[-1] and needed <= capacity):
-                    self.left_out += start - first
-                    self.items = self.items[:first] + self.items[start:]
-                    return self.prompt()
-        raise UserError(
-            f"the conversation has {len(prompt)} tokens, and with an answer of up to {max_new_tokens} it does not fit "
-            f"into the {capacity} of its cache; begin a new one, shorten the question or lower max_new_tokens"
-        )
+
+def ended(decoder: Decoder, sequence: DecodedSequence) -> Generation:
+    """Pause a sequence and return its answer, so that another may go on from its caches.
+
+    Raises:
+        UserError: it failed.
+    """
+    error = decoder.errors.get(sequence)
+    decoder.pause(sequence)
+    if error is not None:
+        raise error
+    return sequence.result()

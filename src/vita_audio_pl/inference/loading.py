@@ -1,7 +1,7 @@
 """Loading a model folder for decoding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,38 +33,17 @@ VANILLA = DecodePattern.of("vanilla")
 _MOST_LEAD_IN = 1000
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """The contents of a model folder.
+class ModelDescription:
+    """What is known of a model beside its weights, and what follows from it; attributes as in `ModelFacts`."""
 
-    Attributes:
-        model: weights, in evaluation mode.
-        tokenizer: the text tokenizer.
-        vocabulary: text, special and audio tokens.
-        codec_dir: folder of the codec that made the codes, for `codecs.load_codec`; None if there is none.
-        manifest: the stage's manifest; empty for weights that were not trained here.
-        pattern: decoding pattern stored in the folder; Vanilla if none is.
-        ratio: interval ratio of the training answers; without a manifest, the pattern's.
-        lead_in_codes: codes of silence before the audio of those answers.
-        speech_input_dir: folder with the published files of the model's audio encoder; None for models that read codes.
-        kernels: layout of the matrices for decoding; see `Runtime`.
-    """
-
-    model: SpeechLM
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     codec_dir: Path | None
-    manifest: dict[str, Any]
     pattern: DecodePattern
     ratio: IntervalRatio
-    lead_in_codes: int = 0
-    speech_input_dir: Path | None = None
-    kernels: str = "auto"
-
-    @cached_property
-    def runtime(self) -> Runtime:
-        """The model prepared for decoding, created once; it removes the weights from `model`."""
-        return Runtime(self.model, kernels=self.kernels, release=True)
+    lead_in_codes: int
+    speech_input_dir: Path | None
+    n_heads: int
 
     def decode_pattern(
         self, mode: str | Sequence[int] | None, spoken: bool, verify: str | None = None
@@ -77,10 +56,10 @@ class LoadedModel:
         Raises:
             UserError: they need heads, and the model has none.
         """
-        refuse_without_heads(self.model.n_heads, mode, verify)
+        refuse_without_heads(self.n_heads, mode, verify)
         if mode is not None:
             return DecodePattern.of(mode)
-        return self.pattern if spoken and self.model.n_heads else VANILLA
+        return self.pattern if spoken and self.n_heads else VANILLA
 
     def rendering(self, codec: Codec) -> RenderOptions:
         """The format of spoken answers in the training data.
@@ -121,8 +100,20 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """Metadata of a model folder, known before any weight is read: as in `LoadedModel`; n_heads: MCTP heads."""
+class ModelFacts(ModelDescription):
+    """What a model folder says beside its weights.
+
+    Attributes:
+        tokenizer: the text tokenizer.
+        vocabulary: text, special and audio tokens.
+        manifest: the stage's manifest; empty for weights that were not trained here.
+        pattern: decoding pattern stored in the folder; Vanilla if none is.
+        ratio: interval ratio of the training answers; without a manifest, the pattern's.
+        lead_in_codes: codes of silence before the audio of those answers.
+        n_heads: MCTP heads.
+        codec_dir: folder of the codec that made the codes, for `codecs.load_codec`; None if there is none.
+        speech_input_dir: folder with the published files of the model's audio encoder; None for models that read codes.
+    """
 
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
@@ -131,6 +122,44 @@ class ModelFacts:
     ratio: IntervalRatio
     lead_in_codes: int
     n_heads: int
+    codec_dir: Path | None = None
+    speech_input_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel(ModelDescription):
+    """The contents of a model folder: as in `ModelFacts`, and the weights.
+
+    Attributes:
+        model: weights, in evaluation mode.
+        kernels: layout of the matrices for decoding; see `Runtime`.
+    """
+
+    model: SpeechLM
+    tokenizer: TextTokenizer
+    vocabulary: Vocabulary
+    codec_dir: Path | None
+    manifest: dict[str, Any]
+    pattern: DecodePattern
+    ratio: IntervalRatio
+    lead_in_codes: int = 0
+    speech_input_dir: Path | None = None
+    kernels: str = "auto"
+
+    @cached_property
+    def n_heads(self) -> int:  # type: ignore[override]
+        """MCTP heads."""
+        return self.model.n_heads
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The model prepared for decoding, created once; it removes the weights from `model`."""
+        return Runtime(self.model, kernels=self.kernels, release=True)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """All but the weights."""
+        return ModelFacts(**{field.name: getattr(self, field.name) for field in fields(ModelFacts)})
 
 
 def read_model_facts(folder: Path) -> ModelFacts:

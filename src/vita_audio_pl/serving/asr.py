@@ -7,8 +7,9 @@ from typing import Any
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import TurnContent
 from vita_audio_pl.inference.streaming import TextPiece
+from vita_audio_pl.serving.answer import Answer
 from vita_audio_pl.serving.requests import Decoding
-from vita_audio_pl.serving.service import Answer, Service
+from vita_audio_pl.serving.service import Service
 from vita_audio_pl.text.conversation import ASR_INSTRUCTION
 
 _AFTER = 0.3  # seconds: answers have priority

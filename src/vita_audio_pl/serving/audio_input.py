@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vita_audio_pl.codecs.protocol import Codec
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import TurnContent
-from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.loading import ModelDescription
 from vita_audio_pl.models.sensevoice_frontend import SAMPLE_RATE
 from vita_audio_pl.serving.own_sound import OwnSound
 from vita_audio_pl.serving.resampling import Resampler
@@ -34,7 +34,7 @@ class AudioInput:
         UserError: the model has neither a codec nor an encoder.
     """
 
-    def __init__(self, loaded: LoadedModel, codec: Codec | None):
+    def __init__(self, loaded: ModelDescription, codec: Codec | None):
         self._front_end, self._codec = loaded.front_end, codec
         self.rate = SAMPLE_RATE if self._front_end is not None or codec is None else codec.sample_rate
         self._streams: Callable[[], _Encoder] | None = None

@@ -15,13 +15,14 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.dialogue import Conversation, TurnContent
+from vita_audio_pl.inference.dialogue import History, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
+from vita_audio_pl.serving.answer import Answer
 from vita_audio_pl.serving.asr import transcribe
 from vita_audio_pl.serving.metrics import by_replica, text_of
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import NO_FUNCTIONS, ChatAudio, ChatRequest, SpeechRequest, decoding_of_form
-from vita_audio_pl.serving.service import Answer, Service
+from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.sound_files import MEDIA_TYPES, SoundWriter
 from vita_audio_pl.text.conversation import TTS_INSTRUCTION
 from vita_audio_pl.text.messages import ROLES
@@ -164,11 +165,11 @@ class Endpoints:
         service = self.service
         return {"id": service.name, "object": "model", "created": service.started, "owned_by": "vita_audio_pl"}
 
-    def _speak_as(self, conversation: Conversation, voice: Any) -> None:
+    def _speak_as(self, conversation: History, voice: Any) -> None:
         if turn := self.service.voice_turn(voice):
             conversation.add("system", *turn)
 
-    async def _add_messages(self, conversation: Conversation, messages: list[dict[str, Any]]) -> bool:
+    async def _add_messages(self, conversation: History, messages: list[dict[str, Any]]) -> bool:
         """Add a chat's messages; returns whether the user's last one is speech."""
         self.service.check_texts([_characters(message.get("content")) for message in messages])
         spoken = False
@@ -336,8 +337,7 @@ def _finish_reason(answer: Answer) -> str:
 
 
 def _usage(answer: Answer) -> dict[str, int]:
-    read = 0 if answer.sequence is None else answer.sequence.n_prompt
-    written = 0 if answer.sequence is None else answer.sequence.n_written
+    read, written = answer.n_read, answer.n_written
     return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 

@@ -1,30 +1,29 @@
-"""The engine: one thread that runs the shared decoder round by round, for all answers of all clients.
+"""The engine, as all endpoints see it: answers are asked for and ended here, and their tokens come to listeners.
 
-Only this thread touches the decoder and the conversations, so nothing needs a lock; others send it work with `do` and
-`answer`. Tokens are passed to listeners in the same round, which only queue them: audio is made by the workers of
-`Voice`, so that no answer waits for another's.
+Rounds run elsewhere (`decoding_loop`), reached through a link: a thread, or a process, which shares no interpreter with the
+network. Listeners are called in the link's thread and only queue what they get: audio is made by the workers of `Voice`, so
+that no answer waits for another's.
 """
 
+import itertools
 import logging
-import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
 
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, Item
+from vita_audio_pl.inference.code_groups import CodeGroups
+from vita_audio_pl.inference.dialogue import ChatFormat, History, Item
 from vita_audio_pl.inference.generation import Generation
-from vita_audio_pl.inference.sequence import DecodedSequence, Options
-from vita_audio_pl.serving.workers import promised
+from vita_audio_pl.inference.sequence import Options
+from vita_audio_pl.serving.decoding_loop import Clip, DecodingLoop, Finished, Update, sendable
 
-T = TypeVar("T")
 _LOG = logging.getLogger("vita_audio_pl.serving")
-_REST = 0.002  # seconds
 _FIRST_GUESS = 5.0  # assumed seconds per answer, before one was measured
 
 
@@ -34,6 +33,66 @@ class Busy(UserError):
     def __init__(self, seconds: float):
         self.seconds = seconds
         super().__init__(f"the server is busy; try again in {seconds:.0f} s")
+
+
+class Link(Protocol):
+    """The way to a decoding loop that has begun.
+
+    Attributes:
+        slots, capacity: of its decoder.
+    """
+
+    slots: int
+    capacity: int
+
+    def listen(
+        self, tell: Callable[[list[Update]], None], lost: Callable[[], None], yields: Callable[[], bool]
+    ) -> None:
+        """Hand on what the loop tells from now on, and when its process has ended.
+
+        yields: whether rounds leave the interpreter to other threads for a moment, if they share one.
+        """
+
+    def send(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the loop call one of its methods between two rounds."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+
+    @property
+    def ending(self) -> str:
+        """How it ended."""
+
+    def stop(self) -> None:
+        """End all answers and the loop."""
+
+
+class ServedHistory(History):
+    """A conversation's history; the loop has its caches.
+
+    Attributes:
+        number: by which the loop knows it.
+    """
+
+    def __init__(self, number: int, chat_format: ChatFormat, capacity: int, when_full: str):
+        super().__init__(chat_format, capacity, when_full)
+        self.number = number
+        self._held: dict[int, tuple[Tensor, int]] = {}  # by id: recordings that the loop has, and their numbers there
+        self._next_clip = itertools.count()
+
+    def sendable_clips(self) -> list[Clip]:
+        """The recordings, without the features of those that the loop has had for the last answer."""
+        known, self._held = self._held, {}
+        sendable: list[Clip] = []
+        for clip in self.clips:
+            features = None
+            if id(clip) not in self._held:
+                new = id(clip) not in known
+                self._held[id(clip)] = (clip, next(self._next_clip)) if new else known[id(clip)]
+                features = np.ascontiguousarray(clip.numpy()) if new else None
+            sendable.append((self._held[id(clip)][1], features))
+        return sendable
 
 
 @dataclass(frozen=True)
@@ -51,214 +110,161 @@ class Ticket:
     """A requested answer.
 
     Attributes:
-        conversation, options: what to answer, and how to decode it.
-        on_tokens: called in the engine's thread with new tokens and their writers; must return at once.
-        on_end: called there once, at the end.
+        prompt, options: what is answered, and how it is decoded.
+        on_tokens: called with new tokens and their writers; must return at once.
+        on_end: called once, at the end, with what came of it and how many seconds it took.
+        begun: whether it got a slot.
+        n_written: tokens so far.
     """
 
-    conversation: Conversation
+    number: int
+    prompt: list[int]
     options: Options
     on_tokens: Callable[[list[int], list[int]], None]
-    on_end: Callable[[Ended], None]
-    sequence: DecodedSequence | None = None
-    taken: int = 0
-    begun: float = field(default_factory=time.monotonic)
-    over: bool = False
+    on_end: Callable[[Finished, float], None]
+    begun: bool = False
+    n_written: int = 0
+    asked: float = field(default_factory=time.monotonic)
 
 
 class Engine:
-    """Decodes the answers of many conversations; see the module's docstring.
+    """Decodes the answers of many conversations; see the module's docstring. Histories belong to their caller's thread.
 
     Args:
-        decoder: the shared decoder.
-        manner: chat format of the model.
-        when_full: see `Conversation`.
+        link: to the loop.
+        chat_format: of the model.
+        when_full: see `History`.
         queue_limit: most answers that wait for a slot.
-        yields: tokens are generated faster than audio can be made; rounds then yield the CPU to the audio threads.
+        yields: see `Link.listen`.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        link: Link,
         chat_format: ChatFormat,
         *,
         when_full: str = "slide",
         queue_limit: int = 32,
         yields: Callable[[], bool] = lambda: False,
     ):
-        self.decoder, self.chat_format, self._when_full, self._limit = decoder, chat_format, when_full, queue_limit
-        self.slots = decoder.free_slots
-        self._yields = yields
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._waiting: deque[Ticket] = deque()
-        self._running: list[Ticket] = []
+        self.chat_format, self._when_full, self._limit = chat_format, when_full, queue_limit
+        self.link, self.slots = link, link.slots
+        self._numbers = itertools.count()
+        self._tickets: dict[int, Ticket] = {}  # waiting or in progress
+        self._groups: dict[int, CodeGroups] = {}
         self._mean_seconds = _FIRST_GUESS
-        self._asked, self._lock = 0, threading.Lock()  # answers that are waiting or in progress
-        self._stopped = False
-        self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
-        self._thread.start()
+        self._lock, self._stopped = threading.Lock(), False
+        link.listen(self._told, self._lost, yields)
 
     @property
     def running(self) -> int:
         """Number of answers in progress."""
-        return len(self._running)
+        with self._lock:
+            return sum(ticket.begun for ticket in self._tickets.values())
 
     @property
     def waiting(self) -> int:
         """Number of answers that wait for a slot."""
-        return len(self._waiting)
+        return self.asked - self.running
 
     @property
     def asked(self) -> int:
         """Number of answers waiting or in progress."""
-        return self._asked
+        return len(self._tickets)
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self.link.alive
 
-    def conversation(self) -> Conversation:
+    def conversation(self) -> ServedHistory:
         """Start a conversation."""
-        return Conversation(self.decoder, self.chat_format, self._when_full)
+        return ServedHistory(next(self._numbers), self.chat_format, self.link.capacity, self._when_full)
 
     def wait_seconds(self) -> float:
         """Estimated wait for a slot, in seconds, for a new answer."""
-        ahead = self._asked - self.slots
+        ahead = self.asked - self.slots
         return max(1.0, (ahead + 1) * self._mean_seconds / self.slots)
 
     def answer(
         self,
-        conversation: Conversation,
+        conversation: ServedHistory,
         options: Options,
         on_tokens: Callable[[list[int], list[int]], None],
-        on_end: Callable[[Ended], None],
+        on_end: Callable[[Finished, float], None],
     ) -> Ticket:
-        """Request an answer; it starts as soon as a slot is free.
+        """Request an answer to a conversation as it is now; it starts as soon as a slot is free.
+
+        A conversation that cannot be answered ends the answer with that error.
 
         Raises:
             Busy: too many answers are waiting.
         """
+        ticket = Ticket(next(self._numbers), [], options, on_tokens, on_end)
         with self._lock:
-            if self._stopped or self._asked >= self.slots + self._limit:
+            if self._stopped or not self.alive or len(self._tickets) >= self.slots + self._limit:
                 raise Busy(self.wait_seconds())
-            self._asked += 1
-        ticket = Ticket(conversation, options, on_tokens, on_end)
-        self._work.put(lambda: self._waiting.append(ticket))
+            self._tickets[ticket.number] = ticket
+        try:
+            ticket.prompt = conversation.fitting_prompt(options.max_new_tokens)
+            groups = self._number_of(options.groups)
+            clips = conversation.sendable_clips()
+            self.link.send(
+                DecodingLoop.answer, ticket.number, conversation.number, ticket.prompt, clips, sendable(options), groups
+            )
+        except UserError as error:
+            self._finish(ticket, Finished(None, error))
         return ticket
 
-    def cancel(self, ticket: Ticket, n_codes: int | None = None) -> "Future[None]":
-        """End an answer within a round; n_codes: number of its codes that were played (see `Conversation.end`)."""
-        return self.do(lambda: self._end(ticket, n_codes))
+    def cancel(self, ticket: Ticket) -> None:
+        """End an answer within a round."""
+        self.link.send(DecodingLoop.cancel, ticket.number)
 
-    def close(self, conversation: Conversation) -> "Future[None]":
+    def close(self, conversation: ServedHistory) -> None:
         """Close a conversation: its answer ends within a round, and its caches are freed."""
-
-        def gone() -> None:
-            for ticket in [t for t in (*self._waiting, *self._running) if t.conversation is conversation]:
-                self._end(ticket)
-            conversation.close()
-
-        return self.do(gone)
-
-    def do(self, work: Callable[[], T]) -> "Future[T]":
-        """Run `work` in the engine's thread, between two rounds."""
-        future, run = promised(work)
-        self._work.put(run)
-        return future
+        self.link.send(DecodingLoop.close, conversation.number)
 
     def stop(self) -> None:
-        """End all answers and the thread."""
-        self._work.put(None)
-        self._thread.join()
+        """End all answers and the loop."""
+        self._stopped = True
+        self.link.stop()
 
-    def _drive(self) -> None:
-        while not self._stopped:
-            self._take_work(wait=not self._running)
-            self._admit()
-            if self._running and self._yields():
-                time.sleep(_REST)
-            elif self._running:
-                try:
-                    self.decoder.step()
-                    for ticket in list(self._running):
-                        self._hand_on(ticket)
-                except Exception as error:  # a bug: answers in progress are lost, the server continues
-                    _LOG.exception("a round failed")
-                    self._give_up(error)
-        for ticket in [*self._waiting, *self._running]:
-            self._end(ticket)
+    def _number_of(self, groups: CodeGroups | None) -> int | None:
+        """By which the loop knows groups of codes; they are sent once."""
+        if groups is None:
+            return None
+        if id(groups) not in self._groups:
+            self.link.send(DecodingLoop.know_groups, id(groups), groups)
+            self._groups[id(groups)] = groups
+        return id(groups)
 
-    def _take_work(self, wait: bool) -> None:
-        while True:
-            try:
-                work = self._work.get(block=wait)
-            except queue.Empty:
-                return
-            if work is None:
-                self._stopped = True
-                return
-            work()
-            wait = False
-
-    def _admit(self) -> None:
-        while self._waiting and self.decoder.free_slots:
-            ticket = self._waiting[0]
-            try:
-                ticket.sequence = ticket.conversation.begin(ticket.options)
-            except Exception as error:  # also a bug: it ends this answer, not the server
-                self._finish(ticket, Ended(None, None, error, 0.0))
+    def _told(self, updates: list[Update]) -> None:
+        for number, tokens, writers, finished in updates:
+            if (ticket := self._tickets.get(number)) is None:
                 continue
-            self._waiting.popleft()
-            self._running.append(ticket)
+            if finished is not None:
+                self._finish(ticket, finished)
+            elif tokens:
+                ticket.n_written += len(tokens)
+                ticket.on_tokens(tokens, writers)
+            else:
+                ticket.begun = True
 
-    def _give_up(self, error: Exception) -> None:
-        for ticket in list(self._running):
-            ticket.conversation.close()
-            self._finish(ticket, Ended(None, None, error, time.monotonic() - ticket.begun))
+    def _lost(self) -> None:
+        if not self._stopped:
+            _LOG.error("the process that decodes has ended")
+        for ticket in list(self._tickets.values()):
+            self._finish(ticket, Finished(None, RuntimeError("the process that decodes has ended")))
 
-    def _hand_on(self, ticket: Ticket) -> None:
-        sequence = ticket.sequence
-        assert sequence is not None
-        new = sequence.ids[sequence.n_prompt + ticket.taken : sequence.n_committed]
-        if new:
-            writers = sequence.writers[ticket.taken : ticket.taken + len(new)]
-            ticket.taken += len(new)
-            ticket.on_tokens(new, writers)
-        if sequence.finished:
-            self._end(ticket)
-
-    def _end(self, ticket: Ticket, n_codes: int | None = None) -> None:
-        if ticket.over:
-            return
-        seconds = time.monotonic() - ticket.begun
-        if ticket.sequence is None:
-            self._finish(ticket, Ended(None, None, None, seconds))
-            return
-        conversation = ticket.conversation
-        before = set(map(id, conversation.items))
-        error: Exception | None = None
-        generation: Generation | None = None
-        try:
-            generation = conversation.end()
-        except Exception as failure:
-            error = failure
-        item = next((item for item in conversation.items if id(item) not in before), None)
-        if item is not None and n_codes is not None:
-            conversation.cut(item, n_codes)
-        self._mean_seconds += 0.2 * (seconds - self._mean_seconds)
-        self._finish(ticket, Ended(generation, item, error, seconds))
-
-    def _finish(self, ticket: Ticket, ended: Ended) -> None:
-        ticket.over = True
+    def _finish(self, ticket: Ticket, finished: Finished) -> None:
+        seconds = time.monotonic() - ticket.asked
         with self._lock:
-            self._asked -= 1
-        if ticket in self._running:
-            self._running.remove(ticket)
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
+            if self._tickets.pop(ticket.number, None) is None:
+                return
+            if finished.generation is not None:
+                self._mean_seconds += 0.2 * (seconds - self._mean_seconds)
         # listeners can be garbage-collected at once
         on_end, ticket.on_end, ticket.on_tokens = ticket.on_end, _ignore, _ignore
-        on_end(ended)
+        on_end(finished, seconds)
 
 
 def _ignore(*_: object) -> None:

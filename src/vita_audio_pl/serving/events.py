@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import Item
+from vita_audio_pl.serving.answer import Answer
 from vita_audio_pl.serving.pcm import SampleFormat
 from vita_audio_pl.serving.requests import checked, refuse
-from vita_audio_pl.serving.service import Answer
 
 _EVENTS: dict[str, type[BaseModel]] = {
     get_args(event.model_fields["type"].annotation)[0]: event
@@ -87,8 +87,8 @@ def response_of(reply: Reply, status: str) -> dict[str, Any]:
         "usage": None,
     }
     if status != "in_progress" and reply.answer.ended is not None and reply.answer.ended.generation is not None:
-        generation, sequence = reply.answer.ended.generation, reply.answer.sequence
-        read, written = 0 if sequence is None else sequence.n_prompt, len(generation.ids)
+        generation = reply.answer.ended.generation
+        read, written = reply.answer.n_read, len(generation.ids)
         response["usage"] = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
         response["decoding"] = {
             "backbone_passes": generation.backbone_passes,

@@ -15,11 +15,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.answering import codec_of
-from vita_audio_pl.inference.checks import refuse_without_heads
 from vita_audio_pl.inference.kernels import check_kernels
-from vita_audio_pl.inference.loading import load_speech_model
+from vita_audio_pl.inference.loading import ModelDescription
 from vita_audio_pl.serving.app import create_app
 from vita_audio_pl.serving.gate import LOOPBACK
+from vita_audio_pl.serving.links import ProcessLink, ThreadLink, load_served
 from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.settings import ServeConfig
 
@@ -45,6 +45,8 @@ def run(config: ServeConfig) -> None:
         server.run(sockets)
     finally:
         service.close()  # a server that is ended at once has not
+    if server.lost:
+        raise UserError(f"the process that decodes has ended ({server.lost}), so the server ends; start it again")
     if server.force_exit:
         raise SystemExit(128 + signal.SIGINT)
 
@@ -53,22 +55,19 @@ def load_service(config: ServeConfig) -> Service:
     """The model and its workers."""
     check_kernels(config.kernels, config.verify, config.sampling, config.device)
     torch.set_num_threads(config.threads)
-    loaded = load_speech_model(
-        config.model,
-        device=config.device,
-        dtype=None if config.dtype is None else getattr(torch, config.dtype),
-        codec_folder=config.codec_folder,
-        encoder_folder=config.encoder_folder,
-        runs=config.paths.runs,
-        kernels=config.kernels,
-        quantize=config.quantize,
-    )
-    refuse_without_heads(loaded.model.n_heads, None, config.verify)
-    for (
-        parameter
-    ) in loaded.model.parameters():  # a file in place of mapped weights may be written while they are served
-        parameter.data = parameter.data.clone() if parameter.device.type == "cpu" else parameter.data
-    return Service(loaded, codec_of(loaded, config.device), config)
+    described: ModelDescription
+    link: ThreadLink | ProcessLink
+    if config.device == "cpu" if config.decoding_process is None else config.decoding_process:
+        link = ProcessLink(config)
+        described = link.facts
+    else:
+        described = loaded = load_served(config)
+        link = ThreadLink(loaded, config)
+    try:
+        return Service(described, codec_of(described, config.device), config, link)
+    except BaseException:
+        link.stop()
+        raise
 
 
 def check_tls(config: ServeConfig) -> None:
@@ -181,6 +180,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+        self.lost = ""  # how the process that decodes ended, if it did before the server
 
     @property
     def port(self) -> int:
@@ -217,6 +217,14 @@ class DrainingServer(uvicorn.Server):
                     file=sys.stderr,
                     flush=True,
                 )
+
+    async def on_tick(self, counter: int) -> bool:
+        """Also end where nothing can be decoded any more, so that whoever watches starts another."""
+        ending = await super().on_tick(counter)
+        if not ending and not self._service.engine.alive:
+            self.lost = self._service.engine.link.ending
+            ending = self.should_exit = True
+        return ending
 
     async def shutdown(self, sockets: Any = None) -> None:
         await self._service.drain(lambda: self.force_exit)

@@ -103,7 +103,7 @@ class Session:
             case "conversation.item.create":
                 await self._create(event["item"], event.get("previous_item_id"))
             case "conversation.item.delete":
-                await self._delete(event["item_id"])
+                self._delete(event["item_id"])
             case "conversation.item.retrieve":
                 self._send("conversation.item.retrieved", item=self._record(event["item_id"]).described)
             case "conversation.item.truncate":
@@ -120,22 +120,18 @@ class Session:
     async def _update(self, session: dict[str, Any]) -> None:
         new, old = self._settings.updated(session, self.service), self._settings
         if (new.instructions, new.voice) != (old.instructions, old.voice):
-            await self._instruct(new)  # the last that may refuse, before it changes anything
+            self._instruct(new)  # the last that may refuse, before it changes anything
         self._settings = new
         self._turns.set(new.incoming.rate, new.detection)
         self._send("session.updated", session=new.described(self.id, self.service.name))
 
-    async def _instruct(self, settings: SessionSettings) -> None:
+    def _instruct(self, settings: SessionSettings) -> None:
         """The system turn at the beginning: instructions and a voice."""
         pieces: list[TurnContent] = [settings.instructions] if settings.instructions else []
         pieces += self.service.voice_turn(settings.voice)
         item = self.conversation.chat_format.input_turn("system", *pieces) if pieces else None
-
-        def change() -> None:
-            items = self.conversation.items
-            items[:] = ([item] if item else []) + [kept for kept in items if kept is not self._instructions]
-
-        await self._in_engine(change)
+        items = self.conversation.items
+        items[:] = ([item] if item else []) + [kept for kept in items if kept is not self._instructions]
         self._instructions = item
 
     async def _append(self, audio: str) -> None:
@@ -157,7 +153,7 @@ class Session:
         item = self.conversation.chat_format.input_turn("user", said)
         id, self._turn_id = self._turn_id, new_id("item")
         record = Record(id, described(id, "user", [{"type": "input_audio", "transcript": None}]), item)
-        before = await self._insert(record)
+        before = self._insert(record)
         self._send("input_audio_buffer.committed", item_id=id, previous_item_id=before)
         self._announce(record, before)
         if self._settings.transcribes:
@@ -193,26 +189,22 @@ class Session:
         if id in self._records:
             raise UserError("an item with that id exists already")
         record = Record(id, described(id, role, shown), given)
-        self._announce(record, await self._insert(record, previous))
+        self._announce(record, self._insert(record, previous))
 
-    async def _insert(self, record: Record, previous: Any = None) -> str | None:
+    def _insert(self, record: Record, previous: Any = None) -> str | None:
         """Add an item to the history, after the item with the id `previous`; returns the id of the one before it."""
         after = self._records.get(previous) if isinstance(previous, str) and previous != "root" else None
         if isinstance(previous, str) and previous != "root" and after is None:
             raise UserError("previous_item_id is not an item of this conversation")
-
-        def insert() -> set[Item]:
-            items = self.conversation.items
-            self.service.check_room([*items, record.item])  # type: ignore[list-item]
-            if previous == "root":
-                items.insert(1 if self._instructions in items else 0, record.item)  # type: ignore[arg-type]
-            elif after is not None and after.item in items:
-                items.insert(items.index(after.item) + 1, record.item)  # type: ignore[arg-type]
-            else:
-                items.append(record.item)  # type: ignore[arg-type]
-            return set(items)
-
-        held = await self._in_engine(insert)
+        items = self.conversation.items
+        self.service.check_room([*items, record.item])  # type: ignore[list-item]
+        if previous == "root":
+            items.insert(1 if self._instructions in items else 0, record.item)  # type: ignore[arg-type]
+        elif after is not None and after.item in items:
+            items.insert(items.index(after.item) + 1, record.item)  # type: ignore[arg-type]
+        else:
+            items.append(record.item)  # type: ignore[arg-type]
+        held = set(items)
         before = previous if previous is not None else next(reversed(self._records), None)
         self._records[record.id] = record
         # a full conversation leaves out its oldest items for good; what clients may ask of them ends, too, in time
@@ -226,16 +218,12 @@ class Session:
         for kind in ("conversation.item.added", "conversation.item.done"):
             self._send(kind, item=record.described, previous_item_id=before)
 
-    async def _delete(self, id: str) -> None:
+    def _delete(self, id: str) -> None:
         record = self._record(id)
         if self._reply is not None and self._reply.record is record:
             raise UserError("the item is being written; cancel the response first")
-
-        def delete() -> None:
-            if record.item in self.conversation.items:
-                self.conversation.items.remove(record.item)
-
-        await self._in_engine(delete)
+        if record.item in self.conversation.items:
+            self.conversation.items.remove(record.item)
         del self._records[id]
         self._send("conversation.item.deleted", item_id=id)
 
@@ -248,11 +236,11 @@ class Session:
         if record.whole is None or self.service.codec is None:
             raise UserError("only a spoken answer can be truncated")
         n_codes = int(min(end_ms, 10**9) / 1000 * self.service.codec.codes_per_second)
-        await self._in_engine(lambda: self._cut(record, n_codes))
+        self._cut(record, n_codes)
         self._send("conversation.item.truncated", item_id=id, content_index=0, audio_end_ms=end_ms)
 
     def _cut(self, record: Record, n_codes: int) -> None:
-        """Truncate an answer to its first codes, even if it was truncated before; in the engine's thread."""
+        """Truncate an answer to its first codes, even if it was truncated before."""
         conversation, whole = self.conversation, record.whole
         if whole is None or record.item is None or record.item not in conversation.items:
             return
@@ -290,7 +278,7 @@ class Session:
                 self._send_piece(reply, event)
         except UserError as failure:
             # refused before anything was read, such as a conversation that does not fit: the client's to mend
-            kind = "invalid_request_error" if reply.answer.sequence is None else "server_error"
+            kind = "server_error" if reply.answer.n_read else "invalid_request_error"
             reply.error = {"type": kind, "code": "failed", "message": str(failure)}
         except Exception:  # a bug: this answer ends, the session continues
             _LOG.exception("an answer failed")
@@ -301,7 +289,7 @@ class Session:
         if reply.reason is not None and ended.item is not None and self.service.codec is not None:
             n_codes = reply.played(self.service.codec.codes_per_second)
             if n_codes is not None:
-                await self._in_engine(lambda: self._cut(reply.record, n_codes))
+                self._cut(reply.record, n_codes)
         self._end_reply(reply)
 
     def _send_piece(self, reply: Reply, event: Any) -> None:
@@ -369,6 +357,3 @@ class Session:
         if id not in self._records:
             raise UserError("this conversation has no item with that id")
         return self._records[id]
-
-    async def _in_engine(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(self.service.engine.do(work))

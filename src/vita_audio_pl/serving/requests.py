@@ -13,7 +13,7 @@ from vita_audio_pl.config.decoding import DecodingConfig, Sampling
 from vita_audio_pl.config.fields import did_you_mean
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.loading import LoadedModel
+from vita_audio_pl.inference.loading import ModelDescription
 from vita_audio_pl.inference.sequence import Options
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Decoding(BaseModel):
 
     def options(
         self,
-        loaded: LoadedModel,
+        loaded: ModelDescription,
         codec: Codec | None,
         server: DecodingConfig,
         most: int,

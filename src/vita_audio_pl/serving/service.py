@@ -1,13 +1,11 @@
-"""Shared by all endpoints: the model, the engine, the workers, the metrics, and answers as streams of events."""
+"""Shared by all endpoints: the model, the engine, the workers and the metrics."""
 
 import asyncio
 import io
 import os
 import time
-import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,21 +15,18 @@ from numpy.typing import NDArray
 from vita_audio_pl.codecs.audio import read_audio
 from vita_audio_pl.codecs.protocol import Codec, SoundSource
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.inference.constraint import SpanConstraint
-from vita_audio_pl.inference.decoder import Decoder
-from vita_audio_pl.inference.dialogue import ChatFormat, Conversation, Item, TurnContent
-from vita_audio_pl.inference.loading import LoadedModel
-from vita_audio_pl.inference.sequence import DecodedSequence, Options
-from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
+from vita_audio_pl.inference.dialogue import ChatFormat, Item, TurnContent
+from vita_audio_pl.inference.loading import ModelDescription
+from vita_audio_pl.inference.sequence import Options
+from vita_audio_pl.serving.answer import Answer
 from vita_audio_pl.serving.audio_input import LEAST_AUDIO, AudioInput
-from vita_audio_pl.serving.engine import Busy, Ended, Engine, Ticket
+from vita_audio_pl.serving.engine import Busy, Engine, Link, ServedHistory
 from vita_audio_pl.serving.metrics import Family, Metrics
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.resampling import Resampled
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
 from vita_audio_pl.serving.sound_processes import RemoteSound, SoundProcesses
-from vita_audio_pl.serving.voice import Speaker
 from vita_audio_pl.serving.workers import Workers
 
 _MOST_REMEMBERED = 256
@@ -63,11 +58,15 @@ class Replicas(Protocol):
 class Service:
     """Everything that outlives a request.
 
+    Args:
+        loaded, codec: the model, which need not have its weights here, and its codec.
+        link: to the loop that decodes.
+
     Raises:
         UserError: a voice cannot be read, or there is not enough memory.
     """
 
-    def __init__(self, loaded: LoadedModel, codec: Codec | None, config: ServeConfig):
+    def __init__(self, loaded: ModelDescription, codec: Codec | None, config: ServeConfig, link: Link):
         self.loaded, self.codec, self.config = loaded, codec, config
         self.keys = api_keys(config)
         self.name = config.name or _name(config.model)
@@ -77,17 +76,15 @@ class Service:
         self.pool, self.listening = Workers(config.sound_workers), Workers(config.sound_workers)
         self.metrics = Metrics()
         self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
-        self.capacity = capacity = min(config.context_tokens, loaded.runtime.max_positions)
-        decoder = Decoder(loaded.runtime, slots=config.slots, capacity=capacity, graphs=config.graphs)
-        chat_format = ChatFormat.of(loaded, codec)
+        self.capacity = link.capacity
         self.engine = Engine(
-            decoder,
-            chat_format,
+            link,
+            ChatFormat.of(loaded, codec),
             when_full=config.when_full,
             queue_limit=config.limits.queue,
             yields=lambda: self.sound_processes is None and self.pool.behind,
         )
-        self.most_new_tokens = min(config.token_limit, capacity - 1)
+        self.most_new_tokens = min(config.token_limit, self.capacity - 1)
         self.sessions: dict[str, int] = {}  # open sessions per client
         self.draining = False
         self.connections: set[OpenConnection] = set()
@@ -111,8 +108,8 @@ class Service:
         return decoding.options(self.loaded, self.codec, self.config, most, spoken, **of_request)
 
     def ask(
-        self, conversation: Conversation, options: Options, *, sound: bool = True, rate: int = OUTPUT_RATE
-    ) -> "Answer":
+        self, conversation: ServedHistory, options: Options, *, sound: bool = True, rate: int = OUTPUT_RATE
+    ) -> Answer:
         """Request an answer to a conversation; call in the event loop.
 
         sound: whether to decode its codes to audio; rate: that it is wanted at, Hz.
@@ -269,7 +266,7 @@ class Service:
         return SoundProcesses(folder, count, config.threads) if count and self.codec is not None and folder else None
 
     def _warm_up(self) -> None:
-        """Warm up what the first answer would wait for: tables of the codec, packed weights, what is measured once."""
+        """Warm up what the first answer would wait for: tables of the codec."""
         if self.sound_processes is not None:
             self.sound_processes.started()
         if self.codec is not None and (sound := self.sound(OUTPUT_RATE)) is not None:
@@ -278,120 +275,6 @@ class Service:
             stream.finish()
         if self.config.verify == "groups" or hasattr(self.codec, "codebook"):  # a request may ask for it
             self.loaded.verification("groups", self.config.slack, self.codec)
-        conversation = self.engine.conversation()
-        conversation.add("user", "a")
-        options = Options(self.loaded.pattern, min(16, self.most_new_tokens))
-        self.engine.do(lambda: [None for _ in conversation.answer(options)]).result()
-        self.engine.close(conversation).result()
-        for measure in (self._measure_drafts, self._measure_codes):  # a request may ask for either
-            with suppress(UserError):  # of recorded kernels that lack it: for those who ask
-                self.engine.do(measure).result()
-
-    def _measure_drafts(self) -> object:
-        runtime = self.loaded.runtime
-        return runtime.costs if runtime.n_heads else None
-
-    def _measure_codes(self) -> object:
-        state = self.loaded.runtime.embedding[:1]  # any
-        return self.engine.decoder.scorer.most_likely(state, [SpanConstraint.of(self.loaded.vocabulary)])
-
-
-class Answer:
-    """Events of one answer, for one reader: `async for event in answer`; see `inference.streaming`.
-
-    Attributes:
-        ended: how it ended; None while it is in progress.
-        cancelled: whether it was ended by `cancel`.
-        asked: time of the request, by the monotonic clock.
-        speech: seconds of audio so far.
-    """
-
-    def __init__(self, service: Service, conversation: Conversation, options: Options, sound: bool, rate: int):
-        self.conversation = conversation
-        self.ended: Ended | None = None
-        self.cancelled = self._failed = False
-        self.speech = 0.0
-        self.asked = time.monotonic()
-        self._service = service
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event | None | Exception] = asyncio.Queue()
-        loaded = service.loaded
-        maker = EventMaker(loaded.tokenizer, loaded.vocabulary, service.sound(rate) if sound else None)
-        codes_per_second = 0.0 if service.codec is None else service.codec.codes_per_second
-        self._speaker = Speaker(service.pool if sound else service.listening, maker, codes_per_second, self._deliver)
-        self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
-        mark = object()
-        service._open_answers.add(mark)  # not if it was refused
-        self._open = weakref.finalize(self, service._open_answers.discard, mark)  # even if nobody reads the events
-        self._open.atexit = False
-
-    @property
-    def sequence(self) -> DecodedSequence | None:
-        """Its tokens; None before it has a slot."""
-        return self._ticket.sequence
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        try:
-            while (event := await self._events.get()) is not None:
-                if isinstance(event, Exception):
-                    self._failed = True
-                    raise event
-                if isinstance(event, AudioChunk):
-                    if not self.speech and event.wave.size:
-                        self._service.metrics.first_sound(time.monotonic() - self.asked)
-                    self.speech += event.wave.size / event.sample_rate
-                yield event
-            if self.ended is not None and self.ended.error is not None:
-                raise self.ended.error
-        finally:
-            self._close()
-
-    def cancel(self, n_codes: int | None = None) -> None:
-        """End the answer within a round; only the end is delivered. n_codes: number of its codes that were played."""
-        self.cancelled = True
-        self._speaker.silence()
-        self._service.engine.cancel(self._ticket, n_codes)
-
-    async def finished(self) -> Ended:
-        """Wait for the end and return it; remaining events are discarded."""
-        while self.ended is None:
-            await self._events.get()
-        self._close()
-        return self.ended
-
-    def _close(self) -> None:
-        """Stop delivering events."""
-        if self._open.alive:
-            self._open()
-            self._count()
-            if self.ended is None:
-                self.cancel()
-
-    def _end(self, ended: Ended) -> None:
-        self.ended = ended
-        self._speaker.finish()
-
-    def _deliver(self, event: Event | None | Exception) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            self._speaker.silence()  # the loop is closed, so there are no listeners
-
-    def _count(self) -> None:
-        ended = self.ended
-        generation = None if ended is None else ended.generation
-        if generation is None or ended is None or self._failed:
-            failed = self._failed or (ended is not None and ended.error is not None)
-            self._service.metrics.answered("failed" if failed else "cancelled")
-            return
-        self._service.metrics.answered(
-            "cancelled" if self.cancelled else "completed",
-            generation.writers,
-            generation.drafted,
-            generation.accepted,
-            ended.seconds,
-            self.speech,
-        )
 
 
 def _name(model: str) -> str:

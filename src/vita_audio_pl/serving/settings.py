@@ -50,6 +50,9 @@ class ServeConfig(InferenceConfig):
     replicas: int = setting(
         1, "copies of the model behind one address, by Ray Serve; slots and limits hold for each", at_least=1
     )
+    decoding_process: bool | None = setting(
+        None, "decode in a process of its own, which the network does not hold up; null = true, false on a GPU"
+    )
     sound_workers: int = setting(2, "threads that encode audio, and decode it or wait for who does", at_least=1)
     sound_processes: int | None = setting(
         None,

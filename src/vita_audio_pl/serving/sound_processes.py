@@ -1,7 +1,4 @@
-"""Sound made in processes of its own: in threads it would hold up the engine, since few of its steps leave Python for long.
-
-On two cores an engine thread and a sound thread of one process do together no more than one of them alone.
-"""
+"""Sound made in processes of its own: in threads it would hold up the network and a loop that decodes, as few of its steps leave Python for long."""
 
 import itertools
 import logging

@@ -12,7 +12,7 @@ from vita_audio_pl.serving.workers import Workers
 Batch: TypeAlias = tuple[list[int], list[int], bool]
 """Tokens, their writers, and whether they are not to wait for others."""
 _PAUSE = 0.1
-"""Seconds. Text is read no faster, and every handing on of a token holds up the engine, with which it shares the interpreter."""
+"""Seconds. Text is read no faster, and each handing on is a task, an event and a message."""
 
 
 class Speaker:
