@@ -1,5 +1,6 @@
 """A server on loopback with the small world's codec and tokenizer, and a model of random weights that speaks a lot."""
 
+import copy
 import json
 import shutil
 import threading
@@ -10,6 +11,7 @@ from transformers import Qwen2Config
 
 from tests.patience import wait_until
 from vita_audio_pl.codecs import MelVQ
+from vita_audio_pl.inference import Runtime
 from vita_audio_pl.inference.loading import LoadedModel
 from vita_audio_pl.interleave import DecodePattern, IntervalRatio
 from vita_audio_pl.models.released import save_released
@@ -31,7 +33,11 @@ def codec(smoke_world):
 
 @pytest.fixture(scope="session")
 def loaded(smoke_world, codec, random_model):
-    return random_model(codec, smoke_world / "codec")
+    loaded = random_model(codec, smoke_world / "codec")
+    vars(loaded)["runtime"] = Runtime(
+        copy.deepcopy(loaded.model), release=True
+    )  # the weights are saved, and compared with
+    return loaded
 
 
 @pytest.fixture(scope="session")
