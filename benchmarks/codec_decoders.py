@@ -8,15 +8,17 @@ bootstrap over utterances. `off` is the mean squared error of the log spectra. A
 
 - spectra: those of the recordings; components: the same, put together from the codec's components;
 - codec: its own decoder; refitted: fitted again to the same training audio;
-- ahead, wide, long: fitted to it with one code of look-ahead; twice as wide; for twice as many steps; shifted: the assistant's
-  voice from three places within a code, instead of three times;
-- oracle, oracle_ahead, oracle_wide: fitted to the very utterances that are judged: as it is; with look-ahead; four times as wide.
+- narrow, ahead, long: fitted to it half as wide; with one code of look-ahead; for twice as many steps; slow: for three times as many, at a
+  third of the rate; dull: without the spread that is restored; shifted: the assistant's voice from three places within a code, instead of
+  three times;
+- oracle, oracle_ahead: fitted to the very utterances that are judged: as it is; with look-ahead.
 """
 
 import argparse
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +38,14 @@ from vita_audio_pl.spoken_world.sentences import LEXICONS, split_sentences
 from vita_audio_pl.spoken_world.training_material import training_waves
 
 DRAWS = 10_000
-EPOCHS, MANY = context_decoder._EPOCHS, 300  # the latter of the few utterances that are judged
-TRAINED = {"refitted": (128, EPOCHS, 0), "ahead": (128, EPOCHS, 1), "wide": (256, EPOCHS, 0)}
-TRAINED |= {"long": (128, 2 * EPOCHS, 0), "shifted": (128, EPOCHS, 0)}
-ORACLES = {"oracle": (128, MANY, 0), "oracle_ahead": (128, MANY, 1), "oracle_wide": (512, MANY // 3, 0)}
+WIDTH, EPOCHS, MANY = 256, context_decoder._EPOCHS, 300  # the last of the few utterances that are judged
+TRAINED = {"refitted": (WIDTH, EPOCHS, 0), "narrow": (WIDTH // 2, EPOCHS, 0), "ahead": (WIDTH, EPOCHS, 1)}
+TRAINED |= {way: (WIDTH, EPOCHS, 0) for way in ("dull", "shifted")}
+TRAINED |= {"long": (WIDTH, 2 * EPOCHS, 0), "slow": (WIDTH, 3 * EPOCHS, 0)}
+ORACLES = {"oracle": (WIDTH, MANY, 0), "oracle_ahead": (WIDTH, MANY, 1)}
 """Width, times that the audio is read, and codes of look-ahead."""
+FITTED_WITH = {"slow": {"_RATE": context_decoder._RATE / 3}, "dull": {"_SPREAD": 0.0}}
+"""Other constants of the decoder's fit."""
 
 
 class AheadDecoder(ContextDecoder):
@@ -120,9 +125,10 @@ def decoder_of(way: str, codec: MelVQ, world: Path, judged: list[np.ndarray]) ->
     if way == "components":
         return lambda codes, true: (true - own.mean) @ own.basis @ own.basis.T + own.mean
     if way != "codec":
-        own = fitted(
-            codec, *(TRAINED | ORACLES)[way], *(([], judged) if way in ORACLES else training(world, codec, way))
-        )
+        width, epochs, ahead = (TRAINED | ORACLES)[way]
+        audio = ([], judged) if way in ORACLES else training(world, codec, way)
+        with fit_constants(_EPOCHS=epochs, **FITTED_WITH.get(way, {})):
+            own = fitted(codec, width, ahead, *audio)
     return lambda codes, true: own.log_spectra(codes)[0]
 
 
@@ -139,21 +145,28 @@ def training(folder: Path, codec: MelVQ, way: str) -> tuple[list[np.ndarray], li
     return [np.pad(wave, (place * codec.config.hop, 0)) for place in places for wave in spoken], others
 
 
-def fitted(
-    codec: MelVQ, width: int, epochs: int, ahead: int, spoken: list[np.ndarray], others: list[np.ndarray]
-) -> ContextDecoder:
+@contextmanager
+def fit_constants(**values: float) -> Iterator[None]:
+    """With other constants of a decoder's fit."""
+    usual = {name: getattr(context_decoder, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(context_decoder, name, value)
+        yield
+    finally:
+        for name, value in usual.items():
+            setattr(context_decoder, name, value)
+
+
+def fitted(codec: MelVQ, width: int, ahead: int, spoken: list[np.ndarray], others: list[np.ndarray]) -> ContextDecoder:
     """A decoder for the codec's codes."""
     config = replace(codec.config, decoder_width=width)
     kind = AheadDecoder if ahead else ContextDecoder
     decoder = kind(config.codebook_size, width, config.decoder_components, config.frames_per_code * config.bins)
     waves = _padded([*spoken, *others], config)
     codes = [torch.from_numpy(row).long() for row in codec.encode([*spoken, *others])]
-    usual, context_decoder._EPOCHS = context_decoder._EPOCHS, epochs
-    try:
-        points, generator = torch.from_numpy(codec.codebook()), torch.Generator().manual_seed(0)
-        decoder.fit(codes, lambda number: _log_spectra(waves[number], config), points, generator)
-    finally:
-        context_decoder._EPOCHS = usual
+    points, generator = torch.from_numpy(codec.codebook()), torch.Generator().manual_seed(0)
+    decoder.fit(codes, lambda number: _log_spectra(waves[number], config), points, generator)
     return decoder.requires_grad_(False)
 
 
