@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import websockets
 
 from tests.serving.test_manners import ASK, _realtime, _say
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.serving import links
 from vita_audio_pl.serving.decoding_loop import DecodingLoop, sendable
+from vita_audio_pl.serving.engine import Lost
 from vita_audio_pl.serving.links import ProcessLink, _sendable
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.settings import ServeConfig
@@ -38,7 +41,7 @@ def test_a_process_that_is_killed_ends_its_answers_and_then_the_server(run_serve
 
     events, reason = asyncio.run(check())
     [done] = [event["response"] for event in events if event["type"] == "response.done"]
-    assert done["status"] == "failed" and "see its log" in done["status_details"]["error"]["message"]
+    assert done["status"] == "failed" and "has lost the process" in done["status_details"]["error"]["message"]
     assert reason == "the server is ending" and not server.service.healthy
     server.thread.join()
     assert server.server.lost.startswith("killed")
@@ -92,3 +95,19 @@ def test_features_of_recordings_are_sent_once_and_known_again(service):
     history.items.append(gone)  # said twice
     sent, twice = asked()
     assert sent == [False] * 3 and twice[1] is twice[2] is swapped[1]
+
+
+def test_a_process_that_does_not_answer_is_ended_and_the_server_with_it(run_server, load, monkeypatch):
+    monkeypatch.setattr(links, "_SPELL", 0.3)
+    server = run_server(load())
+    time.sleep(4 * links._SPELL * links._SPELLS)  # it has nothing to tell, and is there
+    assert server.service.healthy
+    os.kill(server.service.engine.link.pid, signal.SIGSTOP)
+    server.thread.join(60)
+    assert server.server.lost.startswith("it did not answer for")
+    service = server.service
+    conversation = service.engine.conversation()
+    conversation.add("user", "the cow")
+    with pytest.raises(Lost):
+        options = service.options(Decoding(), spoken=False, most=8)
+        service.engine.answer(conversation, options, lambda *_: None, lambda *_: None)

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import weakref
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -398,6 +399,65 @@ def test_a_client_that_leaves_while_it_waits_for_the_whole_ends_its_answer(servi
 
     asyncio.run(ask())
     assert service.engine.asked == 0 and len(answered) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_the_queue_frees_its_place(make_service, stream):
+    service = make_service(slots=1, max_new_tokens=3000)
+    body = json.dumps({"messages": [{"role": "user", "content": "the cow"}], "stream": stream}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b"", "http_version": "1.1"}  # fmt: skip
+
+    async def ask():
+        first = service.engine.conversation()
+        first.add("user", "the cow")
+        endless = service.options(Decoding(), spoken=True)
+        answer = service.ask(first, replace(endless, stop_ids=frozenset()))
+        while not service.engine.running:
+            await asyncio.sleep(0.01)
+        messages, gone = iter([{"type": "http.request", "body": body}]), asyncio.Event()
+
+        async def receive():
+            for message in messages:
+                return message
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_):
+            pass
+
+        request = asyncio.create_task(create_app(service)(scope, receive, send))
+        while service.engine.waiting == 0:
+            await asyncio.sleep(0.01)
+        gone.set()
+        await request
+        assert service.engine.running == 1 and service.engine.waiting == 0
+        answer.cancel()
+        await answer.finished()
+        service.engine.close(first)
+
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+    wait_until(lambda: not service.busy, "the last answer")
+    assert slots_of(service) == (1, 0)
+    service.close()
+
+
+def test_a_session_that_has_heard_sound_leaves_no_detector_behind(service):
+    detectors = []
+
+    async def talk():
+        session = Session(service, lambda *_: None, lambda _: None)
+        await session.take(json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(24_000)).decode()}))  # fmt: skip
+        detectors.append(weakref.ref(session._turns._activity))
+        await session.close()
+        return session  # somebody may hold it for longer
+
+    gc.disable()
+    try:
+        held = asyncio.run(talk())
+        assert detectors[0]() is None and held._turns.detection
+    finally:
+        gc.enable()
 
 
 def test_a_fault_of_ours_shows_no_traceback(service, monkeypatch):

@@ -3,8 +3,11 @@
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request
 
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
@@ -14,6 +17,8 @@ from vita_audio_pl.serving.voice import Speaker
 
 if TYPE_CHECKING:
     from vita_audio_pl.serving.service import Service
+
+_WATCH_EVERY = 0.1  # seconds
 
 
 class Answer:
@@ -26,7 +31,15 @@ class Answer:
         speech: seconds of audio so far.
     """
 
-    def __init__(self, service: "Service", conversation: ServedHistory, options: Options, sound: bool, rate: int):
+    def __init__(
+        self,
+        service: "Service",
+        conversation: ServedHistory,
+        options: Options,
+        sound: bool,
+        rate: int,
+        place: Callable[[], int] | None,
+    ):
         self.conversation = conversation
         self._played: int | None = None  # number of its codes, where it was cancelled
         self.ended: Ended | None = None
@@ -41,7 +54,8 @@ class Answer:
         codes_per_second = 0.0 if service.codec is None else service.codec.codes_per_second
         self._speaker = Speaker(service.pool if sound else service.listening, maker, codes_per_second, self._deliver)
         self._ticket: Ticket = service.engine.answer(conversation, options, self._speaker.push, self._end)
-        self._place = len(conversation.items)  # of the answer: turns that are added meanwhile follow it
+        behind = len(conversation.items)
+        self._place = place or (lambda: behind)
         mark = object()
         service._open_answers.add(mark)  # not if it was refused
         self._open = weakref.finalize(self, service._open_answers.discard, mark)  # even if nobody reads the events
@@ -107,7 +121,7 @@ class Answer:
         """Add what was written to the history."""
         generation, item = finished.generation, None
         if generation is not None:
-            item = self.conversation.insert(self._place, generation, self._played)
+            item = self.conversation.insert(self._place(), generation, self._played)
         self.ended = Ended(generation, item, finished.error, seconds)
         self._speaker.finish()
 
@@ -132,3 +146,40 @@ class Answer:
             ended.seconds,
             self.speech,
         )
+
+
+@asynccontextmanager
+async def watched(request: Request, answer: Answer) -> AsyncIterator[None]:
+    """End an answer if its client disconnects while waiting for all of it."""
+
+    async def watch() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(_WATCH_EVERY)
+        answer.cancel()
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def with_first(events: Any) -> AsyncIterator[Any]:
+    """The events; None first if there are none, so that the caller can wait for the answer to start."""
+    empty = True
+    try:
+        async for event in events:
+            empty = False
+            yield event
+    finally:
+        await events.aclose()
+    if empty:
+        yield None
+
+
+async def chain(first: Any, events: Any) -> AsyncIterator[Any]:
+    """The first event again, unless it is None, and the others."""
+    if first is not None:
+        yield first
+    async for event in events:
+        yield event

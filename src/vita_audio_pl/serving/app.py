@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.serving.endpoints import Endpoints
-from vita_audio_pl.serving.engine import Busy
+from vita_audio_pl.serving.engine import Busy, Lost
 from vita_audio_pl.serving.gate import Gate, error_body, key_of
 from vita_audio_pl.serving.realtime import Session
 from vita_audio_pl.serving.requests import sentence_of
@@ -209,6 +209,8 @@ async def _user_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Busy):
         headers = {"retry-after": f"{error.seconds:.0f}"}
         return JSONResponse(error_body(str(error), "server_error", "rate_limit_exceeded"), 429, headers)
+    if isinstance(error, Lost):
+        return JSONResponse(error_body(str(error), "server_error"), 503)
     return JSONResponse(error_body(str(error)), 400)
 
 

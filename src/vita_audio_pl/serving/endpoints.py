@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -17,7 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.dialogue import History, TurnContent
 from vita_audio_pl.inference.streaming import AudioChunk, TextPiece
-from vita_audio_pl.serving.answer import Answer
+from vita_audio_pl.serving.answer import Answer, chain, watched, with_first
 from vita_audio_pl.serving.asr import transcribe
 from vita_audio_pl.serving.metrics import by_replica, text_of
 from vita_audio_pl.serving.pcm import OUTPUT_RATE
@@ -30,7 +29,6 @@ from vita_audio_pl.text.messages import ROLES
 _LOG = logging.getLogger("vita_audio_pl.serving")
 
 _TRANSCRIPTION = ("file", "model", "response_format", "stream", "language", "prompt", "temperature")
-_WATCH_EVERY = 0.1  # seconds
 _SPOKEN_FOR = 3600  # seconds
 
 
@@ -87,8 +85,8 @@ class Endpoints:
         conversation.add("user", f"{TTS_INSTRUCTION}\n{body.input}")
         writer = SoundWriter(body.response_format, OUTPUT_RATE)
         answer = service.ask(conversation, options)
-        events = _with_first(aiter(answer))
-        async with _watched(request, answer):
+        events = with_first(aiter(answer))
+        async with watched(request, answer):
             first = await anext(events)  # an error before the first chunk can still become a status
             while first is not None and not (isinstance(first, AudioChunk) and first.wave.size):
                 first = await anext(events, None)
@@ -116,9 +114,13 @@ class Endpoints:
         said, seconds = await service.encode_audio(data, "the recording")
         answer = transcribe(service, said, how, temperature)
         if stream:
-            events = _with_first(aiter(answer))
-            return _stream(self._transcript_events(events, await anext(events), answer), "text/event-stream")
-        async with _watched(request, answer):
+            events = with_first(aiter(answer))
+            async with watched(request, answer):
+                first = await anext(events)
+            if answer.cancelled:
+                return self._left(answer)
+            return _stream(self._transcript_events(events, first, answer), "text/event-stream")
+        async with watched(request, answer):
             text = "".join([event.text async for event in answer if isinstance(event, TextPiece)]).strip()
         self._release(answer)
         if response_format == "text":
@@ -143,15 +145,18 @@ class Endpoints:
         options = service.options(body.decoding, heard or wants_sound, most, **how)
         answer = service.ask(conversation, options, sound=wants_sound)
         reply = _ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name, wants_sound)
-        events = _with_first(aiter(answer))
-        first = await anext(events)
+        events = with_first(aiter(answer))
+        async with watched(request, answer):
+            first = await anext(events)
+        if answer.cancelled:
+            return self._left(answer)
         if body.stream:
             usage = bool((body.stream_options or {}).get("include_usage"))
             writer = SoundWriter(form.format, OUTPUT_RATE)
             return _stream(self._chat_events(events, first, answer, reply, writer, usage), "text/event-stream")
         writer, text = SoundWriter(form.format, OUTPUT_RATE, whole=True), ""
-        async with _watched(request, answer):
-            async for event in _chain(first, events):
+        async with watched(request, answer):
+            async for event in chain(first, events):
                 if isinstance(event, TextPiece):
                     text += event.text
                 elif isinstance(event, AudioChunk):
@@ -221,9 +226,14 @@ class Endpoints:
     def _release(self, answer: Answer) -> None:
         self.service.engine.close(answer.conversation)
 
+    def _left(self, answer: Answer) -> Response:
+        """For a client that has gone."""
+        self._release(answer)
+        return Response(status_code=499)
+
     async def _sound(self, events: Any, first: Any, writer: SoundWriter, answer: Answer) -> AsyncIterator[bytes]:
         try:
-            async for event in _chain(first, events):
+            async for event in chain(first, events):
                 if isinstance(event, AudioChunk) and (data := writer.push(event.wave)):
                     yield data
             if data := writer.finish():
@@ -243,7 +253,7 @@ class Endpoints:
     async def _transcript_events(self, events: Any, first: Any, answer: Answer) -> AsyncIterator[str]:
         text = ""
         try:
-            async for event in _chain(first, events):
+            async for event in chain(first, events):
                 if isinstance(event, TextPiece):
                     text += event.text
                     yield _sse({"type": "transcript.text.delta", "delta": event.text})
@@ -261,7 +271,7 @@ class Endpoints:
     ) -> AsyncIterator[str]:
         try:
             yield _sse(reply.chunk({"role": "assistant", "content": None if reply.sound else ""}))
-            async for event in _chain(first, events):
+            async for event in chain(first, events):
                 if isinstance(event, TextPiece):
                     yield _sse(reply.chunk(reply.text_delta(event.text)))
                 elif isinstance(event, AudioChunk) and (data := writer.push(event.wave)):
@@ -362,39 +372,3 @@ def _stream(content: AsyncIterator[Any], media_type: str) -> StreamingResponse:
     return StreamingResponse(
         content, media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
-
-
-@asynccontextmanager
-async def _watched(request: Request, answer: Answer) -> AsyncIterator[None]:
-    """End an answer if its client disconnects while waiting for all of it."""
-
-    async def watch() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(_WATCH_EVERY)
-        answer.cancel()
-
-    task = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        task.cancel()
-
-
-async def _with_first(events: Any) -> AsyncIterator[Any]:
-    """The events; None first if there are none, so that the caller can wait for the answer to start."""
-    empty = True
-    try:
-        async for event in events:
-            empty = False
-            yield event
-    finally:
-        await events.aclose()
-    if empty:
-        yield None
-
-
-async def _chain(first: Any, events: Any) -> AsyncIterator[Any]:
-    if first is not None:
-        yield first
-    async for event in events:
-        yield event

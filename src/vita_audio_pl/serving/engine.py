@@ -35,6 +35,15 @@ class Busy(UserError):
         super().__init__(f"the server is busy; try again in {seconds:.0f} s")
 
 
+class Lost(UserError):
+    """The process that decodes has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server has lost the process that decodes, and ends; try again when it has been started again"
+        )
+
+
 class Link(Protocol):
     """The way to a decoding loop that has begun.
 
@@ -198,10 +207,13 @@ class Engine:
 
         Raises:
             Busy: too many answers are waiting.
+            Lost: nothing is decoded any more.
         """
         ticket = Ticket(next(self._numbers), [], options, on_tokens, on_end)
         with self._lock:
-            if self._stopped or not self.alive or len(self._tickets) >= self.slots + self._limit:
+            if not self.alive:
+                raise Lost
+            if self._stopped or len(self._tickets) >= self.slots + self._limit:
                 raise Busy(self.wait_seconds())
             self._tickets[ticket.number] = ticket
         try:
@@ -253,7 +265,7 @@ class Engine:
         if not self._stopped:
             _LOG.error("the process that decodes has ended")
         for ticket in list(self._tickets.values()):
-            self._finish(ticket, Finished(None, RuntimeError("the process that decodes has ended")))
+            self._finish(ticket, Finished(None, Lost()))
 
     def _finish(self, ticket: Ticket, finished: Finished) -> None:
         seconds = time.monotonic() - ticket.asked

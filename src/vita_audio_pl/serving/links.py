@@ -23,7 +23,8 @@ from vita_audio_pl.serving.decoding_loop import DecodingLoop, Tell, Update
 from vita_audio_pl.serving.settings import ServeConfig
 
 Lost: TypeAlias = Callable[[], None]
-_PATIENCE = 10.0  # seconds in which a loop that was told to end does
+_PATIENCE = 2.0  # seconds in which a loop that was told to end does
+_SPELL, _SPELLS = 10.0, 3
 
 
 class ThreadLink:
@@ -82,6 +83,7 @@ class ProcessLink:
         self.pid: int = self._process.pid
         self._outbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._ending = ""
         try:
             begun = self._connection.recv()
         except EOFError:
@@ -99,6 +101,8 @@ class ProcessLink:
     def ending(self) -> str:
         """How the process ended."""
         code = self._process.exitcode
+        if self._ending:
+            return self._ending
         return "killed, as by a system that is out of memory" if code == -9 else f"exit status {code}"
 
     def listen(self, tell: Tell, lost: Lost, yields: Callable[[], bool]) -> None:
@@ -133,9 +137,19 @@ class ProcessLink:
                 self._connection.send(call)
 
     def _read(self, tell: Tell, lost: Lost) -> None:
+        unanswered = 0  # spells of `_SPELL` seconds since it was asked whether it is there
         with suppress(EOFError, OSError):
-            while True:
-                tell(self._connection.recv())
+            while unanswered <= _SPELLS:
+                if self._connection.poll(_SPELL):
+                    tell(self._connection.recv())
+                    unanswered = 0
+                    continue
+                if not unanswered:
+                    self.send(_answer_nothing)
+                unanswered += 1
+        if unanswered > _SPELLS:
+            self._ending = f"it did not answer for {_SPELL * _SPELLS:g} s"
+            self._process.kill()
         self._process.join(_PATIENCE)
         lost()
 
@@ -195,17 +209,31 @@ def _decode(parent: int, connection: Connection, config: ServeConfig) -> None:
         connection.send(_sendable(error))
         return
     connection.send(begun)
-    loop = DecodingLoop(decoder, lambda updates: connection.send([_with_sendable_error(u) for u in updates]))
-    threading.Thread(target=_take, args=(connection, loop), name="inbox", daemon=True).start()
+    sending = threading.Lock()
+
+    def tell(updates: list[Update]) -> None:
+        with sending:
+            connection.send([_with_sendable_error(update) for update in updates])
+
+    loop = DecodingLoop(decoder, tell)
+    threading.Thread(target=_take, args=(connection, loop, tell), name="inbox", daemon=True).start()
     with suppress(BrokenPipeError):  # of a parent that has ended
         loop.run()
 
 
-def _take(connection: Connection, loop: DecodingLoop) -> None:
+def _answer_nothing() -> None:
+    """Sent to ask whether the process is there; a round may take longer than anybody waits, so it is not the loop that answers."""
+
+
+def _take(connection: Connection, loop: DecodingLoop, tell: Tell) -> None:
     """Pass on what the parent sends."""
     with suppress(EOFError, OSError):
         while True:
-            loop.inbox.put(connection.recv())
+            call = connection.recv()
+            if call[0] is _answer_nothing:
+                tell([])
+            else:
+                loop.inbox.put(call)
     loop.inbox.put((DecodingLoop.stop,))
 
 

@@ -22,6 +22,7 @@ from vita_audio_pl.serving.gate import LOOPBACK
 from vita_audio_pl.serving.links import ProcessLink, ThreadLink, load_served
 from vita_audio_pl.serving.service import Service
 from vita_audio_pl.serving.settings import ServeConfig
+from vita_audio_pl.storage.model_folders import find_model
 
 _WAITING = 2048  # connections that wait to be taken, uvicorn's own number
 
@@ -55,6 +56,7 @@ def load_service(config: ServeConfig) -> Service:
     """The model and its workers."""
     check_kernels(config.kernels, config.verify, config.sampling, config.device)
     torch.set_num_threads(config.threads)
+    find_model(config.model, config.paths.runs)  # before a process is started to load it
     described: ModelDescription
     link: ThreadLink | ProcessLink
     if config.device == "cpu" if config.decoding_process is None else config.decoding_process:
@@ -196,7 +198,9 @@ class DrainingServer(uvicorn.Server):
             print(
                 "the answers in progress are finished first; Ctrl-C once more ends at once", file=sys.stderr, flush=True
             )
-        self.force_exit = self.force_exit or (sig == signal.SIGINT and self.should_exit)
+        if sig == signal.SIGINT and self.should_exit:
+            self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # clients are cut off on purpose: no tracebacks of that
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
@@ -228,6 +232,4 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: Any = None) -> None:
         await self._service.drain(lambda: self.force_exit)
-        if self.force_exit:  # clients are cut off on purpose: no tracebacks of that
-            logging.getLogger("uvicorn.error").disabled = True
         await super().shutdown(sockets)

@@ -20,7 +20,7 @@ from vita_audio_pl.inference.streaming import AudioChunk, NewCodes, TextPiece
 from vita_audio_pl.serving.asr import send_transcript
 from vita_audio_pl.serving.audio_input import LEAST_AUDIO
 from vita_audio_pl.serving.endpoints import base64_of
-from vita_audio_pl.serving.engine import Busy
+from vita_audio_pl.serving.engine import Busy, Lost
 from vita_audio_pl.serving.events import Record, Reply, described, new_id, parsed, response_of
 from vita_audio_pl.serving.requests import NO_FUNCTIONS
 from vita_audio_pl.serving.service import Service
@@ -83,6 +83,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._turns.clear()  # the detector of speech is large, and the connection and its session hold one another
         self._task = self._reply = None  # a cancelled task keeps its frames alive, and they hold the answer's audio
 
     # -- events of the client -----------------------------------------------------------------------------------------
@@ -198,21 +199,29 @@ class Session:
             raise UserError("previous_item_id is not an item of this conversation")
         items = self.conversation.items
         self.service.check_room([*items, record.item])  # type: ignore[list-item]
-        if previous == "root":
-            items.insert(1 if self._instructions in items else 0, record.item)  # type: ignore[arg-type]
-        elif after is not None and after.item in items:
-            items.insert(items.index(after.item) + 1, record.item)  # type: ignore[arg-type]
-        else:
-            items.append(record.item)  # type: ignore[arg-type]
-        held = set(items)
         before = previous if previous is not None else next(reversed(self._records), None)
-        self._records[record.id] = record
+        known = list(self._records.values())
+        known.insert(len(known) if previous is None else 0 if after is None else known.index(after) + 1, record)
+        self._records = {one.id: one for one in known}
+        items.insert(self._place(record), record.item)  # type: ignore[arg-type]
+        held = set(items)
         # a full conversation leaves out its oldest items for good; what clients may ask of them ends, too, in time
         writing = None if self._reply is None else self._reply.record
         gone = [id for id, known in self._records.items() if known.item not in held and known is not writing]
         for id in gone[:-_LEFT_OUT]:
             del self._records[id]
         return before
+
+    def _place(self, record: Record) -> int:
+        """A record's in the history: behind the nearest one before it of which something is there."""
+        items = self.conversation.items
+        place = 1 if self._instructions in items else 0
+        for known in self._records.values():
+            if known is record:
+                break
+            if known.item in items:
+                place = items.index(known.item) + 1
+        return place
 
     def _announce(self, record: Record, before: str | None) -> None:
         for kind in ("conversation.item.added", "conversation.item.done"):
@@ -257,9 +266,12 @@ class Session:
         settings = self._settings.of_response(params, self.service)
         spoken, most = "audio" in settings.modalities, self.service.most_new_tokens
         options = self.service.options(settings.decoding, spoken, min(settings.most_tokens or most, most))
-        answer = self.service.ask(self.conversation, options, sound=spoken, rate=settings.outgoing.rate)
         id, item_id = new_id("resp"), new_id("item")
         record = Record(item_id, described(item_id, "assistant", [], "in_progress"))
+        rate = settings.outgoing.rate
+        answer = self.service.ask(
+            self.conversation, options, sound=spoken, rate=rate, place=lambda: self._place(record)
+        )
         reply = self._reply = Reply(id, item_id, answer, spoken, record, settings.outgoing)
         previous = next(reversed(self._records), None)
         self._records[item_id] = record
@@ -278,7 +290,8 @@ class Session:
                 self._send_piece(reply, event)
         except UserError as failure:
             # refused before anything was read, such as a conversation that does not fit: the client's to mend
-            kind = "server_error" if reply.answer.n_read else "invalid_request_error"
+            ours = reply.answer.n_read > 0 or isinstance(failure, Lost)
+            kind = "server_error" if ours else "invalid_request_error"
             reply.error = {"type": kind, "code": "failed", "message": str(failure)}
         except Exception:  # a bug: this answer ends, the session continues
             _LOG.exception("an answer failed")

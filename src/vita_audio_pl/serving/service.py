@@ -108,11 +108,18 @@ class Service:
         return decoding.options(self.loaded, self.codec, self.config, most, spoken, **of_request)
 
     def ask(
-        self, conversation: ServedHistory, options: Options, *, sound: bool = True, rate: int = OUTPUT_RATE
+        self,
+        conversation: ServedHistory,
+        options: Options,
+        *,
+        sound: bool = True,
+        rate: int = OUTPUT_RATE,
+        place: Callable[[], int] | None = None,
     ) -> Answer:
         """Request an answer to a conversation; call in the event loop.
 
-        sound: whether to decode its codes to audio; rate: that it is wanted at, Hz.
+        sound: whether to decode its codes to audio; rate: that it is wanted at, Hz; place: gives the answer's in the history at its end,
+        where others are added or taken away meanwhile.
 
         Raises:
             Busy: too many answers are waiting.
@@ -120,7 +127,7 @@ class Service:
         try:
             if self.draining:
                 raise Busy(self.config.drain_seconds)
-            return Answer(self, conversation, options, sound, rate)
+            return Answer(self, conversation, options, sound, rate, place)
         except Busy:
             self.metrics.answered("refused")
             raise

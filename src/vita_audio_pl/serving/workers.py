@@ -67,5 +67,9 @@ class Workers:
             thread.join()
 
     def _run(self) -> None:
-        while (work := self._work.get()[2]) is not None:
+        while True:
+            work = self._work.get()[2]
+            if work is None:
+                return
             work()
+            del work  # what it holds may be large, and the next may be long in coming
