@@ -1,7 +1,6 @@
 """Where the decoding loop runs: in a thread of this process, or in a process of its own."""
 
 import os
-import pickle
 import queue
 import threading
 import traceback
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from vita_audio_pl.child_processes import attach_worker, worker_context
-from vita_audio_pl.errors import UserError
+from vita_audio_pl.errors import UserError, is_out_of_memory
 from vita_audio_pl.inference.checks import refuse_without_heads
 from vita_audio_pl.inference.constraint import SpanConstraint
 from vita_audio_pl.inference.decoder import Decoder
@@ -244,14 +243,9 @@ def _with_sendable_error(update: Update) -> Update:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error where it can be sent, else its traceback."""
+    """An error that can be sent: a bug's may hold anything, so its traceback is what is told of it."""
     if isinstance(error, UserError):
         return UserError(str(error))
-    whole = "".join(traceback.format_exception(error))
-    try:
-        error.add_note(whole)
-        copy = pickle.loads(pickle.dumps(error))
-        assert isinstance(copy, Exception)
-        return copy
-    except Exception:
-        return RuntimeError(whole)
+    if is_out_of_memory(error):
+        return MemoryError(str(error))
+    return RuntimeError("".join(traceback.format_exception(error)))
