@@ -41,7 +41,6 @@ class Answer:
         place: Callable[[], int] | None,
     ):
         self.conversation = conversation
-        self._played: int | None = None  # number of its codes, where it was cancelled
         self.ended: Ended | None = None
         self.cancelled = self._failed = False
         self.speech = 0.0
@@ -87,11 +86,9 @@ class Answer:
         finally:
             self._close()
 
-    def cancel(self, n_codes: int | None = None) -> None:
-        """End the answer within a round; only the end is delivered. n_codes: number of its codes that were played."""
+    def cancel(self) -> None:
+        """End the answer within a round; only the end is delivered."""
         self.cancelled = True
-        if self.ended is None:
-            self._played = n_codes
         self._speaker.silence()
         self._service.engine.cancel(self._ticket)
 
@@ -121,7 +118,7 @@ class Answer:
         """Add what was written to the history."""
         generation, item = finished.generation, None
         if generation is not None:
-            item = self.conversation.insert(self._place(), generation, self._played)
+            item = self.conversation.insert(self._place(), generation)
         self.ended = Ended(generation, item, finished.error, seconds)
         self._speaker.finish()
 

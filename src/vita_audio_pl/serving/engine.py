@@ -223,7 +223,7 @@ class Engine:
             self.link.send(
                 DecodingLoop.answer, ticket.number, conversation.number, ticket.prompt, clips, sendable(options), groups
             )
-        except UserError as error:
+        except Exception as error:  # also a bug: it ends this answer, which would be waited for
             self._finish(ticket, Finished(None, error))
         return ticket
 
