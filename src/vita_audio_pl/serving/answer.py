@@ -5,20 +5,33 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from vita_audio_pl.inference.dialogue import Item
+from vita_audio_pl.inference.generation import Generation
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.inference.streaming import AudioChunk, Event, EventMaker
 from vita_audio_pl.serving.decoding_loop import Finished
-from vita_audio_pl.serving.engine import Ended, ServedHistory, Ticket
+from vita_audio_pl.serving.engine import ServedHistory, Ticket
 from vita_audio_pl.serving.voice import Speaker
 
 if TYPE_CHECKING:
     from vita_audio_pl.serving.service import Service
 
 _WATCH_EVERY = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of an answer: tokens and cost, the item it became, or the error that ended it."""
+
+    generation: Generation | None
+    item: Item | None
+    error: Exception | None
+    seconds: float
 
 
 class Answer:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference.code_groups import CodeGroups
-from vita_audio_pl.inference.dialogue import ChatFormat, History, Item
-from vita_audio_pl.inference.generation import Generation
+from vita_audio_pl.inference.dialogue import ChatFormat, History
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.serving.decoding_loop import Clip, DecodingLoop, Finished, Update, sendable
 
@@ -102,16 +101,6 @@ class ServedHistory(History):
                 features = np.ascontiguousarray(clip.numpy()) if new else None
             sendable.append((self._held[id(clip)][1], features))
         return sendable
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of an answer: tokens and cost, the item it became, or the error that ended it."""
-
-    generation: Generation | None
-    item: Item | None
-    error: Exception | None
-    seconds: float
 
 
 @dataclass(eq=False)

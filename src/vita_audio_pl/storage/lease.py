@@ -36,6 +36,7 @@ BEAT = 15.0
 """Seconds between two heartbeats."""
 SILENT = 300.0
 """Seconds without a heartbeat after which the holder on another machine counts as dead."""
+_SECOND_LOOK = 0.1  # seconds after which one who has only tried to take it has given way, and is not who is named
 _BEAT = "beat"  # number of the heartbeat, in the lease of a store
 
 
@@ -179,7 +180,7 @@ def _take(folder: Place, kind: str, me: Holder, wait: bool, advice: str) -> Plac
     """The lease's file, once this process holds it."""
     beats: dict[str, float] = {}  # the first heartbeat seen of each holder on another machine
     seen: dict[tuple[str, float], float] = {}  # when a heartbeat of each was seen first, by this machine's clock
-    told, pause = False, 0.05
+    told, pause, met = False, 0.05, ""
     while True:
         found = _leases(folder, kind)
         held = [holder for holder, beat in found.values() if not _is_stale(folder, holder, beat, me, seen)]
@@ -198,6 +199,10 @@ def _take(folder: Place, kind: str, me: Holder, wait: bool, advice: str) -> Plac
             continue
         holder = held[0]
         beat = next(beat for one, beat in found.values() if one is holder)
+        if not wait and holder.is_here and holder.token != met:
+            met = holder.token
+            time.sleep(_SECOND_LOOK)
+            continue
         if not wait and (holder.is_here or beats.setdefault(holder.token, beat) != beat):
             raise InUse(
                 f"{folder} is in use by {holder}: wait until that ends, stop it"
