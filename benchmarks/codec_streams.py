@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vita_audio_pl.codecs import MelVQ, mel_vq, read_audio, spectral
+from vita_audio_pl.codecs import MelVQ, mel_vq_streams, read_audio, spectral
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge, PocketsphinxJudge, PocketsphinxWordsJudge
 from vita_audio_pl.evaluation.scores.measures import count_errors
 from vita_audio_pl.evaluation.scores.normalisers import plain
@@ -69,13 +69,14 @@ def word_errors(judge: Judge, texts: list[str], waves: list[np.ndarray]) -> np.n
 
 def streamed(codec: MelVQ, codes: np.ndarray, chunk: int, rounds: int) -> list[np.ndarray]:
     """Pieces of a stream to which `chunk` codes come at a time."""
-    usual, mel_vq._STREAM_ROUNDS = mel_vq._STREAM_ROUNDS, (rounds - 0.5) / codec.config.griffin_lim_iterations
+    usual = mel_vq_streams.STREAM_ROUNDS
+    mel_vq_streams.STREAM_ROUNDS = (rounds - 0.5) / codec.config.griffin_lim_iterations
     try:
         stream = codec.decode_stream()
         pieces = [stream.push(codes[at : at + chunk]) for at in range(0, len(codes), chunk)]
         return [*pieces, stream.finish()]
     finally:
-        mel_vq._STREAM_ROUNDS = usual
+        mel_vq_streams.STREAM_ROUNDS = usual
 
 
 def measured(

@@ -378,3 +378,22 @@ def test_codes_of_a_wave_that_arrives_bit_by_bit_are_those_of_the_whole(speech):
     found = np.concatenate([*codes, stream.finish()])
     assert_same_choices(found, codec.encode([wave])[0], lambda: nearness(codec, wave))
     assert codec.encode_stream().finish().size == 0
+
+
+def test_streams_that_are_pushed_to_together_give_what_each_gives_alone(speech):
+    random = np.random.default_rng(2)
+    codec, codes = speech.codec, [random.integers(0, 512, 60) for _ in range(5)]
+    alone, together = ([codec.decode_stream() for _ in codes] for _ in range(2))
+    at = [0] * len(codes)
+    for _ in range(8):  # some begin later than others, and a piece may have no codes
+        some = random.choice(len(codes), int(random.integers(1, 6)), replace=False)
+        pieces = [codes[n][at[n] : at[n] + int(random.integers(0, 9))] for n in some]
+        made = list(codec.push_streams([together[n] for n in some], pieces))
+        for n, piece, wave in zip(some, pieces, made, strict=True):
+            assert np.array_equal(wave, alone[n].push(piece))
+            at[n] += len(piece)
+    together[3].finish()
+    with pytest.raises(ValueError, match="finished"):
+        list(codec.push_streams(together, [row[:4] for row in codes]))
+    for n in (0, 1, 2, 4):  # no other stream has taken its codes
+        assert np.array_equal(together[n].push(codes[n][:4]), alone[n].push(codes[n][:4]))

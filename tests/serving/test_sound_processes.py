@@ -45,6 +45,44 @@ def test_streams_in_processes_give_the_samples_of_streams_here_whatever_their_or
         assert given.dtype == np.float32 and np.array_equal(given, expected)
 
 
+def test_pieces_that_are_wanted_at_once_are_made_together_and_are_those_of_streams_here(loaded, codec, monkeypatch):
+    """Those of one stream that fails are told so, and no other."""
+    processes = SoundProcesses(loaded.codec_dir, 1, threads=1)
+    processes.started()
+    sent, send = [], processes._processes[0]._connection.send
+    monkeypatch.setattr(
+        processes._processes[0]._connection, "send", lambda message: (sent.append(len(message[0])), send(message))
+    )
+    random = np.random.default_rng(3)
+    codes = [random.integers(0, codec.codebook_size, (6, 8)) for _ in range(12)]
+    codes[5][3][0] = codec.codebook_size
+    heard, everybody = [[] for _ in codes], threading.Barrier(len(codes))
+
+    def listen(n):
+        stream = stream_of(processes)
+        for piece in codes[n]:
+            everybody.wait(60)
+            try:
+                heard[n].append(stream.push(piece))
+            except RuntimeError as error:
+                heard[n].append(str(error))
+
+    listeners = [threading.Thread(target=listen, args=(n,)) for n in range(len(codes))]
+    for thread in listeners:
+        thread.start()
+    for thread in listeners:
+        thread.join(60)
+    for n, pieces in enumerate(heard):
+        here = Resampled(codec, RATE).decode_stream()
+        for number, piece in enumerate(pieces):
+            if (n, number) == (5, 3):
+                assert "codes must lie in" in piece
+            else:
+                assert np.array_equal(piece, here.push(codes[n][number]))
+    assert sum(sent) == codes[0].shape[0] * len(codes) and 1 < max(sent) <= processes.at_once
+    processes.close()
+
+
 def test_an_error_of_the_codec_is_told_and_the_process_goes_on(codec, processes):
     stream = stream_of(processes)
     with pytest.raises(RuntimeError, match="codes must lie in"):

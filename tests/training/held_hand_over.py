@@ -19,7 +19,8 @@ if __name__ == "__main__":
     write = hand_over.write_checksums
 
     def held(aside: Path, *what: object) -> None:
-        (folder / "writing").write_text(str(aside))
+        (folder / "writing.tmp").write_text(str(aside))
+        (folder / "writing.tmp").rename(folder / "writing")  # whoever waits for it reads it at once
         while not (folder / "go").exists():
             time.sleep(0.01)
         write(aside, *what)

@@ -23,6 +23,7 @@ from vita_audio_pl.codecs import spectral
 from vita_audio_pl.codecs.clustering import k_means, nearest
 from vita_audio_pl.codecs.context_decoder import ContextDecoder
 from vita_audio_pl.codecs.mel_vq_config import MelVQConfig, read_config
+from vita_audio_pl.codecs.mel_vq_streams import MelVQEncodeStream, MelVQStream
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.weights import open_safetensors
@@ -33,7 +34,6 @@ _ENVELOPE = 16  # cosines of a log-mel frame
 _NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
 _SPOKEN_CODES = 256  # so many codes at most, and half of them, are fitted to the voice that is spoken in
 _SPOKEN_TIMES = 3  # the decoder reads the voice that will be spoken in so many times as often as others
-_STREAM_ROUNDS = 0.3  # of Griffin-Lim, as a share of those of whole decoding
 
 
 class MelVQ:
@@ -137,7 +137,7 @@ class MelVQ:
         counts = [len(wave) // self.config.samples_per_code for wave in padded]
         return [part.numpy() for part in codes.split(counts)]
 
-    def encode_stream(self) -> "MelVQEncodeStream":
+    def encode_stream(self) -> MelVQEncodeStream:
         """A stream that takes audio at `sample_rate` as it comes and hands out codes as they become final."""
         return MelVQEncodeStream(self)
 
@@ -160,7 +160,7 @@ class MelVQ:
             decoded = spectral.griffin_lim(magnitudes, self.config.hop, self.config.griffin_lim_iterations, phases)[0]
             return decoded[edge : edge + len(codes) * self.config.samples_per_code].clamp(-1, 1).numpy()
 
-    def decode_stream(self) -> "MelVQStream":
+    def decode_stream(self) -> MelVQStream:
         """A fresh stream decoder."""
         return MelVQStream(self)
 
@@ -176,15 +176,38 @@ class MelVQ:
     def _silent_code(self) -> int:
         return int(self.encode([np.zeros(self.config.samples_per_code, np.float32)])[0][0])
 
+    def push_streams(self, streams: Sequence[MelVQStream], codes: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """What `push` gives of each stream for its codes, one after another, and takes less time.
+
+        If it raises, the streams whose sound has not come are as they were.
+        """
+        new = [stream.taken(row) for stream, row in zip(streams, codes, strict=True)]
+        with _one_thread():
+            spectra, contexts = self._stream_spectra(new, [stream.context for stream in streams])
+        for stream, its, context in zip(streams, spectra, contexts, strict=True):
+            with _one_thread():
+                wave = stream.sound(its, context)
+            yield wave
+
     def _spectra(self, codes: Tensor, before: Sequence[Tensor] = ()) -> tuple[Tensor, Sequence[Tensor]]:
-        """Magnitudes of the frames of `codes: (n,)`, `(frames, bins)`; before: see `ContextDecoder.log_spectra`."""
+        """`_stream_spectra` of one stream."""
+        (spectra,), (ahead,) = self._stream_spectra([codes], [before])
+        return spectra, ahead
+
+    def _stream_spectra(
+        self, codes: Sequence[Tensor], before: Sequence[Sequence[Tensor]]
+    ) -> tuple[Sequence[Tensor], Sequence[Sequence[Tensor]]]:
+        """Magnitudes of the frames of each row of codes `(n,)`, `(frames, bins)`; before: see `ContextDecoder.stream_spectra`."""
         config = self.config
         if self._decoder is None:
-            return self._lone_spectra[codes].flatten(0, 1), before
-        log_spectra, ahead = self._decoder.log_spectra(codes, before)
-        least = config.quietest * _NEAR_SILENCE
-        amplitudes = torch.nn.functional.threshold(log_spectra.exp_(), least, 0.0, inplace=True)
-        return amplitudes.view(-1, config.bins).mul_(spectral.hann(config.hop).sum()), ahead
+            return [self._lone_spectra[row].flatten(0, 1) for row in codes], before
+        log_spectra, ahead = self._decoder.stream_spectra(codes, before)
+        least, scale = config.quietest * _NEAR_SILENCE, spectral.hann(config.hop).sum()
+        made = []
+        for rows in log_spectra:
+            amplitudes = torch.nn.functional.threshold(rows.exp_(), least, 0.0, inplace=True)
+            made.append(amplitudes.view(-1, config.bins).mul_(scale))
+        return made, ahead
 
     @cached_property
     def _lone_spectra(self) -> Tensor:
@@ -239,82 +262,6 @@ class MelVQ:
         if codec.fingerprint != header["fingerprint"]:
             raise UserError(f"{path} does not belong to {folder / CODEC_FILE}: its contents have another fingerprint")
         return codec
-
-
-class MelVQEncodeStream:
-    """Codes of a wave that arrives bit by bit, each as soon as the 1.5 hops behind it are heard: those of the whole wave.
-
-    Attributes:
-        changed: codes handed out that later audio would give otherwise; none ever.
-    """
-
-    changed = 0
-
-    def __init__(self, codec: MelVQ) -> None:
-        self._codec = codec
-        self._wave = np.empty(0, np.float32)  # from one code before the first that is not handed out, if there is one
-        self._before = 0  # codes at its beginning that are there for their overlap alone
-
-    def push(self, wave: np.ndarray) -> np.ndarray:
-        """Takes `wave: (samples,) float` and returns the codes that became final, `(n,) int32`."""
-        self._wave = np.concatenate((self._wave, np.asarray(wave, np.float32)))
-        size, reach = self._codec.config.samples_per_code, (spectral.OVERLAP - 1) * self._codec.config.hop // 2
-        ready = (len(self._wave) - reach) // size
-        if ready <= self._before:
-            return np.empty(0, np.int32)
-        codes = self._codec.encode([self._wave[: ready * size + reach]])[0][self._before : ready]
-        self._wave, self._before = self._wave[(ready - 1) * size :], 1
-        return codes
-
-    def finish(self) -> np.ndarray:
-        """Returns the codes still held back, the last one filled up with silence."""
-        if len(self._wave) <= self._before * self._codec.config.samples_per_code:
-            return np.empty(0, np.int32)
-        return self._codec.encode([self._wave])[0][self._before :]
-
-
-class MelVQStream:
-    """Griffin-Lim in steps: samples once returned are fixed, and what follows is fitted to them, so no seam is heard.
-
-    From running phases, few rounds come as near to the spectra as `decode`. 1.5 hops are held back until the next codes come.
-    """
-
-    def __init__(self, codec: MelVQ) -> None:
-        self._codec = codec
-        self._context: Sequence[Tensor] = ()  # of the codes before the next ones, what these depend on
-        self._magnitudes = torch.zeros(0, codec.config.bins)  # of the last frames, as many as overlap the next one
-        self._settled = torch.zeros(0)  # samples from the beginning of those frames to the beginning of the next
-        self._held_back = torch.zeros(0)
-        self._finished = False
-
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        """Takes `codes: (n,) integer`; returns the samples now final, `(samples,) float32`."""
-        if self._finished:
-            raise ValueError("mel_vq: this stream is finished; start another with decode_stream()")
-        new = self._codec._checked(codes)
-        if len(new) == 0:
-            return np.zeros(0, np.float32)
-        hop, iterations = self._codec.config.hop, math.ceil(_STREAM_ROUNDS * self._codec.config.griffin_lim_iterations)
-        edge = (spectral.OVERLAP - 1) * hop // 2
-        beginning = len(self._settled) == 0
-        with _one_thread():
-            spectra, self._context = self._codec._spectra(new, self._context)
-            magnitudes = torch.cat([self._magnitudes, spectra])
-            start = None if beginning else spectral.unit(spectral.analyse(self._settled[None], hop)[0, 0])
-            phases = spectral.running_phases(magnitudes, start)
-            known = None if beginning else self._settled[None]
-            wave = spectral.griffin_lim(magnitudes[None], hop, iterations, phases[None], known)[0]
-        end = len(magnitudes) * hop  # where the next frame will begin
-        final = wave[edge if beginning else len(self._settled) : end]
-        self._magnitudes, self._settled = magnitudes[-spectral.OVERLAP :], wave[end - spectral.OVERLAP * hop : end]
-        self._held_back = wave[end : end + edge]
-        return final.clamp(-1, 1).numpy().copy()
-
-    def finish(self) -> np.ndarray:
-        """Returns the samples held back, `(samples,) float32`."""
-        self._finished = True
-        held_back, self._held_back = self._held_back, torch.zeros(0)
-        return held_back.clamp(-1, 1).numpy().copy()
 
 
 def _decoder(config: MelVQConfig) -> ContextDecoder | None:

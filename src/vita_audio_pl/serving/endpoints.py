@@ -43,7 +43,8 @@ class Endpoints:
         router.add_api_route("/v1/audio/speech", self.speech, methods=["POST"])
         router.add_api_route("/v1/audio/transcriptions", self.transcriptions, methods=["POST"], response_model=None)
         router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
-        router.add_api_route("/health", self.health, methods=["GET", "HEAD"], response_model=None)
+        router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
+        router.add_api_route("/health", self.health, methods=["HEAD"], include_in_schema=False)
         router.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
 
     async def models(self) -> dict[str, Any]:

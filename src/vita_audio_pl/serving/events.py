@@ -1,6 +1,7 @@
 """Realtime events: validation of client events with OpenAI's own types, and server events about items and answers."""
 
 import copy
+import itertools
 import json
 import secrets
 import time
@@ -22,6 +23,7 @@ _EVENTS: dict[str, type[BaseModel]] = {
     for event in get_args(get_args(types.RealtimeClientEvent)[0])
 }
 _MOST_VALUES = 1000
+_OURS, _NUMBERS = secrets.token_hex(6), itertools.count()  # replicas have other ones
 _ADDED = ("session.decoding", "session.id", "session.object")
 """Fields that OpenAI's events do not have: our own, and what a client may send back of a session as it was described."""
 for _event in _EVENTS.values():
@@ -162,5 +164,5 @@ def described(id: str, role: str, content: list[dict[str, Any]], status: str = "
 
 
 def new_id(kind: str) -> str:
-    """A unique id."""
-    return f"{kind}_{secrets.token_hex(10)}"
+    """An id that nothing else has, though it can be guessed: an answer has two dozen, and the system's randomness takes time."""
+    return f"{kind}_{_OURS}{next(_NUMBERS):08x}"

@@ -32,17 +32,30 @@ class Resampled:
     def __init__(self, source: SoundSource, sample_rate: int):
         self._source, self.sample_rate = source, sample_rate
 
-    def decode_stream(self) -> DecodeStream:
+    def decode_stream(self) -> "ResampledStream":
         """A fresh stream."""
-        return _ResampledStream(self._source.decode_stream(), self._source.sample_rate, self.sample_rate)
+        return ResampledStream(self._source.decode_stream(), self._source.sample_rate, self.sample_rate)
 
 
-class _ResampledStream:
+class ResampledStream:
+    """A `DecodeStream` at another rate.
+
+    Attributes:
+        stream: at the codec's own.
+    """
+
     def __init__(self, stream: DecodeStream, rate: int, wanted: int):
-        self._stream, self._resampler = stream, Resampler(rate, wanted)
+        self.stream = stream
+        self._resampler = Resampler(rate, wanted)
 
     def push(self, codes: NDArray[np.int32]) -> NDArray[np.float32]:
-        return self._resampler.push(self._stream.push(codes))
+        """As `DecodeStream.push`."""
+        return self.resampled(self.stream.push(codes))
+
+    def resampled(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What `push` gives, where somebody else has pushed to the stream."""
+        return self._resampler.push(wave)
 
     def finish(self) -> NDArray[np.float32]:
-        return self._resampler.push(self._stream.finish(), last=True)
+        """As `DecodeStream.finish`."""
+        return self._resampler.push(self.stream.finish(), last=True)

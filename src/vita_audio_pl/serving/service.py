@@ -73,7 +73,7 @@ class Service:
         self.started = int(time.time())
         self.sound_processes: SoundProcesses | None = None
         self.audio_input = AudioInput(loaded, codec)
-        self.pool, self.listening = Workers(config.sound_workers), Workers(config.sound_workers)
+        self.listening = Workers(config.sound_workers)
         self.metrics = Metrics()
         self.voices = {name: self._voice(Path(path)) for name, path in config.voices.items()}
         self.capacity = link.capacity
@@ -92,6 +92,8 @@ class Service:
         self.spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
         self._open_answers: set[object] = set()  # answers whose last event has not been read
         self.sound_processes = self._begin_processes()  # after all that may refuse to start
+        at_once = 0 if self.sound_processes is None else self.sound_processes.at_once
+        self.pool = Workers(max(config.sound_workers, at_once))
         self._warm_up()
         gauge = self.metrics.gauge
         gauge("sessions", "Open WebSocket sessions.", lambda: sum(self.sessions.values()))
@@ -267,15 +269,17 @@ class Service:
         return None if self.codec is None else Resampled(self.codec, sample_rate)
 
     def _begin_processes(self) -> SoundProcesses | None:
-        """Those that have the codec; none on a GPU, where each would hold it once more."""
+        """Those that have the codec, one of which is ready; none on a GPU, where each would hold it once more."""
         config, folder = self.config, self.loaded.codec_dir
         count = (config.device == "cpu") if config.sound_processes is None else config.sound_processes
-        return SoundProcesses(folder, count, config.threads) if count and self.codec is not None and folder else None
+        if not count or self.codec is None or folder is None:
+            return None
+        processes = SoundProcesses(folder, count, config.threads)
+        processes.started()
+        return processes
 
     def _warm_up(self) -> None:
         """Warm up what the first answer would wait for: tables of the codec."""
-        if self.sound_processes is not None:
-            self.sound_processes.started()
         if self.codec is not None and (sound := self.sound(OUTPUT_RATE)) is not None:
             stream = sound.decode_stream()
             stream.push(self.codec.silence(2))

@@ -53,7 +53,7 @@ class ServeConfig(InferenceConfig):
     decoding_process: bool | None = setting(
         None, "decode in a process of its own, which the network does not hold up; null = true, false on a GPU"
     )
-    sound_workers: int = setting(2, "threads that encode audio, and decode it or wait for who does", at_least=1)
+    sound_workers: int = setting(2, "threads that encode audio, and decode it where no process does", at_least=1)
     sound_processes: int | None = setting(
         None,
         "processes that decode audio, each with the codec; 0 = the threads do; null = 1, 0 on a GPU",

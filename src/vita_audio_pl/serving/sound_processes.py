@@ -6,9 +6,13 @@ import os
 import threading
 import traceback
 import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,14 +21,16 @@ from numpy.typing import NDArray
 from vita_audio_pl.child_processes import attach_worker, worker_context
 from vita_audio_pl.codecs.protocol import DecodeStream, load_codec
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.serving.resampling import Resampled
+from vita_audio_pl.serving.resampling import Resampled, ResampledStream
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
 LOADING_SECONDS = 600.0
 """Time in which a codec is loaded."""
 _LONGEST_REST = 60.0  # seconds until a codec that could not be loaded is tried again
 _TRIES = 3
+_TOGETHER = 8  # pieces of sound at most that are asked for at once, of a codec that can make them so
 _WAVE, _ERROR = b"\0", b"\1"  # the last byte of an answer: samples or a traceback stand before it
+_YOUR_TURN = b""  # in place of an answer: ask for all
 
 
 class SoundLost(UserError):
@@ -32,7 +38,7 @@ class SoundLost(UserError):
 
 
 class SoundProcesses:
-    """Streams of a codec that is loaded in other processes, each of which decodes for one caller at a time.
+    """Streams of a codec that is loaded in other processes, each of which decodes for one caller at a time, or for several at once.
 
     A process that ends, or does not answer for `patience` seconds, is replaced at once, and its streams go on in another.
 
@@ -61,6 +67,11 @@ class SoundProcesses:
     def ready(self) -> bool:
         """Whether a process has loaded the codec and answers."""
         return any(process.ready for process in self._processes)
+
+    @property
+    def at_once(self) -> int:
+        """Callers that they decode for at a time."""
+        return sum(max(process.together for process in self._processes) for _ in self._processes)
 
     def started(self) -> None:
         """Wait until one is ready.
@@ -162,9 +173,9 @@ class RemoteStream:
                     process = self._processes.take()
                     self._place = process, process.open(self)
                     for earlier in self._pushed:
-                        process.ask(self._place[1], self._rate, earlier, self._processes.patience)
+                        process.ask((self._place[1], self._rate, earlier), self._processes.patience)
                 process, number = self._place
-                return process.ask(number, self._rate, codes, self._processes.patience)
+                return process.ask((number, self._rate, codes), self._processes.patience)
             except EOFError:
                 if self._place is not None:
                     self._place[0].end()  # it may not have been noticed yet
@@ -172,11 +183,25 @@ class RemoteStream:
         raise SoundLost("the processes that make sound ended again and again; the server's log may say why")
 
 
+_Wanted: TypeAlias = tuple[int, int, NDArray[np.int32] | None]
+"""A stream's number, the rate that it is wanted at, and its next codes `(n,)`; None: its end."""
+
+
+@dataclass
+class _Asked:
+    """A piece of sound that is wanted."""
+
+    wanted: _Wanted
+    patience: float
+    told: "Future[bytes | None]" = field(default_factory=Future)  # the answer; None: the process has ended
+
+
 class _SoundProcess:
     """One process.
 
     Attributes:
         ready: whether it has loaded the codec and not ended.
+        together: pieces of sound that are asked for at once, at most.
         streams: numbers of those that somebody holds.
     """
 
@@ -189,16 +214,20 @@ class _SoundProcess:
         theirs.close()
         self.pid: int = self._process.pid
         self.ready = False
+        self.together = 1
         self.streams: set[int] = set()
         self._numbers = itertools.count()
         self._told: set[int] = set()  # streams that the process has
         self._lock = threading.Lock()
+        self._waiting: list[_Asked] = []  # for whoever asks now to have the answers
+        self._asking = False
 
     def load(self) -> bool:
         """Wait until it has loaded the codec; if it has not, end it."""
         error = "it ended"
         with suppress(EOFError):
-            error = self._answer(LOADING_SECONDS).decode()
+            self.together, *told = self._answer(LOADING_SECONDS)
+            error = bytes(told).decode()
         self.ready = not error
         if error:
             _LOG.error("a process that makes sound could not load the codec: %s", error)
@@ -212,27 +241,28 @@ class _SoundProcess:
         weakref.finalize(holder, self.streams.discard, number).atexit = False
         return number
 
-    def ask(
-        self, number: int, sample_rate: int, codes: NDArray[np.int32] | None, patience: float
-    ) -> NDArray[np.float32]:
-        """The sound of the next codes of a stream at that rate, or of its end.
+    def ask(self, wanted: _Wanted, patience: float) -> NDArray[np.float32]:
+        """A piece of sound, `(samples,)`.
 
         Raises:
             EOFError: the process has ended, or did not answer and was ended.
             RuntimeError: the codec failed.
         """
+        asked = _Asked(wanted, patience)
         with self._lock:
-            forgotten = self._told - self.streams
-            self._told = (self._told - forgotten) | {number}
-            try:
-                self._connection.send((number, sample_rate, codes, forgotten))
-            except OSError as error:
-                raise EOFError from error
-            answer = self._answer(patience)
-        wave, kind = answer[:-1], answer[-1:]
-        if kind == _ERROR:
-            raise RuntimeError(f"the codec failed in its process:\n{wave.decode()}")
-        return np.frombuffer(wave, np.float32)
+            if not self.ready:
+                raise EOFError
+            self._waiting.append(asked)
+            if not self._asking:
+                self._asking = True
+                asked.told.set_result(_YOUR_TURN)
+        if (answer := asked.told.result()) == _YOUR_TURN:
+            answer = self._ask()
+        if answer is None:
+            raise EOFError
+        if answer[-1:] == _ERROR:
+            raise RuntimeError(f"the codec failed in its process:\n{answer[:-1].decode()}")
+        return np.frombuffer(answer[:-1], np.float32)
 
     def wait(self) -> None:
         """Wait for its end."""
@@ -243,6 +273,29 @@ class _SoundProcess:
         """End it; whoever waits for an answer gets EOFError. It holds nothing that has to be kept."""
         self.ready = False
         self._process.kill()
+
+    def _ask(self) -> bytes | None:
+        """Ask for whatever is wanted by now, and give the others their answers; the next to come asks then. Returns the oldest's answer."""
+        with self._lock:
+            pieces, self._waiting = self._waiting[: self.together], self._waiting[self.together :]
+        forgotten = self._told - self.streams
+        wanted = [piece.wanted for piece in pieces]
+        self._told = (self._told - forgotten) | {number for number, *_ in wanted}
+        with suppress(OSError):  # it has ended, as the first answer tells
+            self._connection.send((wanted, forgotten))
+        answers: list[bytes | None] = []
+        for piece in pieces:
+            answer = None
+            with suppress(EOFError):
+                answer = self._answer(piece.patience)
+            answers.append(answer)
+            if len(answers) > 1:
+                piece.told.set_result(answer)
+        with self._lock:
+            self._asking = bool(self._waiting)
+            if self._asking:
+                self._waiting[0].told.set_result(_YOUR_TURN)
+        return answers[0]
 
     def _answer(self, patience: float) -> bytes:
         try:
@@ -262,23 +315,38 @@ def _decode_for(parent: int, connection: Connection, folder: Path, threads: int)
     try:
         codec = load_codec(folder)
     except Exception:
-        connection.send_bytes(traceback.format_exc().encode())
+        connection.send_bytes(b"\1" + traceback.format_exc().encode())
         return
-    connection.send_bytes(b"")
-    streams: dict[int, DecodeStream] = {}
+    connection.send_bytes(bytes([_TOGETHER if hasattr(codec, "push_streams") else 1]))
+    streams: dict[int, ResampledStream] = {}
     while True:
         try:
-            number, sample_rate, codes, forgotten = connection.recv()
+            wanted, forgotten = connection.recv()
         except (EOFError, OSError):
             return
         for gone in forgotten:
             streams.pop(gone, None)
-        try:
+        for number, sample_rate, *_ in wanted:
             if number not in streams:
                 streams[number] = Resampled(codec, sample_rate).decode_stream()
-            stream = streams[number]
-            wave = stream.finish() if codes is None else stream.push(codes)
-            answer = np.asarray(wave, np.float32).tobytes() + _WAVE
+        for answer in _answers(codec, streams, wanted):
+            connection.send_bytes(answer)
+
+
+def _answers(codec: Any, streams: Mapping[int, ResampledStream], wanted: Sequence[_Wanted]) -> Iterator[bytes]:
+    """Of each piece, in order."""
+    pushed = [(streams[number].stream, codes) for number, _, codes in wanted if codes is not None]
+    waves = codec.push_streams(*zip(*pushed, strict=True)) if len(pushed) > 1 else None
+    for number, _, codes in wanted:
+        stream, wave = streams[number], None
+        try:
+            if codes is not None and waves is not None:
+                try:
+                    wave = stream.resampled(next(waves))
+                except Exception:
+                    waves = None  # each by itself, to tell whose fault it is
+            if wave is None:
+                wave = stream.finish() if codes is None else stream.push(codes)
+            yield np.asarray(wave, np.float32).tobytes() + _WAVE
         except Exception:
-            answer = traceback.format_exc().encode() + _ERROR
-        connection.send_bytes(answer)
+            yield traceback.format_exc().encode() + _ERROR
