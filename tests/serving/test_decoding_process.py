@@ -5,15 +5,17 @@ import json
 import os
 import pickle
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 import websockets
 
+from tests.patience import wait_until
 from tests.serving.test_manners import ASK, _realtime, _say
 from vita_audio_pl.errors import UserError
-from vita_audio_pl.serving import links
+from vita_audio_pl.serving import decoding_loop, links
 from vita_audio_pl.serving.decoding_loop import DecodingLoop, sendable
 from vita_audio_pl.serving.engine import Lost
 from vita_audio_pl.serving.links import ProcessLink, _sendable
@@ -94,6 +96,35 @@ def test_features_of_recordings_are_sent_once_and_known_again(service):
     history.items.append(gone)  # said twice
     sent, twice = asked()
     assert sent == [False] * 3 and twice[1] is twice[2] is swapped[1]
+
+
+def test_answers_that_ran_together_begin_together_and_a_lone_one_at_once(make_service, monkeypatch):
+    monkeypatch.setattr(decoding_loop, "_GATHER", 600.0)
+    service = make_service()
+    begun, ended = [], []
+
+    def ask():
+        conversation = service.engine.conversation()
+        conversation.add("user", "the cow")
+        options = service.options(Decoding(), spoken=False, most=5)
+        service.engine.answer(conversation, options, lambda *_: begun.append(1), lambda *_: ended.append(1))
+
+    goes_on = threading.Event()
+    service.engine.link.send(lambda loop: goes_on.wait())
+    ask()
+    ask()
+    goes_on.set()
+    wait_until(lambda: len(ended) == 2, "both")
+    begun.clear()
+    ask()
+    time.sleep(0.3)
+    assert not begun
+    ask()
+    wait_until(lambda: len(ended) == 4, "both again")
+    service.engine.link.send(lambda loop: setattr(loop, "_crowd", 1))  # as after a lone one
+    ask()
+    wait_until(lambda: len(ended) == 5, "the lone one")
+    service.close()
 
 
 def test_a_process_that_does_not_answer_is_ended_and_the_server_with_it(run_server, load, monkeypatch):

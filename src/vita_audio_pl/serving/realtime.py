@@ -320,7 +320,7 @@ class Session:
             self._turns.own.send(event.wave)
             reply.sound_sent += event.wave.size / event.sample_rate
             delta = base64.b64encode(reply.format.encode(event.wave)).decode()
-            self._send("response.output_audio.delta", reply.id, **reply.address, delta=delta)
+            self._send("response.output_audio.delta", reply.id, **reply.address, in_base64=delta)
 
     def _end_reply(self, reply: Reply) -> None:
         generation = reply.answer.ended.generation if reply.answer.ended is not None else None
@@ -355,9 +355,14 @@ class Session:
 
     # -- events of the server ---------------------------------------------------------------------------------------------
 
-    def _send(self, type: str, answer: str | None = None, *, without: tuple[str, ...] = (), **fields: Any) -> None:
+    def _send(
+        self, type: str, answer: str | None = None, *, without: tuple[str, ...] = (), in_base64: str = "", **fields: Any
+    ) -> None:
         event = {"type": type, "event_id": new_id("event")} | {k: v for k, v in fields.items() if k not in without}
-        self._send_text(json.dumps(event), answer)
+        text = json.dumps(event)
+        if in_base64:  # looking for what has to be escaped would take longer than all the rest
+            text = f'{text[:-1]}, "delta": "{in_base64}"}}'
+        self._send_text(text, answer)
 
     def _error(
         self, message: str, event_id: str | None, code: str, kind: str = "invalid_request_error", **more: Any
