@@ -6,8 +6,8 @@ import os
 import threading
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -30,7 +30,6 @@ _LONGEST_REST = 60.0  # seconds until a codec that could not be loaded is tried 
 _TRIES = 3
 _TOGETHER = 8  # pieces of sound at most that are asked for at once, of a codec that can make them so
 _WAVE, _ERROR = b"\0", b"\1"  # the last byte of an answer: samples or a traceback stand before it
-_YOUR_TURN = b""  # in place of an answer: ask for all
 
 
 class SoundLost(UserError):
@@ -50,7 +49,7 @@ class SoundProcesses:
     """
 
     def __init__(self, folder: Path, count: int, threads: int, patience: float = 30.0):
-        self._folder, self._threads, self.patience = folder, threads, patience
+        self._folder, self._count, self._threads, self.patience = folder, count, threads, patience
         self._changed = threading.Condition()
         self._closed = False
         self._failures = 0  # to load the codec, since it was loaded last
@@ -71,7 +70,7 @@ class SoundProcesses:
     @property
     def at_once(self) -> int:
         """Callers that they decode for at a time."""
-        return sum(max(process.together for process in self._processes) for _ in self._processes)
+        return self._count * max((process.together for process in self._processes), default=1)
 
     def started(self) -> None:
         """Wait until one is ready.
@@ -189,11 +188,11 @@ _Wanted: TypeAlias = tuple[int, int, NDArray[np.int32] | None]
 
 @dataclass
 class _Asked:
-    """A piece of sound that is wanted."""
+    """A piece of sound that is wanted, and whose turn it is once all before it have their answers."""
 
     wanted: _Wanted
-    patience: float
-    told: "Future[bytes | None]" = field(default_factory=Future)  # the answer; None: the process has ended
+    turn: threading.Event = field(default_factory=threading.Event)
+    sent: bool = False
 
 
 class _SoundProcess:
@@ -219,8 +218,7 @@ class _SoundProcess:
         self._numbers = itertools.count()
         self._told: set[int] = set()  # streams that the process has
         self._lock = threading.Lock()
-        self._waiting: list[_Asked] = []  # for whoever asks now to have the answers
-        self._asking = False
+        self._line: deque[_Asked] = deque()  # in the order of their answers
 
     def load(self) -> bool:
         """Wait until it has loaded the codec; if it has not, end it."""
@@ -248,18 +246,23 @@ class _SoundProcess:
             EOFError: the process has ended, or did not answer and was ended.
             RuntimeError: the codec failed.
         """
-        asked = _Asked(wanted, patience)
+        asked = _Asked(wanted)
         with self._lock:
             if not self.ready:
                 raise EOFError
-            self._waiting.append(asked)
-            if not self._asking:
-                self._asking = True
-                asked.told.set_result(_YOUR_TURN)
-        if (answer := asked.told.result()) == _YOUR_TURN:
-            answer = self._ask()
-        if answer is None:
-            raise EOFError
+            self._line.append(asked)
+            if len(self._line) == 1:
+                asked.turn.set()
+        asked.turn.wait()
+        try:
+            if not asked.sent:
+                self._send()
+            answer = self._answer(patience)
+        finally:
+            with self._lock:
+                self._line.popleft()
+                if self._line:
+                    self._line[0].turn.set()
         if answer[-1:] == _ERROR:
             raise RuntimeError(f"the codec failed in its process:\n{answer[:-1].decode()}")
         return np.frombuffer(answer[:-1], np.float32)
@@ -274,28 +277,17 @@ class _SoundProcess:
         self.ready = False
         self._process.kill()
 
-    def _ask(self) -> bytes | None:
-        """Ask for whatever is wanted by now, and give the others their answers; the next to come asks then. Returns the oldest's answer."""
+    def _send(self) -> None:
+        """Ask for whatever is wanted by now."""
         with self._lock:
-            pieces, self._waiting = self._waiting[: self.together], self._waiting[self.together :]
+            pieces = list(itertools.islice(self._line, self.together))
+        for piece in pieces:
+            piece.sent = True
         forgotten = self._told - self.streams
         wanted = [piece.wanted for piece in pieces]
         self._told = (self._told - forgotten) | {number for number, *_ in wanted}
-        with suppress(OSError):  # it has ended, as the first answer tells
+        with suppress(OSError):  # it has ended, as the answer tells
             self._connection.send((wanted, forgotten))
-        answers: list[bytes | None] = []
-        for piece in pieces:
-            answer = None
-            with suppress(EOFError):
-                answer = self._answer(piece.patience)
-            answers.append(answer)
-            if len(answers) > 1:
-                piece.told.set_result(answer)
-        with self._lock:
-            self._asking = bool(self._waiting)
-            if self._asking:
-                self._waiting[0].told.set_result(_YOUR_TURN)
-        return answers[0]
 
     def _answer(self, patience: float) -> bytes:
         try:
@@ -339,13 +331,15 @@ def _answers(codec: Any, streams: Mapping[int, ResampledStream], wanted: Sequenc
     waves = codec.push_streams(*zip(*pushed, strict=True)) if len(pushed) > 1 else None
     for number, _, codes in wanted:
         stream, wave = streams[number], None
+        if codes is not None and waves is not None:
+            try:
+                wave = next(waves)
+            except Exception:
+                waves = None  # each by itself, to tell whose fault it is
         try:
-            if codes is not None and waves is not None:
-                try:
-                    wave = stream.resampled(next(waves))
-                except Exception:
-                    waves = None  # each by itself, to tell whose fault it is
-            if wave is None:
+            if wave is not None:
+                wave = stream.resampled(wave)
+            else:
                 wave = stream.finish() if codes is None else stream.push(codes)
             yield np.asarray(wave, np.float32).tobytes() + _WAVE
         except Exception:
