@@ -76,9 +76,8 @@ class ContextDecoder(nn.Module):
         ):
             assert isinstance(convolution, nn.Conv1d)
             reach, kernel = (KERNEL - 1) * step, convolution.weight.flatten(1)
-            for at, (x, old) in enumerate(
-                zip(states, before, strict=True)
-            ):  # while the layer's weights are in the cache
+            # of all streams, while the layer's weights are in the cache
+            for at, (x, old) in enumerate(zip(states, before, strict=True)):
                 seen = torch.cat((old[number] if old else x.new_zeros(reach, x.shape[1]), x))
                 ahead[at].append(seen[-reach:])
                 taps = torch.stack([seen[k * step : k * step + len(x)] for k in range(KERNEL)], dim=2).flatten(1)
