@@ -36,9 +36,8 @@ def speaker(tiny_model, chat_format):
         model.lm_head.weight[: vocabulary.n_text] *= 0.6
         model.lm_head.weight[vocabulary.n_text : vocabulary.first_code] = 0
         model.lm_head.weight[[vocabulary.begin_of_audio, vocabulary.end_of_audio]] = 1.3 * torch.randn(2, 32)
-        for (
-            parameter
-        ) in model.heads.parameters():  # ten larger ones in a row make 0.01 of float32's rounding of a drawn token
+        # ten larger ones in a row make 0.01 of float32's rounding of a drawn token
+        for parameter in model.heads.parameters():
             parameter *= 0.5 if parameter.dim() > 1 else 1
     return model, Runtime(model)
 

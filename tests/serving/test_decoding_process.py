@@ -121,9 +121,12 @@ def test_answers_that_ran_together_begin_together_and_a_lone_one_at_once(make_se
     assert not begun
     ask()
     wait_until(lambda: len(ended) == 4, "both again")
-    service.engine.link.send(lambda loop: setattr(loop, "_crowd", 1))  # as after a lone one
+    monkeypatch.setattr(decoding_loop, "_GATHER", 0.0)
     ask()
-    wait_until(lambda: len(ended) == 5, "the lone one")
+    wait_until(lambda: len(ended) == 5, "a lone one, which waits no longer")
+    monkeypatch.setattr(decoding_loop, "_GATHER", 600.0)
+    ask()
+    wait_until(lambda: len(ended) == 6, "one after a lone one")
     service.close()
 
 

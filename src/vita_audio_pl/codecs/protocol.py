@@ -54,8 +54,9 @@ class Codec(Protocol):
     `fingerprint` tells weights and settings apart. A codec may have a text `build` beside it, to be changed when its
     program gives other codes for the same weights, and a method `to(device, dtype)`; both, and the type that it computes
     in, keep codes of different origin out of one source. A method `push_streams(streams, codes)` yields what `push` gives of
-    each of its streams for its codes; if it raises, the streams whose sound has not come are as they were. Where one vector stands for each code, a method `codebook()` gives
-    them, `(codebook_size, width) float32`; codes whose vectors point the same way are taken to sound alike (`verify=groups`).
+    each of its streams for its codes; if it raises, the streams whose sound has not come are as they were. Where one vector
+    stands for each code, a method `codebook()` gives them, `(codebook_size, width) float32`; codes whose vectors point the
+    same way are taken to sound alike (`verify=groups`).
     """
 
     name: str
