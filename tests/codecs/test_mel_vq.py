@@ -1,5 +1,6 @@
 """The codec keeps speech intelligible at 12.5 codes/s, is exact about lengths, and streams without seams."""
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.margins import assert_same_choices
 from vita_audio_pl.codecs import Codec, MelVQ, MelVQConfig, context_decoder, load_codec, mel_vq, read_audio, spectral
 from vita_audio_pl.codecs.mel_vq import _log_spectra
 from vita_audio_pl.codecs.spectral import invert_mel, mel_filters, mel_frames
+from vita_audio_pl.codecs.unit_selection import BOUNDARY, Trail, Units
 from vita_audio_pl.errors import UserError
 
 RATE = 16_000
@@ -94,18 +97,71 @@ def test_a_code_is_heard_in_the_context_of_those_before_it_and_of_none_after(spe
     whole = codec._spectra(row)[0].view(len(codes), -1)
     decoder = codec._decoder
     as_trained = decoder.mean + decoder(row[None], torch.ones(1, len(row)))[0] @ decoder.basis.T
-    torch.testing.assert_close(decoder.log_spectra(row)[0], as_trained, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoder.spectra(decoder.components(row)), as_trained, atol=1e-4, rtol=1e-4)
     other = row.clone()
     other[10:] = row.flip(0)[10:]
     torch.testing.assert_close(codec._spectra(other)[0].view(len(codes), -1)[:10], whole[:10])
     alone = codec._spectra(row[10:11])[0].view(-1)
     assert (alone - whole[10]).abs().mean() > 0.05 * whole[10].mean()
     for chunk in (1, 3, 8):
-        parts, before = [], ()
+        parts, before = [], None
         for at in range(0, len(row), chunk):
             part, before = codec._spectra(row[at : at + chunk], before)
             parts.append(part)
         torch.testing.assert_close(torch.cat(parts).view(len(codes), -1), whole, atol=1e-4, rtol=1e-3)
+
+
+def test_speech_that_was_heard_comes_back(speech):
+    """An utterance that was kept is followed from its first code to its last, or one that has the same codes."""
+    codec = speech.codec
+    kept = codec._weights["units.codes"]
+    starts = torch.nonzero(kept == BOUNDARY)[:, 0].tolist()
+    for begin, end in itertools.pairwise([*starts, len(kept)]):
+        row = kept[begin + 1 : end].long()
+        components, trail = codec._units.chosen(row, lambda: pytest.fail("the network was asked"), Trail())
+        assert torch.equal(kept[trail.place + 1 - len(row) : trail.place + 1].long(), row) or len(row) > 13
+        if trail.place == end - 1 and len(row) <= 13:
+            held = codec._weights["units.parts"][begin + 1 : end] * codec._weights["units.scale"]
+            assert torch.equal(components, held)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_all_speech_that_has_the_longest_context_the_next_or_the_nearest_is_taken(seed):
+    """Against a search through all places, of streams that come in pieces."""
+    random, n_codes = np.random.default_rng(seed), 4
+    rows = [torch.from_numpy(random.integers(0, n_codes, int(random.integers(1, 40)))) for _ in range(12)]
+    held = Units.weights(rows, [torch.from_numpy(random.normal(size=(len(row), 5))).float() for row in rows])
+    units, sounds = Units(**held), held["parts"] * held["scale"]
+    places = held["codes"].tolist()
+
+    def same(place: int, said: list[int]) -> int:
+        for n in range(13):
+            there, ours = places[place - n], said[-1 - n] if n < len(said) else BOUNDARY
+            if there != ours:
+                return n
+            if ours == BOUNDARY:
+                break
+        return 13
+
+    stream, otherwise = random.integers(0, n_codes + 1, 60).tolist(), torch.full((60, 5), 9.0)
+    trail, made, wanted, followed = Trail(), [], [], -1
+    for at in range(0, 60, 7):
+        part, trail = units.chosen(torch.tensor(stream[at : at + 7]), lambda at=at: otherwise[at : at + 7], trail)
+        made.append(part)
+    for at in range(60):
+        lengths = {place: same(place, stream[: at + 1]) for place in range(len(places)) if places[place] == stream[at]}
+        longest = max(lengths.values(), default=0)
+        best = [place for place, length in lengths.items() if length == longest]
+        if longest < 3:
+            followed = -1
+        elif followed < 0 or followed + 1 not in best:
+            off = [float((sounds[place - 1] - wanted[-1]).square().sum()) if wanted else 0.0 for place in best]
+            followed = best[int(np.argmin(off))]
+        else:
+            followed += 1
+        wanted.append(otherwise[at] if followed < 0 else sounds[followed])
+    assert torch.equal(torch.cat(made), torch.stack(wanted))
+    assert any((row == 9).all() for row in wanted) and not all((row == 9).all() for row in wanted)
 
 
 def test_context_brings_the_spectra_nearer_to_the_speech(speech):
@@ -118,7 +174,7 @@ def test_context_brings_the_spectra_nearer_to_the_speech(speech):
         wanted = _log_spectra(torch.from_numpy(np.pad(wave, (0, -len(wave) % 1280))), codec.config)
         decoder = codec._decoder
         alone = decoder.mean + decoder.table[row] @ decoder.basis.T
-        for n, said in enumerate((decoder.log_spectra(row)[0], alone)):
+        for n, said in enumerate((decoder.spectra(decoder.components(row)), alone)):
             errors[n] += (said - wanted).square().sum()
     assert errors[0] < 0.9 * errors[1]
 
@@ -237,11 +293,32 @@ def test_a_folder_of_an_earlier_version_is_read_as_it_was_meant(speech, tmp_path
     assert ((heard - said) @ envelopes @ envelopes.T).abs().mean() < 0.6
 
 
+def test_a_codec_of_a_version_that_kept_no_speech_says_what_its_network_does(speech, tmp_path):
+    new = speech.codec
+    old = MelVQ(new.config, {name: weight for name, weight in new._weights.items() if not name.startswith("units.")})
+    old.save(tmp_path)
+    _edit(tmp_path, lambda header: header.update(format=2))
+    (codes,) = new.encode(list(speech.held_out.values())[:1])
+    loaded, row = load_codec(tmp_path), torch.from_numpy(codes).long()
+    assert loaded.fingerprint == old.fingerprint != new.fingerprint
+    decoder = new._decoder
+    made = decoder.spectra(decoder.components(row)).exp().view(-1, new.config.bins) * spectral.hann(128).sum()
+    found = loaded._spectra(row)[0]
+    torch.testing.assert_close(found[found > 0], made[found > 0])
+    assert (found > 0).any() and not torch.equal(new._spectra(row)[0], found)
+
+
 def _edit(folder, change):
     path = folder / "codec.json"
     header = json.loads(path.read_text())
     change(header)
     path.write_text(json.dumps(header))
+
+
+def _change(folder, name, change):
+    path = folder / "codec.safetensors"
+    weights = load_file(path)
+    save_file(weights | {name: change(weights[name]).contiguous()}, path)
 
 
 def _flip_byte(folder):
@@ -263,9 +340,14 @@ def _flip_byte(folder):
         (lambda folder: _edit(folder, lambda h: h["config"].update(decoder_width=0)), "must both be 0, or neither"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(decoder_width=64)), "of this configuration holds"),
         (lambda folder: _edit(folder, lambda h: h["config"].pop("decoder_width")), "must have exactly the keys"),
-        (lambda folder: _edit(folder, lambda h: h.update(format=3)), "has format 3, this version reads up to 2"),
+        (lambda folder: _edit(folder, lambda h: h.update(format=4)), "has format 4, this version reads up to 3"),
         (lambda folder: _edit(folder, lambda h: h["config"].update(codebook_size=256)), "of this configuration holds"),
         (lambda folder: _edit(folder, lambda h: h.update(extra=1)), "does not describe a mel_vq codec"),
+        (
+            lambda folder: _change(folder, "units.codes", lambda codes: codes.fill_(512)),
+            "codes that the codebook does not",
+        ),
+        (lambda folder: _change(folder, "units.parts", lambda parts: parts[1:]), "of this configuration holds"),
         (lambda folder: (folder / "codec.safetensors").unlink(), "is not complete"),
         (lambda folder: (folder / "codec.safetensors").write_bytes(b"x" * 100), "is damaged"),
         (_flip_byte, "another fingerprint"),

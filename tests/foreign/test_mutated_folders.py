@@ -18,6 +18,7 @@ from vita_audio_pl.codecs import mel_vq
 from vita_audio_pl.codecs.glm4voice import GLM4VoiceCodec, StreamOptions
 from vita_audio_pl.codecs.hf_codec import TransformersCodec
 from vita_audio_pl.codecs.mel_vq import MelVQ, MelVQConfig
+from vita_audio_pl.codecs.unit_selection import Units
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import generate, load_speech_model
 from vita_audio_pl.inference.answering import clips_of, codec_of, encode_recordings, prompt_ids
@@ -78,7 +79,8 @@ def mel_vq_codec(folder: Path) -> None:
                         decoder_width=4, decoder_components=3)  # fmt: skip
     random = torch.Generator().manual_seed(0)
     shapes = {name: torch.randn(shape, generator=random) for name, shape in mel_vq._shapes(sizes).items()}
-    MelVQ(sizes, shapes).save(folder)
+    speech = Units.weights([torch.arange(9), torch.arange(5)], [torch.randn(n, 3, generator=random) for n in (9, 5)])
+    MelVQ(sizes, shapes | {f"units.{name}": weight for name, weight in speech.items()}).save(folder)
 
 
 def use_mel_vq(folder: Path) -> None:

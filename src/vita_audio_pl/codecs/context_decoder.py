@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 KERNEL = 3
 DILATIONS = (1, 1, 2, 2)
+REACH = (KERNEL - 1) * sum(DILATIONS)
+"""Codes before it that what is said of a code depends on."""
 _GAP = (KERNEL - 1) * max(DILATIONS)  # places between two utterances of one row, so that neither reaches into the other
 _ROW, _ROWS = 128, 8  # codes to a row and rows to a step of training
 _EPOCHS, _RATE, _WARM_UP = 7, 6e-3, 0.05
@@ -53,37 +55,25 @@ class ContextDecoder(nn.Module):
         mixed: Tensor = self.table[codes] + self.out(nn.functional.gelu(x))
         return mixed
 
-    def log_spectra(self, codes: Tensor, before: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """`stream_spectra` of one stream."""
-        (spectra,), (ahead,) = self.stream_spectra([codes], [before])
-        return spectra, ahead
+    def components(self, codes: Tensor, before: Tensor | None = None) -> Tensor:
+        """Components `(n, components)` of codes `(n,)` of one utterance; the same function as `forward`.
 
-    def stream_spectra(
-        self, codes: Sequence[Tensor], before: Sequence[Sequence[Tensor]]
-    ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Log spectra `(n, spectrum)` of the next codes `(n,)` of each stream; the same function as `forward`.
-
-        before: of each stream's codes before these, what this returned last for it; nothing at its beginning.
-
-        Returns:
-            The log spectra, and what the convolutions still need of these codes: `(2 * dilation, width)` each.
+        before: the codes before them, of which the last `REACH` count.
         """
-        # products with few rows: a tenth of the time that convolutions and their transposes take for ten codes
-        states = [self.codes(row) for row in codes]
-        ahead: list[list[Tensor]] = [[] for _ in codes]
-        for number, (convolution, mixer, step) in enumerate(
-            zip(self.convolutions, self.mixers, DILATIONS, strict=True)
-        ):
+        x = self.codes(codes if before is None else torch.cat((before[-REACH:], codes)))
+        for convolution, mixer, step in zip(self.convolutions, self.mixers, DILATIONS, strict=True):
             assert isinstance(convolution, nn.Conv1d)
-            reach, kernel = (KERNEL - 1) * step, convolution.weight.flatten(1)
-            # of all streams, while the layer's weights are in the cache
-            for at, (x, old) in enumerate(zip(states, before, strict=True)):
-                seen = torch.cat((old[number] if old else x.new_zeros(reach, x.shape[1]), x))
-                ahead[at].append(seen[-reach:])
-                taps = torch.stack([seen[k * step : k * step + len(x)] for k in range(KERNEL)], dim=2).flatten(1)
-                states[at] = x + mixer(nn.functional.gelu(nn.functional.linear(taps, kernel, convolution.bias)))
-        mixed = [self.table[row] + self.out(nn.functional.gelu(x)) for row, x in zip(codes, states, strict=True)]
-        return [torch.addmm(self.mean, row, self.basis.T) for row in mixed], ahead
+            # a product with few rows: a tenth of the time that a convolution and its transposes take for ten codes
+            padded = nn.functional.pad(x, (0, 0, (KERNEL - 1) * step, 0))
+            taps = torch.stack([padded[k * step : k * step + len(x)] for k in range(KERNEL)], dim=2).flatten(1)
+            heard = nn.functional.linear(taps, convolution.weight.flatten(1), convolution.bias)
+            x = x + mixer(nn.functional.gelu(heard))
+        mixed: Tensor = self.table[codes] + self.out(nn.functional.gelu(x[len(x) - len(codes) :]))
+        return mixed
+
+    def spectra(self, components: Tensor) -> Tensor:
+        """`(n, components)` to log spectra `(n, spectrum)`."""
+        return torch.addmm(self.mean, components, self.basis.T)
 
     def fit(
         self, codes: Sequence[Tensor], spectra: Callable[[int], Tensor], points: Tensor, generator: torch.Generator

@@ -1,8 +1,9 @@
 """mel_vq: a speech codec that needs no download, fitted in seconds to the speech it will carry.
 
 Encoding: log-mel frames, stacked, projected by PCA, the nearest of the k-means centroids. Decoding: the spectra of the
-codes, read in their context by a small network (`context_decoder.py`), then Griffin-Lim. Codecs of earlier versions have no
-network: there a code always sounds alike, a non-negative spectrum for the centroid's mel frames.
+codes in their context, then Griffin-Lim: those of speech that was heard with the same codes (`unit_selection.py`), and what a
+small network makes of the codes where there is none (`context_decoder.py`). Codecs of earlier versions have no such speech, or
+no network either: there a code always sounds alike, a non-negative spectrum for the centroid's mel frames.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,20 @@ from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
 from vita_audio_pl.codecs.clustering import k_means, nearest
-from vita_audio_pl.codecs.context_decoder import ContextDecoder
+from vita_audio_pl.codecs.context_decoder import REACH, ContextDecoder
 from vita_audio_pl.codecs.mel_vq_config import MelVQConfig, read_config
-from vita_audio_pl.codecs.mel_vq_streams import MelVQEncodeStream, MelVQStream
+from vita_audio_pl.codecs.mel_vq_streams import Context, MelVQEncodeStream, MelVQStream
 from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_codec_file
+from vita_audio_pl.codecs.unit_selection import BOUNDARY, Units
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.weights import open_safetensors
 
 WEIGHTS_FILE = "codec.safetensors"
-_DECODER = "decoder."
+_DECODER, _UNITS = "decoder.", "units."
 _ENVELOPE = 16  # cosines of a log-mel frame
 _NEAR_SILENCE = 1.5  # times the quietest amplitude: what is nearer to it was silence
 _SPOKEN_CODES = 256  # so many codes at most, and half of them, are fitted to the voice that is spoken in
+_WHOLE_NUMBERS = {_UNITS + "codes": "I32", _UNITS + "parts": "I8"}
 _SPOKEN_TIMES = 3  # the decoder reads the voice that will be spoken in so many times as often as others
 
 
@@ -42,7 +45,7 @@ class MelVQ:
     Args:
         weights: `mean (frames_per_code * n_mels,)` of the stacked log-mel frames, `basis (frames_per_code * n_mels,
             pca_size)` with orthonormal columns, `centroids (codebook_size, pca_size)`, and `decoder.*`, the state of a
-            `ContextDecoder`, where the configuration asks for one.
+            `ContextDecoder`, where the configuration asks for one; then there may be `units.*`, what `Units` takes.
     """
 
     name = "mel_vq"
@@ -53,17 +56,20 @@ class MelVQ:
         self.codes_per_second = config.sample_rate / config.samples_per_code
         self.codebook_size = config.codebook_size
         self._weights = {key: weight.contiguous() for key, weight in weights.items()}
-        found, wanted = {key: tuple(weight.shape) for key, weight in weights.items()}, _shapes(config)
+        found = {key: tuple(weight.shape) for key, weight in weights.items()}
+        wanted = _shapes(config, _n_units(found))
         if found != wanted:
             raise ValueError(f"mel_vq: the weights have the shapes {reprlib.repr(found)}, not {reprlib.repr(wanted)}")
         self.fingerprint = _fingerprint(config, self._weights)
         self._decoder = _decoder(config)
         if self._decoder is not None:
-            own = {
-                key.removeprefix(_DECODER): weight for key, weight in self._weights.items() if key.startswith(_DECODER)
-            }
-            self._decoder.load_state_dict(own, assign=True)
+            self._decoder.load_state_dict(self._part(_DECODER), assign=True)
             self._decoder.requires_grad_(False)
+        units = self._part(_UNITS)
+        self._units = Units(**units) if units else None
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): weight for key, weight in self._weights.items() if key.startswith(prefix)}
 
     @classmethod
     def fit(
@@ -90,9 +96,9 @@ class MelVQ:
             padded = [*_padded(spoken, config), *_padded(waves, config)]
             counts = [len(wave) // config.samples_per_code for wave in padded]
             own = sum(counts[: len(spoken)])
-            parts = [(own, min(config.codebook_size // 2, _SPOKEN_CODES))] if len(spoken) else []
-            parts.append((sum(counts) - own, config.codebook_size - sum(size for _, size in parts)))
-            for there, size in parts:
+            shares = [(own, min(config.codebook_size // 2, _SPOKEN_CODES))] if len(spoken) else []
+            shares.append((sum(counts) - own, config.codebook_size - sum(size for _, size in shares)))
+            for there, size in shares:
                 if there < 2 * size:
                     told, needed = (n * config.samples_per_code / config.sample_rate for n in (there, 2 * size))
                     raise UserError(
@@ -104,8 +110,8 @@ class MelVQ:
             basis = _principal_envelopes(stacked, config)
             generator = torch.Generator().manual_seed(seed)
             points = stacked @ basis
-            voices = points.split([there for there, _ in parts])
-            centroids = torch.cat([k_means(p, size, generator) for p, (_, size) in zip(voices, parts, strict=True)])
+            voices = points.split([there for there, _ in shares])
+            centroids = torch.cat([k_means(p, size, generator) for p, (_, size) in zip(voices, shares, strict=True)])
             weights = {"mean": mean, "basis": basis, "centroids": centroids}
             decoder = _decoder(config)
             if decoder is not None:
@@ -119,6 +125,10 @@ class MelVQ:
                     generator,
                 )
                 weights |= {_DECODER + key: weight for key, weight in decoder.state_dict().items()}
+                kept = range(len(spoken) or len(padded))
+                parts = [(_log_spectra(padded[at], config) - decoder.mean) @ decoder.basis for at in kept]
+                units = Units.weights([codes[at] for at in kept], parts)
+                weights |= {_UNITS + key: weight for key, weight in units.items()}
         return cls(config, weights)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -183,31 +193,30 @@ class MelVQ:
         """
         new = [stream.taken(row) for stream, row in zip(streams, codes, strict=True)]
         with _one_thread():
-            spectra, contexts = self._stream_spectra(new, [stream.context for stream in streams])
-        for stream, its, context in zip(streams, spectra, contexts, strict=True):
+            # of all first, while the weights are in the cache
+            made = [self._spectra(row, stream.context) for stream, row in zip(streams, new, strict=True)]
+        for stream, (spectra, context) in zip(streams, made, strict=True):
             with _one_thread():
-                wave = stream.sound(its, context)
+                wave = stream.sound(spectra, context)
             yield wave
 
-    def _spectra(self, codes: Tensor, before: Sequence[Tensor] = ()) -> tuple[Tensor, Sequence[Tensor]]:
-        """`_stream_spectra` of one stream."""
-        (spectra,), (ahead,) = self._stream_spectra([codes], [before])
-        return spectra, ahead
+    def _spectra(self, codes: Tensor, before: Context | None = None) -> tuple[Tensor, Context]:
+        """Magnitudes `(frames, bins)` of the next codes `(n,)` of a stream.
 
-    def _stream_spectra(
-        self, codes: Sequence[Tensor], before: Sequence[Sequence[Tensor]]
-    ) -> tuple[Sequence[Tensor], Sequence[Sequence[Tensor]]]:
-        """Magnitudes of the frames of each row of codes `(n,)`, `(frames, bins)`; before: see `ContextDecoder.stream_spectra`."""
-        config = self.config
+        before: what this returned beside for the codes before these; nothing at the beginning.
+        """
+        config, before = self.config, before or Context()
         if self._decoder is None:
-            return [self._lone_spectra[row].flatten(0, 1) for row in codes], before
-        log_spectra, ahead = self._decoder.stream_spectra(codes, before)
+            return self._lone_spectra[codes].flatten(0, 1), before
+        network = partial(self._decoder.components, codes, before.codes)
+        if self._units is None:
+            components, trail = network(), before.trail
+        else:
+            components, trail = self._units.chosen(codes, network, before.trail)
         least, scale = config.quietest * _NEAR_SILENCE, spectral.hann(config.hop).sum()
-        made = []
-        for rows in log_spectra:
-            amplitudes = torch.nn.functional.threshold(rows.exp_(), least, 0.0, inplace=True)
-            made.append(amplitudes.view(-1, config.bins).mul_(scale))
-        return made, ahead
+        amplitudes = torch.nn.functional.threshold(self._decoder.spectra(components).exp_(), least, 0.0, inplace=True)
+        context = Context(torch.cat((before.codes, codes))[-REACH:], trail)
+        return amplitudes.view(-1, config.bins).mul_(scale), context
 
     @cached_property
     def _lone_spectra(self) -> Tensor:
@@ -252,11 +261,15 @@ class MelVQ:
         with open_safetensors(path, f"{folder} is not complete") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}
             found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
-            wanted = {key: (shape, "F32") for key, shape in _shapes(config).items()}
+            shapes = _shapes(config, _n_units({key: shape for key, (shape, _) in found.items()}))
+            wanted = {key: (shape, _WHOLE_NUMBERS.get(key, "F32")) for key, shape in shapes.items()}
             if found != wanted:
                 told = reprlib.repr(found)
                 raise UserError(f"{path} holds {told}, but a codec of this configuration holds {wanted}")
             codec = cls(config, {key: file.get_tensor(key) for key in wanted})
+        kept = codec._weights.get(_UNITS + "codes", torch.zeros(0))
+        if bool(((kept < BOUNDARY) | (kept >= config.codebook_size)).any()):
+            raise UserError(f"{path} holds speech with codes that the codebook does not have; fetch it again")
         if not all(bool(weight.isfinite().all()) for weight in codec._weights.values()):
             raise UserError(f"{path} holds values that are not finite; fetch it again")
         if codec.fingerprint != header["fingerprint"]:
@@ -273,15 +286,22 @@ def _decoder(config: MelVQConfig) -> ContextDecoder | None:
         return ContextDecoder(config.codebook_size, config.decoder_width, config.decoder_components, spectrum)
 
 
-def _shapes(config: MelVQConfig) -> dict[str, tuple[int, ...]]:
+def _n_units(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Codes of the speech that is kept, by the shapes of a codec's weights; 0 if there is none."""
+    return next(iter(shapes.get(_UNITS + "codes", ())), 0)
+
+
+def _shapes(config: MelVQConfig, n_units: int = 0) -> dict[str, tuple[int, ...]]:
     stacked = config.frames_per_code * config.n_mels
     decoder = _decoder(config)
     network = {} if decoder is None else decoder.state_dict()
+    units = {"codes": (n_units,), "parts": (n_units, config.decoder_components), "scale": (config.decoder_components,)}
     return {
         "mean": (stacked,),
         "basis": (stacked, config.pca_size),
         "centroids": (config.codebook_size, config.pca_size),
         **{_DECODER + key: tuple(weight.shape) for key, weight in network.items()},
+        **{_UNITS + key: shape for key, shape in units.items() if n_units and decoder is not None},
     }
 
 

@@ -35,7 +35,7 @@ class MelVQConfig:
     codebook_size: int = 512
     quietest: float = 1e-5  # mel amplitudes below this count as silence
     griffin_lim_iterations: int = 16
-    decoder_width: int = 256  # of the network that reads codes in their context; 0 = none, as in earlier versions
+    decoder_width: int = 128  # of the network that reads codes in their context; 0 = none, as in earlier versions
     decoder_components: int = 256  # that the spectra of a code are put together from
 
     def __post_init__(self) -> None:

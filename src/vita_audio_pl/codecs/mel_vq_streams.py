@@ -1,20 +1,28 @@
 """Streams of `mel_vq`: codes of audio that arrives bit by bit, and audio of codes."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
+from vita_audio_pl.codecs.unit_selection import Trail
 
 if TYPE_CHECKING:
     from vita_audio_pl.codecs.mel_vq import MelVQ
 
+
 STREAM_ROUNDS = 0.3
 """Rounds of Griffin-Lim in a stream, as a share of those of whole decoding."""
+
+
+class Context(NamedTuple):
+    """What the spectra of the next codes of a stream depend on: the last codes `(n,)`, and the speech that is followed."""
+
+    codes: Tensor = torch.zeros(0, dtype=torch.int64)
+    trail: Trail = Trail()
 
 
 class MelVQEncodeStream:
@@ -57,7 +65,7 @@ class MelVQStream:
 
     def __init__(self, codec: "MelVQ") -> None:
         self._codec = codec
-        self.context: Sequence[Tensor] = ()  # of the codes before the next ones, what these depend on
+        self.context = Context()
         self._magnitudes = torch.zeros(0, codec.config.bins)  # of the last frames, as many as overlap the next one
         self._settled = torch.zeros(0)  # samples from the beginning of those frames to the beginning of the next
         self._held_back = torch.zeros(0)
@@ -73,8 +81,8 @@ class MelVQStream:
             raise ValueError("mel_vq: this stream is finished; start another with decode_stream()")
         return self._codec._checked(codes)
 
-    def sound(self, spectra: Tensor, context: Sequence[Tensor]) -> np.ndarray:
-        """The samples that become final with the next spectra `(frames, bins)`, `(samples,) float32`; context: see `__init__`."""
+    def sound(self, spectra: Tensor, context: Context) -> np.ndarray:
+        """The samples that become final with the next spectra `(frames, bins)`, `(samples,) float32`."""
         self.context = context
         if not len(spectra):
             return np.zeros(0, np.float32)

@@ -17,8 +17,8 @@ from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.storage.files import write_json
 
 CODEC_FILE = "codec.json"
-CODEC_FORMAT = 2
-"""2 since `mel_vq` has a network in its decoder; folders of format 1 are read as they are."""
+CODEC_FORMAT = 3
+"""2 since `mel_vq` has a network in its decoder, 3 since it keeps speech; folders of earlier formats are read as they are."""
 
 
 class DecodeStream(Protocol):
@@ -161,7 +161,7 @@ def read_codec_file(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a codec folder: it has no {CODEC_FILE}")
     header = read_json(path)
     version = header.pop("format", 1)  # the first ones do not say
-    if version not in (1, CODEC_FORMAT):
+    if type(version) is not int or not 1 <= version <= CODEC_FORMAT:
         raise UserError(
             f"{path} has format {version!r:.50}, this version reads up to {CODEC_FORMAT}: update this program"
         )

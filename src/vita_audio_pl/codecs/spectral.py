@@ -115,13 +115,14 @@ def invert_mel(mel: Tensor, filters: Tensor, iterations: int = 60) -> Tensor:
 
 def overlap_add(spectra: Tensor, hop: int) -> Tensor:
     """Waves of complex spectra: `(batch, frames, bins)` to `(batch, (frames + 3) * hop)`."""
-    frames = torch.fft.irfft(spectra, n=OVERLAP * hop).mul_(_synthesis_window(hop))
-    batch, count, _ = frames.shape
-    pieces = frames.view(batch, count, OVERLAP, hop)
-    wave = torch.nn.functional.pad(pieces[:, :, 0], (0, 0, 0, OVERLAP - 1))
-    for k in range(1, OVERLAP):
-        wave[:, k : k + count] += pieces[:, :, k]
-    return wave.view(batch, -1)
+    batch, count, _ = spectra.shape
+    size, around = OVERLAP * hop, OVERLAP - 1
+    frames = spectra.new_zeros((batch, count + 2 * around, size), dtype=torch.float32)  # with silent ones around
+    torch.mul(torch.fft.irfft(spectra, n=size), _synthesis_window(hop), out=frames[:, around : around + count])
+    # of each hop the parts of the frames that reach it: the last one's first, ..., the first one's last
+    steps = frames.stride(0), size, size - hop, 1
+    parts = frames.as_strided((batch, count + around, OVERLAP, hop), steps, around * hop)
+    return parts.sum(dim=2).view(batch, -1)
 
 
 def analyse(waves: Tensor, hop: int) -> Tensor:
@@ -145,9 +146,8 @@ def griffin_lim(magnitudes: Tensor, hop: int, iterations: int, phases: Tensor, k
     wave = ahead = _with_start(overlap_add(magnitudes * phases, hop), known)
     for _ in range(iterations):
         spectra = analyse(ahead, hop)
-        # Lengths from real and imaginary parts, because abs() of complex tensors takes several times as long
-        real, imaginary = spectra.real, spectra.imag
-        scale = torch.addcmul(real.square(), imaginary, imaginary).clamp_(min=1e-24).rsqrt_().mul_(magnitudes)
+        lengths = torch.from_numpy(np.abs(spectra.numpy()))  # torch's takes several times as long
+        scale = torch.div(magnitudes, lengths.clamp_(min=1e-12), out=lengths)
         following = _with_start(overlap_add(spectra.mul_(scale), hop), known)
         # Of the waves: analysis is linear, and their spectra are four times as large
         ahead = torch.lerp(wave, following, 1 + momentum)
