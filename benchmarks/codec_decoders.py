@@ -1,17 +1,15 @@
 """Whether another decoder could read more from the small world's codes: words wrong after it, against the recordings'.
 
-    python benchmarks/codec_decoders.py WORLD [--split dev] [--more] [--ways codec oracle ...]
+    python benchmarks/codec_decoders.py WORLD [--split dev] [--more] [--ways codec network ...]
 
 WORLD: data/spoken_world. The assistant's texts of the split, judged by pocketsphinx's large vocabulary (half a second to three a text and
 way); --more adds the statements that are in no split, spoken now. The codes are always those of the codec. Intervals are those of a paired
 bootstrap over utterances. `off` is the mean squared error of the log spectra. All by whole decoding, one thread:
 
 - spectra: those of the recordings; components: the same, put together from the codec's components;
-- codec: its own decoder; refitted: fitted again to the same training audio;
-- narrow, ahead, long: fitted to it half as wide; with one code of look-ahead; for twice as many steps; slow: for three times as many, at a
-  third of the rate; dull: without the spread that is restored; shifted: the assistant's voice from three places within a code, instead of
-  three times;
-- oracle, oracle_ahead: fitted to the very utterances that are judged: as it is; with look-ahead.
+- codec: its own decoder; network: its network alone, without the speech that it keeps; quarter: with a quarter of that speech;
+- wide, dull: networks alone, fitted again to the same training audio: twice as wide; without the spread that is restored;
+- wide_speech: twice as wide, with the speech.
 """
 
 import argparse
@@ -20,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from vita_audio_pl.codecs import MelVQ, context_decoder, mel_vq, spectral
 from vita_audio_pl.codecs.context_decoder import ContextDecoder
 from vita_audio_pl.codecs.mel_vq import _log_spectra, _padded
+from vita_audio_pl.codecs.unit_selection import Trail, Units
 from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxWordsJudge
 from vita_audio_pl.evaluation.scores.normalisers import plain
 from vita_audio_pl.spoken_world import plan, synthesis
@@ -38,26 +38,10 @@ from vita_audio_pl.spoken_world.sentences import LEXICONS, split_sentences
 from vita_audio_pl.spoken_world.training_material import training_waves
 
 DRAWS = 10_000
-WIDTH, EPOCHS, MANY = 256, context_decoder._EPOCHS, 300  # the last of the few utterances that are judged
-TRAINED = {"refitted": (WIDTH, EPOCHS, 0), "narrow": (WIDTH // 2, EPOCHS, 0), "ahead": (WIDTH, EPOCHS, 1)}
-TRAINED |= {way: (WIDTH, EPOCHS, 0) for way in ("dull", "shifted")}
-TRAINED |= {"long": (WIDTH, 2 * EPOCHS, 0), "slow": (WIDTH, 3 * EPOCHS, 0)}
-ORACLES = {"oracle": (WIDTH, MANY, 0), "oracle_ahead": (WIDTH, MANY, 1)}
-"""Width, times that the audio is read, and codes of look-ahead."""
-FITTED_WITH = {"slow": {"_RATE": context_decoder._RATE / 3}, "dull": {"_SPREAD": 0.0}}
-"""Other constants of the decoder's fit."""
-
-
-class AheadDecoder(ContextDecoder):
-    """Reads one code of look-ahead, in whole sequences alone."""
-
-    def forward(self, codes: Tensor, heard: Tensor) -> Tensor:
-        following, there = (nn.functional.pad(row[:, 1:], (0, 1)) for row in (codes, heard))
-        return super().forward(following, there) - self.table[following] + self.table[codes]
-
-    def log_spectra(self, codes: Tensor, before: object = ()) -> tuple[Tensor, list[Tensor]]:
-        mixed = self(codes[None], torch.ones(1, len(codes)))[0]
-        return torch.addmm(self.mean, mixed, self.basis.T), []
+FITTED = {"wide": 2, "wide_speech": 2, "dull": 1}
+"""Networks that are fitted here: how many times as wide as the codec's."""
+FITTED_WITH = {"dull": {"_SPREAD": 0.0}}
+"""Other constants of a network's fit."""
 
 
 def main() -> None:
@@ -67,7 +51,7 @@ def main() -> None:
     asked.add_argument("--utterances", type=int, help="at most, of the split")
     asked.add_argument("--more", action="store_true")
     asked.add_argument("--unheard", action="store_true", help="errors of the spectra alone, without the judge")
-    asked.add_argument("--ways", nargs="+", default=["spectra", "components", "codec", *ORACLES])
+    asked.add_argument("--ways", nargs="+", default=["spectra", "components", "codec", "network"])
     options = asked.parse_args()
     torch.set_num_threads(1)
     codec, judge = MelVQ.load(options.world / "codec"), PocketsphinxWordsJudge()
@@ -86,7 +70,7 @@ def main() -> None:
         print(f"recordings: {len(texts)}, {told}", flush=True)
     for way in options.ways:
         begun = time.process_time()
-        made = decoder_of(way, codec, options.world, waves)
+        made = decoder_of(way, codec, options.world)
         seconds = time.process_time() - begun
         with torch.no_grad():
             found = [made(*pair) for pair in zip(codes, true, strict=True)]
@@ -116,7 +100,7 @@ def ratio_interval(wrong: np.ndarray, recorded: np.ndarray) -> tuple[float, floa
     return float(low), float(high)
 
 
-def decoder_of(way: str, codec: MelVQ, world: Path, judged: list[np.ndarray]) -> Callable[[Tensor, Tensor], Tensor]:
+def decoder_of(way: str, codec: MelVQ, world: Path) -> Callable[[Tensor, Tensor], Tensor]:
     """What makes the log spectra of an utterance out of its codes and, for upper bounds, its true ones."""
     own = codec._decoder
     assert own is not None
@@ -124,16 +108,32 @@ def decoder_of(way: str, codec: MelVQ, world: Path, judged: list[np.ndarray]) ->
         return lambda codes, true: true
     if way == "components":
         return lambda codes, true: (true - own.mean) @ own.basis @ own.basis.T + own.mean
-    if way != "codec":
-        width, epochs, ahead = (TRAINED | ORACLES)[way]
-        audio = ([], judged) if way in ORACLES else training(world, codec, way)
-        with fit_constants(_EPOCHS=epochs, **FITTED_WITH.get(way, {})):
-            own = fitted(codec, width, ahead, *audio)
-    return lambda codes, true: own.log_spectra(codes)[0]
+    units = codec._units if way == "codec" else None
+    if way in FITTED:
+        spoken, others = training(world, codec)
+        with fit_constants(**FITTED_WITH.get(way, {})):
+            own = fitted(codec, FITTED[way] * codec.config.decoder_width, spoken, others)
+        units = kept(codec, own, spoken) if way == "wide_speech" else None
+    if way == "quarter":
+        spoken, _ = training(world, codec)
+        units = kept(codec, own, spoken[: len(spoken) // 4])
+
+    def made(codes: Tensor, true: Tensor) -> Tensor:
+        network = partial(own.components, codes)
+        return own.spectra(network() if units is None else units.chosen(codes, network, Trail())[0])
+
+    return made
 
 
-def training(folder: Path, codec: MelVQ, way: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Audio to fit to: the assistant's as often as the codec's own fit reads it, and the others'."""
+def kept(codec: MelVQ, network: ContextDecoder, spoken: list[np.ndarray]) -> Units:
+    """Speech that is kept, by the components of a network."""
+    codes = [torch.from_numpy(row).long() for row in codec.encode(spoken)]
+    spectra = [_log_spectra(wave, codec.config) for wave in _padded(spoken, codec.config)]
+    return Units(**Units.weights(codes, [(rows - network.mean) @ network.basis for rows in spectra]))
+
+
+def training(folder: Path, codec: MelVQ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Audio to fit to: the assistant's and the others'."""
     from vita_audio_pl.preparation import _FIT_HEARD, _FIT_SPOKEN, WORLD_SOURCES
 
     world = World.load(folder)
@@ -141,8 +141,7 @@ def training(folder: Path, codec: MelVQ, way: str) -> tuple[list[np.ndarray], li
         training_waves(world, WORLD_SOURCES, codec.sample_rate, world.info["seed"], seconds, assistant)
         for seconds, assistant in ((_FIT_SPOKEN, True), (_FIT_HEARD, False))
     )
-    places = (0, 3, 7) if way == "shifted" else (0, 0, 0)  # of ten frames
-    return [np.pad(wave, (place * codec.config.hop, 0)) for place in places for wave in spoken], others
+    return spoken, others
 
 
 @contextmanager
@@ -158,11 +157,12 @@ def fit_constants(**values: float) -> Iterator[None]:
             setattr(context_decoder, name, value)
 
 
-def fitted(codec: MelVQ, width: int, ahead: int, spoken: list[np.ndarray], others: list[np.ndarray]) -> ContextDecoder:
-    """A decoder for the codec's codes."""
-    config = replace(codec.config, decoder_width=width)
-    kind = AheadDecoder if ahead else ContextDecoder
-    decoder = kind(config.codebook_size, width, config.decoder_components, config.frames_per_code * config.bins)
+def fitted(codec: MelVQ, width: int, spoken: list[np.ndarray], others: list[np.ndarray]) -> ContextDecoder:
+    """A network for the codec's codes, which reads the spoken voice as often as the codec's own."""
+    config, spoken = replace(codec.config, decoder_width=width), spoken * mel_vq._SPOKEN_TIMES
+    decoder = ContextDecoder(
+        config.codebook_size, width, config.decoder_components, config.frames_per_code * config.bins
+    )
     waves = _padded([*spoken, *others], config)
     codes = [torch.from_numpy(row).long() for row in codec.encode([*spoken, *others])]
     points, generator = torch.from_numpy(codec.codebook()), torch.Generator().manual_seed(0)

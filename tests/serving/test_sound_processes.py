@@ -119,6 +119,30 @@ def test_streams_that_nobody_holds_are_forgotten_there(codec, processes):
     assert sum(len(process._told - process.streams) for process in processes._processes) <= 2
 
 
+def test_a_lone_clients_streams_begin_in_one_process_and_others_where_nothing_is_awaited(codec, processes):
+    wait_until(lambda: all(process.ready for process in processes._processes), "both")
+    stream_of(processes).push(codec.silence(2))  # what it leaves is forgotten
+    lone = []
+    for _ in range(3):
+        stream = stream_of(processes)
+        stream.push(codec.silence(2))
+        stream.finish()
+        lone.append(stream._place[0])
+    assert lone[0] is lone[1] is lone[2]
+    os.kill(lone[0].pid, signal.SIGSTOP)
+    try:
+        kept = stream_of(processes)
+        waiting = threading.Thread(target=kept.push, args=(codec.silence(2),))
+        waiting.start()
+        wait_until(lambda: lone[0].wanted, "the question")
+        for _ in range(2):
+            other = stream_of(processes)
+            assert other.push(codec.silence(8)).size and other._place[0] is not lone[0]
+    finally:
+        os.kill(lone[0].pid, signal.SIGCONT)
+    waiting.join(timeout=30)
+
+
 def test_who_waits_for_a_process_hears_of_the_end(loaded):
     made = SoundProcesses(loaded.codec_dir, 1, threads=1)
     told = []

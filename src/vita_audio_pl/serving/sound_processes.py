@@ -88,7 +88,7 @@ class SoundProcesses:
             )
 
     def take(self, patience: float = 60.0) -> "_SoundProcess":
-        """The process with the fewest streams of those that are ready; waits so many seconds while none is.
+        """Of those that are ready, the process that is asked for the least now, then with the fewest streams; waits so many seconds while none is.
 
         Raises:
             SoundLost: none was ready in time.
@@ -98,7 +98,7 @@ class SoundProcesses:
             ready = [process for process in self._processes if process.ready]  # one may have ended since
         if self._closed or not ready:
             raise SoundLost("no process that makes sound is running; try again in a minute, or see the server's log")
-        return min(ready, key=lambda process: len(process.streams))
+        return min(ready, key=lambda process: (process.wanted, len(process.streams)))
 
     def close(self) -> None:
         """End the processes, and whatever waits for them."""
@@ -163,7 +163,11 @@ class RemoteStream:
 
     def finish(self) -> NDArray[np.float32]:
         """As `DecodeStream.finish`."""
-        return self._made(None)
+        rest = self._made(None)
+        if self._place is not None:
+            process, number = self._place
+            process.streams.discard(number)
+        return rest
 
     def _made(self, codes: NDArray[np.int32] | None) -> NDArray[np.float32]:
         for _ in range(_TRIES):
@@ -219,6 +223,11 @@ class _SoundProcess:
         self._told: set[int] = set()  # streams that the process has
         self._lock = threading.Lock()
         self._line: deque[_Asked] = deque()  # in the order of their answers
+
+    @property
+    def wanted(self) -> int:
+        """Pieces of sound that are waited for."""
+        return len(self._line)
 
     def load(self) -> bool:
         """Wait until it has loaded the codec; if it has not, end it."""
