@@ -271,7 +271,8 @@ class Service:
     def _begin_processes(self) -> SoundProcesses | None:
         """Those that have the codec, one of which is ready; none on a GPU, where each would hold it once more."""
         config, folder = self.config, self.loaded.codec_dir
-        count = (config.device == "cpu") if config.sound_processes is None else config.sound_processes
+        usual = min(2, len(os.sched_getaffinity(0))) if config.device == "cpu" else 0
+        count = usual if config.sound_processes is None else config.sound_processes
         if not count or self.codec is None or folder is None:
             return None
         processes = SoundProcesses(folder, count, config.threads)

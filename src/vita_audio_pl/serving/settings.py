@@ -56,7 +56,7 @@ class ServeConfig(InferenceConfig):
     sound_workers: int = setting(2, "threads that encode audio, and decode it where no process does", at_least=1)
     sound_processes: int | None = setting(
         None,
-        "processes that decode audio, each with the codec; 0 = the threads do; null = 1, 0 on a GPU",
+        "processes that decode audio, each with the codec; 0 = the threads do; null = 2, 1 on one processor, 0 on a GPU",
         at_least=0,
         at_most=256,
     )

@@ -28,6 +28,7 @@ LOADING_SECONDS = 600.0
 """Time in which a codec is loaded."""
 _LONGEST_REST = 60.0  # seconds until a codec that could not be loaded is tried again
 _TRIES = 3
+_YIELDS = 10  # niceness: all answers wait for a round, where processors are few, and each for its sound
 _TOGETHER = 8  # pieces of sound at most that are asked for at once, of a codec that can make them so
 _WAVE, _ERROR = b"\0", b"\1"  # the last byte of an answer: samples or a traceback stand before it
 
@@ -312,6 +313,8 @@ class _SoundProcess:
 def _decode_for(parent: int, connection: Connection, folder: Path, threads: int) -> None:
     """Answer until the parent closes the connection."""
     attach_worker(parent)
+    if hasattr(os, "nice"):
+        os.nice(_YIELDS)
     torch.set_num_threads(threads)
     try:
         codec = load_codec(folder)
