@@ -79,7 +79,7 @@ def main() -> None:
         if not options.unheard:
             wrong = word_errors(judge, texts, [sound(codec, one) for one in found])
             low, high = ratio_interval(wrong, recorded)
-            times = f"{wrong.sum() / recorded.sum():.2f} times ({low:.2f} to {high:.2f})"
+            times = f"{wrong.sum() / max(recorded.sum(), 1):.2f} times ({low:.2f} to {high:.2f})"
             told += f"; {wrong.sum()} of {n_words} words wrong, {wrong.sum() / n_words:.1%}, {times}"
         print(told, flush=True)
 
@@ -96,7 +96,10 @@ def unused_statements(world: World) -> list[str]:
 def ratio_interval(wrong: np.ndarray, recorded: np.ndarray) -> tuple[float, float]:
     """95 % of `wrong / recorded`, of the same utterances drawn with replacement."""
     drawn = np.random.default_rng(0).integers(0, len(wrong), (DRAWS, len(wrong)))
-    low, high = np.quantile(wrong[drawn].sum(axis=1) / recorded[drawn].sum(axis=1), [0.025, 0.975])
+    some = drawn[recorded[drawn].sum(axis=1) > 0]
+    if not len(some):
+        return float("nan"), float("nan")
+    low, high = np.quantile(wrong[some].sum(axis=1) / recorded[some].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 

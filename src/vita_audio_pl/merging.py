@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
@@ -24,6 +23,7 @@ from vita_audio_pl.models.quantised import refuse_quantised
 from vita_audio_pl.models.released import backbone_dict
 from vita_audio_pl.models.weight_files import WeightFolder, folder_weights, is_finite, is_weights, weights_hash
 from vita_audio_pl.storage.checksums import CHECKSUMS, sum_of_folder, write_checksums
+from vita_audio_pl.storage.files import save_safetensors
 from vita_audio_pl.storage.model_folders import MANIFEST, part_of, read_manifest, whole_model
 from vita_audio_pl.storage.owned import atomic_folder
 from vita_audio_pl.training.run_folder.manifest import StageManifest
@@ -137,7 +137,7 @@ def merge_models(
             spoilt = next((key for key, tensor in tensors.items() if not is_finite(tensor)), None)
             if spoilt is not None:
                 raise UserError(f"the merged '{spoilt}' is too large for its type; give smaller weights")
-            save_file(tensors, aside / file, metadata={"format": "pt"})
+            save_safetensors(tensors, aside / file, metadata={"format": "pt"})
         _write_manifest(aside, models, shares, base)
         write_checksums(aside, sum_of_folder(aside))
 

@@ -262,6 +262,8 @@ def test_codes_tell_what_is_said_and_not_how_high(speech):
 
 def test_a_saved_codec_comes_back_the_same(speech, tmp_path):
     speech.codec.save(tmp_path / "codec")
+    rights = {path.stat().st_mode for path in (tmp_path / "codec").iterdir()}
+    assert len(rights) == 1, "whoever may read the one file may read the other"
     loaded = load_codec(tmp_path / "codec")
     assert loaded.fingerprint == speech.codec.fingerprint
     codes = loaded.encode(speech.waves[:2])
@@ -374,6 +376,11 @@ def test_bad_waves_codes_and_settings_are_refused(speech):
             speech.codec.decode(codes)
     with pytest.raises(UserError, match=r"too few for 512 codes; give at least 82 s"):
         MelVQ.fit([good])
+    small = MelVQConfig(codebook_size=2, decoder_width=4, decoder_components=4)
+    with pytest.raises(UserError, match="as in silence"):
+        MelVQ.fit([np.zeros(2 * RATE, np.float32)], small)
+    with pytest.raises(UserError, match="cannot be shared by two"):
+        MelVQ.fit(speech.waves[:2], replace(small, codebook_size=1), spoken=speech.waves[:2])
     for wrong in (
         {"frames_per_code": 3},
         {"hop": 0},

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.codecs import spectral
@@ -29,6 +28,7 @@ from vita_audio_pl.codecs.protocol import CODEC_FILE, read_codec_file, write_cod
 from vita_audio_pl.codecs.unit_selection import BOUNDARY, Units
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.weights import open_safetensors
+from vita_audio_pl.storage.files import save_safetensors
 
 WEIGHTS_FILE = "codec.safetensors"
 _DECODER, _UNITS = "decoder.", "units."
@@ -89,9 +89,11 @@ class MelVQ:
                 learns it more often.
 
         Raises:
-            UserError: there is less audio than the codebook needs.
+            UserError: there is less audio than the codebook needs, or nothing in it.
         """
         config = config or MelVQConfig()
+        if len(spoken) and config.codebook_size < 2:
+            raise UserError(f"mel_vq: a codebook of {config.codebook_size} cannot be shared by two kinds of speech")
         with _one_thread():
             padded = [*_padded(spoken, config), *_padded(waves, config)]
             counts = [len(wave) // config.samples_per_code for wave in padded]
@@ -129,6 +131,8 @@ class MelVQ:
                 parts = [(_log_spectra(padded[at], config) - decoder.mean) @ decoder.basis for at in kept]
                 units = Units.weights([codes[at] for at in kept], parts)
                 weights |= {_UNITS + key: weight for key, weight in units.items()}
+        if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+            raise UserError("mel_vq: nothing can be told apart in this audio, as in silence; give speech")
         return cls(config, weights)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -241,7 +245,7 @@ class MelVQ:
         """Writes `codec.json` and `codec.safetensors` into `folder`, which is made."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._weights, folder / WEIGHTS_FILE)
+        save_safetensors(self._weights, folder / WEIGHTS_FILE)
         header = {"name": self.name, "config": self.config.fields, "fingerprint": self.fingerprint}
         write_codec_file(folder, header)
 
@@ -263,9 +267,9 @@ class MelVQ:
             found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
             shapes = _shapes(config, _n_units({key: shape for key, (shape, _) in found.items()}))
             wanted = {key: (shape, _WHOLE_NUMBERS.get(key, "F32")) for key, shape in shapes.items()}
-            if found != wanted:
-                told = reprlib.repr(found)
-                raise UserError(f"{path} holds {told}, but a codec of this configuration holds {wanted}")
+            if differs := [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]:
+                there, meant = ({key: some.get(key) for key in differs[:4]} for some in (found, wanted))
+                raise UserError(f"{path} holds {there}, but a codec of this configuration holds {meant}")
             codec = cls(config, {key: file.get_tensor(key) for key in wanted})
         kept = codec._weights.get(_UNITS + "codes", torch.zeros(0))
         if bool(((kept < BOUNDARY) | (kept >= config.codebook_size)).any()):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio_pl.errors import UserError
@@ -15,6 +14,7 @@ from vita_audio_pl.models.lora import add_lora, merge_lora
 from vita_audio_pl.models.released import released_config
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.models.weight_files import SINGLE, WeightFolder, folder_weights, is_finite, write_json
+from vita_audio_pl.storage.files import save_safetensors
 from vita_audio_pl.storage.model_folders import ADAPTERS, CONFIG
 
 _FORMAT = 1
@@ -50,7 +50,9 @@ def save_adapters(
     spoilt = [name for name, tensor in adapters.items() if not is_finite(tensor)]
     if spoilt:
         raise UserError(f"'{spoilt[0]}' cannot be written as an adapter: not all values are finite")
-    save_file({name: tensor.contiguous() for name, tensor in adapters.items()}, folder / SINGLE, {"format": "pt"})
+    save_safetensors(
+        {name: tensor.contiguous() for name, tensor in adapters.items()}, folder / SINGLE, {"format": "pt"}
+    )
     write_json(folder / CONFIG, released_config(model, first_code))
     pattern = {} if decode_pattern is None else {"mtp_inference_mode": list(decode_pattern)}
     write_json(folder / "generation_config.json", {"do_sample": False} | pattern)

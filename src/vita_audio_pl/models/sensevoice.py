@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from vita_audio_pl.foreign.fields import Fields, read_tagged_yaml
 from vita_audio_pl.foreign.weights import load_strict, read_weights
 from vita_audio_pl.models.layout import to_device
 from vita_audio_pl.models.sensevoice_frontend import CMVN, SAMPLE_RATE, SenseVoiceFrontEnd, read_cmvn, write_cmvn
+from vita_audio_pl.storage.files import save_safetensors
 
 LANGUAGES = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12, "nospeech": 13}
 TEXT_FORMS = {"withitn": 14, "woitn": 15}
@@ -160,7 +160,7 @@ class SenseVoiceEncoder(nn.Module):
         (folder / "config.yaml").write_text(self.config.as_yaml(), encoding="utf-8")
         write_cmvn(folder / CMVN, front_end.shift, front_end.scale)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     def forward(
         self, features: Tensor, lengths: Tensor, language: str = "auto", text_form: str = "woitn"

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.foreign.fields import read_json
 from vita_audio_pl.models.backbone import save_backbone
 from vita_audio_pl.models.released import HEADS
 from vita_audio_pl.models.speech_lm import SpeechLM
 from vita_audio_pl.models.weight_files import SINGLE, write_json
+from vita_audio_pl.storage.files import save_safetensors
 
 DRAFT_FOLDER = "heads"
 DRAFT_TYPE = "mtp"
@@ -46,7 +45,7 @@ def save_vllm(
     save_backbone(model, folder, decode_pattern=decode_pattern, first_code=first_code, max_shard_bytes=max_shard_bytes)
     (folder / DRAFT_FOLDER).mkdir()
     norm = model.model.norm.weight.detach().contiguous()
-    save_file({FINAL_NORM: norm}, folder / DRAFT_FOLDER / SINGLE, metadata={"format": "pt"})
+    save_safetensors({FINAL_NORM: norm}, folder / DRAFT_FOLDER / SINGLE, metadata={"format": "pt"})
     write_json(folder / DRAFT_FOLDER / "config.json", draft_config(read_json(folder / "config.json"), model.n_heads))
 
 

@@ -221,3 +221,13 @@ def explain_full_disk(folder: Place, what: str) -> Iterator[None]:
             f"no space left in {full} while writing {what}: free some and rerun the command; what is "
             "finished is kept and nothing half-written is left"
         ) from error
+
+
+def save_safetensors(tensors: Mapping[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the rights of any other new file; the library's own can be read by nobody else."""
+    from safetensors.torch import save_file  # torch
+
+    path.touch()
+    rights = path.stat().st_mode
+    save_file(dict(tensors), path, metadata)
+    path.chmod(rights)
