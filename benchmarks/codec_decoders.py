@@ -51,7 +51,8 @@ def main() -> None:
     asked.add_argument("--utterances", type=int, help="at most, of the split")
     asked.add_argument("--more", action="store_true")
     asked.add_argument("--unheard", action="store_true", help="errors of the spectra alone, without the judge")
-    asked.add_argument("--ways", nargs="+", default=["spectra", "components", "codec", "network"])
+    ways = ["spectra", "components", "codec", "network", "quarter", *FITTED]
+    asked.add_argument("--ways", nargs="+", choices=ways, default=ways[:4])
     options = asked.parse_args()
     torch.set_num_threads(1)
     codec, judge = MelVQ.load(options.world / "codec"), PocketsphinxWordsJudge()

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,15 @@ def test_an_output_that_is_no_folder_is_refused_before_the_first_answer(config, 
     with pytest.raises(UserError, match="output is .* is not a folder"):
         run_session(replace(config, task="text", output=str(tmp_path / output)))
     assert (tmp_path / "a file").read_text() == "mine"
+
+
+def test_a_codec_that_cannot_be_read_is_refused_before_the_first_answer(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(session.ModelToolbox, "answer", lambda *work: pytest.fail("it answered"))
+    shutil.copytree(Path(config.model) / "codec", tmp_path / "codec")
+    weights = (tmp_path / "codec/codec.safetensors").read_bytes()
+    (tmp_path / "codec/codec.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError, match="codec.safetensors is damaged"):
+        run_session(replace(config, task="tts", codec_folder=str(tmp_path / "codec")))
 
 
 @pytest.fixture

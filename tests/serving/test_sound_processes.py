@@ -166,6 +166,14 @@ def test_answers_are_whole_though_their_process_is_killed_and_health_says_so(ser
     assert httpx.get(health).status_code == 200
 
 
+def test_a_process_that_ends_while_it_loads_is_replaced_and_the_other_one_is_enough(loaded, codec):
+    made = SoundProcesses(loaded.codec_dir, 2, threads=1)
+    os.kill(made.pids[0], signal.SIGKILL)
+    made.started()
+    assert stream_of(made).push(codec.silence(8)).size
+    made.close()
+
+
 def test_a_codec_that_the_process_cannot_load_is_refused_at_the_start(tmp_path):
     made = SoundProcesses(tmp_path, 1, threads=1)
     with pytest.raises(UserError, match="sound_processes=0"):

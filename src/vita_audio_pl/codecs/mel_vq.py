@@ -270,7 +270,8 @@ class MelVQ:
             if differs := [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]:
                 there, meant = ({key: some.get(key) for key in differs[:4]} for some in (found, wanted))
                 raise UserError(f"{path} holds {there}, but a codec of this configuration holds {meant}")
-            codec = cls(config, {key: file.get_tensor(key) for key in wanted})
+            # copied: the file may be written while its codec is used
+            codec = cls(config, {key: file.get_tensor(key).clone() for key in wanted})
         kept = codec._weights.get(_UNITS + "codes", torch.zeros(0))
         if bool(((kept < BOUNDARY) | (kept >= config.codebook_size)).any()):
             raise UserError(f"{path} holds speech with codes that the codebook does not have; fetch it again")
@@ -292,7 +293,7 @@ def _decoder(config: MelVQConfig) -> ContextDecoder | None:
 
 def _n_units(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Codes of the speech that is kept, by the shapes of a codec's weights; 0 if there is none."""
-    return next(iter(shapes.get(_UNITS + "codes", ())), 0)
+    return max((shape[0] for name in ("codes", "parts") if (shape := shapes.get(_UNITS + name))), default=0)
 
 
 def _shapes(config: MelVQConfig, n_units: int = 0) -> dict[str, tuple[int, ...]]:

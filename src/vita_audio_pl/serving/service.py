@@ -91,7 +91,11 @@ class Service:
         self.replicas: Replicas | None = None  # None: this server is alone
         self.spoken: OrderedDict[str, Item] = OrderedDict()  # answers that later requests may name by their audio's id
         self._open_answers: set[object] = set()  # answers whose last event has not been read
-        self.sound_processes = self._begin_processes()  # after all that may refuse to start
+        try:
+            self.sound_processes = self._begin_processes()  # after all that may refuse to start
+        except BaseException:
+            self.engine.stop()
+            raise
         at_once = 0 if self.sound_processes is None else self.sound_processes.at_once
         self.pool = Workers(max(config.sound_workers, at_once))
         self._warm_up()

@@ -74,13 +74,17 @@ class SoundProcesses:
         return self._count * max((process.together for process in self._processes), default=1)
 
     def started(self) -> None:
-        """Wait until one is ready.
+        """Wait until one is ready; if that is broken off, all are ended.
 
         Raises:
             UserError: the codec cannot be loaded there.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self.ready or self._failures, LOADING_SECONDS)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self.ready or self._failures >= self._count, LOADING_SECONDS)
+        except BaseException:
+            self.close()
+            raise
         if not self.ready:
             self.close()
             raise UserError(
