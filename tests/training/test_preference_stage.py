@@ -404,6 +404,9 @@ class FakeToolbox:
     def judge(self, name):
         return None
 
+    def codec(self, folder):
+        return None
+
     def answer(self, model, decoding, batch_size, items):
         answers = []
         for item in items:
