@@ -121,9 +121,11 @@ class SoundProcesses:
 
     def _watch(self, process: "_SoundProcess") -> None:
         """Wait for a process to be ready, then for its end, and put another in its place."""
-        loaded = process.load()
+        error = process.load()
+        if error and not self._closed:
+            _LOG.error("a process that makes sound could not load the codec: %s", error)
         with self._changed:
-            self._failures = 0 if loaded else self._failures + 1
+            self._failures = self._failures + 1 if error else 0
             self._changed.notify_all()
         process.wait()
         with self._changed:
@@ -234,17 +236,16 @@ class _SoundProcess:
         """Pieces of sound that are waited for."""
         return len(self._line)
 
-    def load(self) -> bool:
-        """Wait until it has loaded the codec; if it has not, end it."""
+    def load(self) -> str:
+        """Wait until it has loaded the codec; if it has not, end it and say why."""
         error = "it ended"
         with suppress(EOFError):
             self.together, *told = self._answer(LOADING_SECONDS)
             error = bytes(told).decode()
         self.ready = not error
         if error:
-            _LOG.error("a process that makes sound could not load the codec: %s", error)
             self.end()
-        return self.ready
+        return error
 
     def open(self, holder: object) -> int:
         """The number of a new stream, which lasts as long as its holder."""
