@@ -56,7 +56,7 @@ def run_session(config: EvaluateConfig, console: Console | None = None) -> list[
         for judge in judges | (set() if share.rank else _second_judge(config, evaluations)):
             toolbox.judge(judge)  # a missing one is reported before the first answer
         if "generate" in steps:
-            _read_codecs(toolbox, config, evaluations)
+            _read_codec(toolbox, config, evaluations)
     with (
         Meeting(evaluations[0].bench_folder, share) as meeting,
         sole_writer([evaluation.folder for evaluation in evaluations], share),
@@ -96,16 +96,17 @@ def record_answers(draws: Sequence[EvaluateConfig], console: Console | None = No
     toolbox, workers = _toolbox(config, device), config.workers or _processes(device)
     if workers == 1 or device == "cpu":
         toolbox.judge(evaluations[0].judge)  # one that is not there is refused before the first answer
-        _read_codecs(toolbox, config, evaluations)
+        _read_codec(toolbox, config, evaluations)
     with worker_pool(toolbox, workers) as run, _ShownProgress(console or messages()) as progress:
         transcripts = TranscriptFile(Path(config.transcripts)) if config.transcripts else None
         return run_evaluations(evaluations, run, progress=progress, transcripts=transcripts)
 
 
-def _read_codecs(toolbox: ModelToolbox, config: EvaluateConfig, evaluations: Sequence[Evaluation]) -> None:
-    """Those that will be needed: one that cannot be read is reported before the first answer."""
-    for model in {evaluation.model for evaluation in evaluations if evaluation.is_transcribed}:
-        toolbox.codec(codec_folder(model, config.codec_folder))
+def _read_codec(toolbox: ModelToolbox, config: EvaluateConfig, evaluations: Sequence[Evaluation]) -> None:
+    """The one that is used first and kept until then: if it cannot be read, that is reported before the first answer."""
+    spoken = [evaluation.model for evaluation in evaluations if evaluation.is_transcribed]
+    if spoken:
+        toolbox.codec(codec_folder(spoken[0], config.codec_folder))
 
 
 def _toolbox(config: EvaluateConfig, device: str) -> ModelToolbox:
