@@ -12,7 +12,15 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, Sampling, generate, graphs
 from vita_audio_pl.inference.decoder import Decoder
 from vita_audio_pl.inference.graphs import StaticRows, context_lengths
-from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Float32Logits, Plan, PlannedProduct, vocabulary_product
+from vita_audio_pl.inference.products import (
+    KERNELS,
+    LAYOUTS,
+    Float32Logits,
+    Packed,
+    Plan,
+    PlannedProduct,
+    vocabulary_product,
+)
 from vita_audio_pl.inference.rows import Span
 from vita_audio_pl.inference.sequence import Options
 from vita_audio_pl.inference.shapes import Shape, recurring_shapes
@@ -149,20 +157,33 @@ def test_compiled_pieces_write_the_same_tokens(tiny_model, prompts):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("biased", [True, False])
-def test_every_kernel_of_every_layout_multiplies(layout, biased):
+@pytest.mark.parametrize(("outputs", "inputs"), [(512, 256), (500, 250)])
+def test_every_kernel_of_every_layout_multiplies(layout, biased, outputs, inputs):
     random = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(512, 256, generator=random), torch.randn(512, generator=random) if biased else None
+    weight = torch.randn(outputs, inputs, generator=random)
+    bias = torch.randn(outputs, generator=random) if biased else None
     for name, kernel in KERNELS[layout].items():
         plan = Plan(layout, ((1, name), (2, next(iter(KERNELS[layout])))))
         product = PlannedProduct(weight, bias, plan)
         assert torch.equal(product.dense(), weight)
         for rows in (1, 2, 3, 40):
-            x, total = (torch.randn(rows, n, generator=random) for n in (256, 512))
+            x, total = (torch.randn(rows, n, generator=random) for n in (inputs, outputs))
             expected = torch.nn.functional.linear(x, weight, bias)
             torch.testing.assert_close(product(x), expected, atol=1e-4, rtol=1e-4, msg=name)
             assert product(x).is_contiguous() and (kernel.only_rows or rows) in (1, rows)
             summed = product.add_to(total.clone(), x)
             torch.testing.assert_close(summed, total + expected, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_one_row_is_multiplied_from_the_memory_that_more_rows_are():
+    """Where the processor's layout is in blocks; no weight is held twice."""
+    weight = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
+    packed = Packed.of(weight)
+    if packed.blocks is None:
+        pytest.skip("oneDNN lays matrices out otherwise on this processor")
+    assert packed.blocks.data_ptr() == torch.ops.mkldnn.data_ptr(packed.opaque)
+    assert torch.equal(packed.blocks.transpose(1, 2).reshape(512, 256), weight)
+    assert Packed.of(torch.randn(510, 256)).blocks is None  # its last block is padded
 
 
 def test_16_bit_logits_on_a_gpu_are_float32():

@@ -1,8 +1,9 @@
 """Chooses the layout and kernel that multiply a matrix fastest with few rows; measured once per processor, then reused.
 
 No kernel is best everywhere: for one row, `x @ W.T` from a contiguous transpose takes half of `F.linear`'s time on one
-processor but is slower for four rows; oneDNN's packed layout wins only for eleven rows of wide matrices. A mode is as
-slow as all its products together, so the matrices of a model are laid out together.
+processor but is slower for four rows; oneDNN's layout wins for eleven rows of wide matrices, and for one only if its
+blocks are multiplied by MKL. A mode is as slow as all its products together, so the matrices of a model are laid out
+together.
 """
 
 import json

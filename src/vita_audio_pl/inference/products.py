@@ -4,10 +4,12 @@ Decoding multiplies 1 to 11 rows by many weights, so it is bound by memory bandw
 stored in one layout, which determines the available kernels. `kernels` measures which of them to use.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,8 @@ Layout = Literal["rows", "columns", "packed"]
 
 TYPICAL_ROWS = 8
 """Number of rows that oneDNN's layout is packed for."""
+BLOCKS = (64, 48, 32, 16, 8)
+"""Outputs of a block of that layout, as processors differ."""
 SMALLEST = 1 << 16
 """Smaller weights stay in the CPU caches, where call overhead exceeds the time to read them."""
 
@@ -35,9 +39,16 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way to multiply; only_rows: the only number of rows it supports."""
+    """One way to multiply.
+
+    Attributes:
+        run: `(weight in its layout, bias, x) -> product`.
+        add: `(total, weight in its layout, x) -> total + product`, in the memory of `total`, if it can do both at once.
+        only_rows: the only number of rows it supports.
+    """
 
     run: Callable[[Any, Tensor | None, Tensor], Tensor]
+    add: Callable[[Tensor, Any, Tensor], Tensor] | None = None
     only_rows: int | None = None
 
     def __call__(self, memory: Any, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -46,6 +57,10 @@ class Kernel:
 
 def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
+
+
+def _add_linear(total: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    return total.addmm_(x, weight.t())
 
 
 def _from_the_left(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -64,34 +79,89 @@ def _transposed(columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return torch.mm(x, columns) if bias is None else torch.addmm(bias, x, columns)
 
 
-def _direct(columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """oneDNN's product from a weight that is not in its layout: of several rows with a wide matrix, quicker than MKL's."""
-    return _packed(columns.t(), bias, x)
+def _add_transposed(total: Tensor, columns: Tensor, x: Tensor) -> Tensor:
+    return total.addmm_(x, columns)
 
 
-def _packed(blocks: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+def _onednn(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 
 
+def _direct(columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """oneDNN's product from a weight that is not in its layout: of several rows with a wide matrix, quicker than MKL's."""
+    return _onednn(columns.t(), bias, x)
+
+
+class Packed(NamedTuple):
+    """A weight in oneDNN's layout.
+
+    Attributes:
+        opaque: the tensor that oneDNN's product takes.
+        blocks: the same memory `(blocks, inputs, outputs of a block)`; None if it is laid out otherwise, or its last block
+            is padded.
+    """
+
+    opaque: Tensor
+    blocks: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Packed":
+        """weight: `(outputs, inputs)`."""
+        opaque: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), TYPICAL_ROWS)
+        return cls(opaque, _blocks(opaque, weight))
+
+
+def _blocks(opaque: Tensor, weight: Tensor) -> Tensor | None:
+    size, address = torch.ops.mkldnn._nbytes(opaque), torch.ops.mkldnn.data_ptr(opaque)
+    if size != weight.nbytes:
+        return None
+    memory = torch.from_numpy(np.ctypeslib.as_array((ctypes.c_float * weight.numel()).from_address(address)))
+    for outputs in BLOCKS:
+        blocks = memory.view(-1, weight.shape[1], outputs) if weight.shape[0] % outputs == 0 else None
+        if blocks is not None and torch.equal(blocks.transpose(1, 2), weight.view(-1, outputs, weight.shape[1])):
+            return blocks
+    return None
+
+
+def _packed(packed: Packed, bias: Tensor | None, x: Tensor) -> Tensor:
+    return _onednn(packed.opaque, bias, x)
+
+
+def _by_blocks(packed: Packed, bias: Tensor | None, x: Tensor) -> Tensor:
+    """One row with each block, from oneDNN's memory but by MKL, whose products of one row are quicker."""
+    if packed.blocks is None:
+        return _packed(packed, bias, x)
+    out = torch.bmm(x.expand(packed.blocks.shape[0], 1, -1), packed.blocks).view(1, -1)
+    return out if bias is None else out.add_(bias)
+
+
+def _add_by_blocks(total: Tensor, packed: Packed, x: Tensor) -> Tensor:
+    if packed.blocks is None:
+        return total.add_(_packed(packed, None, x))
+    number, _, outputs = packed.blocks.shape
+    return total.view(number, 1, outputs).baddbmm_(x.expand(number, 1, -1), packed.blocks).view(1, -1)
+
+
 KERNELS: dict[Layout, dict[str, Kernel]] = {
-    "rows": {"linear": Kernel(_linear), "left": Kernel(_from_the_left), "doubled": Kernel(_doubled, only_rows=1)},
-    "columns": {"transposed": Kernel(_transposed)},
+    "rows": {
+        "linear": Kernel(_linear, _add_linear),
+        "left": Kernel(_from_the_left),
+        "doubled": Kernel(_doubled, only_rows=1),
+    },
+    "columns": {"transposed": Kernel(_transposed, _add_transposed)},
 }
 if torch.backends.mkldnn.is_available():
     KERNELS["columns"]["direct"] = Kernel(_direct)
-    KERNELS["packed"] = {"packed": Kernel(_packed)}
+    KERNELS["packed"] = {"packed": Kernel(_packed), "blocks": Kernel(_by_blocks, _add_by_blocks, only_rows=1)}
 LAYOUTS: tuple[Layout, ...] = tuple(KERNELS)
 
 
-def lay_out(weight: Tensor, layout: Layout) -> Tensor:
+def lay_out(weight: Tensor, layout: Layout) -> Tensor | Packed:
     """`weight: (outputs, inputs)` in the layout; `rows` shares the weight's memory."""
     if layout == "rows":
         return weight
-    if layout == "columns":
-        return weight.t().contiguous()
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), TYPICAL_ROWS)
-    return packed
+    return weight.t().contiguous() if layout == "columns" else Packed.of(weight)
 
 
 @dataclass(frozen=True)
@@ -137,8 +207,6 @@ class PlannedProduct:
         self._by_rows: list[Kernel] = [kernels[plan.kernels[0][1]]]
         for rows, name in plan.kernels:
             self._by_rows += [kernels[name]] * (rows + 1 - len(self._by_rows))
-        # the transpose for the in-place sum; None if the kernel has no such sum
-        self._columns = {"rows": weight.t(), "columns": self._memory, "packed": None}[plan.layout]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._kernel(x)(self._memory, self.bias, x)
@@ -146,14 +214,14 @@ class PlannedProduct:
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
         """`total + product(x)`, in the memory of `total: (rows, outputs)`."""
         kernel = self._kernel(x)
-        if self._columns is None or self.bias is not None or kernel.run not in (_linear, _transposed):
+        if kernel.add is None or self.bias is not None:
             return total.add_(kernel(self._memory, self.bias, x))
-        return total.addmm_(x, self._columns)
+        return kernel.add(total, self._memory, x)
 
     def dense(self) -> Tensor:
         """The weight `(outputs, inputs)`; a view where the layout allows it."""
-        if self.plan.layout == "packed":
-            unpacked: Tensor = self._memory.to_dense()
+        if isinstance(self._memory, Packed):
+            unpacked: Tensor = self._memory.opaque.to_dense()
             return unpacked
         return self._memory if self.plan.layout == "rows" else self._memory.t()
 

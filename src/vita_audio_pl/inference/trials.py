@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vita_audio_pl.inference.products import KERNELS, Kernel, Plan, PlannedProduct
 
-MEASURED_ROWS = (1, 2, 4, 8, 11, 32, 88)
+MEASURED_ROWS = (1, 2, 4, 8, 11, 16, 32, 88)
 """Numbers of rows that are timed; another number goes by the next larger one of them."""
 MOST_BYTES = 128 << 20
 """Matrices of a trial, at most (but one of each shape): more than most caches hold, as in the pass of a large model."""
