@@ -30,6 +30,7 @@ from vita_audio_pl.codecs import MelVQ, context_decoder, mel_vq, spectral
 from vita_audio_pl.codecs.context_decoder import ContextDecoder
 from vita_audio_pl.codecs.mel_vq import _log_spectra, _padded
 from vita_audio_pl.codecs.unit_selection import Trail, Units
+from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxWordsJudge
 from vita_audio_pl.evaluation.scores.normalisers import plain
 from vita_audio_pl.spoken_world import plan, synthesis
@@ -185,4 +186,5 @@ def sound(codec: MelVQ, log_spectra: Tensor) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

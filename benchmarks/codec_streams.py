@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from vita_audio_pl.codecs import MelVQ, mel_vq_streams, read_audio, spectral
+from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge, PocketsphinxJudge, PocketsphinxWordsJudge
 from vita_audio_pl.evaluation.scores.measures import count_errors
 from vita_audio_pl.evaluation.scores.normalisers import plain
@@ -107,4 +108,5 @@ def measured(
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -38,6 +38,7 @@ import psutil
 import websockets
 
 from vita_audio_pl.benchmarking.decoding import AUDIBLE
+from vita_audio_pl.config.ending import one_sentence
 
 SENTENCES = (
     "the teacher has three tickets",
@@ -405,4 +406,5 @@ async def many_answers(port: int, question: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -18,6 +18,7 @@ import torch
 
 from vita_audio_pl.codecs import load_codec
 from vita_audio_pl.config.decoding import Sampling
+from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.inference import SpanConstraint, generate, load_speech_model
@@ -96,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

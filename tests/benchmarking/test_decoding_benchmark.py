@@ -120,6 +120,8 @@ def test_a_model_without_heads_is_measured_in_vanilla_alone(tmp_path):
         run_decoding_benchmark(replace(protocol, modes=["boost"]), bare, **where)
     with pytest.raises(UserError, match="Vanilla is without verification"):
         run_decoding_benchmark(replace(protocol, modes=["vanilla"], verify=["greedy"]), TINY, **where)
+    with pytest.raises(UserError, match="decoding_size is the size of a model with random weights"):
+        run_decoding_benchmark(replace(protocol, model_folder="model"), TINY, **where)
 
 
 def test_graphs_are_captured_in_the_warm_up_alone(runtime, monkeypatch):

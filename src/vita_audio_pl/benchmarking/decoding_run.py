@@ -44,9 +44,14 @@ def run_decoding_benchmark(
     """Measures what the protocol says, shows a table and writes the figures into `folder`.
 
     Raises:
-        UserError: a model, a codec or samples that cannot be read, a device that is not there, or a folder that holds
-            something else.
+        UserError: a model, a codec or samples that cannot be read, a size beside a trained model, a device that is not there,
+            or a folder that holds something else.
     """
+    if protocol.model_folder is not None and size != DecodingSize():
+        raise UserError(
+            "decoding_size is the size of a model with random weights, and the one in decoding.model_folder has its own; leave "
+            "one of them out"
+        )
     Owned.claim(folder, Kind("decoding benchmark", sign=("decoding.json",)))
     require_device(device)
     for kernels, verify in product(protocol.kernels, protocol.verify):

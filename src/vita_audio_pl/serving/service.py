@@ -26,7 +26,7 @@ from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.requests import Decoding
 from vita_audio_pl.serving.resampling import Resampled
 from vita_audio_pl.serving.settings import ServeConfig, api_keys
-from vita_audio_pl.serving.sound_processes import RemoteSound, SoundProcesses
+from vita_audio_pl.serving.sound_processes import RemoteSound, SoundProcesses, warm_up
 from vita_audio_pl.serving.workers import Workers
 
 _MOST_REMEMBERED = 256
@@ -284,11 +284,9 @@ class Service:
         return processes
 
     def _warm_up(self) -> None:
-        """Warm up what the first answer would wait for: tables of the codec."""
-        if self.codec is not None and (sound := self.sound(OUTPUT_RATE)) is not None:
-            stream = sound.decode_stream()
-            stream.push(self.codec.silence(2))
-            stream.finish()
+        """Make what the first answer would wait for."""
+        if self.codec is not None and self.sound_processes is None:  # they have warmed up by themselves
+            warm_up(self.codec)
         if self.config.verify == "groups" or hasattr(self.codec, "codebook"):  # a request may ask for it
             self.loaded.verification("groups", self.config.slack, self.codec)
 

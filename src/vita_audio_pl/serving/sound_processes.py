@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from vita_audio_pl.child_processes import attach_worker, worker_context
-from vita_audio_pl.codecs.protocol import DecodeStream, load_codec
+from vita_audio_pl.codecs.protocol import Codec, DecodeStream, load_codec
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.serving.pcm import OUTPUT_RATE
 from vita_audio_pl.serving.resampling import Resampled, ResampledStream
 
 _LOG = logging.getLogger("vita_audio_pl.serving")
@@ -315,6 +316,13 @@ class _SoundProcess:
         raise EOFError
 
 
+def warm_up(codec: Codec) -> None:
+    """Make what the first piece of sound would wait for: tables of the codec and the resampler."""
+    stream = Resampled(codec, OUTPUT_RATE).decode_stream()
+    stream.push(codec.silence(2))
+    stream.finish()
+
+
 def _decode_for(parent: int, connection: Connection, folder: Path, threads: int) -> None:
     """Answer until the parent closes the connection."""
     attach_worker(parent)
@@ -323,6 +331,7 @@ def _decode_for(parent: int, connection: Connection, folder: Path, threads: int)
     torch.set_num_threads(threads)
     try:
         codec = load_codec(folder)
+        warm_up(codec)
     except Exception:
         connection.send_bytes(b"\1" + traceback.format_exc().encode())
         return
