@@ -181,8 +181,11 @@ def test_one_row_is_multiplied_from_the_memory_that_more_rows_are():
     packed = Packed.of(weight)
     if packed.blocks is None:
         pytest.skip("oneDNN lays matrices out otherwise on this processor")
-    assert packed.blocks.data_ptr() == torch.ops.mkldnn.data_ptr(packed.opaque)
-    assert torch.equal(packed.blocks.transpose(1, 2).reshape(512, 256), weight)
+    blocks, address = packed.blocks, torch.ops.mkldnn.data_ptr(packed.opaque)
+    del packed
+    others = [Packed.of(-weight) for _ in range(3)]  # in freed memory, if it were
+    assert blocks.data_ptr() == address and torch.equal(blocks.transpose(1, 2).reshape(512, 256), weight)
+    assert all(each.blocks.data_ptr() != address for each in others)
     assert Packed.of(torch.randn(510, 256)).blocks is None  # its last block is padded
 
 

@@ -113,14 +113,17 @@ class Packed(NamedTuple):
 
 
 def _blocks(opaque: Tensor, weight: Tensor) -> Tensor | None:
-    size, address = torch.ops.mkldnn._nbytes(opaque), torch.ops.mkldnn.data_ptr(opaque)
-    if size != weight.nbytes:
+    """`Packed.blocks`, by comparison with the weight: oneDNN chooses the layout by processor and shape."""
+    if torch.ops.mkldnn._nbytes(opaque) != weight.nbytes:
         return None
-    memory = torch.from_numpy(np.ctypeslib.as_array((ctypes.c_float * weight.numel()).from_address(address)))
+    numbers = (ctypes.c_float * weight.numel()).from_address(torch.ops.mkldnn.data_ptr(opaque))
+    numbers.owner = opaque  # type: ignore[attr-defined]  # whose memory lasts as long as any view of it
+    memory = torch.from_numpy(np.ctypeslib.as_array(numbers))
     for outputs in BLOCKS:
-        blocks = memory.view(-1, weight.shape[1], outputs) if weight.shape[0] % outputs == 0 else None
-        if blocks is not None and torch.equal(blocks.transpose(1, 2), weight.view(-1, outputs, weight.shape[1])):
-            return blocks
+        if weight.shape[0] % outputs == 0:
+            blocks = memory.view(-1, weight.shape[1], outputs)
+            if torch.equal(blocks.transpose(1, 2), weight.reshape(-1, outputs, weight.shape[1])):
+                return blocks
     return None
 
 

@@ -73,8 +73,13 @@ def _sequence(counts: Mapping[Shape, int]) -> list[Shape]:
 
 def _passes(plan: Plan, sequence: list[Shape], served: Iterable[int]) -> dict[int, dict[Shape, float]]:
     """Seconds by number of rows; the matrices are held once, and no longer than this."""
-    products = [(shape, PlannedProduct(torch.full(shape, 0.01), None, plan)) for shape in sequence]
+    products = [(shape, PlannedProduct(_weight(shape), None, plan)) for shape in sequence]
     return {rows: _least(products, rows) for rows in served}
+
+
+def _weight(shape: Shape) -> torch.Tensor:
+    """Of different numbers, by which a kernel can tell how they are laid out."""
+    return torch.linspace(0.01, 0.02, shape.outputs * shape.inputs).view(shape)
 
 
 def _least(products: list[tuple[Shape, PlannedProduct]], rows: int) -> dict[Shape, float]:
