@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arguments import count, mistakes_told
 from codec_streams import recordings, word_errors
 from torch import Tensor, nn
 
@@ -30,7 +31,6 @@ from vita_audio_pl.codecs import MelVQ, context_decoder, mel_vq, spectral
 from vita_audio_pl.codecs.context_decoder import ContextDecoder
 from vita_audio_pl.codecs.mel_vq import _log_spectra, _padded
 from vita_audio_pl.codecs.unit_selection import Trail, Units
-from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.evaluation.judges.pocketsphinx import PocketsphinxWordsJudge
 from vita_audio_pl.evaluation.scores.normalisers import plain
 from vita_audio_pl.spoken_world import plan, synthesis
@@ -49,7 +49,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("world", type=Path)
     asked.add_argument("--split", default="dev")
-    asked.add_argument("--utterances", type=int, help="at most, of the split")
+    asked.add_argument("--utterances", type=count, help="at most, of the split")
     asked.add_argument("--more", action="store_true")
     asked.add_argument("--unheard", action="store_true", help="errors of the spectra alone, without the judge")
     ways = ["spectra", "components", "codec", "network", "quarter", *FITTED]
@@ -186,5 +186,5 @@ def sound(codec: MelVQ, log_spectra: Tensor) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with mistakes_told():
         main()

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arguments import count, mistakes_told
 
 from vita_audio_pl.codecs import MelVQ, mel_vq_streams, read_audio, spectral
-from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.evaluation.judges.pocketsphinx import Judge, PocketsphinxJudge, PocketsphinxWordsJudge
 from vita_audio_pl.evaluation.scores.measures import count_errors
 from vita_audio_pl.evaluation.scores.normalisers import plain
+from vita_audio_pl.text.lines import read_lines
 
 WHOLE = 0  # in place of a number of rounds
 
@@ -30,8 +31,8 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("world", type=Path)
     asked.add_argument("--split", default="dev")
-    asked.add_argument("--rounds", type=int, nargs="+", default=[3, 4, 5, 6, 8, 12, 16])
-    asked.add_argument("--chunk", type=int, default=8, help="codes that arrive at a time")
+    asked.add_argument("--rounds", type=count, nargs="+", default=[3, 4, 5, 6, 8, 12, 16])
+    asked.add_argument("--chunk", type=count, default=8, help="codes that arrive at a time")
     options = asked.parse_args()
     torch.set_num_threads(1)
     codec = MelVQ.load(options.world / "codec")
@@ -56,7 +57,7 @@ def main() -> None:
 
 def recordings(world: Path, task: str, split: str, rate: int) -> tuple[list[str], list[np.ndarray]]:
     """Texts and waves `(samples,)` of a split: what the assistant says (tts), or what is said to it (asr)."""
-    rows = [json.loads(line) for line in (world / f"samples/{task}.{split}.jsonl").read_text().splitlines()]
+    rows = [json.loads(line.text) for line in read_lines(world / f"samples/{task}.{split}.jsonl")]
     said = "user" if task == "tts" else "assistant"
     texts = [next(m["content"] for m in row["messages"] if m["role"] == said).split("\n")[-1] for row in rows]
     return texts, [read_audio(world / row["audios"][0], rate) for row in rows]
@@ -108,5 +109,5 @@ def measured(
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with mistakes_told():
         main()

@@ -36,9 +36,9 @@ from urllib.request import urlopen
 import numpy as np
 import psutil
 import websockets
+from arguments import count, mistakes_told
 
 from vita_audio_pl.benchmarking.decoding import AUDIBLE
-from vita_audio_pl.config.ending import one_sentence
 
 SENTENCES = (
     "the teacher has three tickets",
@@ -324,12 +324,12 @@ def metric(port: int, name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=7, help="of one client and of eight")
+    parser.add_argument("--repeats", type=count, default=8)
+    parser.add_argument("--turns", type=count, default=7, help="of one client and of eight")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--vanishing", type=float, default=600.0, help="seconds; 0 leaves it out")
-    parser.add_argument("--clients", type=int, default=200, help="that vanish")
-    parser.add_argument("--layers", type=int, help="of the model that is served; its own by default")
+    parser.add_argument("--clients", type=count, default=200, help="that vanish")
+    parser.add_argument("--layers", type=count, help="of the model that is served; its own by default")
     options = parser.parse_args()
     model = str(Path(options.model.removeprefix("model=")).resolve())
     with tempfile.TemporaryDirectory() as scratch:
@@ -406,5 +406,5 @@ async def many_answers(port: int, question: str) -> str:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with mistakes_told():
         main()

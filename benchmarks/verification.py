@@ -15,10 +15,10 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import torch
+from arguments import count, mistakes_told
 
 from vita_audio_pl.codecs import load_codec
 from vita_audio_pl.config.decoding import Sampling
-from vita_audio_pl.config.ending import one_sentence
 from vita_audio_pl.evaluation.benches.bench import BenchConfig
 from vita_audio_pl.evaluation.judges.choice import judge_maker
 from vita_audio_pl.inference import SpanConstraint, generate, load_speech_model
@@ -36,7 +36,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("model", type=Path)
     asked.add_argument("world", type=Path)
-    asked.add_argument("--utterances", type=int, default=100)
+    asked.add_argument("--utterances", type=count, default=100)
     asked.add_argument("--sampled", action="store_true")
     costs = asked.add_mutually_exclusive_group()
     costs.add_argument("--measured", action="store_true")
@@ -97,5 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with mistakes_told():
         main()

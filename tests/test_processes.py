@@ -18,9 +18,17 @@ from tests.patience import PATIENCE, wait_until
 from vita_audio_pl import processes
 from vita_audio_pl.child_processes import worker_processes
 from vita_audio_pl.errors import UserError
+from vita_audio_pl.leaving import resume_hint
 from vita_audio_pl.processes import announce_stop, check_agent, check_status, run_command
 
 fork = multiprocessing.get_context("fork")
+
+
+@pytest.mark.parametrize(("module", "resumes"), [("train", True), ("prepare", True), ("serve", False), ("talk", False)])
+def test_only_a_command_that_can_be_resumed_says_so(monkeypatch, module, resumes):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", f"vita_audio_pl.{module}"])
+    assert resume_hint("; kept") == ("; kept; rerun the same command to resume" if resumes else "")
+
 
 STAGE = """
 import os, pathlib, signal, sys, time

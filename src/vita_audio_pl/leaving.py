@@ -28,12 +28,20 @@ def command() -> str:
     return next(named, "")
 
 
+_BEGIN_ANEW = ("benchmark", "checksums", "generate", "plan", "serve", "talk")
+
+
+def resume_hint(kept: str = "") -> str:
+    """What a sentence about a stop ends with; kept: a part about what was finished. Empty where the command would begin anew."""
+    return "" if command().rpartition(".")[2] in _BEGIN_ANEW else f"{kept}; rerun the same command to resume"
+
+
 def leave_at_start(number: int, frame: FrameType | None) -> None:
     """Signal handler while a command is still importing, for seconds; `processes.announce_stop` replaces it."""
     # srun sends SIGTERM to the other tasks when one has ended, and that must not interrupt the requeue
     for other in STATUS:
         signal.signal(other, signal.SIG_IGN)
-    print_now(f"{name_of(number)}: stopped while starting; rerun the same command to resume")
+    print_now(f"{name_of(number)}: stopped while starting{resume_hint()}")
     requeue_unread(STATUS[number])
     os._exit(STATUS[number])
 

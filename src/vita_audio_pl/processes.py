@@ -26,6 +26,7 @@ from vita_audio_pl.leaving import (
     print_now,
     requeue_job,
     requeue_unread,
+    resume_hint,
 )
 
 TORCHRUN = (
@@ -110,7 +111,7 @@ def _listen(arrived: int) -> None:
             if _is_deaf(number, came) and _stopped is not None:  # its status is decided already
                 _end_now(_stopped.status)
             elif _is_deaf(number, came):
-                print_now(f"{name_of(number)}: stopped while waiting; rerun the same command to resume")
+                print_now(f"{name_of(number)}: stopped while waiting{resume_hint()}")
                 _end_now(STATUS[number])
             while _stopped is not None and signal.getsignal(number) is _stop:
                 time.sleep(0.1)  # in its sleep the process ends
@@ -246,8 +247,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     _stopped = _Stopped(_ran, STATUS[number])
     print_now(
-        f"{name_of(number)}: stopped in {_place(frame)}; what is finished is kept; rerun the same command to resume "
-        "(one more ends it at once)"
+        f"{name_of(number)}: stopped in {_place(frame)}{resume_hint('; what is finished is kept')} (one more ends it at once)"
     )
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(STATUS[number])
 

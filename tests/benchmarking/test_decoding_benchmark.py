@@ -21,7 +21,7 @@ from vita_audio_pl.benchmarking.decoding import (
     run_sessions,
     script,
 )
-from vita_audio_pl.benchmarking.decoding_run import run_decoding_benchmark
+from vita_audio_pl.benchmarking.decoding_run import Runtimes, run_decoding_benchmark
 from vita_audio_pl.benchmarking.decoding_settings import DecodingProtocol, DecodingSize, Setting
 from vita_audio_pl.benchmarking.decoding_show import times_as_fast
 from vita_audio_pl.benchmarking.random_model import random_model
@@ -29,6 +29,7 @@ from vita_audio_pl.config.fields import check_settings
 from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import graphs
 from vita_audio_pl.inference.drafting import PassCosts
+from vita_audio_pl.inference.kernels import Kernels
 from vita_audio_pl.inference.products import PlannedProduct
 from vita_audio_pl.inference.runtime import Runtime
 from vita_audio_pl.inference.sequence import Options
@@ -194,6 +195,22 @@ def test_codes_that_leave_no_row_for_text_are_refused_by_their_name():
     size = DecodingSize(vocabulary=100, codes=88)
     check_settings(size)
     assert set(script("boost", 50, constraint_of(size), 0)) >= {3, size.first_code}
+
+
+def test_heads_that_do_not_fit_are_refused_by_the_names_of_their_settings():
+    with pytest.raises(UserError, match=r"decoding_size.attention_heads=4 must divide decoding_size.hidden_size=30"):
+        random_model(replace(TINY, hidden_size=30), 64, group="decoding_size")
+
+
+def test_recorded_choices_are_measured_as_themselves_beside_equal_plans(tmp_path):
+    """Costs of passes decide where heads draft, and are not in the plans."""
+    recorded = Kernels(passes={"x": FREE_HEADS}).record()
+    (tmp_path / "kernels.json").write_text(json.dumps(recorded))
+    runtimes = Runtimes(lambda: random_model(TINY, 64).eval(), DecodingProtocol())
+    file = str(tmp_path / "kernels.json")
+    chosen, given = (runtimes(Setting("boost", "greedy", kernels=kernels)) for kernels in ("auto", file))
+    assert given is not chosen and given.kernels.choice == file
+    assert runtimes(Setting("turbo", "greedy", kernels=file)) is given
 
 
 @pytest.mark.slow

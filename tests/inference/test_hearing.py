@@ -126,5 +126,5 @@ def test_the_benchmark_lets_a_model_with_an_encoder_hear(folder):
     protocol = DecodingProtocol(
         new_tokens=12, modes=["boost"], verify=["none"], sessions=[1], constrain=[False], repetitions=1
     )
-    [measured] = benchmark_trained(loaded, None, questions, protocol)
-    assert 0 < measured.written <= 12 and measured.parts["encode"] > 0
+    [measured], kernels = benchmark_trained(loaded, None, questions, protocol)
+    assert kernels["auto"]["choice"] == "auto" and 0 < measured.written <= 12 and measured.parts["encode"] > 0

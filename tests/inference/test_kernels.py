@@ -13,7 +13,7 @@ from vita_audio_pl.errors import UserError
 from vita_audio_pl.inference import Runtime, costs, generate, kernels, trials
 from vita_audio_pl.inference.drafting import PassCosts
 from vita_audio_pl.inference.kernels import Candidate, Kernels, Matrix, Serving, Timings, quickest
-from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Plan
+from vita_audio_pl.inference.products import KERNELS, LAYOUTS, Packed, Plan
 from vita_audio_pl.inference.trials import MEASURED_ROWS, Shape
 from vita_audio_pl.interleave import DecodePattern
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -275,6 +275,50 @@ def test_costs_that_are_none_are_refused_in_a_file_and_measured_anew_from_the_ca
     assert Timings(tmp_path / "kept").passes("x", lambda: PassCosts(2.0, 0.1, 0.1, 0.1)).backbone == 2.0
 
 
+def test_a_file_without_choices_chooses_nothing(tmp_path):
+    """As a model too small to be laid out leaves it; it must not mean auto."""
+    (tmp_path / "kernels.json").write_text(json.dumps(Kernels().record()))
+    with pytest.raises(UserError, match="has no choice for vocabulary:20000x256: it was recorded with another model"):
+        Kernels(str(tmp_path / "kernels.json")).plan(Matrix("vocabulary", 20000, 256), 10)
+
+
+def test_the_result_of_a_benchmark_of_one_setting_can_be_given(tmp_path):
+    record = Kernels(passes={"x": PassCosts(1.0, 0.1, 0.1, 0.1)}).record()
+    file = tmp_path / "decoding.json"
+    file.write_text(json.dumps({"format": 1, "about": {"kernels": {"boost x1, auto": record}}}))
+    assert kernels.read_choices(file).passes == {"x": PassCosts(1.0, 0.1, 0.1, 0.1)}
+    file.write_text(
+        json.dumps({"format": 1, "about": {"kernels": {"boost x1, auto": record, "vanilla x1, auto": record}}})
+    )
+    with pytest.raises(UserError, match=r"those of 2 settings, one under each name in about\.kernels: save one"):
+        kernels.read_choices(file)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda times: {"7x7": times},
+        lambda times: {"20000x256": spoilt(times, float("nan"))},
+        lambda times: {"20000x256": spoilt(times, -1.0)},
+    ],
+)
+def test_times_that_are_none_are_measured_again(made_up, tmp_path, harm):
+    matrix = Matrix("vocabulary", 20000, 256)
+    Kernels().plan(matrix, 10)
+    (stored,) = (tmp_path / "vita_audio_pl" / "kernels").iterdir()
+    told = json.loads(stored.read_text())
+    (name,) = told["times"]
+    told["times"][name] = harm(told["times"][name]["20000x256"])
+    stored.write_text(json.dumps(told))
+    kernels._timings.clear()
+    Kernels().plan(matrix, 10)
+    assert len(made_up) == 2
+
+
+def spoilt(times, seconds):
+    return {kernel: dict.fromkeys(by, seconds) for kernel, by in times.items()}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_weight_is_held_twice(layout):
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1024}
@@ -287,9 +331,11 @@ def test_no_weight_is_held_twice(layout):
     for layer in (*runtime.layers, *(head.layer for head in runtime.heads)):
         products += [layer.qkv, layer.output, layer.gate_up, layer.down]
     products += [head.join for head in runtime.heads]
-    place = (
-        id if layout == "packed" else lambda memory: memory.untyped_storage().data_ptr()
-    )  # oneDNN has no pointer to show
+
+    def place(memory):
+        packed = isinstance(memory, Packed)
+        return torch.ops.mkldnn.data_ptr(memory.opaque) if packed else memory.untyped_storage().data_ptr()
+
     held = {place(p._memory): p for p in products}
     held = {place: p.outputs * p.inputs for place, p in held.items()}
     assert sum((left | held).values()) < 1.02 * weights

@@ -57,10 +57,9 @@ def run_decoding_benchmark(
     for kernels, verify in product(protocol.kernels, protocol.verify):
         check_kernels(kernels, verify, Greedy, device)
     where = torch.device(device)
-    more: dict[str, Any] = {}
     with console.status("decoding") as status:
         if protocol.model_folder is not None:
-            name, measured = _trained(protocol, where, dtype, status.update)
+            name, measured, more = _trained(protocol, where, dtype, status.update)
         else:
             name, measured, more = _random(protocol, size, where, dtype, status.update)
     rows = all_figures(measured)
@@ -95,15 +94,15 @@ def run_decoding_benchmark(
 
 def _trained(
     protocol: DecodingProtocol, where: torch.device, dtype: torch.dtype, progress: Callable[[str], None]
-) -> tuple[str, list[Measurement]]:
+) -> tuple[str, list[Measurement], dict[str, Any]]:
     if protocol.samples is None:
         raise UserError("a trained model is measured on prompts: give decoding.samples=FILE.jsonl")
     load = partial(load_speech_model, str(protocol.model_folder), device=where, dtype=dtype)
     loaded, quantised = load(), {quantize: load(quantize=quantize) for quantize in protocol.quantize}
     codec = load_codec(protocol.codec) if protocol.codec else codec_of(loaded)
     questions = read_questions(Path(protocol.samples), protocol.limit, loaded, codec)
-    measured = benchmark_trained(loaded, codec, questions, protocol, quantised=quantised, progress=progress)
-    return f"{protocol.model_folder}, {len(questions)} questions", measured
+    measured, kernels = benchmark_trained(loaded, codec, questions, protocol, quantised=quantised, progress=progress)
+    return f"{protocol.model_folder}, {len(questions)} questions", measured, {"kernels": kernels}
 
 
 def _random(
@@ -117,7 +116,7 @@ def _random(
     positions = protocol.prompt_tokens + protocol.new_tokens
 
     def make() -> SpeechLM:
-        return random_model(size, positions, where, dtype).eval().requires_grad_(False)
+        return random_model(size, positions, where, dtype, group="decoding_size").eval().requires_grad_(False)
 
     progress("memory")
     about: dict[str, Any] = {}
@@ -132,7 +131,7 @@ def _random(
 
 
 class Runtimes:
-    """A runtime for each mode, with the kernels that are quickest for it; modes with the same choices share one."""
+    """A runtime for each mode, with the kernels that are quickest for it; modes for which they are the same share one."""
 
     def __init__(self, make: Callable[[], SpeechLM], protocol: DecodingProtocol):
         self._models: dict[str | None, SpeechLM] = {None: make()}
@@ -151,7 +150,8 @@ class Runtimes:
             same = [
                 other
                 for other in self._made.values()
-                if (other.quantize, other.kernels.plans) == (made.quantize, made.kernels.plans)
+                if (other.quantize, other.kernels.choice, other.kernels.plans)
+                == (made.quantize, kernels.choice, kernels.plans)
             ]
             self._made[key] = same[0] if same else made
         return self._made[key]

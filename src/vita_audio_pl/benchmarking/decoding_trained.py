@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,8 @@ def benchmark_trained(
     *,
     quantised: Mapping[str, LoadedModel] | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[Measurement]:
-    """Measures every setting of the protocol on the questions, as many at a time as the setting has sessions.
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Measures every setting of the protocol on the questions, as many at a time as the setting has sessions; and the kernels' choices.
 
     quantised: the model in each of the schemes of `protocol.quantize`.
     """
@@ -120,7 +121,7 @@ def benchmark_trained(
                 )
             if repetition >= 0:
                 _add(kept, total)
-    return list(measured.values())
+    return list(measured.values()), {scheme or name: made.kernels.record() for (name, scheme), made in runtimes.items()}
 
 
 def _add(kept: Measurement, total: Measurement) -> None:

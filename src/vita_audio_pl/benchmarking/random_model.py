@@ -3,6 +3,7 @@
 import torch
 
 from vita_audio_pl.benchmarking.sizes import ModelSize
+from vita_audio_pl.errors import UserError
 from vita_audio_pl.models.families import FAMILIES
 from vita_audio_pl.models.released import config_from_fields
 from vita_audio_pl.models.speech_lm import SpeechLM, SpeechLMConfig
@@ -16,8 +17,20 @@ def random_model(
     *,
     attention: str = "per_document",
     seed: int = 0,
+    group: str = "benchmark_size",
 ) -> SpeechLM:
-    """A model of that size for rows of `positions` tokens, made on its device (by default the CPU)."""
+    """A model of that size for rows of `positions` tokens, made on its device (by default the CPU).
+
+    Raises:
+        UserError: its parts do not fit; group: of settings, which the sentence names.
+    """
+    if size.attention_heads % size.key_value_heads or (
+        size.head_dim is None and size.hidden_size % size.attention_heads
+    ):
+        raise UserError(
+            f"{group}.attention_heads={size.attention_heads} must divide {group}.hidden_size={size.hidden_size} (or "
+            f"{group}.head_dim says their size) and be divisible by {group}.key_value_heads={size.key_value_heads}"
+        )
     fields = {
         "vocab_size": size.vocabulary,
         "hidden_size": size.hidden_size,
@@ -28,7 +41,7 @@ def random_model(
         "tie_word_embeddings": size.tied,
         "head_dim": size.head_dim or size.hidden_size // size.attention_heads,
     }
-    backbone = config_from_fields(fields, FAMILIES[size.family], size.layers, "benchmark_size")
+    backbone = config_from_fields(fields, FAMILIES[size.family], size.layers, group)
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vita_audio_pl.errors import UserError, errno_of, is_out_of_memory, peer_is_gone
-from vita_audio_pl.leaving import NO_MEMORY
+from vita_audio_pl.leaving import NO_MEMORY, resume_hint
 from vita_audio_pl.processes import announce_stop
 from vita_audio_pl.storage.secrets import without_credentials
 
@@ -61,7 +61,7 @@ def one_sentence(runs: str = "runs") -> Iterator[None]:
     except SystemExit:
         raise
     except KeyboardInterrupt:  # in a thread, where no handler has said so
-        _print(f"interrupted; {_AGAIN}")
+        _print(f"interrupted{resume_hint()}")
         raise SystemExit(STATUS_OF_INTERRUPT) from None
     except BrokenPipeError:
         _print_no_more()

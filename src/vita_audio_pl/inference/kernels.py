@@ -101,11 +101,8 @@ class Kernels:
     passes: dict[str, PassCosts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._recorded: dict[str, Plan] = {}
-        self._recorded_does: dict[str, bool] = {}
-        self._recorded_passes: dict[str, PassCosts] = {}
-        if self.choice != "auto" and self.choice not in LAYOUTS:
-            self._recorded, self._recorded_does, self._recorded_passes = read_choices(Path(self.choice))
+        recorded = self.choice != "auto" and self.choice not in LAYOUTS
+        self._recorded = read_choices(Path(self.choice)) if recorded else None
 
     def plan(self, matrix: Matrix, n_heads: int) -> Plan:
         """The plan of a matrix: as chosen with others, or chosen now.
@@ -126,13 +123,13 @@ class Kernels:
         matrices = [matrix for matrix in matrices if matrix.name not in self.plans]
         if not matrices:
             return
-        if self._recorded:
-            missing = [matrix.name for matrix in matrices if matrix.name not in self._recorded]
+        if self._recorded is not None:
+            missing = [matrix.name for matrix in matrices if matrix.name not in self._recorded.plans]
             if missing:
                 raise UserError(
                     f"kernels={self.choice} has no choice for {missing[0]}: it was recorded with another model"
                 )
-            plans = [self._recorded[matrix.name] for matrix in matrices]
+            plans = [self._recorded.plans[matrix.name] for matrix in matrices]
         elif self.choice in LAYOUTS:
             plans = [Plan.of(self.choice if self.choice in m.layouts else m.layouts[0]) for m in matrices]
         else:
@@ -142,7 +139,8 @@ class Kernels:
     def pays(self, name: str, one: Callable[[], object], other: Callable[[], object]) -> bool:
         """Whether `one` is to be done in place of `other`: what was recorded, or what is quicker now; a layout says no."""
         if name not in self.does:
-            self.does[name] = self._recorded_does.get(name, False) if self.choice != "auto" else quicker(one, other)
+            done = {} if self._recorded is None else self._recorded.does
+            self.does[name] = done.get(name, False) if self.choice != "auto" else quicker(one, other)
         return self.does[name]
 
     def costs(self, name: str, measure_passes: Callable[[], PassCosts]) -> PassCosts:
@@ -151,14 +149,14 @@ class Kernels:
         Raises:
             UserError: costs are recorded, and none of that name.
         """
-        if self._recorded_passes and name not in self._recorded_passes:
+        costs = {} if self._recorded is None else self._recorded.passes
+        if costs and name not in costs:
             raise UserError(
                 f"kernels={self.choice} has no costs of passes for {name}: it was recorded with another model or quantize; record "
                 "it again with the same quantize"
             )
         if name not in self.passes:
-            recorded = self._recorded_passes.get(name)
-            self.passes[name] = recorded or timings().passes(name, measure_passes)
+            self.passes[name] = costs.get(name) or timings().passes(name, measure_passes)
         return self.passes[name]
 
     def record(self) -> dict[str, Any]:
@@ -178,6 +176,14 @@ class Kernels:
         weights = [weight for serving in self.serves for weight in serving.weights]
         plans = dict(zip(candidates, quickest(list(candidates.values()), weights), strict=True))
         return [plans[matrix] for matrix in matrices]
+
+
+class Choices(NamedTuple):
+    """What `Kernels` chose, of a file; see its fields."""
+
+    plans: dict[str, Plan]
+    does: dict[str, bool]
+    passes: dict[str, PassCosts]
 
 
 class Candidate(NamedTuple):
@@ -251,7 +257,7 @@ class Timings:
     def of(self, counts: Mapping[Shape, int]) -> Mapping[Shape, Times]:
         """Seconds of products in a pass over so many matrices of each shape, from the file or measured now."""
         name = ", ".join(f"{count} {shape}" for shape, count in sorted(counts.items()))
-        if name not in self._times:
+        if self._times.get(name, {}).keys() != set(map(str, counts)):
             self._times[name] = {str(shape): times for shape, times in measure(counts).items()}
             self._write()
         return {shape: self._times[name][str(shape)] for shape in counts}
@@ -294,9 +300,9 @@ class Timings:
 
 
 def _complete(kinds: Times) -> bool:
-    """Whether all kernels that there are now were timed, and for all numbers of rows."""
+    """Whether all kernels that there are now were timed, and for all numbers of rows, in seconds that can be."""
     return all(
-        rows in kinds.get(name, {})
+        0 < kinds.get(name, {}).get(rows, 0) < float("inf")
         for kernels in KERNELS.values()
         for name, kernel in kernels.items()
         for rows in timed_rows(kernel)
@@ -316,8 +322,8 @@ def timings() -> Timings:
     return _timings[key]
 
 
-def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str, PassCosts]]:
-    """Choices that `Kernels.record` wrote, alone or under the key `kernels` of a result.
+def read_choices(path: Path) -> Choices:
+    """Choices that `Kernels.record` wrote, alone or under the key `kernels` of a result; or of a benchmark of one setting.
 
     Raises:
         UserError: they are not there, or not to be understood.
@@ -325,6 +331,14 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
     wrong = f"kernels={path} must be auto, one of {', '.join(LAYOUTS)}, or a JSON file with recorded choices"
     try:
         record = json.loads(path.read_text())
+        if "about" in record:  # of `benchmark what=decoding`
+            found = record["about"]["kernels"]
+            if len(found) != 1:
+                raise UserError(
+                    f"{wrong}; it has those of {len(found)} settings, one under each name in about.kernels: save one as a file, or "
+                    "measure one mode alone"
+                )
+            [record] = found.values()
         record = record.get("kernels", record)
         if (
             record.get("format") != FORMAT
@@ -340,7 +354,7 @@ def read_choices(path: Path) -> tuple[dict[str, Plan], dict[str, bool], dict[str
         passes = {str(name): PassCosts(**costs) for name, costs in record["passes"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{wrong} ({error})") from None
-    return plans, does, passes
+    return Choices(plans, does, passes)
 
 
 def check_kernels(choice: str, verify: str, sampling: Sampling, device: str) -> None:
@@ -354,8 +368,7 @@ def check_kernels(choice: str, verify: str, sampling: Sampling, device: str) -> 
     """
     if choice in ("auto", *LAYOUTS):
         return
-    _, _, passes = read_choices(Path(choice))
-    if not passes and drafting_decides(verify, sampling) and not device.startswith("cuda"):
+    if not read_choices(Path(choice)).passes and drafting_decides(verify, sampling) and not device.startswith("cuda"):
         raise UserError(
             f"kernels={choice} has no costs of passes, by which heads draft under verify={verify}: it was recorded without "
             "verification; give one that was recorded with it, or kernels=auto"
