@@ -206,6 +206,7 @@ def test_a_session_that_has_heard_sound_leaves_no_detector_behind(service):
     gc.disable()
     try:
         held = asyncio.run(talk())
-        assert detectors[0]() is None and held._turns.detection
+        wait_until(lambda: detectors[0]() is None, "the thread that has heard the sound to let go of it")
+        assert held._turns.detection
     finally:
         gc.enable()
