@@ -7,6 +7,8 @@ of 256 x 256 where it takes 68 in a pass; a plain product takes 36 in both (AMD 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil
+from statistics import median
+from time import perf_counter as now
 from typing import NamedTuple
 
 import torch
@@ -21,9 +23,11 @@ MOST_BYTES = 128 << 20
 """Matrices of a trial, at most (but one of each shape): more than most caches hold, as in the pass of a large model."""
 LONE_BYTES = 40 << 20
 """Copies of a matrix that is timed without its pass: in the pass, others drive it out of the caches."""
-REPETITIONS = 3
-PATIENCE = 0.3
-"""Seconds of a pass after which it is not repeated."""
+ROUNDS = 3
+"""Of all kernels, each after the other: a shared machine is slower for a second or two, which is one layout's whole time."""
+REPETITIONS = 2
+PATIENCE, PATIENCE_OF_ROUNDS = 0.3, 10.0
+"""Seconds of a pass after which it is not repeated, and of a round."""
 
 
 class Shape(NamedTuple):
@@ -48,11 +52,16 @@ def measure(counts: Mapping[Shape, int]) -> dict[Shape, dict[str, dict[int, floa
     with torch.inference_mode(False), torch.no_grad():
         sequence = _sequence(counts)
         times: dict[Shape, dict[str, dict[int, float]]] = {shape: {} for shape in counts}
-        for layout, kernels in KERNELS.items():
-            for name, kernel in kernels.items():
-                for rows, found in _passes(Plan(layout, ((1, name),)), sequence, timed_rows(kernel)).items():
-                    for shape, seconds in found.items():
-                        times[shape].setdefault(name, {})[rows] = seconds
+        for _ in range(ROUNDS):
+            begun = now()
+            for layout, kernels in KERNELS.items():
+                for name, kernel in kernels.items():
+                    for rows, found in _passes(Plan(layout, ((1, name),)), sequence, timed_rows(kernel)).items():
+                        for shape, seconds in found.items():
+                            by_rows = times[shape].setdefault(name, {})
+                            by_rows[rows] = min(seconds, by_rows.get(rows, seconds))
+            if now() - begun > PATIENCE_OF_ROUNDS:
+                break
     return times
 
 
@@ -83,8 +92,12 @@ def _weight(shape: Shape) -> torch.Tensor:
 
 
 def _least(products: list[tuple[Shape, PlannedProduct]], rows: int) -> dict[Shape, float]:
-    """Mean seconds of a shape's products in a pass, the least of some passes."""
-    now, between = clock(), _Between(rows)
+    """Median seconds of a shape's products in a pass, the least of some passes.
+
+    By the wall clock: reading a thread's own enters the system, after which oneDNN's products take 5 microseconds more. Other
+    processes disturb some of a pass's products, not the middle one.
+    """
+    between = _Between(rows)
     inputs = {width: torch.full((rows, width), 0.01) for shape, _ in products for width in shape}
     least: dict[Shape, float] = {}
     for _ in range(REPETITIONS):
@@ -97,8 +110,8 @@ def _least(products: list[tuple[Shape, PlannedProduct]], rows: int) -> dict[Shap
             product.add_to(total, x) if adds else product(x)
             spent.setdefault(shape, []).append(now() - begun)
         for shape, seconds in spent.items():
-            mean = sum(seconds) / len(seconds)
-            least[shape] = min(mean, least.get(shape, mean))
+            middle = median(seconds)
+            least[shape] = min(middle, least.get(shape, middle))
         if sum(map(sum, spent.values())) > PATIENCE:
             break
     return least
@@ -120,12 +133,12 @@ class _Between:
 
 def quicker(one: Callable[[], object], other: Callable[[], object]) -> bool:
     """Whether `one` takes less time than `other`, by the least of some repetitions in turn."""
-    now, least = clock(), [float("inf")] * 2
-    for _ in range(4 * REPETITIONS):
+    seconds, least = clock(), [float("inf")] * 2
+    for _ in range(2 * ROUNDS * REPETITIONS):
         for place, work in enumerate((one, other)):
-            begun = now()
+            begun = seconds()
             work()
-            least[place] = min(least[place], now() - begun)
+            least[place] = min(least[place], seconds() - begun)
     return least[0] < least[1]
 
 
