@@ -94,7 +94,7 @@ def _weight(shape: Shape) -> torch.Tensor:
 def _least(products: list[tuple[Shape, PlannedProduct]], rows: int) -> dict[Shape, float]:
     """Median seconds of a shape's products in a pass, the least of some passes.
 
-    By the wall clock: reading a thread's own enters the system, after which oneDNN's products take 5 microseconds more. Other
+    By the wall clock: reading a thread's own enters the system, after which oneDNN's products take longer than in a pass. Other
     processes disturb some of a pass's products, not the middle one.
     """
     between = _Between(rows)
